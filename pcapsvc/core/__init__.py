@@ -1,0 +1,1 @@
+"""What the service decides, with no I/O: values in, values out."""

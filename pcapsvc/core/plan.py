@@ -1,0 +1,101 @@
+"""From a request and what this node is to the captures that it asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pcapsvc.core.errors import Problem, RequestRejected, shown
+from pcapsvc.core.request import S3_FIELDS, CaptureRequest, RequestBounds
+from pcapsvc.core.session import CaptureLimits
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeView:
+    """
+    What a node is, as far as a request can tell.
+
+    @ivar name: the host name, as it stands in file names and tags.
+    @ivar interfaces_by_alias: the names of the interfaces that carry an alias, in their order.
+    @ivar default_timeout_seconds: the idle time of a request that has none.
+    @ivar snap_length: the snap length of a request that has none, in bytes.
+    """
+
+    name: str
+    bounds: RequestBounds
+    default_timeout_seconds: int
+    snap_length: int
+    interfaces_by_alias: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CapturePlan:
+    """
+    One capture, on one interface, all told.
+
+    @ivar alias: the alias by which the interface was asked for, or L{None}.
+    @ivar snap_length: how much of each packet is kept, in bytes.
+    @ivar s3: what the request says of S3, by the request's field.
+    """
+
+    node: str
+    interface: str
+    alias: str | None
+    bpf: str
+    snap_length: int
+    limits: CaptureLimits
+    request: CaptureRequest
+    s3: Mapping[str, Any]
+
+
+def plan_captures(request: CaptureRequest, node: NodeView) -> tuple[CapturePlan, ...]:
+    """
+    The captures that a request means on this node: one for each interface, each
+    interface once, whether it is there now or not.
+
+    @raise RequestRejected: where an alias is not known here.
+    """
+    limits = CaptureLimits(
+        max_packets=node.bounds.max_packets if request.packets is None else request.packets,
+        max_bytes=node.bounds.max_bytes if request.bytes is None else request.bytes,
+        idle_seconds=node.default_timeout_seconds if request.timeout is None else request.timeout,
+        duration_seconds=node.bounds.max_duration_seconds if request.duration is None else request.duration,
+    )
+    asked = {name: getattr(request, name) for name in S3_FIELDS if node.bounds.s3_overrides is not None}
+    return tuple(
+        CapturePlan(
+            node=node.name,
+            interface=interface,
+            alias=alias,
+            bpf=request.bpf or "",
+            snap_length=node.snap_length if request.snap is None else request.snap,
+            limits=limits,
+            request=request,
+            s3={name: value for name, value in asked.items() if value is not None},
+        )
+        for interface, alias in _interfaces(request, node).items()
+    )
+
+
+def _interfaces(request: CaptureRequest, node: NodeView) -> dict[str, str | None]:
+    """The interfaces that a request means, each with the first alias by which it means it."""
+    if request.interface is not None:
+        return dict.fromkeys(request.interface)
+    meant: dict[str, str | None] = {}
+    unknown: list[str] = []
+    for alias in request.alias or ():
+        carriers = node.interfaces_by_alias.get(alias)
+        if carriers is None:
+            unknown.append(alias)
+        for interface in carriers or ():
+            meant.setdefault(interface, alias)
+    if not meant:
+        known = ", ".join(sorted(node.interfaces_by_alias)) or "none"
+        raise RequestRejected(
+            [
+                Problem(path="alias", value=shown(alias), rule=f"must be an alias of this node (it has: {known})")
+                for alias in unknown
+            ]
+        )
+    return meant

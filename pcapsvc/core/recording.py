@@ -1,0 +1,66 @@
+"""What a capture brought."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import BinaryIO, Protocol
+
+from pcapsvc.core.plan import CapturePlan
+from pcapsvc.core.session import StopReason
+
+
+class Content(Protocol):
+    """The bytes of a pcap file that stands in memory."""
+
+    @property
+    def size(self) -> int:
+        """The number of bytes."""
+
+    def open(self) -> BinaryIO:
+        """A reader of its own, at the first byte. The caller closes it."""
+
+    def close(self) -> None:
+        """Let go of the memory. What is open stays readable until it is closed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PacketCounts:
+    """
+    What the kernel says of a capture (pcap_stats(3PCAP)).
+
+    @ivar received: packets that passed the filter, the dropped ones among them.
+    @ivar dropped: by the kernel, since its buffer was full.
+    @ivar interface_dropped: by the interface or its driver.
+    """
+
+    received: int
+    dropped: int
+    interface_dropped: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recording:
+    """
+    A capture that has ended.
+
+    @ivar capture_id: unique among all captures, in ASCII letters and digits.
+    @ivar started: when, in seconds since the Unix epoch.
+    @ivar link_type: the link-layer type of the file, a number of draft-ietf-opsawg-pcaplinktype.
+    @ivar packets: the number of packets in the file.
+    @ivar counts: L{None} where the interface was gone before they could be asked for.
+    @ivar first_packet: the time of the first packet, in seconds since the Unix epoch;
+        L{None} where there is none.
+    @ivar last_packet: the same of the last one.
+    @ivar content: the pcap file. Whoever has the recording closes it.
+    """
+
+    capture_id: str
+    plan: CapturePlan
+    started: float
+    link_type: int
+    reason: StopReason
+    packets: int
+    counts: PacketCounts | None
+    first_packet: float | None
+    last_packet: float | None
+    content: Content

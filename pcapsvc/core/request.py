@@ -1,0 +1,263 @@
+"""From the bytes of a message to a L{CaptureRequest}, or every reason why not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from pcapsvc.core.bpf import names_needing_dns
+from pcapsvc.core.endpoint import EndpointError, endpoint_url
+from pcapsvc.core.errors import Problem, RequestRejected, shown
+from pcapsvc.core.fields import check_fields
+
+#: The longest body that is looked at, in bytes.
+MAX_BODY_BYTES = 65536
+
+#: The canned ACLs of Amazon S3 (User Guide, "Access control list overview").
+CANNED_ACLS = (
+    "private",
+    "public-read",
+    "public-read-write",
+    "aws-exec-read",
+    "authenticated-read",
+    "bucket-owner-read",
+    "bucket-owner-full-control",
+    "log-delivery-write",
+)
+
+#: The fields by which a request says where in S3 its captures go.
+S3_FIELDS = ("bucket", "folder", "acl", "region", "endpoint", "encryption")
+
+_ONE_LINE = r"\A[^\x00-\x1f\x7f\x85\u2028\u2029]*\Z"
+
+Positive = Annotated[int, Meta(ge=1, description="a whole number, 1 or more")]
+Flag = Annotated[bool, Meta(description="true or false")]
+Name = Annotated[
+    str, Meta(max_length=255, pattern=_ONE_LINE, description="one line of text, 255 characters at most")
+]
+Line = Annotated[
+    str, Meta(max_length=1024, pattern=_ONE_LINE, description="one line of text, 1024 characters at most")
+]
+# What the kernel takes as a device's name: dev_valid_name() in net/core/dev.c, IFNAMSIZ in if.h.
+InterfaceName = Annotated[str, Meta(pattern=r"\A(?!\.{1,2}\Z)[^\s/:\x00-\x1f\x7f]{1,15}\Z")]
+AlertId = Annotated[
+    Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+    | Annotated[str, Meta(max_length=255, pattern=_ONE_LINE)],
+    Meta(description="a whole number of 64 bits, or one line of text, 255 characters at most"),
+]
+
+
+class CaptureRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    A request as its sender gave it: each field is what the message holds, and
+    L{None} where it holds none.
+
+    C{timeout} (the idle time) and C{duration} are in seconds, C{bytes} and
+    C{snap} in bytes.
+    """
+
+    node: Name | None = None
+    nodere: Annotated[
+        str,
+        Meta(max_length=1024, pattern=_ONE_LINE, description="one line, a regular expression of at most 1024 characters"),
+    ] | None = None
+    interface: Annotated[
+        tuple[InterfaceName, ...],
+        Meta(max_length=256, description="a list of interface names, each of 1 to 15 characters"),
+    ] | None = None
+    alias: Annotated[
+        tuple[Annotated[str, Meta(min_length=1, max_length=255, pattern=_ONE_LINE)], ...],
+        Meta(max_length=256, description="a list of interface aliases"),
+    ] | None = None
+    tags: Line | None = None
+    bpf: Annotated[
+        str, Meta(pattern=r"\A[^\x00-\x08\x0b-\x1f\x7f]*\Z", description="a filter without control characters")
+    ] | None = None
+    customer: Line | None = None
+    snap: Positive | None = None
+    packets: Positive | None = None
+    alertid: AlertId | None = None
+    alertstr: AlertId | None = None
+    timeout: Positive | None = None
+    duration: Positive | None = None
+    bytes: Positive | None = None
+    packetdebug: Flag | None = None
+    logrequest: Flag | None = None
+    folder: Annotated[
+        str,
+        Meta(
+            max_length=512,
+            pattern=r"\A(?!.*(?:\A|/)\.{1,2}(?:/|\Z))[^\x00-\x1f\x7f\x85\u2028\u2029\\]*\Z",
+            description="a path of at most 512 characters, with no control character, backslash, '.' or '..' part",
+        ),
+    ] | None = None
+    # Both as in the S3 User Guide, "Bucket naming rules", with the older, wider rules of us-east-1.
+    bucket: Annotated[
+        str, Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]{1,253}[A-Za-z0-9]\Z", description="the name of a bucket")
+    ] | None = None
+    acl: Annotated[
+        str, Meta(pattern=rf"\A(?:{'|'.join(CANNED_ACLS)})\Z", description=f"one of {', '.join(CANNED_ACLS)}")
+    ] | None = None
+    region: Annotated[
+        str, Meta(pattern=r"\A[A-Za-z0-9-]{1,64}\Z", description="the name of a region")
+    ] | None = None
+    endpoint: Name | None = None
+    encryption: Flag | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestBounds:
+    """
+    How far a request may go on this node.
+
+    @ivar max_timeout_seconds: of the idle time; L{max_duration_seconds}, of the whole.
+    @ivar max_filter_characters: a filter's compilation costs grow with the cube of its length.
+    @ivar s3_overrides: which of L{S3_FIELDS} a request may set; L{None} where nothing is
+        delivered to S3 here, so that they mean nothing.
+    @ivar s3_endpoints: the endpoints (as URLs) that a request may name; empty for any.
+    """
+
+    max_packets: int
+    max_bytes: int
+    max_timeout_seconds: int
+    max_duration_seconds: int
+    max_snap_length: int
+    max_filter_characters: int
+    s3_overrides: frozenset[str] | None = None
+    s3_endpoints: tuple[str, ...] = ()
+
+
+class Address(msgspec.Struct, frozen=True):
+    """The part of a message that says for which nodes it is, unjudged."""
+
+    node: Any = None
+    nodere: Any = None
+
+
+_address_decoder = msgspec.json.Decoder(Address)
+
+
+def read_address(body: bytes) -> Address:
+    """
+    Read the address of a message, and nothing else: with a fleet, nearly every
+    message is for others, and must cost next to nothing.
+
+    @raise RequestRejected: where C{body} is no JSON object at all.
+    """
+    if len(body) > MAX_BODY_BYTES:
+        raise _not_a_request(f"must be at most {MAX_BODY_BYTES} bytes long, and has {len(body)}")
+    try:
+        return _address_decoder.decode(body)
+    except UnicodeDecodeError:
+        raise _not_a_request("must be UTF-8") from None
+    except RecursionError:
+        raise _not_a_request("is nested too deeply") from None
+    except (msgspec.DecodeError, ValueError) as error:
+        raise _not_a_request(f"must be a JSON object ({error})") from None
+
+
+def parse_request(body: bytes, bounds: RequestBounds, *, ignore_unknown: bool = False) -> CaptureRequest:
+    """
+    Understand a message, and judge it by every rule that needs nothing but the
+    message and the node's bounds.
+
+    C{null}, and what the original took as "not given" (an empty string or list,
+    and 0 where the number is no limit of packets), is as if it were left out.
+
+    @param ignore_unknown: pass over keys that are not known, instead of refusing them.
+
+    @raise RequestRejected: with every problem, by field.
+    """
+    read_address(body)
+    try:
+        given = msgspec.json.decode(body)
+    except UnicodeDecodeError:
+        raise _not_a_request("must be UTF-8") from None
+    except msgspec.DecodeError as error:
+        raise _not_a_request(f"must be a JSON object ({error})") from None
+    values, problems = check_fields(
+        CaptureRequest,
+        {key: value for key, value in given.items() if not _means_nothing(key, value)},
+        ignore_unknown=ignore_unknown,
+    )
+    problems += _rules_broken(values, bounds, given)
+    if problems:
+        raise RequestRejected(problems)
+    return CaptureRequest(**values)
+
+
+def _not_a_request(rule: str) -> RequestRejected:
+    return RequestRejected([Problem(path="request", rule=rule)])
+
+
+_ZERO_MEANS_NOTHING = frozenset({"snap", "timeout", "duration", "bytes", "alertid", "alertstr"})
+
+
+def _means_nothing(key: str, value: Any) -> bool:
+    if value is None or value == "" or value == []:
+        return True
+    return key in _ZERO_MEANS_NOTHING and type(value) is int and value == 0
+
+
+def _rules_broken(
+    values: Mapping[str, Any], bounds: RequestBounds, given: Mapping[str, Any]
+) -> Iterator[Problem]:
+    yield from _exactly_one(given, "node", "nodere")
+    yield from _exactly_one(given, "interface", "alias")
+    for field, most in (
+        ("packets", bounds.max_packets),
+        ("bytes", bounds.max_bytes),
+        ("timeout", bounds.max_timeout_seconds),
+        ("duration", bounds.max_duration_seconds),
+        ("snap", bounds.max_snap_length),
+    ):
+        if values.get(field, 0) > most:
+            yield Problem(path=field, value=shown(values[field]), rule=f"must be at most {most} on this node")
+    if "bpf" in values:
+        yield from _filter_rules_broken(values["bpf"], bounds.max_filter_characters)
+    if bounds.s3_overrides is not None:
+        yield from _s3_rules_broken(values, bounds.s3_overrides, bounds.s3_endpoints)
+
+
+def _exactly_one(given: Mapping[str, Any], one: str, other: str) -> Iterator[Problem]:
+    """Judged by what the message holds, so that a field which is wrong in itself isn't called missing."""
+    count = sum(not _means_nothing(key, given.get(key)) for key in (one, other))
+    if count != 1:
+        found = "none" if count == 0 else "both"
+        yield Problem(path=one, rule=f"exactly one of {one!r} and {other!r} must be given, and {found} is")
+
+
+def _filter_rules_broken(bpf: str, most: int) -> Iterator[Problem]:
+    if len(bpf) > most:
+        yield Problem(path="bpf", rule=f"must be at most {most} characters long on this node, and has {len(bpf)}")
+        return
+    for name in names_needing_dns(bpf):
+        yield Problem(
+            path="bpf",
+            value=shown(name),
+            rule="must be an address: names of hosts and networks are not looked up",
+        )
+
+
+def _s3_rules_broken(
+    values: Mapping[str, Any], allowed: frozenset[str], endpoints: tuple[str, ...]
+) -> Iterator[Problem]:
+    for field in S3_FIELDS:
+        if field in values and field not in allowed:
+            yield Problem(path=field, value=shown(values[field]), rule="must not be set by a request on this node")
+    if "endpoint" in values and "endpoint" in allowed:
+        try:
+            url = endpoint_url(values["endpoint"])
+        except EndpointError as error:
+            yield Problem(path="endpoint", value=shown(values["endpoint"]), rule=str(error))
+        else:
+            if endpoints and url not in endpoints:
+                yield Problem(
+                    path="endpoint",
+                    value=shown(values["endpoint"]),
+                    rule=f"must be one of {', '.join(endpoints)} on this node",
+                )

@@ -1,0 +1,136 @@
+"""What became of a request: the verdicts that its source hears, and the events that the world hears."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pcapsvc.core.errors import Problem
+from pcapsvc.core.plan import CapturePlan
+from pcapsvc.core.recording import Recording
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartedCapture:
+    """A capture that has begun."""
+
+    capture_id: str
+    interface: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accepted:
+    """
+    The captures have begun.
+
+    @ivar problems: of those interfaces on which none could, though others go on.
+    """
+
+    captures: tuple[StartedCapture, ...]
+    problems: tuple[Problem, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class NotForThisNode:
+    """The request names other nodes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rejected:
+    """The request can't be done, and trying it again cannot help."""
+
+    problems: tuple[Problem, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Busy:
+    """
+    The request is good, and there is no room for it now.
+
+    @ivar reason: what there is too much of, in words.
+    """
+
+    reason: str
+
+
+Verdict = Accepted | NotForThisNode | Rejected | Busy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Receipt:
+    """
+    A destination has a capture.
+
+    @ivar location: where: a path, or a URL. It holds no secret.
+    """
+
+    destination: str
+    location: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestRefused:
+    """A request for this node led to no capture at all."""
+
+    source: str
+    verdict: Rejected | Busy
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptureStarted:
+    """A capture has begun, for a request of a source."""
+
+    capture_id: str
+    source: str
+    plan: CapturePlan
+    link_type: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptureStopped:
+    """A capture has ended with a recording, which may hold no packet."""
+
+    capture_id: str
+    recording: Recording
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptureFailed:
+    """A capture has ended with nothing."""
+
+    capture_id: str
+    problem: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptureDelivered:
+    """A destination has a capture."""
+
+    capture_id: str
+    receipt: Receipt
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeliveryFailed:
+    """A destination does not have a capture, and will not get it."""
+
+    capture_id: str
+    destination: str
+    problem: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptureDone:
+    """Every destination has had its turn: nothing more will be heard of a capture."""
+
+    capture_id: str
+
+
+Event = (
+    RequestRefused
+    | CaptureStarted
+    | CaptureStopped
+    | CaptureFailed
+    | CaptureDelivered
+    | DeliveryFailed
+    | CaptureDone
+)

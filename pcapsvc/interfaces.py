@@ -1,0 +1,163 @@
+"""The seams of the house: what each room needs of the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from twisted.internet.defer import Deferred
+from zope.interface import Attribute, Interface
+
+from pcapsvc.core.artifact import Artifact
+from pcapsvc.core.plan import CapturePlan
+from pcapsvc.core.recording import PacketCounts, Recording
+from pcapsvc.core.result import Event, Receipt, Verdict
+
+
+class RunInThread(Protocol):
+    """Runs a function that blocks, in a thread that may."""
+
+    def __call__(self, function: Callable[..., Any], *args: Any) -> Deferred[Any]:
+        """
+        @return: fires with what the function returns, and fails with what it raises.
+        """
+
+
+class IRequestSink(Interface):
+    """Where a source puts the requests that it hears."""
+
+    def submit(source: str, body: bytes) -> Verdict:
+        """
+        Judge a request, and begin the captures that it asks for. Never raises, and
+        returns at once: a source acknowledges a message after this.
+
+        @param source: the source's name, for the log.
+        @param body: the message, as it came.
+        """
+
+
+class IPacketDumper(Interface):
+    """Writes packets to a file, as they come."""
+
+    def dump(header: Any, data: bytes) -> None:
+        """Write one packet; to be handed to L{IPacketHandle.dispatch}. A failure to write is silent."""
+
+    def close() -> None:
+        """Write what is held back, and close the file."""
+
+
+class IPacketHandle(Interface):
+    """An interface that is being captured on."""
+
+    link_type: int = Attribute("The link-layer type, a number of draft-ietf-opsawg-pcaplinktype.")
+
+    def fileno() -> int:
+        """The descriptor that is readable when packets are."""
+
+    def open_dumper(path: str) -> IPacketDumper:
+        """
+        Begin a pcap file of this handle's link type and snap length; what was there is cut off.
+
+        @raise OSError: where it can't be opened.
+        """
+
+    def dispatch(count: int, callback: Callable[[Any, bytes], object]) -> int:
+        """
+        Hand packets that have arrived to C{callback(header, data)}, and wait for none.
+        What it raises ends the call, and is raised here.
+
+        @param count: at most so many packets, 1 or more.
+
+        @return: the number of packets handed over; 0 where there is none.
+
+        @raise CaptureUnavailable: where the interface went down or away.
+        """
+
+    def counts() -> PacketCounts | None:
+        """What the kernel says of this capture so far; L{None} where it can't be asked."""
+
+    def close() -> None:
+        """Stop capturing. Never to be called within L{dispatch}. A second call does nothing."""
+
+
+class IPacketSystem(Interface):
+    """What the operating system knows of packets."""
+
+    def open(interface: str, *, snap_length: int, bpf: str) -> IPacketHandle:
+        """
+        Begin to capture on an interface, by a filter.
+
+        @param interface: its name, or C{any} for all.
+        @param snap_length: how much of each packet to keep, in bytes: 1 to 262144.
+        @param bpf: a filter of pcap-filter(7); empty for every packet.
+
+        @raise RequestRejected: where the filter can't be compiled.
+        @raise CaptureUnavailable: where the interface can't be captured on.
+        """
+
+    def walk(path: str, packets: int) -> tuple[float | None, float | None]:
+        """
+        Read a pcap file from end to end. It may take a while: to be called in a thread.
+
+        @param packets: how many there should be.
+
+        @return: the times of the first and the last packet, in seconds since the Unix
+            epoch; L{None} where there is none.
+
+        @raise OSError: where the file does not hold just that many whole packets.
+        """
+
+
+class ICapture(Interface):
+    """A capture whose handle is open, and whose packets wait to be read."""
+
+    capture_id: str = Attribute("Unique among all captures, in ASCII letters and digits.")
+    plan: CapturePlan = Attribute("What it does.")
+    link_type: int = Attribute("The link-layer type of its file.")
+
+    def start() -> Deferred[Recording]:
+        """
+        Read packets until the first of the limits.
+
+        @return: fires with the recording; fails with L{CaptureUnavailable}; on cancel,
+            the capture ends now, and the recording has what there is.
+        """
+
+    def discard() -> None:
+        """Give up, before L{start}: as if it had never been."""
+
+    def progress() -> tuple[int, int]:
+        """The packets and the bytes, in the file, that there are by now; the bytes may lag by 4096."""
+
+
+class ICapturer(Interface):
+    """Captures by plan."""
+
+    def prepare(plan: CapturePlan) -> ICapture:
+        """
+        Open what a capture needs. From here on, packets are kept for it.
+
+        @raise RequestRejected: where the filter can't be compiled.
+        @raise CaptureUnavailable: where the interface can't be captured on.
+        """
+
+
+class IDestination(Interface):
+    """Somewhere a capture can be delivered to."""
+
+    name: str = Attribute("For the log and the events: C{local}, C{cloudshark}, C{s3}.")
+
+    def store(artifact: Artifact) -> Deferred[Receipt]:
+        """
+        Deliver a capture, once.
+
+        @return: fires with the receipt; fails with L{DestinationError}; on cancel, the
+            attempt ends, and may or may not have arrived.
+        """
+
+
+class IReporter(Interface):
+    """Somebody who wants to hear what becomes of requests."""
+
+    def report(event: Event) -> None:
+        """Take note of an event. Never raises."""

@@ -1,0 +1,61 @@
+"""Reads the files that the configuration names; a problem never shows what is in one."""
+
+from __future__ import annotations
+
+import re
+
+from pcapsvc.settings.secret import Secret
+
+_MOST_BYTES = 1024 * 1024
+_ONE_LINE = re.compile(r"[^\x00-\x1f\x7f]+")
+
+
+def is_one_line(text: str) -> bool:
+    """Whether a secret's text is one line, not empty."""
+    return _ONE_LINE.fullmatch(text) is not None
+
+
+def read_text(path: str) -> str:
+    """
+    The text of a file.
+
+    @raise ValueError: where it can't be read; the message is a rule that goes on
+        from the path.
+    """
+    try:
+        with open(path, "rb") as file:
+            content = file.read(_MOST_BYTES + 1)
+    except OSError as error:
+        raise ValueError(f"must be a file that can be read ({error.strerror})") from None
+    except ValueError:
+        raise ValueError("must be a file that can be read (it is no path)") from None
+    if len(content) > _MOST_BYTES:
+        raise ValueError(f"must be a file of at most {_MOST_BYTES} bytes")
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError:
+        raise ValueError("must be a file in UTF-8") from None
+
+
+def read_secret(path: str) -> Secret:
+    """
+    The secret in a file, without the white space around it.
+
+    @raise ValueError: as L{read_text}, and where the file holds not just one line.
+    """
+    text = read_text(path).strip()
+    if not text:
+        raise ValueError("must be a file with one line of text, and it is empty")
+    if not is_one_line(text):
+        raise ValueError("must be a file with one line of text, and it has more")
+    return Secret(text)
+
+
+def check_certificates(path: str) -> None:
+    """
+    Find out whether a file holds certificates in PEM (RFC 7468, section 5).
+
+    @raise ValueError: as L{read_text}, and where it holds none.
+    """
+    if "-----BEGIN " not in read_text(path):
+        raise ValueError("must be a file of certificates in PEM, and it holds none")

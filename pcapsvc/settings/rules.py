@@ -1,0 +1,122 @@
+"""The rules between settings: those that no value breaks alone."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import Any, NamedTuple
+
+from pcapsvc.core.errors import Problem, shown
+from pcapsvc.settings.listen import read_listener
+from pcapsvc.settings.schema import Settings
+
+
+class _Rule(NamedTuple):
+    """
+    One rule.
+
+    @ivar keys: the paths that it looks at; a problem stands at the first.
+    @ivar rule: in words.
+    @ivar value: the first one's value, where it tells something.
+    """
+
+    holds: bool
+    keys: tuple[str, ...]
+    rule: str
+    value: Any = None
+
+
+def broken_rules(settings: Settings, told: Collection[str]) -> list[Problem]:
+    """
+    The rules that the settings break.
+
+    @param told: the paths that have a problem already. A rule that looks at one
+        of them is passed over: nobody knows what its value was meant to be.
+    """
+    known = {*told}
+    return [
+        Problem(path=rule.keys[0], value=None if rule.value is None else shown(rule.value), rule=rule.rule)
+        for rule in (*_ways_in_and_out(settings), *_limits(settings), *_needs(settings))
+        if not rule.holds
+        and not any(key in known or key.partition(".")[0] in known for key in rule.keys)
+    ]
+
+
+def _ways_in_and_out(settings: Settings) -> Iterator[_Rule]:
+    for name, listen in (("kafka", settings.kafka.listen), ("sqs", settings.sqs.listen)):
+        yield _Rule(
+            not listen,
+            (f"{name}.listen",),
+            f"cannot be switched on: listening on {name} is not built into this version yet",
+        )
+    listening = (settings.redis.listen, settings.kafka.listen, settings.sqs.listen)
+    yield _Rule(
+        any(listening) or settings.http.listen is not None,
+        ("redis.listen", "kafka.listen", "sqs.listen", "http.listen"),
+        "at least one source must be enabled: redis.listen = true, or http.listen",
+    )
+    yield _Rule(
+        settings.general.write_local or settings.cloudshark.upload or settings.s3.upload,
+        ("general.writelocal", "cloudshark.upload", "s3.upload"),
+        "at least one destination must be enabled: general.writelocal, cloudshark.upload or s3.upload",
+    )
+
+
+def _limits(settings: Settings) -> Iterator[_Rule]:
+    general = settings.general
+    for low, low_value, high, high_value in (
+        ("defaulttimeout", general.default_timeout_seconds, "maxtimeout", general.max_timeout_seconds),
+        ("snaplength", general.snap_length, "maxsnaplength", general.max_snap_length),
+        ("maxbytes", general.max_bytes, "maxmemory", general.max_memory_bytes),
+    ):
+        yield _Rule(
+            low_value <= high_value,
+            (f"general.{low}", f"general.{high}"),
+            f"must be at most general.{high}, which is {high_value}",
+            low_value,
+        )
+
+
+def _needs(settings: Settings) -> Iterator[_Rule]:
+    general, cloudshark, redis, s3 = settings.general, settings.cloudshark, settings.redis, settings.s3
+    yield _Rule(
+        general.local_dir is not None or not general.write_local,
+        ("general.writelocal", "general.localdir"),
+        "needs a folder: general.localdir, or --destdir",
+    )
+    yield _Rule(
+        cloudshark.token is not None or not cloudshark.upload,
+        ("cloudshark.upload", "cloudshark.token", "cloudshark.tokenfile"),
+        "needs cloudshark.token or cloudshark.tokenfile",
+    )
+    yield _Rule(
+        redis.auth is not None or redis.username is None,
+        ("redis.username", "redis.auth", "redis.authfile"),
+        "needs redis.auth or redis.authfile",
+    )
+    yield _Rule(
+        redis.tls or redis.ca_file is None,
+        ("redis.cafile", "redis.tls"),
+        "means nothing without redis.tls = true",
+    )
+    yield _Rule(
+        s3.bucket is not None or "bucket" in s3.overrides or not s3.upload,
+        ("s3.upload", "s3.bucket", "s3.overrides"),
+        "needs s3.bucket, or 'bucket' among s3.overrides",
+    )
+    for name, access_id, access_key in (
+        ("s3", s3.access_id, s3.access_key),
+        ("sqs", settings.sqs.access_id, settings.sqs.access_key),
+    ):
+        yield _Rule(
+            (access_id is None) == (access_key is None),
+            (f"{name}.accessid", f"{name}.accesskey", f"{name}.accesskeyfile"),
+            f"and {name}.accesskey (or accesskeyfile) must be given together, or neither",
+        )
+    listen = settings.http.listen
+    if listen is not None:
+        yield _Rule(
+            settings.http.token is not None or read_listener(listen).local,
+            ("http.listen", "http.tokenfile"),
+            "needs http.tokenfile, for it is neither on a loopback address nor a unix socket",
+            listen,
+        )

@@ -1,0 +1,73 @@
+"""What C{twistd} sees: the options of the command line, and the service that they and the configuration make."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+from twisted.application.service import IService
+from twisted.python import usage
+
+from pcapsvc import app
+from pcapsvc.core.errors import Problem, SettingsError
+from pcapsvc.settings import OPTIONS, load_settings
+
+#: The variable of the environment that names the configuration, where there is no command line for it.
+CONFIG_VARIABLE = "PCAPSVC_CONFIG"
+
+
+class Options(usage.Options):
+    """C{twistd pcapsvc [options]}. Each overrides its key in the configuration, when given."""
+
+    synopsis = "[options]"
+    longdesc = "Captures packets when a message asks for them, and delivers what it captured."
+
+    optParameters = [
+        ["config", None, None, "Path of the configuration, a TOML file. No default."],
+        *([option.name, None, None, option.help] for option in OPTIONS.values() if option.kind != "flag"),
+    ]
+    optFlags = [[option.name, None, option.help] for option in OPTIONS.values() if option.kind == "flag"]
+
+    def overrides(self) -> dict[str, Any]:
+        """The options that were given, by name, with their values as they were typed; C{True} for a flag."""
+        return {
+            name: True if option.kind == "flag" else self[name]
+            for name, option in OPTIONS.items()
+            if (self[name] if option.kind == "flag" else self[name] is not None)
+        }
+
+
+def makeService(options: Options) -> IService:
+    """
+    The service that the options and the configuration ask for, not started.
+
+    Where they are wrong, every problem is told on standard error, and the
+    process ends with status 1, before it becomes a daemon.
+    """
+    return _service(options["config"], options.overrides())
+
+
+def service_from_environment(environment: Mapping[str, str]) -> IService:
+    """The service that the configuration asks for which L{CONFIG_VARIABLE} names; else as L{makeService}."""
+    path = environment.get(CONFIG_VARIABLE)
+    if not path:
+        _refuse(SettingsError([Problem(path=CONFIG_VARIABLE, rule="must name the configuration's path")]))
+    return _service(path, {})
+
+
+def _service(path: str | None, overrides: Mapping[str, Any]) -> IService:
+    try:
+        settings = load_settings(path, overrides)
+    except SettingsError as error:
+        _refuse(error)
+    # Imported here, as importing it installs it.
+    from twisted.internet import reactor
+
+    return app.build(settings, reactor)
+
+
+def _refuse(error: SettingsError) -> NoReturn:
+    lines = "".join(f"  {problem}\n" for problem in error.problems)
+    sys.stderr.write(f"pcapsvc cannot start; the configuration has problems:\n{lines}")
+    raise SystemExit(1)
