@@ -71,13 +71,13 @@ class SyslogService(Service):
 
     def startService(self) -> None:
         """Begin to send."""
-        super().startService()
+        super().startService()  # type: ignore[no-untyped-call]
         self._syslog.openlog(self._tag, syslog.LOG_PID, self._facility)
         self._publisher.addObserver(self)
 
     def stopService(self) -> None:
         """Send no more."""
-        super().stopService()
+        super().stopService()  # type: ignore[no-untyped-call]
         self._publisher.removeObserver(self)
         self._syslog.closelog()
 

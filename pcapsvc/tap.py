@@ -1,10 +1,10 @@
-"""What C{twistd} sees: the options of the command line, and the service that they and the configuration make."""
+"""What C{twistd} sees: the options, and the service that they and the configuration make."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 from twisted.application.service import IService
 from twisted.python import usage
@@ -23,11 +23,13 @@ class Options(usage.Options):
     synopsis = "[options]"
     longdesc = "Captures packets when a message asks for them, and delivers what it captured."
 
-    optParameters = [
+    optParameters: ClassVar[list[list[Any]]] = [
         ["config", None, None, "Path of the configuration, a TOML file. No default."],
         *([option.name, None, None, option.help] for option in OPTIONS.values() if option.kind != "flag"),
     ]
-    optFlags = [[option.name, None, option.help] for option in OPTIONS.values() if option.kind == "flag"]
+    optFlags: ClassVar[list[list[Any]]] = [
+        [option.name, None, option.help] for option in OPTIONS.values() if option.kind == "flag"
+    ]
 
     def overrides(self) -> dict[str, Any]:
         """The options that were given, by name, with their values as they were typed; C{True} for a flag."""

@@ -27,7 +27,6 @@ _NONE_GIVEN: Mapping[str, Any] = MappingProxyType({})
 _OPTIONAL = ("syslog",)
 
 
-
 def load_settings(path: str | None, overrides: Mapping[str, Any] = _NONE_GIVEN) -> Settings:
     """
     Read the configuration. A file that a setting names (a secret, a certificate)
@@ -201,9 +200,7 @@ def _read_interfaces(document: Mapping[str, Any], problems: list[Problem]) -> tu
 def _may_be_empty(section: str, key: str) -> bool:
     """Whether an empty text stands for "not given", as it did: where a key has no default."""
     return any(
-        each.default is None
-        for each in msgspec.structs.fields(SECTIONS[section])
-        if each.encode_name == key
+        each.default is None for each in msgspec.structs.fields(SECTIONS[section]) if each.encode_name == key
     )
 
 

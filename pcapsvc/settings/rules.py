@@ -36,8 +36,7 @@ def broken_rules(settings: Settings, told: Collection[str]) -> list[Problem]:
     return [
         Problem(path=rule.keys[0], value=None if rule.value is None else shown(rule.value), rule=rule.rule)
         for rule in (*_ways_in_and_out(settings), *_limits(settings), *_needs(settings))
-        if not rule.holds
-        and not any(key in known or key.partition(".")[0] in known for key in rule.keys)
+        if not rule.holds and not any(key in known or key.partition(".")[0] in known for key in rule.keys)
     ]
 
 

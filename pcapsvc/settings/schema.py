@@ -152,9 +152,12 @@ class Sqs(msgspec.Struct, frozen=True, kw_only=True):
     region: Region | None = None
     access_id: Line | None = field(name="accessid", default=None)
     access_key: Secret | None = field(name="accesskey", default=None)
-    url: Annotated[
-        str, Meta(pattern=r"\Ahttps?://[^\s@\x00-\x1f\x7f]+\Z", description="an http:// or https:// URL")
-    ] | None = None
+    url: (
+        Annotated[
+            str, Meta(pattern=r"\Ahttps?://[^\s@\x00-\x1f\x7f]+\Z", description="an http:// or https:// URL")
+        ]
+        | None
+    ) = None
     # Both as in the SQS API Reference, "ReceiveMessage".
     wait_seconds: Annotated[int, _from(0, 20, "a whole number of seconds,")] = field(
         name="waitseconds", default=20

@@ -1,0 +1,10 @@
+"""C{PCAPSVC_CONFIG=/etc/pcapsvc.toml twistd -ny pcapsvc.tac}"""
+
+import os
+
+from twisted.application.service import Application
+
+from pcapsvc import tap
+
+application = Application("pcapsvc")
+tap.service_from_environment(os.environ).setServiceParent(application)

@@ -1,0 +1,161 @@
+"""What C{twistd} sees of the service."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from twisted.application.service import IService, IServiceMaker
+from twisted.internet import reactor
+from twisted.internet.utils import getProcessOutputAndValue
+from twisted.plugin import getPlugins
+from twisted.python.usage import UsageError
+from twisted.trial import unittest
+
+from pcapsvc import tap
+from pcapsvc.settings import OPTIONS
+
+ROOT = Path(__file__).resolve().parents[2]
+QUICK_START = str(ROOT / "examples" / "quickstart.toml")
+
+
+def options(*given: str) -> tap.Options:
+    parsed = tap.Options()
+    parsed.parseOptions(list(given))
+    return parsed
+
+
+class OptionsTests(unittest.TestCase):
+    """The options of the command line."""
+
+    def test_only_what_was_given(self) -> None:
+        """An option that isn't given overrides nothing."""
+        self.assertEqual({}, options().overrides())
+        self.assertEqual({}, options("--config", "/etc/pcapsvc.toml").overrides())
+
+    def test_each(self) -> None:
+        """Each option is taken by its name, its value as it was typed; a flag is true."""
+        for name, option in OPTIONS.items():
+            if option.kind == "flag":
+                self.assertEqual({name: True}, options(f"--{name}").overrides())
+            else:
+                self.assertEqual({name: "07x"}, options(f"--{name}", "07x").overrides())
+                self.assertEqual({name: ""}, options(f"--{name}=").overrides())
+
+    def test_unknown(self) -> None:
+        """An option that isn't known is refused."""
+        self.assertRaises(UsageError, options, "--cshots", "x")
+
+    def test_help(self) -> None:
+        """The help names each option, and that a token is safer in a file."""
+        text = str(tap.Options())
+        for name in ("config", *OPTIONS):
+            self.assertIn(f"--{name}", text)
+        self.assertIn("tokenfile", text)
+
+
+class MakeServiceTests(unittest.TestCase):
+    """From options to a service."""
+
+    def refused(self, make: Callable[..., IService], *arguments: Any) -> list[str]:
+        """The lines that are printed when no service can be made."""
+        printed = io.StringIO()
+        with contextlib.redirect_stderr(printed):
+            self.assertEqual(1, self.assertRaises(SystemExit, make, *arguments).code)
+        return printed.getvalue().splitlines()
+
+    def test_a_service(self) -> None:
+        """A configuration without problems makes a service, which isn't started."""
+        service = tap.makeService(options("--config", QUICK_START))
+        self.assertTrue(IService.providedBy(service))
+        self.assertFalse(service.running)
+
+    def test_problems(self) -> None:
+        """Each problem is a line on standard error, after a heading, and the process is to end with 1."""
+        self.assertEqual(
+            [
+                "pcapsvc cannot start; the configuration has problems:",
+                "  --maxpackets = 0: must be a whole number from 1 to 9223372036854775807",
+                "  --csport = 'x': must be a whole number from 1 to 65535",
+            ],
+            self.refused(
+                tap.makeService, options("--config", QUICK_START, "--csport", "x", "--maxpackets", "0")
+            ),
+        )
+
+    def test_from_the_environment(self) -> None:
+        """The environment names the configuration, too."""
+        service = tap.service_from_environment({"PCAPSVC_CONFIG": QUICK_START})
+        self.assertTrue(IService.providedBy(service))
+
+    def test_no_environment(self) -> None:
+        """Without the variable that names it, that is the problem which is told."""
+        for environment in ({}, {"PCAPSVC_CONFIG": ""}):
+            self.assertEqual(
+                "  PCAPSVC_CONFIG: must name the configuration's path",
+                self.refused(tap.service_from_environment, environment)[1],
+            )
+
+
+class PluginTests(unittest.TestCase):
+    """How C{twistd} finds the service."""
+
+    def test_found(self) -> None:
+        """One plugin bears our name, and leads to the options and the maker."""
+        (found,) = [each for each in getPlugins(IServiceMaker) if each.tapname == "pcapsvc"]
+        self.assertIs(tap.Options, found.options)
+        self.assertIs(tap.makeService, found.makeService)
+
+    def test_no_packages(self) -> None:
+        """The plugin's folders are no packages, which would hide Twisted itself."""
+        for folder in (ROOT / "twisted", ROOT / "twisted" / "plugins"):
+            self.assertFalse((folder / "__init__.py").exists())
+
+
+class TwistdTests(unittest.TestCase):
+    """The real C{twistd}, with a wrong configuration."""
+
+    async def twistd(self, *arguments: str, **environment: str) -> tuple[str, str, int]:
+        """Run it in an empty folder; what it printed, on both channels, and its status."""
+        folder = Path(self.mktemp())
+        folder.mkdir()
+        out, err, status = await getProcessOutputAndValue(
+            sys.executable,
+            ["-c", "from twisted.scripts.twistd import run; run()", *arguments],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path)), **environment},
+            path=str(folder),
+            reactor=reactor,
+        )
+        self.assertEqual([], [each.name for each in folder.iterdir()])
+        return out.decode(), err.decode(), status
+
+    async def test_in_the_foreground(self) -> None:
+        """In the foreground the problems are printed, with no traceback, and the status is 1."""
+        out, err, status = await self.twistd("-n", "pcapsvc", "--csport", "x")
+        self.assertEqual(("", 1), (out, status))
+        self.assertTrue(err.startswith("pcapsvc cannot start"), err)
+        self.assertIn("\n  --csport = 'x': ", err)
+        self.assertIn("\n  redis.listen: at least one source", err)
+        self.assertNotIn("Traceback", err)
+
+    async def test_as_a_daemon(self) -> None:
+        """It doesn't become a daemon with a wrong configuration: whoever starts it sees the status."""
+        out, err, status = await self.twistd("pcapsvc", "--config", "/nowhere.toml")
+        self.assertEqual(("", 1), (out, status))
+        self.assertIn("\n  /nowhere.toml: must be a file that can be read", err)
+        self.assertNotIn("Traceback", err)
+
+    async def test_by_the_tac(self) -> None:
+        """The same by C{pcapsvc.tac}."""
+        for flags in ("-ny", "-y"):
+            out, err, status = await self.twistd(
+                flags, str(ROOT / "pcapsvc.tac"), PCAPSVC_CONFIG="/nowhere.toml"
+            )
+            self.assertEqual(("", 1), (out, status))
+            self.assertIn("\n  /nowhere.toml: must be a file that can be read", err)
+            self.assertNotIn("Traceback", err)
