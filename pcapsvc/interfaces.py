@@ -12,6 +12,7 @@ from pcapsvc.core.artifact import Artifact
 from pcapsvc.core.plan import CapturePlan
 from pcapsvc.core.recording import PacketCounts, Recording
 from pcapsvc.core.result import Event, Receipt, Verdict
+from pcapsvc.core.session import StopReason
 
 
 class RunInThread(Protocol):
@@ -123,11 +124,14 @@ class ICapture(Interface):
             the capture ends now, and the recording has what there is.
         """
 
+    def end(reason: StopReason) -> None:
+        """End now, with what there is. After the capture's end it does nothing."""
+
     def discard() -> None:
         """Give up, before L{start}: as if it had never been."""
 
     def progress() -> tuple[int, int]:
-        """The packets and the bytes, in the file, that there are by now; the bytes may lag by 4096."""
+        """The packets that were captured by now, and the bytes in memory, which may lag by 4096."""
 
 
 class ICapturer(Interface):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from pcapsvc.core.errors import Problem
@@ -77,12 +78,18 @@ class RequestRefused:
 
 @dataclass(frozen=True, kw_only=True)
 class CaptureStarted:
-    """A capture has begun, for a request of a source."""
+    """
+    A capture has begun, for a request of a source.
+
+    @ivar progress: answers the packets captured by now, and the bytes in memory, until
+        the capture stops.
+    """
 
     capture_id: str
     source: str
     plan: CapturePlan
     link_type: int
+    progress: Callable[[], tuple[int, int]]
 
 
 @dataclass(frozen=True, kw_only=True)

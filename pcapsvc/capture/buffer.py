@@ -1,0 +1,192 @@
+"""A pcap file in memory, written by libpcap itself, with no bytecode for each packet."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any, BinaryIO, Protocol
+
+from pcapsvc.core.session import FILE_HEADER_BYTES, PACKET_HEADER_BYTES, Batch
+from pcapsvc.interfaces import IPacketDumper, IPacketHandle
+
+# The dumper is a stdio stream without a flush: so much may be held back, until it is closed (setbuf(3)).
+_HELD_BACK_BYTES = 4096
+
+
+class Observer(Protocol):
+    """Looks at each packet on its way into the file."""
+
+    def packet(self, data: bytes) -> None:
+        """See one packet, as it is in the file. What it raises ends the batch."""
+
+    def done(self) -> None:
+        """No packet will come any more."""
+
+
+class _Full(Exception):
+    """Raised within a dispatch to end it."""
+
+
+class MemoryFile:
+    """
+    A file in memory, of this process alone (memfd_create(2)).
+
+    @ivar path: by which it can be opened again, with an offset of its own.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._descriptor = os.memfd_create(name, os.MFD_CLOEXEC)
+        self.path = f"/proc/self/fd/{self._descriptor}"
+
+    @property
+    def size(self) -> int:
+        """The number of bytes."""
+        return os.fstat(self._descriptor).st_size
+
+    def open(self) -> BinaryIO:
+        """A reader of its own, at the first byte. The caller closes it."""
+        return open(self.path, "rb")
+
+    def append(self, other: MemoryFile, *, skip: int) -> None:
+        """Put what C{other} holds, from its byte C{skip} on, behind what this one holds."""
+        os.lseek(self._descriptor, 0, os.SEEK_END)
+        end = other.size
+        while skip < end:
+            skip += os.sendfile(self._descriptor, other._descriptor, skip, end - skip)
+
+    def close(self) -> None:
+        """Let go of the memory. What is open stays readable. A second call does nothing."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+class RecordingBuffer:
+    """
+    Writes the packets of a handle into memory, batch by batch.
+
+    As long as batches need no counting, libpcap's dumper is called straight from
+    libpcap's loop, and the file's size is known to within what stdio holds back.
+    From the first counted batch on the size must be exact: so the file is closed
+    then, and a second one is begun, that is put behind the first in the end.
+
+    @param observer: sees each packet; what it raises is raised by L{read}.
+
+    @raise OSError: where there is no memory or no descriptor for it.
+    """
+
+    def __init__(self, handle: IPacketHandle, name: str, observer: Observer | None = None) -> None:
+        self._handle = handle
+        self._name = name
+        self._observer = observer
+        self._files: list[MemoryFile] = []
+        self._closed_bytes = 0
+        self._counted_bytes: int | None = None
+        self._dumper: IPacketDumper | None = None
+        self.packets = 0
+        self._begin_file()
+
+    @property
+    def size(self) -> int:
+        """The file's size, in bytes: exact after a counted batch; after others, at most so much."""
+        if self._counted_bytes is not None:
+            return self._counted_bytes
+        return self._files[-1].size + _HELD_BACK_BYTES
+
+    @property
+    def written(self) -> int:
+        """The bytes that are in memory by now; what stdio holds back is missing."""
+        return sum(file.size for file in self._files)
+
+    def read(self, batch: Batch) -> int:
+        """
+        Read what has arrived, within the batch.
+
+        @return: the number of packets read, which are in the file.
+
+        @raise CaptureUnavailable: where the interface is gone; what was read before is in the file.
+        """
+        before = self.packets
+        dump = self._dumper_of(batch).dump
+        if batch.stop_at_bytes is None and self._observer is None:
+            self.packets += self._handle.dispatch(batch.packets, dump)
+            return self.packets - before
+        try:
+            self._handle.dispatch(batch.packets, self._each_packet(dump, batch.stop_at_bytes))
+        except _Full:
+            pass
+        return self.packets - before
+
+    def finish(self) -> MemoryFile:
+        """
+        Close the file. To be called once; the caller has the content, and closes it.
+
+        @raise OSError: where the packets could not all be written; nothing is left open.
+        """
+        whole, *rest = self._end()
+        try:
+            for other in rest:
+                whole.append(other, skip=FILE_HEADER_BYTES)
+            if self._counted_bytes is not None and whole.size != self._counted_bytes:
+                raise OSError(f"{self._counted_bytes} bytes were captured, and {whole.size} could be kept")
+        except BaseException:
+            whole.close()
+            raise
+        finally:
+            for other in rest:
+                other.close()
+        return whole
+
+    def discard(self) -> None:
+        """Throw away what there is. A second call does nothing."""
+        for file in self._end():
+            file.close()
+
+    def _begin_file(self) -> None:
+        file = MemoryFile(self._name)
+        try:
+            self._dumper = self._handle.open_dumper(file.path)
+        except BaseException:
+            file.close()
+            raise
+        self._files.append(file)
+
+    def _close_dumper(self) -> None:
+        if self._dumper is not None:
+            self._dumper.close()
+            self._dumper = None
+
+    def _end(self) -> list[MemoryFile]:
+        self._close_dumper()
+        if self._observer is not None:
+            self._observer.done()
+            self._observer = None
+        files, self._files = self._files, []
+        return files
+
+    def _dumper_of(self, batch: Batch) -> IPacketDumper:
+        if batch.stop_at_bytes is not None and self._counted_bytes is None:
+            if self.packets:
+                self._close_dumper()
+                self._closed_bytes = self._files[-1].size
+                self._begin_file()
+            self._counted_bytes = self._closed_bytes or FILE_HEADER_BYTES
+        assert self._dumper is not None
+        return self._dumper
+
+    def _each_packet(
+        self, dump: Callable[[Any, bytes], None], stop_at_bytes: int | None
+    ) -> Callable[[Any, bytes], None]:
+        observer = self._observer
+
+        def keep(header: Any, data: bytes) -> None:
+            dump(header, data)
+            self.packets += 1
+            if self._counted_bytes is not None:
+                self._counted_bytes += PACKET_HEADER_BYTES + len(data)
+            if observer is not None:
+                observer.packet(data)
+            if stop_at_bytes is not None and self._counted_bytes is not None and self._counted_bytes >= stop_at_bytes:
+                raise _Full
+
+        return keep

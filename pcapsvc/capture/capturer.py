@@ -1,0 +1,76 @@
+"""From a plan to a capture that is ready to start."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+
+from zope.interface import implementer
+
+from pcapsvc.capture.buffer import RecordingBuffer
+from pcapsvc.capture.decode import PacketLog
+from pcapsvc.capture.port import CapturePort, ICaptureReactor
+from pcapsvc.core.errors import CaptureUnavailable
+from pcapsvc.core.plan import CapturePlan
+from pcapsvc.interfaces import ICapture, ICapturer, IPacketSystem, RunInThread
+
+# On top of the kernel's own time-out for a block that isn't full: its timer counts in jiffies of 4 ms.
+_TIMER_SLACK_SECONDS = 0.008
+
+
+@implementer(ICapturer)
+class Capturer:
+    """
+    Prepares captures on a packet system.
+
+    @param read_timeout_ms: after how long the kernel hands over a block that isn't full.
+    @param packet_debug: whether each packet of every capture is logged.
+    @param panic: whether a packet that can't be decoded for the log fails its capture.
+    """
+
+    def __init__(
+        self,
+        reactor: ICaptureReactor,
+        system: IPacketSystem,
+        *,
+        run_in_thread: RunInThread,
+        wall_clock: Callable[[], float],
+        read_timeout_ms: int,
+        packet_debug: bool = False,
+        panic: bool = False,
+    ) -> None:
+        self._reactor = reactor
+        self._system = system
+        self._run_in_thread = run_in_thread
+        self._wall_clock = wall_clock
+        self._hand_over_seconds = read_timeout_ms / 1000 + _TIMER_SLACK_SECONDS
+        self._packet_debug = packet_debug
+        self._panic = panic
+
+    def prepare(self, plan: CapturePlan) -> ICapture:
+        """Open what a capture needs: see L{ICapturer.prepare}."""
+        capture_id = secrets.token_hex(6)
+        handle = self._system.open(plan.interface, snap_length=plan.snap_length, bpf=plan.bpf)
+        try:
+            observer = None
+            if self._packet_debug or plan.request.packetdebug:
+                observer = PacketLog(
+                    capture_id, handle.link_type, now=self._reactor.seconds, panic=self._panic
+                )
+            buffer = RecordingBuffer(handle, f"pcapsvc-{capture_id}", observer)
+        except OSError as error:
+            handle.close()
+            raise CaptureUnavailable(plan.interface, f"no memory for a capture: {error}") from None
+        except BaseException:
+            handle.close()
+            raise
+        return CapturePort(
+            self._reactor,
+            handle,
+            buffer,
+            plan,
+            capture_id=capture_id,
+            wall_clock=self._wall_clock,
+            hand_over_seconds=self._hand_over_seconds,
+            walk=lambda path, packets: self._run_in_thread(self._system.walk, path, packets),
+        )

@@ -1,0 +1,150 @@
+"""Packets by libpcap, through pcapy-ng: the only room that knows either."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import pcapy
+from zope.interface import implementer
+
+from pcapsvc.core.errors import CaptureUnavailable, Problem, RequestRejected
+from pcapsvc.core.recording import PacketCounts
+from pcapsvc.interfaces import IPacketDumper, IPacketHandle, IPacketSystem
+
+#: The pseudo-interface that captures on all of them (pcap(3PCAP)).
+ANY_INTERFACE = "any"
+
+# What pcap_activate(3PCAP) answers, of pcap/pcap.h. pcapy keeps the words that libpcap has for them.
+_ACTIVATE_ERRORS = {
+    -5: "no such interface",
+    -8: "no permission to capture: the daemon needs CAP_NET_RAW",
+    -9: "the interface is down",
+    -11: "no permission for promiscuous mode",
+}
+
+# Reading back goes in steps, so that a thread gives way: 4096 packets take less than a millisecond.
+_WALK_STEP = 4096
+# Reader.next_batch(): seconds, microseconds, offset and length of each packet.
+_PACKET_RECORD = struct.Struct("=IIII")
+
+
+@implementer(IPacketSystem)
+class PcapySystem:
+    """
+    Captures as tcpdump does.
+
+    @param buffer_size_bytes: of the kernel's ring, for each capture.
+    @param read_timeout_ms: after how long the kernel hands over a block that isn't full.
+    @param promiscuous: whether to see what is addressed to others.
+    """
+
+    def __init__(self, *, buffer_size_bytes: int, read_timeout_ms: int, promiscuous: bool) -> None:
+        self._buffer_size = buffer_size_bytes
+        self._read_timeout_ms = read_timeout_ms
+        self._promiscuous = promiscuous
+
+    def open(self, interface: str, *, snap_length: int, bpf: str) -> IPacketHandle:
+        """Begin to capture: see L{IPacketSystem.open}."""
+        # libpcap opens more than network interfaces by name (USB, D-Bus, netfilter): those are not asked for.
+        if interface != ANY_INTERFACE and interface not in interface_names():
+            raise CaptureUnavailable(interface, "no such interface")
+        try:
+            reader = pcapy.create(interface)
+        except pcapy.PcapError as error:
+            raise CaptureUnavailable(interface, str(error)) from None
+        try:
+            self._activate(reader, interface, snap_length)
+            if bpf:
+                _set_filter(reader, bpf)
+            reader.setnonblock(1)
+            return _PcapyHandle(reader, interface)
+        except pcapy.PcapError as error:
+            reader.close()
+            raise CaptureUnavailable(interface, str(error)) from None
+        except BaseException:
+            reader.close()
+            raise
+
+    def _activate(self, reader: Any, interface: str, snap_length: int) -> None:
+        reader.set_snaplen(snap_length)
+        # There is no promiscuous mode on "any" (packet(7)).
+        reader.set_promisc(int(self._promiscuous and interface != ANY_INTERFACE))
+        reader.set_timeout(self._read_timeout_ms)
+        reader.set_buffer_size(self._buffer_size)
+        status = reader.activate()
+        if status < 0:
+            raise CaptureUnavailable(interface, _ACTIVATE_ERRORS.get(status, f"libpcap error {status}"))
+
+    def walk(self, path: str, packets: int) -> tuple[float | None, float | None]:
+        """Read a pcap file from end to end: see L{IPacketSystem.walk}."""
+        first: float | None = None
+        last: float | None = None
+        found = 0
+        try:
+            reader = pcapy.open_offline(path)
+            try:
+                while records := reader.next_batch(_WALK_STEP)[1]:
+                    found += len(records) // _PACKET_RECORD.size
+                    first = _time_of(records, 0) if first is None else first
+                    last = _time_of(records, len(records) - _PACKET_RECORD.size)
+            finally:
+                reader.close()
+        except pcapy.PcapError as error:
+            raise OSError(f"the pcap file is broken after {found} of {packets} packets: {error}") from None
+        if found != packets:
+            raise OSError(f"the pcap file holds {found} packets, and {packets} were captured")
+        return first, last
+
+
+def interface_names() -> frozenset[str]:
+    """The network interfaces that there are now."""
+    return frozenset(name for _, name in socket.if_nameindex())
+
+
+def _set_filter(reader: Any, bpf: str) -> None:
+    try:
+        reader.setfilter(bpf)
+    except pcapy.PcapError as error:
+        raise RequestRejected([Problem(path="bpf", value=repr(bpf), rule=f"libpcap says: {error}")]) from None
+
+
+def _time_of(records: bytes, offset: int) -> float:
+    seconds, microseconds, _, _ = _PACKET_RECORD.unpack_from(records, offset)
+    return float(seconds) + float(microseconds) / 1e6
+
+
+@implementer(IPacketHandle)
+class _PcapyHandle:
+    def __init__(self, reader: Any, interface: str) -> None:
+        self._reader = reader
+        self._interface = interface
+        self.link_type: int = reader.datalink()
+
+    def fileno(self) -> int:
+        return int(self._reader.getfd())
+
+    def open_dumper(self, path: str) -> IPacketDumper:
+        try:
+            dumper: IPacketDumper = self._reader.dump_open(path)
+        except pcapy.PcapError as error:
+            raise OSError(str(error)) from None
+        return dumper
+
+    def dispatch(self, count: int, callback: Callable[[Any, bytes], object]) -> int:
+        try:
+            return int(self._reader.dispatch(count, callback))
+        except pcapy.PcapError as error:
+            raise CaptureUnavailable(self._interface, str(error)) from None
+
+    def counts(self) -> PacketCounts | None:
+        try:
+            received, dropped, interface_dropped = self._reader.stats()
+        except pcapy.PcapError:
+            return None
+        return PacketCounts(received=received, dropped=dropped, interface_dropped=interface_dropped)
+
+    def close(self) -> None:
+        self._reader.close()

@@ -1,0 +1,212 @@
+"""A capture on the reactor: reads a handle into a buffer, until the session says that it is over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall, IReactorFDSet, IReactorTime, IReadDescriptor
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from pcapsvc.capture.buffer import RecordingBuffer
+from pcapsvc.core.errors import CaptureUnavailable
+from pcapsvc.core.plan import CapturePlan
+from pcapsvc.core.recording import PacketCounts, Recording
+from pcapsvc.core.session import CaptureSession, StopReason
+from pcapsvc.interfaces import ICapture, IPacketHandle
+
+# What a turn of the reactor reads at most, in packets: about 2 ms.
+_TURN_PACKETS = 4096
+# How long the last read at a deadline may take, in seconds, though more packets come all the time.
+_LAST_READ_SECONDS = 0.05
+
+Walk = Callable[[str, int], "Deferred[tuple[float | None, float | None]]"]
+
+
+class ICaptureReactor(IReactorFDSet, IReactorTime):
+    """What a capture needs of the reactor."""
+
+
+@implementer(ICapture, IReadDescriptor)
+class CapturePort:
+    """
+    One capture, from its open handle to its recording.
+
+    @param handle: owned from here on, as is C{buffer}.
+    @param wall_clock: the time in seconds since the Unix epoch.
+    @param hand_over_seconds: how long the kernel may hold back a packet that has
+        arrived: a deadline is judged so much later, when all that came before it
+        can be read.
+    @param walk: reads a pcap file from end to end; see L{IPacketSystem.walk}.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        reactor: ICaptureReactor,
+        handle: IPacketHandle,
+        buffer: RecordingBuffer,
+        plan: CapturePlan,
+        *,
+        capture_id: str,
+        wall_clock: Callable[[], float],
+        hand_over_seconds: float,
+        walk: Walk,
+    ) -> None:
+        self._reactor = reactor
+        self._handle = handle
+        self._buffer = buffer
+        self._wall_clock = wall_clock
+        self._hand_over = hand_over_seconds
+        self._walk = walk
+        self._timer: IDelayedCall | None = None
+        self._ended: Deferred[StopReason] | None = None
+        self.plan = plan
+        self.capture_id = capture_id
+        self.link_type = handle.link_type
+
+    def start(self) -> Deferred[Recording]:
+        """Read packets until the first of the limits: see L{ICapture.start}."""
+        self._started = self._wall_clock()
+        self._session = CaptureSession(
+            self.plan.limits, snap_length=self.plan.snap_length, now=self._reactor.seconds()
+        )
+        self._ended = Deferred(lambda _: self.end(StopReason.CANCELLED))
+        recording = self._ended.addCallbacks(self._keep, self._give_up)
+        try:
+            self._reactor.addReader(self)
+            self._await_deadline()
+        except OSError as error:
+            self._fail(Failure(CaptureUnavailable(self.plan.interface, str(error))))
+        return recording
+
+    def end(self, reason: StopReason) -> None:
+        """End now, with what there is: see L{ICapture.end}."""
+        if (ended := self._let_go()) is not None:
+            ended.callback(reason)
+
+    def discard(self) -> None:
+        """Give up, before L{start}: see L{ICapture.discard}."""
+        self._handle.close()
+        self._buffer.discard()
+
+    def progress(self) -> tuple[int, int]:
+        """The packets and bytes by now: see L{ICapture.progress}."""
+        return self._buffer.packets, self._buffer.written
+
+    def fileno(self) -> int:
+        """The handle's descriptor, for the reactor."""
+        return self._handle.fileno()
+
+    def logPrefix(self) -> str:
+        """For the reactor's log."""
+        return f"capture {self.capture_id}"
+
+    def doRead(self) -> None:
+        """Packets have arrived."""
+        self._read(_TURN_PACKETS)
+
+    def connectionLost(self, reason: Failure) -> None:
+        """The interface went down or away. What is in the ring can still be read."""
+        self._read_the_rest()
+        self.end(StopReason.DEVICE_LOST)
+
+    def _await_deadline(self) -> None:
+        wait = self._session.next_deadline() + self._hand_over - self._reactor.seconds()
+        self._timer = self._reactor.callLater(max(0.0, wait), self._deadline)
+
+    def _deadline(self) -> None:
+        """A limit of time is met, unless packets came that have moved it."""
+        self._timer = None
+        if self._session.time_passed(self._reactor.seconds()) is not None:
+            self._read_the_rest()
+        if self._ended is None:
+            return
+        reason = self._session.time_passed(self._reactor.seconds())
+        if reason is None:
+            self._await_deadline()
+        else:
+            self.end(reason)
+
+    def _read_the_rest(self) -> None:
+        """Read all that has arrived by now."""
+        until = self._reactor.seconds() + _LAST_READ_SECONDS
+        while self._read(_TURN_PACKETS) and self._reactor.seconds() < until:
+            pass
+
+    def _read(self, packets: int) -> bool:
+        """
+        Read at most about so many packets, and end where a limit is met.
+
+        @return: whether there may be more to read.
+        """
+        try:
+            while packets > 0 and self._ended is not None:
+                batch = self._session.next_batch()
+                count = self._buffer.read(batch)
+                reason = self._session.recorded(count, self._buffer.size, self._reactor.seconds())
+                if reason is not None:
+                    self.end(reason)
+                elif count < batch.packets:
+                    return False
+                packets -= count
+        except CaptureUnavailable as error:
+            self._log.info("{capture_id}: {reason}", capture_id=self.capture_id, reason=error.reason)
+            self.end(StopReason.DEVICE_LOST)
+        except Exception:
+            # Whatever it is, this capture ends, and nothing else does.
+            self._fail(Failure())
+        return self._ended is not None
+
+    def _fail(self, failure: Failure) -> None:
+        if (ended := self._let_go()) is not None:
+            ended.errback(failure)
+
+    def _let_go(self) -> Deferred[StopReason] | None:
+        """Close the handle, for good. Answers whom to tell, the first time."""
+        ended, self._ended = self._ended, None
+        if ended is None:
+            return None
+        self._reactor.removeReader(self)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._counts: PacketCounts | None = self._handle.counts()
+        self._handle.close()
+        return ended
+
+    def _give_up(self, failure: Failure) -> Failure:
+        self._buffer.discard()
+        return failure
+
+    def _keep(self, reason: StopReason) -> Deferred[Recording]:
+        return Deferred.fromCoroutine(self._settle(reason))
+
+    async def _settle(self, reason: StopReason) -> Recording:
+        try:
+            content = self._buffer.finish()
+        except OSError as error:
+            raise CaptureUnavailable(self.plan.interface, str(error)) from None
+        try:
+            # libpcap's dumper is silent where a write fails: a file is good once it was read.
+            first, last = await self._walk(content.path, self._buffer.packets)
+        except BaseException as error:
+            content.close()
+            if isinstance(error, OSError):
+                raise CaptureUnavailable(self.plan.interface, str(error)) from None
+            raise
+        return Recording(
+            capture_id=self.capture_id,
+            plan=self.plan,
+            started=self._started,
+            link_type=self.link_type,
+            reason=reason,
+            packets=self._buffer.packets,
+            counts=self._counts,
+            first_packet=first,
+            last_packet=last,
+            content=content,
+        )

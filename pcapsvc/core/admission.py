@@ -1,0 +1,52 @@
+"""Whether there is room for one more capture."""
+
+from __future__ import annotations
+
+
+class Admission:
+    """
+    Counts what captures hold, and what they may still grow to.
+
+    @param max_captures: how many may run at once.
+    @param max_memory_bytes: how much all may hold, from their start until their last
+        delivery: a running one by its limit of bytes, one that has ended by its size.
+    """
+
+    def __init__(self, *, max_captures: int, max_memory_bytes: int) -> None:
+        self._max_captures = max_captures
+        self._max_memory = max_memory_bytes
+        self._running: set[str] = set()
+        self._bytes: dict[str, int] = {}
+
+    def refusal(self, captures: int, max_bytes: int) -> str | None:
+        """
+        Why there is no room for so many captures more, each of up to C{max_bytes};
+        L{None} where there is.
+        """
+        if len(self._running) + captures > self._max_captures:
+            return (
+                f"{len(self._running)} captures are running, and {captures} more would be over"
+                f" the {self._max_captures} that may run at once"
+            )
+        held = sum(self._bytes.values())
+        if held + captures * max_bytes > self._max_memory:
+            return (
+                f"captures may grow to {held} bytes, and {captures * max_bytes} more would be over"
+                f" the {self._max_memory} that they may hold at once"
+            )
+        return None
+
+    def started(self, capture_id: str, max_bytes: int) -> None:
+        """A capture has begun, and may grow to so many bytes."""
+        self._running.add(capture_id)
+        self._bytes[capture_id] = max_bytes
+
+    def ended(self, capture_id: str, size: int) -> None:
+        """A capture has ended, and holds so many bytes."""
+        self._running.discard(capture_id)
+        self._bytes[capture_id] = size
+
+    def done(self, capture_id: str) -> None:
+        """A capture holds nothing any more."""
+        self._running.discard(capture_id)
+        self._bytes.pop(capture_id, None)

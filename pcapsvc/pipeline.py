@@ -1,0 +1,220 @@
+"""The whole flow: a message is judged, its captures run, and what they bring is delivered."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from twisted.application.service import Service
+from twisted.internet.defer import CancelledError, Deferred, DeferredList
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from pcapsvc.core.admission import Admission
+from pcapsvc.core.artifact import Artifact, make_artifact
+from pcapsvc.core.errors import CaptureUnavailable, DestinationError, PcapsvcError, Problem, RequestRejected
+from pcapsvc.core.node import NodeMatcher
+from pcapsvc.core.plan import CapturePlan, NodeView, plan_captures
+from pcapsvc.core.request import parse_request, read_address
+from pcapsvc.core.result import (
+    Accepted,
+    Busy,
+    CaptureDelivered,
+    CaptureDone,
+    CaptureFailed,
+    CaptureStarted,
+    CaptureStopped,
+    DeliveryFailed,
+    Event,
+    NotForThisNode,
+    Rejected,
+    RequestRefused,
+    StartedCapture,
+    Verdict,
+)
+from pcapsvc.core.session import StopReason
+from pcapsvc.interfaces import ICapture, ICapturer, IDestination, IReporter, IRequestSink
+
+_NOT_FOR_THIS_NODE = NotForThisNode()
+
+
+@implementer(IRequestSink)
+class Pipeline(Service):
+    """
+    Where every request goes through.
+
+    @param ignore_unknown: pass over keys of a request that are not known.
+    @param log_requests: log each request for this node.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        node: NodeView,
+        *,
+        capturer: ICapturer,
+        destinations: Sequence[IDestination],
+        reporters: Sequence[IReporter],
+        admission: Admission,
+        ignore_unknown: bool = False,
+        log_requests: bool = False,
+    ) -> None:
+        self._node = node
+        self._matcher = NodeMatcher(node.name)
+        self._capturer = capturer
+        self._destinations = tuple(destinations)
+        self._reporters = tuple(reporters)
+        self._admission = admission
+        self._ignore_unknown = ignore_unknown
+        self._log_requests = log_requests
+        self._running: set[ICapture] = set()
+        self._flows: set[Deferred[None]] = set()
+        self._stopping = False
+
+    def startService(self) -> None:
+        """Take requests."""
+        super().startService()
+        self._stopping = False
+
+    def stopService(self) -> Deferred[None]:
+        """
+        Take no more requests, and end every capture with what it has.
+
+        @return: fires when all is delivered, or has failed to be; on cancel, the
+            deliveries that still go on are given up.
+        """
+        super().stopService()
+        self._stopping = True
+        flows = list(self._flows)
+        for capture in list(self._running):
+            capture.end(StopReason.SHUTDOWN)
+        done = DeferredList(flows, consumeErrors=True)
+        waited: Deferred[None] = Deferred(lambda _: [flow.cancel() for flow in flows])
+        done.addCallback(lambda _: None if waited.called else waited.callback(None))
+        return waited
+
+    def submit(self, source: str, body: bytes) -> Verdict:
+        """Judge a request, and begin its captures: see L{IRequestSink.submit}."""
+        try:
+            verdict = self._judge(source, body)
+        except RequestRejected as rejection:
+            verdict = Rejected(problems=rejection.problems)
+        except Exception:
+            self._log.failure("a request from {source} could not be judged", source=source)
+            verdict = Rejected(problems=(Problem(path="request", rule="met a fault of the daemon: see its log"),))
+        if isinstance(verdict, Rejected | Busy):
+            self._report(RequestRefused(source=source, verdict=verdict))
+        return verdict
+
+    def _judge(self, source: str, body: bytes) -> Verdict:
+        # With a fleet nearly every message is for others: nothing else may come before this.
+        address = read_address(body)
+        if not self._matcher.matches(address.node, address.nodere):
+            return _NOT_FOR_THIS_NODE
+        if self._stopping:
+            return Busy(reason="the daemon is stopping")
+        request = parse_request(body, self._node.bounds, ignore_unknown=self._ignore_unknown)
+        plans = plan_captures(request, self._node)
+        if self._log_requests or request.logrequest:
+            self._log.info("request from {source}: {request}", source=source, request=request)
+        refusal = self._admission.refusal(len(plans), plans[0].limits.max_bytes)
+        return self._begin(source, plans) if refusal is None else Busy(reason=refusal)
+
+    def _begin(self, source: str, plans: Sequence[CapturePlan]) -> Verdict:
+        """Open all before any starts, so that a filter which one interface refuses starts none."""
+        prepared: list[ICapture] = []
+        problems: list[Problem] = []
+        try:
+            for plan in plans:
+                try:
+                    prepared.append(self._capturer.prepare(plan))
+                except CaptureUnavailable as error:
+                    problems.append(Problem(path="interface", value=repr(error.interface), rule=error.reason))
+        except BaseException:
+            for capture in prepared:
+                capture.discard()
+            raise
+        if not prepared:
+            return Rejected(problems=tuple(problems))
+        for capture in prepared:
+            self._hold(Deferred.fromCoroutine(self._flow(source, capture)))
+        return Accepted(
+            captures=tuple(
+                StartedCapture(capture_id=capture.capture_id, interface=capture.plan.interface)
+                for capture in prepared
+            ),
+            problems=tuple(problems),
+        )
+
+    def _hold(self, flow: Deferred[None]) -> None:
+        def done(result: object) -> None:
+            self._flows.discard(flow)
+
+        self._flows.add(flow)
+        flow.addErrback(lambda failure: self._log.failure("a capture met a fault", failure))
+        flow.addBoth(done)
+
+    async def _flow(self, source: str, capture: ICapture) -> None:
+        """One capture, from its start until every destination has had its turn."""
+        capture_id, plan = capture.capture_id, capture.plan
+        self._admission.started(capture_id, plan.limits.max_bytes)
+        self._running.add(capture)
+        try:
+            recording = capture.start()
+            self._report(
+                CaptureStarted(
+                    capture_id=capture_id,
+                    source=source,
+                    plan=plan,
+                    link_type=capture.link_type,
+                    progress=capture.progress,
+                )
+            )
+            try:
+                recorded = await recording
+            except (PcapsvcError, CancelledError) as error:
+                self._report(CaptureFailed(capture_id=capture_id, problem=str(error) or "given up"))
+                return
+            finally:
+                self._running.discard(capture)
+            try:
+                self._admission.ended(capture_id, recorded.content.size)
+                self._report(CaptureStopped(capture_id=capture_id, recording=recorded))
+                if recorded.packets:
+                    await self._deliver(make_artifact(recorded))
+            finally:
+                recorded.content.close()
+        finally:
+            self._running.discard(capture)
+            self._admission.done(capture_id)
+            self._report(CaptureDone(capture_id=capture_id))
+
+    async def _deliver(self, artifact: Artifact) -> None:
+        """To every destination side by side: one that fails never stops another."""
+        deliveries = [
+            Deferred.fromCoroutine(self._deliver_to(destination, artifact)) for destination in self._destinations
+        ]
+        await DeferredList(deliveries, consumeErrors=True)
+
+    async def _deliver_to(self, destination: IDestination, artifact: Artifact) -> None:
+        try:
+            receipt = await destination.store(artifact)
+        except (DestinationError, CancelledError) as error:
+            problem = str(error) or "given up"
+        except Exception:
+            self._log.failure(
+                "{capture_id}: {destination} met a fault",
+                capture_id=artifact.capture_id,
+                destination=destination.name,
+            )
+            problem = "a fault of the daemon: see its log"
+        else:
+            self._report(CaptureDelivered(capture_id=artifact.capture_id, receipt=receipt))
+            return
+        self._report(
+            DeliveryFailed(capture_id=artifact.capture_id, destination=destination.name, problem=problem)
+        )
+
+    def _report(self, event: Event) -> None:
+        for reporter in self._reporters:
+            reporter.report(event)

@@ -1,0 +1,154 @@
+"""What became of captures, for whoever asks."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import Any
+
+from zope.interface import implementer
+
+from pcapsvc.core.artifact import file_name
+from pcapsvc.core.plan import CapturePlan
+from pcapsvc.core.result import (
+    CaptureDelivered,
+    CaptureDone,
+    CaptureFailed,
+    CaptureStarted,
+    CaptureStopped,
+    DeliveryFailed,
+    Event,
+)
+from pcapsvc.interfaces import IReporter
+
+#: How many captures that have ended are remembered.
+REMEMBERED_CAPTURES = 1000
+
+
+@dataclass(kw_only=True)
+class _Entry:
+    started: CaptureStarted
+    stopped: dict[str, Any] | None = None
+    problem: str | None = None
+    done: bool = False
+    deliveries: dict[str, dict[str, str]] = field(default_factory=dict)
+
+
+@implementer(IReporter)
+class Ledger:
+    """
+    Remembers the captures that run, and the last ones that have ended.
+
+    @param destinations: the names of all destinations.
+    """
+
+    def __init__(self, destinations: Sequence[str]) -> None:
+        self._destinations = tuple(destinations)
+        self._running: dict[str, _Entry] = {}
+        self._ended: OrderedDict[str, _Entry] = OrderedDict()
+
+    def report(self, event: Event) -> None:
+        """Take note of an event."""
+        if isinstance(event, CaptureStarted):
+            self._running[event.capture_id] = _Entry(started=event)
+            return
+        entry = self._running.get(getattr(event, "capture_id", ""))
+        if entry is None:
+            return
+        match event:
+            case CaptureStopped():
+                entry.stopped = _stopped(event)
+                if event.recording.packets:
+                    entry.deliveries = {name: {"state": "pending"} for name in self._destinations}
+            case CaptureFailed():
+                entry.problem = event.problem
+            case CaptureDelivered():
+                location = event.receipt.location
+                entry.deliveries[event.receipt.destination] = {"state": "delivered", "location": location}
+            case DeliveryFailed():
+                entry.deliveries[event.destination] = {"state": "failed", "problem": event.problem}
+            case CaptureDone():
+                entry.done = True
+                self._ended[event.capture_id] = self._running.pop(event.capture_id)
+                if len(self._ended) > REMEMBERED_CAPTURES:
+                    self._ended.popitem(last=False)
+
+    def lookup(self, capture_id: str) -> Mapping[str, Any] | None:
+        """
+        What is known of a capture, in values that JSON has; L{None} where nothing is.
+
+        C{state} is C{capturing}, C{delivering}, C{done} or C{failed}. Times are those of
+        RFC 3339.
+        """
+        entry = self._running.get(capture_id) or self._ended.get(capture_id)
+        return None if entry is None else _state(entry)
+
+
+def _state(entry: _Entry) -> dict[str, Any]:
+    started = entry.started
+    state: dict[str, Any] = {
+        "id": started.capture_id,
+        "state": _name_of_state(entry),
+        "source": started.source,
+        **_plan(started.plan),
+        "link_type": started.link_type,
+    }
+    if entry.problem is not None:
+        state["problem"] = entry.problem
+    elif entry.stopped is not None:
+        state.update(entry.stopped)
+    else:
+        state["packets"], state["bytes"] = started.progress()
+    state["deliveries"] = [{"destination": name, **what} for name, what in entry.deliveries.items()]
+    return state
+
+
+def _name_of_state(entry: _Entry) -> str:
+    if entry.problem is not None:
+        return "failed"
+    if entry.done:
+        return "done"
+    return "capturing" if entry.stopped is None else "delivering"
+
+
+def _plan(plan: CapturePlan) -> dict[str, Any]:
+    request = plan.request
+    asked = {"alertid": request.alertid, "customer": request.customer, "tags": request.tags}
+    return {
+        "node": plan.node,
+        "interface": plan.interface,
+        "request": {name: value for name, value in asked.items() if value is not None},
+        "bpf": plan.bpf,
+        "snap_length": plan.snap_length,
+        "limits": {
+            "packets": plan.limits.max_packets,
+            "bytes": plan.limits.max_bytes,
+            "timeout": plan.limits.idle_seconds,
+            "duration": plan.limits.duration_seconds,
+        },
+    }
+
+
+def _stopped(event: CaptureStopped) -> dict[str, Any]:
+    recording = event.recording
+    counts = recording.counts
+    return {
+        "started": _time(recording.started),
+        "reason": recording.reason.value,
+        "packets": recording.packets,
+        "bytes": recording.content.size,
+        "received": None if counts is None else counts.received,
+        "dropped": None if counts is None else counts.dropped,
+        "interface_dropped": None if counts is None else counts.interface_dropped,
+        "first_packet": _time(recording.first_packet),
+        "last_packet": _time(recording.last_packet),
+        "file": file_name(recording) if recording.packets else None,
+    }
+
+
+def _time(seconds: float | None) -> str | None:
+    if seconds is None:
+        return None
+    return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="microseconds").replace("+00:00", "Z")

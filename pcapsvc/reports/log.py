@@ -1,0 +1,108 @@
+"""What became of requests, in the log."""
+
+from __future__ import annotations
+
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from pcapsvc.core.result import (
+    CaptureDelivered,
+    CaptureDone,
+    CaptureFailed,
+    CaptureStarted,
+    CaptureStopped,
+    DeliveryFailed,
+    Event,
+    Rejected,
+    RequestRefused,
+)
+from pcapsvc.interfaces import IReporter
+
+
+@implementer(IReporter)
+class LogReporter:
+    """Logs every event; a capture's id begins each line about it."""
+
+    _log = Logger()
+
+    def report(self, event: Event) -> None:
+        """Log an event."""
+        match event:
+            case RequestRefused():
+                self._refused(event)
+            case CaptureStarted():
+                self._started(event)
+            case CaptureStopped():
+                self._stopped(event)
+            case CaptureFailed():
+                self._log.error(
+                    "{capture_id}: the capture failed: {problem}",
+                    capture_id=event.capture_id,
+                    problem=event.problem,
+                )
+            case CaptureDelivered():
+                self._log.info(
+                    "{capture_id}: delivered to {destination}: {location}",
+                    capture_id=event.capture_id,
+                    destination=event.receipt.destination,
+                    location=event.receipt.location,
+                )
+            case DeliveryFailed():
+                self._log.error(
+                    "{capture_id}: not delivered to {destination}, and lost to it: {problem}",
+                    capture_id=event.capture_id,
+                    destination=event.destination,
+                    problem=event.problem,
+                )
+            case CaptureDone():
+                pass
+
+    def _refused(self, event: RequestRefused) -> None:
+        if isinstance(event.verdict, Rejected):
+            for problem in event.verdict.problems:
+                self._log.warn(
+                    "request from {source} refused: {problem}", source=event.source, problem=str(problem)
+                )
+        else:
+            self._log.warn(
+                "request from {source} refused: busy: {reason}", source=event.source, reason=event.verdict.reason
+            )
+
+    def _started(self, event: CaptureStarted) -> None:
+        plan = event.plan
+        self._log.info(
+            "{capture_id}: capturing on {interface} for {source}, filter {bpf!r}, snap length {snap_length},"
+            " until {packets} packets, {bytes} bytes, {idle} s without one or {duration} s",
+            capture_id=event.capture_id,
+            interface=plan.interface,
+            source=event.source,
+            bpf=plan.bpf,
+            snap_length=plan.snap_length,
+            packets=plan.limits.max_packets,
+            bytes=plan.limits.max_bytes,
+            idle=plan.limits.idle_seconds,
+            duration=plan.limits.duration_seconds,
+        )
+
+    def _stopped(self, event: CaptureStopped) -> None:
+        recording = event.recording
+        self._log.info(
+            "{capture_id}: stopped by {reason}: {packets} packets, {bytes} bytes{nothing}",
+            capture_id=event.capture_id,
+            reason=recording.reason.value,
+            packets=recording.packets,
+            bytes=recording.content.size,
+            nothing="" if recording.packets else "; there is nothing to deliver",
+        )
+        counts = recording.counts
+        if counts is None:
+            return
+        dropped = counts.dropped + counts.interface_dropped
+        (self._log.warn if dropped else self._log.info)(
+            "{capture_id}: {received} packets received by the filter, {dropped} dropped by the kernel,"
+            " {interface_dropped} dropped by the interface",
+            capture_id=event.capture_id,
+            received=counts.received,
+            dropped=counts.dropped,
+            interface_dropped=counts.interface_dropped,
+        )
