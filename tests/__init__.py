@@ -1,1 +1,1 @@
-"""The tests: of the core, of each room, of the contracts, and of the whole against real servers and real packets."""
+"""The tests: of the core, the rooms and the contracts, and of the whole against real peers."""

@@ -1,0 +1,125 @@
+"""A server in a process of its own, that never outlives the test."""
+
+from __future__ import annotations
+
+import ctypes
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+_PR_SET_PDEATHSIG = 1  # prctl(2)
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def free_port() -> int:
+    """A TCP port that is free on 127.0.0.1, now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def answers(port: int) -> bool:
+    """Whether something listens on a TCP port of 127.0.0.1."""
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+def _die_with_parent() -> None:
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _end(process: subprocess.Popen[bytes], patience_seconds: float = 5.0) -> None:
+    """SIGTERM, and SIGKILL when that doesn't do. A frozen process is thawed."""
+    if process.poll() is None:
+        process.terminate()
+        process.send_signal(signal.SIGCONT)
+        try:
+            process.wait(patience_seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+    process.wait()
+
+
+class OwnProcess:
+    """
+    A child process with a temporary folder and a log of its own.
+
+    @ivar folder: the temporary folder; it goes away with this object.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._temporary = tempfile.TemporaryDirectory(prefix=f"pcapsvc-{name}-")
+        self.folder = Path(self._temporary.name)
+        self._log = self.folder / "log"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._finalizer: weakref.finalize[[subprocess.Popen[bytes]], OwnProcess] | None = None
+
+    @property
+    def pid(self) -> int:
+        """The process's id, while it runs."""
+        assert self._process is not None, f"{self._name} is not running"
+        return self._process.pid
+
+    @property
+    def log(self) -> str:
+        """All that it wrote to its standard output and error."""
+        return self._log.read_text(errors="replace") if self._log.exists() else ""
+
+    def start(
+        self,
+        arguments: Sequence[str],
+        ready: Callable[[], bool],
+        *,
+        environment: Mapping[str, str] | None = None,
+        patience_seconds: float = 30.0,
+    ) -> None:
+        """
+        Start it, and wait until it is ready.
+
+        @raise RuntimeError: it ended, or was not ready in time; with its log.
+        """
+        assert self._process is None, f"{self._name} is running"
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                arguments,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=self.folder,
+                env=None if environment is None else dict(environment),
+                preexec_fn=_die_with_parent,
+            )
+        self._finalizer = weakref.finalize(self, _end, self._process)
+        deadline = time.monotonic() + patience_seconds
+        while not ready():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                self.end()
+                raise RuntimeError(f"{self._name} did not come up:\n{self.log}")
+            time.sleep(0.01)
+
+    def signal(self, number: int) -> None:
+        """Send it a signal."""
+        assert self._process is not None, f"{self._name} is not running"
+        self._process.send_signal(number)
+
+    def end(self) -> None:
+        """End it, by its pid. Nothing happens where it has ended."""
+        if self._finalizer is not None:
+            self._finalizer()
+            self._finalizer = None
+            self._process = None
+
+    def clean_up(self) -> None:
+        """End it, and take its folder away."""
+        self.end()
+        self._temporary.cleanup()
