@@ -1,0 +1,510 @@
+"""
+Requests from a channel of Redis.
+
+Publishing has no acknowledgement: what is published while we are not
+subscribed is lost, and what comes of a request is no concern of its sender's.
+So this source's whole duty is to be subscribed, and to notice when it is not.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from OpenSSL import SSL
+from service_identity import VerificationError
+from twisted.application import service
+from twisted.internet import defer, error, protocol, ssl, task
+from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
+from twisted.internet.interfaces import IStreamClientEndpoint
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from txredisapi import ResponseError, SubscriberProtocol
+
+from pcapsvc.core.errors import Problem, SettingsError
+from pcapsvc.interfaces import IRequestSink
+
+#: How often a server that is silent is asked whether it is there.
+CHECK_SECONDS = 10.0
+
+#: How long it has to answer.
+ANSWER_SECONDS = 5.0
+
+#: How long to wait before connecting again: at first, and at most. Each is cut by up to half, by chance.
+RETRY_SECONDS = (0.5, 10.0)
+
+#: How long a connection has to say goodbye.
+CLOSE_SECONDS = 1.0
+
+#: The longest message that is kept until it is whole. Anything longer is passed over as it comes.
+MAX_MESSAGE_BYTES = 1024 * 1024
+
+# The longest string of Redis, unless proto-max-bulk-len says otherwise.
+_MAX_BULK_BYTES = 512 * 1024 * 1024
+_MAX_LINE_BYTES = 64 * 1024
+_MAX_ELEMENTS = 1024
+_MAX_DEPTH = 4
+_CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
+
+
+class RedisSource(service.Service):
+    """
+    Submits each message of a channel, and stays subscribed to it for ever.
+
+    An outage is told once, and so is its end: what Redis itself refuses
+    (credentials, rights) is told apart from a server that can't be reached.
+
+    @ivar name: what the sink hears as the source.
+    """
+
+    name = "redis"
+    _log = Logger()
+
+    def __init__(
+        self,
+        reactor: Any,
+        sink: IRequestSink,
+        *,
+        host: str,
+        port: int,
+        channel: str,
+        tls: bool = False,
+        ca_file: str | None = None,
+        username: str | None = None,
+        password: str | None = None,
+        check_seconds: float = CHECK_SECONDS,
+        answer_seconds: float = ANSWER_SECONDS,
+        retry_seconds: tuple[float, float] = RETRY_SECONDS,
+        make_endpoint: Callable[[], IStreamClientEndpoint] | None = None,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        """
+        @param reactor: provides time, and for connections by name, TCP and name resolution.
+        @param ca_file: path of the PEM certificates to verify the server's with; L{None}
+            is the platform's. It is read at the start.
+        @param username: of an ACL user; L{None} is the default user.
+        @param check_seconds: see L{CHECK_SECONDS}; likewise the others.
+        @param make_endpoint: what to connect to, in place of C{host} and C{port}.
+        @param chance: gives a number from 0 to 1.
+        """
+        self._reactor = reactor
+        self._sink = sink
+        self._server = f"{host}:{port}"
+        self._channel = channel
+        self._username = username
+        self._password = password
+        self._check_seconds = check_seconds
+        self._answer_seconds = answer_seconds
+        self._retry_seconds = retry_seconds
+        self._make_endpoint = make_endpoint or (lambda: _endpoint(reactor, host, port, tls, ca_file))
+        self._chance = chance
+        self._told: str | None = None
+        self._work: defer.Deferred[None] | None = None
+
+    def startService(self) -> None:
+        """
+        Begin to connect.
+
+        @raise SettingsError: where the certificates can't be read.
+        """
+        endpoint = self._make_endpoint()
+        super().startService()  # type: ignore[no-untyped-call]
+        self._told = None
+        self._work = defer.Deferred.fromCoroutine(self._stay_subscribed(endpoint))
+        self._work.addErrback(lambda why: self._log.failure("Redis {server}", why, server=self._server))
+
+    def stopService(self) -> defer.Deferred[None]:
+        """
+        Disconnect.
+
+        @return: fires when the connection is closed, and nothing is left to come.
+        """
+        super().stopService()  # type: ignore[no-untyped-call]
+        work, self._work = self._work, None
+        if work is None:
+            return defer.succeed(None)
+        work.cancel()
+        return work
+
+    async def _stay_subscribed(self, endpoint: IStreamClientEndpoint) -> None:
+        # A ClientService would forget its back-off whenever a connection is
+        # made, though the server then refuses us, and would log each attempt.
+        first, longest = self._retry_seconds
+        delay = first
+        while self.running:
+            began = self._reactor.seconds()
+            try:
+                await self._subscribe_once(endpoint)
+            except Exception as problem:  # noqa: BLE001 - whatever it is, the next attempt must come
+                if not self.running:
+                    return
+                self._tell(problem)
+            # A connection that lasts earns a fresh start; one that is always cut at once does not.
+            if self._reactor.seconds() - began > longest:
+                delay = first
+            try:
+                await task.deferLater(self._reactor, delay * (1 + self._chance()) / 2)
+            except defer.CancelledError:
+                return
+            delay = min(delay * 2, longest)
+
+    async def _subscribe_once(self, endpoint: IStreamClientEndpoint) -> None:
+        """Connect, and stay until the connection is lost. Always raises: the reason why it ended."""
+        factory = _Factory(lambda: _Subscriber(self._reactor, self._channel, self._hear, self._pass_over))
+        connection: Any = await endpoint.connect(factory)
+        try:
+            if self._password is not None:
+                await self._answer_to("AUTH", connection.auth(self._password, self._username))
+            await self._answer_to("SUBSCRIBE", connection.subscribe(self._channel))
+            self._told = None
+            self._log.info(
+                "Redis {server}: subscribed to channel {channel!r}",
+                server=self._server,
+                channel=self._channel,
+            )
+            connection.check_every(self._check_seconds, self._answer_seconds)
+            await connection.when_lost()
+        except Exception as problem:
+            if connection.reason is not None and not isinstance(problem, _Refused):
+                # txredisapi knows only that the connection is lost.
+                raise connection.reason from None
+            raise
+        finally:
+            connection.close()
+            while connection.reason is None:
+                try:
+                    await connection.when_lost()
+                except defer.CancelledError:
+                    pass  # The stop waits for it, too.
+        raise connection.reason or error.ConnectionLost()
+
+    async def _answer_to(self, command: str, answer: defer.Deferred[Any]) -> None:
+        try:
+            await answer.addTimeout(self._answer_seconds, self._reactor)
+        except ResponseError as refusal:
+            raise _Refused(command, str(refusal)) from None
+        except defer.TimeoutError:
+            raise _Silent(f"no answer to {command} for {self._answer_seconds:g} s") from None
+
+    def _tell(self, problem: Exception) -> None:
+        kind, text = _described(problem)
+        if kind != self._told:
+            self._log.warn(
+                "Redis {server}: not subscribed to channel {channel!r}: {problem}; trying until it is back",
+                server=self._server,
+                channel=self._channel,
+                problem=text,
+            )
+        self._told = kind
+
+    def _hear(self, message: bytes) -> None:
+        try:
+            self._sink.submit(self.name, message)
+        except Exception:  # noqa: BLE001 - an exception here would leave the connection up, and deaf
+            self._log.failure("Redis {server}: a message was lost", server=self._server)
+
+    def _pass_over(self, size: int) -> None:
+        self._log.warn(
+            "Redis {server}: passed over a message of {size} bytes, as it has more than {most}",
+            server=self._server,
+            size=size,
+            most=MAX_MESSAGE_BYTES,
+        )
+
+
+def _endpoint(reactor: Any, host: str, port: int, tls: bool, ca_file: str | None) -> IStreamClientEndpoint:
+    """
+    Where a server is. With TLS, its certificate is verified, and must be for C{host}.
+
+    @raise SettingsError: where C{ca_file} can't be read, or C{host} can't be in a certificate.
+    """
+    plain: IStreamClientEndpoint = HostnameEndpoint(reactor, host, port)
+    if not tls:
+        return plain
+    trust = None
+    if ca_file is not None:
+        try:
+            found = _CERTIFICATE.findall(Path(ca_file).read_bytes())
+            if not found:
+                raise ValueError("it holds none")
+            certificates = [ssl.Certificate.loadPEM(pem) for pem in found]
+            trust = ssl.trustRootFromCertificates(certificates)  # type: ignore[no-untyped-call]
+        except Exception as problem:
+            rule = f"must be a file of PEM certificates ({problem})"
+            raise SettingsError([Problem(path="redis.cafile", value=repr(ca_file), rule=rule)]) from problem
+    try:
+        options = ssl.optionsForClientTLS(host, trustRoot=trust)
+    except (ValueError, TypeError) as problem:
+        rule = f"must be a name that a certificate can have ({problem})"
+        raise SettingsError([Problem(path="redis.host", value=repr(host), rule=rule)]) from problem
+    wrapped: IStreamClientEndpoint = wrapClientTLS(options, plain)
+    return wrapped
+
+
+class _Silent(Exception):
+    """The server is connected, and says nothing."""
+
+
+class _Nonsense(Exception):
+    """What came is not what Redis says."""
+
+
+class _Refused(Exception):
+    """The server answered with an error."""
+
+    def __init__(self, command: str, answer: str) -> None:
+        super().__init__(answer)
+        self.command = command
+        self.code = answer.split(" ", 1)[0]
+
+
+_REFUSALS = {
+    "WRONGPASS": "the user name or the password is wrong",
+    "NOAUTH": "it wants a password, and none is set",
+    "NOPERM": "the user has no right to this channel",
+}
+
+
+_LOST = (
+    OSError,
+    error.ConnectError,
+    error.ConnectionAborted,
+    error.ConnectionClosed,
+    error.ConnectionDone,
+    _Silent,
+    _Nonsense,
+)
+
+
+def _described(problem: Exception) -> tuple[str, str]:
+    """What kind of problem this is, which is told again only where it changes; and the problem in words."""
+    if isinstance(problem, _Refused):
+        said = _REFUSALS.get(problem.code)
+        if said is None and problem.command != "AUTH":
+            said = str(problem)
+        # To AUTH, an answer in the server's own words might repeat the password.
+        return problem.code, f"{problem.command} was refused ({said or problem.code})"
+    if isinstance(problem, SSL.Error):
+        reasons = problem.args[0] if problem.args and isinstance(problem.args[0], list) else []
+        return "tls", f"TLS failed: {', '.join(entry[-1] for entry in reasons) or 'the connection was cut'}"
+    if isinstance(problem, VerificationError):
+        return "tls", "TLS failed: the server's certificate is for another name"
+    if isinstance(problem, _LOST):
+        return "connection", str(problem).strip().rstrip(".")
+    return "unforeseen", repr(problem)
+
+
+class _Factory(protocol.Factory[Any]):
+    noisy = False
+
+    def __init__(self, build: Callable[[], _Subscriber]) -> None:
+        self._build = build
+
+    def buildProtocol(self, addr: Any) -> Any:
+        return self._build()
+
+
+class _Subscriber(SubscriberProtocol):  # type: ignore[misc] # txredisapi has no types
+    """
+    A connection of a subscriber.
+
+    txredisapi's own reader calls the global reactor for each string and copies
+    the rest of its buffer for each line; this takes its place, as hiredis'
+    would. It hears a message of the channel about twenty times as fast.
+
+    @ivar reason: why the connection was lost; L{None} while it is not.
+    """
+
+    def __init__(
+        self, clock: Any, channel: str, hear: Callable[[bytes], None], pass_over: Callable[[int], None]
+    ) -> None:
+        super().__init__(charset=None, convertNumbers=False)
+        # In place of the global reactor's, which is a class attribute there.
+        self.callLater = clock.callLater
+        self.reason: Exception | None = None
+        self._reader = _ReplyReader(channel.encode(), hear, pass_over)
+        self._heard = False
+        self._complaint: Exception | None = None
+        self._timer: Any = None
+        self._waiting: list[defer.Deferred[None]] = []
+
+    def dataReceived(self, data: bytes, unpause: bool = False) -> None:
+        self._heard = True
+        if self._complaint is not None:
+            return
+        try:
+            for reply in self._reader.feed(data):
+                self.replyReceived(reply)
+        except Exception as problem:  # noqa: BLE001 - and the next connection starts afresh
+            said = problem if isinstance(problem, _Nonsense) else _Nonsense(f"it said nonsense ({problem!r})")
+            self._give_up(said)
+
+    def connectionLost(self, why: Failure) -> None:
+        cause = self._complaint or why.value
+        self.reason = cause if isinstance(cause, Exception) else error.ConnectionLost(str(cause))
+        self._set_timer(None)
+        super().connectionLost(why)
+        waiting, self._waiting = self._waiting, []
+        for deferred in waiting:
+            if not deferred.called:
+                deferred.callback(None)
+
+    def when_lost(self) -> defer.Deferred[None]:
+        """Fires when the connection is lost. To cancel it is to hear no more of it."""
+        if self.reason is not None:
+            return defer.succeed(None)
+        self._waiting.append(defer.Deferred())
+        return self._waiting[-1]
+
+    def close(self) -> None:
+        """Close the connection, at last by force."""
+        if self.reason is None:
+            self._set_timer(self.callLater(CLOSE_SECONDS, self._abort))
+            self.transport.loseConnection()
+
+    def check_every(self, seconds: float, answer_seconds: float) -> None:
+        """Give the connection up where the server is not heard for so long after it was asked."""
+        if self.reason is not None:
+            return
+
+        def ask() -> None:
+            self._heard = False
+            self.ping().addErrback(lambda lost: None)
+            self._set_timer(self.callLater(answer_seconds, look_once_more))
+
+        def look_once_more() -> None:
+            # The answer may wait in the socket, where it was us who were too
+            # busy: the reactor reads it before it makes the next call.
+            self._set_timer(self.callLater(0, judge))
+
+        def judge() -> None:
+            if self._heard:
+                self._set_timer(self.callLater(max(0.0, seconds - answer_seconds), ask))
+            else:
+                self._give_up(_Silent(f"no answer to PING for {answer_seconds:g} s"))
+
+        self._set_timer(self.callLater(seconds, ask))
+
+    def _give_up(self, complaint: Exception) -> None:
+        self._complaint = complaint
+        self._set_timer(None)
+        self.transport.abortConnection()
+
+    def _abort(self) -> None:
+        self._timer = None
+        self.transport.abortConnection()
+
+    def _set_timer(self, timer: Any) -> None:
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
+        self._timer = timer
+
+
+class _Oversized(Exception):
+    def __init__(self, start: int, size: int) -> None:
+        self.start = start
+        self.size = size
+
+
+class _Incomplete(Exception):
+    """The rest is yet to come."""
+
+
+class _ReplyReader:
+    """
+    Reads what a server of Redis says (RESP version 2, in the "Redis
+    serialization protocol specification"), where nearly all of it is messages of one
+    channel.
+    """
+
+    def __init__(
+        self, channel: bytes, hear: Callable[[bytes], None], pass_over: Callable[[int], None]
+    ) -> None:
+        self._message = b"*3\r\n$7\r\nmessage\r\n$%d\r\n%s\r\n$" % (len(channel), channel)
+        self._hear = hear
+        self._pass_over = pass_over
+        self._buffer = bytearray()
+        self._skip = 0
+
+    def feed(self, data: bytes) -> Iterator[Any]:
+        """
+        Hand over each message that is whole; what else is whole is yielded.
+
+        @raise _Nonsense: where it can't be understood; nothing more can then be.
+        """
+        self._buffer += data
+        if self._skip:
+            skipped = min(self._skip, len(self._buffer))
+            del self._buffer[:skipped]
+            self._skip -= skipped
+        position = 0
+        try:
+            while position < len(self._buffer):
+                if self._buffer.startswith(self._message, position):
+                    start = position + len(self._message) - 1
+                    message, position = self._read_bulk(start)
+                    self._hear(message or b"")
+                else:
+                    reply, position = self._read(position, 0)
+                    yield reply
+        except _Incomplete:
+            pass
+        except _Oversized as bulk:
+            self._pass_over(bulk.size)
+            rest = bulk.start + bulk.size + 2
+            self._skip = max(0, rest - len(self._buffer))
+            position = min(rest, len(self._buffer))
+        del self._buffer[:position]
+
+    def _read_line(self, position: int) -> tuple[bytes, int]:
+        end = self._buffer.find(b"\r\n", position, position + _MAX_LINE_BYTES)
+        if end < 0:
+            if len(self._buffer) - position >= _MAX_LINE_BYTES:
+                raise _Nonsense("it said a line without an end")
+            raise _Incomplete
+        return bytes(self._buffer[position:end]), end + 2
+
+    def _read_bulk(self, position: int) -> tuple[bytes | None, int]:
+        line, start = self._read_line(position)
+        size = _number(line[1:], _MAX_BULK_BYTES)
+        if size < 0:
+            return None, start
+        if size > MAX_MESSAGE_BYTES:
+            raise _Oversized(start, size)
+        if len(self._buffer) < start + size + 2:
+            raise _Incomplete
+        return bytes(self._buffer[start : start + size]), start + size + 2
+
+    def _read(self, position: int, depth: int) -> tuple[Any, int]:
+        kind = self._buffer[position : position + 1]
+        if kind == b"$":
+            return self._read_bulk(position)
+        line, position = self._read_line(position)
+        if kind == b"+":
+            return line[1:], position
+        if kind == b"-":
+            return ResponseError(line[1:].decode("utf-8", "replace")), position
+        if kind == b":":
+            return _number(line[1:], 2**63), position
+        if kind != b"*" or depth == _MAX_DEPTH:
+            raise _Nonsense(f"it said {line[:40]!r}")
+        elements = []
+        for _ in range(_number(line[1:], _MAX_ELEMENTS)):
+            if position >= len(self._buffer):
+                raise _Incomplete
+            element, position = self._read(position, depth + 1)
+            elements.append(element)
+        return elements, position
+
+
+def _number(text: bytes, most: int) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = most + 1
+    if number > most:
+        raise _Nonsense(f"it said {text[:40]!r} in place of a number")
+    return number
