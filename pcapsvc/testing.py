@@ -6,14 +6,32 @@ Each passes the same tests as the real thing: see C{tests/contracts}.
 
 from __future__ import annotations
 
+import os
+import struct
+from collections import deque
 from collections.abc import Callable
-from typing import Any
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
 
 from twisted.internet import defer
 from zope.interface import implementer
 
-from pcapsvc.core.result import Accepted, Event, Verdict
-from pcapsvc.interfaces import IReporter, IRequestSink
+from pcapsvc.core.artifact import Artifact
+from pcapsvc.core.errors import CaptureUnavailable, Problem, RequestRejected
+from pcapsvc.core.recording import PacketCounts
+from pcapsvc.core.result import Accepted, Event, Receipt, Verdict
+from pcapsvc.core.session import FILE_HEADER_BYTES, PACKET_HEADER_BYTES
+from pcapsvc.interfaces import (
+    IDestination,
+    IPacketDumper,
+    IPacketHandle,
+    IPacketSystem,
+    IReporter,
+    IRequestSink,
+)
+
+_PACKET_HEADER = struct.Struct("=IIII")
 
 
 def run_now(function: Callable[..., Any], *args: Any) -> defer.Deferred[Any]:
@@ -54,3 +72,213 @@ class MemoryReporter:
     def report(self, event: Event) -> None:
         """Keep the event."""
         self.events.append(event)
+
+
+@dataclass
+class _Header:
+    """What pcapy's packet header is: the time of arrival, and the length on the wire."""
+
+    seconds: float
+    length: int
+
+
+@dataclass
+class MemoryInterface:
+    """
+    An interface of a L{MemoryPacketSystem}.
+
+    @ivar link_type: the link-layer type of captures on it.
+    @ivar problem: why it can't be captured on; L{None} where it can.
+    @ivar handles: those that are open on it.
+    """
+
+    link_type: int = 1
+    problem: str | None = None
+    handles: list[MemoryHandle] = field(default_factory=list)
+
+
+@implementer(IPacketSystem)
+class MemoryPacketSystem:
+    """
+    A packet system whose packets a test delivers.
+
+    The only filters that it knows are those that a test gives it.
+
+    @ivar interfaces: what there is, by name.
+    @ivar filters: for each filter that can be compiled, whether a packet passes it.
+    @ivar seconds: the time at which packets arrive, in seconds since the Unix epoch.
+    """
+
+    def __init__(self, *interfaces: str) -> None:
+        self.interfaces = {name: MemoryInterface() for name in interfaces}
+        self.filters: dict[str, Callable[[bytes], bool]] = {"": lambda data: True}
+        self.seconds = 1_700_000_000.0
+
+    def deliver(self, interface: str, *packets: bytes) -> None:
+        """Packets arrive on an interface."""
+        for handle in self.interfaces[interface].handles:
+            for data in packets:
+                handle.arrive(data, self.seconds)
+
+    def lose(self, interface: str) -> None:
+        """An interface goes away, with what has arrived still to be read."""
+        for handle in self.interfaces.pop(interface).handles:
+            handle.lost = True
+
+    @property
+    def open_handles(self) -> int:
+        """How many handles have not been closed."""
+        return sum(len(interface.handles) for interface in self.interfaces.values())
+
+    def open(self, interface: str, *, snap_length: int, bpf: str) -> IPacketHandle:
+        """Begin to capture: see L{IPacketSystem.open}."""
+        found = self.interfaces.get(interface)
+        if found is None:
+            raise CaptureUnavailable(interface, "no such interface")
+        if found.problem is not None:
+            raise CaptureUnavailable(interface, found.problem)
+        if bpf not in self.filters:
+            raise RequestRejected([Problem(path="bpf", value=repr(bpf), rule="libpcap says: syntax error")])
+        handle = MemoryHandle(interface, found, snap_length, self.filters[bpf])
+        found.handles.append(handle)
+        return handle
+
+    def walk(self, path: str, packets: int) -> tuple[float | None, float | None]:
+        """Read a pcap file from end to end: see L{IPacketSystem.walk}."""
+        times: list[float] = []
+        with open(path, "rb") as file:
+            if packets or os.fstat(file.fileno()).st_size:
+                file.seek(FILE_HEADER_BYTES)
+            while header := file.read(PACKET_HEADER_BYTES):
+                if len(header) < PACKET_HEADER_BYTES:
+                    raise OSError("the pcap file is broken")
+                seconds, microseconds, kept, _ = _PACKET_HEADER.unpack(header)
+                if len(file.read(kept)) != kept:
+                    raise OSError("the pcap file is broken")
+                times.append(seconds + microseconds / 1e6)
+        if len(times) != packets:
+            raise OSError(f"the pcap file holds {len(times)} packets, and {packets} were captured")
+        return (times[0], times[-1]) if times else (None, None)
+
+
+@implementer(IPacketHandle)
+class MemoryHandle:
+    """
+    A handle of a L{MemoryPacketSystem}.
+
+    @ivar lost: whether its interface is gone.
+    @ivar closed: whether it was closed.
+    """
+
+    def __init__(
+        self, name: str, interface: MemoryInterface, snap_length: int, passes: Callable[[bytes], bool]
+    ) -> None:
+        self._name = name
+        self._interface = interface
+        self._passes = passes
+        self._waiting: deque[tuple[_Header, bytes]] = deque()
+        self._received = 0
+        self._dispatching = False
+        # A descriptor that is readable while packets wait, so that select() and reactors can be used.
+        self._event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.link_type = interface.link_type
+        self.snap_length = snap_length
+        self.lost = False
+        self.closed = False
+
+    def arrive(self, data: bytes, seconds: float) -> None:
+        """A packet arrives."""
+        if self._passes(data):
+            self._received += 1
+            self._waiting.append((_Header(seconds, len(data)), data[: self.snap_length]))
+            os.eventfd_write(self._event, 1)
+
+    def fileno(self) -> int:
+        """The descriptor: see L{IPacketHandle.fileno}."""
+        return -1 if self.closed else self._event
+
+    def open_dumper(self, path: str) -> IPacketDumper:
+        """Begin a pcap file: see L{IPacketHandle.open_dumper}."""
+        return MemoryDumper(open(path, "wb"), self.link_type, self.snap_length)
+
+    def dispatch(self, count: int, callback: Callable[[Any, bytes], object]) -> int:
+        """Hand over packets: see L{IPacketHandle.dispatch}."""
+        if self.closed:
+            raise ValueError("pcap is closed")
+        if self.lost and not self._waiting:
+            raise CaptureUnavailable(self._name, "The interface disappeared")
+        handed = 0
+        self._dispatching = True
+        try:
+            while self._waiting and handed < count:
+                handed += 1
+                callback(*self._waiting.popleft())
+        finally:
+            self._dispatching = False
+            if not self._waiting and not self.lost:
+                with suppress(BlockingIOError):
+                    os.eventfd_read(self._event)
+        return handed
+
+    def counts(self) -> PacketCounts | None:
+        """What the kernel would say: see L{IPacketHandle.counts}."""
+        if self.lost:
+            return None
+        return PacketCounts(received=self._received, dropped=0, interface_dropped=0)
+
+    def close(self) -> None:
+        """Stop capturing: see L{IPacketHandle.close}."""
+        if self._dispatching:
+            raise AssertionError("closed within dispatch: the real thing would crash")
+        if not self.closed:
+            self.closed = True
+            os.close(self._event)
+            self._interface.handles.remove(self)
+
+
+@implementer(IPacketDumper)
+class MemoryDumper:
+    """Writes a pcap file as libpcap does: held back until it is closed, or the buffer of stdio is full."""
+
+    def __init__(self, file: BinaryIO, link_type: int, snap_length: int) -> None:
+        self._file = file
+        # draft-ietf-opsawg-pcap, section 4.
+        file.write(struct.pack("=IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, snap_length, link_type))
+
+    def dump(self, header: Any, data: bytes) -> None:
+        """Write one packet: see L{IPacketDumper.dump}."""
+        seconds, fraction = divmod(header.seconds, 1)
+        self._file.write(_PACKET_HEADER.pack(int(seconds), round(fraction * 1e6), len(data), header.length))
+        self._file.write(data)
+
+    def close(self) -> None:
+        """Close the file: see L{IPacketDumper.close}."""
+        self._file.close()
+
+
+@implementer(IDestination)
+class MemoryDestination:
+    """
+    A destination that keeps what it is given.
+
+    @ivar files: the name and the bytes of each artifact.
+    @ivar artifacts: each artifact.
+    @ivar answer: makes the Deferred of a delivery; the default succeeds at once.
+    """
+
+    def __init__(self, name: str = "memory") -> None:
+        self.name = name
+        self.files: dict[str, bytes] = {}
+        self.artifacts: list[Artifact] = []
+        self.answer: Callable[[], defer.Deferred[Any]] = lambda: defer.succeed(None)
+
+    def store(self, artifact: Artifact) -> defer.Deferred[Receipt]:
+        """Keep an artifact: see L{IDestination.store}."""
+
+        def keep(_: object) -> Receipt:
+            with artifact.content.open() as file:
+                self.files[artifact.name] = file.read()
+            return Receipt(destination=self.name, location=f"memory:{artifact.name}")
+
+        self.artifacts.append(artifact)
+        return self.answer().addCallback(keep)

@@ -1,0 +1,242 @@
+"""One suite for every packet system: ours in memory, and libpcap on a real wire."""
+
+from __future__ import annotations
+
+import os
+import select
+import struct
+import time
+
+from twisted.trial import unittest
+
+from pcapsvc.capture.pcapy_system import PcapySystem
+from pcapsvc.core.errors import CaptureUnavailable, RequestRejected
+from pcapsvc.interfaces import IPacketHandle, IPacketSystem
+from pcapsvc.testing import MemoryPacketSystem
+from tests.peers.frames import udp_frame
+from tests.peers.wire import Wire
+
+
+class PacketSystemContract:
+    """What an L{IPacketSystem} owes, whichever it is."""
+
+    system: IPacketSystem
+    interface: str
+
+    def send(self, *frames: bytes) -> None:
+        """Put frames on the interface."""
+        raise NotImplementedError
+
+    def lose_interface(self) -> None:
+        """Take the interface away."""
+        raise NotImplementedError
+
+    def open(self, *, snap_length: int = 512, bpf: str = "") -> IPacketHandle:
+        """A handle that is closed at the end of the test."""
+        handle = self.system.open(self.interface, snap_length=snap_length, bpf=bpf)
+        self.addCleanup(handle.close)
+        return handle
+
+    def read(self, handle: IPacketHandle, count: int, most: int = 100) -> list[bytes]:
+        """The data of the next packets, as many as are wanted, or as come within two seconds."""
+        data: list[bytes] = []
+        until = time.monotonic() + 2
+        while len(data) < count and time.monotonic() < until:
+            select.select([handle], [], [], 0.05)
+            handle.dispatch(min(most, count - len(data)), lambda _, packet: data.append(packet))
+        return data
+
+    def memory_file(self) -> str:
+        """The path of an empty file in memory."""
+        descriptor = os.memfd_create("test")
+        self.addCleanup(os.close, descriptor)
+        return f"/proc/self/fd/{descriptor}"
+
+    def test_packets_in_order(self) -> None:
+        """Packets are handed over in the order in which they came, and each once."""
+        handle = self.open()
+        frames = [udp_frame(number) for number in range(20)]
+        self.send(*frames)
+        self.assertEqual(self.read(handle, 20, most=7), frames)
+        self.assertEqual(handle.dispatch(10, lambda *_: self.fail("there was no more")), 0)
+
+    def test_at_most(self) -> None:
+        """No more packets are handed over than were asked for; the others wait."""
+        handle = self.open()
+        self.send(*[udp_frame(number) for number in range(5)])
+        self.assertEqual(len(self.read(handle, 2)), 2)
+        self.assertEqual(len(self.read(handle, 3)), 3)
+
+    def test_snap_length(self) -> None:
+        """A packet is cut at the snap length, and its own length is kept in the file."""
+        handle = self.open(snap_length=60)
+        path = self.memory_file()
+        dumper = handle.open_dumper(path)
+        self.send(udp_frame(1, size=300))
+        while not handle.dispatch(1, dumper.dump):
+            select.select([handle], [], [], 2)
+        dumper.close()
+        with open(path, "rb") as file:
+            written = file.read()
+        self.assertEqual(struct.unpack_from("=IHH", written), (0xA1B2C3D4, 2, 4))
+        self.assertEqual(struct.unpack_from("=II", written, 16), (60, handle.link_type))
+        self.assertEqual(struct.unpack_from("=II", written, 32), (60, 300))
+        self.assertEqual(written[40:], udp_frame(1, size=300)[:60])
+
+    def test_filter(self) -> None:
+        """Only what passes the filter is handed over, and counted."""
+        handle = self.open(bpf="udp port 53")
+        self.send(udp_frame(1, port=9), udp_frame(2, port=53), udp_frame(3, port=9), udp_frame(4, port=53))
+        self.assertEqual(self.read(handle, 2), [udp_frame(2, port=53), udp_frame(4, port=53)])
+        counts = handle.counts()
+        assert counts is not None
+        self.assertEqual((counts.received, counts.dropped), (2, 0))
+
+    def test_bad_filter(self) -> None:
+        """A filter that can't be compiled is the sender's fault, in libpcap's own words."""
+        error = self.assertRaises(
+            RequestRejected, self.system.open, self.interface, snap_length=512, bpf="tcp prot 80"
+        )
+        self.assertEqual([problem.path for problem in error.problems], ["bpf"])
+        self.assertIn("syntax error", str(error))
+
+    def test_no_such_interface(self) -> None:
+        """An interface that isn't there is told by its name."""
+        error = self.assertRaises(CaptureUnavailable, self.system.open, "nosuch0", snap_length=512, bpf="")
+        self.assertEqual((error.interface, error.reason), ("nosuch0", "no such interface"))
+
+    def test_interface_lost(self) -> None:
+        """What had arrived when the interface went away can still be read; then that is told."""
+        handle = self.open()
+        frames = [udp_frame(number) for number in range(3)]
+        self.send(*frames)
+        time.sleep(0.05)  # the kernel hands over a block that isn't full after its time-out
+        self.lose_interface()
+        read: list[bytes] = []
+
+        def read_on() -> None:
+            for _ in range(100):
+                handle.dispatch(2, lambda _, packet: read.append(packet))
+
+        self.assertRaises(CaptureUnavailable, read_on)
+        self.assertEqual(read, frames)
+
+    def test_callback_fails(self) -> None:
+        """What the callback raises ends the dispatch, and is raised; the packets behind it wait."""
+        handle = self.open()
+        self.send(udp_frame(1), udp_frame(2))
+        self.assertEqual(self.read(handle, 1), [udp_frame(1)])
+
+        def refuse(header: object, data: bytes) -> None:
+            raise ZeroDivisionError
+
+        with self.assertRaises(ZeroDivisionError):
+            while True:
+                handle.dispatch(10, refuse)
+                select.select([handle], [], [], 2)
+
+    def test_close_twice(self) -> None:
+        """A handle may be closed again."""
+        handle = self.open()
+        handle.close()
+        handle.close()
+
+    def test_walk(self) -> None:
+        """A file's packets are counted, and the first and the last time are told."""
+        handle = self.open()
+        path = self.memory_file()
+        dumper = handle.open_dumper(path)
+        self.send(*[udp_frame(number) for number in range(10)])
+        read = 0
+        while read < 10:
+            select.select([handle], [], [], 2)
+            read += handle.dispatch(10 - read, dumper.dump)
+        dumper.close()
+        first, last = self.system.walk(path, 10)
+        assert first is not None and last is not None
+        self.assertLessEqual(first, last)
+        self.assertGreater(first, 1_600_000_000)
+        self.assertRaises(OSError, self.system.walk, path, 11)
+
+    def test_walk_empty(self) -> None:
+        """A file without a packet has no first and no last one."""
+        path = self.memory_file()
+        self.open().open_dumper(path).close()
+        self.assertEqual(self.system.walk(path, 0), (None, None))
+
+    def test_walk_cut(self) -> None:
+        """A file that was cut short is told to be broken."""
+        handle = self.open()
+        path = self.memory_file()
+        dumper = handle.open_dumper(path)
+        self.send(udp_frame(1))
+        while not handle.dispatch(1, dumper.dump):
+            select.select([handle], [], [], 2)
+        dumper.close()
+        os.truncate(path, os.stat(path).st_size - 5)
+        self.assertRaises(OSError, self.system.walk, path, 1)
+
+
+class MemoryPacketSystemTests(PacketSystemContract, unittest.SynchronousTestCase):
+    """Our fake."""
+
+    def setUp(self) -> None:
+        """One interface, and the one filter that the suite uses."""
+        self.memory = MemoryPacketSystem("mem0")
+        self.memory.filters["udp port 53"] = lambda data: data[36:38] == (53).to_bytes(2, "big")
+        self.system = self.memory
+        self.interface = "mem0"
+
+    def send(self, *frames: bytes) -> None:
+        """Put frames on the interface."""
+        self.memory.deliver("mem0", *frames)
+
+    def lose_interface(self) -> None:
+        """Take the interface away."""
+        self.memory.lose("mem0")
+
+
+class PcapySystemTests(PacketSystemContract, unittest.SynchronousTestCase):
+    """libpcap, on a wire of its own."""
+
+    def setUp(self) -> None:
+        """A wire for each test."""
+        self.wire = Wire()
+        self.addCleanup(self.wire.stop)
+        self.wire.start()
+        self.system = PcapySystem(buffer_size_bytes=2 << 20, read_timeout_ms=10, promiscuous=True)
+        self.interface = self.wire.interface
+
+    def send(self, *frames: bytes) -> None:
+        """Put frames on the wire."""
+        self.wire.send(frames)
+
+    def lose_interface(self) -> None:
+        """Delete the wire."""
+        self.wire.delete()
+
+    def test_interface_down(self) -> None:
+        """An interface that is down is told as such."""
+        self.wire.down()
+        error = self.assertRaises(CaptureUnavailable, self.open)
+        self.assertEqual(error.reason, "the interface is down")
+
+    def test_any(self) -> None:
+        """The pseudo-interface for all of them works, with a link type of its own (LINUX_SLL)."""
+        handle = self.system.open("any", snap_length=512, bpf="udp port 5353 and host 198.51.100.1")
+        self.addCleanup(handle.close)
+        self.assertEqual(handle.link_type, 113)
+        self.send(udp_frame(1, port=5353))
+        self.assertEqual(len(self.read(handle, 1)), 1)
+
+    def test_no_leak_by_bad_filters(self) -> None:
+        """Refused filters and interfaces leave no descriptor behind."""
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(5):
+            self.assertRaises(RequestRejected, self.open, bpf="tcp prot 80")
+            self.assertRaises(CaptureUnavailable, self.system.open, "nosuch0", snap_length=512, bpf="")
+        self.assertEqual(len(os.listdir("/proc/self/fd")), before)
+
+    def test_interface_that_libpcap_alone_knows(self) -> None:
+        """What libpcap would open by name, though it is no network interface, isn't opened."""
+        self.assertRaises(CaptureUnavailable, self.system.open, "nflog", snap_length=512, bpf="")
