@@ -55,7 +55,7 @@ def read_listener(text: str) -> Listener:
     @raise ValueError: where it is none; the message is the rule that it breaks.
     """
     kind, *given = _parts(text)
-    if "=" in kind or kind[0] not in _PARAMETERS:
+    if len(kind) != 1 or kind[0] not in _PARAMETERS:
         raise ValueError(f"must be an endpoint that starts with one of {', '.join(_PARAMETERS)} and a colon")
     names = _PARAMETERS[kind[0]]
     parameters: dict[str, str] = {}

@@ -50,10 +50,21 @@ def load_settings(path: str | None, overrides: Mapping[str, Any] = _NONE_GIVEN) 
     if document is not None:
         problems += broken_rules(settings, {problem.path for problem in problems})
     if problems:
-        raise SettingsError(
-            [dataclasses.replace(each, path=origins.get(each.path, each.path)) for each in problems]
-        )
+        raise SettingsError([_as_told(problem, origins) for problem in problems])
     return settings
+
+
+def _as_told(problem: Problem, origins: Mapping[str, str]) -> Problem:
+    """
+    A problem at the place where the operator made it. An address may have a
+    password in it, though it must not: a value that may be one isn't shown.
+    """
+    credentials = problem.value is not None and "@" in problem.value
+    return Problem(
+        path=origins.get(problem.path, problem.path),
+        value=None if credentials else problem.value,
+        rule=problem.rule,
+    )
 
 
 def _read_document(path: str, problems: list[Problem]) -> dict[str, Any] | None:
@@ -127,7 +138,7 @@ def _read_section(section: str, table: dict[str, Any], problems: list[Problem]) 
         for key, value in table.items()
         if key not in secret_keys and not (value == "" and _may_be_empty(section, key))
     }
-    values, wrong = check_fields(SECTIONS[section], plain, prefix=prefix, secrets=("url",))
+    values, wrong = check_fields(SECTIONS[section], plain, prefix=prefix)
     problems += wrong
     if secret is not None:
         try:
@@ -141,11 +152,7 @@ def _read_section(section: str, table: dict[str, Any], problems: list[Problem]) 
             try:
                 values[field] = convert(values[field])
             except ValueError as error:
-                # An address may hold a password, though it must not.
-                given = shown(table[key])
-                problems.append(
-                    Problem(path=prefix + key, value=None if "@" in given else given, rule=str(error))
-                )
+                problems.append(Problem(path=prefix + key, value=shown(table[key]), rule=str(error)))
                 del values[field]
     return {**_defaults_that_follow(section, values), **values}
 

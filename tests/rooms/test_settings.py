@@ -475,6 +475,11 @@ class SecretsTests(SettingsTestCase):
                 problem = self.only_problem(self._text(section, f"{key} = {value}"))
                 self.assertEqual(f"{section}.{key}: must be one line of text", problem)
 
+    def test_passwords_in_addresses(self) -> None:
+        """A password in an address, where none belongs, isn't shown either."""
+        for line in ("host", "[cloudshark]\nhost", "[sqs]\nurl", "[s3]\nendpoint"):
+            self.assertNotIn("hunter2", self.only_problem(f"{LEAST}{line} = 'https://u:hunter2@h/x'"))
+
     def test_never_seen(self) -> None:
         """A secret is in no repr, str or format of itself and of the settings, and isn't pickled."""
         settings = self.load(LEAST + "auth = 'hunter2'")
@@ -535,6 +540,7 @@ class ListenTests(SettingsTestCase):
         for listen, rule in (
             ("8480", "must be an endpoint that starts with one of tcp"),
             ("udp:1", "must be an endpoint that starts with one of tcp"),
+            ("tcp=tcp:1", "must be an endpoint that starts with one of tcp"),
             ("tcp", "must give 'port'"),
             ("tcp:", "must give 'port'"),
             ("tcp:65536", "a port from 0 to 65535"),
