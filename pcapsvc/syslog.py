@@ -58,9 +58,9 @@ class SyslogService(Service):
 
     def __init__(
         self,
-        *,
         priority: int,
         tag: str,
+        *,
         module: SyslogModule | None = None,
         publisher: LogPublisher = globalLogPublisher,
     ) -> None:
