@@ -1,0 +1,353 @@
+"""Captures to Amazon S3, and to what speaks as it does."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+from urllib.parse import quote
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from pcapsvc.core.artifact import Artifact
+from pcapsvc.core.endpoint import EndpointError, endpoint_url
+from pcapsvc.core.errors import DestinationError
+from pcapsvc.core.result import Receipt
+from pcapsvc.interfaces import IDestination, RunInThread
+
+_CONNECT_SECONDS = 10
+_READ_SECONDS = 60
+# One more than the first, for a connection that was kept and has died meanwhile.
+_ATTEMPTS = 2
+# Each costs a few megabytes.
+_MOST_CLIENTS = 8
+_MOST_WORDS = 300
+
+# The IANA's registry of media types.
+_MEDIA_TYPE = "application/vnd.tcpdump.pcap"
+
+_TAGS = "tags"
+# S3 User Guide, "User-defined object metadata": 2 KB of names and values.
+_MOST_TAGS_BYTES = 2048 - len(_TAGS)
+# What a header can't carry, what its end loses, and the sign of the encoding itself.
+_UNSAFE = re.compile(r"[^\x20-\x24\x26-\x7e]|\A +| +\Z")
+
+_CONTROL = re.compile(r"[\x00-\x20\x7f-\xa0\u2028\u2029\ud800-\udfff]+")
+
+# Those of botocore's standard retry mode (botocore.retries.standard), and S3's own.
+_PASSING_CODES = frozenset(
+    {
+        "BandwidthLimitExceeded",
+        "EC2ThrottledException",
+        "InternalError",
+        "LimitExceededException",
+        "OperationAborted",
+        "PriorRequestNotComplete",
+        "ProvisionedThroughputExceededException",
+        "RequestLimitExceeded",
+        "RequestThrottled",
+        "RequestThrottledException",
+        "RequestTimeout",
+        "RequestTimeoutException",
+        "ServiceUnavailable",
+        "SlowDown",
+        "ThrottledException",
+        "Throttling",
+        "ThrottlingException",
+        "TooManyRequestsException",
+        "TransactionInProgressException",
+    }
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Target:
+    """Where an object goes, and how."""
+
+    endpoint: str | None
+    region: str | None
+    bucket: str
+    key: str
+    acl: str
+    encryption: bool
+
+
+@implementer(IDestination)
+class S3:
+    """
+    Puts captures as C{FOLDER/NAME}, or C{NAME} where there is no folder, with the tags
+    as the metadata C{tags}. What a request says of S3 goes before what is given here.
+
+    An object is put at once, which S3 takes up to 5 GB: a capture's bytes are in memory,
+    and bounded far below.
+
+    The ACL C{private} is what an object has that is put with none, and is not sent:
+    buckets whose ACLs are switched off, as new ones are, refuse any.
+
+    Retryable are what fails on the way, time-outs, throttling, and the answers 408, 429
+    and 5xx; not any other answer, missing credentials, nor a certificate that can't be
+    verified.
+
+    @param access_id: with C{access_key}, the credentials. Without, they are looked for
+        where Amazon's tools do: the environment, a profile, a role.
+    @param access_key: the secret; it is in no error and no log.
+    @param endpoint: the service's address, with or without its scheme; L{None} is Amazon's.
+    @param acl: one of L{pcapsvc.core.request.CANNED_ACLS}.
+    @param encryption: whether S3 keeps the object encrypted, by AES256.
+    """
+
+    name = "s3"
+    _log = Logger()
+
+    def __init__(
+        self,
+        run_in_thread: RunInThread,
+        *,
+        access_id: str | None = None,
+        access_key: str | None = None,
+        endpoint: str | None = None,
+        bucket: str | None = None,
+        folder: str | None = None,
+        region: str | None = None,
+        acl: str = "private",
+        encryption: bool = False,
+    ) -> None:
+        self._run_in_thread = run_in_thread
+        self._access_key = access_key
+        self._clients = _Clients(access_id, access_key)
+        self._defaults: Mapping[str, Any] = {
+            "endpoint": endpoint,
+            "bucket": bucket,
+            "folder": folder,
+            "region": region,
+            "acl": acl,
+            "encryption": encryption,
+        }
+
+    def store(self, artifact: Artifact) -> Deferred[Receipt]:
+        """See L{IDestination.store}. The receipt's location is C{s3://BUCKET/KEY}."""
+        return Deferred.fromCoroutine(self._store(artifact))
+
+    async def _store(self, artifact: Artifact) -> Receipt:
+        target = self._target(artifact)
+        location = f"s3://{target.bucket}/{target.key}"
+        try:
+            # Here, not in the thread: by the time that it runs, the content may have been let go of.
+            body = _Body(artifact.content.open(), artifact.content.size)
+            try:
+                await self._run_in_thread(self._clients.put, target, body, artifact.tags)
+            except CancelledError:
+                # The thread notices, and closes it.
+                body.cancelled = True
+                raise
+            except BaseException:
+                body.close()
+                raise
+        except CancelledError:
+            raise
+        except DestinationError as error:
+            raise DestinationError(
+                f"{location}: {self._one_line(str(error))}", retryable=error.retryable
+            ) from None
+        except Exception as error:
+            # No memory, no descriptor, or threads that have stopped.
+            raise DestinationError(f"{location}: {error}", retryable=True) from error
+        self._log.info(
+            "capture {capture_id}: stored as {location}", capture_id=artifact.capture_id, location=location
+        )
+        return Receipt(destination=self.name, location=location)
+
+    def _target(self, artifact: Artifact) -> _Target:
+        asked = {**self._defaults, **artifact.s3}
+        if not asked["bucket"]:
+            raise DestinationError(
+                "no bucket: neither the configuration nor the request names one", retryable=False
+            )
+        try:
+            endpoint = endpoint_url(asked["endpoint"]) if asked["endpoint"] else None
+        except EndpointError as error:
+            raise DestinationError(f"the endpoint {error}", retryable=False) from error
+        folder = (asked["folder"] or "").strip("/")
+        return _Target(
+            endpoint=endpoint,
+            region=asked["region"] or None,
+            bucket=asked["bucket"],
+            key=f"{folder}/{artifact.name}" if folder else artifact.name,
+            acl=asked["acl"],
+            encryption=asked["encryption"],
+        )
+
+    def _one_line(self, text: str) -> str:
+        text = _CONTROL.sub(" ", text).strip()
+        if self._access_key:
+            for form in (self._access_key, quote(self._access_key, safe="")):
+                text = text.replace(form, "[access key]")
+        return text if len(text) <= _MOST_WORDS else text[:_MOST_WORDS] + "…"
+
+
+class _Body:
+    """
+    What boto3 reads an object from: a file that stops being read when nobody waits
+    for it any more.
+
+    @ivar cancelled: set from the reactor's thread.
+    """
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self._file = file
+        self.size = size
+        self.cancelled = False
+
+    def read(self, size: int = -1) -> bytes:
+        self._check()
+        return self._file.read(size)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._check()
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _check(self) -> None:
+        if self.cancelled:
+            raise CancelledError()
+
+
+class _Clients:
+    """
+    A client of boto3 for each endpoint and region. Clients may be used by many threads
+    at once, the session that makes them may not.
+
+    Made and used in threads only: boto3 is imported with the first.
+    """
+
+    def __init__(self, access_id: str | None, access_key: str | None) -> None:
+        self._access_id = access_id
+        self._access_key = access_key
+        self._lock = threading.Lock()
+        self._session: Any = None
+        self._clients: OrderedDict[tuple[str | None, str | None], Any] = OrderedDict()
+
+    def put(self, target: _Target, body: _Body, tags: str) -> None:
+        """
+        Put an object, and close what it is read from.
+
+        @raise DestinationError: with the client's words.
+        """
+        try:
+            self._put(target, body, tags)
+        except CancelledError:
+            raise
+        except Exception as error:  # noqa: BLE001 - a client that is not ours, with errors of many libraries
+            words, retryable = _told(error)
+            raise DestinationError(words, retryable=retryable) from None
+        finally:
+            body.close()
+
+    def _put(self, target: _Target, body: _Body, tags: str) -> None:
+        options: dict[str, Any] = {}
+        if target.acl != "private":
+            options["ACL"] = target.acl
+        if target.encryption:
+            options["ServerSideEncryption"] = "AES256"
+        self._client(target.endpoint, target.region).put_object(
+            Bucket=target.bucket,
+            Key=target.key,
+            Body=body,
+            ContentLength=body.size,
+            ContentType=_MEDIA_TYPE,
+            Metadata={_TAGS: metadata_value(tags)},
+            **options,
+        )
+
+    def _client(self, endpoint: str | None, region: str | None) -> Any:
+        with self._lock:
+            client = self._clients.pop((endpoint, region), None)
+            if client is None:
+                client = self._make(endpoint, region)
+            self._clients[endpoint, region] = client
+            if len(self._clients) > _MOST_CLIENTS:
+                # Not closed: another thread may be using it. It goes away with its last user.
+                self._clients.popitem(last=False)
+            return client
+
+    def _make(self, endpoint: str | None, region: str | None) -> Any:
+        import boto3.session
+        from botocore.config import Config
+
+        if self._session is None:
+            self._session = boto3.session.Session(
+                aws_access_key_id=self._access_id, aws_secret_access_key=self._access_key
+            )
+        if region is None and self._session.region_name is None:
+            # A signature needs one. This is what stores that have none of their own expect.
+            region = "us-east-1"
+        return self._session.client(
+            "s3",
+            endpoint_url=endpoint,
+            region_name=region,
+            config=Config(
+                signature_version="s3v4",
+                s3={"addressing_style": "path"},
+                # Many stores know nothing of the newer checksums.
+                request_checksum_calculation="when_required",
+                response_checksum_validation="when_required",
+                connect_timeout=_CONNECT_SECONDS,
+                read_timeout=_READ_SECONDS,
+                retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
+            ),
+        )
+
+
+def metadata_value(tags: str) -> str:
+    """
+    Tags as the value of an object's metadata, which is printable ASCII: anything else,
+    and the percent sign, is percent-encoded as UTF-8. What is too long is cut at a comma.
+    """
+    safe = _UNSAFE.sub(lambda found: _percent_encoded(found[0]), tags)
+    if len(safe) <= _MOST_TAGS_BYTES:
+        return safe
+    comma = safe.rfind(",", 0, _MOST_TAGS_BYTES + 1)
+    if comma >= 0:
+        return safe[:comma]
+    # Not within an encoded byte.
+    return re.sub(r"%.?\Z", "", safe[:_MOST_TAGS_BYTES])
+
+
+def _percent_encoded(text: str) -> str:
+    return "".join(f"%{byte:02X}" for byte in text.encode("utf-8", "replace"))
+
+
+def _told(error: Exception) -> tuple[str, bool]:
+    """What went wrong, in words, and whether it may go right later."""
+    from botocore import exceptions
+
+    if isinstance(error, exceptions.ClientError):
+        problem = error.response.get("Error", {})
+        code, message = str(problem.get("Code", "")), str(problem.get("Message", ""))
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        words = ": ".join(part for part in (code, message) if part) or f"answered {status}"
+        return words, code in _PASSING_CODES or status in (408, 429) or status >= 500
+    if isinstance(error, exceptions.SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return str(error), False
+    passing = (
+        exceptions.ConnectionError,
+        exceptions.HTTPClientError,
+        exceptions.CredentialRetrievalError,
+        exceptions.ResponseParserError,
+        OSError,
+    )
+    if isinstance(error, passing):
+        return str(error), True
+    if isinstance(error, exceptions.BotoCoreError | ValueError):
+        return str(error), False
+    return f"{type(error).__name__}: {error}", True

@@ -1,0 +1,122 @@
+"""The pool of our own threads."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+
+from twisted.internet import defer, reactor
+from twisted.internet.task import Clock
+from twisted.trial.unittest import TestCase
+
+from pcapsvc.threads import STOP_SECONDS, NotRunning, Threads
+
+
+class ThreadClock(Clock):
+    """A clock whose calls from threads come when they are asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.from_threads: list[tuple[object, ...]] = []
+
+    def callFromThread(self, function: object, *args: object) -> None:
+        self.from_threads.append((function, *args))
+
+
+class ThreadsTests(TestCase):
+    """L{Threads}, on the real reactor."""
+
+    def setUp(self) -> None:
+        self.threads = Threads(reactor, most=2)
+        self.threads.startService()
+        self.addCleanup(self.threads.stopService)
+
+    async def test_result(self) -> None:
+        """A function runs in another thread, with its arguments, and its result comes back."""
+        thread, total = await self.threads.run(lambda a, b: (threading.current_thread(), a + b), 1, 2)
+        self.assertIsNot(thread, threading.current_thread())
+        self.assertTrue(thread.daemon)
+        self.assertEqual(total, 3)
+
+    async def test_failure(self) -> None:
+        """What a function raises comes back."""
+        with self.assertRaises(ZeroDivisionError):
+            await self.threads.run(lambda: 1 // 0)
+
+    async def test_more_work_than_threads(self) -> None:
+        """Work that finds no free thread waits for one."""
+        results = await defer.gatherResults([self.threads.run(lambda n=n: n) for n in range(20)])
+        self.assertEqual(results, list(range(20)))
+
+    async def test_stop_waits_for_work(self) -> None:
+        """A stop lets what runs, and what waits, come to its end, and takes nothing new."""
+        done: list[int] = []
+
+        def work(n: int) -> None:
+            time.sleep(0.02)
+            done.append(n)
+
+        running = [self.threads.run(work, n) for n in range(5)]
+        stopped = self.threads.stopService()
+        await self.assertFailure(self.threads.run(work, 99), NotRunning)
+        await stopped
+        await defer.gatherResults(running)
+        self.assertEqual(sorted(done), [0, 1, 2, 3, 4])
+
+    async def test_run_again(self) -> None:
+        """After a stop it can be started again."""
+        await self.threads.stopService()
+        self.threads.startService()
+        self.assertEqual(await self.threads.run(lambda: 1), 1)
+
+    async def test_not_started(self) -> None:
+        """Before the start there is no thread, and work fails."""
+        await self.assertFailure(Threads(reactor).run(lambda: 1), NotRunning)
+
+    async def test_stop_twice(self) -> None:
+        """A second stop fires at once."""
+        await self.threads.stopService()
+        await self.threads.stopService()
+
+
+class HangingThreadTests(TestCase):
+    """L{Threads} with work that does not end."""
+
+    def test_stop_gives_up(self) -> None:
+        """
+        A stop returns at once, waits for a thread that hangs for so long and no longer,
+        and cancels who waits for it.
+        """
+        clock = ThreadClock()
+        threads = Threads(clock)  # type: ignore[arg-type]
+        threads.startService()
+        release = threading.Event()
+        self.addCleanup(release.set)
+        hanging = threads.run(release.wait)
+        stopped = threads.stopService()
+        clock.advance(STOP_SECONDS - 0.01)
+        self.assertNoResult(stopped)
+        self.assertNoResult(hanging)
+        clock.advance(0.02)
+        self.successResultOf(stopped)
+        self.failureResultOf(hanging, defer.CancelledError)
+        self.assertEqual(clock.getDelayedCalls(), [])
+
+    def test_process_ends(self) -> None:
+        """A thread that hangs keeps no process from ending."""
+        program = (
+            "import time\n"
+            "from twisted.internet import reactor\n"
+            "from pcapsvc.threads import Threads\n"
+            "threads = Threads(reactor)\n"
+            "threads.startService()\n"
+            "threads.run(time.sleep, 1000).addErrback(lambda _: None)\n"
+            "reactor.addSystemEventTrigger('before', 'shutdown', threads.stopService)\n"
+            "reactor.callLater(0.05, reactor.stop)\n"
+            "reactor.run()\n"
+        )
+        path = {"PYTHONPATH": ":".join(sys.path)}
+        ended = subprocess.run([sys.executable, "-c", program], timeout=30, capture_output=True, env=path)
+        self.assertEqual((ended.returncode, ended.stderr), (0, b""))
