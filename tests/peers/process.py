@@ -112,6 +112,11 @@ class OwnProcess:
         assert self._process is not None, f"{self._name} is not running"
         self._process.send_signal(number)
 
+    def wait(self, patience_seconds: float) -> int:
+        """Wait until it ends by itself. The exit status; negative where a signal ended it."""
+        assert self._process is not None, f"{self._name} is not running"
+        return self._process.wait(patience_seconds)
+
     def end(self) -> None:
         """End it, by its pid. Nothing happens where it has ended."""
         if self._finalizer is not None:

@@ -1,0 +1,175 @@
+"""The composition: which parts there are, who knows whom, and in which order they stop."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+from twisted.application.service import IService
+
+from pcapsvc.capture.capturer import Capturer
+from pcapsvc.capture.pcapy_system import PcapySystem
+from pcapsvc.core.admission import Admission
+from pcapsvc.core.plan import NodeView
+from pcapsvc.core.request import RequestBounds
+from pcapsvc.destinations.cloudshark import CloudShark
+from pcapsvc.destinations.localdir import LocalDirectory
+from pcapsvc.destinations.s3 import S3
+from pcapsvc.interfaces import IDestination, IPacketSystem, IRequestSink, RunInThread
+from pcapsvc.lifecycle import OrderedServices
+from pcapsvc.pipeline import Pipeline
+from pcapsvc.reports.ledger import Ledger
+from pcapsvc.reports.log import LogReporter
+from pcapsvc.settings import Secret, Settings
+from pcapsvc.sources.http import HTTPSource, http_endpoint
+from pcapsvc.sources.redis import RedisSource
+from pcapsvc.syslog import SyslogService
+from pcapsvc.threads import Threads
+
+
+def build(
+    settings: Settings,
+    reactor: Any,
+    *,
+    system: IPacketSystem | None = None,
+    wall_clock: Callable[[], float] = time.time,
+) -> IService:
+    """
+    The whole service, not started.
+
+    @param system: where packets come from; L{None} is libpcap.
+    @param wall_clock: the time in seconds since the Unix epoch.
+    """
+    threads = Threads(reactor)
+    destinations = list(_destinations(settings, reactor, threads.run))
+    ledger = Ledger([destination.name for destination in destinations])
+    pipeline = Pipeline(
+        _node(settings),
+        capturer=Capturer(
+            reactor,
+            system or _packet_system(settings),
+            run_in_thread=threads.run,
+            wall_clock=wall_clock,
+            read_timeout_ms=settings.capture.read_timeout_ms,
+            packet_debug=settings.general.packet_debug,
+            panic=settings.general.panic,
+        ),
+        destinations=destinations,
+        reporters=[LogReporter(), ledger],
+        admission=Admission(
+            max_captures=settings.general.max_captures, max_memory_bytes=settings.general.max_memory_bytes
+        ),
+        ignore_unknown=settings.general.unknown_keys == "ignore",
+        log_requests=settings.general.log_requests,
+    )
+    sources = _sources(settings, reactor, pipeline, ledger)
+    log = [] if settings.syslog is None else [SyslogService(settings.syslog.priority, settings.syslog.tag)]
+    return OrderedServices(
+        reactor,
+        [*sources, pipeline, threads, *log],
+        stop_timeout_seconds=settings.general.stop_timeout_seconds,
+    )
+
+
+def _node(settings: Settings) -> NodeView:
+    general, s3 = settings.general, settings.s3
+    interfaces: dict[str, tuple[str, ...]] = {}
+    for interface in settings.interfaces:
+        for alias in interface.alias:
+            interfaces[alias] = (*interfaces.get(alias, ()), interface.name)
+    return NodeView(
+        name=general.node_name,
+        bounds=RequestBounds(
+            max_packets=general.max_packets,
+            max_bytes=general.max_bytes,
+            max_timeout_seconds=general.max_timeout_seconds,
+            max_duration_seconds=general.max_duration_seconds,
+            max_snap_length=general.max_snap_length,
+            max_filter_characters=general.max_filter_characters,
+            s3_overrides=s3.overrides if s3.upload else None,
+            s3_endpoints=s3.endpoints,
+        ),
+        default_timeout_seconds=general.default_timeout_seconds,
+        snap_length=general.snap_length,
+        interfaces_by_alias=interfaces,
+    )
+
+
+def _packet_system(settings: Settings) -> IPacketSystem:
+    return PcapySystem(
+        buffer_size_bytes=settings.capture.buffer_size_bytes,
+        read_timeout_ms=settings.capture.read_timeout_ms,
+        promiscuous=settings.general.promiscuous,
+    )
+
+
+def _destinations(settings: Settings, reactor: Any, run_in_thread: RunInThread) -> list[IDestination]:
+    general, cloudshark, s3 = settings.general, settings.cloudshark, settings.s3
+    destinations: list[IDestination] = []
+    if general.write_local and general.local_dir is not None:
+        # Absolute, as a daemon leaves the folder in which it was started.
+        destinations.append(LocalDirectory(os.path.abspath(general.local_dir), run_in_thread))
+    if cloudshark.upload and cloudshark.token is not None:
+        destinations.append(
+            CloudShark(
+                reactor,
+                scheme=cloudshark.scheme,
+                host=cloudshark.host,
+                port=cloudshark.port,
+                token=cloudshark.token.reveal(),
+                timeout_seconds=cloudshark.timeout_seconds,
+                verify=cloudshark.verify,
+            )
+        )
+    if s3.upload:
+        destinations.append(
+            S3(
+                run_in_thread,
+                access_id=s3.access_id,
+                access_key=_revealed(s3.access_key),
+                endpoint=s3.endpoint,
+                bucket=s3.bucket,
+                folder=s3.folder,
+                region=s3.region,
+                acl=s3.acl,
+                encryption=s3.encryption,
+            )
+        )
+    return destinations
+
+
+def _sources(settings: Settings, reactor: Any, sink: IRequestSink, ledger: Ledger) -> list[IService]:
+    redis, http = settings.redis, settings.http
+    sources: list[IService] = []
+    if redis.listen:
+        sources.append(
+            RedisSource(
+                reactor,
+                sink,
+                host=redis.host,
+                port=redis.port,
+                channel=redis.channel,
+                username=redis.username,
+                password=_revealed(redis.auth),
+                tls=redis.tls,
+                ca_file=redis.ca_file,
+            )
+        )
+    if http.listen is not None:
+        sources.append(
+            HTTPSource(
+                reactor,
+                http_endpoint(reactor, http.listen),
+                sink,
+                lookup=ledger.lookup,
+                token=_revealed(http.token),
+                endpoint_name=http.listen,
+            )
+        )
+    return sources
+
+
+def _revealed(secret: Secret | None) -> str | None:
+    return None if secret is None else secret.reveal()
