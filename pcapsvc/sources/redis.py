@@ -33,6 +33,9 @@ CHECK_SECONDS = 10.0
 #: How long it has to answer.
 ANSWER_SECONDS = 5.0
 
+#: How much later it is judged, so that what has arrived meanwhile is read.
+GRACE_SECONDS = 0.1
+
 #: How long to wait before connecting again: at first, and at most. Each is cut by up to half, by chance.
 RETRY_SECONDS = (0.5, 10.0)
 
@@ -377,12 +380,12 @@ class _Subscriber(SubscriberProtocol):  # type: ignore[misc] # txredisapi has no
 
         def look_once_more() -> None:
             # The answer may wait in the socket, where it was us who were too
-            # busy: the reactor reads it before it makes the next call.
-            self._set_timer(self.callLater(0, judge))
+            # busy: the reactor reads it before it makes a later call.
+            self._set_timer(self.callLater(GRACE_SECONDS, judge))
 
         def judge() -> None:
             if self._heard:
-                self._set_timer(self.callLater(max(0.0, seconds - answer_seconds), ask))
+                self._set_timer(self.callLater(max(0.0, seconds - answer_seconds - GRACE_SECONDS), ask))
             else:
                 self._give_up(_Silent(f"no answer to PING for {answer_seconds:g} s"))
 
@@ -441,8 +444,8 @@ class _ReplyReader:
             del self._buffer[:skipped]
             self._skip -= skipped
         position = 0
-        try:
-            while position < len(self._buffer):
+        while position < len(self._buffer):
+            try:
                 if self._buffer.startswith(self._message, position):
                     start = position + len(self._message) - 1
                     message, position = self._read_bulk(start)
@@ -450,13 +453,13 @@ class _ReplyReader:
                 else:
                     reply, position = self._read(position, 0)
                     yield reply
-        except _Incomplete:
-            pass
-        except _Oversized as bulk:
-            self._pass_over(bulk.size)
-            rest = bulk.start + bulk.size + 2
-            self._skip = max(0, rest - len(self._buffer))
-            position = min(rest, len(self._buffer))
+            except _Incomplete:
+                break
+            except _Oversized as bulk:
+                self._pass_over(bulk.size)
+                rest = bulk.start + bulk.size + 2
+                self._skip = max(0, rest - len(self._buffer))
+                position = min(rest, len(self._buffer))
         del self._buffer[:position]
 
     def _read_line(self, position: int) -> tuple[bytes, int]:

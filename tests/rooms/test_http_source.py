@@ -336,7 +336,7 @@ class BrowserTests(HTTPTestCase):
 
     def test_names(self) -> None:
         """A host's name, which DNS may point anywhere, is refused; so is what only looks like an address."""
-        for host in ["", *"evil.example evil.example:80 127.0.0.1.evil.example localhost.evil [evil]".split()]:
+        for host in ["", "[evil]", *"evil.test evil.test:80 127.0.0.1.evil.test localhost.evil".split()]:
             self.assertEqual(self.ask("POST", "/captures", b"{}", Host=host).code, 403, host)
         self.assertEqual(self.sink.submitted, [])
 

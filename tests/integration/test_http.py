@@ -1,0 +1,191 @@
+"""The HTTP source on a real listener, with clients that are not ours."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import socket
+import stat
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from twisted.internet import error, reactor, threads
+from twisted.trial import unittest
+
+from pcapsvc.core.request import MAX_BODY_BYTES
+from pcapsvc.core.result import Accepted, StartedCapture
+from pcapsvc.sources.http import HTTPSource, http_endpoint
+from pcapsvc.testing import MemorySink
+from tests.peers.requirement import require_command
+
+BODY = b'{"node":"any","interface":["eth0"]}'
+
+
+class ListeningTestCase(unittest.TestCase):
+    """A source that listens on a free port of loopback."""
+
+    timeout = 20
+
+    def start(self, description: str = "tcp:0:interface=127.0.0.1", **options: Any) -> HTTPSource:
+        """A source that listens."""
+        self.sink = MemorySink(Accepted(captures=(StartedCapture(capture_id="abc1", interface="eth0"),)))
+        source = HTTPSource(
+            reactor,
+            http_endpoint(reactor, description),
+            self.sink,
+            lookup={"abc1": {"id": "abc1"}}.get,
+            **options,
+        )
+        source.startService()
+        self.addCleanup(source.stopService)
+        return source
+
+    async def port_of(self, source: HTTPSource) -> int:
+        """The port that it listens on."""
+        assert source.listening is not None
+        address: Any = await source.listening
+        return int(address.port)
+
+    async def curl(self, *arguments: str, body: bytes = b"") -> tuple[int, Any]:
+        """What curl gets: the status, and the JSON."""
+        program = require_command("curl", "curl")
+
+        def run() -> tuple[int, Any]:
+            done = subprocess.run(
+                [program, "-sS", "--max-time", "10", "-w", "\n%{http_code}", *arguments],
+                input=body,
+                capture_output=True,
+                check=False,
+            )
+            content, _, code = done.stdout.decode().rpartition("\n")
+            return int(code), json.loads(content) if content.strip() else done.stderr.decode()
+
+        result: tuple[int, Any] = await threads.deferToThread(run)
+        return result
+
+
+class CurlTests(ListeningTestCase):
+    """What the documentation shows: curl."""
+
+    async def test_post(self) -> None:
+        """C{curl -d} begins a capture, and says where to ask for it."""
+        url = f"http://localhost:{await self.port_of(self.start())}/captures"
+        code, content = await self.curl("-d", BODY.decode(), url)
+        self.assertEqual((code, content["captures"][0]["id"]), (202, "abc1"))
+        self.assertEqual(self.sink.submitted, [("http", BODY)])
+        self.assertEqual(await self.curl(f"{url}/abc1"), (200, {"id": "abc1"}))
+
+    async def test_continue(self) -> None:
+        """A body that curl first asks about arrives; one that is too long is refused, in words."""
+        url = f"http://127.0.0.1:{await self.port_of(self.start())}/captures"
+        expect = ("-H", "Expect: 100-continue", "--data-binary", "@-", url)
+        code, _ = await self.curl(*expect, body=b" " * MAX_BODY_BYTES)
+        self.assertEqual(code, 202)
+        code, content = await self.curl(*expect, body=b" " * (MAX_BODY_BYTES + 1))
+        self.assertEqual((code, list(content)), (413, ["error"]))
+
+    async def test_flood(self) -> None:
+        """Megabytes, announced or in chunks, get 413, and the client can read it."""
+        url = f"http://127.0.0.1:{await self.port_of(self.start())}/captures"
+        body = bytes(8 * 1024 * 1024)
+        for header in ("Expect:", "Transfer-Encoding: chunked"):
+            code, content = await self.curl(
+                "-H", header, "-H", "Expect:", "--data-binary", "@-", url, body=body
+            )
+            self.assertEqual((code, list(content)), (413, ["error"]))
+        self.assertEqual(self.sink.submitted, [])
+
+    async def test_unix_socket(self) -> None:
+        """A unix socket is for its owner and group, serves curl, and is gone after the stop."""
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        path = Path(folder.name) / "pcapsvc.sock"
+        source = self.start(f"unix:{path}")
+        self.assertEqual(stat.S_IMODE(os.stat(path).st_mode), 0o660)
+        code, _ = await self.curl("--unix-socket", str(path), "-d", BODY.decode(), "http://localhost/captures")
+        self.assertEqual(code, 202)
+        await source.stopService()
+        self.assertFalse(path.exists())
+
+
+class ClientTests(ListeningTestCase):
+    """Other clients."""
+
+    async def test_head_and_keep_alive(self) -> None:
+        """The standard library's client asks many times on one connection, HEAD among them."""
+        port = await self.port_of(self.start(token="right"))
+
+        def ask() -> list[tuple[int, int]]:
+            client = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+            self.addCleanup(client.close)
+            found = []
+            for method, path, token in (
+                ("POST", "/captures", "right"),
+                ("HEAD", "/captures/abc1", "right"),
+                ("GET", "/captures/abc1", "right"),
+                ("GET", "/captures/abc1", "wrong"),
+                ("POST", "/captures", "right"),
+            ):
+                client.request(method, path, BODY, {"Authorization": f"Bearer {token}"})
+                response = client.getresponse()
+                found.append((response.status, len(response.read())))
+            return found
+
+        found = await threads.deferToThread(ask)
+        self.assertEqual([code for code, _ in found], [202, 200, 200, 401, 202])
+        self.assertEqual(found[1][1], 0)
+        self.assertEqual(len(self.sink.submitted), 2)
+
+    async def test_connections(self) -> None:
+        """Connections over the most are closed; when others go, there is room again."""
+        port = await self.port_of(self.start(max_connections=2))
+
+        def connect() -> socket.socket:
+            client = socket.create_connection(("127.0.0.1", port), timeout=10)
+            self.addCleanup(client.close)
+            return client
+
+        held = [connect(), connect()]
+        request = b"GET /captures/abc1 HTTP/1.0\r\n\r\n"
+
+        def try_once() -> bytes:
+            client = connect()
+            try:
+                client.sendall(request)
+                return client.recv(4096)
+            except ConnectionError:
+                return b""
+
+        self.assertEqual(await threads.deferToThread(try_once), b"")
+        held[0].close()
+        answer = b""
+        while not answer:
+            answer = await threads.deferToThread(try_once)
+        self.assertTrue(answer.startswith(b"HTTP/1.0 200"))
+
+    async def test_taken(self) -> None:
+        """An address that is taken fails the start."""
+        port = await self.port_of(self.start())
+        description = f"tcp:{port}:interface=127.0.0.1"
+        source = HTTPSource(reactor, http_endpoint(reactor, description), self.sink, lookup=lambda _: None)
+        self.assertRaises(error.CannotListenError, source.startService)
+        assert source.listening is not None
+        self.assertIsNone(await source.listening)
+
+    async def test_stop(self) -> None:
+        """The stop closes what is open, idle or in the midst of a request, and frees the port."""
+        source = self.start()
+        port = await self.port_of(source)
+        clients = [socket.create_connection(("127.0.0.1", port), timeout=10) for _ in range(3)]
+        for client in clients:
+            self.addCleanup(client.close)
+        clients[1].sendall(b"POST /captures HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{")
+        clients[2].sendall(b"GET /captures/abc1 HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        self.assertIn(b"200", await threads.deferToThread(clients[2].recv, 4096))
+        await source.stopService()
+        for client in clients:
+            self.assertEqual(await threads.deferToThread(client.recv, 4096), b"")
+        self.assertRaises(OSError, socket.create_connection, ("127.0.0.1", port), 1)

@@ -1,0 +1,280 @@
+"""The Redis source and a real redis-server."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from twisted.internet import reactor, task, tcp, threads
+from twisted.logger import formatEvent, globalLogPublisher
+from twisted.trial import unittest
+
+from pcapsvc.sources.redis import MAX_MESSAGE_BYTES, RedisSource
+from pcapsvc.testing import MemorySink
+from tests.peers.certificates import Authority
+from tests.peers.redis import RedisServer
+
+CHECK_SECONDS = 0.4
+ANSWER_SECONDS = 0.2
+
+
+class RedisSourceTests(unittest.TestCase):
+    """L{RedisSource} is subscribed whenever it can be."""
+
+    timeout = 30
+
+    def setUp(self) -> None:
+        self.events: list[str] = []
+        globalLogPublisher.addObserver(self.observe)
+        self.addCleanup(globalLogPublisher.removeObserver, self.observe)
+
+    def observe(self, event: Any) -> None:
+        """Keep what the source logs."""
+        if "redis" in event.get("log_namespace", ""):
+            self.events.append(f"{event['log_level'].name}: {formatEvent(event)}")
+
+    def server(self, **options: Any) -> RedisServer:
+        """A server that is not started."""
+        server = RedisServer(**options)
+        self.addCleanup(server.stop)
+        return server
+
+    def listen(self, server: RedisServer, **options: Any) -> RedisSource:
+        """A source that is started."""
+        self.sink = MemorySink()
+        source = RedisSource(
+            reactor,
+            self.sink,
+            host=options.pop("host", server.host),
+            port=server.port,
+            channel="capture",
+            check_seconds=CHECK_SECONDS,
+            answer_seconds=ANSWER_SECONDS,
+            retry_seconds=(0.05, 0.2),
+            **options,
+        )
+        source.startService()
+        self.addCleanup(source.stopService)
+        return source
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        """Wait until something holds."""
+        while not condition():
+            await task.deferLater(reactor, 0.01)
+
+    async def hears(self, server: RedisServer, body: bytes) -> None:
+        """A message that is published is submitted, once the source is subscribed."""
+        while await threads.deferToThread(server.subscribers, "capture") != 1:
+            await task.deferLater(reactor, 0.01)
+        self.assertEqual(await threads.deferToThread(server.publish, "capture", body), 1)
+        await self.until(lambda: ("redis", body) in self.sink.submitted)
+
+    async def told(self, text: str) -> None:
+        """It is logged."""
+        await self.until(lambda: any(text in event for event in self.events))
+
+    def warnings(self) -> list[str]:
+        """What was told of outages."""
+        return [event for event in self.events if event.startswith("warn")]
+
+    async def test_password(self) -> None:
+        """With the right password it is subscribed, and the password is in no log."""
+        server = self.server(password='s3cret "quoted"')
+        server.start()
+        self.listen(server, password=server.password)
+        await self.hears(server, b'{"node":"any"}')
+        self.assertEqual(self.warnings(), [])
+        self.assertNotIn("s3cret", "".join(self.events))
+
+    async def test_no_password(self) -> None:
+        """Where there should be one and is none, that is told."""
+        server = self.server(password="s3cret")
+        server.start()
+        self.listen(server)
+        await self.told("it wants a password, and none is set")
+
+    async def test_wrong_password(self) -> None:
+        """A wrong one is told once; when the server comes back with ours, we are subscribed."""
+        server = self.server(password="new")
+        server.start()
+        self.listen(server, password="old-s3cret")
+        await self.told("AUTH was refused (the user name or the password is wrong)")
+        await task.deferLater(reactor, 0.5)
+        self.assertEqual(len(self.warnings()), 1)
+        server.command("CONFIG", "SET", "requirepass", "old-s3cret")
+        await self.hears(server, b"corrected")
+        self.assertNotIn("s3cret", "".join(self.events))
+
+    async def test_password_corrected_by_restart(self) -> None:
+        """Another server on the same port, with the right password, is found."""
+        server = self.server(password="new")
+        server.start()
+        self.listen(server, password="old")
+        await self.told("AUTH was refused")
+        await threads.deferToThread(server.end)
+        right = self.server(password="old")
+        self.move(right, server)
+        await threads.deferToThread(right.start)
+        await self.hears(right, b"corrected")
+
+    def move(self, server: RedisServer, to: RedisServer) -> None:
+        """Give a server, before it starts, the port of another one."""
+        path = server._configuration
+        path.write_text(path.read_text().replace(f"port {server.port}\n", f"port {to.port}\n"))
+        server.port = to.port
+
+    async def test_user(self) -> None:
+        """A user of an access list."""
+        server = self.server(users={"node7": "s3cret"})
+        server.start()
+        self.listen(server, username="node7", password="s3cret")
+        await self.hears(server, b"x")
+
+    async def test_user_without_rights(self) -> None:
+        """One who may not subscribe to the channel is told so; when he may, he is subscribed."""
+        server = self.server(users={"node7": "s3cret"})
+        server.start()
+        server.command("ACL", "SETUSER", "node7", "resetchannels")
+        self.listen(server, username="node7", password="s3cret")
+        await self.told("SUBSCRIBE was refused (the user has no right to this channel)")
+        server.command("ACL", "SETUSER", "node7", "&capture")
+        await self.hears(server, b"x")
+
+    async def test_user_who_goes(self) -> None:
+        """One whose access is taken away is cut off by the server, and told why."""
+        server = self.server(users={"node7": "s3cret"})
+        server.start()
+        self.listen(server, username="node7", password="s3cret")
+        await self.hears(server, b"x")
+        server.command("ACL", "DELUSER", "node7")
+        await self.told("AUTH was refused")
+
+    async def test_tls(self) -> None:
+        """The certificate is verified with the file's authority, for a name and for an address."""
+        server = self.server(tls=True, password="s3cret")
+        server.start()
+        for host in ("localhost", "127.0.0.1"):
+            source = self.listen(
+                server, host=host, tls=True, ca_file=str(server.ca_file), password=server.password
+            )
+            await self.hears(server, b"x")
+            await source.stopService()
+        self.assertEqual(self.warnings(), [])
+
+    async def test_tls_not_trusted(self) -> None:
+        """Another authority's certificate is refused, and the platform's trust doesn't reach it."""
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        server = self.server(tls=True, password="s3cret")
+        server.start()
+        for ca_file in (str(Authority(Path(folder.name)).file), None):
+            self.events.clear()
+            source = self.listen(server, tls=True, ca_file=ca_file, password=server.password)
+            await self.told("TLS failed: certificate verify failed")
+            await source.stopService()
+            self.assertEqual(len(self.warnings()), 1)
+
+    async def test_tls_without(self) -> None:
+        """A server that speaks no TLS is told so."""
+        server = self.server()
+        server.start()
+        self.listen(server, tls=True)
+        await self.told("not subscribed")
+
+    async def test_restart(self) -> None:
+        """After a restart of the server it is subscribed again, and both are told once."""
+        server = self.server()
+        server.start()
+        self.listen(server)
+        await self.hears(server, b"before")
+        await threads.deferToThread(server.end)
+        await task.deferLater(reactor, 0.5)
+        await threads.deferToThread(server.start)
+        await self.hears(server, b"after")
+        self.assertEqual([event.split(":")[0] for event in self.events], ["info", "warn", "info"])
+
+    async def test_cut_off(self) -> None:
+        """Cut off by the server, it comes back."""
+        server = self.server()
+        server.start()
+        self.listen(server)
+        for body in (b"1", b"2", b"3"):
+            await self.hears(server, body)
+            server.drop_subscribers()
+            count = len(self.warnings())
+            await self.until(lambda count=count: len(self.warnings()) > count)
+
+    async def test_down_at_start(self) -> None:
+        """A server that comes later is found."""
+        server = self.server()
+        self.listen(server)
+        await self.told("not subscribed")
+        await threads.deferToThread(server.start)
+        await self.hears(server, b"x")
+
+    async def test_half_open(self) -> None:
+        """A server that is frozen is noticed within the bound, and heard again when it goes on."""
+        server = self.server()
+        server.start()
+        self.listen(server)
+        await self.hears(server, b"before")
+        began = reactor.seconds()
+        server.freeze()
+        await self.told("no answer to PING for 0.2 s")
+        self.assertLess(reactor.seconds() - began, CHECK_SECONDS + ANSWER_SECONDS + 0.5)
+        await task.deferLater(reactor, 0.5)
+        server.thaw()
+        await self.hears(server, b"after")
+
+    async def test_replaced_while_frozen(self) -> None:
+        """A frozen server that is replaced by another one is left."""
+        server = self.server()
+        server.start()
+        self.listen(server)
+        await self.hears(server, b"before")
+        server.freeze()
+        await self.told("no answer to PING")
+        await threads.deferToThread(server.restart)
+        await self.hears(server, b"after")
+
+    async def test_odd_messages(self) -> None:
+        """Messages that aren't UTF-8, numbers, and huge ones do no harm to the next."""
+        server = self.server()
+        server.start()
+        self.listen(server)
+        await self.hears(server, b"\xff\xfe\x00\r\n")
+        await self.hears(server, b"123")
+        await self.hears(server, bytes(MAX_MESSAGE_BYTES))
+        await threads.deferToThread(server.publish, "capture", bytes(20 * MAX_MESSAGE_BYTES))
+        await self.told("passed over a message of")
+        await self.hears(server, b"after")
+        self.assertEqual(len(self.sink.submitted), 4)
+        self.assertEqual(server.subscribers("capture"), 1)
+
+    async def test_stop(self) -> None:
+        """The stop closes the connection, and leaves no reader behind; trial looks for delayed calls."""
+        server = self.server(tls=True)
+        server.start()
+        source = self.listen(server, tls=True, ca_file=str(server.ca_file))
+        await self.hears(server, b"x")
+        self.assertEqual(len(self.clients()), 1)
+        await source.stopService()
+        self.assertEqual(self.clients(), [])
+
+    def clients(self) -> list[tcp.Client]:
+        """The connections that the reactor watches."""
+        watched = [*reactor.getReaders(), *reactor.getWriters()]
+        return [entry for entry in watched if isinstance(entry, tcp.Client)]
+
+    async def test_stop_while_frozen(self) -> None:
+        """The stop doesn't wait for a server that is frozen."""
+        server = self.server(tls=True)
+        server.start()
+        source = self.listen(server, tls=True, ca_file=str(server.ca_file))
+        await self.hears(server, b"x")
+        server.freeze()
+        began = reactor.seconds()
+        await source.stopService()
+        self.assertLess(reactor.seconds() - began, 2.0)
