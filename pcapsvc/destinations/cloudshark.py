@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from typing import Any, BinaryIO
 from urllib.parse import quote, quote_plus
 
-from OpenSSL import SSL
+from OpenSSL import SSL, crypto
 from service_identity import VerificationError
 from treq.multipart import MultiPartProducer
 from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
-from twisted.internet.error import ConnectingCancelledError
+from twisted.internet.error import ConnectionLost
 from twisted.internet.interfaces import (
     IConsumer,
     IOpenSSLClientConnectionCreator,
@@ -30,6 +31,7 @@ from twisted.internet.ssl import (
 )
 from twisted.internet.task import Cooperator
 from twisted.logger import Logger
+from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from twisted.python.failure import Failure
 from twisted.web.client import Agent, FileBodyProducer, ResponseDone
 from twisted.web.http import PotentialDataLoss
@@ -118,7 +120,7 @@ class CloudShark:
             code, body = await self._upload(artifact)
         except Exception as error:  # noqa: BLE001 - what an HTTP client raises may show the URL, and the token in it
             cause = _innermost(error)
-            if isinstance(cause, CancelledError | ConnectingCancelledError):
+            if isinstance(cause, CancelledError):
                 raise CancelledError() from None
             words, retryable = self._told(cause)
             raise DestinationError(f"{self._base}: {words}", retryable=retryable) from None
@@ -140,7 +142,7 @@ class CloudShark:
         with artifact.content.open() as file:
             form = _Form(artifact, file, self._cooperator)
             try:
-                response: IResponse = await agent.request(
+                request = agent.request(
                     b"POST",
                     f"{self._base}/api/v1/{quote(self._token, safe='')}/upload".encode("ascii"),
                     Headers(
@@ -153,6 +155,7 @@ class CloudShark:
                     ),
                     form,
                 )
+                response = await connection.answer(request)
                 return response.code, await _read(response)
             finally:
                 form.stopProducing()
@@ -244,7 +247,7 @@ def _certificates(path: str) -> list[Certificate]:
             found = [Certificate.loadPEM(pem) for pem in _PEM_CERTIFICATE.findall(file.read())]
     except OSError as error:
         raise _Unusable(f"{path}: {error.strerror}") from error
-    except (ValueError, SSL.Error) as error:
+    except (ValueError, crypto.Error) as error:
         raise _Unusable(f"{path}: is not made of certificates in PEM") from error
     if not found:
         raise _Unusable(f"{path}: holds no certificate in PEM")
@@ -275,26 +278,80 @@ class _Connection:
 
     def __init__(self, endpoint: IStreamClientEndpoint) -> None:
         self._endpoint = endpoint
-        self._transport: Any = None
+        self._open: _Watched | None = None
+        self._answered: Deferred[IResponse] | None = None
 
     def endpointForURI(self, uri: object) -> IStreamClientEndpoint:
         return self
 
     def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:
-        protocolFactory.noisy = False  # type: ignore[attr-defined]
-
         def connected(protocol: Any) -> Any:
-            self._transport = protocol.transport
+            self._open = protocol
             # A peer that went away without a word is noticed, even where no time-out is set.
-            self._transport.setTcpKeepAlive(True)
-            return protocol
+            protocol.setTcpKeepAlive(True)
+            return protocol.wrappedProtocol
 
-        return self._endpoint.connect(protocolFactory).addCallback(connected)
+        return self._endpoint.connect(_Watching(protocolFactory, self._lost)).addCallback(connected)
+
+    def answer(self, request: Deferred[IResponse]) -> Deferred[IResponse]:
+        """
+        What a request on this connection fires with. Where an answer can't be parsed
+        before the request was sent in full, the agent's own Deferred never fires: this
+        one does, when the connection is lost.
+        """
+        cancelled = False
+
+        def cancel(_: object) -> None:
+            # What the agent says to this depends on how far it was.
+            nonlocal cancelled
+            cancelled = True
+            request.cancel()
+
+        answered: Deferred[IResponse] = Deferred(cancel)
+        self._answered = answered
+
+        def fired(result: Any) -> None:
+            if answered.called or cancelled:
+                return
+            if isinstance(result, Failure):
+                answered.errback(result)
+            else:
+                answered.callback(result)
+
+        request.addBoth(fired)
+        return answered
 
     def abort(self) -> None:
         """End it, now. Nothing happens where it has ended, or never begun."""
-        if self._transport is not None and self._transport.connected:
-            self._transport.abortConnection()
+        if self._open is not None:
+            self._open.abortConnection()
+
+    def _lost(self, reason: Failure) -> None:
+        self._open = None
+        if self._answered is not None and not self._answered.called:
+            self._answered.errback(ConnectionLost("the connection was lost within an answer that is no HTTP"))
+
+
+class _Watched(ProtocolWrapper):
+    """A connection whose loss is told, after whoever uses it has heard of it."""
+
+    factory: _Watching
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        try:
+            super().connectionLost(reason)  # type: ignore[no-untyped-call]
+        finally:
+            self.factory.lost(reason)
+
+
+class _Watching(WrappingFactory[_Watched]):
+    protocol = _Watched
+    noisy = False
+
+    def __init__(self, wrapped: Any, lost: Callable[[Failure], None]) -> None:
+        wrapped.noisy = False
+        super().__init__(wrapped)  # type: ignore[no-untyped-call]
+        self.lost = lost
 
 
 @implementer(IBodyProducer)

@@ -330,6 +330,7 @@ def _percent_encoded(text: str) -> str:
 def _told(error: Exception) -> tuple[str, bool]:
     """What went wrong, in words, and whether it may go right later."""
     from botocore import exceptions
+    from botocore.parsers import ResponseParserError
 
     if isinstance(error, exceptions.ClientError):
         problem = error.response.get("Error", {})
@@ -343,7 +344,7 @@ def _told(error: Exception) -> tuple[str, bool]:
         exceptions.ConnectionError,
         exceptions.HTTPClientError,
         exceptions.CredentialRetrievalError,
-        exceptions.ResponseParserError,
+        ResponseParserError,
         OSError,
     )
     if isinstance(error, passing):

@@ -181,13 +181,14 @@ class LocalDirectoryTests(SynchronousTestCase):
 
     def test_disk_full(self) -> None:
         """A full disk, a quota, and an I/O error can be tried again."""
+        content = self.content()
         for number in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
 
             def full(descriptor: int, data: bytes, number: int = number) -> int:
                 raise OSError(number, os.strerror(number))
 
             self.patch(os, "write", full)
-            error = self.refused(make_artifact(self.content()))
+            error = self.refused(make_artifact(content))
             self.assertTrue(error.retryable)
             self.assertIn(os.strerror(number), str(error))
             self.assertEqual(os.listdir(self.directory), [])

@@ -1,0 +1,291 @@
+"""Captures to S3, with a server in the same process that takes anything."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from twisted.internet import defer, reactor
+from twisted.trial.unittest import SynchronousTestCase, TestCase
+from zope.interface.verify import verifyObject
+
+from pcapsvc.core.errors import DestinationError
+from pcapsvc.destinations import s3
+from pcapsvc.destinations.s3 import S3, metadata_value
+from pcapsvc.interfaces import IDestination
+from pcapsvc.testing import run_now
+from pcapsvc.threads import Threads
+from tests.rooms.contents import MemfdContent, make_artifact
+
+SECRET = "v3ry/s3cr3t+k3y"
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Keeps what is put, and answers as the server is told to."""
+
+    protocol_version = "HTTP/1.1"
+    server: Server
+
+    def do_PUT(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.requests.append((self.path, self.headers, body))
+        status, answer = self.server.answer()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+class Server(ThreadingHTTPServer):
+    """On the loopback, on any port."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.requests: list[tuple[str, Any, bytes]] = []
+        self.answer: Callable[[], tuple[int, bytes]] = lambda: (200, b"")
+        self.endpoint = f"http://127.0.0.1:{self.server_address[1]}"
+
+
+def refusal(status: int, code: str, message: str = "no") -> Callable[[], tuple[int, bytes]]:
+    body = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>".encode()
+    return lambda: (status, body)
+
+
+class S3Case(TestCase):
+    """With a server, and threads."""
+
+    def setUp(self) -> None:
+        self.server = Server()
+        serving = threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True)
+        serving.start()
+        self.addCleanup(self.server.server_close)
+        self.addCleanup(self.server.shutdown)
+        self.threads = Threads(reactor)
+        self.threads.startService()
+        self.addCleanup(self.threads.stopService)
+        self.content = MemfdContent(os.urandom(300_000))
+        self.addCleanup(self.content.close)
+
+    def make(self, **changes: Any) -> S3:
+        values: dict[str, Any] = {
+            "access_id": "AKIDEXAMPLE",
+            "access_key": SECRET,
+            "endpoint": self.server.endpoint,
+            "bucket": "captures",
+        }
+        return S3(self.threads.run, **{**values, **changes})
+
+    async def refused(self, asked: dict[str, Any] | None = None, **changes: Any) -> DestinationError:
+        stored = self.make(**changes).store(make_artifact(self.content, **(asked or {})))
+        error = await self.assertFailure(stored, DestinationError)
+        assert isinstance(error, DestinationError)
+        self.assertNotIn(SECRET, str(error))
+        self.assertTrue(self.content.all_closed)
+        return error
+
+
+class S3Tests(S3Case):
+    """L{S3}."""
+
+    def test_interface(self) -> None:
+        """It is a destination, called s3, and its repr says nothing."""
+        destination = self.make()
+        self.assertTrue(verifyObject(IDestination, destination))
+        self.assertEqual(destination.name, "s3")
+        self.assertNotIn(SECRET, repr(destination))
+
+    async def test_put(self) -> None:
+        """An object is put by path-style address, byte for byte, with its tags; no ACL, no encryption."""
+        receipt = await self.make().store(make_artifact(self.content, name="a.pcap", tags="node:web1"))
+        self.assertEqual((receipt.destination, receipt.location), ("s3", "s3://captures/a.pcap"))
+        [(path, headers, body)] = self.server.requests
+        self.assertEqual(path, "/captures/a.pcap")
+        with self.content.open() as reader:
+            self.assertEqual(body, reader.read())
+        self.assertEqual(headers["x-amz-meta-tags"], "node:web1")
+        self.assertIsNone(headers["x-amz-acl"])
+        self.assertIsNone(headers["x-amz-server-side-encryption"])
+        self.assertFalse([name for name in headers if "checksum" in name.lower()])
+        self.assertTrue(self.content.all_closed)
+
+    async def test_options(self) -> None:
+        """Folder, ACL, encryption and region are as configured."""
+        destination = self.make(folder="/a/b/", acl="public-read", encryption=True, region="eu-north-1")
+        receipt = await destination.store(make_artifact(self.content, name="a.pcap"))
+        self.assertEqual(receipt.location, "s3://captures/a/b/a.pcap")
+        [(path, headers, _)] = self.server.requests
+        self.assertEqual(path, "/captures/a/b/a.pcap")
+        self.assertEqual(headers["x-amz-acl"], "public-read")
+        self.assertEqual(headers["x-amz-server-side-encryption"], "AES256")
+        self.assertIn("/eu-north-1/s3/aws4_request", headers["authorization"])
+
+    async def test_request_overrides(self) -> None:
+        """What the request says goes before what is configured, and stays with that request."""
+        destination = self.make(folder="x", acl="public-read", endpoint="127.0.0.1:1", encryption=True)
+        asked = {
+            "bucket": "other",
+            "folder": "y",
+            "acl": "private",
+            "region": "eu-west-3",
+            "endpoint": self.server.endpoint,
+            "encryption": False,
+        }
+        await destination.store(make_artifact(self.content, name="a.pcap", **asked))
+        [(path, headers, _)] = self.server.requests
+        self.assertEqual(path, "/other/y/a.pcap")
+        self.assertIsNone(headers["x-amz-acl"])
+        self.assertIsNone(headers["x-amz-server-side-encryption"])
+        self.assertIn("/eu-west-3/s3/aws4_request", headers["authorization"])
+        stored = destination.store(make_artifact(self.content, name="a.pcap"))
+        self.assertIn("127.0.0.1:1", str(await self.assertFailure(stored, DestinationError)))
+
+    async def test_side_by_side(self) -> None:
+        """Many at once each arrive whole."""
+        destination = self.make()
+        stores = [destination.store(make_artifact(self.content, name=f"{n}.pcap")) for n in range(10)]
+        await defer.gatherResults(stores)
+        with self.content.open() as reader:
+            data = reader.read()
+        self.assertEqual(len({path for path, _, _ in self.server.requests}), 10)
+        self.assertTrue(all(body == data for _, _, body in self.server.requests))
+
+    async def test_bounded_clients(self) -> None:
+        """The clients for the endpoints that requests name are kept, but not without bound."""
+        destination = self.make()
+        for n in range(s3._MOST_CLIENTS + 3):
+            await destination.store(make_artifact(self.content, region=f"region-{n}"))
+        self.assertEqual(len(destination._clients._clients), s3._MOST_CLIENTS)
+
+    async def test_no_bucket(self) -> None:
+        """Without a bucket there is nothing to do, and nothing is connected to."""
+        error = await self.refused(bucket=None)
+        self.assertFalse(error.retryable)
+        self.assertIn("no bucket", str(error))
+        self.assertEqual(self.server.requests, [])
+
+    async def test_retryable(self) -> None:
+        """Throttling, 408, 429 and 5xx may be tried again; what is refused for good not."""
+        for status, code in (
+            (503, "SlowDown"),
+            (400, "RequestTimeout"),
+            (400, "ThrottlingException"),
+            (429, "x"),
+            (408, "x"),
+            (500, "InternalError"),
+            (502, "x"),
+        ):
+            self.server.answer = refusal(status, code)
+            error = await self.refused()
+            self.assertTrue(error.retryable, (status, code))
+            self.assertIn(f"{code}: no", str(error))
+        for status, code in (
+            (403, "SignatureDoesNotMatch"),
+            (403, "AccessDenied"),
+            (404, "NoSuchBucket"),
+            (400, "MetadataTooLarge"),
+        ):
+            self.server.answer = refusal(status, code)
+            error = await self.refused()
+            self.assertFalse(error.retryable, (status, code))
+            self.assertIn(f"s3://captures/web1-eth0-1700000000-abc.pcap: {code}: no", str(error))
+
+    async def test_words(self) -> None:
+        """What a server says is told on one line, shortened, without the key."""
+        self.server.answer = refusal(403, "Denied", "a\n\tb " + SECRET + " v3ry%2Fs3cr3t%2Bk3y" + "x" * 5000)
+        words = str(await self.refused())
+        self.assertIn("Denied: a b [access key] [access key]xxx", words)
+        self.assertLess(len(words), 400)
+
+    async def test_rubbish(self) -> None:
+        """An answer that is no S3's is an error."""
+        for status in (500, 404):
+            self.server.answer = lambda status=status: (status, b"<html>\x00")
+            await self.refused()
+
+    async def test_no_connection(self) -> None:
+        """A refused connection may be tried again."""
+        error = await self.refused({"endpoint": "http://127.0.0.1:1"})
+        self.assertTrue(error.retryable)
+        self.assertIn("Could not connect", str(error))
+
+    async def test_unknown_host(self) -> None:
+        """So may a host that is not found."""
+        self.assertTrue((await self.refused({"endpoint": "http://nowhere.invalid"})).retryable)
+
+    async def test_no_credentials(self) -> None:
+        """Without credentials anywhere it fails for good, and says so."""
+        empty = self.mktemp()
+        environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("AWS_")},
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "AWS_SHARED_CREDENTIALS_FILE": empty,
+            "AWS_CONFIG_FILE": empty,
+        }
+        self.patch(os, "environ", environment)
+        error = await self.refused(access_id=None, access_key=None)
+        self.assertFalse(error.retryable)
+        self.assertIn("Unable to locate credentials", str(error))
+
+    async def test_cancel(self) -> None:
+        """On cancel the Deferred fires at once; the thread notices, and closes what it reads."""
+        content = MemfdContent(zeros=100_000_000)
+        self.addCleanup(content.close)
+        stored = self.make().store(make_artifact(content))
+        stored.cancel()
+        await self.assertFailure(stored, defer.CancelledError)
+        await self.threads.stopService()
+        self.assertTrue(content.all_closed)
+        self.assertEqual(self.server.requests, [])
+
+    async def test_content_that_is_gone(self) -> None:
+        """A content that can't be opened is an error as any other."""
+        gone = MemfdContent(b"x")
+        gone.close()
+        await self.assertFailure(self.make().store(make_artifact(gone)), DestinationError)
+
+
+class LazyImportTests(SynchronousTestCase):
+    """What L{S3} costs that is not used."""
+
+    def test_nothing_before_the_first(self) -> None:
+        """Nothing is made, and nothing connected to, by the constructor."""
+        self.assertIsNone(S3(run_now, bucket="b")._clients._session)
+
+
+class MetadataTests(SynchronousTestCase):
+    """L{metadata_value}."""
+
+    def test_plain(self) -> None:
+        """Printable ASCII stays as it is."""
+        self.assertEqual(metadata_value("customer:Big Co,node:web1"), "customer:Big Co,node:web1")
+
+    def test_encoded(self) -> None:
+        """Anything else is percent-encoded, and the percent sign and the outermost spaces, too."""
+        self.assertEqual(metadata_value("ü,50%\n"), "%C3%BC,50%25%0A")
+        self.assertEqual(metadata_value(" a  b  "), "%20a  b%20%20")
+        self.assertEqual(metadata_value("\ud800"), "%3F")
+
+    def test_longest(self) -> None:
+        """2 KB are taken, with the name."""
+        self.assertEqual(metadata_value("x" * 2044), "x" * 2044)
+
+    def test_cut_at_comma(self) -> None:
+        """What is longer ends at a comma."""
+        self.assertEqual(metadata_value("a" * 2000 + "," + "b" * 43), "a" * 2000 + "," + "b" * 43)
+        self.assertEqual(metadata_value("a" * 2000 + "," + "b" * 44), "a" * 2000)
+        self.assertEqual(metadata_value("a" * 2044 + ",b"), "a" * 2044)
+
+    def test_cut_without_comma(self) -> None:
+        """Where there is none, not within an encoded byte."""
+        for extra in range(4):
+            value = metadata_value("x" * extra + "%" * 1000)
+            self.assertLessEqual(len(value), 2044)
+            self.assertTrue(value.endswith("%25"))
