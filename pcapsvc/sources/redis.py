@@ -163,11 +163,8 @@ class RedisSource(service.Service):
                 await self._answer_to("AUTH", connection.auth(self._password, self._username))
             await self._answer_to("SUBSCRIBE", connection.subscribe(self._channel))
             self._told = None
-            self._log.info(
-                "Redis {server}: subscribed to channel {channel!r}",
-                server=self._server,
-                channel=self._channel,
-            )
+            text = "Redis {server}: subscribed to channel {channel!r}"
+            self._log.info(text, server=self._server, channel=self._channel)
             connection.check_every(self._check_seconds, self._answer_seconds)
             await connection.when_lost()
         except Exception as problem:
@@ -210,12 +207,8 @@ class RedisSource(service.Service):
             self._log.failure("Redis {server}: a message was lost", server=self._server)
 
     def _pass_over(self, size: int) -> None:
-        self._log.warn(
-            "Redis {server}: passed over a message of {size} bytes, as it has more than {most}",
-            server=self._server,
-            size=size,
-            most=MAX_MESSAGE_BYTES,
-        )
+        text = "Redis {server}: passed over a message of {size} bytes, as it has more than {most}"
+        self._log.warn(text, server=self._server, size=size, most=MAX_MESSAGE_BYTES)
 
 
 def _endpoint(reactor: Any, host: str, port: int, tls: bool, ca_file: str | None) -> IStreamClientEndpoint:
@@ -271,15 +264,7 @@ _REFUSALS = {
 }
 
 
-_LOST = (
-    OSError,
-    error.ConnectError,
-    error.ConnectionAborted,
-    error.ConnectionClosed,
-    error.ConnectionDone,
-    _Silent,
-    _Nonsense,
-)
+_LOST = (OSError, error.ConnectError, error.ConnectionClosed, _Silent, _Nonsense)
 
 
 def _described(problem: Exception) -> tuple[str, str]:
@@ -407,9 +392,7 @@ class _Subscriber(SubscriberProtocol):  # type: ignore[misc] # txredisapi has no
 
 
 class _Oversized(Exception):
-    def __init__(self, start: int, size: int) -> None:
-        self.start = start
-        self.size = size
+    """A string is too long to keep: where it starts, and its size in bytes."""
 
 
 class _Incomplete(Exception):
@@ -456,8 +439,9 @@ class _ReplyReader:
             except _Incomplete:
                 break
             except _Oversized as bulk:
-                self._pass_over(bulk.size)
-                rest = bulk.start + bulk.size + 2
+                start, size = bulk.args
+                self._pass_over(size)
+                rest = start + size + 2
                 self._skip = max(0, rest - len(self._buffer))
                 position = min(rest, len(self._buffer))
         del self._buffer[:position]
