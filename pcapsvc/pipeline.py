@@ -35,6 +35,7 @@ from pcapsvc.core.session import StopReason
 from pcapsvc.interfaces import ICapture, ICapturer, IDestination, IReporter, IRequestSink
 
 _NOT_FOR_THIS_NODE = NotForThisNode()
+_FAULT = "a fault of the daemon: see its log"
 
 
 @implementer(IRequestSink)
@@ -175,6 +176,10 @@ class Pipeline(Service):
             except (PcapsvcError, CancelledError) as error:
                 self._report(CaptureFailed(capture_id=capture_id, problem=str(error) or "given up"))
                 return
+            except Exception:
+                self._log.failure("{capture_id}: the capture met a fault", capture_id=capture_id)
+                self._report(CaptureFailed(capture_id=capture_id, problem=_FAULT))
+                return
             finally:
                 self._running.discard(capture)
             try:
@@ -207,7 +212,7 @@ class Pipeline(Service):
                 capture_id=artifact.capture_id,
                 destination=destination.name,
             )
-            problem = "a fault of the daemon: see its log"
+            problem = _FAULT
         else:
             self._report(CaptureDelivered(capture_id=artifact.capture_id, receipt=receipt))
             return

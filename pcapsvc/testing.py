@@ -32,6 +32,8 @@ from pcapsvc.interfaces import (
 )
 
 _PACKET_HEADER = struct.Struct("=IIII")
+# What stdio holds back of a file (setbuf(3)).
+_STDIO_BUFFER_BYTES = 4096
 
 
 def run_now(function: Callable[..., Any], *args: Any) -> defer.Deferred[Any]:
@@ -199,7 +201,7 @@ class MemoryHandle:
 
     def open_dumper(self, path: str) -> IPacketDumper:
         """Begin a pcap file: see L{IPacketHandle.open_dumper}."""
-        return MemoryDumper(open(path, "wb"), self.link_type, self.snap_length)
+        return MemoryDumper(open(path, "wb", buffering=_STDIO_BUFFER_BYTES), self.link_type, self.snap_length)
 
     def dispatch(self, count: int, callback: Callable[[Any, bytes], object]) -> int:
         """Hand over packets: see L{IPacketHandle.dispatch}."""

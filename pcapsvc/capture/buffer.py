@@ -80,6 +80,7 @@ class RecordingBuffer:
         self._name = name
         self._observer = observer
         self._files: list[MemoryFile] = []
+        self._finished_bytes = 0
         self._closed_bytes = 0
         self._counted_bytes: int | None = None
         self._dumper: IPacketDumper | None = None
@@ -95,8 +96,8 @@ class RecordingBuffer:
 
     @property
     def written(self) -> int:
-        """The bytes that are in memory by now; what stdio holds back is missing."""
-        return sum(file.size for file in self._files)
+        """The bytes that are in memory by now; what stdio holds back is missing, until L{finish}."""
+        return self._finished_bytes or sum(file.size for file in self._files)
 
     def read(self, batch: Batch) -> int:
         """
@@ -129,6 +130,7 @@ class RecordingBuffer:
                 whole.append(other, skip=FILE_HEADER_BYTES)
             if self._counted_bytes is not None and whole.size != self._counted_bytes:
                 raise OSError(f"{self._counted_bytes} bytes were captured, and {whole.size} could be kept")
+            self._finished_bytes = whole.size
         except BaseException:
             whole.close()
             raise

@@ -85,8 +85,9 @@ class CapturePort:
 
     def end(self, reason: StopReason) -> None:
         """End now, with what there is: see L{ICapture.end}."""
-        if (ended := self._let_go()) is not None:
-            ended.callback(reason)
+        # What has arrived, and was not read yet, is there as well.
+        self._read_the_rest()
+        self._end(reason)
 
     def discard(self) -> None:
         """Give up, before L{start}: see L{ICapture.discard}."""
@@ -111,7 +112,6 @@ class CapturePort:
 
     def connectionLost(self, reason: Failure) -> None:
         """The interface went down or away. What is in the ring can still be read."""
-        self._read_the_rest()
         self.end(StopReason.DEVICE_LOST)
 
     def _await_deadline(self) -> None:
@@ -129,7 +129,7 @@ class CapturePort:
         if reason is None:
             self._await_deadline()
         else:
-            self.end(reason)
+            self._end(reason)
 
     def _read_the_rest(self) -> None:
         """Read all that has arrived by now."""
@@ -149,17 +149,23 @@ class CapturePort:
                 count = self._buffer.read(batch)
                 reason = self._session.recorded(count, self._buffer.size, self._reactor.seconds())
                 if reason is not None:
-                    self.end(reason)
+                    self._end(reason)
                 elif count < batch.packets:
                     return False
                 packets -= count
         except CaptureUnavailable as error:
             self._log.info("{capture_id}: {reason}", capture_id=self.capture_id, reason=error.reason)
-            self.end(StopReason.DEVICE_LOST)
+            self._end(StopReason.DEVICE_LOST)
+        except OSError as error:
+            self._fail(Failure(CaptureUnavailable(self.plan.interface, f"no memory for a capture: {error}")))
         except Exception:
             # Whatever it is, this capture ends, and nothing else does.
             self._fail(Failure())
         return self._ended is not None
+
+    def _end(self, reason: StopReason) -> None:
+        if (ended := self._let_go()) is not None:
+            ended.callback(reason)
 
     def _fail(self, failure: Failure) -> None:
         if (ended := self._let_go()) is not None:

@@ -32,10 +32,20 @@ class Problem:
 
 def shown(value: object) -> str:
     """A value as an error message shows it: C{repr}, on one line, shortened."""
-    text = repr(value)
-    if len(text) > _LONGEST_SHOWN_VALUE:
-        text = text[:_LONGEST_SHOWN_VALUE] + "…"
-    return text
+    try:
+        text = repr(value)
+    except RecursionError:
+        text = f"a {type(value).__name__} that is nested too deeply"
+    return _shortened(text)
+
+
+def shown_words(text: str) -> str:
+    """Words of others as an error message shows them: escaped, on one line, shortened; without quotes."""
+    return _shortened(repr(text)[1:-1])
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST_SHOWN_VALUE else text[:_LONGEST_SHOWN_VALUE] + "…"
 
 
 class PcapsvcError(Exception):

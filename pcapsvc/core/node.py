@@ -7,7 +7,7 @@ from typing import Any
 
 import re2
 
-from pcapsvc.core.errors import Problem, RequestRejected, shown
+from pcapsvc.core.errors import Problem, RequestRejected, shown, shown_words
 
 #: The keyword that stands for every node.
 ANY_NODE = "any"
@@ -39,7 +39,7 @@ class NodeMatcher:
         @raise RequestRejected: where C{nodere} is no regular expression.
         """
         if node is None or node == "":
-            if nodere is None or nodere == "" or not isinstance(nodere, str):
+            if nodere == "" or not isinstance(nodere, str):
                 return True
             return self._search(nodere)
         if not isinstance(node, str) or node in (self.name, ANY_NODE):
@@ -54,7 +54,7 @@ class NodeMatcher:
         except re2.error as error:
             said = error.args[0]
             words = said.decode("utf-8", "replace") if isinstance(said, bytes) else str(said)
-            raise _bad_pattern(pattern, f"must be a regular expression ({words})") from None
+            raise _bad_pattern(pattern, f"must be a regular expression ({shown_words(words)})") from None
         except UnicodeEncodeError:
             raise _bad_pattern(pattern, "must be a regular expression in UTF-8") from None
 

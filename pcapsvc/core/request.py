@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -138,7 +138,9 @@ class Address(msgspec.Struct, frozen=True):
     nodere: Any = None
 
 
+_Decoded = TypeVar("_Decoded")
 _address_decoder = msgspec.json.Decoder(Address)
+_object_decoder = msgspec.json.Decoder(dict[str, Any])
 
 
 def read_address(body: bytes) -> Address:
@@ -150,14 +152,7 @@ def read_address(body: bytes) -> Address:
     """
     if len(body) > MAX_BODY_BYTES:
         raise _not_a_request(f"must be at most {MAX_BODY_BYTES} bytes long, and has {len(body)}")
-    try:
-        return _address_decoder.decode(body)
-    except UnicodeDecodeError:
-        raise _not_a_request("must be UTF-8") from None
-    except RecursionError:
-        raise _not_a_request("is nested too deeply") from None
-    except (msgspec.DecodeError, ValueError) as error:
-        raise _not_a_request(f"must be a JSON object ({error})") from None
+    return _decoded(body, _address_decoder)
 
 
 def parse_request(body: bytes, bounds: RequestBounds, *, ignore_unknown: bool = False) -> CaptureRequest:
@@ -165,20 +160,16 @@ def parse_request(body: bytes, bounds: RequestBounds, *, ignore_unknown: bool = 
     Understand a message, and judge it by every rule that needs nothing but the
     message and the node's bounds.
 
-    C{null}, and what the original took as "not given" (an empty string or list,
-    and 0 where the number is no limit of packets), is as if it were left out.
+    C{null}, and what the original took as "not given" (where a string or a list is
+    due, an empty one, and 0 where a number is that is no limit of packets), is as
+    if it were left out.
 
     @param ignore_unknown: pass over keys that are not known, instead of refusing them.
 
     @raise RequestRejected: with every problem, by field.
     """
     read_address(body)
-    try:
-        given = msgspec.json.decode(body)
-    except UnicodeDecodeError:
-        raise _not_a_request("must be UTF-8") from None
-    except msgspec.DecodeError as error:
-        raise _not_a_request(f"must be a JSON object ({error})") from None
+    given = _decoded(body, _object_decoder)
     values, problems = check_fields(
         CaptureRequest,
         {key: value for key, value in given.items() if not _means_nothing(key, value)},
@@ -190,17 +181,34 @@ def parse_request(body: bytes, bounds: RequestBounds, *, ignore_unknown: bool = 
     return CaptureRequest(**values)
 
 
+def _decoded(body: bytes, decoder: msgspec.json.Decoder[_Decoded]) -> _Decoded:
+    try:
+        return decoder.decode(body)
+    except UnicodeDecodeError:
+        raise _not_a_request("must be UTF-8") from None
+    except RecursionError:
+        raise _not_a_request("is nested too deeply") from None
+    except (msgspec.DecodeError, ValueError) as error:
+        raise _not_a_request(f"must be a JSON object ({error})") from None
+
+
 def _not_a_request(rule: str) -> RequestRejected:
     return RequestRejected([Problem(path="request", rule=rule)])
 
 
-_ZERO_MEANS_NOTHING = frozenset({"snap", "timeout", "duration", "bytes", "alertid", "alertstr"})
+# What the original took as "not given", by field: the empty value of the field's own kind.
+_NOTHING: Mapping[str, tuple[Any, ...]] = {
+    **dict.fromkeys(CaptureRequest.__struct_fields__, (None,)),
+    **dict.fromkeys(("node", "nodere", "tags", "bpf", "customer"), (None, "")),
+    **dict.fromkeys(("folder", "bucket", "acl", "region", "endpoint"), (None, "")),
+    **dict.fromkeys(("interface", "alias"), (None, [])),
+    **dict.fromkeys(("snap", "timeout", "duration", "bytes"), (None, 0)),
+    **dict.fromkeys(("alertid", "alertstr"), (None, 0, "")),
+}
 
 
 def _means_nothing(key: str, value: Any) -> bool:
-    if value is None or value == "" or value == []:
-        return True
-    return key in _ZERO_MEANS_NOTHING and type(value) is int and value == 0
+    return any(type(value) is type(nothing) and value == nothing for nothing in _NOTHING.get(key, ()))
 
 
 def _rules_broken(

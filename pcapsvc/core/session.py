@@ -102,7 +102,7 @@ class CaptureSession:
         self._size = size
         if packets:
             self._last_packet = now
-        if self._counting and size >= self._limits.max_bytes:
+        if packets and self._counting and size >= self._limits.max_bytes:
             return StopReason.BYTES
         if self.packets >= self._limits.max_packets:
             return StopReason.PACKETS
