@@ -22,22 +22,24 @@ class OrderedServices(Service):
 
     _log = Logger()
 
-    def __init__(self, reactor: IReactorTime, parts: Sequence[IService], *, stop_timeout_seconds: float) -> None:
+    def __init__(
+        self, reactor: IReactorTime, parts: Sequence[IService], *, stop_timeout_seconds: float
+    ) -> None:
         self._reactor = reactor
         self._parts = tuple(parts)
         self._stop_timeout = stop_timeout_seconds
 
     def privilegedStartService(self) -> None:
         """Start the parts, as far as privileges are needed for it."""
-        super().privilegedStartService()
+        super().privilegedStartService()  # type: ignore[no-untyped-call]
         for part in reversed(self._parts):
-            part.privilegedStartService()
+            part.privilegedStartService()  # type: ignore[no-untyped-call]
 
     def startService(self) -> None:
         """Start the parts."""
-        super().startService()
+        super().startService()  # type: ignore[no-untyped-call]
         for part in reversed(self._parts):
-            part.startService()
+            part.startService()  # type: ignore[no-untyped-call]
 
     def stopService(self) -> Deferred[None]:
         """
@@ -45,7 +47,7 @@ class OrderedServices(Service):
 
         @return: fires when all have stopped, or the time is up. Never fails.
         """
-        super().stopService()
+        super().stopService()  # type: ignore[no-untyped-call]
         return Deferred.fromCoroutine(self._stop())
 
     async def _stop(self) -> None:
@@ -58,5 +60,5 @@ class OrderedServices(Service):
                 await stopping
             except CancelledError:
                 self._log.error("{part} did not stop in time", part=type(part).__name__)
-            except Exception:
+            except Exception:  # noqa: BLE001 - whatever it is, the other parts are stopped
                 self._log.failure("{part} did not stop as it should", part=type(part).__name__)

@@ -74,7 +74,7 @@ class Pipeline(Service):
 
     def startService(self) -> None:
         """Take requests."""
-        super().startService()
+        super().startService()  # type: ignore[no-untyped-call]
         self._stopping = False
 
     def stopService(self) -> Deferred[None]:
@@ -84,13 +84,18 @@ class Pipeline(Service):
         @return: fires when all is delivered, or has failed to be; on cancel, the
             deliveries that still go on are given up.
         """
-        super().stopService()
+        super().stopService()  # type: ignore[no-untyped-call]
         self._stopping = True
         flows = list(self._flows)
         for capture in list(self._running):
             capture.end(StopReason.SHUTDOWN)
         done = DeferredList(flows, consumeErrors=True)
-        waited: Deferred[None] = Deferred(lambda _: [flow.cancel() for flow in flows])
+
+        def give_up(_: object) -> None:
+            for flow in flows:
+                flow.cancel()
+
+        waited: Deferred[None] = Deferred(give_up)
         done.addCallback(lambda _: None if waited.called else waited.callback(None))
         return waited
 
@@ -100,9 +105,9 @@ class Pipeline(Service):
             verdict = self._judge(source, body)
         except RequestRejected as rejection:
             verdict = Rejected(problems=rejection.problems)
-        except Exception:
+        except Exception:  # noqa: BLE001 - one request fails, and no other
             self._log.failure("a request from {source} could not be judged", source=source)
-            verdict = Rejected(problems=(Problem(path="request", rule="met a fault of the daemon: see its log"),))
+            verdict = Rejected(problems=(Problem(path="request", rule=f"met {_FAULT}"),))
         if isinstance(verdict, Rejected | Busy):
             self._report(RequestRefused(source=source, verdict=verdict))
         return verdict
@@ -176,7 +181,7 @@ class Pipeline(Service):
             except (PcapsvcError, CancelledError) as error:
                 self._report(CaptureFailed(capture_id=capture_id, problem=str(error) or "given up"))
                 return
-            except Exception:
+            except Exception:  # noqa: BLE001 - one capture fails, and no other
                 self._log.failure("{capture_id}: the capture met a fault", capture_id=capture_id)
                 self._report(CaptureFailed(capture_id=capture_id, problem=_FAULT))
                 return
@@ -197,7 +202,8 @@ class Pipeline(Service):
     async def _deliver(self, artifact: Artifact) -> None:
         """To every destination side by side: one that fails never stops another."""
         deliveries = [
-            Deferred.fromCoroutine(self._deliver_to(destination, artifact)) for destination in self._destinations
+            Deferred.fromCoroutine(self._deliver_to(destination, artifact))
+            for destination in self._destinations
         ]
         await DeferredList(deliveries, consumeErrors=True)
 
@@ -206,7 +212,7 @@ class Pipeline(Service):
             receipt = await destination.store(artifact)
         except (DestinationError, CancelledError) as error:
             problem = str(error) or "given up"
-        except Exception:
+        except Exception:  # noqa: BLE001 - one delivery fails, and no other
             self._log.failure(
                 "{capture_id}: {destination} met a fault",
                 capture_id=artifact.capture_id,
@@ -222,4 +228,7 @@ class Pipeline(Service):
 
     def _report(self, event: Event) -> None:
         for reporter in self._reporters:
-            reporter.report(event)
+            try:
+                reporter.report(event)
+            except Exception:  # noqa: BLE001 - what is told must not change what is done
+                self._log.failure("{reporter} met a fault", reporter=type(reporter).__name__)

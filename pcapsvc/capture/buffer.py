@@ -188,7 +188,8 @@ class RecordingBuffer:
                 self._counted_bytes += PACKET_HEADER_BYTES + len(data)
             if observer is not None:
                 observer.packet(data)
-            if stop_at_bytes is not None and self._counted_bytes is not None and self._counted_bytes >= stop_at_bytes:
+            counted = self._counted_bytes
+            if stop_at_bytes is not None and counted is not None and counted >= stop_at_bytes:
                 raise _Full
 
         return keep

@@ -63,7 +63,8 @@ class PacketLog:
             return
         try:
             line = describe(self._link_type, data)
-        except Exception as error:  # dpkt raises IndexError, AttributeError, RecursionError… on hostile packets
+        except Exception as error:
+            # dpkt raises IndexError, AttributeError, RecursionError… on hostile packets.
             line = f"{len(data)} bytes that can't be decoded: {type(error).__name__}"
             if self._panic:
                 raise DecodeFailed(f"a packet of {line}") from error
@@ -73,7 +74,9 @@ class PacketLog:
     def done(self) -> None:
         """No packet will come any more."""
         if self._left_out:
-            self._log.info("{capture_id}: {count} more packets", capture_id=self._capture_id, count=self._left_out)
+            self._log.info(
+                "{capture_id}: {count} more packets", capture_id=self._capture_id, count=self._left_out
+            )
         self._left_out = 0
 
     def _may_log(self) -> bool:

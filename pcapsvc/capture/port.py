@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IDelayedCall, IReactorFDSet, IReactorTime, IReadDescriptor
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -75,12 +75,12 @@ class CapturePort:
             self.plan.limits, snap_length=self.plan.snap_length, now=self._reactor.seconds()
         )
         self._ended = Deferred(lambda _: self.end(StopReason.CANCELLED))
-        recording = self._ended.addCallbacks(self._keep, self._give_up)
+        recording: Deferred[Recording] = self._ended.addCallbacks(self._keep, self._give_up)
         try:
             self._reactor.addReader(self)
             self._await_deadline()
         except OSError as error:
-            self._fail(Failure(CaptureUnavailable(self.plan.interface, str(error))))
+            self._fail(CaptureUnavailable(self.plan.interface, str(error)))
         return recording
 
     def end(self, reason: StopReason) -> None:
@@ -157,19 +157,18 @@ class CapturePort:
             self._log.info("{capture_id}: {reason}", capture_id=self.capture_id, reason=error.reason)
             self._end(StopReason.DEVICE_LOST)
         except OSError as error:
-            self._fail(Failure(CaptureUnavailable(self.plan.interface, f"no memory for a capture: {error}")))
-        except Exception:
-            # Whatever it is, this capture ends, and nothing else does.
-            self._fail(Failure())
+            self._fail(CaptureUnavailable(self.plan.interface, f"no memory for a capture: {error}"))
+        except Exception as error:  # noqa: BLE001 - whatever it is, this capture ends, and nothing else does
+            self._fail(error)
         return self._ended is not None
 
     def _end(self, reason: StopReason) -> None:
         if (ended := self._let_go()) is not None:
             ended.callback(reason)
 
-    def _fail(self, failure: Failure) -> None:
+    def _fail(self, error: Exception) -> None:
         if (ended := self._let_go()) is not None:
-            ended.errback(failure)
+            ended.errback(error)
 
     def _let_go(self) -> Deferred[StopReason] | None:
         """Close the handle, for good. Answers whom to tell, the first time."""
@@ -184,9 +183,9 @@ class CapturePort:
         self._handle.close()
         return ended
 
-    def _give_up(self, failure: Failure) -> Failure:
+    def _give_up(self, failure: Failure) -> Deferred[Recording]:
         self._buffer.discard()
-        return failure
+        return fail(failure)
 
     def _keep(self, reason: StopReason) -> Deferred[Recording]:
         return Deferred.fromCoroutine(self._settle(reason))

@@ -16,14 +16,19 @@ from ipaddress import IPv6Address
 
 # After one of these a name is that of a service, a protocol or a field's value: files or tables, no DNS.
 _NAMES_ARE_LOCAL = frozenset(
-    "port portrange proto protochain type subtype dir direction ifname on rset ruleset reason action".split()
+    """
+    port portrange proto protochain
+    type subtype dir direction
+    ifname on rset ruleset reason action
+    """.split()
 )
 # These keep what the words before them said of the names to come.
 _CONNECTIVES = frozenset({"and", "or", "not"})
 _OTHER_WORDS = frozenset(
     """
     host net gateway mask dst src
-    link ether ppp slip fddi tr wlan arp rarp ip ip6 sctp tcp udp icmp icmp6 igmp igrp pim vrrp carp ah esp radio
+    link ether ppp slip fddi tr wlan arp rarp ip ip6
+    sctp tcp udp icmp icmp6 igmp igrp pim vrrp carp ah esp radio
     less greater byte broadcast multicast inbound outbound len length
     atalk aarp decnet lat sca moprc mopdl stp ipx netbeui
     iso esis es-is isis is-is clnp csnp psnp l1 l2 iih lsp snp
@@ -40,13 +45,14 @@ _CONSTANTS = frozenset(
     icmptype icmpcode icmp-echoreply icmp-unreach icmp-sourcequench icmp-redirect icmp-echo icmp-routeradvert
     icmp-routersolicit icmp-timxceed icmp-paramprob icmp-tstamp icmp-tstampreply icmp-ireq icmp-ireqreply
     icmp-maskreq icmp-maskreply
-    icmp6type icmp6code icmp6-echo icmp6-echoreply icmp6-multicastlistenerquery icmp6-multicastlistenerreportv1
-    icmp6-multicastlistenerdone icmp6-routersolicit icmp6-routeradvert icmp6-neighborsolicit
-    icmp6-neighboradvert icmp6-redirect icmp6-routerrenum icmp6-nodeinformationquery
-    icmp6-nodeinformationresponse icmp6-ineighbordiscoverysolicit icmp6-ineighbordiscoveryadvert
-    icmp6-multicastlistenerreportv2 icmp6-homeagentdiscoveryrequest icmp6-homeagentdiscoveryreply
-    icmp6-mobileprefixsolicit icmp6-mobileprefixadvert icmp6-certpathsolicit icmp6-certpathadvert
-    icmp6-multicastrouteradvert icmp6-multicastroutersolicit icmp6-multicastrouterterm
+    icmp6type icmp6code icmp6-echo icmp6-echoreply icmp6-multicastlistenerquery
+    icmp6-multicastlistenerreportv1 icmp6-multicastlistenerdone icmp6-routersolicit icmp6-routeradvert
+    icmp6-neighborsolicit icmp6-neighboradvert icmp6-redirect icmp6-routerrenum
+    icmp6-nodeinformationquery icmp6-nodeinformationresponse icmp6-ineighbordiscoverysolicit
+    icmp6-ineighbordiscoveryadvert icmp6-multicastlistenerreportv2 icmp6-homeagentdiscoveryrequest
+    icmp6-homeagentdiscoveryreply icmp6-mobileprefixsolicit icmp6-mobileprefixadvert
+    icmp6-certpathsolicit icmp6-certpathadvert icmp6-multicastrouteradvert icmp6-multicastroutersolicit
+    icmp6-multicastrouterterm
     tcpflags tcp-fin tcp-syn tcp-rst tcp-push tcp-ack tcp-urg tcp-ece tcp-cwr
     """.split()
 )

@@ -94,7 +94,9 @@ def _interfaces(request: CaptureRequest, node: NodeView) -> dict[str, str | None
         known = ", ".join(sorted(node.interfaces_by_alias)) or "none"
         raise RequestRejected(
             [
-                Problem(path="alias", value=shown(alias), rule=f"must be an alias of this node (it has: {known})")
+                Problem(
+                    path="alias", value=shown(alias), rule=f"must be an alias of this node (it has: {known})"
+                )
                 for alias in unknown
             ]
         )

@@ -63,7 +63,11 @@ class CaptureRequest(msgspec.Struct, frozen=True, kw_only=True):
     node: Name | None = None
     nodere: Annotated[
         str,
-        Meta(max_length=1024, pattern=_ONE_LINE, description="one line, a regular expression of at most 1024 characters"),
+        Meta(
+            max_length=1024,
+            pattern=_ONE_LINE,
+            description="one line, a regular expression of at most 1024 characters",
+        ),
     ] | None = None
     interface: Annotated[
         tuple[InterfaceName, ...],
@@ -75,7 +79,8 @@ class CaptureRequest(msgspec.Struct, frozen=True, kw_only=True):
     ] | None = None
     tags: Line | None = None
     bpf: Annotated[
-        str, Meta(pattern=r"\A[^\x00-\x08\x0b-\x1f\x7f]*\Z", description="a filter without control characters")
+        str,
+        Meta(pattern=r"\A[^\x00-\x08\x0b-\x1f\x7f]*\Z", description="a filter without control characters"),
     ] | None = None
     customer: Line | None = None
     snap: Positive | None = None
@@ -92,12 +97,16 @@ class CaptureRequest(msgspec.Struct, frozen=True, kw_only=True):
         Meta(
             max_length=512,
             pattern=r"\A(?!.*(?:\A|/)\.{1,2}(?:/|\Z))[^\x00-\x1f\x7f\x85\u2028\u2029\\]*\Z",
-            description="a path of at most 512 characters, with no control character, backslash, '.' or '..' part",
+            description="a path of at most 512 characters, without a control character, a backslash,"
+            " or a part that is '.' or '..'",
         ),
     ] | None = None
     # Both as in the S3 User Guide, "Bucket naming rules", with the older, wider rules of us-east-1.
     bucket: Annotated[
-        str, Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]{1,253}[A-Za-z0-9]\Z", description="the name of a bucket")
+        str,
+        Meta(
+            pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]{1,253}[A-Za-z0-9]\Z", description="the name of a bucket"
+        ),
     ] | None = None
     acl: Annotated[
         str, Meta(pattern=rf"\A(?:{'|'.join(CANNED_ACLS)})\Z", description=f"one of {', '.join(CANNED_ACLS)}")
@@ -241,7 +250,9 @@ def _exactly_one(given: Mapping[str, Any], one: str, other: str) -> Iterator[Pro
 
 def _filter_rules_broken(bpf: str, most: int) -> Iterator[Problem]:
     if len(bpf) > most:
-        yield Problem(path="bpf", rule=f"must be at most {most} characters long on this node, and has {len(bpf)}")
+        yield Problem(
+            path="bpf", rule=f"must be at most {most} characters long on this node, and has {len(bpf)}"
+        )
         return
     for name in names_needing_dns(bpf):
         yield Problem(
@@ -256,7 +267,9 @@ def _s3_rules_broken(
 ) -> Iterator[Problem]:
     for field in S3_FIELDS:
         if field in values and field not in allowed:
-            yield Problem(path=field, value=shown(values[field]), rule="must not be set by a request on this node")
+            yield Problem(
+                path=field, value=shown(values[field]), rule="must not be set by a request on this node"
+            )
     if "endpoint" in values and "endpoint" in allowed:
         try:
             url = endpoint_url(values["endpoint"])

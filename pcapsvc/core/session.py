@@ -109,7 +109,10 @@ class CaptureSession:
         return None
 
     def time_passed(self, now: float) -> StopReason | None:
-        """Why the capture is over at this time, all that arrived before it being recorded; L{None} if it goes on."""
+        """
+        Why the capture is over at this time, all that arrived before it being recorded;
+        L{None} where it goes on.
+        """
         if now >= self._ends:
             return StopReason.DURATION
         if now >= self._last_packet + self._limits.idle_seconds:

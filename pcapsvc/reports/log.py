@@ -65,7 +65,9 @@ class LogReporter:
                 )
         else:
             self._log.warn(
-                "request from {source} refused: busy: {reason}", source=event.source, reason=event.verdict.reason
+                "request from {source} refused: busy: {reason}",
+                source=event.source,
+                reason=event.verdict.reason,
             )
 
     def _started(self, event: CaptureStarted) -> None:

@@ -163,7 +163,8 @@ class Resolver:
 
     def stop(self) -> None:
         """Take it away."""
-        subprocess.run([self._ip, "netns", "delete", self._name], check=False, capture_output=True, timeout=20)
+        delete = [self._ip, "netns", "delete", self._name]
+        subprocess.run(delete, check=False, capture_output=True, timeout=20)
         shutil.rmtree(self._files, ignore_errors=True)
         with contextlib.suppress(OSError):
             self._files.parent.rmdir()
