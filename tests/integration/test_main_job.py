@@ -256,7 +256,9 @@ class MainJobTests(SynchronousTestCase):
     def test_packet_debug(self) -> None:
         """C{packetdebug} logs a line for each packet."""
         daemon = self.daemon()
-        capture = daemon.capture(interface=[self.wire.interface], packets=3, packetdebug=True, logrequest=True)
+        capture = daemon.capture(
+            interface=[self.wire.interface], packets=3, packetdebug=True, logrequest=True
+        )
         self.wire.send([udp_frame(number, port=53) for number in range(3)])
         daemon.done(capture)
         self.assertEqual(daemon.log.count("UDP 192.0.2.1:40000 > 198.51.100.1:53, 128 bytes"), 3)

@@ -86,7 +86,9 @@ class Daemon:
 
     def capture(self, **message: Any) -> str:
         """Ask for one capture by HTTP. Its id."""
-        status, answer = self.request("POST", "/captures", json.dumps({"node": self.node, **message}).encode())
+        status, answer = self.request(
+            "POST", "/captures", json.dumps({"node": self.node, **message}).encode()
+        )
         assert status == 202, (status, answer)
         (capture,) = answer["captures"]
         identifier: str = capture["id"]
