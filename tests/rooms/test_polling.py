@@ -1,0 +1,236 @@
+"""What sources that poll have in common."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet import defer, reactor
+from twisted.internet.task import Clock, deferLater
+from twisted.logger import Logger
+from twisted.trial import unittest
+
+from pcapsvc.sources.polling import STOP_SECONDS, Backoff, Outage, OwnThread, Poller
+
+
+class BackoffTests(unittest.SynchronousTestCase):
+    def test_doubles_up_to_the_longest(self) -> None:
+        """Each failure doubles the wait, up to the longest."""
+        backoff = Backoff(0.5, 3.0, chance=lambda: 1.0)
+        self.assertEqual([0.5, 1.0, 2.0, 3.0, 3.0], [backoff.failed() for _ in range(5)])
+
+    def test_jitter(self) -> None:
+        """Chance cuts a wait by up to half."""
+        backoff = Backoff(1.0, 10.0, chance=lambda: 0.0)
+        self.assertEqual([0.5, 1.0], [backoff.failed(), backoff.failed()])
+
+    def test_a_success_begins_anew(self) -> None:
+        """After a success, the next failure is a first one."""
+        backoff = Backoff(0.5, 3.0, chance=lambda: 1.0)
+        backoff.failed()
+        backoff.failed()
+        backoff.worked()
+        self.assertEqual(0.5, backoff.failed())
+
+
+class OutageTests(unittest.SynchronousTestCase):
+    def setUp(self) -> None:
+        self.lines: list[str] = []
+        self.outage = Outage(Logger(observer=self.observe), "Kafka a:9092")
+
+    def observe(self, event: Any) -> None:
+        self.lines.append(f"{event['log_level'].name} {event['log_format'].format(**event)}")
+
+    def test_each_kind_once(self) -> None:
+        """Within an outage, each kind of problem is told once, whichever comes between."""
+        for kind, problem in (("a", "first"), ("a", "second"), ("b", "third"), ("a", "fourth")):
+            self.outage.tell(kind, problem)
+        self.assertEqual(
+            [
+                "warn Kafka a:9092: first; trying until it works",
+                "warn Kafka a:9092: third; trying until it works",
+            ],
+            self.lines,
+        )
+
+    def test_the_end(self) -> None:
+        """That it works is told once; the next outage is told again."""
+        self.outage.over("listening")
+        self.outage.over("listening")
+        self.outage.tell("a", "gone")
+        self.outage.over("listening")
+        self.outage.tell("a", "gone")
+        self.assertEqual(
+            ["info", "warn", "info", "warn"],
+            [line.split()[0] for line in self.lines],
+        )
+
+
+class _Polls:
+    """A thread runner whose pieces of work a test brings to their end."""
+
+    def __init__(self) -> None:
+        self.waiting: list[defer.Deferred[Any]] = []
+        self.cancelled = 0
+
+    def run(self, function: Callable[..., Any], *args: Any) -> defer.Deferred[Any]:
+        def cancel(deferred: defer.Deferred[Any]) -> None:
+            self.cancelled += 1
+
+        self.waiting.append(defer.Deferred(cancel))
+        return self.waiting[-1]
+
+
+class PollerTests(unittest.SynchronousTestCase):
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.polls = _Polls()
+        self.heard: list[Any] = []
+        self.failures: list[str] = []
+        self.answer: defer.Deferred[None] | None = None
+        self.poller: Poller[Any] = Poller(
+            self.clock,
+            lambda: None,
+            self.hear,
+            failed=lambda problem: self.failures.append(str(problem)),
+            backoff=Backoff(0.5, 10.0, chance=lambda: 1.0),
+            run_in_thread=self.polls.run,
+        )
+        self.poller.start()
+        self.addCleanup(self.poller.stop)
+
+    def hear(self, result: Any) -> defer.Deferred[None] | None:
+        self.heard.append(result)
+        return self.answer
+
+    def test_one_after_the_other(self) -> None:
+        """Each result is seen to, and then there is the next poll."""
+        self.polls.waiting[0].callback("one")
+        self.polls.waiting[1].callback("two")
+        self.assertEqual(["one", "two"], self.heard)
+        self.assertEqual(3, len(self.polls.waiting))
+
+    def test_waits_for_what_is_heard(self) -> None:
+        """There is no poll while a result is being seen to."""
+        self.answer = defer.Deferred()
+        self.polls.waiting[0].callback("one")
+        self.assertEqual(1, len(self.polls.waiting))
+        answer, self.answer = self.answer, None
+        answer.callback(None)
+        self.assertEqual(2, len(self.polls.waiting))
+
+    def test_a_failure_makes_a_pause(self) -> None:
+        """After a failure the next poll comes later, and each failure makes it later still."""
+        for pause in (0.5, 1.0, 2.0):
+            count = len(self.polls.waiting)
+            self.polls.waiting[-1].errback(OSError("no"))
+            self.clock.advance(pause * 0.99)
+            self.assertEqual(count, len(self.polls.waiting))
+            self.clock.advance(pause * 0.01)
+            self.assertEqual(count + 1, len(self.polls.waiting))
+        self.assertEqual(["no"] * 3, self.failures)
+
+    def test_a_result_that_cannot_be_seen_to_is_a_failure(self) -> None:
+        """What goes wrong with a result is told likewise, and polling goes on."""
+        self.answer = defer.fail(OSError("not acknowledged"))
+        self.polls.waiting[0].callback("one")
+        self.answer = None
+        self.assertEqual(["not acknowledged"], self.failures)
+        self.clock.advance(0.5)
+        self.assertEqual(2, len(self.polls.waiting))
+
+    def test_stop_during_a_poll(self) -> None:
+        """A stop doesn't wait for a poll, and what it brings is dropped."""
+        self.successResultOf(self.poller.stop())
+        self.assertEqual(1, self.polls.cancelled)
+        self.assertEqual([], self.heard)
+        self.assertEqual([], self.clock.getDelayedCalls())
+
+    def test_stop_during_a_pause(self) -> None:
+        """A stop ends a pause."""
+        self.polls.waiting[0].errback(OSError("no"))
+        self.successResultOf(self.poller.stop())
+        self.assertEqual([], self.clock.getDelayedCalls())
+
+    def test_stop_while_hearing(self) -> None:
+        """A stop waits for what is being seen to, and there is no further poll."""
+        answer = self.answer = defer.Deferred()
+        self.polls.waiting[0].callback("one")
+        stopped = self.poller.stop()
+        self.assertNoResult(stopped)
+        self.answer = None
+        answer.callback(None)
+        self.successResultOf(stopped)
+        self.assertEqual(1, len(self.polls.waiting))
+        self.assertEqual([], self.clock.getDelayedCalls())
+
+    def test_stop_waits_no_longer_than_that(self) -> None:
+        """What is being seen to for too long is given up at the stop."""
+        self.answer = defer.Deferred()
+        self.polls.waiting[0].callback("one")
+        stopped = self.poller.stop()
+        self.answer = None
+        self.clock.advance(STOP_SECONDS)
+        self.successResultOf(stopped)
+
+    def test_begins_again(self) -> None:
+        """After a stop it can be started again."""
+        self.successResultOf(self.poller.stop())
+        self.poller.start()
+        self.polls.waiting[-1].callback("one")
+        self.assertEqual(["one"], self.heard)
+
+
+class OwnThreadTests(unittest.TestCase):
+    def setUp(self) -> None:
+        self.thread = OwnThread(reactor, "pcapsvc-test-polling")
+        self.addCleanup(self.thread.stop)
+
+    def alive(self) -> list[threading.Thread]:
+        """The threads of this name, that run."""
+        return [thread for thread in threading.enumerate() if thread.name == "pcapsvc-test-polling"]
+
+    async def gone(self) -> None:
+        """Wait until the thread has ended."""
+        deadline = time.monotonic() + 5
+        while self.alive():
+            self.assertLess(time.monotonic(), deadline)
+            await deferLater(reactor, 0.01, lambda: None)
+
+    async def test_runs_in_one_daemon_thread(self) -> None:
+        """Functions run one after the other, in a thread that keeps no process alive."""
+        ran = await defer.gatherResults([self.thread.run(threading.current_thread) for _ in range(3)])
+        self.assertEqual(1, len(set(ran)))
+        self.assertTrue(ran[0].daemon)
+        self.assertIsNot(threading.main_thread(), ran[0])
+
+    async def test_what_is_raised(self) -> None:
+        """What a function raises comes back, and the thread goes on."""
+        with self.assertRaises(ZeroDivisionError):
+            await self.thread.run(lambda: 1 // 0)
+        self.assertEqual(5, await self.thread.run(lambda: 5))
+
+    async def test_stop(self) -> None:
+        """A stop waits for nothing; the thread ends after its work, and begins again when there is more."""
+        hold = threading.Event()
+        self.addCleanup(hold.set)
+        held = self.thread.run(hold.wait)
+        self.thread.stop()
+        self.thread.stop()
+        hold.set()
+        self.assertTrue(await held)
+        await self.gone()
+        self.assertEqual(7, await self.thread.run(lambda: 7))
+
+    async def test_cancelled(self) -> None:
+        """What was cancelled is no longer waited for, and what it brings is dropped."""
+        hold = threading.Event()
+        self.addCleanup(hold.set)
+        held = self.thread.run(hold.wait)
+        held.cancel()
+        with self.assertRaises(defer.CancelledError):
+            await held
+        hold.set()
+        self.assertEqual(3, await self.thread.run(lambda: 3))
