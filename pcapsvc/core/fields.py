@@ -59,7 +59,7 @@ def unknown_key(key: str, known: Collection[str], *, prefix: str = "") -> Proble
     """The problem that a key is not known, with the nearest name that is."""
     near = difflib.get_close_matches(key.lower(), known, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    return Problem(path=prefix + shown_words(key), rule=f"is not a known key{hint}")
+    return Problem(path=prefix + (shown_words(key) or "''"), rule=f"is not a known key{hint}")
 
 
 def rule_of(kind: Any) -> str:

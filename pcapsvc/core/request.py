@@ -244,8 +244,8 @@ def _exactly_one(given: Mapping[str, Any], one: str, other: str) -> Iterator[Pro
     """Judged by what the message holds, so that a field which is wrong in itself isn't called missing."""
     count = sum(not _means_nothing(key, given.get(key)) for key in (one, other))
     if count != 1:
-        found = "none" if count == 0 else "both"
-        yield Problem(path=one, rule=f"exactly one of {one!r} and {other!r} must be given, and {found} is")
+        found = "none is" if count == 0 else "both are"
+        yield Problem(path=one, rule=f"exactly one of {one!r} and {other!r} must be given, and {found}")
 
 
 def _filter_rules_broken(bpf: str, most: int) -> Iterator[Problem]:

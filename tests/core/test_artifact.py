@@ -1,0 +1,125 @@
+"""What a destination stores."""
+
+from __future__ import annotations
+
+import io
+from typing import Any, BinaryIO
+
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.trial import unittest
+
+from pcapsvc.core.artifact import file_name, make_artifact
+from pcapsvc.core.plan import CapturePlan
+from pcapsvc.core.recording import PacketCounts, Recording
+from pcapsvc.core.request import CaptureRequest
+from pcapsvc.core.session import CaptureLimits, StopReason
+
+
+class NoContent:
+    """A file without a byte."""
+
+    size = 0
+
+    def open(self) -> BinaryIO:
+        """A reader."""
+        return io.BytesIO()
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+
+def recording(
+    *,
+    capture_id: str = "0123456789ab",
+    node: str = "sensor1",
+    interface: str = "eth0",
+    alias: str | None = None,
+    snap: int = 500,
+    packets: int = 3,
+    reason: StopReason = StopReason.IDLE,
+    counts: PacketCounts | None = None,
+    **request: Any,
+) -> Recording:
+    """A recording of a request with these fields."""
+    plan = CapturePlan(
+        node=node,
+        interface=interface,
+        alias=alias,
+        bpf=request.get("bpf", ""),
+        snap_length=snap,
+        limits=CaptureLimits(max_packets=10, max_bytes=1000, idle_seconds=5, duration_seconds=60),
+        request=CaptureRequest(node=node, interface=(interface,), **request),
+        s3={},
+    )
+    return Recording(
+        capture_id=capture_id,
+        plan=plan,
+        started=1_700_000_000.75,
+        link_type=1,
+        reason=reason,
+        packets=packets,
+        counts=counts,
+        first_packet=1_700_000_001.5 if packets else None,
+        last_packet=1_700_000_002.000001 if packets else None,
+        content=NoContent(),
+    )
+
+
+class FileNameTests(unittest.SynchronousTestCase):
+    """The name of a recording's file."""
+
+    def test_parts(self) -> None:
+        """The node, the interface, the second of its start, and its id."""
+        self.assertEqual(file_name(recording()), "sensor1-eth0-1700000000-0123456789ab.pcap")
+        self.assertEqual(
+            file_name(recording(node="a.b_c-d", interface="eth0.100")),
+            "a.b_c-d-eth0.100-1700000000-0123456789ab.pcap",
+        )
+
+    def test_unique(self) -> None:
+        """Two captures of one interface in one second differ by their ids."""
+        self.assertNotEqual(file_name(recording(capture_id="a")), file_name(recording(capture_id="b")))
+
+    def test_hostile(self) -> None:
+        """No name leads elsewhere, hides its file, or says anything to a shell."""
+        self.assertEqual(
+            file_name(recording(node="../../etc/passwd", interface="$(x)`'\" ")),
+            "_.._etc_passwd-__x_____-1700000000-0123456789ab.pcap",
+        )
+        self.assertEqual(file_name(recording(node=".hidden")), "hidden-eth0-1700000000-0123456789ab.pcap")
+        self.assertEqual(file_name(recording(node="ü\0\n")), "___-eth0-1700000000-0123456789ab.pcap")
+
+    @given(st.text(max_size=300), st.text(min_size=1, max_size=15))
+    def test_any(self, node: str, interface: str) -> None:
+        """Whatever the names are, the file's is ASCII, short enough, and no path."""
+        name = file_name(recording(node=node, interface=interface))
+        self.assertRegex(name, r"\A(?!\.)[A-Za-z0-9._-]{1,255}\Z")
+        self.assertTrue(name.endswith("-1700000000-0123456789ab.pcap"))
+
+
+class ArtifactTests(unittest.SynchronousTestCase):
+    """The rest of it."""
+
+    def test_all_tags(self) -> None:
+        """All tags, in the order of the original."""
+        artifact = make_artifact(
+            recording(customer="ACME", alertid=17, alertstr="x", tags="one,two", alias="uplink", snap=64)
+        )
+        self.assertEqual(
+            artifact.tags,
+            "customer:ACME,alertid:17,one,two,alias:uplink,node:sensor1,interface:eth0,snaplength:64",
+        )
+
+    def test_least_tags(self) -> None:
+        """Three of them are always there, and an id of 0 that is a text is one."""
+        self.assertEqual(make_artifact(recording()).tags, "node:sensor1,interface:eth0,snaplength:500")
+        self.assertTrue(make_artifact(recording(alertid="0")).tags.startswith("alertid:0,"))
+
+    def test_whole(self) -> None:
+        """The name, the id and the content are the recording's."""
+        made = recording()
+        artifact = make_artifact(made)
+        self.assertEqual((artifact.name, artifact.capture_id), (file_name(made), made.capture_id))
+        self.assertIs(artifact.content, made.content)
+        self.assertIs(artifact.s3, made.plan.s3)

@@ -1,0 +1,83 @@
+"""A table of values against a structure's fields."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+from twisted.trial import unittest
+
+from pcapsvc.core.errors import Problem, shown, shown_words
+from pcapsvc.core.fields import check_fields, rule_of, unknown_key
+
+Small = Annotated[int, Meta(ge=1, le=9, description="a digit but 0")]
+
+
+class Table(msgspec.Struct, rename={"class_": "class"}):
+    """A structure with a renamed field, an optional one, and a secret."""
+
+    class_: Small = 1
+    word: Annotated[str, Meta(max_length=5, description="a short word")] | None = None
+    token: Annotated[str, Meta(min_length=3, description="a token")] = "???"
+
+
+class CheckFieldsTests(unittest.SynchronousTestCase):
+    """Every value by itself."""
+
+    def test_good(self) -> None:
+        """What holds comes back by field, and nothing that was not given."""
+        self.assertEqual(check_fields(Table, {"class": 5, "word": "a"}), ({"class_": 5, "word": "a"}, []))
+        self.assertEqual(check_fields(Table, {}), ({}, []))
+
+    def test_problems(self) -> None:
+        """What does not is told in the words of its type, and the others still hold."""
+        values, problems = check_fields(Table, {"class": 10, "word": "longer", "token": "abc"}, prefix="t.")
+        self.assertEqual(values, {"token": "abc"})
+        self.assertEqual(
+            [str(problem) for problem in problems],
+            ["t.class = 10: must be a digit but 0", "t.word = 'longer': must be a short word"],
+        )
+
+    def test_secrets(self) -> None:
+        """A secret is not shown, neither by its value nor by its kind."""
+        for value in ("ab", 12345, ["hidden"]):
+            _, problems = check_fields(Table, {"token": value}, secrets={"token"})
+            self.assertEqual(problems, [Problem(path="token", rule="must be a token")])
+
+    def test_unknown(self) -> None:
+        """The field's own name is none where it has another one in the table."""
+        _, problems = check_fields(Table, {"class_": 5}, prefix="t.")
+        self.assertEqual(
+            problems, [Problem(path="t.class_", rule="is not a known key; did you mean 'class'?")]
+        )
+        self.assertEqual(check_fields(Table, {"class_": 5}, ignore_unknown=True), ({}, []))
+
+    def test_nearest(self) -> None:
+        """The nearest name is found in any case, and none where none is near."""
+        self.assertIn("'word'", unknown_key("WRD", ["word", "class"]).rule)
+        self.assertNotIn("mean", unknown_key("zzz", ["word", "class"]).rule)
+
+    def test_no_words(self) -> None:
+        """A type without words is a mistake of ours, and noticed."""
+        self.assertRaises(TypeError, rule_of, int)
+
+
+class ShownTests(unittest.SynchronousTestCase):
+    """Values of others, in our messages."""
+
+    def test_short(self) -> None:
+        """A short value is shown as it is, and a long one shortened."""
+        self.assertEqual(shown("a\n"), "'a\\n'")
+        self.assertEqual(len(shown("x" * 5000)), 81)
+        self.assertEqual(shown_words("a\n'b'"), "a\\n'b'")
+        self.assertEqual(shown_words("x" * 5000), "x" * 80 + "…")
+
+    def test_nested(self) -> None:
+        """A value that is nested too deeply to be shown is named by its kind."""
+        value: list[object] = []
+        for _ in range(100_000):
+            value = [value]
+        self.assertEqual(shown(value), "a list that is nested too deeply")
+        while value:  # taken apart by hand, as its deallocation would be nested, too
+            value = value.pop()  # type: ignore[assignment]

@@ -1,0 +1,149 @@
+"""For which nodes a message is."""
+
+from __future__ import annotations
+
+import time
+
+from twisted.trial import unittest
+
+from pcapsvc.core.errors import RequestRejected
+from pcapsvc.core.node import MAX_PATTERN_CHARACTERS, NodeMatcher
+
+
+class NodeMatcherTests(unittest.SynchronousTestCase):
+    """The two fields of the address, against a name."""
+
+    def setUp(self) -> None:
+        """A node."""
+        self.matcher = NodeMatcher("sensor1.example")
+
+    def rule(self, pattern: str) -> str:
+        """The rule that a pattern breaks."""
+        rejection = self.assertRaises(RequestRejected, self.matcher.matches, None, pattern)
+        [problem] = rejection.problems
+        self.assertEqual(problem.path, "nodere")
+        return problem.rule
+
+    def test_node(self) -> None:
+        """A node's name is compared as it is; C{any} is every node."""
+        for node, expected in (
+            ("sensor1.example", True),
+            ("any", True),
+            ("sensor1", False),
+            ("Sensor1.example", False),
+            ("sensor1.example ", False),
+            ("sensor1xexample", False),
+            ("ANY", False),
+            (".*", False),
+        ):
+            self.assertIs(self.matcher.matches(node, None), expected, node)
+            self.assertIs(self.matcher.matches(node, ""), expected, node)
+
+    def test_nodere(self) -> None:
+        """An expression is searched for, and means what it means in Go."""
+        for pattern, expected in (
+            ("sensor", True),
+            ("ensor1", True),
+            ("^sensor", True),
+            ("^ensor", False),
+            ("example$", True),
+            ("sensor$", False),
+            (r"\Asensor\d\.example\z", True),
+            ("SENSOR", False),
+            ("(?i)SENSOR", True),
+            ("^(?:sensor1|sensor2)", True),
+            (r"^\pL+\d", True),
+            ("[[:digit:]]", True),
+            ("x*", True),
+            ("any", False),
+            ("(?P<name>sensor)", True),
+            ("s.nsor", True),
+            (r"sensor1\.example\n?$", True),
+            ("^$", False),
+            (".", True),
+        ):
+            self.assertIs(self.matcher.matches(None, pattern), expected, pattern)
+            self.assertIs(self.matcher.matches("", pattern), expected, pattern)
+
+    def test_bad_patterns(self) -> None:
+        """What Go would not compile is refused: also what Perl and Python would."""
+        for pattern in (
+            "(",
+            "[",
+            "*",
+            "a**",
+            r"(a)\1",
+            "(?=a)",
+            "(?<!a)",
+            "a{2,1}",
+            "(?P<n",
+            r"\Z",
+            "a{1001}",
+            "\\",
+        ):
+            self.assertIn("must be a regular expression", self.rule(pattern), pattern)
+
+    def test_hostile_patterns(self) -> None:
+        """No expression costs more than a moment, to compile or to search for."""
+        matcher = NodeMatcher("a" * 255)
+        started = time.monotonic()
+        for pattern in (
+            "(a+)+$x",
+            "(a*)*b",
+            "(a|aa)+$y",
+            "(.*)" * 200 + "z",
+            "((a{30}){30}){30}",
+            "(" * 500 + "z" + ")" * 500,
+            r"[\pL\pN]{500}" * 2,
+            "a{1000}" * 100,
+        ):
+            try:
+                self.assertFalse(matcher.matches(None, pattern), pattern)
+            except RequestRejected:
+                pass
+        self.assertLess(time.monotonic() - started, 2)
+
+    def test_length(self) -> None:
+        """An expression is bounded, before it is compiled."""
+        self.assertTrue(self.matcher.matches(None, "s|".ljust(MAX_PATTERN_CHARACTERS, "x")))
+        self.assertEqual(
+            self.rule("(" * (MAX_PATTERN_CHARACTERS + 1)), "must be at most 1024 characters long"
+        )
+
+    def test_rule_on_one_line(self) -> None:
+        """What RE2 says of a pattern is told on one short line, whatever is in the pattern."""
+        for pattern in ("(\n\x1b[31m", "(" * 1000, "(ü\u2028"):
+            rule = self.rule(pattern)
+            self.assertLess(len(rule), 150)
+            self.assertTrue(rule.isprintable(), rule)
+
+    def test_surrogates(self) -> None:
+        """A pattern that has no UTF-8 is refused."""
+        self.assertEqual(self.rule("\ud800"), "must be a regular expression in UTF-8")
+
+    def test_no_address(self) -> None:
+        """A message that can't be matched is every node's to refuse."""
+        for node, nodere in (
+            (None, None),
+            ("", ""),
+            (5, None),
+            ([], None),
+            ([], "other"),
+            (None, 5),
+            ("", ["x"]),
+        ):
+            self.assertTrue(self.matcher.matches(node, nodere), (node, nodere))
+
+    def test_both(self) -> None:
+        """A message with both is for the nodes of either, which will refuse it."""
+        self.assertTrue(self.matcher.matches("sensor1.example", "other"))
+        self.assertTrue(self.matcher.matches("other", "sensor"))
+        self.assertFalse(self.matcher.matches("other", "another"))
+        self.assertFalse(self.matcher.matches("other", 5))
+
+    def test_again(self) -> None:
+        """A pattern that comes again is answered, or refused, as before."""
+        for _ in range(3):
+            self.assertTrue(self.matcher.matches(None, "sensor"))
+            self.assertFalse(self.matcher.matches(None, "other"))
+            self.assertRaises(RequestRejected, self.matcher.matches, None, "(")

@@ -1,0 +1,98 @@
+"""From a request to its captures."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from twisted.trial import unittest
+
+from pcapsvc.core.errors import RequestRejected
+from pcapsvc.core.plan import CapturePlan, NodeView, plan_captures
+from pcapsvc.core.request import S3_FIELDS, CaptureRequest
+from pcapsvc.core.session import CaptureLimits
+from tests.core.test_request import BOUNDS
+
+NODE = NodeView(
+    name="sensor1",
+    bounds=BOUNDS,
+    default_timeout_seconds=10,
+    snap_length=500,
+    interfaces_by_alias={"uplink": ("eth0", "eth1"), "inside": ("eth1", "eth2"), "none": ()},
+)
+
+
+class PlanTests(unittest.SynchronousTestCase):
+    """What a request means on a node."""
+
+    def plans(self, node: NodeView = NODE, **fields: Any) -> tuple[CapturePlan, ...]:
+        """The captures of a request with these fields."""
+        return plan_captures(CaptureRequest(node="sensor1", **fields), node)
+
+    def test_defaults(self) -> None:
+        """What a request leaves out is the node's: the largest of everything, and an idle time."""
+        [plan] = self.plans(interface=("eth0",))
+        self.assertEqual(
+            plan.limits,
+            CaptureLimits(max_packets=50_000, max_bytes=100_000_000, idle_seconds=10, duration_seconds=3600),
+        )
+        self.assertEqual((plan.snap_length, plan.bpf, plan.node, plan.alias), (500, "", "sensor1", None))
+        self.assertEqual(plan.s3, {})
+
+    def test_own_limits(self) -> None:
+        """What a request gives, it gets."""
+        [plan] = self.plans(interface=("eth0",), packets=5, bytes=6, timeout=7, duration=8, snap=9, bpf="tcp")
+        self.assertEqual(
+            plan.limits, CaptureLimits(max_packets=5, max_bytes=6, idle_seconds=7, duration_seconds=8)
+        )
+        self.assertEqual((plan.snap_length, plan.bpf), (9, "tcp"))
+
+    def test_interfaces(self) -> None:
+        """Each interface is captured once, in the order of the request, were it there or not."""
+        plans = self.plans(interface=("eth1", "nosuch0", "eth1", "eth0"))
+        self.assertEqual([plan.interface for plan in plans], ["eth1", "nosuch0", "eth0"])
+
+    def test_alias(self) -> None:
+        """An alias stands for every interface that carries it."""
+        plans = self.plans(alias=("uplink",))
+        self.assertEqual(
+            [(plan.interface, plan.alias) for plan in plans], [("eth0", "uplink"), ("eth1", "uplink")]
+        )
+
+    def test_aliases_that_meet(self) -> None:
+        """An interface of two aliases is captured once, by the first."""
+        plans = self.plans(alias=("inside", "uplink"))
+        self.assertEqual(
+            [(plan.interface, plan.alias) for plan in plans],
+            [("eth1", "inside"), ("eth2", "inside"), ("eth0", "uplink")],
+        )
+
+    def test_unknown_alias(self) -> None:
+        """Aliases of which none is known are refused, each with what there is."""
+        rejection = self.assertRaises(RequestRejected, self.plans, alias=("dmz", "Uplink"))
+        self.assertEqual(
+            [str(problem) for problem in rejection.problems],
+            [
+                f"alias = {alias!r}: must be an alias of this node (it has: inside, none, uplink)"
+                for alias in ("dmz", "Uplink")
+            ],
+        )
+        bare = dataclasses.replace(NODE, interfaces_by_alias={})
+        self.assertIn(
+            "it has: none", str(self.assertRaises(RequestRejected, self.plans, bare, alias=("dmz",)))
+        )
+
+    def test_one_known_alias(self) -> None:
+        """Beside one that is known, an unknown alias is another node's."""
+        self.assertEqual([plan.interface for plan in self.plans(alias=("dmz", "uplink"))], ["eth0", "eth1"])
+
+    def test_s3(self) -> None:
+        """What a request says of S3 goes along, and C{false} is something said."""
+        [plan] = self.plans(interface=("eth0",), bucket="b", encryption=False)
+        self.assertEqual(plan.s3, {"bucket": "b", "encryption": False})
+
+    def test_no_s3(self) -> None:
+        """Where nothing goes to S3, it is left behind."""
+        node = dataclasses.replace(NODE, bounds=dataclasses.replace(BOUNDS, s3_overrides=None))
+        [plan] = self.plans(node, interface=("eth0",), bucket="b", **{S3_FIELDS[1]: "f"})
+        self.assertEqual(plan.s3, {})

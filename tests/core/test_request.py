@@ -1,0 +1,538 @@
+"""What a message may say, and how it is refused."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twisted.trial import unittest
+
+from pcapsvc.core.errors import RequestRejected
+from pcapsvc.core.request import (
+    CANNED_ACLS,
+    MAX_BODY_BYTES,
+    S3_FIELDS,
+    CaptureRequest,
+    RequestBounds,
+    parse_request,
+    read_address,
+)
+
+BOUNDS = RequestBounds(
+    max_packets=50_000,
+    max_bytes=100_000_000,
+    max_timeout_seconds=300,
+    max_duration_seconds=3600,
+    max_snap_length=262_144,
+    max_filter_characters=512,
+    s3_overrides=frozenset(S3_FIELDS),
+)
+FIELDS: dict[str, Any] = {
+    "node": "sensor1",
+    "nodere": "^sensor",
+    "interface": ["eth0", "eth1.100"],
+    "alias": ["uplink"],
+    "tags": "one,two",
+    "bpf": "tcp port 80",
+    "customer": "ACME",
+    "snap": 128,
+    "packets": 500,
+    "alertid": 655443,
+    "alertstr": "A-17",
+    "timeout": 15,
+    "duration": 60,
+    "bytes": 1000,
+    "packetdebug": True,
+    "logrequest": False,
+    "folder": "my/folder",
+    "bucket": "my-bucket",
+    "acl": "public-read",
+    "region": "us-east-1",
+    "endpoint": "s3.amazonaws.com",
+    "encryption": False,
+}
+TEXTS = ("tags", "bpf", "customer", "folder", "bucket", "acl", "region", "endpoint")
+NUMBERS = ("snap", "timeout", "duration", "bytes")
+_EITHER = {"nodere", "alias"}
+
+
+def message(**fields: Any) -> bytes:
+    """A good message, with these fields too, or instead."""
+    return json.dumps({"node": "sensor1", "interface": ["eth0"], **fields}).encode()
+
+
+class _Requests:
+    def parse(self, body: bytes, bounds: RequestBounds = BOUNDS, **options: bool) -> CaptureRequest:
+        """The request of a message."""
+        return parse_request(body, bounds, **options)
+
+    def problems(self, body: bytes, bounds: RequestBounds = BOUNDS, **options: bool) -> dict[str, str]:
+        """The rule that is told of each path."""
+        try:
+            request = parse_request(body, bounds, **options)
+        except RequestRejected as rejection:
+            return {problem.path: problem.rule for problem in rejection.problems}
+        raise AssertionError(f"{request!r} was not refused")
+
+
+class FieldsTests(_Requests, unittest.SynchronousTestCase):
+    """Every field: its kind, and its absence."""
+
+    def test_all_fields(self) -> None:
+        """There are 22 fields, and each keeps the value that it was given."""
+        self.assertEqual(set(CaptureRequest.__struct_fields__), set(FIELDS))
+        self.assertEqual(len(FIELDS), 22)
+        for left_out in (("nodere", "alias"), ("node", "interface")):
+            given = {key: value for key, value in FIELDS.items() if key not in left_out}
+            request = self.parse(json.dumps(given).encode())
+            for key, value in FIELDS.items():
+                expected = None if key in left_out else tuple(value) if isinstance(value, list) else value
+                self.assertEqual(getattr(request, key), expected, key)
+
+    def test_null(self) -> None:
+        """C{null} is as if a field were left out, whichever it is."""
+        plain = self.parse(message())
+        for field in set(FIELDS) - {"node", "interface"}:
+            self.assertEqual(self.parse(message(**{field: None})), plain, field)
+
+    def test_empty_means_not_given(self) -> None:
+        """So are an empty text, an empty list and a zero, each where its kind is due."""
+        plain = self.parse(message())
+        empty: dict[str, Any] = {
+            **dict.fromkeys((*TEXTS, "nodere", "alertid", "alertstr"), ""),
+            "alias": [],
+            **dict.fromkeys((*NUMBERS, "alertid", "alertstr"), 0),
+        }
+        self.assertEqual(self.parse(message(**empty)), plain)
+        for field in ("alertid", "alertstr"):
+            self.assertEqual(self.parse(message(**{field: ""})), plain)
+
+    def test_empty_of_another_kind(self) -> None:
+        """What is empty, and of a wrong kind, is refused: C{"bpf": []} must never capture everything."""
+        for field in (*TEXTS, "nodere"):
+            for value in ([], 0, False, {}):
+                self.assertIn(field, self.problems(message(**{field: value})), (field, value))
+        for field in (*NUMBERS, "packets"):
+            for value in ("", [], False, 0.0, {}):
+                self.assertIn(field, self.problems(message(**{field: value})), (field, value))
+        for field in ("packetdebug", "logrequest", "encryption"):
+            for value in ("", [], 0, "true", 1):
+                self.assertIn(field, self.problems(message(**{field: value})), (field, value))
+        for value in ("", 0, {}):
+            self.assertIn("alias", self.problems(message(alias=value)), value)
+
+    def test_zero_packets(self) -> None:
+        """C{"packets": 0} is refused: it is no limit that could be meant."""
+        self.assertEqual(self.problems(message(packets=0)), {"packets": "must be a whole number, 1 or more"})
+
+    def test_integers_are_integers(self) -> None:
+        """A whole number is no boolean, no float, no text, and not negative."""
+        for field in (*NUMBERS, "packets"):
+            for value in (True, 5.0, 1.5, "5", -1, [5], {"a": 5}):
+                self.assertEqual(
+                    self.problems(message(**{field: value})),
+                    {field: "must be a whole number, 1 or more"},
+                    (field, value),
+                )
+
+    def test_upper_bounds(self) -> None:
+        """Each number goes up to its bound, and above it is refused, not cut."""
+        for field, most in (
+            ("packets", 50_000),
+            ("bytes", 100_000_000),
+            ("timeout", 300),
+            ("duration", 3600),
+            ("snap", 262_144),
+        ):
+            self.assertEqual(getattr(self.parse(message(**{field: most})), field), most)
+            for over in (most + 1, 2**63, 2**64, 10**30):
+                self.assertEqual(
+                    self.problems(message(**{field: over})),
+                    {field: f"must be at most {most} on this node"},
+                    (field, over),
+                )
+
+    def test_huge_integers(self) -> None:
+        """A number of thousands of digits is refused, and never costs more than that."""
+        for digits in (4000, 4299, 4300, 4301, 60_000):
+            body = message().replace(b"}", b', "packets": ' + b"9" * digits + b"}")
+            self.assertEqual(len(self.problems(body)), 1, digits)
+
+    def test_alertid(self) -> None:
+        """An alert's id may be a whole number or a text, and both are kept as they came."""
+        for field in ("alertid", "alertstr"):
+            for value in (1, -5, 2**63 - 1, -(2**63), "17", "a b ü"):
+                self.assertEqual(getattr(self.parse(message(**{field: value})), field), value)
+            for bad in (True, 1.5, 2**63, [1], "two\nlines", "x" * 256):
+                self.assertIn(field, self.problems(message(**{field: bad})), bad)
+
+    def test_lists(self) -> None:
+        """Interfaces and aliases are lists of texts; one text is no list."""
+        for field in ("interface", "alias"):
+            base = {"node": "sensor1"}
+            for bad in ("eth0", ["eth0", 5], ["eth0", ""], [None], [["eth0"]], {"eth0": 1}, ["e"] * 257):
+                body = json.dumps({**base, field: bad}).encode()
+                self.assertIn(field, self.problems(body), bad)
+
+    def test_interface_names(self) -> None:
+        """A name that no device can have is refused, before anything is asked about it."""
+        for name in ("eth0", "any", "br-0123456789ab", "eth0.100", "veth_é"):
+            self.assertEqual(self.parse(message(interface=[name])).interface, (name,))
+        for name in (".", "..", "a/b", "../x", "a b", "a:1", "a\x00", "a\n", "x" * 16, "a\x7f", "a\u2028b"):
+            self.assertIn("interface", self.problems(message(interface=[name])), name)
+
+    def test_one_line(self) -> None:
+        """Texts that stand in tags and logs are of one line, and bounded."""
+        for field, most in (("tags", 1024), ("customer", 1024)):
+            self.assertEqual(getattr(self.parse(message(**{field: "ü" * most})), field), "ü" * most)
+            for bad in (
+                "x" * (most + 1),
+                "a\nb",
+                "a\rb",
+                "a\x00b",
+                "a\x1bb",
+                "a\x7f",
+                "a\x85b",
+                "a\u2028b",
+                "a\n",
+            ):
+                self.assertEqual(list(self.problems(message(**{field: bad}))), [field], bad)
+
+    def test_folder(self) -> None:
+        """A folder has no part that leads elsewhere."""
+        for good in ("a", "a/b", "a/b/", "...", "a..b", ".hidden", "a/.b", "ü"):
+            self.assertEqual(self.parse(message(folder=good)).folder, good)
+        for bad in (".", "..", "../a", "a/..", "a/../b", "a/./b", "/..", "a\\b", "a\nb", "x" * 513):
+            self.assertEqual(list(self.problems(message(folder=bad))), ["folder"], bad)
+
+    def test_s3_fields(self) -> None:
+        """Buckets, ACLs and regions are what S3 takes."""
+        for acl in CANNED_ACLS:
+            self.assertEqual(self.parse(message(acl=acl)).acl, acl)
+        for field, bad in (
+            ("acl", "Private"),
+            ("acl", "private\n"),
+            ("bucket", "ab"),
+            ("bucket", "a/b/c"),
+            ("bucket", "-abc"),
+            ("bucket", "abc\n"),
+            ("region", "us east"),
+            ("region", "us-east-1\n"),
+            ("region", "x" * 65),
+            ("endpoint", "http://user:secret@host"),
+            ("endpoint", "file:///etc/passwd"),
+            ("endpoint", "host/path"),
+        ):
+            self.assertEqual(list(self.problems(message(**{field: bad}))), [field], (field, bad))
+
+    def test_unknown_keys(self) -> None:
+        """A key that isn't known is refused, with the nearest name; were its value never so empty."""
+        for value in ("udp", "", None, [], 0, {}):
+            self.assertEqual(
+                self.problems(message(bfp=value)),
+                {"bfp": "is not a known key; did you mean 'bpf'?"},
+                value,
+            )
+        self.assertEqual(
+            self.problems(message(Packets=5)), {"Packets": "is not a known key; did you mean 'packets'?"}
+        )
+        self.assertEqual(self.problems(message(qqqqqq=5)), {"qqqqqq": "is not a known key"})
+        self.assertEqual(self.problems(message(**{"": 5})), {"''": "is not a known key"})
+
+    def test_unknown_keys_ignored(self) -> None:
+        """By setting, they are passed over; what is known is judged as ever."""
+        plain = self.parse(message())
+        self.assertEqual(self.parse(message(bfp="udp", x=[1]), ignore_unknown=True), plain)
+        self.assertEqual(list(self.problems(message(bfp="udp", snap=-1), ignore_unknown=True)), ["snap"])
+
+    def test_unknown_key_on_one_line(self) -> None:
+        """A key as long and as odd as can be makes one short line."""
+        rejection = self.assertRaises(RequestRejected, self.parse, message(**{"a\n\x1b" + "x" * 5000: 1}))
+        self.assertEqual(len(rejection.problems), 1)
+        self.assertLess(len(str(rejection)), 200)
+        self.assertTrue(str(rejection).isprintable())
+
+    def test_all_problems_at_once(self) -> None:
+        """Every problem is told: of kinds, of bounds, of names, of what is missing."""
+        body = json.dumps(
+            {
+                "node": "sensor1",
+                "nodere": "x",
+                "snap": "128",
+                "packets": 50_001,
+                "bytes": 10**9,
+                "timeout": True,
+                "duration": 3601,
+                "bpf": "host a.example or host b.example",
+                "folder": "..",
+                "endpoint": "::",
+                "bfp": "x",
+            }
+        ).encode()
+        rejection = self.assertRaises(RequestRejected, self.parse, body)
+        self.assertEqual(
+            sorted(problem.path for problem in rejection.problems),
+            sorted("node interface snap packets bytes timeout duration bpf bpf folder endpoint bfp".split()),
+        )
+        for problem in rejection.problems:
+            self.assertIn(str(problem), str(rejection))
+
+    def test_given_value_is_shown(self) -> None:
+        """A problem shows the value, shortened."""
+        rejection = self.assertRaises(RequestRejected, self.parse, message(customer="x" * 5000))
+        shown = rejection.problems[0].value
+        assert shown is not None
+        self.assertTrue(shown.startswith("'xxx"))
+        self.assertLess(len(shown), 100)
+
+
+class EitherTests(_Requests, unittest.SynchronousTestCase):
+    """Exactly one of two."""
+
+    def test_none(self) -> None:
+        """Neither of two is a problem, also where one is there and empty."""
+        for body in (b"{}", b'{"node": "", "nodere": null, "interface": [], "alias": null}'):
+            self.assertEqual(
+                self.problems(body),
+                {
+                    "node": "exactly one of 'node' and 'nodere' must be given, and none is",
+                    "interface": "exactly one of 'interface' and 'alias' must be given, and none is",
+                },
+            )
+
+    def test_both(self) -> None:
+        """So are both."""
+        self.assertEqual(
+            self.problems(message(nodere="x", alias=["y"])),
+            {
+                "node": "exactly one of 'node' and 'nodere' must be given, and both are",
+                "interface": "exactly one of 'interface' and 'alias' must be given, and both are",
+            },
+        )
+
+    def test_wrong_is_not_missing(self) -> None:
+        """A field that is wrong in itself isn't called missing."""
+        self.assertEqual(list(self.problems(message(interface="eth0"))), ["interface"])
+        self.assertNotIn("none", self.problems(message(interface="eth0"))["interface"])
+
+    def test_node_of_a_wrong_kind(self) -> None:
+        """A node that is an empty list is no "not given", beside a nodere."""
+        self.assertIn("node", self.problems(b'{"node": [], "nodere": "x", "interface": ["eth0"]}'))
+
+
+class FilterTests(_Requests, unittest.SynchronousTestCase):
+    """What of a filter is judged without libpcap."""
+
+    def test_length(self) -> None:
+        """A filter is bounded, and one that is too long isn't looked into."""
+        longest = "host 192.0.2.1 ".ljust(512)
+        self.assertEqual(self.parse(message(bpf=longest)).bpf, longest)
+        self.assertEqual(
+            self.problems(message(bpf="foo.example " * 50)),
+            {"bpf": "must be at most 512 characters long on this node, and has 600"},
+        )
+
+    def test_names(self) -> None:
+        """A name that needs DNS is told by itself."""
+        rejection = self.assertRaises(
+            RequestRejected, self.parse, message(bpf="host foo.example and port http")
+        )
+        self.assertEqual(
+            [(problem.path, problem.value) for problem in rejection.problems], [("bpf", "'foo.example'")]
+        )
+
+    def test_control_characters(self) -> None:
+        """White space may be tabs and newlines; no other control character is taken."""
+        self.assertEqual(self.parse(message(bpf="tcp\n\tport 80")).bpf, "tcp\n\tport 80")
+        for bad in ("tcp\x00", "tcp\r", "tcp\x0b", "tcp\x1b", "tcp\x7f"):
+            self.assertEqual(list(self.problems(message(bpf=bad))), ["bpf"], bad)
+
+
+class OverridesTests(_Requests, unittest.SynchronousTestCase):
+    """What a request may say of S3."""
+
+    def bounds(self, *allowed: str, endpoints: tuple[str, ...] = ()) -> RequestBounds:
+        """Bounds with these overrides."""
+        return RequestBounds(
+            max_packets=1,
+            max_bytes=1,
+            max_timeout_seconds=1,
+            max_duration_seconds=1,
+            max_snap_length=1,
+            max_filter_characters=1,
+            s3_overrides=frozenset(allowed),
+            s3_endpoints=endpoints,
+        )
+
+    def test_not_allowed(self) -> None:
+        """A field that may not be set is refused; also C{false}; not one that is empty."""
+        s3 = {field: FIELDS[field] for field in S3_FIELDS}
+        self.assertEqual(set(self.problems(message(**s3), self.bounds())), set(S3_FIELDS))
+        self.assertEqual(
+            set(self.problems(message(**s3), self.bounds("bucket", "acl"))), {*S3_FIELDS} - {"bucket", "acl"}
+        )
+        self.assertIn("encryption", self.problems(message(encryption=False), self.bounds()))
+        self.parse(message(bucket="", encryption=None), self.bounds())
+
+    def test_endpoints(self) -> None:
+        """An endpoint is compared with the list as a URL, whatever its spelling."""
+        bounds = self.bounds("endpoint", endpoints=("https://s3.example", "http://minio:9000"))
+        for good in ("s3.example", "https://s3.example/", "HTTPS://S3.Example", "http://minio:9000"):
+            self.assertEqual(self.parse(message(endpoint=good), bounds).endpoint, good)
+        for bad in ("http://s3.example", "s3.example.evil", "minio:9000", "s3.example:444"):
+            self.assertEqual(
+                self.problems(message(endpoint=bad), bounds),
+                {"endpoint": "must be one of https://s3.example, http://minio:9000 on this node"},
+                bad,
+            )
+
+    def test_no_s3_here(self) -> None:
+        """Where nothing goes to S3, its fields are judged by their kind alone."""
+        bounds = RequestBounds(
+            max_packets=1,
+            max_bytes=1,
+            max_timeout_seconds=1,
+            max_duration_seconds=1,
+            max_snap_length=1,
+            max_filter_characters=1,
+        )
+        self.parse(message(bucket="other", endpoint="not/an endpoint"), bounds)
+        self.assertEqual(list(self.problems(message(bucket=5), bounds)), ["bucket"])
+
+
+class BodyTests(_Requests, unittest.SynchronousTestCase):
+    """Bodies that are no requests."""
+
+    def test_no_object(self) -> None:
+        """What is no JSON object is refused, and says so."""
+        good = message()
+        for body in (
+            b"",
+            b" ",
+            b"null",
+            b"[]",
+            b"5",
+            b'"x"',
+            b"{",
+            good + b" x",
+            good * 2,
+            good[:-1],
+            b"\xef\xbb\xbf" + good,
+            good.replace(b"}", b', "snap": NaN}'),
+            good.replace(b"}", b', "snap": Infinity}'),
+            good.replace(b"}", b', "snap": 1e999}'),
+            good.replace(b"}", b",}"),
+            good.replace(b'"node"', b"'node'"),
+            b"/**/" + good,
+        ):
+            self.assertEqual(list(self.problems(body)), ["request"], body)
+            self.assertIn("must be a JSON object", self.problems(body)["request"])
+
+    def test_size(self) -> None:
+        """A body of 64 KiB is read, and a longer one is not."""
+        good = message()
+        self.parse(good + b" " * (MAX_BODY_BYTES - len(good)))
+        self.assertEqual(
+            self.problems(good + b" " * (MAX_BODY_BYTES - len(good) + 1)),
+            {"request": "must be at most 65536 bytes long, and has 65537"},
+        )
+
+    def test_encoding(self) -> None:
+        """Bytes that are not UTF-8, and lone surrogates, are refused wherever they stand."""
+        for body in (
+            b"\xff\xfe{}",
+            message().replace(b"sensor1", b"\xff"),
+            message(customer="x").replace(b'"x"', b'"\xc3"'),
+            message(customer="x").replace(b'"x"', b'"\xed\xa0\x80"'),
+            message(customer="x").replace(b'"x"', b'"\\ud800"'),
+            message(customer="x").replace(b'"x"', b'"\\udc00"'),
+            message(xx=1).replace(b"xx", b"\xff"),
+            message(xx=1).replace(b"xx", b"\\ud800"),
+            message().decode().encode("utf-16"),
+        ):
+            self.assertEqual(list(self.problems(body)), ["request"], body)
+
+    def test_escapes(self) -> None:
+        """A pair of surrogates is a character, and an escaped key is its key."""
+        body = b'{"no\\u0064e": "sensor1", "interface": ["eth0"], "customer": "\\ud83d\\ude00"}'
+        self.assertEqual(self.parse(body).customer, "\N{GRINNING FACE}")
+        self.assertEqual(read_address(body).node, "sensor1")
+
+    def test_duplicate_keys(self) -> None:
+        """Of two equal keys the last one counts, for the address as for the request."""
+        body = b'{"node": "other", "interface": ["eth0"], "node": "sensor1"}'
+        self.assertEqual((read_address(body).node, self.parse(body).node), ("sensor1", "sensor1"))
+
+    def test_nesting(self) -> None:
+        """However deep a value is nested, and whichever key it has, the request is refused, and no more."""
+        depths = [*range(2, 40), *range(900, sys.getrecursionlimit() + 10), 5000, 30_000]
+        for key in (b"x", b"packets", b"node", b"interface", b"bpf", b"alertid"):
+            for opening, inner, closing in ((b"[", b"1", b"]"), (b'{"":', b"1", b"}")):
+                for depth in depths:
+                    if (len(opening) + len(closing)) * depth > MAX_BODY_BYTES - 100:
+                        continue
+                    value = opening * depth + inner + closing * depth
+                    body = b'{"node": "sensor1", "interface": ["eth0"], "' + key + b'":' + value + b"}"
+                    self.assertTrue(self.problems(body), (key, depth))
+
+    def test_nesting_in_the_address(self) -> None:
+        """Nor can the address be read of a body that is nested too deeply, anywhere."""
+        for key in (b"x", b"node"):
+            self.assertRaises(
+                RequestRejected, read_address, b'{"node":"other","' + key + b'":' + b"[" * 60_000 + b"}"
+            )
+
+
+_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+class HostileTests(unittest.SynchronousTestCase):
+    """Whatever comes, it is a request or it is refused."""
+
+    def outcome(self, body: bytes, **options: bool) -> CaptureRequest | None:
+        """The request; L{None} where it was refused, with a problem that can be shown."""
+        try:
+            return parse_request(body, BOUNDS, **options)
+        except RequestRejected as rejection:
+            self.assertTrue(rejection.problems)
+            self.assertTrue(all(problem.path and problem.rule for problem in rejection.problems))
+            str(rejection).encode()
+            return None
+
+    @settings(max_examples=300, deadline=None)
+    @given(st.binary(max_size=200))
+    def test_bytes(self, body: bytes) -> None:
+        """Random bytes are refused."""
+        self.assertIsNone(self.outcome(body))
+
+    @settings(max_examples=300, deadline=None)
+    @given(st.dictionaries(st.sampled_from([*FIELDS, "bfp", "Node", ""]), _values), st.booleans())
+    def test_json(self, fields: dict[str, Any], ignore: bool) -> None:
+        """Random values of the known fields, and of others: what is taken keeps to the bounds."""
+        request = self.outcome(json.dumps(fields).encode(), ignore_unknown=ignore)
+        if request is None:
+            return
+        self.assertNotEqual(request.node is None, request.nodere is None)
+        self.assertNotEqual(request.interface is None, request.alias is None)
+        for field, most in (("packets", 50_000), ("snap", 262_144), ("timeout", 300), ("duration", 3600)):
+            value = getattr(request, field)
+            self.assertTrue(value is None or (type(value) is int and 1 <= value <= most), (field, value))
+
+    @settings(max_examples=300, deadline=None)
+    @given(st.data())
+    def test_mutated(self, data: st.DataObject) -> None:
+        """A good message with bytes changed, taken out or put in."""
+        given_fields = {key: value for key, value in FIELDS.items() if key not in _EITHER}
+        body = bytearray(json.dumps(given_fields).encode())
+        for _ in range(data.draw(st.integers(1, 4))):
+            at = data.draw(st.integers(0, len(body) - 1))
+            until = data.draw(st.integers(at, min(len(body), at + 3)))
+            body[at:until] = data.draw(st.binary(max_size=3))
+        self.outcome(bytes(body))
