@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred, DeferredList
@@ -10,6 +11,7 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from pcapsvc.core.admission import Admission
+from pcapsvc.core.age import too_old
 from pcapsvc.core.artifact import Artifact, make_artifact
 from pcapsvc.core.errors import CaptureUnavailable, DestinationError, PcapsvcError, Problem, RequestRejected
 from pcapsvc.core.node import NodeMatcher
@@ -43,6 +45,8 @@ class Pipeline(Service):
     """
     Where every request goes through.
 
+    @param wall_clock: the time in seconds since the Unix epoch.
+    @param max_request_age_seconds: how old a request may be, by its broker's clock; 0 is no bound.
     @param ignore_unknown: pass over keys of a request that are not known.
     @param log_requests: log each request for this node.
     """
@@ -57,6 +61,8 @@ class Pipeline(Service):
         destinations: Sequence[IDestination],
         reporters: Sequence[IReporter],
         admission: Admission,
+        wall_clock: Callable[[], float] = time.time,
+        max_request_age_seconds: float = 0,
         ignore_unknown: bool = False,
         log_requests: bool = False,
     ) -> None:
@@ -66,6 +72,8 @@ class Pipeline(Service):
         self._destinations = tuple(destinations)
         self._reporters = tuple(reporters)
         self._admission = admission
+        self._wall_clock = wall_clock
+        self._max_request_age = max_request_age_seconds
         self._ignore_unknown = ignore_unknown
         self._log_requests = log_requests
         self._running: set[ICapture] = set()
@@ -99,10 +107,10 @@ class Pipeline(Service):
         done.addCallback(lambda _: None if waited.called else waited.callback(None))
         return waited
 
-    def submit(self, source: str, body: bytes) -> Verdict:
+    def submit(self, source: str, body: bytes, sent_at: float | None = None) -> Verdict:
         """Judge a request, and begin its captures: see L{IRequestSink.submit}."""
         try:
-            verdict = self._judge(source, body)
+            verdict = self._judge(source, body, sent_at)
         except RequestRejected as rejection:
             verdict = Rejected(problems=rejection.problems)
         except Exception:  # noqa: BLE001 - one request fails, and no other
@@ -112,13 +120,16 @@ class Pipeline(Service):
             self._report(RequestRefused(source=source, verdict=verdict))
         return verdict
 
-    def _judge(self, source: str, body: bytes) -> Verdict:
+    def _judge(self, source: str, body: bytes, sent_at: float | None) -> Verdict:
         # With a fleet nearly every message is for others: nothing else may come before this.
         address = read_address(body)
         if not self._matcher.matches(address.node, address.nodere):
             return _NOT_FOR_THIS_NODE
         if self._stopping:
             return Busy(reason="the daemon is stopping")
+        stale = None if sent_at is None else too_old(sent_at, self._wall_clock(), self._max_request_age)
+        if stale is not None:
+            return Rejected(problems=(stale,))
         request = parse_request(body, self._node.bounds, ignore_unknown=self._ignore_unknown)
         plans = plan_captures(request, self._node)
         if self._log_requests or request.logrequest:

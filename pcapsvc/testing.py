@@ -48,15 +48,18 @@ class MemorySink:
 
     @ivar verdict: the answer to every request.
     @ivar submitted: the source and the body of each request.
+    @ivar sent_at: when each was sent.
     """
 
     def __init__(self, verdict: Verdict | None = None) -> None:
         self.verdict: Verdict = Accepted(captures=()) if verdict is None else verdict
         self.submitted: list[tuple[str, bytes]] = []
+        self.sent_at: list[float | None] = []
 
-    def submit(self, source: str, body: bytes) -> Verdict:
+    def submit(self, source: str, body: bytes, sent_at: float | None = None) -> Verdict:
         """Keep the request."""
         self.submitted.append((source, body))
+        self.sent_at.append(sent_at)
         return self.verdict
 
 
