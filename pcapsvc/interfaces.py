@@ -76,6 +76,14 @@ class IPacketHandle(Interface):
         @raise CaptureUnavailable: where the interface went down or away.
         """
 
+    def rearm(bpf: str) -> None:
+        """
+        Begin anew with another filter: what has arrived is thrown away, and not counted.
+
+        @raise RequestRejected: where the filter can't be compiled.
+        @raise CaptureUnavailable: where the interface went down or away.
+        """
+
     def counts() -> PacketCounts | None:
         """What the kernel says of this capture so far; L{None} where it can't be asked."""
 

@@ -142,11 +142,15 @@ class MemoryPacketSystem:
             raise CaptureUnavailable(interface, "no such interface")
         if found.problem is not None:
             raise CaptureUnavailable(interface, found.problem)
-        if bpf not in self.filters:
-            raise RequestRejected([Problem(path="bpf", value=repr(bpf), rule="libpcap says: syntax error")])
-        handle = MemoryHandle(interface, found, snap_length, self.filters[bpf])
+        handle = MemoryHandle(interface, found, snap_length, self.compile, self.compile(bpf))
         found.handles.append(handle)
         return handle
+
+    def compile(self, bpf: str) -> Callable[[bytes], bool]:
+        """Whether a packet passes a filter."""
+        if bpf not in self.filters:
+            raise RequestRejected([Problem(path="bpf", value=repr(bpf), rule="libpcap says: syntax error")])
+        return self.filters[bpf]
 
     def walk(self, path: str, packets: int) -> tuple[float | None, float | None]:
         """Read a pcap file from end to end: see L{IPacketSystem.walk}."""
@@ -176,10 +180,16 @@ class MemoryHandle:
     """
 
     def __init__(
-        self, name: str, interface: MemoryInterface, snap_length: int, passes: Callable[[bytes], bool]
+        self,
+        name: str,
+        interface: MemoryInterface,
+        snap_length: int,
+        compile_filter: Callable[[str], Callable[[bytes], bool]],
+        passes: Callable[[bytes], bool],
     ) -> None:
         self._name = name
         self._interface = interface
+        self._compile = compile_filter
         self._passes = passes
         self._waiting: deque[tuple[_Header, bytes]] = deque()
         self._received = 0
@@ -224,6 +234,13 @@ class MemoryHandle:
                 with suppress(BlockingIOError):
                     os.eventfd_read(self._event)
         return handed
+
+    def rearm(self, bpf: str) -> None:
+        """Begin anew with another filter: see L{IPacketHandle.rearm}."""
+        while self.dispatch(1, lambda header, data: None):
+            pass
+        self._passes = self._compile(bpf)
+        self._received = 0
 
     def counts(self) -> PacketCounts | None:
         """What the kernel would say: see L{IPacketHandle.counts}."""

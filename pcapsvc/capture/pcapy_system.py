@@ -116,11 +116,16 @@ def _time_of(records: bytes, offset: int) -> float:
     return float(seconds) + float(microseconds) / 1e6
 
 
+def _throw_away(header: object, data: bytes) -> None:
+    """For packets that nobody wants."""
+
+
 @implementer(IPacketHandle)
 class _PcapyHandle:
     def __init__(self, reader: Any, interface: str) -> None:
         self._reader = reader
         self._interface = interface
+        self._before = PacketCounts(received=0, dropped=0, interface_dropped=0)
         self.link_type: int = reader.datalink()
 
     def fileno(self) -> int:
@@ -139,7 +144,21 @@ class _PcapyHandle:
         except pcapy.PcapError as error:
             raise CaptureUnavailable(self._interface, str(error)) from None
 
+    def rearm(self, bpf: str) -> None:
+        while self.dispatch(_WALK_STEP, _throw_away):
+            pass
+        _set_filter(self._reader, bpf)
+        self._before = self._all_counts() or self._before
+
     def counts(self) -> PacketCounts | None:
+        counts = self._all_counts()
+        return counts and PacketCounts(
+            received=counts.received - self._before.received,
+            dropped=counts.dropped - self._before.dropped,
+            interface_dropped=counts.interface_dropped - self._before.interface_dropped,
+        )
+
+    def _all_counts(self) -> PacketCounts | None:
         try:
             received, dropped, interface_dropped = self._reader.stats()
         except pcapy.PcapError:

@@ -135,6 +135,25 @@ class PacketSystemContract:
                 handle.dispatch(10, refuse)
                 select.select([handle], [], [], 2)
 
+    def test_rearm(self) -> None:
+        """With another filter a handle begins anew: what had arrived is neither handed over nor counted."""
+        handle = self.open()
+        self.send(udp_frame(1, port=53), udp_frame(2, port=53))
+        time.sleep(0.05)
+        handle.rearm("udp port 53")
+        self.send(udp_frame(3, port=9), udp_frame(4, port=53))
+        self.assertEqual(self.read(handle, 1), [udp_frame(4, port=53)])
+        counts = handle.counts()
+        assert counts is not None
+        self.assertEqual(counts.received, 1)
+
+    def test_rearm_refused(self) -> None:
+        """A filter that can't be compiled is the sender's fault here, too; an interface that is lost is not."""
+        handle = self.open()
+        self.assertRaises(RequestRejected, handle.rearm, "tcp prot 80")
+        self.lose_interface()
+        self.assertRaises(CaptureUnavailable, handle.rearm, "")
+
     def test_close_twice(self) -> None:
         """A handle may be closed again."""
         handle = self.open()
