@@ -59,3 +59,17 @@ def check_certificates(path: str) -> None:
     """
     if "-----BEGIN " not in read_text(path):
         raise ValueError("must be a file of certificates in PEM, and it holds none")
+
+
+def check_key(path: str) -> None:
+    """
+    Find out whether a file holds a private key in PEM that needs no password (RFC
+    7468, sections 10 and 11; for the older form, RFC 1421, section 4.6.1.1).
+
+    @raise ValueError: as L{read_text}, and where it holds none.
+    """
+    text = read_text(path)
+    if "PRIVATE KEY-----" not in text:
+        raise ValueError("must be a file with a private key in PEM, and it holds none")
+    if "-----BEGIN ENCRYPTED" in text or "Proc-Type: 4,ENCRYPTED" in text:
+        raise ValueError("must be a file with a private key that needs no password")

@@ -14,7 +14,7 @@ import tomli
 from pcapsvc.core.endpoint import endpoint_url
 from pcapsvc.core.errors import Problem, SettingsError, shown
 from pcapsvc.core.fields import check_fields, unknown_key
-from pcapsvc.settings.files import check_certificates, is_one_line, read_secret, read_text
+from pcapsvc.settings.files import check_certificates, check_key, is_one_line, read_secret, read_text
 from pcapsvc.settings.listen import read_listener
 from pcapsvc.settings.options import OPTIONS
 from pcapsvc.settings.rules import broken_rules
@@ -236,6 +236,27 @@ def _checked_certificates(given: str | bool) -> str | bool:
     return given
 
 
+def _checked_key(path: str) -> str:
+    check_key(path)
+    return path
+
+
+def _checked_secret_file(path: str) -> str:
+    read_secret(path)
+    return path
+
+
+def _kafka_servers(given: tuple[str, ...]) -> tuple[str, ...]:
+    """The servers, without empty entries, as they were."""
+    servers = tuple(filter(None, given))
+    for server in servers:
+        host, colon, port = server.rpartition(":")
+        bare = ":" not in host or (host.startswith("[") and host.endswith("]"))
+        if not (colon and host and bare and re.fullmatch(r"[0-9]{1,5}", port) and 0 < int(port) < 65536):
+            raise ValueError('must be a list of servers, each "HOST:PORT", or "[ADDRESS]:PORT" for IPv6')
+    return servers
+
+
 #: What is made of values that hold: field, key, and what raises L{ValueError} with the rule.
 _CONVERSIONS: dict[str, tuple[tuple[str, str, Callable[[Any], Any]], ...]] = {
     "cloudshark": (
@@ -243,7 +264,14 @@ _CONVERSIONS: dict[str, tuple[tuple[str, str, Callable[[Any], Any]], ...]] = {
         ("verify", "verify", _checked_certificates),
     ),
     "redis": (("ca_file", "cafile", _checked_certificates),),
-    "kafka": (("server", "server", lambda servers: tuple(filter(None, servers))),),
+    "kafka": (
+        ("server", "server", _kafka_servers),
+        ("ssl_cafile", "ssl_cafile", _checked_certificates),
+        ("ssl_certfile", "ssl_certfile", _checked_certificates),
+        ("ssl_keyfile", "ssl_keyfile", _checked_key),
+        ("sasl_oauth_token_file", "sasl_oauth_tokenfile", _checked_secret_file),
+    ),
+    "sqs": (("endpoint", "endpoint", endpoint_url),),
     "s3": (
         ("endpoint", "endpoint", endpoint_url),
         ("endpoints", "endpoints", lambda endpoints: tuple(map(endpoint_url, endpoints))),

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from pcapsvc.core.errors import Problem, shown
 from pcapsvc.settings.listen import read_listener
-from pcapsvc.settings.schema import Settings
+from pcapsvc.settings.schema import Kafka, Settings
 
 
 class _Rule(NamedTuple):
@@ -35,7 +35,12 @@ def broken_rules(settings: Settings, told: Collection[str]) -> list[Problem]:
     known = {*told}
     return [
         Problem(path=rule.keys[0], value=None if rule.value is None else shown(rule.value), rule=rule.rule)
-        for rule in (*_ways_in_and_out(settings), *_limits(settings), *_needs(settings))
+        for rule in (
+            *_ways_in_and_out(settings),
+            *_limits(settings),
+            *_needs(settings),
+            *_kafka(settings.kafka),
+        )
         if not rule.holds and not any(key in known or key.partition(".")[0] in known for key in rule.keys)
     ]
 
@@ -111,6 +116,11 @@ def _needs(settings: Settings) -> Iterator[_Rule]:
             (f"{name}.accessid", f"{name}.accesskey", f"{name}.accesskeyfile"),
             f"and {name}.accesskey (or accesskeyfile) must be given together, or neither",
         )
+    yield _Rule(
+        settings.sqs.url is not None or not settings.sqs.listen,
+        ("sqs.listen", "sqs.url"),
+        "needs sqs.url",
+    )
     listen = settings.http.listen
     if listen is not None:
         yield _Rule(
@@ -119,3 +129,63 @@ def _needs(settings: Settings) -> Iterator[_Rule]:
             "needs http.tokenfile, for it is neither on a loopback address nor a unix socket",
             listen,
         )
+
+
+def _kafka(kafka: Kafka) -> Iterator[_Rule]:
+    protocol, mechanism = kafka.security_protocol, kafka.sasl_mechanism
+    yield _Rule(
+        bool(kafka.server) or not kafka.listen,
+        ("kafka.listen", "kafka.server"),
+        "needs kafka.server",
+    )
+    yield _Rule(
+        mechanism is not None or not protocol.startswith("SASL_"),
+        ("kafka.security_protocol", "kafka.sasl_mechanism"),
+        "needs kafka.sasl_mechanism",
+        protocol,
+    )
+    yield _Rule(
+        mechanism is None or protocol.startswith("SASL_"),
+        ("kafka.sasl_mechanism", "kafka.security_protocol"),
+        "means nothing without kafka.security_protocol = 'SASL_SSL' or 'SASL_PLAINTEXT'",
+    )
+    for key, value in (
+        ("ssl_cafile", kafka.ssl_cafile),
+        ("ssl_certfile", kafka.ssl_certfile),
+        ("ssl_keyfile", kafka.ssl_keyfile),
+    ):
+        yield _Rule(
+            value is None or protocol.endswith("SSL"),
+            (f"kafka.{key}", "kafka.security_protocol"),
+            "means nothing without kafka.security_protocol = 'SSL' or 'SASL_SSL'",
+        )
+    yield _Rule(
+        kafka.ssl_certfile is not None or kafka.ssl_keyfile is None,
+        ("kafka.ssl_keyfile", "kafka.ssl_certfile"),
+        "means nothing without kafka.ssl_certfile",
+    )
+    by_password = mechanism is not None and mechanism != "OAUTHBEARER"
+    username, password = kafka.sasl_plain_username, kafka.sasl_plain_password
+    keys = ("kafka.sasl_plain_username", "kafka.sasl_plain_password", "kafka.sasl_plain_passwordfile")
+    yield _Rule(
+        not by_password or (username is not None and password is not None),
+        ("kafka.sasl_mechanism", *keys),
+        "needs kafka.sasl_plain_username, and kafka.sasl_plain_password or sasl_plain_passwordfile",
+        mechanism,
+    )
+    yield _Rule(
+        by_password or (username is None and password is None),
+        (keys[0] if username is not None else keys[1], "kafka.sasl_mechanism", *keys),
+        "means nothing without kafka.sasl_mechanism = 'PLAIN', 'SCRAM-SHA-256' or 'SCRAM-SHA-512'",
+    )
+    yield _Rule(
+        mechanism != "OAUTHBEARER" or kafka.sasl_oauth_token_file is not None,
+        ("kafka.sasl_mechanism", "kafka.sasl_oauth_tokenfile"),
+        "needs kafka.sasl_oauth_tokenfile",
+        mechanism,
+    )
+    yield _Rule(
+        mechanism == "OAUTHBEARER" or kafka.sasl_oauth_token_file is None,
+        ("kafka.sasl_oauth_tokenfile", "kafka.sasl_mechanism"),
+        "means nothing without kafka.sasl_mechanism = 'OAUTHBEARER'",
+    )

@@ -40,6 +40,7 @@ Size = Annotated[int, _from(1, _MOST, "a whole number of bytes,")]
 SnapLength = Annotated[int, _from(1, MAX_SNAP_LENGTH, "a whole number of bytes,")]
 # A thousand million seconds are 31 years: far, and still a time that a clock can show.
 Seconds = Annotated[int, _from(1, 10**9, "a whole number of seconds,")]
+SecondsOrNone = Annotated[int, _from(0, 10**9, "a whole number of seconds,")]
 Port = Annotated[int, _from(1, 65535)]
 Line = Annotated[str, Meta(pattern=rf"\A{_ONE_LINE}+\Z", description="one line of text, not empty")]
 Path = Annotated[str, Meta(pattern=r"\A[^\x00]+\Z", description="a path, not empty")]
@@ -48,6 +49,14 @@ Host = Annotated[
     Meta(
         pattern=r"\A(?!.*[\s/])[^\x00-\x20\x7f-\x9f]{1,255}\Z",
         description="a host name or address, without spaces and slashes",
+    ),
+]
+# As in Kafka's own org.apache.kafka.common.internals.Topic.
+Topic = Annotated[
+    str,
+    Meta(
+        pattern=r"\A(?!\.{1,2}\Z)[A-Za-z0-9._-]{1,249}\Z",
+        description="at most 249 letters, digits, dots, underscores and hyphens, not '.' or '..'",
     ),
 ]
 Region = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9-]{1,64}\Z", description="the name of a region")]
@@ -66,7 +75,11 @@ Folder = Annotated[
 
 
 class General(msgspec.Struct, frozen=True, kw_only=True):
-    """The section C{[general]}: limits, the local folder, and this node's name."""
+    """
+    The section C{[general]}: limits, the local folder, and this node's name.
+
+    @ivar max_request_age_seconds: how long ago a request may have been sent; 0 is no bound.
+    """
 
     max_packets: Count = field(name="maxpackets", default=50000)
     write_local: Flag = field(name="writelocal", default=False)
@@ -86,6 +99,7 @@ class General(msgspec.Struct, frozen=True, kw_only=True):
     node_name: Host = field(name="nodename", default_factory=socket.gethostname)
     unknown_keys: Annotated[str, _one_of("reject", "ignore")] = field(name="unknownkeys", default="reject")
     stop_timeout_seconds: Seconds = field(name="stoptimeout", default=20)
+    max_request_age_seconds: SecondsOrNone = field(name="maxrequestage", default=60)
     # An option only, as it was: no key of the file.
     panic: Flag = False
 
@@ -113,9 +127,7 @@ class CloudShark(msgspec.Struct, frozen=True, kw_only=True):
     host: Host = "localhost"
     scheme: Annotated[str, _one_of("http", "https")] = "https"
     port: Port = 443
-    timeout_seconds: Annotated[int, _from(0, 10**9, "a whole number of seconds,")] | None = field(
-        name="timeout", default=None
-    )
+    timeout_seconds: SecondsOrNone | None = field(name="timeout", default=None)
     token: Secret | None = None
     upload: Flag = False
     verify: Annotated[bool | str, Meta(description="true, false, or a path of certificates")] = True
@@ -135,18 +147,41 @@ class Redis(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Kafka(msgspec.Struct, frozen=True, kw_only=True):
-    """The section C{[kafka]}."""
+    """
+    The section C{[kafka]}. The keys of TLS and SASL are called as in kafka-python.
+
+    @ivar group: the consumer group to share requests with; L{None} takes all of them.
+    @ivar sasl_oauth_token_file: is read again for each connection, as tokens expire.
+    """
 
     listen: Flag = False
     server: Annotated[
         tuple[Annotated[str, Meta(pattern=r"\A[^\s/\x00-\x1f\x7f]*\Z")], ...],
         Meta(description='a list of servers, each "HOST:PORT"'),
     ] = ()
-    topic: Line = "capture"
+    topic: Topic = "capture"
+    group: Line | None = None
+    client_id: Line = field(name="clientid", default="pcapsvc")
+    security_protocol: Annotated[str, _one_of("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")] = "PLAINTEXT"
+    ssl_cafile: Path | None = None
+    ssl_certfile: Path | None = None
+    ssl_keyfile: Path | None = None
+    ssl_check_hostname: Flag = True
+    sasl_mechanism: (
+        Annotated[str, _one_of("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER")] | None
+    ) = None
+    sasl_plain_username: Line | None = None
+    sasl_plain_password: Secret | None = None
+    sasl_oauth_token_file: Path | None = field(name="sasl_oauth_tokenfile", default=None)
 
 
 class Sqs(msgspec.Struct, frozen=True, kw_only=True):
-    """The section C{[sqs]}."""
+    """
+    The section C{[sqs]}.
+
+    @ivar endpoint: the service's URL; L{None} is Amazon's own.
+    @ivar unmatched: what becomes of a message for another node.
+    """
 
     listen: Flag = False
     region: Region | None = None
@@ -158,11 +193,13 @@ class Sqs(msgspec.Struct, frozen=True, kw_only=True):
         ]
         | None
     ) = None
+    endpoint: Line | None = None
     # Both as in the SQS API Reference, "ReceiveMessage".
     wait_seconds: Annotated[int, _from(0, 20, "a whole number of seconds,")] = field(
         name="waitseconds", default=20
     )
     chunk_size: Annotated[int, _from(1, 10)] = field(name="chunksize", default=10)
+    unmatched: Annotated[str, _one_of("release", "delete")] = "release"
 
 
 class Syslog(msgspec.Struct, frozen=True, kw_only=True):
@@ -271,6 +308,9 @@ class SecretKeys:
 SECRETS = {
     "cloudshark": SecretKeys(field="token", key="token", file_key="tokenfile"),
     "redis": SecretKeys(field="auth", key="auth", file_key="authfile"),
+    "kafka": SecretKeys(
+        field="sasl_plain_password", key="sasl_plain_password", file_key="sasl_plain_passwordfile"
+    ),
     "sqs": SecretKeys(field="access_key", key="accesskey", file_key="accesskeyfile"),
     "s3": SecretKeys(field="access_key", key="accesskey", file_key="accesskeyfile"),
     "http": SecretKeys(field="token", key=None, file_key="tokenfile"),

@@ -430,10 +430,18 @@ class OptionsTests(SettingsTestCase):
 class SecretsTests(SettingsTestCase):
     """A secret is known, and never seen."""
 
-    PLACES = (("cloudshark", "token"), ("redis", "auth"), ("s3", "accesskey"), ("sqs", "accesskey"))
+    PLACES = (
+        ("cloudshark", "token"),
+        ("redis", "auth"),
+        ("kafka", "sasl_plain_password"),
+        ("s3", "accesskey"),
+        ("sqs", "accesskey"),
+    )
 
     def _text(self, section: str, lines: str) -> str:
         more = "accessid = 'id'\n" if "accesskey" in lines else ""
+        if section == "kafka":
+            more = "security_protocol = 'SASL_SSL'\nsasl_mechanism = 'PLAIN'\nsasl_plain_username = 'u'\n"
         return f"{LEAST}{lines}" if section == "redis" else f"{LEAST}[{section}]\n{more}{lines}"
 
     def _found(self, settings: Settings, section: str) -> Any:
@@ -645,5 +653,5 @@ class DocumentsTests(SettingsTestCase):
         for section in (*SECTIONS, "interface"):
             header = "[[interface]]" if section == "interface" else f"[{section}]"
             part = re.split(r"(?m)^\[", text.partition(f"\n{header}\n")[2])[0]
-            found = re.findall(r"(?m)^#?([a-z]+)[ ]*= ", part)
+            found = re.findall(r"(?m)^#?([a-z_]+)[ ]*= ", part)
             self.assertEqual(sorted(keys_of(section)), sorted(found), section)
