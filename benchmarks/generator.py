@@ -1,7 +1,8 @@
 """
 Send many frames: the load of the benchmarks, from a process of its own.
 
-usage: python generator.py INTERFACE --packets N [--size BYTES] [--rate PER_SECOND] [--seconds LIMIT] [--bypass]
+usage: python generator.py INTERFACE --packets N [--size BYTES]
+                           [--rate PER_SECOND [--turn SECONDS]] [--seconds LIMIT] [--bypass]
 
 It sends batches with sendmmsg(2) on a packet socket (packet(7)), from memory
 that is laid out once; each frame is numbered, in the first 8 bytes of its UDP
@@ -32,7 +33,7 @@ _SMALLEST = _NUMBER_AT + 8
 
 # How many frames one call hands over, at most: UIO_MAXIOV of sendmmsg(2).
 _LARGEST_BATCH = 1024
-# At a rate: how often a batch goes out. Short enough for rings and queues
+# At a rate: the pause between batches. Short enough for rings and queues
 # (net.core.netdev_max_backlog is 1,000) not to overflow from our bursts.
 _TURN_SECONDS = 0.0002
 _RETRY_SECONDS = 0.00005
@@ -146,11 +147,14 @@ class Batches:
                 self._memory[start + _NUMBER_AT + place : end : self._size] = higher[place : place + 1] * 256
 
 
-def generate(batches: Batches, packets: int, rate: float | None, seconds: float) -> dict[str, float | None]:
+def generate(
+    batches: Batches, packets: int, rate: float | None, seconds: float, turn: float
+) -> dict[str, float | None]:
     """
     Send, until all frames or all the time are used up.
 
     @param rate: frames a second; L{None} is as fast as it goes.
+    @param turn: at a rate, the pause between batches, in seconds.
     @return: what the program prints.
     """
     sent = refused = 0
@@ -162,7 +166,7 @@ def generate(batches: Batches, packets: int, rate: float | None, seconds: float)
             break
         due = packets if rate is None else min(packets, int(elapsed * rate) + 1)
         if due <= sent:
-            time.sleep(_TURN_SECONDS)
+            time.sleep(turn)
             continue
         taken = batches.send(sent, min(due - sent, _LARGEST_BATCH))
         if taken == 0:
@@ -186,6 +190,7 @@ def main(words: list[str]) -> None:
     parser.add_argument("--packets", type=int, required=True, help="how many")
     parser.add_argument("--size", type=int, default=128, help="bytes of a frame (128)")
     parser.add_argument("--rate", type=float, help="frames a second (as fast as it goes)")
+    parser.add_argument("--turn", type=float, default=_TURN_SECONDS, help="seconds between batches (0.0002)")
     parser.add_argument("--seconds", type=float, default=60.0, help="stop after that long (60)")
     parser.add_argument("--bypass", action="store_true", help="go past the queueing discipline")
     options = parser.parse_args(words)
@@ -195,8 +200,10 @@ def main(words: list[str]) -> None:
         parser.error(f"--size is from {_SMALLEST} to 65535")
     if options.rate is not None and options.rate <= 0:
         parser.error("--rate is above 0")
+    if options.turn < 0:
+        parser.error("--turn is 0 or more")
     batches = Batches(options.interface, options.size, options.bypass)
-    print(json.dumps(generate(batches, options.packets, options.rate, options.seconds)))
+    print(json.dumps(generate(batches, options.packets, options.rate, options.seconds, options.turn)))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,58 @@
+"""Run the benchmarks, and print a table for each: C{python -m benchmarks [NAME ...] [--rounds N]}."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import signal
+import sys
+import tempfile
+from pathlib import Path
+from unittest import SkipTest
+
+from benchmarks import armed, capture, others
+
+_BENCHMARKS = {"capture": capture.run, "armed": armed.run, "others": others.run}
+_MEMORY = Path("/dev/shm")
+
+
+def main(words: list[str]) -> int:
+    """
+    The command line.
+
+    @return: the exit status: 0 where all ran, whatever they found.
+    """
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(_BENCHMARKS)} (all)")
+    parser.add_argument("--rounds", type=int, help="how often each is measured")
+    options = parser.parse_args(words)
+    for name in options.names:
+        if name not in _BENCHMARKS:
+            parser.error(f"there is no benchmark {name!r}")
+    if options.rounds is not None and options.rounds < 1:
+        parser.error("--rounds is 1 or more")
+
+    # However it is ended, every process and namespace goes as with an exception.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    # All files in memory: a disk is not what is measured.
+    if _MEMORY.is_dir() and os.access(_MEMORY, os.W_OK):
+        tempfile.tempdir = str(_MEMORY)
+    load = " ".join(f"{average:.2f}" for average in os.getloadavg())
+    print(f"Linux {platform.release()}, Python {platform.python_version()}, {os.cpu_count()} CPUs")
+    print(f"load average before: {load}")
+    try:
+        for name in options.names or _BENCHMARKS:
+            print(flush=True)
+            _BENCHMARKS[name](options.rounds)
+    except SkipTest as missing:
+        print(f"cannot measure: {missing}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("ended", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,117 @@
+"""
+Requests that are for other nodes: how many a second of one CPU.
+
+With a fleet, nearly every message is for others. A real redis-server, a
+publisher that sends in one piece what an alerting system sends, and the daemon,
+subscribed. What counts is messages for each second of the daemon's CPU time,
+all of which is in one thread; how many a second passed through is told, too,
+but three processes share the CPUs there.
+
+The publisher keeps redis-server from cutting the daemon off, by waiting while
+much is held back for it. At the end comes a request that the daemon refuses
+aloud: by then it has judged all before.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from statistics import median
+
+from benchmarks import usage
+from benchmarks.publisher import Publisher
+from benchmarks.table import print_table, print_target, tell
+from tests.peers.daemon import Daemon
+from tests.peers.redis import RedisServer
+
+ROUNDS = 3
+MESSAGES_A_SECOND = 15_000
+
+_MESSAGES = 60_000
+_IN_ONE_PIECE = 250
+_RULES = 40
+
+_NODE = "edge-0007.ams.example.net"
+
+
+def _body(**address: str) -> bytes:
+    """A request as an alerting system sends it: all of it but the address is alike."""
+    return json.dumps(
+        {
+            **address,
+            "alias": ["public"],
+            "packets": 5000,
+            "timeout": 60,
+            "snap": 512,
+            "bpf": "tcp port 443 and net 192.0.2.0/24",
+            "customer": "Example Networks, Amsterdam",
+            "alertid": 655443,
+            "alertstr": "connection-errors",
+            "tags": "alert,errors,tls",
+        }
+    ).encode()
+
+
+_FORMS: dict[str, Callable[[int], bytes]] = {
+    "node": lambda at: _body(node=f"edge-{at % 5000 + 1000:04}.fra.example.net"),
+    f"nodere, of {_RULES} rules": lambda at: _body(nodere=rf"^(web|api)-0{at % _RULES:02}\d\.(ams|fra)\."),
+    "nodere, never the same": lambda at: _body(nodere=rf"^(web|api)-{at}\d\.(ams|fra)\."),
+}
+
+
+def run(rounds: int | None = None) -> None:
+    """Measure, and print."""
+    rows, slowest = [], float("inf")
+    with ExitStack() as stack:
+        redis = RedisServer()
+        stack.callback(redis.stop)
+        redis.start()
+        daemon = Daemon(
+            f'[redis]\nlisten = true\nhost = "127.0.0.1"\nport = {redis.port}\n'
+            '[[interface]]\nname = "lo"\nalias = ["public"]\n',
+            node=_NODE,
+        )
+        stack.callback(daemon.stop)
+        daemon.start()
+        daemon.logged("subscribed")
+        publisher = Publisher(redis.port)
+        stack.callback(publisher.close)
+        for form, make in _FORMS.items():
+            commands = [publisher.command(make(at)) for at in range(_MESSAGES)]
+            cpu, passed, lost = [], [], 0
+            for number in range(rounds or ROUNDS):
+                tell(f"others: {form}, round {number + 1}")
+                seconds, cpu_seconds, heard = _round(daemon, publisher, commands, f"{len(rows)}-{number}")
+                passed.append(_MESSAGES / seconds)
+                cpu.append(_MESSAGES / cpu_seconds)
+                lost += _MESSAGES - heard
+            slowest = min(slowest, median(cpu))
+            rows.append([form, f"{median(cpu):,.0f}", f"{median(passed):,.0f}", str(lost)])
+        cut_off = daemon.log.count("not subscribed")
+    tell("")
+    print_table(
+        f"Requests for other nodes: {len(_body(node=_NODE))} bytes each, by Redis",
+        ("addressed by", "a second of CPU", "a second passed", "lost"),
+        rows,
+    )
+    print_target(
+        f"at least {MESSAGES_A_SECOND:,} a second on one CPU",
+        f"{slowest:,.0f}, and {cut_off} times cut off",
+        slowest >= MESSAGES_A_SECOND and cut_off == 0,
+    )
+
+
+def _round(
+    daemon: Daemon, publisher: Publisher, commands: list[bytes], mark: str
+) -> tuple[float, float, int]:
+    """Publish all. The seconds and the daemon's CPU seconds until all are judged, and how many it heard."""
+    heard = 0
+    began, cpu_began = time.monotonic(), usage.cpu_seconds(daemon.pid)
+    for at in range(0, len(commands), _IN_ONE_PIECE):
+        heard += publisher.publish(commands[at : at + _IN_ONE_PIECE])
+        publisher.wait_for_subscribers()
+    publisher.publish([publisher.command(json.dumps({"node": _NODE, f"end-{mark}": 1}).encode())])
+    daemon.logged(f"end-{mark}")
+    return time.monotonic() - began, usage.cpu_seconds(daemon.pid) - cpu_began, heard
