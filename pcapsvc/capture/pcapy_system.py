@@ -125,7 +125,9 @@ class _PcapyHandle:
     def __init__(self, reader: Any, interface: str) -> None:
         self._reader = reader
         self._interface = interface
-        self._before = PacketCounts(received=0, dropped=0, interface_dropped=0)
+        # libpcap 1.9 opens its socket on all interfaces, and binds it then: what came between is counted.
+        received, dropped, interface_dropped = reader.stats()
+        self._before = PacketCounts(received=received, dropped=dropped, interface_dropped=interface_dropped)
         self.link_type: int = reader.datalink()
 
     def fileno(self) -> int:

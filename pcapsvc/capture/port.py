@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IDelayedCall, IReactorFDSet, IReactorTime, IReadDescriptor
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -13,7 +15,7 @@ from zope.interface import implementer
 from pcapsvc.capture.buffer import RecordingBuffer
 from pcapsvc.core.errors import CaptureUnavailable
 from pcapsvc.core.plan import CapturePlan
-from pcapsvc.core.recording import PacketCounts, Recording
+from pcapsvc.core.recording import Recording
 from pcapsvc.core.session import CaptureSession, StopReason
 from pcapsvc.interfaces import ICapture, IPacketHandle
 
@@ -21,6 +23,11 @@ from pcapsvc.interfaces import ICapture, IPacketHandle
 _TURN_PACKETS = 4096
 # How long the last read at a deadline may take, in seconds, though more packets come all the time.
 _LAST_READ_SECONDS = 0.05
+
+# So ended, a capture has not waited for what the kernel holds back, as it has at a deadline.
+_BEFORE_ANY_LIMIT = frozenset({StopReason.CANCELLED, StopReason.SHUTDOWN, StopReason.DEVICE_LOST})
+
+_Error = TypeVar("_Error", bound=BaseException)
 
 Walk = Callable[[str, int], "Deferred[tuple[float | None, float | None]]"]
 
@@ -85,9 +92,8 @@ class CapturePort:
 
     def end(self, reason: StopReason) -> None:
         """End now, with what there is: see L{ICapture.end}."""
-        # What has arrived, and was not read yet, is there as well.
-        self._read_the_rest()
-        self._end(reason)
+        if (ended := self._stop_reading()) is not None:
+            ended.callback(reason)
 
     def discard(self) -> None:
         """Give up, before L{start}: see L{ICapture.discard}."""
@@ -129,10 +135,10 @@ class CapturePort:
         if reason is None:
             self._await_deadline()
         else:
-            self._end(reason)
+            self.end(reason)
 
     def _read_the_rest(self) -> None:
-        """Read all that has arrived by now."""
+        """Read all that the kernel has handed over by now."""
         until = self._reactor.seconds() + _LAST_READ_SECONDS
         while self._read(_TURN_PACKETS) and self._reactor.seconds() < until:
             pass
@@ -149,29 +155,23 @@ class CapturePort:
                 count = self._buffer.read(batch)
                 reason = self._session.recorded(count, self._buffer.size, self._reactor.seconds())
                 if reason is not None:
-                    self._end(reason)
+                    self.end(reason)
                 elif count < batch.packets:
                     return False
                 packets -= count
         except CaptureUnavailable as error:
             self._log.info("{capture_id}: {reason}", capture_id=self.capture_id, reason=error.reason)
-            self._end(StopReason.DEVICE_LOST)
-        except OSError as error:
-            self._fail(CaptureUnavailable(self.plan.interface, f"no memory for a capture: {error}"))
+            self.end(StopReason.DEVICE_LOST)
         except Exception as error:  # noqa: BLE001 - whatever it is, this capture ends, and nothing else does
-            self._fail(error)
+            self._fail(self._told(error))
         return self._ended is not None
 
-    def _end(self, reason: StopReason) -> None:
-        if (ended := self._let_go()) is not None:
-            ended.callback(reason)
-
     def _fail(self, error: Exception) -> None:
-        if (ended := self._let_go()) is not None:
+        if (ended := self._stop_reading()) is not None:
             ended.errback(error)
 
-    def _let_go(self) -> Deferred[StopReason] | None:
-        """Close the handle, for good. Answers whom to tell, the first time."""
+    def _stop_reading(self) -> Deferred[StopReason] | None:
+        """Answers whom to tell, the first time."""
         ended, self._ended = self._ended, None
         if ended is None:
             return None
@@ -179,12 +179,10 @@ class CapturePort:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._counts: PacketCounts | None = self._handle.counts()
-        self._handle.close()
         return ended
 
     def _give_up(self, failure: Failure) -> Deferred[Recording]:
-        self._buffer.discard()
+        self.discard()
         return fail(failure)
 
     def _keep(self, reason: StopReason) -> Deferred[Recording]:
@@ -192,17 +190,21 @@ class CapturePort:
 
     async def _settle(self, reason: StopReason) -> Recording:
         try:
+            if reason in _BEFORE_ANY_LIMIT:
+                await deferLater(self._reactor, self._hand_over)
+                self._read_what_was_held_back()
+            counts = self._handle.counts()
+            self._handle.close()
             content = self._buffer.finish()
-        except OSError as error:
-            raise CaptureUnavailable(self.plan.interface, str(error)) from None
+        except BaseException as error:  # noqa: BLE001 - all of them are raised again
+            self.discard()
+            raise self._told(error) from None
         try:
             # libpcap's dumper is silent where a write fails: a file is good once it was read.
             first, last = await self._walk(content.path, self._buffer.packets)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - all of them are raised again
             content.close()
-            if isinstance(error, OSError):
-                raise CaptureUnavailable(self.plan.interface, str(error)) from None
-            raise
+            raise self._told(error) from None
         return Recording(
             capture_id=self.capture_id,
             plan=self.plan,
@@ -210,8 +212,31 @@ class CapturePort:
             link_type=self.link_type,
             reason=reason,
             packets=self._buffer.packets,
-            counts=self._counts,
+            counts=counts,
             first_packet=first,
             last_packet=last,
             content=content,
         )
+
+    def _read_what_was_held_back(self) -> None:
+        """Read what had arrived by the end, and was handed over after it; the limits hold for it, too."""
+        until = self._reactor.seconds() + _LAST_READ_SECONDS
+        told_lost = False
+        while self._reactor.seconds() < until:
+            batch = self._session.next_batch()
+            try:
+                count = self._buffer.read(batch)
+            except CaptureUnavailable:
+                # libpcap says once that the interface is gone; behind that is what had arrived.
+                if told_lost:
+                    return
+                told_lost = True
+                continue
+            reason = self._session.recorded(count, self._buffer.size, self._reactor.seconds())
+            if reason is not None or count < batch.packets:
+                return
+
+    def _told(self, error: _Error) -> _Error | CaptureUnavailable:
+        if isinstance(error, OSError):
+            return CaptureUnavailable(self.plan.interface, f"no memory for a capture: {error}")
+        return error

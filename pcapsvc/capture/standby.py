@@ -90,6 +90,8 @@ class StandbySystem(Service):
                         interface, snap_length=self._snap_length, bpf=_NOTHING
                     )
             except CaptureUnavailable as error:
-                self._log.debug("no handle waits on {interface}: {problem}", interface=interface, problem=error.reason)
+                self._log.debug(
+                    "no handle waits on {interface}: {problem}", interface=interface, problem=error.reason
+                )
                 if interface in self._waiting:
                     self._waiting.pop(interface).close()

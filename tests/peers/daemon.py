@@ -6,6 +6,7 @@ import http.client
 import json
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,15 @@ class Daemon:
     def pid(self) -> int:
         """Its process id."""
         return self._process.pid
+
+    def descriptors(self) -> set[str]:
+        """Its open descriptors, each with what it is of."""
+        folder = Path(f"/proc/{self.pid}/fd")
+        found = set()
+        for path in folder.iterdir():
+            with suppress(FileNotFoundError):
+                found.add(f"{path.name}: {path.readlink()}")
+        return found
 
     def start(self, *wrapper: str) -> None:
         """
