@@ -11,6 +11,7 @@ from twisted.application.service import IService
 
 from pcapsvc.capture.capturer import Capturer
 from pcapsvc.capture.pcapy_system import PcapySystem
+from pcapsvc.capture.standby import StandbySystem
 from pcapsvc.core.admission import Admission
 from pcapsvc.core.plan import NodeView
 from pcapsvc.core.request import RequestBounds
@@ -25,6 +26,7 @@ from pcapsvc.reports.log import LogReporter
 from pcapsvc.settings import Secret, Settings
 from pcapsvc.sources.http import HTTPSource, http_endpoint
 from pcapsvc.sources.redis import RedisSource
+from pcapsvc.sources.sqs import SQSSource
 from pcapsvc.syslog import SyslogService
 from pcapsvc.threads import Threads
 
@@ -45,11 +47,17 @@ def build(
     threads = Threads(reactor)
     destinations = list(_destinations(settings, reactor, threads.run))
     ledger = Ledger([destination.name for destination in destinations])
+    packets = StandbySystem(
+        reactor,
+        system or _packet_system(settings),
+        interfaces=settings.capture.standby,
+        snap_length=settings.general.snap_length,
+    )
     pipeline = Pipeline(
         _node(settings),
         capturer=Capturer(
             reactor,
-            system or _packet_system(settings),
+            packets,
             run_in_thread=threads.run,
             wall_clock=wall_clock,
             read_timeout_ms=settings.capture.read_timeout_ms,
@@ -61,6 +69,8 @@ def build(
         admission=Admission(
             max_captures=settings.general.max_captures, max_memory_bytes=settings.general.max_memory_bytes
         ),
+        wall_clock=wall_clock,
+        max_request_age_seconds=settings.general.max_request_age_seconds,
         ignore_unknown=settings.general.unknown_keys == "ignore",
         log_requests=settings.general.log_requests,
     )
@@ -68,7 +78,7 @@ def build(
     log = [] if settings.syslog is None else [SyslogService(settings.syslog.priority, settings.syslog.tag)]
     return OrderedServices(
         reactor,
-        [*sources, pipeline, threads, *log],
+        [*sources, pipeline, packets, threads, *log],
         stop_timeout_seconds=settings.general.stop_timeout_seconds,
     )
 
@@ -141,7 +151,7 @@ def _destinations(settings: Settings, reactor: Any, run_in_thread: RunInThread) 
 
 
 def _sources(settings: Settings, reactor: Any, sink: IRequestSink, ledger: Ledger) -> list[IService]:
-    redis, http = settings.redis, settings.http
+    redis, sqs, http = settings.redis, settings.sqs, settings.http
     sources: list[IService] = []
     if redis.listen:
         sources.append(
@@ -155,6 +165,23 @@ def _sources(settings: Settings, reactor: Any, sink: IRequestSink, ledger: Ledge
                 password=_revealed(redis.auth),
                 tls=redis.tls,
                 ca_file=redis.ca_file,
+            )
+        )
+    if sqs.listen and sqs.url is not None:
+        sources.append(
+            SQSSource(
+                reactor,
+                sink,
+                url=sqs.url,
+                region=sqs.region,
+                endpoint=sqs.endpoint,
+                access_id=sqs.access_id,
+                access_key=_revealed(sqs.access_key),
+                wait_seconds=sqs.wait_seconds,
+                chunk_size=sqs.chunk_size,
+                unmatched=sqs.unmatched,
+                # While its capture runs, and a while after.
+                remembered_seconds=settings.general.max_duration_seconds + 3600,
             )
         )
     if http.listen is not None:

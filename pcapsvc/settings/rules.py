@@ -46,7 +46,7 @@ def broken_rules(settings: Settings, told: Collection[str]) -> list[Problem]:
 
 
 def _ways_in_and_out(settings: Settings) -> Iterator[_Rule]:
-    for name, listen in (("kafka", settings.kafka.listen), ("sqs", settings.sqs.listen)):
+    for name, listen in (("kafka", settings.kafka.listen),):
         yield _Rule(
             not listen,
             (f"{name}.listen",),

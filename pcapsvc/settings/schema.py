@@ -14,7 +14,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, field
 
-from pcapsvc.core.request import CANNED_ACLS, S3_FIELDS
+from pcapsvc.core.request import CANNED_ACLS, S3_FIELDS, InterfaceName
 from pcapsvc.settings.secret import Secret
 
 _MIB = 1024 * 1024
@@ -105,7 +105,11 @@ class General(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Capture(msgspec.Struct, frozen=True, kw_only=True):
-    """The section C{[capture]}: how the kernel hands packets over."""
+    """
+    The section C{[capture]}: how the kernel hands packets over.
+
+    @ivar standby: the interfaces on which a handle waits, open, for the next capture.
+    """
 
     buffer_size_bytes: Annotated[int, _from(65536, 1024 * _MIB, "a whole number of bytes,")] = field(
         name="buffersize", default=8 * _MIB
@@ -113,6 +117,10 @@ class Capture(msgspec.Struct, frozen=True, kw_only=True):
     read_timeout_ms: Annotated[int, _from(1, 1000, "a whole number of milliseconds,")] = field(
         name="readtimeout", default=10
     )
+    standby: Annotated[
+        tuple[InterfaceName, ...],
+        Meta(max_length=256, description="a list of interface names, each of 1 to 15 characters"),
+    ] = ()
 
 
 class CloudShark(msgspec.Struct, frozen=True, kw_only=True):

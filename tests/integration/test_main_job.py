@@ -63,6 +63,18 @@ class MainJobTests(SynchronousTestCase):
         self.assertEqual(path.read_bytes()[:24], tcpdump.path.read_bytes()[:24])
         self.assertIsNone(tshark_complaint(path))
 
+    def test_waiting_handle(self) -> None:
+        """Where a handle waits, a capture has what came after the request, and nothing from before it."""
+        daemon = self.daemon(f'[capture]\nstandby = ["{self.wire.interface}"]\n')
+        for round in range(2):
+            self.wire.send([udp_frame(number, port=9) for number in range(100, 110)])
+            capture = daemon.capture(interface=[self.wire.interface], packets=5, timeout=5, bpf="udp port 9")
+            self.wire.send([udp_frame(number) for number in range(5)])
+            state = daemon.done(capture)
+            self.assertEqual((state["packets"], state["received"]), (5, 5), round)
+            found = [number_of(packet.data) for packet in read_packets(daemon.file_of(capture))]
+            self.assertEqual(found, list(range(5)))
+
     def test_any(self) -> None:
         """A capture on all interfaces has the link type that tshark understands."""
         daemon = self.daemon()

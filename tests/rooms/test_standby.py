@@ -1,0 +1,89 @@
+"""Handles that wait for a capture."""
+
+from __future__ import annotations
+
+from twisted.internet.task import Clock
+from twisted.trial import unittest
+
+from pcapsvc.capture.standby import CARE_SECONDS, StandbySystem
+from pcapsvc.core.errors import CaptureUnavailable, RequestRejected
+from pcapsvc.testing import MemoryPacketSystem
+
+
+class StandbySystemTests(unittest.SynchronousTestCase):
+    """L{StandbySystem}, on interfaces in memory."""
+
+    def setUp(self) -> None:
+        """A handle waits on one of two interfaces."""
+        self.memory = MemoryPacketSystem("mem0", "mem1")
+        self.memory.filters["greater 2000000000"] = lambda data: len(data) >= 2_000_000_000
+        self.memory.filters["udp"] = lambda data: data.startswith(b"udp")
+        self.clock = Clock()
+        self.standby = StandbySystem(self.clock, self.memory, interfaces=["mem0"], snap_length=512)
+        self.standby.startService()
+
+    def tearDown(self) -> None:
+        """Nothing is left open, or waiting."""
+        self.standby.stopService()
+        self.assertEqual(self.memory.open_handles, 0)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def read(self, interface: str, *, snap_length: int = 512, bpf: str = "udp") -> list[bytes]:
+        """What a capture gets of two packets that come after it was opened, and of one that came before."""
+        self.memory.deliver(interface, b"udp early")
+        handle = self.standby.open(interface, snap_length=snap_length, bpf=bpf)
+        self.addCleanup(handle.close)
+        self.memory.deliver(interface, b"tcp", b"udp late")
+        data: list[bytes] = []
+        handle.dispatch(10, lambda _, packet: data.append(packet))
+        handle.close()
+        return data
+
+    def test_waiting_handle_is_used(self) -> None:
+        """A capture gets the handle that waits, with its own filter, and nothing that came before it."""
+        (waiting,) = self.memory.interfaces["mem0"].handles
+        handle = self.standby.open("mem0", snap_length=512, bpf="udp")
+        self.assertIs(handle, waiting)
+        handle.close()
+        self.clock.advance(CARE_SECONDS)
+        self.assertEqual(self.read("mem0"), [b"udp late"])
+
+    def test_replaced(self) -> None:
+        """A handle that was used is replaced after a while, and until then each capture opens its own."""
+        self.read("mem0")
+        self.assertEqual(self.memory.open_handles, 0)
+        self.assertEqual(self.read("mem0"), [b"udp late"])
+        self.clock.advance(CARE_SECONDS)
+        self.assertEqual(self.memory.open_handles, 1)
+
+    def test_others_open_their_own(self) -> None:
+        """Another interface, or another snap length, leaves the handle waiting."""
+        self.assertEqual(self.read("mem1"), [b"udp late"])
+        self.assertEqual(self.read("mem0", snap_length=5), [b"udp l"])
+        self.assertEqual(self.memory.open_handles, 1)
+
+    def test_bad_filter(self) -> None:
+        """A filter that is refused costs the handle, and no more."""
+        self.assertRaises(RequestRejected, self.standby.open, "mem0", snap_length=512, bpf="tcp prot")
+        self.assertEqual(self.memory.open_handles, 0)
+        self.clock.advance(CARE_SECONDS)
+        self.assertEqual(self.memory.open_handles, 1)
+
+    def test_interface_comes_back(self) -> None:
+        """A handle whose interface went away is given up, and a new one waits when it is back."""
+        interface = self.memory.interfaces["mem0"]
+        self.memory.lose("mem0")
+        self.assertRaises(CaptureUnavailable, self.standby.open, "mem0", snap_length=512, bpf="")
+        self.assertEqual(interface.handles, [])
+        self.clock.advance(CARE_SECONDS)
+        interface.problem = None
+        self.memory.interfaces["mem0"] = interface
+        self.clock.advance(CARE_SECONDS)
+        self.assertEqual(len(interface.handles), 1)
+
+    def test_interface_lost_while_waiting(self) -> None:
+        """A handle is looked after while nobody asks for it."""
+        interface = self.memory.interfaces["mem0"]
+        self.memory.lose("mem0")
+        self.clock.advance(CARE_SECONDS)
+        self.assertEqual(interface.handles, [])
