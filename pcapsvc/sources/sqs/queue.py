@@ -1,0 +1,303 @@
+"""
+The queue itself, as boto3 has it: all that blocks, and how its errors read.
+
+The numbers are those of the Amazon SQS API Reference.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from pcapsvc.core.endpoint import endpoint_url
+from pcapsvc.core.errors import shown_words
+
+_CONNECT_SECONDS = 5
+
+# "Amazon SQS endpoints and quotas" in the AWS General Reference: those of today, and the legacy ones.
+_AMAZON = re.compile(
+    r"\A(?:sqs(?:-fips)?\.(?P<new>[a-z0-9-]+)\.(?:amazonaws\.com(?:\.cn)?|api\.aws)"
+    r"|(?:(?P<old>[a-z0-9-]+)\.)?queue\.amazonaws\.com(?:\.cn)?)\Z"
+)
+# An endpoint of PrivateLink: its own host has to be used.
+_PRIVATE = re.compile(r"\.sqs\.(?P<region>[a-z0-9-]+)\.vpce\.amazonaws\.com(?:\.cn)?\Z")
+
+
+class Unsettled(Exception):
+    """The queue is there, and would not delete messages or take them back."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Message:
+    """
+    A message that was received.
+
+    @ivar sent_at: in seconds since the Unix epoch, by the queue's clock; L{None} where it didn't say.
+    @ivar received_times: how often it was received by anybody, with this time.
+    """
+
+    message_id: str
+    receipt: str
+    body: str
+    sent_at: float | None
+    received_times: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """
+    What is to become of a message.
+
+    @ivar hide_seconds: how long it stays hidden before it is back in the queue; L{None} deletes it.
+    """
+
+    message: Message
+    hide_seconds: int | None
+
+
+class Queue:
+    """
+    A queue, as seen from the thread that its client blocks. L{close} and L{take}
+    alone are for others.
+    """
+
+    def __init__(
+        self,
+        make_client: Callable[[], Any],
+        url: str,
+        *,
+        wait_seconds: int,
+        chunk_size: int,
+        hidden_seconds: int,
+    ) -> None:
+        self._make_client = make_client
+        self._url = url
+        self._wait_seconds = wait_seconds
+        self._chunk_size = chunk_size
+        self._hidden_seconds = hidden_seconds
+        self._lock = threading.Lock()
+        self._closed = False
+        self._untaken: list[Message] = []
+        self._client: Any = None
+        self._works = False
+
+    def close(self) -> None:
+        """Give back what was received and isn't taken, and what will be."""
+        with self._lock:
+            self._closed = True
+
+    def take(self) -> bool:
+        """Answer for the messages that were received last. Whether that is still wanted."""
+        with self._lock:
+            if self._closed:
+                return False
+            self._untaken = []
+            return True
+
+    def receive(self) -> list[Message]:
+        """
+        Wait for messages. They are hidden from others.
+
+        @raise Exception: whatever the client raises.
+        """
+        if self._is_closed():
+            return []
+        # The first answer is not to take the length of a long poll: it tells whether the queue is there.
+        wait_seconds = self._wait_seconds if self._works else 0
+        works, self._works = self._works, False
+        try:
+            answer = self._ask(wait_seconds)
+        except Exception as problem:
+            if not works or not _is_stale(problem):
+                raise
+            # A connection that was kept, and has died meanwhile.
+            answer = self._ask(0)
+        self._works = True
+        messages = [_message(raw) for raw in answer.get("Messages") or ()]
+        with self._lock:
+            self._untaken = messages
+        # Closed from here on, it is given back by L{end}.
+        if self._is_closed():
+            self._give_back()
+            return []
+        return messages
+
+    def settle(self, steps: Sequence[Step]) -> list[Step]:
+        """
+        Delete messages, or give them back.
+
+        @param steps: at most 10.
+
+        @return: those that are worth another try.
+
+        @raise Exception: whatever the client raises.
+        """
+        client = self._connected()
+        left: list[Step] = []
+        deleted = [step for step in steps if step.hide_seconds is None]
+        if deleted:
+            answer = client.delete_message_batch(QueueUrl=self._url, Entries=_entries(deleted))
+            left += _worth_another_try(answer, deleted)
+        hidden = [step for step in steps if step.hide_seconds is not None]
+        if hidden:
+            answer = client.change_message_visibility_batch(QueueUrl=self._url, Entries=_entries(hidden))
+            left += _worth_another_try(answer, hidden)
+        return left
+
+    def end(self) -> None:
+        """Give back what is left, and close the connections."""
+        self._give_back()
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+
+    def _give_back(self) -> None:
+        with self._lock:
+            messages, self._untaken = self._untaken, []
+        if messages:
+            # Where it fails, they come back when their time is up.
+            self.settle([Step(message=message, hide_seconds=0) for message in messages])
+
+    def _is_closed(self) -> bool:
+        with self._lock:
+            return self._closed
+
+    def _ask(self, wait_seconds: int) -> Any:
+        names = ["SentTimestamp", "ApproximateReceiveCount"]
+        try:
+            return self._connected().receive_message(
+                QueueUrl=self._url,
+                WaitTimeSeconds=wait_seconds,
+                MaxNumberOfMessages=self._chunk_size,
+                VisibilityTimeout=self._hidden_seconds,
+                MessageSystemAttributeNames=names,
+                # What it was called before, for servers that know no other.
+                AttributeNames=names,
+            )
+        except Exception as problem:
+            if self._client is not None and _lacks_credentials(problem):
+                # A client that found none never looks again.
+                self._client.close()
+                self._client = None
+            raise
+
+    def _connected(self) -> Any:
+        if self._client is None:
+            self._client = self._make_client()
+        return self._client
+
+
+def _entries(steps: Sequence[Step]) -> list[dict[str, Any]]:
+    entries: list[dict[str, Any]] = []
+    for number, step in enumerate(steps):
+        entries.append({"Id": str(number), "ReceiptHandle": step.message.receipt})
+        if step.hide_seconds is not None:
+            entries[-1]["VisibilityTimeout"] = step.hide_seconds
+    return entries
+
+
+def _worth_another_try(answer: Any, steps: Sequence[Step]) -> list[Step]:
+    # The sender's fault is a receipt that is no longer good: the message is deleted, or somebody else's.
+    return [
+        steps[int(failed["Id"])] for failed in answer.get("Failed") or () if not failed.get("SenderFault")
+    ]
+
+
+def _message(raw: Any) -> Message:
+    attributes = raw.get("Attributes") or {}
+    sent_ms = _whole(attributes.get("SentTimestamp"))
+    return Message(
+        message_id=raw["MessageId"],
+        receipt=raw["ReceiptHandle"],
+        body=raw.get("Body") or "",
+        sent_at=None if sent_ms is None else sent_ms / 1000,
+        received_times=_whole(attributes.get("ApproximateReceiveCount")) or 1,
+    )
+
+
+def _whole(text: str | None) -> int | None:
+    # Not every service that speaks as SQS does says these as SQS does.
+    return int(text) if text is not None and re.fullmatch("[0-9]{1,20}", text) else None
+
+
+def whereabouts(url: str, region: str | None, endpoint: str | None) -> tuple[str | None, str | None]:
+    """
+    Where a queue is.
+
+    @param region: as it is configured; L{None} where it isn't. Likewise C{endpoint}.
+
+    @return: the region, L{None} where the URL names none; and the endpoint, L{None} where
+        it is Amazon's public one.
+    """
+    parts = urlsplit(url)
+    host = (parts.hostname or "").lower()
+    amazon, private = _AMAZON.search(host), _PRIVATE.search(host)
+    if amazon is not None:
+        named = amazon["new"] or amazon["old"] or "us-east-1"
+    else:
+        named = None if private is None else private["region"]
+        endpoint = endpoint or f"{parts.scheme}://{parts.netloc}"
+    return region or named, endpoint
+
+
+def make_boto3_client(
+    url: str,
+    region: str | None,
+    endpoint: str | None,
+    access_id: str | None,
+    access_key: str | None,
+    read_seconds: float,
+) -> Any:
+    import boto3.session
+    from botocore.config import Config
+
+    region, endpoint = whereabouts(url, region, endpoint_url(endpoint) if endpoint else None)
+    session = boto3.session.Session(aws_access_key_id=access_id, aws_secret_access_key=access_key)
+    return session.client(
+        "sqs",
+        endpoint_url=endpoint,
+        # A signature needs one. This is what services that have none of their own expect.
+        region_name=region or session.region_name or "us-east-1",
+        config=Config(
+            connect_timeout=_CONNECT_SECONDS,
+            read_timeout=read_seconds,
+            # Pauses and repetitions are ours, as its own would only make the thread sleep.
+            retries={"mode": "standard", "total_max_attempts": 1},
+            tcp_keepalive=True,
+        ),
+    )
+
+
+def _is_stale(problem: Exception) -> bool:
+    from botocore.exceptions import ConnectionClosedError
+
+    return isinstance(problem, ConnectionClosedError)
+
+
+def _lacks_credentials(problem: Exception) -> bool:
+    from botocore import exceptions
+
+    return isinstance(problem, exceptions.NoCredentialsError | exceptions.CredentialRetrievalError)
+
+
+def described(problem: Exception) -> tuple[str, str]:
+    """What kind of problem this is, which is told once; and the problem in words."""
+    from botocore import exceptions
+
+    if isinstance(problem, exceptions.ClientError):
+        error = problem.response.get("Error", {})
+        code, message = str(error.get("Code", "")), str(error.get("Message", ""))
+        status = problem.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        words = ": ".join(shown_words(part) for part in (code, message) if part)
+        return code or str(status), f"it answered {words or status}"
+    if isinstance(problem, exceptions.SSLError):
+        return "tls", str(problem)
+    if isinstance(problem, exceptions.HTTPClientError | OSError):
+        return "connection", str(problem)
+    if isinstance(problem, exceptions.BotoCoreError | Unsettled):
+        return type(problem).__name__, str(problem)
+    return "unforeseen", repr(problem)
