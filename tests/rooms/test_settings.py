@@ -124,17 +124,16 @@ class OriginalTests(SettingsTestCase):
     """The configuration of the original keeps working."""
 
     def test_its_example_is_understood(self) -> None:
-        """All that the original's example meets are the two sources that aren't built in yet."""
+        """All that the original's example meets is a source that isn't built in yet."""
         self.assertEqual(
             [
                 "kafka.listen: cannot be switched on: listening on kafka is not built into this version yet",
-                "sqs.listen: cannot be switched on: listening on sqs is not built into this version yet",
             ],
             self.problems(ORIGINAL),
         )
 
     def test_its_example_loads_without_them(self) -> None:
-        """With these two switched off, each key of the example is where it belongs."""
+        """With the brokers switched off, each key of the example is where it belongs."""
         settings = self.load(
             re.sub(r"(\[(?:kafka|sqs)\]\nlisten\s*= )true", r"\1false", ORIGINAL),
         )
