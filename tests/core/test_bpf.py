@@ -102,7 +102,7 @@ class NamesTests(unittest.SynchronousTestCase):
         st.lists(st.sampled_from([*NO_NAMES, "port http", "tcp"]), max_size=3),
         st.sampled_from(["host ", "src ", "dst net ", "not host ", "(src host ", "ether host\n"]),
         st.from_regex(r"[g-z][a-z0-9]{0,5}(\.[a-z]{2,3})?", fullmatch=True).map(lambda name: f"x{name}"),
-        st.sampled_from([" and ", " or ", "&&", " || ", " and not "]),
+        st.sampled_from([" and ", " or ", " &&", " || ", " and not "]),
     )
     def test_anywhere(self, before: list[str], keyword: str, name: str, joint: str) -> None:
         """Whatever stands before it, a name behind a host's keyword is found."""

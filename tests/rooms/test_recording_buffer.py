@@ -155,7 +155,7 @@ class RecordingBufferTests(unittest.SynchronousTestCase):
         assert isinstance(handle, MemoryHandle)
 
         def forgetful(path: str) -> MemoryDumper:
-            return _Forgetful(open(path, "wb"), 1, 100)  # noqa: SIM115 - the dumper closes it
+            return _Forgetful(open(path, "wb"), 1, 100)
 
         handle.open_dumper = forgetful  # type: ignore[method-assign]
         buffer = RecordingBuffer(handle, "test")

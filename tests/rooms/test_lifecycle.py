@@ -1,0 +1,103 @@
+"""Parts that stop one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred, fail
+from twisted.internet.task import Clock
+from twisted.trial import unittest
+
+from pcapsvc.lifecycle import OrderedServices
+
+
+class _Part(Service):
+    def __init__(self, told: list[str], name: str, stop: Callable[[], Any] = lambda: None) -> None:
+        self._told, self._label, self._stop = told, name, stop
+
+    def privilegedStartService(self) -> None:
+        self._told.append(f"privileged {self._label}")
+
+    def startService(self) -> None:
+        super().startService()
+        self._told.append(f"start {self._label}")
+
+    def stopService(self) -> Any:
+        super().stopService()
+        self._told.append(f"stop {self._label}")
+        return self._stop()
+
+
+class OrderedServicesTests(unittest.SynchronousTestCase):
+    """The order, and the time that it may take."""
+
+    def setUp(self) -> None:
+        """A clock, and a diary."""
+        self.clock = Clock()
+        self.told: list[str] = []
+        self.addCleanup(lambda: self.assertEqual(self.clock.getDelayedCalls(), []))
+
+    def services(self, *stops: Callable[[], Any]) -> OrderedServices:
+        """Parts a, b, c, … that stop like this."""
+        parts = [_Part(self.told, chr(97 + number), stop) for number, stop in enumerate(stops)]
+        return OrderedServices(self.clock, parts, stop_timeout_seconds=10)
+
+    def test_start(self) -> None:
+        """What stops last starts first."""
+        services = self.services(lambda: None, lambda: None)
+        services.privilegedStartService()
+        services.startService()
+        self.assertEqual(self.told, ["privileged b", "privileged a", "start b", "start a"])
+        self.assertTrue(services.running)
+
+    def test_stop(self) -> None:
+        """Each stops only after the one before it has stopped."""
+        first: Deferred[None] = Deferred()
+        services = self.services(lambda: first, lambda: None)
+        stopping = services.stopService()
+        self.assertFalse(services.running)
+        self.assertEqual(self.told, ["stop a"])
+        self.assertNoResult(stopping)
+        first.callback(None)
+        self.assertEqual(self.told, ["stop a", "stop b"])
+        self.successResultOf(stopping)
+
+    def test_failures(self) -> None:
+        """A part that raises, or fails, keeps no other from stopping, and is logged."""
+
+        def raising() -> None:
+            raise ZeroDivisionError
+
+        stopping = self.services(raising, lambda: fail(ZeroDivisionError()), lambda: None).stopService()
+        self.successResultOf(stopping)
+        self.assertEqual(self.told, ["stop a", "stop b", "stop c"])
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 2)
+
+    def test_time_is_up(self) -> None:
+        """All the stopping has one time: what still stops then is cancelled, and so is what is next."""
+        cancelled: list[str] = []
+        first: Deferred[None] = Deferred()
+        stopping = self.services(
+            lambda: first,
+            lambda: Deferred(lambda _: cancelled.append("b")),
+            lambda: Deferred(lambda _: cancelled.append("c")),
+            lambda: None,
+        ).stopService()
+        self.clock.advance(6)
+        first.callback(None)
+        self.clock.advance(3.9)
+        self.assertEqual(cancelled, [])
+        self.clock.advance(0.1)
+        self.assertEqual(cancelled, ["b", "c"])
+        self.assertEqual(self.told[-1], "stop d")
+        self.successResultOf(stopping)
+
+    def test_cancelled_part_ends_well(self) -> None:
+        """A part that ends at once when it is cancelled has stopped."""
+        part: Deferred[None] = Deferred(lambda waiting: waiting.callback(None))
+        stopping = self.services(lambda: part, lambda: None).stopService()
+        self.clock.advance(10)
+        self.assertEqual(self.told, ["stop a", "stop b"])
+        self.successResultOf(stopping)

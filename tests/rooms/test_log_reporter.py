@@ -1,0 +1,134 @@
+"""What becomes of requests, in the log."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.logger import LogLevel, formatEvent, globalLogPublisher
+from twisted.trial import unittest
+
+from pcapsvc.core.errors import Problem
+from pcapsvc.core.recording import PacketCounts
+from pcapsvc.core.result import (
+    Busy,
+    CaptureDelivered,
+    CaptureDone,
+    CaptureFailed,
+    CaptureStarted,
+    CaptureStopped,
+    DeliveryFailed,
+    Event,
+    Receipt,
+    Rejected,
+    RequestRefused,
+)
+from pcapsvc.reports.log import LogReporter
+from tests.core.test_artifact import recording
+
+
+class LogReporterTests(unittest.SynchronousTestCase):
+    """A line, or a few, for each event."""
+
+    def setUp(self) -> None:
+        """A log that is kept."""
+        self.lines: list[tuple[LogLevel, str]] = []
+        globalLogPublisher.addObserver(self._line)
+        self.addCleanup(globalLogPublisher.removeObserver, self._line)
+
+    def _line(self, event: Any) -> None:
+        if event.get("log_namespace", "").startswith("pcapsvc."):
+            self.lines.append((event["log_level"], formatEvent(event)))
+
+    def report(self, event: Event) -> list[tuple[LogLevel, str]]:
+        """The lines of an event."""
+        self.lines.clear()
+        LogReporter().report(event)
+        return list(self.lines)
+
+    def stopped(self, counts: PacketCounts | None, packets: int = 3) -> list[tuple[LogLevel, str]]:
+        """The lines of a capture's end."""
+        made = recording(capture_id="abc", counts=counts, packets=packets)
+        return self.report(CaptureStopped(capture_id="abc", recording=made))
+
+    def test_started(self) -> None:
+        """The start has the filter and the limits, and no more of the request than that."""
+        plan = recording(bpf="tcp\nport 80", customer="ACME").plan
+        event = CaptureStarted(
+            capture_id="abc", source="redis", plan=plan, link_type=1, progress=lambda: (0, 0)
+        )
+        [(level, line)] = self.report(event)
+        self.assertIs(level, LogLevel.info)
+        self.assertEqual(
+            line,
+            "abc: capturing on eth0 for redis, filter 'tcp\\nport 80', snap length 500,"
+            " until 10 packets, 1000 bytes, 5 s without one or 60 s",
+        )
+
+    def test_stopped(self) -> None:
+        """The end has the reason, and what the kernel counted."""
+        self.assertEqual(
+            self.stopped(PacketCounts(received=3, dropped=0, interface_dropped=0)),
+            [
+                (LogLevel.info, "abc: stopped by idle: 3 packets, 0 bytes"),
+                (
+                    LogLevel.info,
+                    "abc: 3 packets received by the filter, 0 dropped by the kernel,"
+                    " 0 dropped by the interface",
+                ),
+            ],
+        )
+
+    def test_dropped(self) -> None:
+        """Where any packet was dropped, by the kernel or the interface, that is a warning."""
+        for dropped, interface_dropped in ((1, 0), (0, 1)):
+            counts = PacketCounts(received=3, dropped=dropped, interface_dropped=interface_dropped)
+            self.assertEqual([level for level, _ in self.stopped(counts)], [LogLevel.info, LogLevel.warn])
+
+    def test_no_counts(self) -> None:
+        """Where the kernel can't be asked, nothing is said of what it counted."""
+        self.assertEqual(len(self.stopped(None)), 1)
+
+    def test_nothing_to_deliver(self) -> None:
+        """A capture without a packet says that nothing is delivered."""
+        [(_, line)] = self.stopped(None, packets=0)
+        self.assertEqual(line, "abc: stopped by idle: 0 packets, 0 bytes; there is nothing to deliver")
+
+    def test_ends(self) -> None:
+        """What failed is an error; what arrived is not; the end of all is no line at all."""
+        for event, level in (
+            (CaptureFailed(capture_id="abc", problem="no memory"), LogLevel.error),
+            (DeliveryFailed(capture_id="abc", destination="s3", problem="no memory"), LogLevel.error),
+            (
+                CaptureDelivered(capture_id="abc", receipt=Receipt(destination="s3", location="no memory")),
+                LogLevel.info,
+            ),
+        ):
+            [(found, line)] = self.report(event)
+            self.assertIs(found, level)
+            self.assertTrue(line.startswith("abc: "), line)
+            self.assertTrue(line.endswith("no memory"), line)
+        self.assertEqual(self.report(CaptureDone(capture_id="abc")), [])
+
+    def test_refused(self) -> None:
+        """Each problem of a rejected request is a warning, and so is a lack of room."""
+        problems = (
+            Problem(path="packets", value="0", rule="must be 1 or more"),
+            Problem(path="x", rule="is odd"),
+        )
+        self.assertEqual(
+            self.report(RequestRefused(source="redis", verdict=Rejected(problems=problems))),
+            [
+                (LogLevel.warn, "request from redis refused: packets = 0: must be 1 or more"),
+                (LogLevel.warn, "request from redis refused: x: is odd"),
+            ],
+        )
+        self.assertEqual(
+            self.report(RequestRefused(source="redis", verdict=Busy(reason="all is full"))),
+            [(LogLevel.warn, "request from redis refused: busy: all is full")],
+        )
+
+    def test_braces(self) -> None:
+        """Values are never taken for a format."""
+        event = CaptureFailed(capture_id="abc", problem="{capture_id} {nosuch} %s {")
+        [(_, line)] = self.report(event)
+        self.assertEqual(line, "abc: the capture failed: {capture_id} {nosuch} %s {")
