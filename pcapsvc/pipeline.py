@@ -134,8 +134,12 @@ class Pipeline(Service):
         plans = plan_captures(request, self._node)
         if self._log_requests or request.logrequest:
             self._log.info("request from {source}: {request}", source=source, request=request)
-        refusal = self._admission.refusal(len(plans), plans[0].limits.max_bytes)
-        return self._begin(source, plans) if refusal is None else Busy(reason=refusal)
+        needs = (len(plans), plans[0].limits.max_bytes)
+        if (impossible := self._admission.impossible(*needs)) is not None:
+            return Rejected(problems=(impossible,))
+        if (refusal := self._admission.refusal(*needs)) is not None:
+            return Busy(reason=refusal)
+        return self._begin(source, plans)
 
     def _begin(self, source: str, plans: Sequence[CapturePlan]) -> Verdict:
         """Open all before any starts, so that a filter which one interface refuses starts none."""

@@ -24,6 +24,8 @@ _TURN_PACKETS = 4096
 # How long the last read at a deadline may take, in seconds, though more packets come all the time.
 _LAST_READ_SECONDS = 0.05
 
+# How long it may take to empty the ring where no limit of time is at stake: two million packets a second.
+_RING_SECONDS = 0.5
 # So ended, a capture has not waited for what the kernel holds back, as it has at a deadline.
 _BEFORE_ANY_LIMIT = frozenset({StopReason.CANCELLED, StopReason.SHUTDOWN, StopReason.DEVICE_LOST})
 
@@ -220,7 +222,7 @@ class CapturePort:
 
     def _read_what_was_held_back(self) -> None:
         """Read what had arrived by the end, and was handed over after it; the limits hold for it, too."""
-        until = self._reactor.seconds() + _LAST_READ_SECONDS
+        until = self._reactor.seconds() + _RING_SECONDS
         told_lost = False
         while self._reactor.seconds() < until:
             batch = self._session.next_batch()
@@ -238,5 +240,5 @@ class CapturePort:
 
     def _told(self, error: _Error) -> _Error | CaptureUnavailable:
         if isinstance(error, OSError):
-            return CaptureUnavailable(self.plan.interface, f"no memory for a capture: {error}")
+            return CaptureUnavailable(self.plan.interface, f"the packets could not be kept: {error}")
         return error

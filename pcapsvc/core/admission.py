@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pcapsvc.core.errors import Problem
+
 
 class Admission:
     """
@@ -17,6 +19,18 @@ class Admission:
         self._max_memory = max_memory_bytes
         self._running: set[str] = set()
         self._bytes: dict[str, int] = {}
+
+    def impossible(self, captures: int, max_bytes: int) -> Problem | None:
+        """The problem that so many captures, each of up to C{max_bytes}, can never have room; or L{None}."""
+        if captures > self._max_captures:
+            rule = f"means {captures} captures, and at most {self._max_captures} may run at once on this node"
+            return Problem(path="interface", rule=rule)
+        if captures * max_bytes > self._max_memory:
+            rule = f"comes to {captures * max_bytes} on {captures} interfaces, and at most {self._max_memory}"
+            return Problem(
+                path="bytes", value=str(max_bytes), rule=f"{rule} may be held at once on this node"
+            )
+        return None
 
     def refusal(self, captures: int, max_bytes: int) -> str | None:
         """

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pcapsvc.core.errors import Problem, RequestRejected, shown
-from pcapsvc.core.request import S3_FIELDS, CaptureRequest, RequestBounds
+from pcapsvc.core.request import CaptureRequest, RequestBounds
 from pcapsvc.core.session import CaptureLimits
+from pcapsvc.core.values import S3_FIELDS
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,51 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
-from msgspec import Meta
 
 from pcapsvc.core.bpf import names_needing_dns
 from pcapsvc.core.endpoint import EndpointError, endpoint_url
 from pcapsvc.core.errors import Problem, RequestRejected, shown
 from pcapsvc.core.fields import check_fields
+from pcapsvc.core.values import (
+    S3_FIELDS,
+    Acl,
+    AlertId,
+    Aliases,
+    Bucket,
+    Filter,
+    Flag,
+    Folder,
+    InterfaceNames,
+    Label,
+    Name,
+    Pattern,
+    Positive,
+    Region,
+)
 
 #: The longest body that is looked at, in bytes.
 MAX_BODY_BYTES = 65536
-
-#: The canned ACLs of Amazon S3 (User Guide, "Access control list overview").
-CANNED_ACLS = (
-    "private",
-    "public-read",
-    "public-read-write",
-    "aws-exec-read",
-    "authenticated-read",
-    "bucket-owner-read",
-    "bucket-owner-full-control",
-    "log-delivery-write",
-)
-
-#: The fields by which a request says where in S3 its captures go.
-S3_FIELDS = ("bucket", "folder", "acl", "region", "endpoint", "encryption")
-
-_ONE_LINE = r"\A[^\x00-\x1f\x7f\x85\u2028\u2029]*\Z"
-
-Positive = Annotated[int, Meta(ge=1, description="a whole number, 1 or more")]
-Flag = Annotated[bool, Meta(description="true or false")]
-Name = Annotated[
-    str, Meta(max_length=255, pattern=_ONE_LINE, description="one line of text, 255 characters at most")
-]
-Line = Annotated[
-    str, Meta(max_length=1024, pattern=_ONE_LINE, description="one line of text, 1024 characters at most")
-]
-# What the kernel takes as a device's name: dev_valid_name() in net/core/dev.c, IFNAMSIZ in if.h.
-InterfaceName = Annotated[str, Meta(pattern=r"\A(?!\.{1,2}\Z)[^\s/:\x00-\x1f\x7f]{1,15}\Z")]
-AlertId = Annotated[
-    Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
-    | Annotated[str, Meta(max_length=255, pattern=_ONE_LINE)],
-    Meta(description="a whole number of 64 bits, or one line of text, 255 characters at most"),
-]
 
 
 class CaptureRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,28 +43,12 @@ class CaptureRequest(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     node: Name | None = None
-    nodere: Annotated[
-        str,
-        Meta(
-            max_length=1024,
-            pattern=_ONE_LINE,
-            description="one line, a regular expression of at most 1024 characters",
-        ),
-    ] | None = None
-    interface: Annotated[
-        tuple[InterfaceName, ...],
-        Meta(max_length=256, description="a list of interface names, each of 1 to 15 characters"),
-    ] | None = None
-    alias: Annotated[
-        tuple[Annotated[str, Meta(min_length=1, max_length=255, pattern=_ONE_LINE)], ...],
-        Meta(max_length=256, description="a list of interface aliases"),
-    ] | None = None
-    tags: Line | None = None
-    bpf: Annotated[
-        str,
-        Meta(pattern=r"\A[^\x00-\x08\x0b-\x1f\x7f]*\Z", description="a filter without control characters"),
-    ] | None = None
-    customer: Line | None = None
+    nodere: Pattern | None = None
+    interface: InterfaceNames | None = None
+    alias: Aliases | None = None
+    tags: Label | None = None
+    bpf: Filter | None = None
+    customer: Label | None = None
     snap: Positive | None = None
     packets: Positive | None = None
     alertid: AlertId | None = None
@@ -92,28 +58,10 @@ class CaptureRequest(msgspec.Struct, frozen=True, kw_only=True):
     bytes: Positive | None = None
     packetdebug: Flag | None = None
     logrequest: Flag | None = None
-    folder: Annotated[
-        str,
-        Meta(
-            max_length=512,
-            pattern=r"\A(?!.*(?:\A|/)\.{1,2}(?:/|\Z))[^\x00-\x1f\x7f\x85\u2028\u2029\\]*\Z",
-            description="a path of at most 512 characters, without a control character, a backslash,"
-            " or a part that is '.' or '..'",
-        ),
-    ] | None = None
-    # Both as in the S3 User Guide, "Bucket naming rules", with the older, wider rules of us-east-1.
-    bucket: Annotated[
-        str,
-        Meta(
-            pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]{1,253}[A-Za-z0-9]\Z", description="the name of a bucket"
-        ),
-    ] | None = None
-    acl: Annotated[
-        str, Meta(pattern=rf"\A(?:{'|'.join(CANNED_ACLS)})\Z", description=f"one of {', '.join(CANNED_ACLS)}")
-    ] | None = None
-    region: Annotated[
-        str, Meta(pattern=r"\A[A-Za-z0-9-]{1,64}\Z", description="the name of a region")
-    ] | None = None
+    folder: Folder | None = None
+    bucket: Bucket | None = None
+    acl: Acl | None = None
+    region: Region | None = None
     endpoint: Name | None = None
     encryption: Flag | None = None
 

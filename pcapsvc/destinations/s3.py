@@ -97,7 +97,7 @@ class S3:
         where Amazon's tools do: the environment, a profile, a role.
     @param access_key: the secret; it is in no error and no log.
     @param endpoint: the service's address, with or without its scheme; L{None} is Amazon's.
-    @param acl: one of L{pcapsvc.core.request.CANNED_ACLS}.
+    @param acl: one of L{pcapsvc.core.values.CANNED_ACLS}.
     @param encryption: whether S3 keeps the object encrypted, by AES256.
     """
 

@@ -27,6 +27,10 @@ from pcapsvc.interfaces import IReporter
 REMEMBERED_CAPTURES = 1000
 
 
+# What a request says of itself, for those who asked.
+_LABELS = ("customer", "alertid", "alertstr", "tags")
+
+
 @dataclass(kw_only=True)
 class _Entry:
     started: CaptureStarted
@@ -115,7 +119,7 @@ def _name_of_state(entry: _Entry) -> str:
 
 def _plan(plan: CapturePlan) -> dict[str, Any]:
     request = plan.request
-    asked = {"alertid": request.alertid, "customer": request.customer, "tags": request.tags}
+    asked = {name: getattr(request, name) for name in _LABELS}
     return {
         "node": plan.node,
         "interface": plan.interface,

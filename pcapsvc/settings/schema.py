@@ -14,7 +14,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, field
 
-from pcapsvc.core.request import CANNED_ACLS, S3_FIELDS, InterfaceName
+from pcapsvc.core.values import S3_FIELDS, Acl, Bucket, Flag, Folder, InterfaceNames, Region, one_of
 from pcapsvc.settings.secret import Secret
 
 _MIB = 1024 * 1024
@@ -28,13 +28,8 @@ def _from(low: int, high: int, of: str = "a whole number") -> Meta:
     return Meta(ge=low, le=high, description=f"{of} from {low} to {high}")
 
 
-def _one_of(*choices: str) -> Meta:
-    return Meta(pattern=rf"\A(?:{'|'.join(choices)})\Z", description=f"one of {', '.join(choices)}")
-
-
 _ONE_LINE = r"[^\x00-\x1f\x7f-\x9f\u2028\u2029]"
 
-Flag = Annotated[bool, Meta(description="true or false")]
 Count = Annotated[int, _from(1, _MOST)]
 Size = Annotated[int, _from(1, _MOST, "a whole number of bytes,")]
 SnapLength = Annotated[int, _from(1, MAX_SNAP_LENGTH, "a whole number of bytes,")]
@@ -57,19 +52,6 @@ Topic = Annotated[
     Meta(
         pattern=r"\A(?!\.{1,2}\Z)[A-Za-z0-9._-]{1,249}\Z",
         description="at most 249 letters, digits, dots, underscores and hyphens, not '.' or '..'",
-    ),
-]
-Region = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9-]{1,64}\Z", description="the name of a region")]
-# As in the S3 User Guide, "Bucket naming rules", with the older, wider rules of us-east-1.
-Bucket = Annotated[
-    str, Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]{1,253}[A-Za-z0-9]\Z", description="the name of a bucket")
-]
-Folder = Annotated[
-    str,
-    Meta(
-        max_length=512,
-        pattern=r"\A(?!.*(?:\A|/)\.{1,2}(?:/|\Z))[^\x00-\x1f\x7f-\x9f\u2028\u2029\\]+\Z",
-        description="at most 512 characters, without control characters, backslashes, '.' and '..' parts",
     ),
 ]
 
@@ -97,7 +79,7 @@ class General(msgspec.Struct, frozen=True, kw_only=True):
     max_filter_characters: Count = field(name="maxfilter", default=512)
     promiscuous: Flag = True
     node_name: Host = field(name="nodename", default_factory=socket.gethostname)
-    unknown_keys: Annotated[str, _one_of("reject", "ignore")] = field(name="unknownkeys", default="reject")
+    unknown_keys: Annotated[str, one_of("reject", "ignore")] = field(name="unknownkeys", default="reject")
     stop_timeout_seconds: Seconds = field(name="stoptimeout", default=20)
     max_request_age_seconds: SecondsOrNone = field(name="maxrequestage", default=60)
     # An option only, as it was: no key of the file.
@@ -117,10 +99,7 @@ class Capture(msgspec.Struct, frozen=True, kw_only=True):
     read_timeout_ms: Annotated[int, _from(1, 1000, "a whole number of milliseconds,")] = field(
         name="readtimeout", default=10
     )
-    standby: Annotated[
-        tuple[InterfaceName, ...],
-        Meta(max_length=256, description="a list of interface names, each of 1 to 15 characters"),
-    ] = ()
+    standby: InterfaceNames = ()
 
 
 class CloudShark(msgspec.Struct, frozen=True, kw_only=True):
@@ -133,7 +112,7 @@ class CloudShark(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     host: Host = "localhost"
-    scheme: Annotated[str, _one_of("http", "https")] = "https"
+    scheme: Annotated[str, one_of("http", "https")] = "https"
     port: Port = 443
     timeout_seconds: SecondsOrNone | None = field(name="timeout", default=None)
     token: Secret | None = None
@@ -170,13 +149,13 @@ class Kafka(msgspec.Struct, frozen=True, kw_only=True):
     topic: Topic = "capture"
     group: Line | None = None
     client_id: Line = field(name="clientid", default="pcapsvc")
-    security_protocol: Annotated[str, _one_of("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")] = "PLAINTEXT"
+    security_protocol: Annotated[str, one_of("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")] = "PLAINTEXT"
     ssl_cafile: Path | None = None
     ssl_certfile: Path | None = None
     ssl_keyfile: Path | None = None
     ssl_check_hostname: Flag = True
     sasl_mechanism: (
-        Annotated[str, _one_of("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER")] | None
+        Annotated[str, one_of("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER")] | None
     ) = None
     sasl_plain_username: Line | None = None
     sasl_plain_password: Secret | None = None
@@ -207,7 +186,7 @@ class Sqs(msgspec.Struct, frozen=True, kw_only=True):
         name="waitseconds", default=20
     )
     chunk_size: Annotated[int, _from(1, 10)] = field(name="chunksize", default=10)
-    unmatched: Annotated[str, _one_of("release", "delete")] = "release"
+    unmatched: Annotated[str, one_of("release", "delete")] = "release"
 
 
 class Syslog(msgspec.Struct, frozen=True, kw_only=True):
@@ -248,10 +227,10 @@ class S3(msgspec.Struct, frozen=True, kw_only=True):
     bucket: Bucket | None = None
     folder: Folder | None = None
     region: Region | None = None
-    acl: Annotated[str, _one_of(*CANNED_ACLS)] = "private"
+    acl: Acl = "private"
     encryption: Flag = False
     overrides: Annotated[
-        frozenset[Annotated[str, _one_of(*S3_FIELDS)]],
+        frozenset[Annotated[str, one_of(*S3_FIELDS)]],
         Meta(description=f"a list of any of {', '.join(S3_FIELDS)}"),
     ] = frozenset(S3_FIELDS)
     endpoints: Annotated[tuple[Line, ...], Meta(description="a list of endpoints")] = ()

@@ -148,7 +148,7 @@ class PacketSystemContract:
         self.assertEqual(counts.received, 1)
 
     def test_rearm_refused(self) -> None:
-        """A filter that can't be compiled is the sender's fault here, too; an interface that is lost is not."""
+        """A filter that can't be compiled is the sender's fault, too; an interface that is lost is not."""
         handle = self.open()
         self.assertRaises(RequestRejected, handle.rearm, "tcp prot 80")
         self.lose_interface()

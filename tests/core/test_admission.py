@@ -37,6 +37,15 @@ class AdmissionTests(unittest.SynchronousTestCase):
         self.assertIsNone(admission.refusal(1, 1000))
         self.assertIsNotNone(admission.refusal(1, 1001))
 
+    def test_impossible(self) -> None:
+        """What could not even run alone is told by the field that asks for too much."""
+        admission = Admission(max_captures=2, max_memory_bytes=1000)
+        self.assertIsNone(admission.impossible(2, 500))
+        self.assertEqual(getattr(admission.impossible(3, 1), "path", None), "interface")
+        self.assertEqual(getattr(admission.impossible(2, 501), "path", None), "bytes")
+        admission.started("a", 1000)
+        self.assertIsNone(admission.impossible(2, 500))
+
     def test_done_without_end(self) -> None:
         """A capture that failed holds nothing; and is done only once."""
         admission = Admission(max_captures=1, max_memory_bytes=1000)

@@ -9,8 +9,9 @@ from twisted.trial import unittest
 
 from pcapsvc.core.errors import RequestRejected
 from pcapsvc.core.plan import CapturePlan, NodeView, plan_captures
-from pcapsvc.core.request import S3_FIELDS, CaptureRequest
+from pcapsvc.core.request import CaptureRequest
 from pcapsvc.core.session import CaptureLimits
+from pcapsvc.core.values import S3_FIELDS
 from tests.core.test_request import BOUNDS
 
 NODE = NodeView(

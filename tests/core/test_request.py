@@ -12,14 +12,13 @@ from twisted.trial import unittest
 
 from pcapsvc.core.errors import RequestRejected
 from pcapsvc.core.request import (
-    CANNED_ACLS,
     MAX_BODY_BYTES,
-    S3_FIELDS,
     CaptureRequest,
     RequestBounds,
     parse_request,
     read_address,
 )
+from pcapsvc.core.values import CANNED_ACLS, S3_FIELDS
 
 BOUNDS = RequestBounds(
     max_packets=50_000,

@@ -124,7 +124,12 @@ class RedisTestCase(unittest.SynchronousTestCase):
         self.endpoint = FakeEndpoint()
         self.sink = MemorySink()
         self.source = self.make(self.sink)
-        self.source.startService()
+        self.start(self.source)
+
+    def start(self, source: RedisSource) -> None:
+        """Start a source, that is stopped at the end of the test if it still runs."""
+        source.startService()
+        self.addCleanup(source.stopService)
 
     def make(self, sink: MemorySink) -> RedisSource:
         """A source of the test's clock and endpoint, whose chance makes each pause the longest."""
@@ -195,7 +200,7 @@ class MessageTests(RedisTestCase):
 
         self.successResultOf(self.source.stopService())
         self.sink = Broken()
-        self.make(self.sink).startService()
+        self.start(self.make(self.sink))
         transport = self.subscribe()
         transport.say(message(b"a") + message(b"b"))
         self.assertEqual(self.bodies(), [b"a", b"b"])

@@ -1,0 +1,75 @@
+"""The kinds of values that senders and operators give: each type has its bounds, and its rule in words."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Meta
+
+#: The canned ACLs of Amazon S3 (User Guide, "Access control list overview").
+CANNED_ACLS = (
+    "private",
+    "public-read",
+    "public-read-write",
+    "aws-exec-read",
+    "authenticated-read",
+    "bucket-owner-read",
+    "bucket-owner-full-control",
+    "log-delivery-write",
+)
+
+#: The fields by which a request says where in S3 its captures go.
+S3_FIELDS = ("bucket", "folder", "acl", "region", "endpoint", "encryption")
+
+# Without what a terminal, a log or a header might take for the end of the line.
+_ONE_LINE = r"\A[^\x00-\x1f\x7f-\x9f\u2028\u2029]*\Z"
+
+
+def one_of(*choices: str) -> Meta:
+    """One of some words."""
+    return Meta(pattern=rf"\A(?:{'|'.join(choices)})\Z", description=f"one of {', '.join(choices)}")
+
+
+def one_line(most: int, what: str = "one line of text", least: int = 0) -> Meta:
+    """Text of one line, of up to so many characters."""
+    return Meta(
+        min_length=least, max_length=most, pattern=_ONE_LINE, description=f"{what}, {most} characters at most"
+    )
+
+
+Flag = Annotated[bool, Meta(description="true or false")]
+Positive = Annotated[int, Meta(ge=1, description="a whole number, 1 or more")]
+Name = Annotated[str, one_line(255)]
+Label = Annotated[str, one_line(1024)]
+Pattern = Annotated[str, one_line(1024, "a regular expression on one line")]
+Filter = Annotated[
+    str, Meta(pattern=r"\A[^\x00-\x08\x0b-\x1f\x7f]*\Z", description="a filter without control characters")
+]
+AlertId = Annotated[
+    Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | Name,
+    Meta(description="a whole number of 64 bits, or one line of text, 255 characters at most"),
+]
+# What the kernel takes as a device's name: dev_valid_name() in net/core/dev.c, IFNAMSIZ in if.h.
+InterfaceNames = Annotated[
+    tuple[Annotated[str, Meta(pattern=r"\A(?!\.{1,2}\Z)[^\s/:\x00-\x1f\x7f]{1,15}\Z")], ...],
+    Meta(max_length=256, description="a list of interface names, each of 1 to 15 characters"),
+]
+Aliases = Annotated[
+    tuple[Annotated[str, one_line(255, least=1)], ...],
+    Meta(max_length=256, description="a list of interface aliases, each one line of text, not empty"),
+]
+Region = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9-]{1,64}\Z", description="the name of a region")]
+# As in the S3 User Guide, "Bucket naming rules", with the older, wider rules of us-east-1.
+Bucket = Annotated[
+    str, Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]{1,253}[A-Za-z0-9]\Z", description="the name of a bucket")
+]
+Acl = Annotated[str, one_of(*CANNED_ACLS)]
+Folder = Annotated[
+    str,
+    Meta(
+        max_length=512,
+        pattern=r"\A(?!.*(?:\A|/)\.{1,2}(?:/|\Z))[^\x00-\x1f\x7f-\x9f\u2028\u2029\\]*\Z",
+        description="a path of at most 512 characters, without a control character, a backslash,"
+        " or a part that is '.' or '..'",
+    ),
+]
