@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import struct
@@ -82,6 +83,7 @@ class PipelineCase(unittest.SynchronousTestCase):
         self.lines: list[tuple[LogLevel, str]] = []
         globalLogPublisher.addObserver(self._line)
         self.addCleanup(globalLogPublisher.removeObserver, self._line)
+        gc.collect()  # what other tests left behind would go while this one counts
         self.before = descriptors()
         self.reactor = MemoryReactorClock()
         self.system = MemoryPacketSystem("mem0", "mem1")
