@@ -30,7 +30,7 @@ node-address {{ protocol = http, host = "127.0.0.1", port = {port}, context-path
 rest-sqs {{ enabled = true, bind-hostname = "127.0.0.1", bind-port = {port}, sqs-limits = strict }}
 rest-stats {{ enabled = false }}
 queues-storage {{ enabled = true, path = "{folder}/queues.conf" }}
-messages-storage {{ enabled = true, uri = "jdbc:h2:{folder}/messages" }}
+messages-storage {{ enabled = true, uri = "jdbc:h2:{folder}/messages;WRITE_DELAY=0" }}
 """
 _BATCH = 10
 

@@ -490,7 +490,7 @@ class OutageTests(SQSTestCase):
         self.fail(refusal("SignatureDoesNotMatch", "s3cret/key or s3cret%2Fkey\nis wrong"))
         (line,) = self.told()
         self.assertEqual(
-            f"warn: SQS {URL}: it answered SignatureDoesNotMatch: [access key] or [access key]\\nis wrong; "
+            f"warn: SQS {URL}: it answered SignatureDoesNotMatch: [access key] or [access key] is wrong; "
             "trying until it works",
             line,
         )

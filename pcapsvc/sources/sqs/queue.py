@@ -14,7 +14,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pcapsvc.core.endpoint import endpoint_url
-from pcapsvc.core.errors import shown_words
 
 _CONNECT_SECONDS = 5
 
@@ -292,7 +291,7 @@ def described(problem: Exception) -> tuple[str, str]:
         error = problem.response.get("Error", {})
         code, message = str(error.get("Code", "")), str(error.get("Message", ""))
         status = problem.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        words = ": ".join(shown_words(part) for part in (code, message) if part)
+        words = ": ".join(part for part in (code, message) if part)
         return code or str(status), f"it answered {words or status}"
     if isinstance(problem, exceptions.SSLError):
         return "tls", str(problem)

@@ -1,0 +1,454 @@
+"""The SQS source and a real queue server."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from twisted.internet import reactor, task, threads
+from twisted.logger import formatEvent, globalLogPublisher
+from twisted.trial import unittest
+from zope.interface import implementer
+
+from pcapsvc.core.result import Accepted, Busy, NotForThisNode, Verdict
+from pcapsvc.interfaces import IRequestSink
+from pcapsvc.sources.sqs import SQSSource
+from pcapsvc.testing import MemorySink
+from tests.peers.daemon import Daemon
+from tests.peers.frames import udp_frame
+from tests.peers.process import free_port
+from tests.peers.s3 import S3Server
+from tests.peers.sqs import ForgetfulProxy, SQSServer
+from tests.peers.tcpdump import read_packets
+from tests.peers.wire import Wire
+
+NODES = ("node-1", "node-2", "node-3")
+
+# How long the server takes to have on its disk what it was sent.
+WRITTEN_SECONDS = 1.5
+
+
+@implementer(IRequestSink)
+class NodeSink:
+    """
+    A node that takes what is for it.
+
+    @ivar taken: the numbers of the requests that it took.
+    """
+
+    def __init__(self, node: str) -> None:
+        self._node = node
+        self.taken: list[int] = []
+        self.sent_at: list[float | None] = []
+
+    def submit(self, source: str, body: bytes, sent_at: float | None = None) -> Verdict:
+        """Take a request, or say that it is for another."""
+        request = json.loads(body)
+        if request["node"] not in (self._node, "any"):
+            return NotForThisNode()
+        self.taken.append(request["alertid"])
+        self.sent_at.append(sent_at)
+        return Accepted(captures=())
+
+
+def request(number: int, node: str) -> str:
+    """A request of a number, for a node."""
+    return json.dumps({"node": node, "alertid": number})
+
+
+def descriptors() -> int:
+    """How many this process has."""
+    return len(os.listdir("/proc/self/fd"))
+
+
+class SQSTestCase(unittest.TestCase):
+    """A queue server that runs, and sources of a test."""
+
+    timeout = 60
+
+    def setUp(self) -> None:
+        self.events: list[str] = []
+        globalLogPublisher.addObserver(self.observe)
+        self.addCleanup(globalLogPublisher.removeObserver, self.observe)
+        self.server = SQSServer()
+        self.addCleanup(self.server.stop)
+
+    def start(self, **attributes: str) -> str:
+        """Start the server, with a queue. The queue's URL."""
+        self.server.start()
+        return self.server.create_queue("captures", **attributes)
+
+    def observe(self, event: Any) -> None:
+        """Keep what the source logs."""
+        if any(name in event.get("log_namespace", "") for name in ("sqs", "polling")):
+            self.events.append(f"{event['log_level'].name}: {formatEvent(event)}")
+
+    def listen(self, url: str, sink: Any, **options: Any) -> SQSSource:
+        """A source that is started, and stopped at the end."""
+        options = {
+            "region": self.server.region,
+            "access_id": "AKIAEXAMPLE",
+            "access_key": "s3cret/key",
+            "retry_seconds": (0.05, 0.2),
+            "busy_seconds": (1, 1),
+            "answer_seconds": 1.0,
+            **options,
+        }
+        source = SQSSource(reactor, sink, url=url, **options)
+        source.startService()
+        self.addCleanup(source.stopService)
+        return source
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        """Wait until something holds."""
+        while not condition():
+            await task.deferLater(reactor, 0.02)
+
+    async def told(self, text: str) -> None:
+        """It is logged."""
+        await self.until(lambda: any(text in event for event in self.events))
+
+    async def counts(self, url: str) -> tuple[int, int]:
+        """The visible and the hidden messages of a queue."""
+        counts: tuple[int, int] = await threads.deferToThread(self.server.counts, url)
+        return counts
+
+    async def emptied(self, url: str) -> None:
+        """A queue has no message, not even a hidden one."""
+        while await self.counts(url) != (0, 0):
+            await task.deferLater(reactor, 0.1)
+
+    async def send(self, url: str, *bodies: str, **more: Any) -> list[str]:
+        """Send messages. Their ids."""
+        ids: list[str] = await threads.deferToThread(self.server.send, url, bodies, **more)
+        return ids
+
+
+class ListenTests(SQSTestCase):
+    """One source on a queue."""
+
+    async def test_promptly(self) -> None:
+        """A message is heard by the poll that waits for it, with the time when it was sent, and deleted."""
+        url = self.start()
+        sink = NodeSink("node-1")
+        self.listen(url, sink)
+        await self.told("listening")
+        await task.deferLater(reactor, 1.0)
+        for number in range(3):
+            began = time.monotonic()
+            await self.send(url, request(number, "any"))
+            await self.until(lambda number=number: number in sink.taken)  # type: ignore[misc]
+            self.assertLess(time.monotonic() - began, 0.5)
+        await self.emptied(url)
+        for sent_at in sink.sent_at:
+            assert sent_at is not None
+            self.assertLess(abs(time.time() - sent_at), 5)
+
+    async def test_envelope(self) -> None:
+        """What SNS sends on is understood."""
+        url = self.start()
+        sink = NodeSink("node-1")
+        self.listen(url, sink)
+        envelope = {"Type": "Notification", "MessageId": "n", "Message": request(7, "node-1")}
+        await self.send(url, json.dumps(envelope))
+        await self.until(lambda: sink.taken == [7])
+        await self.emptied(url)
+
+    async def test_busy(self) -> None:
+        """What there is no room for comes again, until there is."""
+        url = self.start()
+        sink = MemorySink(Busy(reason="full"))
+        self.listen(url, sink)
+        await self.send(url, "x")
+        await self.until(lambda: len(sink.submitted) == 2)
+        sink.verdict = Accepted(captures=())
+        await self.until(lambda: len(sink.submitted) == 3)
+        await self.emptied(url)
+
+    async def test_for_another_node(self) -> None:
+        """What is for another node goes back, and that node has it soon."""
+        url = self.start()
+        ours, other = NodeSink("node-1"), NodeSink("node-2")
+        self.listen(url, ours)
+        await self.send(url, request(1, "node-2"))
+        await task.deferLater(reactor, 1.0)
+        self.listen(url, other)
+        await self.until(lambda: other.taken == [1])
+        await self.emptied(url)
+        self.assertEqual([], ours.taken)
+
+    async def test_for_another_node_deleted(self) -> None:
+        """Where each node has a queue of its own, what is for others is deleted from it."""
+        url = self.start()
+        sink = NodeSink("node-1")
+        self.listen(url, sink, unmatched="delete")
+        await self.send(url, request(1, "node-2"), request(2, "node-1"))
+        await self.until(lambda: sink.taken == [2])
+        await self.emptied(url)
+
+    async def test_first_in_first_out(self) -> None:
+        """In a FIFO queue, what is for another node holds its group up no longer than it takes to find it."""
+        self.server.start()
+        url = self.server.create_queue("captures.fifo", FifoQueue="true", ContentBasedDeduplication="true")
+        sinks = [NodeSink(node) for node in NODES[:2]]
+        for sink in sinks:
+            self.listen(url, sink)
+        for number in range(6):
+            await self.send(url, request(number, NODES[number % 2]), MessageGroupId="one")
+        await self.emptied(url)
+        self.assertEqual([[0, 2, 4], [1, 3, 5]], [sink.taken for sink in sinks])
+
+    async def test_comes_again(self) -> None:
+        """A message that wasn't deleted, and is seen again when its time is up, is not submitted again."""
+        url = self.start()
+        sink = NodeSink("node-1")
+        proxy = self.proxy(every=1)
+        self.listen(url, sink, endpoint=proxy.endpoint)
+        await self.send(url, *(request(number, "node-1") for number in range(20)))
+        await self.until(lambda: sum("came again" in event for event in self.events) == 20)
+        await self.emptied(url)
+        self.assertEqual([*range(20)], sorted(sink.taken))
+
+    async def test_deletion_lost(self) -> None:
+        """A message whose deletion never worked comes when its time is up, and is deleted then."""
+        url = self.start()
+        sink = MemorySink()
+        taken = sink.submit
+
+        def submit(*words: Any, **more: Any) -> Verdict:
+            # From here on, nothing can be deleted.
+            self.server.kill()
+            return taken(*words, **more)
+
+        sink.submit = submit  # type: ignore[method-assign]
+        await self.send(url, "x")
+        await task.deferLater(reactor, WRITTEN_SECONDS)
+        self.listen(url, sink, hidden_seconds=1)
+        await self.told("trying until it works")
+        await threads.deferToThread(self.server.restart)
+        await self.told("came again")
+        await self.emptied(url)
+        self.assertEqual(1, len(sink.submitted))
+
+    def proxy(self, every: int) -> ForgetfulProxy:
+        """A proxy before the server that makes messages come twice."""
+        proxy = ForgetfulProxy(self.server.endpoint, every=every)
+        proxy.start()
+        self.addCleanup(proxy.stop)
+        return proxy
+
+
+class StopTests(SQSTestCase):
+    """A stop waits for no poll."""
+
+    async def test_during_a_poll(self) -> None:
+        """It is at once; a message that the poll still brings is in the queue again at once."""
+        url = self.start()
+        sink = MemorySink()
+        source = self.listen(url, sink, wait_seconds=5)
+        await self.told("listening")
+        await task.deferLater(reactor, 0.3)
+        began = time.monotonic()
+        await source.stopService()
+        self.assertLess(time.monotonic() - began, 0.2)
+        await self.send(url, "x")
+        await self.until(lambda: not self.pollers())
+        self.assertEqual((1, 0), await self.counts(url))
+        self.assertEqual([], sink.submitted)
+
+    async def test_process(self) -> None:
+        """The daemon ends at once, too, in the middle of its poll."""
+        url = self.start()
+        daemon = Daemon(f'[sqs]\nlisten = true\nurl = "{url}"\naccessid = "a"\naccesskey = "b"\n')
+        self.addCleanup(daemon.stop)
+        await threads.deferToThread(daemon.start)
+        await threads.deferToThread(daemon.logged, "listening")
+        await task.deferLater(reactor, 0.5)
+        began = time.monotonic()
+        daemon.signal(signal.SIGTERM)
+        await threads.deferToThread(daemon.wait)
+        self.assertLess(time.monotonic() - began, 2)
+
+    @staticmethod
+    def pollers() -> list[threading.Thread]:
+        """The threads of sources."""
+        return [thread for thread in threading.enumerate() if thread.name == "pcapsvc-sqs"]
+
+
+class OutageTests(SQSTestCase):
+    """The server is not there, says nothing, or refuses."""
+
+    async def test_killed(self) -> None:
+        """Killed and back in the middle of it: nothing is lost, or done twice; both are told once."""
+        url = self.start()
+        sink = NodeSink("node-1")
+        await self.send(url, *(request(number, "node-1") for number in range(200)))
+        await task.deferLater(reactor, WRITTEN_SECONDS)
+        self.listen(url, sink, hidden_seconds=2)
+        await self.until(lambda: len(sink.taken) > 50)
+        await threads.deferToThread(self.server.kill)
+        await self.told("trying until it works")
+        await task.deferLater(reactor, 1.0)
+        await threads.deferToThread(self.server.restart)
+        await self.send(url, *(request(number, "node-1") for number in range(200, 300)))
+        await self.until(lambda: len(sink.taken) >= 300)
+        await self.emptied(url)
+        self.assertEqual([*range(300)], sorted(sink.taken))
+        told = [event for event in self.events if "came again" not in event]
+        self.assertEqual(["info", "warn", "info"], [event.split(":")[0] for event in told])
+
+    async def test_frozen(self) -> None:
+        """A server that says nothing is given up after its time, and polled again when it does."""
+        url = self.start()
+        sink = NodeSink("node-1")
+        self.listen(url, sink, wait_seconds=1, hidden_seconds=2)
+        await self.told("listening")
+        self.server.freeze()
+        await self.told("warn")
+        self.server.thaw()
+        await self.send(url, request(1, "node-1"))
+        await self.until(lambda: sink.taken == [1])
+        await self.emptied(url)
+
+    async def test_no_queue(self) -> None:
+        """A queue that isn't there is told, and polled when it is."""
+        url = self.start()
+        sink = NodeSink("node-1")
+        self.listen(url.replace("captures", "others"), sink)
+        await self.told("it answered QueueDoesNotExist")
+        await threads.deferToThread(self.server.create_queue, "others")
+        await self.told("listening")
+        self.assertEqual(2, len(self.events), self.events)
+
+    async def test_wrong_credentials(self) -> None:
+        """Wrong credentials are told, and the key isn't."""
+        checking = S3Server()
+        self.addCleanup(checking.stop)
+        await threads.deferToThread(checking.start)
+        url = f"{checking.endpoint}/123456789012/captures"
+        self.listen(url, MemorySink(), region=checking.region, access_id=checking.access_key)
+        # moto words it in XML, which this protocol of SQS' hasn't; it is told as it comes.
+        await self.told("it answered 403: ")
+        self.assertIn("<Code>SignatureDoesNotMatch</Code>", self.events[0])
+        self.assertNotIn("s3cret", "".join(self.events))
+
+    async def test_nothing_grows(self) -> None:
+        """Hundreds of polls that fail cost neither threads nor descriptors."""
+        url = f"http://127.0.0.1:{free_port()}/0/captures"
+        polls = 0
+        source = SQSSource(
+            reactor,
+            MemorySink(),
+            url=url,
+            region="r",
+            access_id="a",
+            access_key="b",
+            retry_seconds=(0.001, 0.002),
+        )
+        failed = source._failed
+
+        def counted(problem: Exception) -> None:
+            nonlocal polls
+            polls += 1
+            failed(problem)
+
+        source._failed = counted  # type: ignore[method-assign]
+        source.startService()
+        self.addCleanup(source.stopService)
+        await self.until(lambda: polls >= 20)
+        before = threading.active_count(), descriptors()
+        await self.until(lambda: polls >= 320)
+        self.assertEqual(before[0], threading.active_count())
+        # One socket may just be about to connect.
+        self.assertLessEqual(abs(before[1] - descriptors()), 1)
+        self.assertEqual(1, len(self.events), self.events)
+
+
+class FleetTests(SQSTestCase):
+    """Three nodes on one queue."""
+
+    def addressed(self, count: int) -> list[str]:
+        """For each request, the node that it is for."""
+        chance = random.Random(7)
+        return [chance.choice(NODES) for _ in range(count)]
+
+    async def test_each_its_own(self) -> None:
+        """Each request is done by its node and by no other, once, though half of them come twice."""
+        url = self.start()
+        proxy = ForgetfulProxy(self.server.endpoint)
+        proxy.start()
+        self.addCleanup(proxy.stop)
+        sinks = {node: NodeSink(node) for node in NODES}
+        for sink in sinks.values():
+            self.listen(url, sink, endpoint=proxy.endpoint, hidden_seconds=5)
+        nodes = self.addressed(300)
+        await self.send(url, *(request(number, node) for number, node in enumerate(nodes)))
+        await self.emptied(url)
+        for node, sink in sinks.items():
+            self.assertEqual([at for at, other in enumerate(nodes) if other == node], sorted(sink.taken))
+        self.assertEqual(150, proxy.forgotten)
+        self.assertEqual([], [event for event in self.events if event.startswith("warn")])
+
+    async def test_daemons(self) -> None:
+        """Three daemons, and the packets of each request in a file of its node, and in no other."""
+        wire = Wire()
+        self.addCleanup(wire.stop)
+        wire.start()
+        url = self.start()
+        proxy = ForgetfulProxy(self.server.endpoint)
+        proxy.start()
+        self.addCleanup(proxy.stop)
+        daemons = [
+            Daemon(
+                f'[sqs]\nlisten = true\nurl = "{url}"\nendpoint = "{proxy.endpoint}"\n'
+                'accessid = "a"\naccesskey = "b"\n[capture]\nbuffersize = 65536\n',
+                node=node,
+                general="maxcaptures = 1000\nmaxmemory = 4000000000",
+            )
+            for node in NODES
+        ]
+        for daemon in daemons:
+            self.addCleanup(daemon.stop)
+            await threads.deferToThread(daemon.start)
+        nodes = self.addressed(300)
+        # Each asks for packets to a port of its own.
+        bodies = [
+            json.dumps(
+                {
+                    "node": node,
+                    "interface": [wire.interface],
+                    "bpf": f"udp dst port {1000 + number}",
+                    "packets": 1,
+                    "bytes": 65536,
+                    "timeout": 50,
+                }
+            )
+            for number, node in enumerate(nodes)
+        ]
+        await self.send(url, *bodies)
+        files: dict[Path, int] = {}
+        while len(files) < len(nodes):
+            missing = {*range(len(nodes))} - {*files.values()}
+            await threads.deferToThread(wire.send, [udp_frame(at, port=1000 + at) for at in missing])
+            await task.deferLater(reactor, 0.2)
+            for daemon in daemons:
+                for path in daemon.captures.glob("*.pcap"):
+                    if path not in files:
+                        (packet,) = read_packets(path)
+                        files[path] = int.from_bytes(packet.data[36:38], "big") - 1000
+        await self.emptied(url)
+        self.assertEqual(dict.fromkeys(range(300), 1), dict(Counter(files.values())))
+        for path, number in files.items():
+            self.assertTrue(path.name.startswith(f"{nodes[number]}-"), path.name)
+        # Those that come twice have come, and no capture runs that nobody waits for.
+        self.assertEqual(150, proxy.forgotten)
+        for daemon in daemons:
+            self.assertEqual(nodes.count(daemon.node), daemon.log.count("capturing on"))
