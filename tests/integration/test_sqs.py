@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -26,9 +27,11 @@ from tests.peers.daemon import Daemon
 from tests.peers.frames import udp_frame
 from tests.peers.process import free_port
 from tests.peers.s3 import S3Server
-from tests.peers.sqs import ForgetfulProxy, SQSServer
+from tests.peers.sqs import ForgetfulProxy, SQSServer, shared_server
 from tests.peers.tcpdump import read_packets
 from tests.peers.wire import Wire
+
+numbers = itertools.count()
 
 NODES = ("node-1", "node-2", "node-3")
 
@@ -78,13 +81,21 @@ class SQSTestCase(unittest.TestCase):
         self.events: list[str] = []
         globalLogPublisher.addObserver(self.observe)
         self.addCleanup(globalLogPublisher.removeObserver, self.observe)
-        self.server = SQSServer()
-        self.addCleanup(self.server.stop)
 
-    def start(self, **attributes: str) -> str:
-        """Start the server, with a queue. The queue's URL."""
-        self.server.start()
-        return self.server.create_queue("captures", **attributes)
+    def start(self, *, own: bool = False, **attributes: str) -> str:
+        """
+        A new queue. Its URL.
+
+        @param own: whether it is of a server of its own, that outlives being killed.
+        """
+        if own:
+            self.server = SQSServer(durable=True)
+            self.addCleanup(self.server.stop)
+            self.server.start()
+        else:
+            self.server = shared_server()
+        suffix = ".fifo" if "FifoQueue" in attributes else ""
+        return self.server.create_queue(f"captures{next(numbers)}{suffix}", **attributes)
 
     def observe(self, event: Any) -> None:
         """Keep what the source logs."""
@@ -94,7 +105,9 @@ class SQSTestCase(unittest.TestCase):
     def listen(self, url: str, sink: Any, **options: Any) -> SQSSource:
         """A source that is started, and stopped at the end."""
         options = {
-            "region": self.server.region,
+            "region": SQSServer.region,
+            # It is not waited for at the end, and goes on for so long.
+            "wait_seconds": 2,
             "access_id": "AKIAEXAMPLE",
             "access_key": "s3cret/key",
             "retry_seconds": (0.05, 0.2),
@@ -130,6 +143,11 @@ class SQSTestCase(unittest.TestCase):
         """Send messages. Their ids."""
         ids: list[str] = await threads.deferToThread(self.server.send, url, bodies, **more)
         return ids
+
+    @staticmethod
+    def pollers() -> set[threading.Thread]:
+        """The threads of sources; those of earlier tests may still be in a poll."""
+        return {thread for thread in threading.enumerate() if thread.name == "pcapsvc-sqs"}
 
 
 class ListenTests(SQSTestCase):
@@ -196,8 +214,7 @@ class ListenTests(SQSTestCase):
 
     async def test_first_in_first_out(self) -> None:
         """In a FIFO queue, what is for another node holds its group up no longer than it takes to find it."""
-        self.server.start()
-        url = self.server.create_queue("captures.fifo", FifoQueue="true", ContentBasedDeduplication="true")
+        url = self.start(FifoQueue="true", ContentBasedDeduplication="true")
         sinks = [NodeSink(node) for node in NODES[:2]]
         for sink in sinks:
             self.listen(url, sink)
@@ -219,7 +236,7 @@ class ListenTests(SQSTestCase):
 
     async def test_deletion_lost(self) -> None:
         """A message whose deletion never worked comes when its time is up, and is deleted then."""
-        url = self.start()
+        url = self.start(own=True)
         sink = MemorySink()
         taken = sink.submit
 
@@ -253,6 +270,7 @@ class StopTests(SQSTestCase):
         """It is at once; a message that the poll still brings is in the queue again at once."""
         url = self.start()
         sink = MemorySink()
+        others = self.pollers()
         source = self.listen(url, sink, wait_seconds=5)
         await self.told("listening")
         await task.deferLater(reactor, 0.3)
@@ -260,7 +278,7 @@ class StopTests(SQSTestCase):
         await source.stopService()
         self.assertLess(time.monotonic() - began, 0.2)
         await self.send(url, "x")
-        await self.until(lambda: not self.pollers())
+        await self.until(lambda: self.pollers() <= others)
         self.assertEqual((1, 0), await self.counts(url))
         self.assertEqual([], sink.submitted)
 
@@ -277,18 +295,13 @@ class StopTests(SQSTestCase):
         await threads.deferToThread(daemon.wait)
         self.assertLess(time.monotonic() - began, 2)
 
-    @staticmethod
-    def pollers() -> list[threading.Thread]:
-        """The threads of sources."""
-        return [thread for thread in threading.enumerate() if thread.name == "pcapsvc-sqs"]
-
 
 class OutageTests(SQSTestCase):
     """The server is not there, says nothing, or refuses."""
 
     async def test_killed(self) -> None:
         """Killed and back in the middle of it: nothing is lost, or done twice; both are told once."""
-        url = self.start()
+        url = self.start(own=True)
         sink = NodeSink("node-1")
         await self.send(url, *(request(number, "node-1") for number in range(200)))
         await task.deferLater(reactor, WRITTEN_SECONDS)
@@ -307,7 +320,7 @@ class OutageTests(SQSTestCase):
 
     async def test_frozen(self) -> None:
         """A server that says nothing is given up after its time, and polled again when it does."""
-        url = self.start()
+        url = self.start(own=True)
         sink = NodeSink("node-1")
         self.listen(url, sink, wait_seconds=1, hidden_seconds=2)
         await self.told("listening")
@@ -324,7 +337,9 @@ class OutageTests(SQSTestCase):
         sink = NodeSink("node-1")
         self.listen(url.replace("captures", "others"), sink)
         await self.told("it answered QueueDoesNotExist")
-        await threads.deferToThread(self.server.create_queue, "others")
+        await threads.deferToThread(
+            self.server.create_queue, url.rpartition("/")[2].replace("captures", "others")
+        )
         await self.told("listening")
         self.assertEqual(2, len(self.events), self.events)
 
@@ -342,6 +357,7 @@ class OutageTests(SQSTestCase):
 
     async def test_nothing_grows(self) -> None:
         """Hundreds of polls that fail cost neither threads nor descriptors."""
+        await self.until(lambda: not self.pollers())
         url = f"http://127.0.0.1:{free_port()}/0/captures"
         polls = 0
         source = SQSSource(

@@ -1,7 +1,7 @@
 """
 A queue server of its own process: ElasticMQ, which speaks as SQS does.
 
-It hides messages for as long as it is told to, holds long polls, and keeps its queues
+It hides messages for as long as it is told to, holds long polls, and can keep its queues
 and messages on disk, so that they outlive it as SQS's do. It checks no signature:
 L{tests.peers.s3} has a server that does.
 """
@@ -29,10 +29,27 @@ include classpath("application.conf")
 node-address {{ protocol = http, host = "127.0.0.1", port = {port}, context-path = "" }}
 rest-sqs {{ enabled = true, bind-hostname = "127.0.0.1", bind-port = {port}, sqs-limits = strict }}
 rest-stats {{ enabled = false }}
+"""
+_DURABLE = """
 queues-storage {{ enabled = true, path = "{folder}/queues.conf" }}
 messages-storage {{ enabled = true, uri = "jdbc:h2:{folder}/messages;WRITE_DELAY=0" }}
 """
 _BATCH = 10
+
+
+_shared: list[SQSServer] = []
+
+
+def shared_server() -> SQSServer:
+    """
+    A server for all tests that leave it as it is, for it takes seconds to start. It ends
+    with this process.
+    """
+    if not _shared:
+        server = SQSServer()
+        server.start()
+        _shared.append(server)
+    return _shared[0]
 
 
 class SQSServer:
@@ -44,12 +61,16 @@ class SQSServer:
 
     region = "elasticmq"
 
-    def __init__(self) -> None:
+    def __init__(self, *, durable: bool = False) -> None:
+        """
+        @param durable: keep queues and messages on disk, about a second after they came.
+        """
         self._process = OwnProcess("sqs")
         self._port = free_port()
         self.endpoint = f"http://127.0.0.1:{self._port}"
         self._file = self._process.folder / "elasticmq.conf"
-        self._file.write_text(_CONFIGURATION.format(port=self._port, folder=self._process.folder))
+        configuration = _CONFIGURATION + (_DURABLE if durable else "")
+        self._file.write_text(configuration.format(port=self._port, folder=self._process.folder))
         self._command = java_command(
             _PROGRAM, "org.elasticmq.server.Main", f"-Dconfig.file={self._file}", "-Dstdout.encoding=UTF-8"
         )
@@ -170,12 +191,16 @@ class ForgetfulProxy:
                     for name, value in self.headers.items()
                     if name.lower() in ("content-type", "x-amz-target", "authorization", "x-amz-date")
                 }
-                status, answer = proxy._answer(headers, body)
-                self.send_response(status)
-                self.send_header("Content-Type", "application/x-amz-json-1.0")
-                self.send_header("Content-Length", str(len(answer)))
-                self.end_headers()
-                self.wfile.write(answer)
+                try:
+                    status, answer = proxy._answer(headers, body)
+                    self.send_response(status)
+                    self.send_header("Content-Type", "application/x-amz-json-1.0")
+                    self.send_header("Content-Length", str(len(answer)))
+                    self.end_headers()
+                    self.wfile.write(answer)
+                except OSError:
+                    # The server is gone, or the client.
+                    self.close_connection = True
 
             def log_message(self, format: str, *args: Any) -> None:
                 pass
