@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from twisted.application.service import IService
+from twisted.python.failure import Failure
 
 from pcapsvc.capture.capturer import Capturer
 from pcapsvc.capture.pcapy_system import PcapySystem
@@ -28,7 +29,7 @@ from pcapsvc.sources.http import HTTPSource, http_endpoint
 from pcapsvc.sources.redis import RedisSource
 from pcapsvc.sources.sqs import SQSSource
 from pcapsvc.syslog import SyslogService
-from pcapsvc.threads import Threads
+from pcapsvc.threads import NotRunning, Threads
 
 
 def build(
@@ -49,7 +50,7 @@ def build(
     ledger = Ledger([destination.name for destination in destinations])
     packets = StandbySystem(
         reactor,
-        system or _packet_system(settings),
+        system or _packet_system(settings, threads.run),
         interfaces=settings.capture.standby,
         snap_length=settings.general.snap_length,
     )
@@ -58,7 +59,6 @@ def build(
         capturer=Capturer(
             reactor,
             packets,
-            run_in_thread=threads.run,
             wall_clock=wall_clock,
             read_timeout_ms=settings.capture.read_timeout_ms,
             packet_debug=settings.general.packet_debug,
@@ -107,8 +107,16 @@ def _node(settings: Settings) -> NodeView:
     )
 
 
-def _packet_system(settings: Settings) -> IPacketSystem:
+def _packet_system(settings: Settings, run_in_thread: RunInThread) -> IPacketSystem:
+    def close_in_thread(descriptor: int) -> None:
+        def close_here(failure: Failure) -> None:
+            failure.trap(NotRunning)  # type: ignore[no-untyped-call]
+            os.close(descriptor)
+
+        run_in_thread(os.close, descriptor).addErrback(close_here)
+
     return PcapySystem(
+        close_descriptor=close_in_thread,
         buffer_size_bytes=settings.capture.buffer_size_bytes,
         read_timeout_ms=settings.capture.read_timeout_ms,
         promiscuous=settings.general.promiscuous,

@@ -106,18 +106,6 @@ class IPacketSystem(Interface):
         @raise CaptureUnavailable: where the interface can't be captured on.
         """
 
-    def walk(path: str, packets: int) -> tuple[float | None, float | None]:
-        """
-        Read a pcap file from end to end. It may take a while: to be called in a thread.
-
-        @param packets: how many there should be.
-
-        @return: the times of the first and the last packet, in seconds since the Unix
-            epoch; L{None} where there is none.
-
-        @raise OSError: where the file does not hold just that many whole packets.
-        """
-
 
 class ICapture(Interface):
     """A capture whose handle is open, and whose packets wait to be read."""

@@ -21,7 +21,6 @@ from pcapsvc.core.artifact import Artifact
 from pcapsvc.core.errors import CaptureUnavailable, Problem, RequestRejected
 from pcapsvc.core.recording import PacketCounts
 from pcapsvc.core.result import Accepted, Event, Receipt, Verdict
-from pcapsvc.core.session import FILE_HEADER_BYTES, PACKET_HEADER_BYTES
 from pcapsvc.interfaces import (
     IDestination,
     IPacketDumper,
@@ -151,23 +150,6 @@ class MemoryPacketSystem:
         if bpf not in self.filters:
             raise RequestRejected([Problem(path="bpf", value=repr(bpf), rule="libpcap says: syntax error")])
         return self.filters[bpf]
-
-    def walk(self, path: str, packets: int) -> tuple[float | None, float | None]:
-        """Read a pcap file from end to end: see L{IPacketSystem.walk}."""
-        times: list[float] = []
-        with open(path, "rb") as file:
-            if packets or os.fstat(file.fileno()).st_size:
-                file.seek(FILE_HEADER_BYTES)
-            while header := file.read(PACKET_HEADER_BYTES):
-                if len(header) < PACKET_HEADER_BYTES:
-                    raise OSError("the pcap file is broken")
-                seconds, microseconds, kept, _ = _PACKET_HEADER.unpack(header)
-                if len(file.read(kept)) != kept:
-                    raise OSError("the pcap file is broken")
-                times.append(seconds + microseconds / 1e6)
-        if len(times) != packets:
-            raise OSError(f"the pcap file holds {len(times)} packets, and {packets} were captured")
-        return (times[0], times[-1]) if times else (None, None)
 
 
 @implementer(IPacketHandle)

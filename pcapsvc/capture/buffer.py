@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Callable
 from typing import Any, BinaryIO, Protocol
 
 from pcapsvc.core.session import FILE_HEADER_BYTES, PACKET_HEADER_BYTES, Batch
 from pcapsvc.interfaces import IPacketDumper, IPacketHandle
+
+# As much memory is taken at once as the next packets may need, and so much more, in bytes.
+_RESERVE_BYTES = 1 << 20
+# linux/falloc.h
+_FALLOC_FL_KEEP_SIZE = 1
+_FALLOC_FL_PUNCH_HOLE = 2
+
+_fallocate = ctypes.CDLL(None, use_errno=True).fallocate
+_fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 
 # The dumper is a stdio stream without a flush: so much may be held back, until it is closed (setbuf(3)).
 _HELD_BACK_BYTES = 4096
@@ -36,6 +46,7 @@ class MemoryFile:
 
     def __init__(self, name: str) -> None:
         self._descriptor = os.memfd_create(name, os.MFD_CLOEXEC)
+        self._reserved = 0
         self.path = f"/proc/self/fd/{self._descriptor}"
 
     @property
@@ -47,12 +58,35 @@ class MemoryFile:
         """A reader of its own, at the first byte. The caller closes it."""
         return open(self.path, "rb")
 
+    def reserve(self, end: int) -> None:
+        """
+        Have the memory for the first C{end} bytes, so that no write of them can fail.
+
+        @raise OSError: where there is not so much.
+        """
+        if end > self._reserved:
+            end += _RESERVE_BYTES
+            self._allocate(_FALLOC_FL_KEEP_SIZE, self._reserved, end)
+            self._reserved = end
+
+    def release(self) -> None:
+        """Give back what is reserved beyond the last byte."""
+        if self._reserved > self.size:
+            self._allocate(_FALLOC_FL_KEEP_SIZE | _FALLOC_FL_PUNCH_HOLE, self.size, self._reserved)
+        self._reserved = 0
+
     def append(self, other: MemoryFile, *, skip: int) -> None:
         """Put what C{other} holds, from its byte C{skip} on, behind what this one holds."""
         os.lseek(self._descriptor, 0, os.SEEK_END)
         end = other.size
         while skip < end:
             skip += os.sendfile(self._descriptor, other._descriptor, skip, end - skip)
+
+    def _allocate(self, mode: int, start: int, end: int) -> None:
+        # fallocate(2): the standard library has only posix_fallocate(3), which changes the file's size.
+        if _fallocate(self._descriptor, mode, start, end - start) != 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code))
 
     def close(self) -> None:
         """Let go of the memory. What is open stays readable. A second call does nothing."""
@@ -70,13 +104,20 @@ class RecordingBuffer:
     From the first counted batch on the size must be exact: so the file is closed
     then, and a second one is begun, that is put behind the first in the end.
 
+    The dumper says nothing when a write fails. So none may: the memory for a batch
+    is there before it is read.
+
+    @param snap_length: how much of each packet is kept, in bytes.
     @param observer: sees each packet; what it raises is raised by L{read}.
 
     @raise OSError: where there is no memory or no descriptor for it.
     """
 
-    def __init__(self, handle: IPacketHandle, name: str, observer: Observer | None = None) -> None:
+    def __init__(
+        self, handle: IPacketHandle, name: str, *, snap_length: int, observer: Observer | None = None
+    ) -> None:
         self._handle = handle
+        self._largest_packet = PACKET_HEADER_BYTES + snap_length
         self._name = name
         self._observer = observer
         self._files: list[MemoryFile] = []
@@ -106,9 +147,12 @@ class RecordingBuffer:
         @return: the number of packets read, which are in the file.
 
         @raise CaptureUnavailable: where the interface is gone; what was read before is in the file.
+        @raise OSError: where there is no memory for the batch.
         """
         before = self.packets
         dump = self._dumper_of(batch).dump
+        file = self._files[-1]
+        file.reserve(file.size + _HELD_BACK_BYTES + batch.packets * self._largest_packet)
         if batch.stop_at_bytes is None and self._observer is None:
             self.packets += self._handle.dispatch(batch.packets, dump)
             return self.packets - before
@@ -130,6 +174,7 @@ class RecordingBuffer:
                 whole.append(other, skip=FILE_HEADER_BYTES)
             if self._counted_bytes is not None and whole.size != self._counted_bytes:
                 raise OSError(f"{self._counted_bytes} bytes were captured, and {whole.size} could be kept")
+            whole.release()
             self._finished_bytes = whole.size
         except BaseException:
             whole.close()

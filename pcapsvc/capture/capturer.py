@@ -12,7 +12,7 @@ from pcapsvc.capture.decode import PacketLog
 from pcapsvc.capture.port import CapturePort, ICaptureReactor
 from pcapsvc.core.errors import CaptureUnavailable
 from pcapsvc.core.plan import CapturePlan
-from pcapsvc.interfaces import ICapture, ICapturer, IPacketSystem, RunInThread
+from pcapsvc.interfaces import ICapture, ICapturer, IPacketSystem
 
 # On top of the kernel's own time-out for a block that isn't full: its timer counts in jiffies of 4 ms.
 _TIMER_SLACK_SECONDS = 0.008
@@ -33,7 +33,6 @@ class Capturer:
         reactor: ICaptureReactor,
         system: IPacketSystem,
         *,
-        run_in_thread: RunInThread,
         wall_clock: Callable[[], float],
         read_timeout_ms: int,
         packet_debug: bool = False,
@@ -41,7 +40,6 @@ class Capturer:
     ) -> None:
         self._reactor = reactor
         self._system = system
-        self._run_in_thread = run_in_thread
         self._wall_clock = wall_clock
         self._hand_over_seconds = read_timeout_ms / 1000 + _TIMER_SLACK_SECONDS
         self._packet_debug = packet_debug
@@ -57,7 +55,9 @@ class Capturer:
                 observer = PacketLog(
                     capture_id, handle.link_type, now=self._reactor.seconds, panic=self._panic
                 )
-            buffer = RecordingBuffer(handle, f"pcapsvc-{capture_id}", observer)
+            buffer = RecordingBuffer(
+                handle, f"pcapsvc-{capture_id}", snap_length=plan.snap_length, observer=observer
+            )
         except OSError as error:
             handle.close()
             raise CaptureUnavailable(plan.interface, f"no memory for a capture: {error}") from None
@@ -72,5 +72,4 @@ class Capturer:
             capture_id=capture_id,
             wall_clock=self._wall_clock,
             hand_over_seconds=self._hand_over_seconds,
-            walk=lambda path, packets: self._run_in_thread(self._system.walk, path, packets),
         )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import socket
-import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -25,10 +25,8 @@ _ACTIVATE_ERRORS = {
     -11: "no permission for promiscuous mode",
 }
 
-# Reading back goes in steps, so that a thread gives way: 4096 packets take less than a millisecond.
-_WALK_STEP = 4096
-# Reader.next_batch(): seconds, microseconds, offset and length of each packet.
-_PACKET_RECORD = struct.Struct("=IIII")
+# What is thrown away is so in steps, each of so many packets.
+_STEP_PACKETS = 4096
 
 
 @implementer(IPacketSystem)
@@ -39,9 +37,19 @@ class PcapySystem:
     @param buffer_size_bytes: of the kernel's ring, for each capture.
     @param read_timeout_ms: after how long the kernel hands over a block that isn't full.
     @param promiscuous: whether to see what is addressed to others.
+    @param close_descriptor: closes a descriptor. For that of a packet socket the kernel
+        waits until all processors have taken note, some 25 ms: better done in a thread.
     """
 
-    def __init__(self, *, buffer_size_bytes: int, read_timeout_ms: int, promiscuous: bool) -> None:
+    def __init__(
+        self,
+        *,
+        buffer_size_bytes: int,
+        read_timeout_ms: int,
+        promiscuous: bool,
+        close_descriptor: Callable[[int], None] = os.close,
+    ) -> None:
+        self._close_descriptor = close_descriptor
         self._buffer_size = buffer_size_bytes
         self._read_timeout_ms = read_timeout_ms
         self._promiscuous = promiscuous
@@ -60,7 +68,7 @@ class PcapySystem:
             if bpf:
                 _set_filter(reader, bpf)
             reader.setnonblock(1)
-            return _PcapyHandle(reader, interface)
+            return _PcapyHandle(reader, interface, self._close_descriptor)
         except pcapy.PcapError as error:
             reader.close()
             raise CaptureUnavailable(interface, str(error)) from None
@@ -78,26 +86,6 @@ class PcapySystem:
         if status < 0:
             raise CaptureUnavailable(interface, _ACTIVATE_ERRORS.get(status, f"libpcap error {status}"))
 
-    def walk(self, path: str, packets: int) -> tuple[float | None, float | None]:
-        """Read a pcap file from end to end: see L{IPacketSystem.walk}."""
-        first: float | None = None
-        last: float | None = None
-        found = 0
-        try:
-            reader = pcapy.open_offline(path)
-            try:
-                while records := reader.next_batch(_WALK_STEP)[1]:
-                    found += len(records) // _PACKET_RECORD.size
-                    first = _time_of(records, 0) if first is None else first
-                    last = _time_of(records, len(records) - _PACKET_RECORD.size)
-            finally:
-                reader.close()
-        except pcapy.PcapError as error:
-            raise OSError(f"the pcap file is broken after {found} of {packets} packets: {error}") from None
-        if found != packets:
-            raise OSError(f"the pcap file holds {found} packets, and {packets} were captured")
-        return first, last
-
 
 def interface_names() -> frozenset[str]:
     """The network interfaces that there are now."""
@@ -111,20 +99,17 @@ def _set_filter(reader: Any, bpf: str) -> None:
         raise RequestRejected([Problem(path="bpf", value=repr(bpf), rule=f"libpcap says: {error}")]) from None
 
 
-def _time_of(records: bytes, offset: int) -> float:
-    seconds, microseconds, _, _ = _PACKET_RECORD.unpack_from(records, offset)
-    return float(seconds) + float(microseconds) / 1e6
-
-
 def _throw_away(header: object, data: bytes) -> None:
     """For packets that nobody wants."""
 
 
 @implementer(IPacketHandle)
 class _PcapyHandle:
-    def __init__(self, reader: Any, interface: str) -> None:
+    def __init__(self, reader: Any, interface: str, close_descriptor: Callable[[int], None]) -> None:
         self._reader = reader
         self._interface = interface
+        self._close_descriptor = close_descriptor
+        self._closed = False
         # libpcap 1.9 opens its socket on all interfaces, and binds it then: what came between is counted.
         received, dropped, interface_dropped = reader.stats()
         self._before = PacketCounts(received=received, dropped=dropped, interface_dropped=interface_dropped)
@@ -147,7 +132,7 @@ class _PcapyHandle:
             raise CaptureUnavailable(self._interface, str(error)) from None
 
     def rearm(self, bpf: str) -> None:
-        while self.dispatch(_WALK_STEP, _throw_away):
+        while self.dispatch(_STEP_PACKETS, _throw_away):
             pass
         _set_filter(self._reader, bpf)
         self._before = self._all_counts() or self._before
@@ -168,4 +153,14 @@ class _PcapyHandle:
         return PacketCounts(received=received, dropped=dropped, interface_dropped=interface_dropped)
 
     def close(self) -> None:
-        self._reader.close()
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            # pcapy would hold Python's lock for as long as the kernel waits: so its close isn't the last.
+            last = os.dup(self.fileno())
+        except OSError:
+            self._reader.close()
+        else:
+            self._reader.close()
+            self._close_descriptor(last)

@@ -31,8 +31,6 @@ _BEFORE_ANY_LIMIT = frozenset({StopReason.CANCELLED, StopReason.SHUTDOWN, StopRe
 
 _Error = TypeVar("_Error", bound=BaseException)
 
-Walk = Callable[[str, int], "Deferred[tuple[float | None, float | None]]"]
-
 
 class ICaptureReactor(IReactorFDSet, IReactorTime):
     """What a capture needs of the reactor."""
@@ -48,7 +46,6 @@ class CapturePort:
     @param hand_over_seconds: how long the kernel may hold back a packet that has
         arrived: a deadline is judged so much later, when all that came before it
         can be read.
-    @param walk: reads a pcap file from end to end; see L{IPacketSystem.walk}.
     """
 
     _log = Logger()
@@ -63,14 +60,12 @@ class CapturePort:
         capture_id: str,
         wall_clock: Callable[[], float],
         hand_over_seconds: float,
-        walk: Walk,
     ) -> None:
         self._reactor = reactor
         self._handle = handle
         self._buffer = buffer
         self._wall_clock = wall_clock
         self._hand_over = hand_over_seconds
-        self._walk = walk
         self._timer: IDelayedCall | None = None
         self._ended: Deferred[StopReason] | None = None
         self.plan = plan
@@ -107,8 +102,8 @@ class CapturePort:
         return self._buffer.packets, self._buffer.written
 
     def fileno(self) -> int:
-        """The handle's descriptor, for the reactor."""
-        return self._handle.fileno()
+        """The handle's descriptor, for the reactor; -1 where nothing is read any more."""
+        return -1 if self._ended is None else self._handle.fileno()
 
     def logPrefix(self) -> str:
         """For the reactor's log."""
@@ -196,16 +191,10 @@ class CapturePort:
                 await deferLater(self._reactor, self._hand_over)
                 self._read_what_was_held_back()
             counts = self._handle.counts()
-            self._handle.close()
             content = self._buffer.finish()
+            self._handle.close()
         except BaseException as error:  # noqa: BLE001 - all of them are raised again
             self.discard()
-            raise self._told(error) from None
-        try:
-            # libpcap's dumper is silent where a write fails: a file is good once it was read.
-            first, last = await self._walk(content.path, self._buffer.packets)
-        except BaseException as error:  # noqa: BLE001 - all of them are raised again
-            content.close()
             raise self._told(error) from None
         return Recording(
             capture_id=self.capture_id,
@@ -215,8 +204,6 @@ class CapturePort:
             reason=reason,
             packets=self._buffer.packets,
             counts=counts,
-            first_packet=first,
-            last_packet=last,
             content=content,
         )
 

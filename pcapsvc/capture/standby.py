@@ -74,10 +74,6 @@ class StandbySystem(Service):
                 return handle
         return self._system.open(interface, snap_length=snap_length, bpf=bpf)
 
-    def walk(self, path: str, packets: int) -> tuple[float | None, float | None]:
-        """Read a pcap file from end to end: see L{IPacketSystem.walk}."""
-        return self._system.walk(path, packets)
-
     def _look_after(self) -> None:
         """Replace what is gone: used, or of an interface that went down."""
         self._care = self._reactor.callLater(CARE_SECONDS, self._look_after)

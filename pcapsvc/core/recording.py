@@ -48,9 +48,6 @@ class Recording:
     @ivar link_type: the link-layer type of the file, a number of draft-ietf-opsawg-pcaplinktype.
     @ivar packets: the number of packets in the file.
     @ivar counts: L{None} where the interface was gone before they could be asked for.
-    @ivar first_packet: the time of the first packet, in seconds since the Unix epoch;
-        L{None} where there is none.
-    @ivar last_packet: the same of the last one.
     @ivar content: the pcap file. Whoever has the recording closes it.
     """
 
@@ -61,6 +58,4 @@ class Recording:
     reason: StopReason
     packets: int
     counts: PacketCounts | None
-    first_packet: float | None
-    last_packet: float | None
     content: Content

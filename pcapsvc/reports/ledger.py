@@ -146,13 +146,9 @@ def _stopped(event: CaptureStopped) -> dict[str, Any]:
         "received": None if counts is None else counts.received,
         "dropped": None if counts is None else counts.dropped,
         "interface_dropped": None if counts is None else counts.interface_dropped,
-        "first_packet": _time(recording.first_packet),
-        "last_packet": _time(recording.last_packet),
         "file": file_name(recording) if recording.packets else None,
     }
 
 
-def _time(seconds: float | None) -> str | None:
-    if seconds is None:
-        return None
+def _time(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")

@@ -160,41 +160,6 @@ class PacketSystemContract:
         handle.close()
         handle.close()
 
-    def test_walk(self) -> None:
-        """A file's packets are counted, and the first and the last time are told."""
-        handle = self.open()
-        path = self.memory_file()
-        dumper = handle.open_dumper(path)
-        self.send(*[udp_frame(number) for number in range(10)])
-        read = 0
-        while read < 10:
-            select.select([handle], [], [], 2)
-            read += handle.dispatch(10 - read, dumper.dump)
-        dumper.close()
-        first, last = self.system.walk(path, 10)
-        assert first is not None and last is not None
-        self.assertLessEqual(first, last)
-        self.assertGreater(first, 1_600_000_000)
-        self.assertRaises(OSError, self.system.walk, path, 11)
-
-    def test_walk_empty(self) -> None:
-        """A file without a packet has no first and no last one."""
-        path = self.memory_file()
-        self.open().open_dumper(path).close()
-        self.assertEqual(self.system.walk(path, 0), (None, None))
-
-    def test_walk_cut(self) -> None:
-        """A file that was cut short is told to be broken."""
-        handle = self.open()
-        path = self.memory_file()
-        dumper = handle.open_dumper(path)
-        self.send(udp_frame(1))
-        while not handle.dispatch(1, dumper.dump):
-            select.select([handle], [], [], 2)
-        dumper.close()
-        os.truncate(path, os.stat(path).st_size - 5)
-        self.assertRaises(OSError, self.system.walk, path, 1)
-
 
 class MemoryPacketSystemTests(PacketSystemContract, unittest.SynchronousTestCase):
     """Our fake."""

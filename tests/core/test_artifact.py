@@ -60,8 +60,6 @@ def recording(
         reason=reason,
         packets=packets,
         counts=counts,
-        first_packet=1_700_000_001.5 if packets else None,
-        last_packet=1_700_000_002.000001 if packets else None,
         content=NoContent(),
     )
 

@@ -6,7 +6,6 @@ import gc
 import json
 import os
 import struct
-from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import Deferred, fail
@@ -38,7 +37,7 @@ from pcapsvc.core.session import StopReason
 from pcapsvc.pipeline import Pipeline
 from pcapsvc.reports.ledger import Ledger
 from pcapsvc.reports.log import LogReporter
-from pcapsvc.testing import MemoryDestination, MemoryPacketSystem, MemoryReporter, run_now
+from pcapsvc.testing import MemoryDestination, MemoryPacketSystem, MemoryReporter
 from tests.core.test_request import BOUNDS
 from tests.peers.frames import udp_frame
 
@@ -90,7 +89,6 @@ class PipelineCase(unittest.SynchronousTestCase):
         self.one, self.two = MemoryDestination("one"), MemoryDestination("two")
         self.reporter = MemoryReporter()
         self.ledger = Ledger(["one", "two"])
-        self.run_in_thread: Callable[..., Deferred[Any]] = run_now
         self.pipeline = Pipeline(
             NodeView(
                 name="sensor1",
@@ -102,7 +100,6 @@ class PipelineCase(unittest.SynchronousTestCase):
             capturer=Capturer(
                 self.reactor,
                 self.system,
-                run_in_thread=lambda *args: self.run_in_thread(*args),
                 wall_clock=lambda: 1_700_000_000.0,
                 read_timeout_ms=10,
                 **self.capturer_options,
@@ -509,25 +506,6 @@ class CapturingTests(PipelineCase):
         )
         self.assertEqual(len(self.one.files), 1)
 
-    def test_broken_file(self) -> None:
-        """A file that can't be read back is no capture: it is told, and delivered nowhere."""
-        self.system.walk = lambda path, packets: (_ for _ in ()).throw(OSError("broken"))  # type: ignore[assignment]
-        self.begin(packets=1)
-        self.arrive(udp_frame(1))
-        self.assertEqual([event.problem[-8:] for event in self.events(CaptureFailed)], [": broken"])
-        self.assertEqual(self.one.artifacts, [])
-
-    def test_progress_while_settling(self) -> None:
-        """Between its end and its delivery, what a capture holds is still told."""
-        walking: Deferred[Any] = Deferred()
-        self.run_in_thread = lambda *args: walking
-        capture_id = self.begin(packets=1)
-        self.arrive(b"x" * 60)
-        state = self.state(capture_id)
-        self.assertEqual((state["state"], state["packets"], state["bytes"]), ("capturing", 1, 100))
-        walking.callback((1.0, 1.0))
-        self.assertEqual(self.state(capture_id)["state"], "done")
-
 
 class BusyTests(PipelineCase):
     """So many captures at once."""
@@ -649,11 +627,10 @@ class StoppingTests(PipelineCase):
         self.assertEqual(len(self.events(CaptureDone)), 1)
 
     def test_cancel_while_settling(self) -> None:
-        """So it does with a file that is still being read back."""
-        self.run_in_thread = lambda *args: Deferred()
+        """So it does with a capture that still waits for what the kernel holds back."""
         self.begin()
         self.arrive(udp_frame(1))
-        stopping = self.stop()
+        stopping = self.pipeline.stopService()
         self.assertNoResult(stopping)
         stopping.cancel()
         self.successResultOf(stopping)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import struct
 
 from hypothesis import given, settings
@@ -44,6 +45,11 @@ class _Forgetful(MemoryDumper):
             self.lost -= 1
         else:
             super().dump(header, data)
+
+
+def allocated(buffer: RecordingBuffer) -> int:
+    """The bytes of memory that a buffer holds."""
+    return sum(os.stat(file.path).st_blocks * 512 for file in buffer._files)
 
 
 class _Watcher:
@@ -92,7 +98,7 @@ class RecordingBufferTests(unittest.SynchronousTestCase):
 
     def test_uncounted(self) -> None:
         """A batch without counting takes what has arrived, and no more than it may."""
-        buffer = RecordingBuffer(self.handle(), "test")
+        buffer = RecordingBuffer(self.handle(), "test", snap_length=100)
         self.system.deliver("mem0", b"a", b"bb", b"c" * 200)
         self.assertEqual(buffer.read(Batch(packets=2, stop_at_bytes=None)), 2)
         self.assertEqual(buffer.read(Batch(packets=2, stop_at_bytes=None)), 1)
@@ -104,7 +110,7 @@ class RecordingBufferTests(unittest.SynchronousTestCase):
 
     def test_counted(self) -> None:
         """A counted batch ends with the packet that brings the file to the size; the next ones wait."""
-        buffer = RecordingBuffer(self.handle(), "test")
+        buffer = RecordingBuffer(self.handle(), "test", snap_length=100)
         self.system.deliver("mem0", *[b"x" * 10] * 5)
         stop = 24 + 2 * 26
         self.assertEqual(buffer.read(Batch(packets=5, stop_at_bytes=stop)), 2)
@@ -114,7 +120,7 @@ class RecordingBufferTests(unittest.SynchronousTestCase):
 
     def test_two_parts(self) -> None:
         """What was counted is put behind what was not, as one file."""
-        buffer = RecordingBuffer(self.handle(), "test")
+        buffer = RecordingBuffer(self.handle(), "test", snap_length=100)
         packets = [bytes([number]) * (number + 1) for number in range(60)]
         self.system.deliver("mem0", *packets)
         buffer.read(Batch(packets=50, stop_at_bytes=None))
@@ -128,7 +134,7 @@ class RecordingBufferTests(unittest.SynchronousTestCase):
 
     def test_second_part_empty(self) -> None:
         """A counted part that got no packet adds nothing."""
-        buffer = RecordingBuffer(self.handle(), "test")
+        buffer = RecordingBuffer(self.handle(), "test", snap_length=100)
         self.system.deliver("mem0", b"a")
         buffer.read(Batch(packets=5, stop_at_bytes=None))
         buffer.read(Batch(packets=5, stop_at_bytes=1000))
@@ -137,11 +143,11 @@ class RecordingBufferTests(unittest.SynchronousTestCase):
 
     def test_no_packet(self) -> None:
         """A file without a packet is its header."""
-        self.assertEqual(self.finish(RecordingBuffer(self.handle(), "test")).size, 24)
+        self.assertEqual(self.finish(RecordingBuffer(self.handle(), "test", snap_length=100)).size, 24)
 
     def test_lost_interface(self) -> None:
         """What had been read when the interface went away is in the file."""
-        buffer = RecordingBuffer(self.handle(), "test")
+        buffer = RecordingBuffer(self.handle(), "test", snap_length=100)
         self.system.deliver("mem0", b"a")
         self.system.lose("mem0")
         self.assertEqual(buffer.read(Batch(packets=5, stop_at_bytes=None)), 1)
@@ -158,7 +164,7 @@ class RecordingBufferTests(unittest.SynchronousTestCase):
             return _Forgetful(open(path, "wb"), 1, 100)
 
         handle.open_dumper = forgetful  # type: ignore[method-assign]
-        buffer = RecordingBuffer(handle, "test")
+        buffer = RecordingBuffer(handle, "test", snap_length=100)
         self.system.deliver("mem0", b"a", b"b")
         buffer.read(Batch(packets=5, stop_at_bytes=1000))
         error = self.assertRaises(OSError, buffer.finish)
@@ -168,7 +174,7 @@ class RecordingBufferTests(unittest.SynchronousTestCase):
         """Where no second file can be begun, that is told, and the first can be thrown away."""
         handle = self.handle()
         assert isinstance(handle, MemoryHandle)
-        buffer = RecordingBuffer(handle, "test")
+        buffer = RecordingBuffer(handle, "test", snap_length=100)
         self.system.deliver("mem0", b"a", b"b")
         buffer.read(Batch(packets=1, stop_at_bytes=None))
 
@@ -188,11 +194,11 @@ class RecordingBufferTests(unittest.SynchronousTestCase):
             raise OSError(12, "no memory")
 
         handle.open_dumper = no_memory  # type: ignore[method-assign]
-        self.assertRaises(OSError, RecordingBuffer, handle, "test")
+        self.assertRaises(OSError, RecordingBuffer, handle, "test", snap_length=100)
 
     def test_discard(self) -> None:
         """What is thrown away is gone, whole; a second time does nothing."""
-        buffer = RecordingBuffer(self.handle(), "test")
+        buffer = RecordingBuffer(self.handle(), "test", snap_length=100)
         self.system.deliver("mem0", b"a", b"b")
         buffer.read(Batch(packets=1, stop_at_bytes=None))
         buffer.read(Batch(packets=1, stop_at_bytes=1000))
@@ -203,7 +209,7 @@ class RecordingBufferTests(unittest.SynchronousTestCase):
     def test_observer(self) -> None:
         """An observer sees each packet as it is kept, in counted batches and others, and the end once."""
         watcher = _Watcher()
-        buffer = RecordingBuffer(self.handle(2), "test", watcher)
+        buffer = RecordingBuffer(self.handle(2), "test", snap_length=100, observer=watcher)
         self.system.deliver("mem0", b"abc", b"de", b"f")
         self.assertEqual(buffer.read(Batch(packets=2, stop_at_bytes=None)), 2)
         self.assertEqual(buffer.read(Batch(packets=2, stop_at_bytes=1000)), 1)
@@ -215,7 +221,7 @@ class RecordingBufferTests(unittest.SynchronousTestCase):
     def test_observer_fails(self) -> None:
         """What an observer raises comes out of the batch, and the observer hears of the end."""
         watcher = _Watcher(fail_at=2)
-        buffer = RecordingBuffer(self.handle(), "test", watcher)
+        buffer = RecordingBuffer(self.handle(), "test", snap_length=100, observer=watcher)
         self.system.deliver("mem0", b"a", b"b", b"c")
         self.assertRaises(ZeroDivisionError, buffer.read, Batch(packets=3, stop_at_bytes=None))
         buffer.discard()
@@ -223,7 +229,7 @@ class RecordingBufferTests(unittest.SynchronousTestCase):
 
     def test_readers_of_their_own(self) -> None:
         """Two readers do not share a place, and what is open outlives the content."""
-        buffer = RecordingBuffer(self.handle(), "test")
+        buffer = RecordingBuffer(self.handle(), "test", snap_length=100)
         content = buffer.finish()
         with content.open() as one, content.open() as other:
             self.assertEqual(one.read(4), other.read(4))
@@ -232,6 +238,28 @@ class RecordingBufferTests(unittest.SynchronousTestCase):
             self.assertEqual(len(other.read()), 20)
 
     @settings(max_examples=200, deadline=None)
+    def test_memory_is_there_before(self) -> None:
+        """The memory for a batch is allocated before it is read, and given back in the end."""
+        buffer = RecordingBuffer(self.handle(), "test", snap_length=100)
+        buffer.read(Batch(packets=4096, stop_at_bytes=None))
+        self.assertGreaterEqual(allocated(buffer), 4096 * 116)
+        self.system.deliver("mem0", b"x" * 60)
+        buffer.read(Batch(packets=4096, stop_at_bytes=None))
+        content = self.finish(buffer)
+        self.assertEqual(content.size, 100)
+        self.assertLessEqual(os.stat(content.path).st_blocks * 512, 4096)
+
+    def test_no_memory(self) -> None:
+        """Where there is none for a batch, nothing of it is read."""
+        buffer = RecordingBuffer(self.handle(), "test", snap_length=100)
+        self.addCleanup(buffer.discard)
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+        self.addCleanup(resource.setrlimit, resource.RLIMIT_FSIZE, before)
+        self.system.deliver("mem0", b"x" * 60)
+        self.assertRaises(OSError, buffer.read, Batch(packets=4096, stop_at_bytes=None))
+        self.assertEqual(buffer.packets, 0)
+
     @given(st.data())
     def test_limits(self, data: st.DataObject) -> None:
         """Whatever arrives, and in which portions, the file has just the packets that the limits allow."""
@@ -255,7 +283,7 @@ class RecordingBufferTests(unittest.SynchronousTestCase):
         limits = CaptureLimits(max_packets=most, max_bytes=size, idle_seconds=1, duration_seconds=1)
         followed = CaptureSession(limits, snap_length=snap, now=0)
         handle = self.system.open("mem0", snap_length=snap, bpf="")
-        buffer = RecordingBuffer(handle, "test", _Watcher() if observed else None)
+        buffer = RecordingBuffer(handle, "test", snap_length=snap, observer=_Watcher() if observed else None)
         waiting = [bytes([number % 256]) * length for number, length in enumerate(lengths)]
         packets, stopped = list(waiting), None
         try:
