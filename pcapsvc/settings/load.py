@@ -259,6 +259,7 @@ def _kafka_servers(given: tuple[str, ...]) -> tuple[str, ...]:
 
 #: What is made of values that hold: field, key, and what raises L{ValueError} with the rule.
 _CONVERSIONS: dict[str, tuple[tuple[str, str, Callable[[Any], Any]], ...]] = {
+    "delivery": (("timeout_seconds", "timeout", lambda seconds: seconds or None),),
     "cloudshark": (
         ("timeout_seconds", "timeout", lambda seconds: seconds or None),
         ("verify", "verify", _checked_certificates),

@@ -46,17 +46,11 @@ def broken_rules(settings: Settings, told: Collection[str]) -> list[Problem]:
 
 
 def _ways_in_and_out(settings: Settings) -> Iterator[_Rule]:
-    for name, listen in (("kafka", settings.kafka.listen),):
-        yield _Rule(
-            not listen,
-            (f"{name}.listen",),
-            f"cannot be switched on: listening on {name} is not built into this version yet",
-        )
     listening = (settings.redis.listen, settings.kafka.listen, settings.sqs.listen)
     yield _Rule(
         any(listening) or settings.http.listen is not None,
         ("redis.listen", "kafka.listen", "sqs.listen", "http.listen"),
-        "at least one source must be enabled: redis.listen = true, or http.listen",
+        "at least one source must be enabled: redis.listen, kafka.listen, sqs.listen or http.listen",
     )
     yield _Rule(
         settings.general.write_local or settings.cloudshark.upload or settings.s3.upload,
@@ -78,6 +72,25 @@ def _limits(settings: Settings) -> Iterator[_Rule]:
             f"must be at most general.{high}, which is {high_value}",
             low_value,
         )
+    delivery = settings.delivery
+    yield _Rule(
+        delivery.first_delay_seconds <= delivery.max_delay_seconds,
+        ("delivery.firstdelay", "delivery.maxdelay"),
+        f"must be at most delivery.maxdelay, which is {delivery.max_delay_seconds}",
+        delivery.first_delay_seconds,
+    )
+    yield _Rule(
+        delivery.spool_dir is None or general.max_bytes < delivery.spool_size_bytes,
+        ("delivery.spoolsize", "delivery.spooldir", "general.maxbytes"),
+        f"must be more than general.maxbytes, which is {general.max_bytes}",
+        delivery.spool_size_bytes,
+    )
+    yield _Rule(
+        delivery.spool_dir is None or delivery.spool_dir != general.local_dir,
+        ("delivery.spooldir", "general.localdir"),
+        "must be another folder than general.localdir",
+        delivery.spool_dir,
+    )
 
 
 def _needs(settings: Settings) -> Iterator[_Rule]:

@@ -102,6 +102,28 @@ class Capture(msgspec.Struct, frozen=True, kw_only=True):
     standby: InterfaceNames = ()
 
 
+class Delivery(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    The section C{[delivery]}: how hard it is tried to bring captures to their destinations.
+
+    @ivar timeout_seconds: how long one attempt may take; L{None} is no limit.
+    @ivar concurrency: how many attempts may go on at once, for each destination.
+    @ivar spool_dir: where captures wait that could not be delivered; L{None} for nowhere.
+    @ivar spool_size_bytes: what may wait there in all.
+    @ivar retry_interval_seconds: how often what waits there is tried again.
+    """
+
+    attempts: Count = 5
+    first_delay_seconds: Seconds = field(name="firstdelay", default=1)
+    max_delay_seconds: Seconds = field(name="maxdelay", default=60)
+    timeout_seconds: SecondsOrNone | None = field(name="timeout", default=300)
+    concurrency: Annotated[int, _from(1, 64)] = 4
+    spool_dir: Path | None = field(name="spooldir", default=None)
+    max_age_seconds: Seconds = field(name="maxage", default=86400)
+    spool_size_bytes: Size = field(name="spoolsize", default=1024 * _MIB)
+    retry_interval_seconds: Seconds = field(name="retryinterval", default=60)
+
+
 class CloudShark(msgspec.Struct, frozen=True, kw_only=True):
     """
     The section C{[cloudshark]}.
@@ -252,6 +274,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     general: General = General()
     capture: Capture = Capture()
+    delivery: Delivery = Delivery()
     cloudshark: CloudShark = CloudShark()
     redis: Redis = Redis()
     kafka: Kafka = Kafka()
@@ -266,6 +289,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 SECTIONS: dict[str, type[msgspec.Struct]] = {
     "general": General,
     "capture": Capture,
+    "delivery": Delivery,
     "cloudshark": CloudShark,
     "redis": Redis,
     "kafka": Kafka,

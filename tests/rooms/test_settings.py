@@ -124,19 +124,9 @@ class OriginalTests(SettingsTestCase):
     """The configuration of the original keeps working."""
 
     def test_its_example_is_understood(self) -> None:
-        """All that the original's example meets is a source that isn't built in yet."""
-        self.assertEqual(
-            [
-                "kafka.listen: cannot be switched on: listening on kafka is not built into this version yet",
-            ],
-            self.problems(ORIGINAL),
-        )
-
-    def test_its_example_loads_without_them(self) -> None:
-        """With the brokers switched off, each key of the example is where it belongs."""
-        settings = self.load(
-            re.sub(r"(\[(?:kafka|sqs)\]\nlisten\s*= )true", r"\1false", ORIGINAL),
-        )
+        """Each key of the example is where it belongs, and every source listens."""
+        settings = self.load(ORIGINAL)
+        self.assertTrue(settings.redis.listen and settings.kafka.listen and settings.sqs.listen)
         self.assertEqual(
             (50000, 500, 10),
             (
@@ -210,7 +200,8 @@ class ProblemsTests(SettingsTestCase):
                 "general.snaplength = 300000: must be a whole number of bytes, from 1 to 262144",
                 "--csport = 'https': must be a whole number from 1 to 65535",
                 "interface[1].name = 'eth 0': must be a host name or address, without spaces and slashes",
-                "redis.listen: at least one source must be enabled: redis.listen = true, or http.listen",
+                "redis.listen: at least one source must be enabled: redis.listen, kafka.listen, sqs.listen or "
+                "http.listen",
                 "general.writelocal: needs a folder: general.localdir, or --destdir",
                 "redis.username: needs redis.auth or redis.authfile",
             ],
