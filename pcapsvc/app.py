@@ -24,8 +24,9 @@ from pcapsvc.lifecycle import OrderedServices
 from pcapsvc.pipeline import Pipeline
 from pcapsvc.reports.ledger import Ledger
 from pcapsvc.reports.log import LogReporter
-from pcapsvc.settings import Secret, Settings
+from pcapsvc.settings import Kafka, Secret, Settings
 from pcapsvc.sources.http import HTTPSource, http_endpoint
+from pcapsvc.sources.kafka import KafkaSecurity, KafkaSource
 from pcapsvc.sources.redis import RedisSource
 from pcapsvc.sources.sqs import SQSSource
 from pcapsvc.syslog import SyslogService
@@ -175,6 +176,8 @@ def _sources(settings: Settings, reactor: Any, sink: IRequestSink, ledger: Ledge
                 ca_file=redis.ca_file,
             )
         )
+    if settings.kafka.listen:
+        sources.append(_kafka(settings.kafka, reactor, sink))
     if sqs.listen and sqs.url is not None:
         sources.append(
             SQSSource(
@@ -204,6 +207,32 @@ def _sources(settings: Settings, reactor: Any, sink: IRequestSink, ledger: Ledge
             )
         )
     return sources
+
+
+def _kafka(kafka: Kafka, reactor: Any, sink: IRequestSink) -> KafkaSource:
+    def absolute(path: str | None) -> str | None:
+        # Read for each connection, when a daemon has left the folder in which it was started.
+        return None if path is None else os.path.abspath(path)
+
+    return KafkaSource(
+        reactor,
+        sink,
+        servers=kafka.server,
+        topic=kafka.topic,
+        group=kafka.group,
+        client_id=kafka.client_id,
+        security=KafkaSecurity(
+            security_protocol=kafka.security_protocol,
+            ssl_cafile=absolute(kafka.ssl_cafile),
+            ssl_certfile=absolute(kafka.ssl_certfile),
+            ssl_keyfile=absolute(kafka.ssl_keyfile),
+            ssl_check_hostname=kafka.ssl_check_hostname,
+            sasl_mechanism=kafka.sasl_mechanism,
+            sasl_plain_username=kafka.sasl_plain_username,
+            sasl_plain_password=_revealed(kafka.sasl_plain_password),
+            sasl_oauth_token_file=absolute(kafka.sasl_oauth_token_file),
+        ),
+    )
 
 
 def _revealed(secret: Secret | None) -> str | None:
