@@ -200,8 +200,8 @@ class ProblemsTests(SettingsTestCase):
                 "general.snaplength = 300000: must be a whole number of bytes, from 1 to 262144",
                 "--csport = 'https': must be a whole number from 1 to 65535",
                 "interface[1].name = 'eth 0': must be a host name or address, without spaces and slashes",
-                "redis.listen: at least one source must be enabled: redis.listen, kafka.listen, sqs.listen or "
-                "http.listen",
+                "redis.listen: at least one source must be enabled: redis.listen, kafka.listen, sqs.listen "
+                "or http.listen",
                 "general.writelocal: needs a folder: general.localdir, or --destdir",
                 "redis.username: needs redis.auth or redis.authfile",
             ],
