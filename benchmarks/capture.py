@@ -13,9 +13,8 @@ Each load is measured in two ways, and each figure is the median of the rounds:
    one in which loss can be compared.
  - I{alone}: one after the other, in turn first and second, with a CPU to itself.
 
-CPU time begins when a capture is armed. Ours ends when its file is closed and
-was read back, packet by packet, which is a part of every capture; I{delivered}
-adds the copy into the folder. tcpdump's ends with its process. What the kernel
+CPU time begins when a capture is armed. Ours ends when its file is closed;
+I{delivered} adds the copy into the folder. tcpdump's ends with its process. What the kernel
 does for a packet on arrival counts as the generator's, for both alike.
 
 Memory is the most that was resident, and what the memory file took, without the

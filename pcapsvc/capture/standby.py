@@ -14,6 +14,8 @@ from pcapsvc.interfaces import IPacketHandle, IPacketSystem
 
 #: How often waiting handles are looked after, in seconds.
 CARE_SECONDS = 5.0
+#: How soon one that was taken is replaced, in seconds: not while a request's other interfaces are opened.
+REPLACE_SECONDS = 0.25
 
 # No packet is so long; and libpcap refuses a filter of which it can tell that nothing passes.
 _NOTHING = "greater 2000000000"
@@ -72,6 +74,9 @@ class StandbySystem(Service):
                 raise
             else:
                 return handle
+            finally:
+                if self._care is not None:
+                    self._care.reset(REPLACE_SECONDS)
         return self._system.open(interface, snap_length=snap_length, bpf=bpf)
 
     def _look_after(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from twisted.internet.task import Clock
 from twisted.trial import unittest
 
-from pcapsvc.capture.standby import CARE_SECONDS, StandbySystem
+from pcapsvc.capture.standby import CARE_SECONDS, REPLACE_SECONDS, StandbySystem
 from pcapsvc.core.errors import CaptureUnavailable, RequestRejected
 from pcapsvc.testing import MemoryPacketSystem
 
@@ -49,11 +49,11 @@ class StandbySystemTests(unittest.SynchronousTestCase):
         self.assertEqual(self.read("mem0"), [b"udp late"])
 
     def test_replaced(self) -> None:
-        """A handle that was used is replaced after a while, and until then each capture opens its own."""
+        """A handle that was used is replaced soon, and until then each capture opens its own."""
         self.read("mem0")
         self.assertEqual(self.memory.open_handles, 0)
         self.assertEqual(self.read("mem0"), [b"udp late"])
-        self.clock.advance(CARE_SECONDS)
+        self.clock.advance(REPLACE_SECONDS)
         self.assertEqual(self.memory.open_handles, 1)
 
     def test_others_open_their_own(self) -> None:
