@@ -19,8 +19,8 @@ from pcapsvc.sources.sqs import (
     BUSY_SECONDS,
     HIDDEN_SECONDS,
     IDLE_SECONDS,
+    RELEASE_MOST_SECONDS,
     RELEASE_ROUNDS,
-    RELEASE_SECONDS,
     SETTLE_PAUSES_SECONDS,
     SQSSource,
 )
@@ -217,22 +217,23 @@ class VerdictTests(SQSTestCase):
         self.assertEqual(3, len(self.sink.submitted))
 
     def test_not_for_this_node(self) -> None:
-        """One for another node goes back at once, or in a second, by chance."""
-        for self.chance, seconds in ((0.0, 0), (0.49, 0), (0.5, 1), (0.999, 1)):
+        """One for another node goes back at once, and by chance in a second."""
+        for self.chance, seconds in ((0.0, 0), (0.5, 0), (0.97, 0), (0.99, 1)):
             self.verdict(NotForThisNode())
             self.assertEqual(({"receipt of a": seconds}), self.client.hidden[-1])
         self.assertEqual([], self.client.deleted)
 
     def test_not_for_this_node_and_long_under_way(self) -> None:
         """One that nobody takes goes round more and more slowly, within a bound."""
-        self.chance = 0.999
-        for received, seconds in (
-            (RELEASE_ROUNDS - 1, 1),
-            (RELEASE_ROUNDS, 2),
-            (10 * RELEASE_ROUNDS, 11),
-            (1000 * RELEASE_ROUNDS, RELEASE_SECONDS[1]),
+        for self.chance, rounds, seconds in (
+            (0.499, 1, 0),
+            (0.5, 1, 1),
+            (0.999, 2, 2),
+            (0.999, 10, 10),
+            (0.5, 10, 5),
+            (1.0, 1000, RELEASE_MOST_SECONDS),
         ):
-            self.verdict(NotForThisNode(), received=received)
+            self.verdict(NotForThisNode(), received=rounds * RELEASE_ROUNDS)
             self.assertEqual(({"receipt of a": seconds}), self.client.hidden[-1])
 
     def test_many(self) -> None:
@@ -241,7 +242,7 @@ class VerdictTests(SQSTestCase):
         self.sink.submit = lambda source, body, sent_at=None: verdicts.pop(0)  # type: ignore[method-assign]
         self.poll(*(message(name) for name in "abcd"))
         self.assertEqual([["receipt of a", "receipt of c"]], self.client.deleted)
-        self.assertEqual([{"receipt of b": 1, "receipt of d": 10}], self.client.hidden)
+        self.assertEqual([{"receipt of b": 0, "receipt of d": 10}], self.client.hidden)
 
     def test_sink_that_raises(self) -> None:
         """It keeps the others from nothing, and its message comes again."""

@@ -33,11 +33,13 @@ HIDDEN_SECONDS = 30
 #: How long after its long poll a server has to answer.
 ANSWER_SECONDS = 10.0
 
-#: The longest that a message for another node stays hidden after it went back: at first, and at most.
-#: SQS takes whole seconds, so that at first it is 0 or 1, by chance. It grows by one each time that the
-#: message went round so often.
-RELEASE_SECONDS = (1, 60)
-RELEASE_ROUNDS = 100
+#: How long a message for another node stays hidden after it went back: any time up to 1 s and one more
+#: for each so many times that it was received, at most so long; without the fraction, as SQS takes whole
+#: seconds. So it is 0 as a rule while few have seen it, as the right node finds it by being asked, not by
+#: waiting: with three nodes, from 0 or 1 s on, it took four times as long, and as many receptions. For a
+#: node that never comes, it goes round more and more slowly.
+RELEASE_ROUNDS = 50
+RELEASE_MOST_SECONDS = 60
 
 #: From how long to how long a message stays hidden for which there was no room.
 BUSY_SECONDS = (5, 15)
@@ -257,13 +259,10 @@ class SQSSource(service.Service):
         if isinstance(verdict, NotForThisNode):
             if self._deletes_unmatched:
                 return Step(message=message, hide_seconds=None)
-            first, longest = RELEASE_SECONDS
-            grown = first + message.received_times // RELEASE_ROUNDS
-            return Step(message=message, hide_seconds=self._any_of(0, min(longest, grown)))
-        return Step(message=message, hide_seconds=self._any_of(*self._busy_seconds))
-
-    def _any_of(self, low: int, high: int) -> int:
-        return min(high, low + int(self._chance() * (high - low + 1)))
+            longest = min(RELEASE_MOST_SECONDS, 1 + message.received_times / RELEASE_ROUNDS)
+            return Step(message=message, hide_seconds=int(self._chance() * longest))
+        low, high = self._busy_seconds
+        return Step(message=message, hide_seconds=min(high, low + int(self._chance() * (high - low + 1))))
 
     async def _settle(self, queue: Queue, steps: list[Step]) -> None:
         """
