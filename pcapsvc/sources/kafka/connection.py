@@ -89,6 +89,7 @@ class Connection:
     block there for some seconds at most.
 
     @param servers: where to ask first, each C{HOST:PORT}.
+    @param metadata_seconds: see L{METADATA_SECONDS}; likewise C{request_seconds}.
     """
 
     def __init__(
@@ -99,12 +100,16 @@ class Connection:
         group: str | None,
         client_id: str,
         security: KafkaSecurity,
+        metadata_seconds: float = METADATA_SECONDS,
+        request_seconds: float = REQUEST_SECONDS,
     ) -> None:
         self._servers = tuple(servers)
         self._topic = topic
         self._group = group
         self._client_id = client_id
         self._security = security
+        self._metadata_seconds = metadata_seconds
+        self._request_seconds = request_seconds
         self._lock = Lock()
         self._is_aborted = False
         self._client: Any = None
@@ -208,7 +213,7 @@ class Connection:
     def end_offsets(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, int]:
         """The offset of each partition's next record."""
         ends: dict[TopicPartition, int] = self._consumer.end_offsets(
-            list(partitions), timeout_ms=_ms(REQUEST_SECONDS)
+            list(partitions), timeout_ms=_ms(self._request_seconds)
         )
         return ends
 
@@ -219,13 +224,13 @@ class Connection:
         @param sent_at: in seconds since the Unix epoch.
         """
         found = self._consumer.offsets_for_times(
-            dict.fromkeys(partitions, _ms(sent_at)), timeout_ms=_ms(REQUEST_SECONDS)
+            dict.fromkeys(partitions, _ms(sent_at)), timeout_ms=_ms(self._request_seconds)
         )
         return {partition: first.offset for partition, first in found.items() if first is not None}
 
     def has_commits(self, partitions: Collection[TopicPartition]) -> bool:
         """Whether the group has committed anything in these partitions."""
-        timeout_ms = _ms(REQUEST_SECONDS)
+        timeout_ms = _ms(self._request_seconds)
         return any(self._consumer.committed(each, timeout_ms=timeout_ms) is not None for each in partitions)
 
     def commit(self, offsets: Mapping[TopicPartition, int], timeout_seconds: float) -> None:
@@ -260,8 +265,8 @@ class Connection:
             "auto_offset_reset": "earliest",
             "enable_auto_commit": False,
             "bootstrap_timeout_ms": _ms(BOOTSTRAP_SECONDS),
-            "request_timeout_ms": _ms(REQUEST_SECONDS),
-            "metadata_max_age_ms": _ms(METADATA_SECONDS),
+            "request_timeout_ms": _ms(self._request_seconds),
+            "metadata_max_age_ms": _ms(self._metadata_seconds),
             "session_timeout_ms": _ms(SESSION_SECONDS),
             "reconnect_backoff_max_ms": _ms(RECONNECT_SECONDS),
             "metrics_enabled": False,
@@ -292,7 +297,7 @@ class Connection:
             # What asks for metadata by itself may wait for ever.
             answered = Event()
             cluster.request_update().add_both(lambda _, answered=answered: answered.set())
-            if not answered.wait(REQUEST_SECONDS):
+            if not answered.wait(self._request_seconds):
                 raise kafka_errors.KafkaTimeoutError("no answer about the topic")
             if self._topic in cluster.unauthorized_topics:
                 raise kafka_errors.TopicAuthorizationFailedError({self._topic})
