@@ -219,8 +219,11 @@ class Poller(Generic[Result]):
             except Exception as problem:  # noqa: BLE001 - whatever it is, the next attempt must come
                 if self._is_stopped():
                     return
-                self._failed(problem)
                 pause_seconds = self._backoff.failed()
+                try:
+                    self._failed(problem)
+                except Exception:  # noqa: BLE001 - and come it does
+                    self._log.failure("a failure could not be told")
             if pause_seconds:
                 try:
                     await task.deferLater(self._reactor, pause_seconds)

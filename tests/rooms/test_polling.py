@@ -132,6 +132,14 @@ class PollerTests(unittest.SynchronousTestCase):
             self.assertEqual(count + 1, len(self.polls.waiting))
         self.assertEqual(["no"] * 3, self.failures)
 
+    def test_a_failure_that_cannot_be_told(self) -> None:
+        """Where the telling goes wrong as well, the next poll comes nevertheless."""
+        self.failures = None  # type: ignore[assignment]
+        self.polls.waiting[0].errback(OSError("no"))
+        self.assertEqual(1, len(self.flushLoggedErrors(AttributeError)))
+        self.clock.advance(0.5)
+        self.assertEqual(2, len(self.polls.waiting))
+
     def test_a_result_that_cannot_be_seen_to_is_a_failure(self) -> None:
         """What goes wrong with a result is told likewise, and polling goes on."""
         self.answer = defer.fail(OSError("not acknowledged"))

@@ -163,7 +163,7 @@ def _described(problem: Exception, topic: str) -> tuple[str, str]:
     if isinstance(problem, kafka_errors.KafkaError):
         return type(problem).__name__, f"it failed ({type(problem).__name__})"
     if isinstance(problem, ssl.SSLError):
-        return "tls", f"TLS can't be set up ({problem.reason or 'a file of certificates or keys is wrong'})"
+        return "tls", "TLS can't be set up: a file of certificates or keys is wrong"
     if isinstance(problem, OSError):
         return "system", f"{problem.strerror or type(problem).__name__} ({problem.filename or 'network'})"
     return "unforeseen", repr(problem)
