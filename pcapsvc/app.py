@@ -16,12 +16,19 @@ from pcapsvc.capture.standby import StandbySystem
 from pcapsvc.core.admission import Admission
 from pcapsvc.core.plan import NodeView
 from pcapsvc.core.request import RequestBounds
+from pcapsvc.core.retry import RetryPolicy
+from pcapsvc.delivery.delivery import Delivery
+from pcapsvc.delivery.folder import SpoolFolder
+from pcapsvc.delivery.lane import Lane
+from pcapsvc.delivery.redelivery import Redelivery
+from pcapsvc.delivery.spool import Spool
 from pcapsvc.destinations.cloudshark import CloudShark
 from pcapsvc.destinations.localdir import LocalDirectory
 from pcapsvc.destinations.s3 import S3
-from pcapsvc.interfaces import IDestination, IPacketSystem, IRequestSink, RunInThread
+from pcapsvc.interfaces import IDestination, IPacketSystem, IReporter, IRequestSink, RunInThread
 from pcapsvc.lifecycle import OrderedServices
 from pcapsvc.pipeline import Pipeline
+from pcapsvc.reports.everyone import Everyone
 from pcapsvc.reports.ledger import Ledger
 from pcapsvc.reports.log import LogReporter
 from pcapsvc.settings import Kafka, Secret, Settings
@@ -31,6 +38,9 @@ from pcapsvc.sources.redis import RedisSource
 from pcapsvc.sources.sqs import SQSSource
 from pcapsvc.syslog import SyslogService
 from pcapsvc.threads import NotRunning, Threads
+
+# One writes, and the others read for each destination.
+_SPOOL_THREADS = 4
 
 
 def build(
@@ -47,8 +57,19 @@ def build(
     @param wall_clock: the time in seconds since the Unix epoch.
     """
     threads = Threads(reactor)
-    destinations = list(_destinations(settings, reactor, threads.run))
+    # A destination that hangs may take all threads of its own, and no other's.
+    pools = [threads]
+
+    def threads_of_its_own(most: int) -> RunInThread:
+        pools.append(Threads(reactor, most=most))
+        return pools[-1].run
+
+    destinations = _destinations(settings, reactor, threads_of_its_own)
     ledger = Ledger([destination.name for destination in destinations])
+    reporter = Everyone([LogReporter(wall_clock), ledger])
+    delivery, redelivery, spool = _deliveries(
+        settings, reactor, destinations, reporter, threads_of_its_own, wall_clock
+    )
     packets = StandbySystem(
         reactor,
         system or _packet_system(settings, threads.run),
@@ -65,8 +86,8 @@ def build(
             packet_debug=settings.general.packet_debug,
             panic=settings.general.panic,
         ),
-        destinations=destinations,
-        reporters=[LogReporter(), ledger],
+        delivery=delivery,
+        reporter=reporter,
         admission=Admission(
             max_captures=settings.general.max_captures, max_memory_bytes=settings.general.max_memory_bytes
         ),
@@ -79,7 +100,8 @@ def build(
     log = [] if settings.syslog is None else [SyslogService(settings.syslog.priority, settings.syslog.tag)]
     return OrderedServices(
         reactor,
-        [*sources, pipeline, packets, threads, *log],
+        # What waits in the spool must begin no new attempt while captures have their last.
+        [*sources, [pipeline, *redelivery], delivery, *spool, packets, pools, *log],
         stop_timeout_seconds=settings.general.stop_timeout_seconds,
     )
 
@@ -124,12 +146,70 @@ def _packet_system(settings: Settings, run_in_thread: RunInThread) -> IPacketSys
     )
 
 
-def _destinations(settings: Settings, reactor: Any, run_in_thread: RunInThread) -> list[IDestination]:
+def _deliveries(
+    settings: Settings,
+    reactor: Any,
+    destinations: list[IDestination],
+    reporter: IReporter,
+    threads_of_its_own: Callable[[int], RunInThread],
+    wall_clock: Callable[[], float],
+) -> tuple[Delivery, list[Redelivery], list[Spool]]:
+    """What delivers; and where there is a spool, what delivers from there, and the spool."""
+    chosen = settings.delivery
+    lanes = [
+        Lane(reactor, destination, at_once=chosen.concurrency, timeout_seconds=chosen.timeout_seconds)
+        for destination in destinations
+    ]
+    spools: list[Spool] = []
+    redeliveries: list[Redelivery] = []
+    if chosen.spool_dir is not None:
+        spool = Spool(
+            reactor,
+            # Absolute, as a daemon leaves the folder in which it was started.
+            SpoolFolder(os.path.abspath(chosen.spool_dir)),
+            threads_of_its_own(_SPOOL_THREADS),
+            reporter=reporter,
+            max_bytes=chosen.spool_size_bytes,
+            max_age_seconds=chosen.max_age_seconds,
+            retry_seconds=chosen.retry_interval_seconds,
+            wall_clock=wall_clock,
+        )
+        spools.append(spool)
+        redeliveries.append(
+            Redelivery(
+                reactor,
+                spool,
+                lanes,
+                interval_seconds=chosen.retry_interval_seconds,
+                reporter=reporter,
+                wall_clock=wall_clock,
+            )
+        )
+    delivery = Delivery(
+        reactor,
+        lanes,
+        policy=RetryPolicy(
+            attempts=chosen.attempts,
+            first_delay_seconds=chosen.first_delay_seconds,
+            max_delay_seconds=chosen.max_delay_seconds,
+        ),
+        reporter=reporter,
+        spool=spools[0] if spools else None,
+        wall_clock=wall_clock,
+    )
+    return delivery, redeliveries, spools
+
+
+def _destinations(
+    settings: Settings, reactor: Any, threads_of_its_own: Callable[[int], RunInThread]
+) -> list[IDestination]:
     general, cloudshark, s3 = settings.general, settings.cloudshark, settings.s3
+    # Twice the attempts: one that was given up may leave a thread that hangs on for a while.
+    most = 2 * settings.delivery.concurrency
     destinations: list[IDestination] = []
     if general.write_local and general.local_dir is not None:
         # Absolute, as a daemon leaves the folder in which it was started.
-        destinations.append(LocalDirectory(os.path.abspath(general.local_dir), run_in_thread))
+        destinations.append(LocalDirectory(os.path.abspath(general.local_dir), threads_of_its_own(most)))
     if cloudshark.upload and cloudshark.token is not None:
         destinations.append(
             CloudShark(
@@ -145,7 +225,7 @@ def _destinations(settings: Settings, reactor: Any, run_in_thread: RunInThread) 
     if s3.upload:
         destinations.append(
             S3(
-                run_in_thread,
+                threads_of_its_own(most),
                 access_id=s3.access_id,
                 access_key=_revealed(s3.access_key),
                 endpoint=s3.endpoint,

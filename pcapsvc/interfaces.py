@@ -151,11 +151,50 @@ class IDestination(Interface):
 
     def store(artifact: Artifact) -> Deferred[Receipt]:
         """
-        Deliver a capture, once.
+        Deliver a capture, once. To deliver the same artifact again, after an attempt
+        that may have arrived, is a success, and should leave one capture there.
 
         @return: fires with the receipt; fails with L{DestinationError}; on cancel, the
             attempt ends, and may or may not have arrived.
         """
+
+
+class IDelivery(Interface):
+    """Brings captures to all destinations."""
+
+    def deliver(artifact: Artifact) -> Deferred[None]:
+        """
+        Deliver a capture to every destination, side by side.
+
+        @return: fires when each has had its turn: it has the capture, or will not get
+            it, or it is kept in the spool for it. Never fails. On cancel, what goes on is
+            given up, and told to be.
+        """
+
+
+class ISpool(Interface):
+    """Keeps captures on disk for destinations that don't have them yet."""
+
+    def put(
+        artifact: Artifact, destination: str, problem: str, asked_seconds: float | None = None
+    ) -> Deferred[None]:
+        """
+        Keep a capture. Its content may be closed as soon as this returns.
+
+        @param destination: the name of the destination that it is for.
+        @param problem: why it isn't there yet, in words.
+        @param asked_seconds: how long the destination asks to be left alone.
+
+        @return: fires when it is on the disk, whole; fails with L{SpoolError}; on
+            cancel, it may or may not be kept.
+        """
+
+
+class IHurriable(Interface):
+    """A part that can be told, while the service stops, that time is getting short."""
+
+    def hurry() -> None:
+        """Cut short what can be done later, and keep it."""
 
 
 class IReporter(Interface):

@@ -12,21 +12,18 @@ from zope.interface import implementer
 
 from pcapsvc.core.admission import Admission
 from pcapsvc.core.age import too_old
-from pcapsvc.core.artifact import Artifact, make_artifact
-from pcapsvc.core.errors import CaptureUnavailable, DestinationError, PcapsvcError, Problem, RequestRejected
+from pcapsvc.core.artifact import make_artifact
+from pcapsvc.core.errors import FAULT, CaptureUnavailable, PcapsvcError, Problem, RequestRejected
 from pcapsvc.core.node import NodeMatcher
 from pcapsvc.core.plan import CapturePlan, NodeView, plan_captures
 from pcapsvc.core.request import parse_request, read_address
 from pcapsvc.core.result import (
     Accepted,
     Busy,
-    CaptureDelivered,
     CaptureDone,
     CaptureFailed,
     CaptureStarted,
     CaptureStopped,
-    DeliveryFailed,
-    Event,
     NotForThisNode,
     Rejected,
     RequestRefused,
@@ -34,10 +31,9 @@ from pcapsvc.core.result import (
     Verdict,
 )
 from pcapsvc.core.session import StopReason
-from pcapsvc.interfaces import ICapture, ICapturer, IDestination, IReporter, IRequestSink
+from pcapsvc.interfaces import ICapture, ICapturer, IDelivery, IReporter, IRequestSink
 
 _NOT_FOR_THIS_NODE = NotForThisNode()
-_FAULT = "a fault of the daemon: see its log"
 
 
 @implementer(IRequestSink)
@@ -45,6 +41,8 @@ class Pipeline(Service):
     """
     Where every request goes through.
 
+    @param delivery: brings what captures bring to the destinations.
+    @param reporter: hears what becomes of requests and captures.
     @param wall_clock: the time in seconds since the Unix epoch.
     @param max_request_age_seconds: how old a request may be, by its broker's clock; 0 is no bound.
     @param ignore_unknown: pass over keys of a request that are not known.
@@ -58,8 +56,8 @@ class Pipeline(Service):
         node: NodeView,
         *,
         capturer: ICapturer,
-        destinations: Sequence[IDestination],
-        reporters: Sequence[IReporter],
+        delivery: IDelivery,
+        reporter: IReporter,
         admission: Admission,
         wall_clock: Callable[[], float] = time.time,
         max_request_age_seconds: float = 0,
@@ -69,8 +67,8 @@ class Pipeline(Service):
         self._node = node
         self._matcher = NodeMatcher(node.name)
         self._capturer = capturer
-        self._destinations = tuple(destinations)
-        self._reporters = tuple(reporters)
+        self._delivery = delivery
+        self._reporter = reporter
         self._admission = admission
         self._wall_clock = wall_clock
         self._max_request_age = max_request_age_seconds
@@ -115,9 +113,9 @@ class Pipeline(Service):
             verdict = Rejected(problems=rejection.problems)
         except Exception:  # noqa: BLE001 - one request fails, and no other
             self._log.failure("a request from {source} could not be judged", source=source)
-            verdict = Rejected(problems=(Problem(path="request", rule=f"met {_FAULT}"),))
+            verdict = Rejected(problems=(Problem(path="request", rule=f"met {FAULT}"),))
         if isinstance(verdict, Rejected | Busy):
-            self._report(RequestRefused(source=source, verdict=verdict))
+            self._reporter.report(RequestRefused(source=source, verdict=verdict))
         return verdict
 
     def _judge(self, source: str, body: bytes, sent_at: float | None) -> Verdict:
@@ -182,7 +180,7 @@ class Pipeline(Service):
         self._running.add(capture)
         try:
             recording = capture.start()
-            self._report(
+            self._reporter.report(
                 CaptureStarted(
                     capture_id=capture_id,
                     source=source,
@@ -194,56 +192,22 @@ class Pipeline(Service):
             try:
                 recorded = await recording
             except (PcapsvcError, CancelledError) as error:
-                self._report(CaptureFailed(capture_id=capture_id, problem=str(error) or "given up"))
+                self._reporter.report(CaptureFailed(capture_id=capture_id, problem=str(error) or "given up"))
                 return
             except Exception:  # noqa: BLE001 - one capture fails, and no other
                 self._log.failure("{capture_id}: the capture met a fault", capture_id=capture_id)
-                self._report(CaptureFailed(capture_id=capture_id, problem=_FAULT))
+                self._reporter.report(CaptureFailed(capture_id=capture_id, problem=FAULT))
                 return
             finally:
                 self._running.discard(capture)
             try:
                 self._admission.ended(capture_id, recorded.content.size)
-                self._report(CaptureStopped(capture_id=capture_id, recording=recorded))
+                self._reporter.report(CaptureStopped(capture_id=capture_id, recording=recorded))
                 if recorded.packets:
-                    await self._deliver(make_artifact(recorded))
+                    await self._delivery.deliver(make_artifact(recorded))
             finally:
                 recorded.content.close()
         finally:
             self._running.discard(capture)
             self._admission.done(capture_id)
-            self._report(CaptureDone(capture_id=capture_id))
-
-    async def _deliver(self, artifact: Artifact) -> None:
-        """To every destination side by side: one that fails never stops another."""
-        deliveries = [
-            Deferred.fromCoroutine(self._deliver_to(destination, artifact))
-            for destination in self._destinations
-        ]
-        await DeferredList(deliveries, consumeErrors=True)
-
-    async def _deliver_to(self, destination: IDestination, artifact: Artifact) -> None:
-        try:
-            receipt = await destination.store(artifact)
-        except (DestinationError, CancelledError) as error:
-            problem = str(error) or "given up"
-        except Exception:  # noqa: BLE001 - one delivery fails, and no other
-            self._log.failure(
-                "{capture_id}: {destination} met a fault",
-                capture_id=artifact.capture_id,
-                destination=destination.name,
-            )
-            problem = _FAULT
-        else:
-            self._report(CaptureDelivered(capture_id=artifact.capture_id, receipt=receipt))
-            return
-        self._report(
-            DeliveryFailed(capture_id=artifact.capture_id, destination=destination.name, problem=problem)
-        )
-
-    def _report(self, event: Event) -> None:
-        for reporter in self._reporters:
-            try:
-                reporter.report(event)
-            except Exception:  # noqa: BLE001 - what is told must not change what is done
-                self._log.failure("{reporter} met a fault", reporter=type(reporter).__name__)
+            self._reporter.report(CaptureDone(capture_id=capture_id))

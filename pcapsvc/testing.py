@@ -28,6 +28,7 @@ from pcapsvc.interfaces import (
     IPacketSystem,
     IReporter,
     IRequestSink,
+    ISpool,
 )
 
 _PACKET_HEADER = struct.Struct("=IIII")
@@ -285,4 +286,37 @@ class MemoryDestination:
             return Receipt(destination=self.name, location=f"memory:{artifact.name}")
 
         self.artifacts.append(artifact)
+        return self.answer().addCallback(keep)
+
+
+@implementer(ISpool)
+class MemorySpool:
+    """
+    A spool that keeps what it is given.
+
+    @ivar files: the bytes of each capture, by its name and its destination's.
+    @ivar problems: why each was spooled, likewise.
+    @ivar asked_seconds: how long each destination asked to be left alone, likewise.
+    @ivar answer: makes the Deferred of each; the default keeps it at once.
+    """
+
+    def __init__(self) -> None:
+        self.files: dict[tuple[str, str], bytes] = {}
+        self.problems: dict[tuple[str, str], str] = {}
+        self.asked_seconds: dict[tuple[str, str], float | None] = {}
+        self.answer: Callable[[], defer.Deferred[Any]] = lambda: defer.succeed(None)
+
+    def put(
+        self, artifact: Artifact, destination: str, problem: str, asked_seconds: float | None = None
+    ) -> defer.Deferred[None]:
+        """Keep a capture: see L{ISpool.put}."""
+        with artifact.content.open() as file:
+            content = file.read()
+
+        def keep(_: object) -> None:
+            key = (artifact.name, destination)
+            self.files[key] = content
+            self.problems[key] = problem
+            self.asked_seconds[key] = asked_seconds
+
         return self.answer().addCallback(keep)

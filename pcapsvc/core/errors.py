@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 _LONGEST_SHOWN_VALUE = 80
 
+#: What is told of an error that none of ours foresees; the log has the rest.
+FAULT = "a fault of the daemon: see its log"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
@@ -85,9 +88,16 @@ class DestinationError(PcapsvcError):
     """
     The remote's fault: a destination did not take a capture.
 
-    @ivar retryable: whether the same attempt may succeed later.
+    @ivar retryable: whether the same attempt may succeed later, with nobody's help.
+    @ivar retry_after_seconds: how long the destination asks to be left alone; L{None}
+        where it doesn't say.
     """
 
-    def __init__(self, message: str, *, retryable: bool) -> None:
+    def __init__(self, message: str, *, retryable: bool, retry_after_seconds: float | None = None) -> None:
         super().__init__(message)
         self.retryable = retryable
+        self.retry_after_seconds = retry_after_seconds
+
+
+class SpoolError(PcapsvcError):
+    """The node's fault: the spool can't keep a capture, or has not kept it whole."""

@@ -117,17 +117,45 @@ class CaptureDelivered:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeliveryFailed:
-    """A destination does not have a capture, and will not get it."""
+class DeliveryPostponed:
+    """
+    An attempt to deliver failed, and another will be made.
+
+    @ivar attempts: how many have been made by now; where C{spooled}, since the daemon
+        started or the capture was spooled.
+    @ivar next_try: when the next one is due, in seconds since the Unix epoch.
+    @ivar spooled: whether the capture waits in the spool for it, or in memory.
+    """
 
     capture_id: str
     destination: str
     problem: str
+    attempts: int
+    next_try: float
+    spooled: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeliveryFailed:
+    """
+    A destination does not have a capture when it had its turn.
+
+    @ivar spooled: whether the capture is kept in the spool for it. Else the destination
+        will not get it.
+    """
+
+    capture_id: str
+    destination: str
+    problem: str
+    spooled: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class CaptureDone:
-    """Every destination has had its turn: nothing more will be heard of a capture."""
+    """
+    Every destination has had its turn: nothing more will be heard of a capture, but of
+    its deliveries from the spool.
+    """
 
     capture_id: str
 
@@ -138,6 +166,7 @@ Event = (
     | CaptureStopped
     | CaptureFailed
     | CaptureDelivered
+    | DeliveryPostponed
     | DeliveryFailed
     | CaptureDone
 )

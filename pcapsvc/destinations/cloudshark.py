@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, BinaryIO
 from urllib.parse import quote, quote_plus
 
@@ -42,6 +43,7 @@ from zope.interface import implementer
 from pcapsvc.core.artifact import Artifact
 from pcapsvc.core.errors import DestinationError
 from pcapsvc.core.result import Receipt
+from pcapsvc.core.retry import asked_delay
 from pcapsvc.interfaces import IDestination
 
 _MOST_ANSWER_BYTES = 64 * 1024
@@ -61,6 +63,9 @@ class CloudShark:
     C{SCHEME://HOST[:PORT]/api/v1/TOKEN/upload}, streamed. Each upload has a connection
     of its own, which never outlives it. No redirect is followed: it would take the
     token along.
+
+    Its API knows no name by which a capture that has arrived could be found again: where
+    the answer is lost, the next attempt makes a second one of the same file name.
 
     Retryable are what fails on the way, time-outs, and the answers 408, 429 and 5xx;
     not any other answer, nor a certificate that can't be verified.
@@ -117,14 +122,14 @@ class CloudShark:
 
     async def _store(self, artifact: Artifact) -> Receipt:
         try:
-            code, body = await self._upload(artifact)
+            answer = await self._upload(artifact)
         except Exception as error:  # noqa: BLE001 - what an HTTP client raises may show the URL, and the token in it
             cause = _innermost(error)
             if isinstance(cause, CancelledError):
                 raise CancelledError() from None
             words, retryable = self._told(cause)
             raise DestinationError(f"{self._base}: {words}", retryable=retryable) from None
-        location = self._judged(code, body)
+        location = self._judged(answer)
         self._log.info(
             "capture {capture_id}: uploaded to CloudShark as {cloudshark_id}: {location}",
             capture_id=artifact.capture_id,
@@ -133,8 +138,8 @@ class CloudShark:
         )
         return Receipt(destination=self.name, location=location)
 
-    async def _upload(self, artifact: Artifact) -> tuple[int, bytes]:
-        """One request: the status and the body of its answer."""
+    async def _upload(self, artifact: Artifact) -> _Answer:
+        """One request."""
         connection = _Connection(
             server_endpoint(self._reactor, self._scheme, self._host, self._port, self._verify)
         )
@@ -156,19 +161,24 @@ class CloudShark:
                     form,
                 )
                 response = await connection.answer(request)
-                return response.code, await _read(response)
+                return _Answer(
+                    code=response.code,
+                    asked_seconds=asked_delay(_header(response, "retry-after"), _header(response, "date")),
+                    body=await _read(response),
+                )
             finally:
                 form.stopProducing()
                 connection.abort()
 
-    def _judged(self, code: int, body: bytes) -> str:
+    def _judged(self, answered: _Answer) -> str:
         """
         What the answer says: the link of the capture.
 
         @raise DestinationError: where it is not that it was taken.
         """
+        code = answered.code
         try:
-            answer = json.loads(body)
+            answer = json.loads(answered.body)
         except (ValueError, RecursionError):
             answer = None
         if not isinstance(answer, dict):
@@ -190,6 +200,7 @@ class CloudShark:
         raise DestinationError(
             f"{self._base}: answered {code}: {self._one_line(words)}",
             retryable=code in (408, 429) or code >= 500,
+            retry_after_seconds=answered.asked_seconds,
         )
 
     def _told(self, error: BaseException) -> tuple[str, bool]:
@@ -210,6 +221,19 @@ class CloudShark:
 
     def _without_token(self, text: str) -> str:
         return self._secret.sub("[token]", text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Answer:
+    """
+    An answer.
+
+    @ivar asked_seconds: how long the server asks to be left alone, where it does.
+    """
+
+    code: int
+    asked_seconds: float | None
+    body: bytes
 
 
 class _Unusable(Exception):
@@ -423,6 +447,11 @@ class _Body(Protocol):
             self.done.callback(self._data)
         else:
             self.done.errback(reason)
+
+
+def _header(response: IResponse, name: str) -> str | None:
+    values: list[str] = response.headers.getRawHeaders(name) or []
+    return values[0] if values else None
 
 
 def _read(response: IResponse) -> Deferred[bytes]:

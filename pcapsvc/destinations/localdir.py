@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import stat
 from collections.abc import Callable
 from typing import BinaryIO
 
@@ -47,7 +48,8 @@ class LocalDirectory:
     """
     Stores captures in a folder, whole or not at all: under a hidden name first
     (C{.NAME.XXXXXXXX}), which is left behind only where the process is killed.
-    A file that is there already is never written over.
+    A file that is there already is never written over: where it has the size of the
+    capture, an earlier attempt came through, as names are unique by their captures' ids.
 
     A folder that is missing or that we may not write to is an error that can't be
     retried: that is the operator's to mend. A full disk can.
@@ -104,54 +106,72 @@ def _write_file(directory: str, name: str, source: BinaryIO, cancelled: Callable
             target = os.open(hidden, flags, 0o600, dir_fd=folder)
             try:
                 try:
-                    _copy(source, target, cancelled)
+                    size = _copy(source, target, cancelled)
                     os.fchmod(target, MODE)
                     os.fsync(target)
                 finally:
                     os.close(target)
-                _publish(folder, hidden, name)
+                if not _publish(folder, hidden, name) and not _has_size(folder, name, size):
+                    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
             finally:
                 _remove(folder, hidden)
         finally:
             os.close(folder)
 
 
-def _copy(source: BinaryIO, target: int, cancelled: Callable[[], bool]) -> None:
+def _copy(source: BinaryIO, target: int, cancelled: Callable[[], bool]) -> int:
+    """Copy all, and count the bytes."""
+    size = 0
     while chunk := source.read(_CHUNK_BYTES):
         if cancelled():
             raise CancelledError()
+        size += len(chunk)
         rest = memoryview(chunk)
         while rest:
             rest = rest[os.write(target, rest) :]
+    return size
 
 
-def _publish(folder: int, hidden: str, name: str) -> None:
+def _publish(folder: int, hidden: str, name: str) -> bool:
+    """Give a file its name: whether that was free."""
+    made = True
     try:
         # Unlike a rename, a link never replaces a file.
         os.link(hidden, name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
+    except FileExistsError:
+        made = False
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
-        _rename(folder, hidden, name)
+        made = _rename(folder, hidden, name)
     try:
+        # Where the name was made earlier, too: nobody knows how far that came.
         os.fsync(folder)
     except OSError:
-        # It did not arrive, then: another attempt must find its name free.
-        _remove(folder, name)
+        if made:
+            # It did not arrive, then: another attempt must find its name free.
+            _remove(folder, name)
         raise
+    return made
 
 
-def _rename(folder: int, hidden: str, name: str) -> None:
+def _has_size(folder: int, name: str, size: int) -> bool:
+    """Whether it is a file, no link, of so many bytes."""
+    found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+    return stat.S_ISREG(found.st_mode) and found.st_size == size
+
+
+def _rename(folder: int, hidden: str, name: str) -> bool:
     """
-    Rename where there are no hard links. The names are unique by their captures' ids,
-    so that nobody makes this one between the two calls.
+    Rename where there are no hard links: whether the name was free. Names are unique by
+    their captures' ids, so that nobody makes this one between the two calls.
     """
     try:
         os.stat(name, dir_fd=folder, follow_symlinks=False)
     except FileNotFoundError:
         os.rename(hidden, name, src_dir_fd=folder, dst_dir_fd=folder)
-    else:
-        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+        return True
+    return False
 
 
 def _remove(folder: int, name: str) -> None:

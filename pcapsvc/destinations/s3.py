@@ -18,6 +18,7 @@ from pcapsvc.core.artifact import Artifact
 from pcapsvc.core.endpoint import EndpointError, endpoint_url
 from pcapsvc.core.errors import DestinationError
 from pcapsvc.core.result import Receipt
+from pcapsvc.core.retry import asked_delay
 from pcapsvc.interfaces import IDestination, RunInThread
 
 _CONNECT_SECONDS = 10
@@ -152,7 +153,9 @@ class S3:
             raise
         except DestinationError as error:
             raise DestinationError(
-                f"{location}: {self._one_line(str(error))}", retryable=error.retryable
+                f"{location}: {self._one_line(str(error))}",
+                retryable=error.retryable,
+                retry_after_seconds=error.retry_after_seconds,
             ) from None
         except Exception as error:
             # No memory, no descriptor, or threads that have stopped.
@@ -249,7 +252,9 @@ class _Clients:
             raise
         except Exception as error:  # noqa: BLE001 - a client that is not ours, with errors of many libraries
             words, retryable = _told(error)
-            raise DestinationError(words, retryable=retryable) from None
+            raise DestinationError(
+                words, retryable=retryable, retry_after_seconds=_asked_seconds(error)
+            ) from None
         finally:
             body.close()
 
@@ -325,6 +330,13 @@ def metadata_value(tags: str) -> str:
 
 def _percent_encoded(text: str) -> str:
     return "".join(f"%{byte:02X}" for byte in text.encode("utf-8", "replace"))
+
+
+def _asked_seconds(error: Exception) -> float | None:
+    """How long the service asks to be left alone, where it does."""
+    metadata = getattr(error, "response", None) or {}
+    headers = metadata.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    return asked_delay(headers.get("retry-after"), headers.get("date"))
 
 
 def _told(error: Exception) -> tuple[str, bool]:

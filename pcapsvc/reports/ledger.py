@@ -19,6 +19,7 @@ from pcapsvc.core.result import (
     CaptureStarted,
     CaptureStopped,
     DeliveryFailed,
+    DeliveryPostponed,
     Event,
 )
 from pcapsvc.interfaces import IReporter
@@ -37,7 +38,7 @@ class _Entry:
     stopped: dict[str, Any] | None = None
     problem: str | None = None
     done: bool = False
-    deliveries: dict[str, dict[str, str]] = field(default_factory=dict)
+    deliveries: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 @implementer(IReporter)
@@ -58,9 +59,17 @@ class Ledger:
         if isinstance(event, CaptureStarted):
             self._running[event.capture_id] = _Entry(started=event)
             return
-        entry = self._running.get(getattr(event, "capture_id", ""))
-        if entry is None:
-            return
+        capture_id = getattr(event, "capture_id", "")
+        entry = self._running.get(capture_id)
+        if isinstance(event, CaptureDelivered | DeliveryPostponed | DeliveryFailed):
+            # From the spool, a capture may be delivered long after it is done.
+            entry = entry or self._ended.get(capture_id)
+            if entry is not None:
+                self._delivery(entry, event)
+        elif entry is not None:
+            self._capture(entry, event)
+
+    def _capture(self, entry: _Entry, event: Event) -> None:
         match event:
             case CaptureStopped():
                 entry.stopped = _stopped(event)
@@ -68,16 +77,27 @@ class Ledger:
                     entry.deliveries = {name: {"state": "pending"} for name in self._destinations}
             case CaptureFailed():
                 entry.problem = event.problem
-            case CaptureDelivered():
-                location = event.receipt.location
-                entry.deliveries[event.receipt.destination] = {"state": "delivered", "location": location}
-            case DeliveryFailed():
-                entry.deliveries[event.destination] = {"state": "failed", "problem": event.problem}
             case CaptureDone():
                 entry.done = True
                 self._ended[event.capture_id] = self._running.pop(event.capture_id)
                 if len(self._ended) > REMEMBERED_CAPTURES:
                     self._ended.popitem(last=False)
+
+    def _delivery(self, entry: _Entry, event: CaptureDelivered | DeliveryPostponed | DeliveryFailed) -> None:
+        match event:
+            case CaptureDelivered():
+                location = event.receipt.location
+                entry.deliveries[event.receipt.destination] = {"state": "delivered", "location": location}
+            case DeliveryPostponed():
+                entry.deliveries[event.destination] = {
+                    "state": "spooled" if event.spooled else "retrying",
+                    "problem": event.problem,
+                    "attempts": event.attempts,
+                    "next_try": _time(event.next_try),
+                }
+            case DeliveryFailed():
+                state = "spooled" if event.spooled else "failed"
+                entry.deliveries[event.destination] = {"state": state, "problem": event.problem}
 
     def lookup(self, capture_id: str) -> Mapping[str, Any] | None:
         """

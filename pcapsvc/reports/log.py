@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+
 from twisted.logger import Logger
 from zope.interface import implementer
 
@@ -12,6 +15,7 @@ from pcapsvc.core.result import (
     CaptureStarted,
     CaptureStopped,
     DeliveryFailed,
+    DeliveryPostponed,
     Event,
     Rejected,
     RequestRefused,
@@ -21,9 +25,16 @@ from pcapsvc.interfaces import IReporter
 
 @implementer(IReporter)
 class LogReporter:
-    """Logs every event; a capture's id begins each line about it."""
+    """
+    Logs every event; a capture's id begins each line about it.
+
+    @param wall_clock: the time in seconds since the Unix epoch.
+    """
 
     _log = Logger()
+
+    def __init__(self, wall_clock: Callable[[], float] = time.time) -> None:
+        self._wall_clock = wall_clock
 
     def report(self, event: Event) -> None:
         """Log an event."""
@@ -46,6 +57,24 @@ class LogReporter:
                     capture_id=event.capture_id,
                     destination=event.receipt.destination,
                     location=event.receipt.location,
+                )
+            case DeliveryPostponed():
+                self._log.warn(
+                    "{capture_id}: attempt {attempts} to deliver to {destination}{spooled} failed, the next"
+                    " is in {seconds} s: {problem}",
+                    capture_id=event.capture_id,
+                    attempts=event.attempts,
+                    destination=event.destination,
+                    spooled=" from the spool" if event.spooled else "",
+                    seconds=f"{max(0.0, event.next_try - self._wall_clock()):.1f}",
+                    problem=event.problem,
+                )
+            case DeliveryFailed(spooled=True):
+                self._log.warn(
+                    "{capture_id}: not delivered to {destination} yet, and kept in the spool: {problem}",
+                    capture_id=event.capture_id,
+                    destination=event.destination,
+                    problem=event.problem,
                 )
             case DeliveryFailed():
                 self._log.error(

@@ -80,6 +80,17 @@ class LocalDirectoryTests(SynchronousTestCase):
             self.assertEqual(file.read(), "before")
         self.assertEqual(os.listdir(self.directory), ["a.pcap"])
 
+    def test_again(self) -> None:
+        """A file of the name and the size is the capture itself, from an attempt that nobody heard of."""
+        path = os.path.join(self.directory, "a.pcap")
+        for _ in range(2):
+            receipt = self.successResultOf(
+                self.destination.store(make_artifact(self.content(), name="a.pcap"))
+            )
+            self.assertEqual(receipt.location, path)
+            self.assertEqual(os.listdir(self.directory), ["a.pcap"])
+            self.assertEqual(os.stat(path).st_nlink, 1)
+
     def test_never_follows(self) -> None:
         """A symbolic link of the name is not followed."""
         outside = self.mktemp()
@@ -162,8 +173,10 @@ class LocalDirectoryTests(SynchronousTestCase):
             raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
 
         self.patch(os, "link", no_link)
-        self.successResultOf(self.destination.store(make_artifact(self.content(), name="a.pcap")))
-        self.assertIn("File exists", str(self.refused(make_artifact(self.content(), name="a.pcap"))))
+        for _ in range(2):
+            self.successResultOf(self.destination.store(make_artifact(self.content(), name="a.pcap")))
+        other = make_artifact(self.content(b"other packets"), name="a.pcap")
+        self.assertIn("File exists", str(self.refused(other)))
         self.assertEqual(os.listdir(self.directory), ["a.pcap"])
 
     def test_directory_not_synced(self) -> None:

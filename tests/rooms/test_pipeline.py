@@ -33,8 +33,13 @@ from pcapsvc.core.result import (
     RequestRefused,
     Verdict,
 )
+from pcapsvc.core.retry import RetryPolicy
 from pcapsvc.core.session import StopReason
+from pcapsvc.delivery.delivery import Delivery
+from pcapsvc.delivery.lane import Lane
+from pcapsvc.interfaces import IReporter
 from pcapsvc.pipeline import Pipeline
+from pcapsvc.reports.everyone import Everyone
 from pcapsvc.reports.ledger import Ledger
 from pcapsvc.reports.log import LogReporter
 from pcapsvc.testing import MemoryDestination, MemoryPacketSystem, MemoryReporter
@@ -74,6 +79,7 @@ class PipelineCase(unittest.SynchronousTestCase):
 
     max_captures = 4
     max_memory = 10**9
+    reporters: tuple[IReporter, ...] = ()
     options: dict[str, Any] = {}
     capturer_options: dict[str, Any] = {}
 
@@ -89,6 +95,7 @@ class PipelineCase(unittest.SynchronousTestCase):
         self.one, self.two = MemoryDestination("one"), MemoryDestination("two")
         self.reporter = MemoryReporter()
         self.ledger = Ledger(["one", "two"])
+        everyone = Everyone([*self.reporters, LogReporter(), self.ledger, self.reporter])
         self.pipeline = Pipeline(
             NodeView(
                 name="sensor1",
@@ -104,8 +111,16 @@ class PipelineCase(unittest.SynchronousTestCase):
                 read_timeout_ms=10,
                 **self.capturer_options,
             ),
-            destinations=[self.one, self.two],
-            reporters=[LogReporter(), self.ledger, self.reporter],
+            delivery=Delivery(
+                self.reactor,
+                [
+                    Lane(self.reactor, destination, at_once=4, timeout_seconds=None)
+                    for destination in (self.one, self.two)
+                ],
+                policy=RetryPolicy(attempts=1, first_delay_seconds=1, max_delay_seconds=1),
+                reporter=everyone,
+            ),
+            reporter=everyone,
             admission=Admission(max_captures=self.max_captures, max_memory_bytes=self.max_memory),
             **self.options,
         )
@@ -579,9 +594,14 @@ class DeliveringTests(PipelineCase):
         self.assertEqual(self.one.files, self.two.files)
         self.assertEqual(len(self.events(CaptureDone)), 1)
 
+
+class FaultyReporterTests(PipelineCase):
+    """A reporter that raises."""
+
+    reporters = (Faulty(),)
+
     def test_faulty_reporter(self) -> None:
-        """A reporter that raises changes nothing of what is done, or told to others."""
-        self.pipeline._reporters = (Faulty(), *self.pipeline._reporters)
+        """It changes nothing of what is done, or told to others."""
         self.assertIsInstance(self.submit(interface=["nosuch0"]), Rejected)
         self.begin(packets=1)
         self.arrive(udp_frame(1))

@@ -1,0 +1,131 @@
+"""What must be known of a capture to deliver it later: the manifest beside its file in the spool."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from pcapsvc.core.artifact import Artifact
+from pcapsvc.core.errors import SpoolError
+from pcapsvc.core.recording import Content
+from pcapsvc.core.values import S3_FIELDS
+
+#: The version of the manifest that is written, and the only one that is read.
+VERSION = 1
+#: No manifest is longer, in bytes: labels are bounded far below.
+LONGEST_MANIFEST_BYTES = 64 * 1024
+
+# Both become parts of paths.
+_Word = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_-]{1,64}\Z")]
+_FileName = Annotated[str, Meta(pattern=r"\A(?!\.)[A-Za-z0-9._-]{1,255}\Z")]
+
+_ENTRY_NAME = re.compile(r"[0-9]{13}-[A-Za-z0-9_-]{1,64}-[A-Za-z0-9_-]{1,64}")
+
+
+class SpoolEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    A capture that one destination has yet to get.
+
+    @ivar v: L{VERSION}.
+    @ivar capture: the capture's id.
+    @ivar destination: the destination's name.
+    @ivar name: the file's name there.
+    @ivar tags: as in L{Artifact}; so is C{s3}.
+    @ivar size: of the file, in bytes.
+    @ivar sha256: of the file (FIPS 180-4), in hexadecimal digits.
+    @ivar created: when it was spooled, in seconds since the Unix epoch.
+    @ivar problem: why it was.
+    """
+
+    v: Annotated[int, Meta(ge=VERSION, le=VERSION)]
+    capture: _Word
+    destination: _Word
+    name: _FileName
+    tags: str
+    s3: dict[str, str | bool]
+    size: Annotated[int, Meta(ge=1)]
+    sha256: Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+    created: Annotated[float, Meta(ge=0, lt=1e10)]
+    problem: str
+
+    @property
+    def entry_name(self) -> str:
+        """The name of its folder in the spool: unique, and by age when sorted."""
+        return entry_name(self.capture, self.destination, self.created)
+
+    def artifact(self, content: Content) -> Artifact:
+        """What is to be delivered, just as it was at first."""
+        return Artifact(capture_id=self.capture, name=self.name, tags=self.tags, content=content, s3=self.s3)
+
+
+def entry_name(capture_id: str, destination: str, created: float) -> str:
+    """The name of an entry's folder in the spool: C{MILLISECONDS-CAPTURE-DESTINATION}."""
+    return f"{int(created * 1000):013d}-{capture_id}-{destination}"
+
+
+def is_entry_name(name: str) -> bool:
+    """Whether an entry's folder may be called like this."""
+    return _ENTRY_NAME.fullmatch(name) is not None
+
+
+def make_entry(
+    artifact: Artifact, destination: str, *, size: int, sha256: str, created: float, problem: str
+) -> SpoolEntry:
+    """The entry of an artifact; the rest is as in L{SpoolEntry}."""
+    return SpoolEntry(
+        v=VERSION,
+        capture=artifact.capture_id,
+        destination=destination,
+        name=artifact.name,
+        tags=artifact.tags,
+        s3=dict(artifact.s3),
+        size=size,
+        sha256=sha256,
+        created=created,
+        problem=problem,
+    )
+
+
+def encode_entry(entry: SpoolEntry) -> bytes:
+    """The manifest of an entry: JSON, for people to read as well."""
+    # Through the standard replacement, as a lone surrogate has no UTF-8 and is worth no capture.
+    plain = {name: _plain(getattr(entry, name)) for name in entry.__struct_fields__}
+    return msgspec.json.format(msgspec.json.encode(plain), indent=2) + b"\n"
+
+
+def decode_entry(manifest: bytes) -> SpoolEntry:
+    """
+    The entry of a manifest.
+
+    @raise SpoolError: where it is none, in words that go on from its path.
+    """
+    if len(manifest) > LONGEST_MANIFEST_BYTES:
+        raise SpoolError(f"is longer than {LONGEST_MANIFEST_BYTES} bytes")
+    try:
+        document = msgspec.json.decode(manifest)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise SpoolError(f"is no JSON: {error}") from None
+    if not isinstance(document, dict):
+        raise SpoolError("is no manifest of ours")
+    if document.get("v") != VERSION:
+        raise SpoolError(f"has the version {document.get('v')!r}, and {VERSION} is the only one known here")
+    try:
+        entry = msgspec.convert(document, SpoolEntry)
+    except msgspec.ValidationError as error:
+        raise SpoolError(f"is no manifest of ours: {error}") from None
+    unknown = sorted(set(entry.s3) - set(S3_FIELDS))
+    if unknown:
+        raise SpoolError(f"is no manifest of ours: it says {unknown[0]!r} of S3")
+    return entry
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode("utf-8")
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return value

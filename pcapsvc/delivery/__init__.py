@@ -1,0 +1,1 @@
+"""Brings captures to their destinations, and does not give up."""

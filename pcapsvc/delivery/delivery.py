@@ -1,0 +1,204 @@
+"""Deliveries of captures that are in memory: tried again for a while, then kept in the spool."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from twisted.application.service import Service
+from twisted.internet.defer import CancelledError, Deferred, DeferredList
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from pcapsvc.core.artifact import Artifact
+from pcapsvc.core.errors import FAULT, DestinationError, SpoolError
+from pcapsvc.core.result import CaptureDelivered, DeliveryFailed, DeliveryPostponed
+from pcapsvc.core.retry import RetryPolicy
+from pcapsvc.delivery.lane import Lane
+from pcapsvc.interfaces import IDelivery, IHurriable, IReporter, ISpool
+
+_T = TypeVar("_T")
+
+
+@implementer(IDelivery, IHurriable)
+class Delivery(Service):
+    """
+    Delivers each capture to all destinations, each on its own: attempts with pauses in
+    between, as long as they may help; then the spool, where there is one.
+
+    @param policy: how many attempts, and the pauses between them.
+    @param reporter: hears what becomes of each delivery.
+    @param spool: keeps what could not be delivered; L{None} where that is lost.
+    @param wall_clock: the time in seconds since the Unix epoch.
+    @param chance: a number from 0 to 1, another one each time, for the jitter.
+    """
+
+    name = "delivery"
+    _log = Logger()
+
+    def __init__(
+        self,
+        reactor: IReactorTime,
+        lanes: Sequence[Lane],
+        *,
+        policy: RetryPolicy,
+        reporter: IReporter,
+        spool: ISpool | None = None,
+        wall_clock: Callable[[], float] = time.time,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        self._reactor = reactor
+        self._lanes = tuple(lanes)
+        self._policy = policy
+        self._reporter = reporter
+        self._spool = spool
+        self._wall_clock = wall_clock
+        self._chance = chance
+        self._deliveries: set[Deferred[None]] = set()
+        # In the order in which they began, as a set has none.
+        self._waits: dict[Deferred[Any], None] = {}
+        self._hurried = False
+
+    def startService(self) -> None:
+        """Take time for each delivery, again."""
+        super().startService()  # type: ignore[no-untyped-call]
+        self._hurried = False
+
+    def stopService(self) -> Deferred[None]:
+        """
+        Wait for the deliveries that go on.
+
+        @return: fires when there is none left; on cancel, they are given up.
+        """
+        super().stopService()  # type: ignore[no-untyped-call]
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _stop(self) -> None:
+        await DeferredList(list(self._deliveries))
+
+    def hurry(self) -> None:
+        """
+        Attempt nothing more, and spool what is not delivered: see L{IHurriable}. Without
+        a spool nothing changes, as an attempt is all that a capture has.
+        """
+        if self._spool is None:
+            return
+        self._hurried = True
+        # The last ones first: one that has a place would leave it to one that waits for it.
+        for waiting in reversed(list(self._waits)):
+            waiting.cancel()
+
+    def deliver(self, artifact: Artifact) -> Deferred[None]:
+        """See L{IDelivery.deliver}."""
+        delivery = Deferred.fromCoroutine(self._deliver(artifact))
+        if not delivery.called:
+            self._deliveries.add(delivery)
+            delivery.addBoth(lambda _: self._deliveries.discard(delivery))
+        return delivery
+
+    async def _deliver(self, artifact: Artifact) -> None:
+        await DeferredList(
+            [Deferred.fromCoroutine(self._deliver_to(lane, artifact)) for lane in self._lanes],
+            consumeErrors=True,
+        )
+
+    async def _deliver_to(self, lane: Lane, artifact: Artifact) -> None:
+        problem = ""
+        try:
+            error = await self._try(lane, artifact)
+            if error is None:
+                return
+            problem = f"{error}; "
+            failed = await self._keep(lane, artifact, error)
+        except CancelledError:
+            failed = DeliveryFailed(
+                capture_id=artifact.capture_id, destination=lane.name, problem=f"{problem}given up"
+            )
+        except Exception:  # noqa: BLE001 - one delivery fails, and no other
+            self._log.failure(
+                "{capture_id}: the delivery to {destination} met a fault",
+                capture_id=artifact.capture_id,
+                destination=lane.name,
+            )
+            failed = DeliveryFailed(capture_id=artifact.capture_id, destination=lane.name, problem=FAULT)
+        self._reporter.report(failed)
+
+    async def _try(self, lane: Lane, artifact: Artifact) -> DestinationError | None:
+        """
+        All attempts.
+
+        @return: the error of the last one, if none came through.
+        """
+        last = DestinationError("the daemon stopped before an attempt came to its end", retryable=True)
+        failures = 0
+        while not self._is_hurried():
+            try:
+                receipt = await self._unless_hurried(lane.attempt(artifact))
+            except DestinationError as error:
+                last = error
+            except CancelledError:
+                if not self._is_hurried():
+                    raise
+                break
+            else:
+                self._reporter.report(CaptureDelivered(capture_id=artifact.capture_id, receipt=receipt))
+                return None
+            failures += 1
+            delay = self._delay(last, failures)
+            if delay is None:
+                break
+            self._reporter.report(
+                DeliveryPostponed(
+                    capture_id=artifact.capture_id,
+                    destination=lane.name,
+                    problem=str(last),
+                    attempts=failures,
+                    next_try=self._wall_clock() + delay,
+                )
+            )
+            try:
+                await self._unless_hurried(deferLater(self._reactor, delay))
+            except CancelledError:
+                if not self._is_hurried():
+                    raise
+        return last
+
+    def _is_hurried(self) -> bool:
+        return self._hurried
+
+    def _delay(self, error: DestinationError, failures: int) -> float | None:
+        """How long to wait in memory for the next attempt; L{None} where none is to be made from there."""
+        if not error.retryable:
+            return None
+        delay = self._policy.delay_after(
+            failures, chance=self._chance(), asked_seconds=error.retry_after_seconds
+        )
+        if delay is not None and delay > self._policy.max_delay_seconds and self._spool is not None:
+            # The destination asks to be left alone for longer than memory is to be held.
+            return None
+        return delay
+
+    async def _keep(self, lane: Lane, artifact: Artifact, error: DestinationError) -> DeliveryFailed:
+        problem = str(error)
+        spooled = self._spool is not None
+        if self._spool is not None:
+            try:
+                await self._spool.put(artifact, lane.name, problem, error.retry_after_seconds)
+            except SpoolError as reason:
+                spooled = False
+                problem = f"{problem}; and not kept in the spool: {reason}"
+        return DeliveryFailed(
+            capture_id=artifact.capture_id, destination=lane.name, problem=problem, spooled=spooled
+        )
+
+    async def _unless_hurried(self, waiting: Deferred[_T]) -> _T:
+        """What is waited for; to be cancelled by L{hurry}."""
+        self._waits[waiting] = None
+        try:
+            return await waiting
+        finally:
+            self._waits.pop(waiting, None)

@@ -1,0 +1,357 @@
+"""
+The spool's folder on disk. A crash at any instant leaves it readable.
+
+::
+
+    SPOOLDIR/
+      lock                           held, as long as a process uses the folder
+      1795316400104-f3a9c2d41b07-s3/ one capture for one destination: whole, by its name
+        capture.pcap
+        manifest.json
+      .new-…                         being written
+      .gone-…                        delivered, or dropped: being taken away
+      broken/                        what was not whole: never delivered
+
+One rename makes an entry, after all in it is on the disk, and one rename ends it,
+before anything in it is taken away. In between it is not changed.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from pcapsvc.core.artifact import Artifact
+from pcapsvc.core.errors import SpoolError
+from pcapsvc.core.spool_entry import (
+    LONGEST_MANIFEST_BYTES,
+    SpoolEntry,
+    decode_entry,
+    encode_entry,
+    entry_name,
+    is_entry_name,
+    make_entry,
+)
+
+#: What the files of an entry may be done with: by us alone, as they are packets of others.
+FILE_MODE = 0o600
+_FOLDER_MODE = 0o700
+
+_CHUNK_BYTES = 256 * 1024
+_CAPTURE, _MANIFEST = "capture.pcap", "manifest.json"
+_LOCK, _BROKEN, _NEW, _GONE = "lock", "broken", ".new-", ".gone-"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Aside:
+    """
+    Something in C{broken/}.
+
+    @ivar size: of its files, in bytes.
+    @ivar written: when it was last written to, in seconds since the Unix epoch.
+    """
+
+    name: str
+    size: int
+    written: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """
+    What is in the folder.
+
+    @ivar entries: the whole ones; their bytes are not looked at yet.
+    @ivar broken: all that is in C{broken/}.
+    @ivar set_aside: what was put there just now, and why.
+    @ivar unreadable: the entries that can't be read, and why; they stay where they are.
+    """
+
+    entries: tuple[SpoolEntry, ...]
+    broken: tuple[Aside, ...]
+    set_aside: tuple[tuple[str, str], ...]
+    unreadable: tuple[tuple[str, str], ...]
+
+
+class NotWhole(SpoolError):
+    """An entry is not what was once written."""
+
+
+class SpoolFile:
+    """
+    The capture of an entry: a L{pcapsvc.core.recording.Content}.
+
+    @ivar size: in bytes.
+    """
+
+    def __init__(self, path: str, size: int) -> None:
+        self._path = path
+        self.size = size
+
+    def open(self) -> BinaryIO:
+        """A reader of its own."""
+        return open(self._path, "rb")
+
+    def close(self) -> None:
+        """Do nothing: the entry lasts until it is removed."""
+
+
+class SpoolFolder:
+    """
+    The folder. All of it blocks: to be called in threads, one call at a time but for
+    L{read} and for a L{write} that was cancelled.
+
+    @param path: absolute. It must exist.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._lock: int | None = None
+
+    def is_open(self) -> bool:
+        """Whether the folder is ours, and still the one that was opened."""
+        if self._lock is None:
+            return False
+        try:
+            there = os.stat(self._in(_LOCK))
+        except OSError:
+            return False
+        return os.path.samestat(there, os.fstat(self._lock))
+
+    def open(self) -> Found:
+        """
+        Take the folder for this process, and look through it.
+
+        @raise SpoolError: where it can't be used, or another process uses it.
+        """
+        self.close()
+        with self._problems_told():
+            self._lock = os.open(self._in(_LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return self._look_through()
+            except BlockingIOError:
+                self.close()
+                raise SpoolError(f"{self._path}: another process uses it") from None
+            except BaseException:
+                self.close()
+                raise
+
+    def close(self) -> None:
+        """Let others have the folder. A second call does nothing."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def write(
+        self,
+        artifact: Artifact,
+        source: BinaryIO,
+        destination: str,
+        problem: str,
+        created: float,
+        cancelled: Callable[[], bool],
+    ) -> SpoolEntry:
+        """
+        Keep a capture: all of it, or nothing.
+
+        @param source: the capture; it is closed.
+        @param cancelled: whether nobody waits for it any more.
+
+        @raise SpoolError: where it can't be kept.
+        """
+        new = self._in(_NEW + secrets.token_hex(8))
+        name = entry_name(artifact.capture_id, destination, created)
+        with source, self._problems_told():
+            os.mkdir(new, _FOLDER_MODE)
+            try:
+                os.chmod(new, _FOLDER_MODE)  # whatever the umask says
+                size, digest = _write_file(os.path.join(new, _CAPTURE), _chunks(source, cancelled))
+                if size != artifact.content.size:
+                    raise SpoolError(f"{size} bytes could be read, of {artifact.content.size}")
+                entry = make_entry(
+                    artifact, destination, size=size, sha256=digest, created=created, problem=problem
+                )
+                _write_file(os.path.join(new, _MANIFEST), iter([encode_entry(entry)]))
+                _sync_folder(new)
+                os.rename(new, self._in(name))
+            except BaseException:
+                shutil.rmtree(new, ignore_errors=True)
+                raise
+            _sync_folder(self._path)
+            return entry
+
+    def read(self, name: str) -> tuple[SpoolEntry, SpoolFile]:
+        """
+        An entry, every byte of it checked.
+
+        @raise NotWhole: where it is not what was written.
+        @raise SpoolError: where it can't be read.
+        """
+        with self._problems_told():
+            entry = self._entry(name)
+            path = os.path.join(self._in(name), _CAPTURE)
+            digest = hashlib.sha256()
+            with open(path, "rb") as file:
+                while chunk := file.read(_CHUNK_BYTES):
+                    digest.update(chunk)
+            if digest.hexdigest() != entry.sha256:
+                raise NotWhole(f"{path}: its bytes are not those that were written")
+            return entry, SpoolFile(path, entry.size)
+
+    def remove(self, name: str) -> None:
+        """
+        Take an entry away. From the moment that this returns, no restart finds it again.
+
+        @raise SpoolError: where it can't be; it may or may not be there then.
+        """
+        gone = self._in(_GONE + name)
+        with self._problems_told():
+            try:
+                os.rename(self._in(name), gone)
+            except FileNotFoundError:
+                pass  # an earlier call did it, and may not have come to its end
+            _sync_folder(self._path)
+        # The next start does what is left undone here.
+        shutil.rmtree(gone, ignore_errors=True)
+
+    def set_aside(self, name: str) -> Aside:
+        """
+        Put an entry that is not whole into C{broken/}.
+
+        @raise SpoolError: where it can't be.
+        """
+        with self._problems_told():
+            return self._set_aside(name)
+
+    def remove_aside(self, name: str) -> None:
+        """
+        Take away something in C{broken/}.
+
+        @raise SpoolError: where it can't be.
+        """
+        with self._problems_told():
+            shutil.rmtree(os.path.join(self._in(_BROKEN), name))
+
+    def _in(self, name: str) -> str:
+        return os.path.join(self._path, name)
+
+    def _look_through(self) -> Found:
+        entries: list[SpoolEntry] = []
+        set_aside: list[tuple[str, str]] = []
+        unreadable: list[tuple[str, str]] = []
+        for name in sorted(os.listdir(self._path)):
+            if name.startswith(_GONE):
+                shutil.rmtree(self._in(name), ignore_errors=True)
+            elif name.startswith(_NEW):
+                self._set_aside(name)
+                set_aside.append((name, "it was not written to its end"))
+            elif is_entry_name(name):
+                try:
+                    entries.append(self._entry(name))
+                except NotWhole as error:
+                    self._set_aside(name)
+                    set_aside.append((name, str(error)))
+                except OSError as error:
+                    unreadable.append((name, error.strerror or str(error)))
+        broken = self._in(_BROKEN)
+        names = sorted(os.listdir(broken)) if os.path.isdir(broken) else []
+        return Found(
+            entries=tuple(entries),
+            broken=tuple(self._aside(name) for name in names),
+            set_aside=tuple(set_aside),
+            unreadable=tuple(unreadable),
+        )
+
+    def _entry(self, name: str) -> SpoolEntry:
+        """An entry, of which all is checked but the bytes of its capture."""
+        path = os.path.join(self._in(name), _MANIFEST)
+        try:
+            with open(path, "rb") as file:
+                entry = decode_entry(file.read(LONGEST_MANIFEST_BYTES + 1))
+        except SpoolError as error:
+            raise NotWhole(f"{path} {error}") from None
+        except FileNotFoundError:
+            # The folder itself may be gone: then nothing is known of the entry.
+            os.stat(self._in(name))
+            raise NotWhole(f"{path}: is missing") from None
+        if entry.entry_name != name:
+            raise NotWhole(f"{path}: is of another entry, {entry.entry_name}")
+        path = os.path.join(self._in(name), _CAPTURE)
+        try:
+            found = os.stat(path, follow_symlinks=False)
+        except FileNotFoundError:
+            os.stat(self._in(name))
+            raise NotWhole(f"{path}: is missing") from None
+        if not stat.S_ISREG(found.st_mode) or found.st_size != entry.size:
+            raise NotWhole(f"{path}: has {found.st_size} bytes, and {entry.size} were written")
+        return entry
+
+    def _set_aside(self, name: str) -> Aside:
+        broken = self._in(_BROKEN)
+        try:
+            os.mkdir(broken, _FOLDER_MODE)
+        except FileExistsError:
+            pass
+        aside = f"{name.lstrip('.')}.{secrets.token_hex(4)}"
+        os.rename(self._in(name), os.path.join(broken, aside))
+        _sync_folder(self._path)
+        return self._aside(aside)
+
+    def _aside(self, name: str) -> Aside:
+        path = os.path.join(self._in(_BROKEN), name)
+        size = 0
+        for folder, _, files in os.walk(path):
+            size += sum(os.lstat(os.path.join(folder, file)).st_size for file in files)
+        return Aside(name=name, size=size, written=os.lstat(path).st_mtime)
+
+    @contextmanager
+    def _problems_told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            where = error.filename if isinstance(error.filename, str) else self._path
+            raise SpoolError(f"{where}: {error.strerror or error}") from error
+
+
+def _chunks(source: BinaryIO, cancelled: Callable[[], bool]) -> Iterator[bytes]:
+    while chunk := source.read(_CHUNK_BYTES):
+        if cancelled():
+            raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
+        yield chunk
+
+
+def _write_file(path: str, chunks: Iterator[bytes]) -> tuple[int, str]:
+    """Write a file down to the disk: its size, and its SHA-256."""
+    size, digest = 0, hashlib.sha256()
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    target = os.open(path, flags, FILE_MODE)
+    try:
+        os.fchmod(target, FILE_MODE)  # whatever the umask says
+        for chunk in chunks:
+            size += len(chunk)
+            digest.update(chunk)
+            rest = memoryview(chunk)
+            while rest:
+                rest = rest[os.write(target, rest) :]
+        os.fsync(target)
+    finally:
+        os.close(target)
+    return size, digest.hexdigest()
+
+
+def _sync_folder(path: str) -> None:
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -1,0 +1,77 @@
+"""The way to one destination: so many deliveries at once, each within its time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from pcapsvc.core.artifact import Artifact
+from pcapsvc.core.errors import FAULT, DestinationError
+from pcapsvc.core.result import Receipt
+from pcapsvc.interfaces import IDestination
+
+
+class Lane:
+    """
+    One destination, and how it is approached. Whoever waits here waits for others on
+    the way to the same destination, and for no other.
+
+    @param at_once: how many attempts may go on at once, 1 or more.
+    @param timeout_seconds: how long each may take; L{None} is no limit.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        reactor: IReactorTime,
+        destination: IDestination,
+        *,
+        at_once: int,
+        timeout_seconds: float | None,
+    ) -> None:
+        self._reactor = reactor
+        self._destination = destination
+        self._places = DeferredSemaphore(at_once)
+        self._timeout_seconds = timeout_seconds
+        self.name = destination.name
+
+    def attempt(self, artifact: Artifact) -> Deferred[Receipt]:
+        """
+        Try once, when there is a place.
+
+        @return: fires with the receipt; fails with L{DestinationError} and with no other
+            error; on cancel, the attempt ends, and may or may not have arrived.
+        """
+        return Deferred.fromCoroutine(self._attempt(artifact))
+
+    async def _attempt(self, artifact: Artifact) -> Receipt:
+        # Without a place while it waits for the next attempt: those may be minutes.
+        await self._places.acquire()
+        try:
+            stored = self._destination.store(artifact)
+            if self._timeout_seconds is not None:
+                stored.addTimeout(self._timeout_seconds, self._reactor, _timed_out)
+            return await stored
+        except (DestinationError, CancelledError):
+            raise
+        except Exception:  # noqa: BLE001 - one delivery fails, and no other
+            self._log.failure(
+                "{capture_id}: {destination} met a fault",
+                capture_id=artifact.capture_id,
+                destination=self.name,
+            )
+            raise DestinationError(FAULT, retryable=False) from None
+        finally:
+            self._places.release()
+
+
+def _timed_out(result: Any, seconds: float) -> Any:
+    if isinstance(result, Failure):
+        raise DestinationError(f"no end within {seconds:g} s", retryable=True)
+    # It came through just so.
+    return result

@@ -1,0 +1,347 @@
+"""The spool: captures that wait on disk for destinations that could not take them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from twisted.application.service import Service
+from twisted.internet.defer import CancelledError, Deferred, DeferredLock
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from pcapsvc.core.artifact import Artifact
+from pcapsvc.core.errors import SpoolError
+from pcapsvc.core.result import DeliveryFailed
+from pcapsvc.core.spool_entry import SpoolEntry
+from pcapsvc.delivery.folder import Aside, NotWhole, SpoolFolder
+from pcapsvc.interfaces import IReporter, ISpool, RunInThread
+
+#: What an entry takes of the disk beside its capture, in bytes: two folders' blocks and a manifest.
+ENTRY_BYTES = 12 * 1024
+
+
+@dataclass(kw_only=True)
+class Kept:
+    """
+    An entry that is known to be on the disk.
+
+    @ivar size: what it counts for, in bytes.
+    @ivar problem: why it could not be delivered the last time.
+    @ivar attempts: how often that was tried from the spool, by this process.
+    @ivar due: when it is to be tried again, by the reactor's clock.
+    @ivar busy: whether it is being tried.
+    @ivar delivered: whether it was, and only could not be removed.
+    """
+
+    name: str
+    capture_id: str
+    destination: str
+    size: int
+    created: float
+    problem: str
+    attempts: int = 0
+    due: float = 0.0
+    busy: bool = False
+    delivered: bool = False
+
+
+@implementer(ISpool)
+class Spool(Service):
+    """
+    Keeps captures in a folder, within a size and an age. Where there is no room, the
+    oldest ones go; every loss is told as an error.
+
+    A folder that is missing, or that another process uses, is tried again whenever it
+    is needed.
+
+    @param folder: where.
+    @param reporter: hears of captures that are lost.
+    @param max_bytes: what all entries may take of the disk.
+    @param max_age_seconds: how long one is kept.
+    @param retry_seconds: how long one waits, at least, until it is tried first.
+    @param wall_clock: the time in seconds since the Unix epoch.
+    """
+
+    name = "spool"
+    _log = Logger()
+
+    def __init__(
+        self,
+        reactor: IReactorTime,
+        folder: SpoolFolder,
+        run_in_thread: RunInThread,
+        *,
+        reporter: IReporter,
+        max_bytes: int,
+        max_age_seconds: float,
+        retry_seconds: float,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._reactor = reactor
+        self._folder = folder
+        self._run_in_thread = run_in_thread
+        self._reporter = reporter
+        self._max_bytes = max_bytes
+        self._max_age = max_age_seconds
+        self._retry_seconds = retry_seconds
+        self._wall_clock = wall_clock
+        self._one_at_a_time = DeferredLock()
+        self._kept: dict[str, Kept] = {}
+        self._broken: dict[str, Aside] = {}
+        self._told = ""
+
+    @property
+    def entries(self) -> int:
+        """How many captures wait."""
+        return sum(not kept.delivered for kept in self._kept.values())
+
+    @property
+    def size(self) -> int:
+        """What all takes of the disk, in bytes, C{broken/} included."""
+        return sum(kept.size for kept in self._kept.values()) + sum(map(_size_of, self._broken.values()))
+
+    def stopService(self) -> Deferred[None]:
+        """
+        Let others have the folder.
+
+        @return: fires when what was being written is on the disk.
+        """
+        super().stopService()  # type: ignore[no-untyped-call]
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _stop(self) -> None:
+        await self._one_at_a_time.run(self._folder.close)
+
+    def put(
+        self, artifact: Artifact, destination: str, problem: str, asked_seconds: float | None = None
+    ) -> Deferred[None]:
+        """See L{ISpool.put}."""
+        return Deferred.fromCoroutine(self._put(artifact, destination, problem, asked_seconds))
+
+    async def _put(
+        self, artifact: Artifact, destination: str, problem: str, asked_seconds: float | None
+    ) -> None:
+        begun = cancelled = False
+        try:
+            # Before anything is waited for: the content may be let go of meanwhile.
+            source = artifact.content.open()
+        except OSError as error:
+            raise SpoolError(f"it can't be read: {error}") from error
+        try:
+            async with self._the_folder():
+                await self._make_room(artifact.content.size + ENTRY_BYTES)
+                begun = True
+                entry: SpoolEntry = await self._run(
+                    self._folder.write,
+                    artifact,
+                    source,
+                    destination,
+                    problem,
+                    self._wall_clock(),
+                    lambda: cancelled,
+                )
+                kept = self._keep(entry)
+                kept.due = self._reactor.seconds() + max(self._retry_seconds, asked_seconds or 0.0)
+        except CancelledError:
+            # The thread notices, and closes what it reads.
+            cancelled = True
+            if not begun:
+                source.close()
+            raise
+        except BaseException:
+            source.close()
+            raise
+
+    def due(self, destination: str) -> list[Kept]:
+        """The entries that are to be tried now, the oldest first."""
+        now = self._reactor.seconds()
+        found = [
+            kept
+            for kept in self._kept.values()
+            if kept.destination == destination and kept.due <= now and not (kept.busy or kept.delivered)
+        ]
+        return sorted(found, key=lambda kept: kept.name)
+
+    def destinations(self) -> set[str]:
+        """The names of all destinations that captures wait for."""
+        return {kept.destination for kept in self._kept.values() if not kept.delivered}
+
+    def holds(self, kept: Kept) -> bool:
+        """Whether an entry is still here, to be delivered."""
+        return self._kept.get(kept.name) is kept and not kept.delivered
+
+    def read(self, kept: Kept) -> Deferred[Artifact]:
+        """
+        What is to be delivered.
+
+        @return: fires with it; fails with L{SpoolError}. Where it is no longer what was
+            written, it is set aside, and told to be lost.
+        """
+        return Deferred.fromCoroutine(self._read(kept))
+
+    async def _read(self, kept: Kept) -> Artifact:
+        try:
+            entry, content = await self._run(self._folder.read, kept.name)
+        except NotWhole as error:
+            async with self._the_folder():
+                aside = await self._run(self._folder.set_aside, kept.name)
+                self._broken[aside.name] = aside
+                self._forget(kept)
+            self._lost(kept, f"it is broken, and set aside in the spool: {error}")
+            raise
+        artifact: Artifact = entry.artifact(content)
+        return artifact
+
+    def delivered(self, kept: Kept) -> Deferred[None]:
+        """
+        Take note that an entry was delivered.
+
+        @return: fires when no restart will find it again, or when that can't be had for
+            now, which is told.
+        """
+        kept.delivered = True
+        return Deferred.fromCoroutine(self._remove_delivered(kept))
+
+    async def _remove_delivered(self, kept: Kept) -> None:
+        try:
+            # Beside whatever is being written: the sooner it is done, the smaller the chance of a repetition.
+            await self._remove(kept)
+        except SpoolError as error:
+            self._log.error(
+                "{capture_id}: delivered to {destination}, and can't be taken out of the spool; it may be"
+                " delivered again after a restart: {problem}",
+                capture_id=kept.capture_id,
+                destination=kept.destination,
+                problem=str(error),
+            )
+
+    def tidy(self) -> Deferred[None]:
+        """
+        Open the folder, where it isn't, and take away what is too old.
+
+        @return: fires when that is done, or can't be, which is told. Never fails.
+        """
+        return Deferred.fromCoroutine(self._tidy())
+
+    async def _tidy(self) -> None:
+        try:
+            async with self._the_folder():
+                now = self._wall_clock()
+                for kept in list(self._kept.values()):
+                    if kept.delivered:
+                        await self._remove(kept)
+                    elif now - kept.created > self._max_age and not kept.busy:
+                        await self._drop(kept, f"it could not be delivered within {self._max_age:g} s")
+                for aside in list(self._broken.values()):
+                    if now - aside.written > self._max_age:
+                        await self._remove_aside(aside)
+        except SpoolError:
+            pass  # told, where the folder can't be used; else the next round tries again
+
+    async def _make_room(self, size: int) -> None:
+        if size > self._max_bytes:
+            raise SpoolError(f"it takes {size} bytes, and the spool may have {self._max_bytes}")
+        while self.size + size > self._max_bytes:
+            if self._broken:
+                await self._remove_aside(min(self._broken.values(), key=lambda aside: aside.written))
+                continue
+            idle = [kept for kept in self._kept.values() if not kept.busy]
+            if not idle:
+                raise SpoolError("the spool is full of captures that are being delivered now")
+            oldest = min(idle, key=lambda kept: kept.name)
+            if oldest.delivered:
+                await self._remove(oldest)
+            else:
+                await self._drop(oldest, "the spool is full, and newer captures need its place")
+
+    async def _drop(self, kept: Kept, why: str) -> None:
+        await self._remove(kept)
+        self._lost(kept, f"{why}; the last problem was: {kept.problem}")
+
+    def _lost(self, kept: Kept, problem: str) -> None:
+        self._reporter.report(
+            DeliveryFailed(capture_id=kept.capture_id, destination=kept.destination, problem=problem)
+        )
+
+    async def _remove(self, kept: Kept) -> None:
+        await self._run(self._folder.remove, kept.name)
+        self._forget(kept)
+
+    async def _remove_aside(self, aside: Aside) -> None:
+        await self._run(self._folder.remove_aside, aside.name)
+        self._broken.pop(aside.name, None)
+        self._log.warn("broken/{name} is removed from the spool", name=aside.name)
+
+    def _keep(self, entry: SpoolEntry) -> Kept:
+        kept = Kept(
+            name=entry.entry_name,
+            capture_id=entry.capture,
+            destination=entry.destination,
+            size=entry.size + ENTRY_BYTES,
+            created=entry.created,
+            problem=entry.problem,
+        )
+        self._kept[kept.name] = kept
+        return kept
+
+    def _forget(self, kept: Kept) -> None:
+        if self._kept.get(kept.name) is kept:
+            del self._kept[kept.name]
+
+    @asynccontextmanager
+    async def _the_folder(self) -> AsyncIterator[None]:
+        """The folder, open, and for nobody else meanwhile. L{SpoolError} where it can't be had."""
+        await self._one_at_a_time.acquire()
+        try:
+            if not await self._run(self._folder.is_open):
+                await self._open()
+            yield
+        finally:
+            self._one_at_a_time.release()
+
+    async def _open(self) -> None:
+        try:
+            found = await self._run(self._folder.open)
+        except SpoolError as error:
+            if str(error) != self._told:
+                self._told = str(error)
+                self._log.error("the spool can't be used: {problem}", problem=self._told)
+            raise
+        self._told = ""
+        before, self._kept = self._kept, {}
+        for entry in found.entries:
+            # What is known of it already is known still: above all, that it was delivered.
+            known = before.pop(entry.entry_name, None)
+            if known is None:
+                self._keep(entry)
+            else:
+                self._kept[known.name] = known
+        self._broken = {aside.name: aside for aside in found.broken}
+        for kept in before.values():
+            if not (kept.busy or kept.delivered):
+                self._lost(kept, "it is gone from the spool")
+        for name, why in found.set_aside:
+            self._log.error("{name} is set aside in the spool: {why}", name=name, why=why)
+        for name, why in found.unreadable:
+            self._log.error("{name} can't be read in the spool: {why}", name=name, why=why)
+        self._log.info(
+            "the spool holds {entries} captures, {size} bytes", entries=self.entries, size=self.size
+        )
+
+    async def _run(self, function: Callable[..., Any], *args: Any) -> Any:
+        try:
+            return await self._run_in_thread(function, *args)
+        except (SpoolError, CancelledError):
+            raise
+        except Exception as error:
+            # Such as threads that have stopped.
+            raise SpoolError(str(error) or type(error).__name__) from error
+
+
+def _size_of(aside: Aside) -> int:
+    return aside.size + ENTRY_BYTES

@@ -1,0 +1,107 @@
+"""The manifest of a capture in the spool."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any, BinaryIO
+
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.trial import unittest
+
+from pcapsvc.core.artifact import Artifact
+from pcapsvc.core.errors import SpoolError
+from pcapsvc.core.spool_entry import SpoolEntry, decode_entry, encode_entry, is_entry_name, make_entry
+
+
+class NoContent:
+    """No bytes at all."""
+
+    size = 0
+
+    def open(self) -> BinaryIO:
+        return io.BytesIO()
+
+    def close(self) -> None:
+        pass
+
+
+def entry(tags: str = "customer:Zoë", **s3: Any) -> SpoolEntry:
+    """An entry of a capture for S3."""
+    artifact = Artifact(
+        capture_id="f3a9c2d41b07", name="web1-eth0-1-f3a9c2d41b07.pcap", tags=tags, content=NoContent(), s3=s3
+    )
+    return make_entry(artifact, "s3", size=40, sha256="0" * 64, created=1_795_316_400.104, problem="503")
+
+
+class SpoolEntryTests(unittest.SynchronousTestCase):
+    """From an entry to its manifest, and back."""
+
+    def changed(self, **changes: Any) -> bytes:
+        """A manifest with some keys changed, or left out where they are L{None}."""
+        document = {**json.loads(encode_entry(entry())), **changes}
+        return json.dumps({key: value for key, value in document.items() if value is not None}).encode()
+
+    def test_back(self) -> None:
+        """What is read is what was written, and makes the same artifact."""
+        for one in (entry(), entry(bucket="b", encryption=True), entry(tags="")):
+            self.assertEqual(decode_entry(encode_entry(one)), one)
+        artifact = decode_entry(encode_entry(entry(folder="x"))).artifact(NoContent())
+        self.assertEqual(
+            (artifact.capture_id, artifact.name, artifact.tags, artifact.s3),
+            ("f3a9c2d41b07", "web1-eth0-1-f3a9c2d41b07.pcap", "customer:Zoë", {"folder": "x"}),
+        )
+
+    @given(st.text(st.characters(exclude_categories=())))
+    def test_any_tags(self, tags: str) -> None:
+        """Any text can be a tag; what UTF-8 has no bytes for is replaced."""
+        self.assertEqual(
+            decode_entry(encode_entry(entry(tags))).tags, tags.encode("utf-8", "replace").decode("utf-8")
+        )
+
+    def test_name(self) -> None:
+        """An entry's name is sorted by age, and is told from other names."""
+        self.assertEqual(entry().entry_name, "1795316400104-f3a9c2d41b07-s3")
+        self.assertTrue(is_entry_name(entry().entry_name))
+        for name in (".new-1795316400104-a-s3", "lost+found", "lock", "1795316400104-a", "../1-a-s3", ""):
+            self.assertFalse(is_entry_name(name), name)
+
+    def test_readable(self) -> None:
+        """A manifest is JSON of several lines, for people."""
+        manifest = encode_entry(entry())
+        self.assertEqual(json.loads(manifest)["destination"], "s3")
+        self.assertGreater(manifest.count(b"\n"), 10)
+
+    def test_problems(self) -> None:
+        """What is no manifest is refused, in clear words."""
+        for manifest, words in (
+            (b"", "is no JSON"),
+            (encode_entry(entry())[:-5], "is no JSON"),
+            (bytes(500), "is no JSON"),
+            (b"\xff", "is no JSON"),
+            (b"[" * 60_000, "is no JSON"),
+            (b" " * 70_000, "is longer than 65536 bytes"),
+            (b"[]", "is no manifest of ours"),
+            (b"{}", "has the version None, and 1 is the only one known here"),
+            (self.changed(v=2), "has the version 2, and 1 is the only one known here"),
+            (self.changed(tags=None), "missing required field `tags`"),
+            (self.changed(name="../../etc/passwd"), "$.name"),
+            (self.changed(name=".hidden"), "$.name"),
+            (self.changed(capture="a/b"), "$.capture"),
+            (self.changed(size=0), "$.size"),
+            (self.changed(sha256="xyz"), "$.sha256"),
+            (self.changed(created="now"), "$.created"),
+            (self.changed(s3={"bucket": ["b"]}), "$.s3"),
+            (self.changed(s3={"key": "b"}), "says 'key' of S3"),
+        ):
+            error = self.assertRaises(SpoolError, decode_entry, manifest)
+            self.assertIn(words, str(error))
+
+    @given(st.binary(max_size=300))
+    def test_anything(self, manifest: bytes) -> None:
+        """Whatever stands there, it is an entry or the error."""
+        try:
+            decode_entry(manifest)
+        except SpoolError:
+            pass
