@@ -16,6 +16,7 @@ from pcapsvc.core.result import (
     CaptureStarted,
     CaptureStopped,
     DeliveryFailed,
+    DeliveryPostponed,
     Event,
     Receipt,
     RequestRefused,
@@ -128,6 +129,73 @@ class LedgerTests(unittest.SynchronousTestCase):
                 {"destination": "s3", "state": "delivered", "location": "s3://b/k"},
             ],
         )
+
+    def test_retrying(self) -> None:
+        """A delivery that is to be tried again says how often it failed, why, and when the next try is."""
+        state = self.report(
+            started(),
+            CaptureStopped(capture_id="a", recording=recording(capture_id="a")),
+            DeliveryPostponed(
+                capture_id="a", destination="s3", problem="503", attempts=2, next_try=1_700_000_000.5
+            ),
+        )
+        self.assertEqual(state["state"], "delivering")
+        self.assertEqual(
+            state["deliveries"],
+            [
+                {"destination": "local", "state": "pending"},
+                {
+                    "destination": "s3",
+                    "state": "retrying",
+                    "problem": "503",
+                    "attempts": 2,
+                    "next_try": "2023-11-14T22:13:20.500000Z",
+                },
+            ],
+        )
+
+    def test_spooled(self) -> None:
+        """What is spooled is delivered after all was done, and that is known as well; or it is lost."""
+        state = self.report(
+            started(),
+            CaptureStopped(capture_id="a", recording=recording(capture_id="a")),
+            CaptureDelivered(capture_id="a", receipt=Receipt(destination="local", location="/x")),
+            DeliveryFailed(capture_id="a", destination="s3", problem="503", spooled=True),
+            CaptureDone(capture_id="a"),
+        )
+        self.assertEqual(state["state"], "done")
+        deliveries = state["deliveries"]
+        assert isinstance(deliveries, list)
+        self.assertEqual(deliveries[1], {"destination": "s3", "state": "spooled", "problem": "503"})
+        for event, expected in (
+            (
+                DeliveryPostponed(
+                    capture_id="a",
+                    destination="s3",
+                    problem="reset",
+                    attempts=1,
+                    next_try=1_700_000_000.5,
+                    spooled=True,
+                ),
+                {
+                    "state": "spooled",
+                    "problem": "reset",
+                    "attempts": 1,
+                    "next_try": "2023-11-14T22:13:20.500000Z",
+                },
+            ),
+            (
+                DeliveryFailed(capture_id="a", destination="s3", problem="too old"),
+                {"state": "failed", "problem": "too old"},
+            ),
+            (
+                CaptureDelivered(capture_id="a", receipt=Receipt(destination="s3", location="s3://b/k")),
+                {"state": "delivered", "location": "s3://b/k"},
+            ),
+        ):
+            deliveries = self.report(event)["deliveries"]
+            assert isinstance(deliveries, list)
+            self.assertEqual(deliveries[1], {"destination": "s3", **expected})
 
     def test_failed(self) -> None:
         """A failed capture says why, before and after it is done."""

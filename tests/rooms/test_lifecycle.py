@@ -9,7 +9,9 @@ from twisted.application.service import Service
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.task import Clock
 from twisted.trial import unittest
+from zope.interface import implementer
 
+from pcapsvc.interfaces import IHurriable
 from pcapsvc.lifecycle import OrderedServices
 
 
@@ -28,6 +30,12 @@ class _Part(Service):
         super().stopService()
         self._told.append(f"stop {self._label}")
         return self._stop()
+
+
+@implementer(IHurriable)
+class _Hurried(_Part):
+    def hurry(self) -> None:
+        self._told.append(f"hurry {self._label}")
 
 
 class OrderedServicesTests(unittest.SynchronousTestCase):
@@ -92,6 +100,61 @@ class OrderedServicesTests(unittest.SynchronousTestCase):
         self.clock.advance(0.1)
         self.assertEqual(cancelled, ["b", "c"])
         self.assertEqual(self.told[-1], "stop d")
+        self.successResultOf(stopping)
+
+    def test_side_by_side(self) -> None:
+        """The parts of a list stop at once; what comes next waits for all of them."""
+        first: Deferred[None] = Deferred()
+        parts = [
+            [_Part(self.told, "a", lambda: first), _Part(self.told, "b")],
+            _Part(self.told, "c"),
+        ]
+        services = OrderedServices(self.clock, parts, stop_timeout_seconds=10)
+        services.startService()
+        self.assertEqual(self.told, ["start c", "start a", "start b"])
+        self.told.clear()
+        stopping = services.stopService()
+        self.assertEqual(self.told, ["stop a", "stop b"])
+        first.callback(None)
+        self.assertEqual(self.told, ["stop a", "stop b", "stop c"])
+        self.successResultOf(stopping)
+
+    def test_hurried(self) -> None:
+        """When a quarter of the time is left, what can be hurried is, once."""
+        first: Deferred[None] = Deferred()
+        hurried = _Hurried(self.told, "a", lambda: first)
+        parts = [hurried, _Part(self.told, "b")]
+        services = OrderedServices(self.clock, parts, stop_timeout_seconds=10)
+        services.hurry()
+        stopping = services.stopService()
+        self.clock.advance(7.4)
+        self.assertEqual(self.told, ["stop a"])
+        self.clock.advance(0.2)
+        self.assertEqual(self.told, ["stop a", "hurry a"])
+        self.assertNoResult(stopping)
+        first.callback(None)
+        self.assertEqual(self.told[-1], "stop b")
+        self.successResultOf(stopping)
+
+    def test_no_hurry(self) -> None:
+        """What stops in time isn't hurried."""
+        parts = [_Hurried(self.told, "a"), _Part(self.told, "b")]
+        self.successResultOf(OrderedServices(self.clock, parts, stop_timeout_seconds=10).stopService())
+        self.assertEqual(self.told, ["stop a", "stop b"])
+
+    def test_hurry_from_outside(self) -> None:
+        """Somebody may hurry all: then a quarter of the time is all that there is."""
+        first: Deferred[None] = Deferred()
+        parts = [_Hurried(self.told, "a", lambda: first), _Part(self.told, "b")]
+        services = OrderedServices(self.clock, parts, stop_timeout_seconds=10)
+        stopping = services.stopService()
+        self.clock.advance(1)
+        services.hurry()
+        self.assertEqual(self.told, ["stop a", "hurry a"])
+        self.clock.advance(2.4)
+        self.assertNoResult(stopping)
+        self.clock.advance(0.2)
+        self.assertEqual(self.told, ["stop a", "hurry a", "stop b"])
         self.successResultOf(stopping)
 
     def test_cancelled_part_ends_well(self) -> None:

@@ -17,6 +17,7 @@ from pcapsvc.core.result import (
     CaptureStarted,
     CaptureStopped,
     DeliveryFailed,
+    DeliveryPostponed,
     Event,
     Receipt,
     Rejected,
@@ -42,7 +43,7 @@ class LogReporterTests(unittest.SynchronousTestCase):
     def report(self, event: Event) -> list[tuple[LogLevel, str]]:
         """The lines of an event."""
         self.lines.clear()
-        LogReporter().report(event)
+        LogReporter(lambda: 1_700_000_000.0).report(event)
         return list(self.lines)
 
     def stopped(self, counts: PacketCounts | None, packets: int = 3) -> list[tuple[LogLevel, str]]:
@@ -108,6 +109,31 @@ class LogReporterTests(unittest.SynchronousTestCase):
             self.assertTrue(line.startswith("abc: "), line)
             self.assertTrue(line.endswith("no memory"), line)
         self.assertEqual(self.report(CaptureDone(capture_id="abc")), [])
+
+    def test_postponed(self) -> None:
+        """A delivery that is tried again, or spooled, is a warning, with why and when."""
+        for spooled, words in ((False, ""), (True, " from the spool")):
+            event = DeliveryPostponed(
+                capture_id="abc",
+                destination="s3",
+                problem="503",
+                attempts=2,
+                next_try=1_700_000_004.04,
+                spooled=spooled,
+            )
+            self.assertEqual(
+                self.report(event),
+                [
+                    (
+                        LogLevel.warn,
+                        f"abc: attempt 2 to deliver to s3{words} failed, the next is in 4.0 s: 503",
+                    )
+                ],
+            )
+        self.assertEqual(
+            self.report(DeliveryFailed(capture_id="abc", destination="s3", problem="503", spooled=True)),
+            [(LogLevel.warn, "abc: not delivered to s3 yet, and kept in the spool: 503")],
+        )
 
     def test_refused(self) -> None:
         """Each problem of a rejected request is a warning, and so is a lack of room."""

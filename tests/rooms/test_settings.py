@@ -293,6 +293,23 @@ class ProblemsTests(SettingsTestCase):
             problem = self.only_problem(LEAST.replace("[redis]", f"{keys}\n[redis]"))
             self.assertTrue(problem.startswith(expected), problem)
 
+    def test_delivery(self) -> None:
+        """Pauses in order, a spool that has room for any capture, and a folder of its own."""
+        settings = self.load(LEAST + "[delivery]\ntimeout = 0")
+        self.assertEqual((settings.delivery.timeout_seconds, settings.delivery.spool_dir), (None, None))
+        for keys, expected in (
+            ("firstdelay = 9\nmaxdelay = 8", "delivery.firstdelay = 9: must be at most delivery.maxdelay"),
+            ("concurrency = 0", "delivery.concurrency = 0: must be a whole number from 1 to 64"),
+            ("attempts = 0", "delivery.attempts = 0: must be a whole number"),
+            (
+                "spooldir = '/s'\nspoolsize = 100000000",
+                "delivery.spoolsize = 100000000: must be more than general.maxbytes, which is 100000000",
+            ),
+            ("spooldir = '/tmp'", "delivery.spooldir = '/tmp': must be another folder than general.localdir"),
+        ):
+            problem = self.only_problem(f"{LEAST}[delivery]\n{keys}")
+            self.assertTrue(problem.startswith(expected), problem)
+
     def test_defaults_give_way(self) -> None:
         """A default that would contradict a limit which was given goes with the limit."""
         settings = self.load(

@@ -1,0 +1,438 @@
+"""The spool: what is on the disk, and what becomes of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.defer import Deferred, fail
+from twisted.internet.task import Clock
+from twisted.logger import LogLevel, formatEvent, globalLogPublisher
+from twisted.trial import unittest
+from zope.interface.verify import verifyObject
+
+from pcapsvc.core.errors import SpoolError
+from pcapsvc.core.result import DeliveryFailed
+from pcapsvc.delivery.folder import SpoolFolder
+from pcapsvc.delivery.lane import Lane
+from pcapsvc.delivery.redelivery import Redelivery
+from pcapsvc.delivery.spool import ENTRY_BYTES, Spool
+from pcapsvc.interfaces import IHurriable, ISpool
+from pcapsvc.testing import MemoryDestination, MemoryReporter, run_now
+from tests.rooms.contents import MemfdContent, PeakMemory, make_artifact
+
+WALL = 1_700_000_000.0
+DATA = b"some packets"
+DAY = 86400
+
+
+class SpoolCase(unittest.SynchronousTestCase):
+    """A spool in a folder, and a destination."""
+
+    max_bytes = 10 * (ENTRY_BYTES + len(DATA))
+
+    def setUp(self) -> None:
+        """Build it."""
+        self.lines: list[tuple[LogLevel, str]] = []
+        globalLogPublisher.addObserver(self._line)
+        self.addCleanup(globalLogPublisher.removeObserver, self._line)
+        self.path = Path(self.mktemp()).absolute()
+        self.path.mkdir()
+        self.clock = Clock()
+        self.addCleanup(lambda: self.assertEqual(self.clock.getDelayedCalls(), []))
+        self.before = len(os.listdir("/proc/self/fd"))
+        self.reporter = MemoryReporter()
+        self.run_in_thread: Callable[..., Deferred[Any]] = run_now
+        self.one = MemoryDestination("one")
+        self.content = MemfdContent(DATA)
+        self.addCleanup(self.content.close)
+        self.start()
+        self.addCleanup(lambda: self.assertEqual(len(os.listdir("/proc/self/fd")), self.before + 1))
+        self.addCleanup(lambda: self.assertTrue(self.content.all_closed))
+        self.addCleanup(self.stop)
+
+    def _line(self, event: Any) -> None:
+        if event.get("log_namespace", "").startswith("pcapsvc."):
+            self.lines.append((event["log_level"], formatEvent(event)))
+
+    def start(self) -> None:
+        """The spool, as after a start of the daemon."""
+        self.spool = Spool(
+            self.clock,
+            SpoolFolder(str(self.path)),
+            lambda *args: self.run_in_thread(*args),
+            reporter=self.reporter,
+            max_bytes=self.max_bytes,
+            max_age_seconds=DAY,
+            retry_seconds=60,
+            wall_clock=self.wall_clock,
+        )
+        self.spool.startService()
+        self.redelivery = Redelivery(
+            self.clock,
+            self.spool,
+            [Lane(self.clock, self.one, at_once=2, timeout_seconds=300)],
+            interval_seconds=60,
+            reporter=self.reporter,
+            wall_clock=self.wall_clock,
+            chance=lambda: 1.0,
+        )
+
+    def wall_clock(self) -> float:
+        """The time of day."""
+        return WALL + self.clock.seconds()
+
+    def stop(self) -> None:
+        """Stop the spool."""
+        self.successResultOf(self.redelivery.stopService())
+        self.successResultOf(self.spool.stopService())
+
+    def restart(self) -> None:
+        """Stop it, and start it anew."""
+        self.stop()
+        self.start()
+        self.successResultOf(self.spool.tidy())
+
+    def put(self, name: str = "a.pcap", destination: str = "one", **values: Any) -> None:
+        """Spool a capture, whose id is its name's beginning, and let a second pass."""
+        artifact = make_artifact(self.content, name=name, **values)
+        self.successResultOf(self.spool.put(replace_id(artifact, name), destination, "503"))
+        self.clock.advance(1)
+
+    def refused(self, name: str = "a.pcap") -> str:
+        """Spool a capture in vain: why."""
+        putting = self.spool.put(replace_id(make_artifact(self.content, name=name), name), "one", "503")
+        return str(self.failureResultOf(putting, SpoolError).value)
+
+    def names(self) -> list[str]:
+        """What is in the folder, the lock left out."""
+        return sorted(name for name in os.listdir(self.path) if name != "lock")
+
+    def entry(self, number: int = 0) -> Path:
+        """The folder of an entry, by age."""
+        return self.path / [name for name in self.names() if name[0].isdigit()][number]
+
+    def lost(self) -> list[tuple[str, str]]:
+        """The captures that were told to be lost, and why."""
+        return [
+            (event.capture_id, event.problem)
+            for event in self.reporter.events
+            if isinstance(event, DeliveryFailed) and not event.spooled
+        ]
+
+    def events(self, kind: type) -> list[Any]:
+        """The events of a kind."""
+        return [event for event in self.reporter.events if isinstance(event, kind)]
+
+    def errors(self) -> list[str]:
+        """What was logged as an error."""
+        return [line for level, line in self.lines if level >= LogLevel.error]
+
+
+def replace_id(artifact: Any, name: str) -> Any:
+    """The artifact of another capture."""
+    return dataclasses.replace(artifact, capture_id=name.partition(".")[0])
+
+
+class FolderTests(SpoolCase):
+    """What is on the disk."""
+
+    def test_interfaces(self) -> None:
+        """They are what the others ask for."""
+        self.assertTrue(verifyObject(ISpool, self.spool))
+        self.assertTrue(verifyObject(IHurriable, self.redelivery))
+
+    def test_entry(self) -> None:
+        """An entry is a folder of two files, for nobody else to read, with the capture byte for byte."""
+        for umask in (0o000, 0o077, 0o777):
+            before = os.umask(umask)
+            self.addCleanup(os.umask, before)
+            self.put("a.pcap", destination=f"d{umask}", tags="customer:Zoë", bucket="b", encryption=True)
+            os.umask(before)
+        for number in range(3):
+            entry = self.entry(number)
+            self.assertEqual(stat.S_IMODE(entry.stat().st_mode), 0o700)
+            self.assertEqual(sorted(path.name for path in entry.iterdir()), ["capture.pcap", "manifest.json"])
+            for path in entry.iterdir():
+                self.assertEqual(stat.S_IMODE(path.stat().st_mode), 0o600)
+            self.assertEqual((entry / "capture.pcap").read_bytes(), DATA)
+        manifest = json.loads((self.entry() / "manifest.json").read_text())
+        self.assertEqual(
+            {key: manifest[key] for key in ("v", "capture", "destination", "name", "tags", "s3", "size")},
+            {
+                "v": 1,
+                "capture": "a",
+                "destination": "d0",
+                "name": "a.pcap",
+                "tags": "customer:Zoë",
+                "s3": {"bucket": "b", "encryption": True},
+                "size": len(DATA),
+            },
+        )
+        self.assertEqual(self.spool.size, 3 * (len(DATA) + ENTRY_BYTES))
+
+    def test_order_on_the_disk(self) -> None:
+        """Both files and their folder are on the disk before the one rename, and the rename after it."""
+        calls: list[str] = []
+        fsync, rename = os.fsync, os.rename
+
+        def noted_fsync(descriptor: int) -> None:
+            name = os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}"))
+            calls.append(".new" if name.startswith(".new-") else name)
+            fsync(descriptor)
+
+        def noted_rename(old: str, new: str) -> None:
+            calls.append("rename")
+            rename(old, new)
+
+        self.successResultOf(self.spool.tidy())
+        self.patch(os, "fsync", noted_fsync)
+        self.patch(os, "rename", noted_rename)
+        self.put()
+        self.assertEqual(calls, ["capture.pcap", "manifest.json", ".new", "rename", self.path.name])
+        calls.clear()
+        [kept] = self.due()
+        self.successResultOf(self.spool.delivered(kept))
+        self.assertEqual(calls, ["rename", self.path.name])
+        self.assertEqual(self.names(), [])
+
+    def due(self) -> list[Any]:
+        """What is due after a while."""
+        self.clock.advance(60)
+        return self.spool.due("one")
+
+    def test_disk_full(self) -> None:
+        """Where the disk is full, nothing is left of it, and it is told."""
+        self.patch(os, "write", lambda *args: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        self.assertIn("No space left on device", self.refused())
+        self.assertEqual((self.names(), self.spool.size), ([], 0))
+
+    def test_not_synced(self) -> None:
+        """Where it can't be brought to the disk, it is not spooled."""
+        self.successResultOf(self.spool.tidy())
+        self.patch(os, "fsync", lambda *args: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+        self.assertIn("Input/output error", self.refused())
+        self.assertEqual(self.names(), [])
+
+    def test_content_gone(self) -> None:
+        """A content that can't be opened, or is shorter than it says, is not spooled."""
+        content = MemfdContent(DATA)
+        content.size += 1
+        putting = self.spool.put(make_artifact(content), "one", "503")
+        self.assertIn("12 bytes could be read, of 13", str(self.failureResultOf(putting, SpoolError).value))
+        content.open = lambda: (_ for _ in ()).throw(OSError(24, "Too many open files"))  # type: ignore[method-assign]
+        putting = self.spool.put(make_artifact(content), "one", "503")
+        self.failureResultOf(putting, SpoolError)
+        self.assertEqual(self.names(), [])
+        content.close()
+
+    def test_folder_missing(self) -> None:
+        """A folder that is missing is told as an error, once; when it is there, it is used."""
+        self.path.rmdir()
+        for _ in range(3):
+            self.assertIn("No such file or directory", self.refused())
+            self.successResultOf(self.spool.tidy())
+        self.assertEqual(len(self.errors()), 1)
+        self.assertIn("the spool can't be used", self.errors()[0])
+        self.path.mkdir()
+        self.put()
+        self.assertEqual(self.spool.entries, 1)
+
+    def test_folder_replaced(self) -> None:
+        """A folder that goes away takes its captures along, which is told; another in its place is used."""
+        self.put("a.pcap")
+        self.path.rename(self.path.with_name(self.path.name + "-away"))
+        self.assertIn("No such file or directory", self.refused("b.pcap"))
+        self.path.mkdir()
+        self.put("c.pcap")
+        self.assertEqual([capture for capture, _ in self.lost()], ["a"])
+        self.assertEqual(self.spool.entries, 1)
+
+    def test_used_by_another(self) -> None:
+        """Two processes never use one folder: what one writes now isn't half-written for the other."""
+        self.put()
+        other = SpoolFolder(str(self.path))
+        error = self.assertRaises(SpoolError, other.open)
+        self.assertIn("another process uses it", str(error))
+        self.stop()
+        self.assertEqual(len(other.open().entries), 1)
+        self.assertIn("another process uses it", self.refused("b.pcap"))
+        other.close()
+
+    def test_cancelled(self) -> None:
+        """A capture that is given up while it waits for the disk leaves nothing open."""
+        waiting: list[tuple[Deferred[Any], Any]] = []
+
+        def later(*call: Any) -> Deferred[Any]:
+            waiting.append((Deferred(), call))
+            return waiting[-1][0]
+
+        self.successResultOf(self.spool.tidy())
+        self.run_in_thread = later
+        first = self.spool.put(make_artifact(self.content), "one", "503")
+        second = self.spool.put(make_artifact(self.content), "two", "503")
+        second.cancel()
+        self.failureResultOf(second)
+        waiting.pop()[0].callback(True)
+        [(_, (write, *args))] = waiting
+        first.cancel()
+        self.failureResultOf(first)
+        self.assertRaises(SpoolError, write, *args)
+        self.assertEqual(self.names(), [])
+        self.run_in_thread = run_now
+
+    def test_threads_stopped(self) -> None:
+        """Where there is no thread any more, nothing stays open."""
+        self.run_in_thread = lambda *args: fail(RuntimeError("the threads are not running"))
+        self.assertIn("the threads are not running", self.refused())
+
+    def test_memory(self) -> None:
+        """60 MB are spooled, checked and read without holding them."""
+        self.spool._max_bytes = 10**9
+        large = MemfdContent(zeros=60_000_000)
+        self.addCleanup(large.close)
+        with PeakMemory() as memory:
+            self.successResultOf(self.spool.put(make_artifact(large, name="l.pcap"), "one", "503"))
+            self.clock.advance(60)
+            [kept] = self.spool.due("one")
+            artifact = self.successResultOf(self.spool.read(kept))
+        self.assertLess(memory.grown_bytes, 4_000_000)
+        self.assertEqual(artifact.content.size, 60_000_000)
+
+
+class RestartTests(SpoolCase):
+    """What a start finds."""
+
+    def test_all_of_it(self) -> None:
+        """What was spooled is there after a restart, the oldest first, and due at once."""
+        for name in ("c.pcap", "a.pcap", "b.pcap"):
+            self.put(name, tags="x")
+        size = self.spool.size
+        self.restart()
+        self.assertEqual([kept.capture_id for kept in self.spool.due("one")], ["c", "a", "b"])
+        self.assertEqual(self.spool.size, size)
+        artifact = self.successResultOf(self.spool.read(self.spool.due("one")[1]))
+        self.assertEqual((artifact.name, artifact.tags, artifact.capture_id), ("a.pcap", "x", "a"))
+        with artifact.content.open() as file:
+            self.assertEqual(file.read(), DATA)
+
+    def test_never_whole(self) -> None:
+        """What is not whole is set aside, told, and never delivered; what is, is."""
+        harms: list[Callable[[Path], object]] = [
+            lambda entry: (entry / "manifest.json").unlink(),
+            lambda entry: (entry / "manifest.json").write_bytes(b""),
+            lambda entry: (entry / "manifest.json").write_bytes(bytes(300)),
+            lambda entry: (entry / "manifest.json").write_text('{"v": 2}'),
+            lambda entry: (entry / "capture.pcap").unlink(),
+            lambda entry: (entry / "capture.pcap").write_bytes(DATA[:-1]),
+            lambda entry: (entry / "capture.pcap").write_bytes(DATA + b"x"),
+            lambda entry: entry.rename(entry.with_name(entry.name.replace("-h-", "-x-"))),
+        ]
+        names = ["whole", *"abcdefgh"]
+        for name in names:
+            self.put(f"{name}.pcap")
+        self.stop()
+        entries = [self.entry(number) for number in range(len(names))]
+        for harm, entry in zip(harms, entries[1:], strict=True):
+            harm(entry)
+        (self.path / ".new-0123456789abcdef").mkdir()
+        (self.path / ".new-0123456789abcdef" / "capture.pcap").write_bytes(DATA)
+        (self.path / ".gone-1700000000000-z-one").mkdir()
+        (self.path / ".gone-1700000000000-z-one" / "capture.pcap").write_bytes(DATA)
+        (self.path / "lost+found").mkdir()
+        self.start()
+        self.successResultOf(self.spool.tidy())
+        self.assertEqual([kept.capture_id for kept in self.spool.due("one")], ["whole"])
+        self.assertEqual(len(os.listdir(self.path / "broken")), len(harms) + 1)
+        self.assertEqual(len(self.errors()), len(harms) + 1)
+        self.assertEqual(self.names()[1:], ["broken", "lost+found"])
+        self.restart()
+        self.assertEqual(len(os.listdir(self.path / "broken")), len(harms) + 1)
+        self.assertGreater(self.spool.size, (len(harms) + 1) * ENTRY_BYTES)
+
+    def test_rotten(self) -> None:
+        """Bytes that changed on the disk are noticed before they are delivered."""
+        self.put()
+        (self.entry() / "capture.pcap").write_bytes(b"xxxx packets")
+        self.restart()
+        [kept] = self.spool.due("one")
+        self.failureResultOf(self.spool.read(kept), SpoolError)
+        self.assertEqual([capture for capture, _ in self.lost()], ["a"])
+        self.assertEqual(len(os.listdir(self.path / "broken")), 1)
+        self.assertEqual(self.spool.entries, 0)
+
+    def test_broken_ones_go(self) -> None:
+        """What is broken is kept as long as anything else, and gives way first."""
+        self.put("a.pcap")
+        self.stop()
+        (self.entry() / "manifest.json").unlink()
+        os.utime(self.entry(), (WALL, WALL))
+        self.start()
+        self.successResultOf(self.spool.tidy())
+        for number in range(10):
+            self.put(f"b{number}.pcap")
+        self.assertEqual((os.listdir(self.path / "broken"), self.lost()), ([], []))
+
+    def test_broken_ones_age(self) -> None:
+        """After the longest age, they go as well."""
+        (self.path / ".new-0123456789abcdef").mkdir()
+        os.utime(self.path / ".new-0123456789abcdef", (WALL, WALL))
+        self.restart()
+        self.assertEqual(len(os.listdir(self.path / "broken")), 1)
+        self.clock.advance(DAY + 1)
+        self.successResultOf(self.spool.tidy())
+        self.assertEqual(os.listdir(self.path / "broken"), [])
+
+
+class BoundsTests(SpoolCase):
+    """No more than so much, and no longer than so long."""
+
+    def test_size(self) -> None:
+        """Over the size, the oldest go, and each is told; what is being delivered stays."""
+        for number in range(10):
+            self.put(f"{number}.pcap")
+        self.assertEqual(self.lost(), [])
+        self.clock.advance(60)
+        self.spool.due("one")[0].busy = True
+        self.put("x.pcap")
+        self.put("y.pcap")
+        self.assertEqual([capture for capture, _ in self.lost()], ["1", "2"])
+        self.assertIn("the spool is full", self.lost()[0][1])
+        self.assertIn("the last problem was: 503", self.lost()[0][1])
+        self.assertLessEqual(self.spool.size, self.max_bytes)
+        self.assertEqual(len(self.names()), 10)
+
+    def test_too_large(self) -> None:
+        """What is larger than all of it pushes nothing out."""
+        self.put()
+        self.spool._max_bytes = ENTRY_BYTES
+        self.assertIn("the spool may have", self.refused("b.pcap"))
+        self.assertEqual(self.spool.entries, 1)
+
+    def test_all_busy(self) -> None:
+        """Where everything is being delivered, a new capture has no place."""
+        for number in range(10):
+            self.put(f"{number}.pcap")
+        self.clock.advance(60)
+        for kept in self.spool.due("one"):
+            kept.busy = True
+        self.assertIn("being delivered now", self.refused("x.pcap"))
+
+    def test_age(self) -> None:
+        """After the longest age a capture is lost, and told to be, after a restart as before."""
+        self.put("a.pcap")
+        self.clock.advance(DAY - 10)
+        self.put("b.pcap")
+        self.successResultOf(self.spool.tidy())
+        self.assertEqual(self.lost(), [])
+        self.clock.advance(20)
+        self.restart()
+        [(capture, why)] = self.lost()
+        self.assertEqual(capture, "a")
+        self.assertIn("could not be delivered within 86400 s; the last problem was: 503", why)
+        self.assertEqual(len(self.names()), 1)
