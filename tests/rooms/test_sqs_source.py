@@ -22,6 +22,7 @@ from pcapsvc.sources.sqs import (
     RELEASE_MOST_SECONDS,
     RELEASE_ROUNDS,
     SETTLE_PAUSES_SECONDS,
+    STAND_BACK_SECONDS,
     SQSSource,
 )
 from pcapsvc.sources.sqs.queue import whereabouts
@@ -159,6 +160,8 @@ class SQSTestCase(unittest.SynchronousTestCase):
         self.thread.step()
         if messages:
             self.thread.step()
+            if not self.thread.work and isinstance(self.sink.verdict, NotForThisNode):
+                self.clock.advance(2 * STAND_BACK_SECONDS[1])
 
     def fail(self, *problems: Exception) -> None:  # type: ignore[override]
         """Let polls fail, each after the pause that follows the one before."""
@@ -235,6 +238,32 @@ class VerdictTests(SQSTestCase):
         ):
             self.verdict(NotForThisNode(), received=rounds * RELEASE_ROUNDS)
             self.assertEqual(({"receipt of a": seconds}), self.client.hidden[-1])
+
+    def test_standing_back(self) -> None:
+        """Others come first with what is for them: for longer, the longer it goes round, within a bound."""
+        self.sink.verdict = NotForThisNode()
+        each, longest = STAND_BACK_SECONDS
+        for self.chance, received, seconds in (
+            (0.5, 1, each),
+            (0.0, 4, 2 * each),
+            (0.999, 4, 6 * each),
+            (0.5, 1000, longest),
+        ):
+            old = message("old", received=10 * received)
+            self.client.messages.append([message("a", received=received), old])
+            self.thread.step()
+            self.thread.step()
+            self.clock.advance(0.99 * seconds)
+            self.assertEqual([], self.thread.work)
+            self.clock.advance(0.02 * seconds)
+            self.assertEqual(1, len(self.thread.work))
+
+    def test_not_standing_back(self) -> None:
+        """Where one was for this node, more may be."""
+        verdicts = [Accepted(captures=()), NotForThisNode()]
+        self.sink.submit = lambda source, body, sent_at=None: verdicts.pop(0)  # type: ignore[method-assign]
+        self.poll(message("a"), message("b"))
+        self.assertEqual(1, len(self.thread.work))
 
     def test_many(self) -> None:
         """Those of one poll are settled with one call for each kind."""

@@ -41,6 +41,11 @@ ANSWER_SECONDS = 10.0
 RELEASE_ROUNDS = 50
 RELEASE_MOST_SECONDS = 60
 
+#: For how long a node that was given nothing but messages for others doesn't poll, for each time that they
+#: were received, and at most: half as long to one and a half times, by chance. The others come first
+#: meanwhile, where a queue would give a message back to the same few who wait again and again.
+STAND_BACK_SECONDS = (0.03, 1.0)
+
 #: From how long to how long a message stays hidden for which there was no room.
 BUSY_SECONDS = (5, 15)
 
@@ -215,8 +220,10 @@ class SQSSource(service.Service):
         if messages:
             self._empty_polls = 0
             self._settles = False
-            await self._settle(queue, [self._judge(message) for message in messages])
+            steps = [self._judge(message) for message in messages]
+            await self._settle(queue, steps)
             self._settles = True
+            await self._stand_back(steps)
         if self._settles:
             self._outage.over("listening")
         if not messages:
@@ -227,9 +234,20 @@ class SQSSource(service.Service):
         """Pause, where the server says at once, and not for the first time, that there is nothing."""
         self._empty_polls += 1
         left = self._polled_at + IDLE_SECONDS - self._reactor.seconds()
-        if left <= 0 or self._empty_polls == 1:
+        if left > 0 and self._empty_polls > 1:
+            await self._wait(left)
+
+    async def _stand_back(self, steps: list[Step]) -> None:
+        """Pause, where all was for other nodes: one of them is to have it next."""
+        if all(step.elsewhere for step in steps):
+            each, longest = STAND_BACK_SECONDS
+            seconds = each * min(step.message.received_times for step in steps)
+            await self._wait(min(longest, seconds) * (0.5 + self._chance()))
+
+    async def _wait(self, seconds: float) -> None:
+        if self._queue is None:
             return
-        self._pause = task.deferLater(self._reactor, left)
+        self._pause = task.deferLater(self._reactor, seconds)
         try:
             await self._pause
         except defer.CancelledError:
@@ -260,7 +278,7 @@ class SQSSource(service.Service):
             if self._deletes_unmatched:
                 return Step(message=message, hide_seconds=None)
             longest = min(RELEASE_MOST_SECONDS, 1 + message.received_times / RELEASE_ROUNDS)
-            return Step(message=message, hide_seconds=int(self._chance() * longest))
+            return Step(message=message, hide_seconds=int(self._chance() * longest), elsewhere=True)
         low, high = self._busy_seconds
         return Step(message=message, hide_seconds=min(high, low + int(self._chance() * (high - low + 1))))
 

@@ -52,10 +52,12 @@ class Step:
     What is to become of a message.
 
     @ivar hide_seconds: how long it stays hidden before it is back in the queue; L{None} deletes it.
+    @ivar elsewhere: whether it goes back for another node to take.
     """
 
     message: Message
     hide_seconds: int | None
+    elsewhere: bool = False
 
 
 class Queue:
