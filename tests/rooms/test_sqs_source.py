@@ -221,7 +221,7 @@ class VerdictTests(SQSTestCase):
 
     def test_not_for_this_node(self) -> None:
         """One for another node goes back at once, and by chance in a second."""
-        for self.chance, seconds in ((0.0, 0), (0.5, 0), (0.97, 0), (0.99, 1)):
+        for self.chance, seconds in ((0.0, 0), (0.5, 0), (0.99, 0), (0.999, 1)):
             self.verdict(NotForThisNode())
             self.assertEqual(({"receipt of a": seconds}), self.client.hidden[-1])
         self.assertEqual([], self.client.deleted)

@@ -38,13 +38,13 @@ ANSWER_SECONDS = 10.0
 #: seconds. So it is 0 as a rule while few have seen it, as the right node finds it by being asked, not by
 #: waiting: with three nodes, from 0 or 1 s on, it took four times as long, and as many receptions. For a
 #: node that never comes, it goes round more and more slowly.
-RELEASE_ROUNDS = 50
+RELEASE_ROUNDS = 200
 RELEASE_MOST_SECONDS = 60
 
 #: For how long a node that was given nothing but messages for others doesn't poll, for each time that they
 #: were received, and at most: half as long to one and a half times, by chance. The others come first
 #: meanwhile, where a queue would give a message back to the same few who wait again and again.
-STAND_BACK_SECONDS = (0.03, 1.0)
+STAND_BACK_SECONDS = (0.03, 2.0)
 
 #: From how long to how long a message stays hidden for which there was no room.
 BUSY_SECONDS = (5, 15)
