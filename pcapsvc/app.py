@@ -32,6 +32,7 @@ from pcapsvc.reports.everyone import Everyone
 from pcapsvc.reports.ledger import Ledger
 from pcapsvc.reports.log import LogReporter
 from pcapsvc.settings import Kafka, Secret, Settings
+from pcapsvc.signals import Signals
 from pcapsvc.sources.http import HTTPSource, http_endpoint
 from pcapsvc.sources.kafka import KafkaSecurity, KafkaSource
 from pcapsvc.sources.redis import RedisSource
@@ -98,12 +99,14 @@ def build(
     )
     sources = _sources(settings, reactor, pipeline, ledger)
     log = [] if settings.syslog is None else [SyslogService(settings.syslog.priority, settings.syslog.tag)]
-    return OrderedServices(
+    signals = Signals(reactor, hurry=lambda: services.hurry())
+    services = OrderedServices(
         reactor,
         # What waits in the spool must begin no new attempt while captures have their last.
-        [*sources, [pipeline, *redelivery], delivery, *spool, packets, pools, *log],
+        [*sources, [pipeline, *redelivery], delivery, *spool, packets, pools, *log, signals],
         stop_timeout_seconds=settings.general.stop_timeout_seconds,
     )
+    return services
 
 
 def _node(settings: Settings) -> NodeView:

@@ -257,13 +257,14 @@ class MainJobTests(SynchronousTestCase):
         self.assertIn("2 captures are running", answer["error"])
 
     def test_stop_keeps_what_there_is(self) -> None:
-        """At SIGTERM a running capture ends with what it has, and is delivered before the daemon ends."""
+        """At SIGTERM a running capture ends with what it has, and is delivered; the exit status is 0."""
         daemon = self.daemon()
         capture = daemon.capture(interface=[self.wire.interface], timeout=60)
         self.wire.send([udp_frame(number) for number in range(10)])
         time.sleep(0.1)
         daemon.signal(signal.SIGTERM)
-        daemon.wait()
+        daemon.signal(signal.SIGHUP)
+        self.assertEqual(daemon.wait(), 0)
         self.assertIn(f"{capture}: stopped by shutdown: 10 packets", daemon.log)
         self.assertEqual(len(read_packets(daemon.file_of(capture))), 10)
 
