@@ -89,7 +89,7 @@ class Connection:
     block there for some seconds at most.
 
     @param servers: where to ask first, each C{HOST:PORT}.
-    @param metadata_seconds: see L{METADATA_SECONDS}; likewise C{request_seconds}.
+    @param metadata_seconds: see L{METADATA_SECONDS}; likewise the others.
     """
 
     def __init__(
@@ -102,6 +102,7 @@ class Connection:
         security: KafkaSecurity,
         metadata_seconds: float = METADATA_SECONDS,
         request_seconds: float = REQUEST_SECONDS,
+        bootstrap_seconds: float = BOOTSTRAP_SECONDS,
     ) -> None:
         self._servers = tuple(servers)
         self._topic = topic
@@ -110,6 +111,7 @@ class Connection:
         self._security = security
         self._metadata_seconds = metadata_seconds
         self._request_seconds = request_seconds
+        self._bootstrap_seconds = bootstrap_seconds
         self._lock = Lock()
         self._is_aborted = False
         self._client: Any = None
@@ -264,7 +266,7 @@ class Connection:
             # What was heard before is told by its offset and its time.
             "auto_offset_reset": "earliest",
             "enable_auto_commit": False,
-            "bootstrap_timeout_ms": _ms(BOOTSTRAP_SECONDS),
+            "bootstrap_timeout_ms": _ms(self._bootstrap_seconds),
             "request_timeout_ms": _ms(self._request_seconds),
             "metadata_max_age_ms": _ms(self._metadata_seconds),
             "session_timeout_ms": _ms(SESSION_SECONDS),
@@ -375,8 +377,8 @@ def _reach_any(servers: Sequence[str], context: ssl.SSLContext | None) -> None:
                     context.wrap_socket(plain, server_hostname=host).close()
             return
         except ssl.SSLError as problem:
-            words = getattr(problem, "verify_message", "") or problem.reason or "the connection was cut"
-            reason = f"{server} can't be connected to: TLS failed: {words}"
+            words = getattr(problem, "verify_message", None) or getattr(problem, "reason", None)
+            reason = f"{server} can't be connected to: TLS failed: {words or 'the connection was cut'}"
         except (OSError, UnicodeError) as problem:
             reason = f"{server} can't be connected to: {getattr(problem, 'strerror', None) or problem}"
     raise Unreachable(reason)
