@@ -75,7 +75,7 @@ def descriptors() -> int:
 class SQSTestCase(unittest.TestCase):
     """A queue server that runs, and sources of a test."""
 
-    timeout = 60
+    timeout = 150
 
     def setUp(self) -> None:
         self.events: list[str] = []
@@ -300,21 +300,30 @@ class OutageTests(SQSTestCase):
     """The server is not there, says nothing, or refuses."""
 
     async def test_killed(self) -> None:
-        """Killed and back in the middle of it: nothing is lost, or done twice; both are told once."""
+        """
+        Killed and back in the middle of 1,000 requests, of which a part comes twice: each is done
+        once, and the outage and its end are told once.
+        """
         url = self.start(own=True)
         sink = NodeSink("node-1")
-        await self.send(url, *(request(number, "node-1") for number in range(200)))
+        proxy = ForgetfulProxy(self.server.endpoint, every=4)
+        proxy.start()
+        self.addCleanup(proxy.stop)
+        await self.send(url, *(request(number, "node-1") for number in range(700)))
         await task.deferLater(reactor, WRITTEN_SECONDS)
-        self.listen(url, sink, hidden_seconds=2)
-        await self.until(lambda: len(sink.taken) > 50)
+        self.listen(url, sink, endpoint=proxy.endpoint, hidden_seconds=2)
+        await self.until(lambda: len(sink.taken) > 100)
         await threads.deferToThread(self.server.kill)
+        taken = len(sink.taken)
         await self.told("trying until it works")
         await task.deferLater(reactor, 1.0)
         await threads.deferToThread(self.server.restart)
-        await self.send(url, *(request(number, "node-1") for number in range(200, 300)))
-        await self.until(lambda: len(sink.taken) >= 300)
+        await self.send(url, *(request(number, "node-1") for number in range(700, 1000)))
+        await self.until(lambda: len(sink.taken) >= 1000)
         await self.emptied(url)
-        self.assertEqual([*range(300)], sorted(sink.taken))
+        self.assertLess(taken, 700)
+        self.assertEqual([*range(1000)], sorted(sink.taken))
+        self.assertEqual(250, proxy.forgotten)
         told = [event for event in self.events if "came again" not in event]
         self.assertEqual(["info", "warn", "info"], [event.split(":")[0] for event in told])
 
