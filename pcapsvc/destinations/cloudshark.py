@@ -31,7 +31,6 @@ from twisted.internet.ssl import (
     trustRootFromCertificates,
 )
 from twisted.internet.task import Cooperator
-from twisted.logger import Logger
 from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from twisted.python.failure import Failure
 from twisted.web.client import Agent, FileBodyProducer, ResponseDone
@@ -81,7 +80,6 @@ class CloudShark:
     """
 
     name = "cloudshark"
-    _log = Logger()
 
     def __init__(
         self,
@@ -129,14 +127,7 @@ class CloudShark:
                 raise CancelledError() from None
             words, retryable = self._told(cause)
             raise DestinationError(f"{self._base}: {words}", retryable=retryable) from None
-        location = self._judged(answer)
-        self._log.info(
-            "capture {capture_id}: uploaded to CloudShark as {cloudshark_id}: {location}",
-            capture_id=artifact.capture_id,
-            cloudshark_id=location.rpartition("/")[2],
-            location=location,
-        )
-        return Receipt(destination=self.name, location=location)
+        return Receipt(destination=self.name, location=self._judged(answer))
 
     async def _upload(self, artifact: Artifact) -> _Answer:
         """One request."""

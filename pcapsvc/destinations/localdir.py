@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import BinaryIO
 
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.logger import Logger
 from zope.interface import implementer
 
 from pcapsvc.core.artifact import Artifact
@@ -58,7 +57,6 @@ class LocalDirectory:
     """
 
     name = "local"
-    _log = Logger()
 
     def __init__(self, directory: str, run_in_thread: RunInThread) -> None:
         self._directory = directory
@@ -93,7 +91,6 @@ class LocalDirectory:
         except Exception as error:
             # Such as threads that have stopped.
             raise DestinationError(f"{path}: {error}", retryable=True) from error
-        self._log.info("capture {capture_id}: stored as {path}", capture_id=artifact.capture_id, path=path)
         return Receipt(destination=self.name, location=path)
 
 

@@ -11,7 +11,6 @@ from typing import Any, BinaryIO
 from urllib.parse import quote
 
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.logger import Logger
 from zope.interface import implementer
 
 from pcapsvc.core.artifact import Artifact
@@ -103,7 +102,6 @@ class S3:
     """
 
     name = "s3"
-    _log = Logger()
 
     def __init__(
         self,
@@ -160,9 +158,6 @@ class S3:
         except Exception as error:
             # No memory, no descriptor, or threads that have stopped.
             raise DestinationError(f"{location}: {error}", retryable=True) from error
-        self._log.info(
-            "capture {capture_id}: stored as {location}", capture_id=artifact.capture_id, location=location
-        )
         return Receipt(destination=self.name, location=location)
 
     def _target(self, artifact: Artifact) -> _Target:

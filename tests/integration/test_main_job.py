@@ -116,6 +116,11 @@ class MainJobTests(SynchronousTestCase):
             {(one["destination"], one["state"]) for one in state["deliveries"]},
             {("local", "delivered"), ("cloudshark", "delivered"), ("s3", "delivered")},
         )
+        for one in state["deliveries"]:
+            # In one line, once.
+            told = [line for line in daemon.log.splitlines() if one["location"] in line]
+            self.assertEqual(len(told), 1, told)
+            self.assertIn(f"{capture}: delivered to {one['destination']}: {one['location']}", told[0])
         path = daemon.file_of(capture)
         data = path.read_bytes()
         self.assertEqual(stat.S_IMODE(path.stat().st_mode), 0o640)

@@ -110,6 +110,15 @@ class LogReporterTests(unittest.SynchronousTestCase):
             self.assertTrue(line.endswith("no memory"), line)
         self.assertEqual(self.report(CaptureDone(capture_id="abc")), [])
 
+    def test_delivered_to_cloudshark(self) -> None:
+        """What arrived at CloudShark is told by its link, which ends in the id that CloudShark gave it."""
+        link = "https://shark.example/captures/f00"
+        event = CaptureDelivered(capture_id="abc", receipt=Receipt(destination="cloudshark", location=link))
+        self.assertEqual(
+            self.report(event),
+            [(LogLevel.info, "abc: delivered to cloudshark: https://shark.example/captures/f00")],
+        )
+
     def test_postponed(self) -> None:
         """A delivery that is tried again, or spooled, is a warning, with why and when."""
         for spooled, words in ((False, ""), (True, " from the spool")):
