@@ -268,6 +268,11 @@ def _is_plain_host(host: bytes) -> bool:
     return True
 
 
+def _shown(word: bytes) -> str:
+    """A word of a request, for the log: ASCII, and the rest of it escaped."""
+    return word.decode("latin-1").encode("unicode_escape").decode("ascii")
+
+
 def _body(content: Mapping[str, Any]) -> bytes:
     return json.dumps(content, allow_nan=False).encode() + b"\n"
 
@@ -315,7 +320,9 @@ class _Request(http.Request):
                 answer = refusal
             body = _body(answer.content)
         except Exception:  # noqa: BLE001 - whatever it is, the client is to hear of it
-            self._log.failure("HTTP: {method} {path} failed", method=self.method, path=self.path)
+            self._log.failure(
+                "HTTP: {method} {path} failed", method=_shown(self.method), path=_shown(self.path)
+            )
             answer = _error(500, "this node failed; its log says why")
             body = _body(answer.content)
         self.setResponseCode(answer.code)
@@ -437,9 +444,10 @@ class _Factory(http.HTTPFactory):
         """Nothing, likewise."""
 
     def log(self, request: http.Request) -> None:
-        self._log.debug(
-            "HTTP: {method} {path} → {code}", method=request.method, path=request.path, code=request.code
-        )
+        """
+        Nothing: twistd prints what is logged at any level, and clients that ask for the
+        state of a capture do so again and again. What became of a request is told by reporters.
+        """
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
         if not self._is_open:

@@ -10,7 +10,7 @@ from twisted.internet.address import IPv4Address
 from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
 from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactor, StringTransport
-from twisted.logger import LogLevel, globalLogPublisher
+from twisted.logger import LogLevel, formatEvent, globalLogPublisher
 from twisted.python.failure import Failure
 from twisted.trial import unittest
 from zope.interface import implementer
@@ -104,9 +104,7 @@ class Response:
         head, _, rest = raw.partition(b"\r\n\r\n")
         status, *lines = head.decode().split("\r\n")
         self.code = int(status.split(" ")[1])
-        self.headers = {
-            name.lower(): value for name, value in (line.split(": ", 1) for line in lines)
-        }
+        self.headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
         length = int(self.headers["content-length"]) if has_body else 0
         self.rest = rest[length:]
         self.content = json.loads(rest[:length]) if has_body else None
@@ -259,6 +257,17 @@ class PostTests(HTTPTestCase):
         self.assertEqual(response.code, 500)
         self.assertNotIn("secret", str(response.content))
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        [failed] = [formatEvent(event) for event in self.events if event["log_level"] >= LogLevel.warn]
+        self.assertEqual(failed, "HTTP: POST /captures failed")
+
+    def test_nothing_logged(self) -> None:
+        """Requests that are answered, in whatever way, are no lines of the log: twistd would print them."""
+        self.events.clear()
+        self.assertEqual(self.ask("POST", "/captures", b"{}").code, 202)
+        self.assertEqual(self.ask("GET", "/captures/abc1").code, 200)
+        self.assertEqual(self.ask("GET", "/captures/nosuch").code, 404)
+        self.assertEqual(self.ask("DELETE", "/captures").code, 405)
+        self.assertEqual([formatEvent(event) for event in self.events], [])
 
     def test_continue(self) -> None:
         """A client that waits to be told so is told to go on."""
