@@ -64,11 +64,13 @@ class Outage:
     Tells of an outage once for each kind of problem in it, and of its end.
 
     @param who: what a line of the log begins with: C{Kafka a.example:9092}.
+    @param each_change: tell a problem again that comes back after another.
     """
 
-    def __init__(self, log: Logger, who: str) -> None:
+    def __init__(self, log: Logger, who: str, *, each_change: bool = False) -> None:
         self._log = log
         self._who = who
+        self._each_change = each_change
         self._told: set[str] = set()
         self._works = False
 
@@ -81,6 +83,8 @@ class Outage:
         """
         self._works = False
         if kind not in self._told:
+            if self._each_change:
+                self._told.clear()
             self._told.add(kind)
             self._log.warn("{who}: {problem}; trying until it works", who=self._who, problem=problem)
 

@@ -26,6 +26,7 @@ from txredisapi import ResponseError, SubscriberProtocol
 
 from pcapsvc.core.errors import Problem, SettingsError
 from pcapsvc.interfaces import IRequestSink
+from pcapsvc.sources.polling import RETRY_SECONDS, Backoff, Outage
 
 #: How often a server that is silent is asked whether it is there.
 CHECK_SECONDS = 10.0
@@ -35,9 +36,6 @@ ANSWER_SECONDS = 5.0
 
 #: How much later it is judged, so that what has arrived meanwhile is read.
 GRACE_SECONDS = 0.1
-
-#: How long to wait before connecting again: at first, and at most. Each is cut by up to half, by chance.
-RETRY_SECONDS = (0.5, 10.0)
 
 #: How long a connection has to say goodbye.
 CLOSE_SECONDS = 1.0
@@ -87,7 +85,8 @@ class RedisSource(service.Service):
         @param username: of an ACL user; L{None} is the default user.
         @param check_seconds: see L{CHECK_SECONDS}; likewise the others.
         @param make_endpoint: what to connect to, in place of C{host} and C{port}.
-        @param chance: gives a number from 0 to 1.
+        @param retry_seconds: how long to wait before connecting again: at first, and at most.
+        @param chance: see L{Backoff}.
         """
         self._reactor = reactor
         self._sink = sink
@@ -100,7 +99,7 @@ class RedisSource(service.Service):
         self._retry_seconds = retry_seconds
         self._make_endpoint = make_endpoint or (lambda: _endpoint(reactor, host, port, tls, ca_file))
         self._chance = chance
-        self._told: str | None = None
+        self._outage = self._no_outage()
         self._work: defer.Deferred[None] | None = None
 
     def startService(self) -> None:
@@ -111,7 +110,7 @@ class RedisSource(service.Service):
         """
         endpoint = self._make_endpoint()
         super().startService()  # type: ignore[no-untyped-call]
-        self._told = None
+        self._outage = self._no_outage()
         self._work = defer.Deferred.fromCoroutine(self._stay_subscribed(endpoint))
         self._work.addErrback(lambda why: self._log.failure("Redis {server}", why, server=self._server))
 
@@ -132,7 +131,7 @@ class RedisSource(service.Service):
         # A ClientService would forget its back-off whenever a connection is
         # made, though the server then refuses us, and would log each attempt.
         first, longest = self._retry_seconds
-        delay = first
+        backoff = Backoff(first, longest, chance=self._chance)
         while self.running:
             began = self._reactor.seconds()
             try:
@@ -143,12 +142,11 @@ class RedisSource(service.Service):
                 self._tell(problem)
             # A connection that lasts earns a fresh start; one that is always cut at once does not.
             if self._reactor.seconds() - began > longest:
-                delay = first
+                backoff.worked()
             try:
-                await task.deferLater(self._reactor, delay * (1 + self._chance()) / 2)
+                await task.deferLater(self._reactor, backoff.failed())
             except defer.CancelledError:
                 return
-            delay = min(delay * 2, longest)
 
     async def _subscribe_once(self, endpoint: IStreamClientEndpoint) -> None:
         """Connect, and stay until the connection is lost. Always raises: the reason why it ended."""
@@ -158,9 +156,7 @@ class RedisSource(service.Service):
             if self._password is not None:
                 await self._answer_to("AUTH", connection.auth(self._password, self._username))
             await self._answer_to("SUBSCRIBE", connection.subscribe(self._channel))
-            self._told = None
-            text = "Redis {server}: subscribed to channel {channel!r}"
-            self._log.info(text, server=self._server, channel=self._channel)
+            self._outage.over(f"subscribed to channel {self._channel!r}")
             connection.check_every(self._check_seconds, self._answer_seconds)
             await connection.when_lost()
         except Exception as problem:
@@ -185,16 +181,12 @@ class RedisSource(service.Service):
         except defer.TimeoutError:
             raise _Silent(f"no answer to {command} for {self._answer_seconds:g} s") from None
 
+    def _no_outage(self) -> Outage:
+        return Outage(self._log, f"Redis {self._server}", each_change=True)
+
     def _tell(self, problem: Exception) -> None:
         kind, text = _described(problem)
-        if kind != self._told:
-            self._log.warn(
-                "Redis {server}: not subscribed to channel {channel!r}: {problem}; trying until it is back",
-                server=self._server,
-                channel=self._channel,
-                problem=text,
-            )
-        self._told = kind
+        self._outage.tell(kind, f"not subscribed to channel {self._channel!r}: {text}")
 
     def _hear(self, message: bytes) -> None:
         try:

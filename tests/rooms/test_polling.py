@@ -55,6 +55,13 @@ class OutageTests(unittest.SynchronousTestCase):
             self.lines,
         )
 
+    def test_each_change(self) -> None:
+        """Where each change is asked for, a problem that comes back after another is told again."""
+        outage = Outage(Logger(observer=self.observe), "Redis a:6379", each_change=True)
+        for kind in ("a", "a", "b", "b", "a"):
+            outage.tell(kind, kind)
+        self.assertEqual([f"warn Redis a:6379: {kind}; trying until it works" for kind in "aba"], self.lines)
+
     def test_the_end(self) -> None:
         """That it works is told once; the next outage is told again."""
         self.outage.over("listening")

@@ -18,13 +18,13 @@ from zope.interface import implementer
 
 from pcapsvc.core.errors import SettingsError
 from pcapsvc.core.result import Verdict
+from pcapsvc.sources.polling import RETRY_SECONDS
 from pcapsvc.sources.redis import (
     ANSWER_SECONDS,
     CHECK_SECONDS,
     CLOSE_SECONDS,
     GRACE_SECONDS,
     MAX_MESSAGE_BYTES,
-    RETRY_SECONDS,
     RedisSource,
 )
 from pcapsvc.testing import MemorySink
@@ -526,5 +526,3 @@ class CertificateTests(unittest.SynchronousTestCase):
         self.assertIn("must be a file of PEM certificates", self.problem_with(str(path)))
         path.write_text("no")
         self.assertIn("it holds none", self.problem_with(str(path)))
-
-
