@@ -371,15 +371,22 @@ class OutageTests(KafkaTestCase):
         self.assertEqual([b"after"], self.bodies(sink))
 
     async def test_stop_in_an_outage(self) -> None:
-        """A stop is as quick when the broker is away, for a group as well."""
+        """While the broker is away, attempts leave nothing behind, and a stop is quick, for a group too."""
         self.broker.create_topic(self.topic)
-        alone, _ = await self.listen()
-        shared, sink = await self.listen(group="stopping")
+        quick = {"reconnect_seconds": 0.1}
+        alone, _ = await self.listen(quick=quick)
+        shared, sink = await self.listen(group="stopping", quick=quick)
         await self.produce(b"one")
         await self.until(lambda: sink.submitted)
         await threads.deferToThread(self.broker.kill)
         try:
             await self.until(lambda: len(self.logged("there is no connection to")) == 2)
+            before = descriptors(), threading.active_count()
+            # Some thirty attempts.
+            await self.sleep(2.0)
+            self.assertLessEqual(descriptors(), before[0] + 2)
+            self.assertEqual(before[1], threading.active_count())
+            self.assertEqual(2, len(self.logged("warn: ")), self.lines)
             await defer.gatherResults(
                 [defer.Deferred.fromCoroutine(self.stop(source)) for source in (alone, shared)]
             )

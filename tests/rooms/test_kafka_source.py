@@ -144,11 +144,13 @@ class ReaderTestCase(unittest.SynchronousTestCase):
     def setUp(self) -> None:
         self.broker = Broker()
         self.now = BEGAN
+        self.pauses: list[float] = []
         self.reader = Reader(
             self.broker.connect,
             is_shared=self.is_shared,
             wall_clock=lambda: self.now,
             seconds=lambda: self.now,
+            pause=self.pauses.append,
         )
 
     def bodies(self, *batches: Any) -> list[bytes]:
@@ -200,8 +202,8 @@ class ReaderTests(ReaderTestCase):
     def test_goes_on(self) -> None:
         """After a failure it goes on behind what it read last, through a new connection."""
         self.bodies({ZERO: [Record(10), Record(11)]})
-        self.broker.batches.append(kafka_errors.KafkaConnectionError("gone"))
-        self.assertRaises(kafka_errors.KafkaConnectionError, self.reader.read)
+        self.broker.batches.append(kafka_errors.UnknownError("gone"))
+        self.assertRaises(kafka_errors.UnknownError, self.reader.read)
         self.assertEqual(0, self.broker.open_connections)
         self.broker.ends = {ZERO: 50}
         self.assertEqual([b"later"], self.bodies({ZERO: [Record(12, b"later")]}))
@@ -249,6 +251,17 @@ class ReaderTests(ReaderTestCase):
         self.assertEqual([None, self.broker.lost, self.broker.lost], [each.lost for each in heard])
         self.broker.lost = None
         self.assertTrue(self.reader.read().is_connected)
+
+    def test_what_goes_on_by_itself(self) -> None:
+        """What the client gets over by itself ends no connection; it is told where it comes twice."""
+        gone = kafka_errors.KafkaConnectionError("hunter2")
+        self.broker.batches.extend([gone, gone, {}])
+        heard = [self.reader.read() for _ in range(3)]
+        words = "the brokers don't do their work (KafkaConnectionError)"
+        self.assertEqual([None, words, None], [each.lost for each in heard])
+        self.assertEqual([False, False, True], [each.is_connected for each in heard])
+        self.assertEqual(2, len(self.pauses))
+        self.assertEqual(1, self.broker.open_connections)
 
     def test_lost_for_long(self) -> None:
         """Where there was no connection for a minute, everything begins anew."""
@@ -447,7 +460,7 @@ class KafkaSourceTests(unittest.SynchronousTestCase):
     def test_an_outage(self) -> None:
         """An outage is told once, however long, and so is its end."""
         self.thread.turn()
-        self.broker.batches.append(kafka_errors.KafkaTimeoutError("what the server said"))
+        self.broker.batches.append(kafka_errors.UnknownError("what the server said"))
         self.thread.turn()
         self.broker.problem = Unreachable("a.example:9092 can't be connected to: Connection refused")
         for _ in range(5):
@@ -458,7 +471,7 @@ class KafkaSourceTests(unittest.SynchronousTestCase):
         self.thread.turn()
         self.thread.turn()
         who = "Kafka a.example:9092, b.example:9092"
-        silent = "the servers can be connected to, and don't answer as they should"
+        silent = "it failed (UnknownError)"
         down = "a.example:9092 can't be connected to: Connection refused"
         self.assertEqual(
             [
@@ -486,6 +499,7 @@ class KafkaSourceTests(unittest.SynchronousTestCase):
     def test_in_words(self) -> None:
         """Each kind of problem has words of its own, and no words of a server's, which may tell a secret."""
         for problem, words in (
+            (kafka_errors.KafkaTimeoutError("hunter2"), "don't answer as they should"),
             (MissingTopic(), "there is no topic 'capture', and none is created"),
             (NewTopic(), "topic 'capture' was created anew"),
             (LongGone("no connection"), "no connection"),
@@ -499,11 +513,15 @@ class KafkaSourceTests(unittest.SynchronousTestCase):
             (FileNotFoundError(2, "No such file", "/ca.pem"), "No such file (/ca.pem)"),
             (ZeroDivisionError("what"), "ZeroDivisionError('what')"),
         ):
+            self.broker.batches.append(kafka_errors.UnknownError())
+            self.thread.turn()
             self.lines.clear()
-            self.broker.batches.append(problem)
+            self.broker.problem = problem
+            self.clock.advance(10)
             self.thread.turn()
             self.assertIn(words, self.lines[0])
             self.assertNotIn("hunter2", self.lines[0])
+            self.broker.problem = None
             self.clock.advance(10)
             self.thread.turn()
 

@@ -13,9 +13,10 @@ from typing import Any, Protocol
 from kafka import KafkaConsumer, OffsetAndMetadata, TopicPartition
 from kafka import errors as kafka_errors
 from kafka.net.compat import KafkaNetClient
-from kafka.net.manager import KafkaConnectionManager
 from kafka.net.sasl.oauth import AbstractTokenProvider
 from kafka.net.selector import NetworkSelector
+
+from pcapsvc.sources.kafka.manager import Manager
 
 #: How long a server has to accept a connection; and how long all of them have to answer then.
 CONNECT_SECONDS = 3.0
@@ -40,12 +41,6 @@ LEAVE_SECONDS = 0.5
 #: How often the topic is asked for before it counts as missing: an answer may be to a question that was
 #: asked for something else, before ours.
 ASKED_TIMES = 3
-
-_REFUSALS = (
-    kafka_errors.AuthorizationError,
-    kafka_errors.SaslAuthenticationFailedError,
-    kafka_errors.UnsupportedSaslMechanismError,
-)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -103,6 +98,7 @@ class Connection:
         metadata_seconds: float = METADATA_SECONDS,
         request_seconds: float = REQUEST_SECONDS,
         bootstrap_seconds: float = BOOTSTRAP_SECONDS,
+        reconnect_seconds: float = RECONNECT_SECONDS,
     ) -> None:
         self._servers = tuple(servers)
         self._topic = topic
@@ -112,10 +108,11 @@ class Connection:
         self._metadata_seconds = metadata_seconds
         self._request_seconds = request_seconds
         self._bootstrap_seconds = bootstrap_seconds
+        self._reconnect_seconds = reconnect_seconds
         self._lock = Lock()
         self._is_aborted = False
         self._client: Any = None
-        self._manager: _Manager | None = None
+        self._manager: Manager | None = None
         self._consumer: Any = None
 
     def open(self) -> None:
@@ -270,7 +267,7 @@ class Connection:
             "request_timeout_ms": _ms(self._request_seconds),
             "metadata_max_age_ms": _ms(self._metadata_seconds),
             "session_timeout_ms": _ms(SESSION_SECONDS),
-            "reconnect_backoff_max_ms": _ms(RECONNECT_SECONDS),
+            "reconnect_backoff_max_ms": _ms(self._reconnect_seconds),
             "metrics_enabled": False,
             "security_protocol": security.security_protocol,
             "ssl_context": context,
@@ -283,7 +280,7 @@ class Connection:
 
     def _make_client(self, **configuration: Any) -> Any:
         net = NetworkSelector(**configuration)
-        self._manager = _Manager(net, **configuration)
+        self._manager = Manager(net, **configuration)
         client = KafkaNetClient(net=net, manager=self._manager, **configuration)
         with self._lock:
             self._client = client
@@ -306,31 +303,6 @@ class Connection:
             if cluster.available_partitions_for_topic(self._topic):
                 return
         raise MissingTopic
-
-
-class _Manager(KafkaConnectionManager):  # type: ignore[misc] # kafka-python has no types
-    """
-    Manages connections, and remembers a login that was refused, rather than trying it again and again.
-
-    @ivar refusal: why the last login was refused; L{None} where none was.
-    """
-
-    def __init__(self, net: Any, **configuration: Any) -> None:
-        super().__init__(net, **configuration)
-        self.refusal: Exception | None = None
-        # The consumer's own setting for this reaches nothing: brokers would create the topic.
-        self.cluster.config["allow_auto_create_topics"] = False
-
-    def get_connection(self, *args: Any, **more: Any) -> Any:
-        connection = super().get_connection(*args, **more)
-        connection.init_future.add_errback(self._not_connected)
-        return connection
-
-    def _not_connected(self, problem: Exception) -> None:
-        if isinstance(problem, _REFUSALS):
-            self.refusal = problem
-            if not self.bootstrapped:
-                self.close()
 
 
 class _TokenFile(AbstractTokenProvider):  # type: ignore[misc] # kafka-python has no types

@@ -93,6 +93,7 @@ class Reader:
     @param is_shared: whether the nodes of a group share the messages.
     @param wall_clock: the time in seconds since the Unix epoch.
     @param seconds: a clock that only goes forward, in seconds.
+    @param pause: waits for so many seconds.
     """
 
     def __init__(
@@ -102,11 +103,13 @@ class Reader:
         is_shared: bool,
         wall_clock: Callable[[], float],
         seconds: Callable[[], float] = time.monotonic,
+        pause: Callable[[float], object] = time.sleep,
     ) -> None:
         self._connect = connect
         self._is_shared = is_shared
         self._wall_clock = wall_clock
         self._seconds = seconds
+        self._pause = pause
         self._lock = Lock()
         self._is_stopped = False
         self._connection: Connection | None = None
@@ -186,8 +189,13 @@ class Reader:
             raise NewTopic
         if not self._is_shared and not partitions <= connection.assignment():
             self._assign(connection, partitions)
+        trouble = None
         try:
             polled = connection.poll(POLL_SECONDS, POLL_RECORDS)
+        except kafka_errors.RetriableError as problem:
+            # It goes on by itself, and is still a member of its group: to begin anew would cost more.
+            polled, trouble = {}, f"the brokers don't do their work ({type(problem).__name__})"
+            self._pause(POLL_SECONDS)
         except _UNREADABLE as problem:
             gap = self._pass_over(connection, problem)
             self.close()
@@ -195,7 +203,7 @@ class Reader:
         messages = tuple(
             message for partition, records in polled.items() for message in self._unheard(partition, records)
         )
-        lost = None if messages else connection.lost()
+        lost = None if messages else connection.lost() or trouble
         if lost is None:
             self._lost_since = None
             return Heard(messages=messages)

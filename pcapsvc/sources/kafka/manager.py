@@ -1,0 +1,89 @@
+"""What makes connections to brokers, in place of kafka-python's own (version 3.0), whose faults it mends."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kafka import errors as kafka_errors
+from kafka.net.inet import KafkaNetSocket, create_connection
+from kafka.net.manager import KafkaConnectionManager
+from kafka.net.transport import KafkaSSLTransport, KafkaTCPTransport
+
+_REFUSALS = (
+    kafka_errors.AuthorizationError,
+    kafka_errors.SaslAuthenticationFailedError,
+    kafka_errors.UnsupportedSaslMechanismError,
+)
+
+
+class _ClosingSocket(KafkaNetSocket):  # type: ignore[misc] # kafka-python has no types
+    """Makes sockets, and closes those that don't connect. The library finds it by the scheme of a "proxy"."""
+
+    SCHEMES = ("pcapsvc",)
+
+    def __init__(self, url: str) -> None:
+        super().__init__()
+
+    async def connect(
+        self, net: Any, address: Any, options: Any = (), timeout_at: float | None = None
+    ) -> Any:
+        family, kind, protocol, _, where = address
+        made = self.socket(family, kind, protocol)
+        try:
+            made.setblocking(False)
+            for option in options:
+                made.setsockopt(*option)
+            return await self.sock_connect(net, made, where, timeout_at=timeout_at)
+        except BaseException:
+            made.close()
+            raise
+
+
+class Manager(KafkaConnectionManager):  # type: ignore[misc] # kafka-python has no types
+    """
+    Manages connections, and remembers a login that was refused, rather than trying it again and again.
+
+    @ivar refusal: why the last login was refused; L{None} where none was.
+    """
+
+    def __init__(self, net: Any, **configuration: Any) -> None:
+        super().__init__(net, **configuration)
+        self.refusal: Exception | None = None
+        # The consumer's own setting for this reaches nothing: brokers would create the topic.
+        self.cluster.config["allow_auto_create_topics"] = False
+
+    async def _build_transport(self, node: Any, timeout_at: float | None = None) -> Any:
+        # The library's own leaves the socket open where it fails: one for each attempt in an outage.
+        plain = await create_connection(
+            self._net,
+            node.host,
+            node.port,
+            self.config["socket_options"],
+            proxy_url=f"{_ClosingSocket.SCHEMES[0]}://",
+            timeout_at=timeout_at,
+        )
+        if self.ssl_enabled:
+            context = self.config["ssl_context"]
+            transport = KafkaSSLTransport(self._net, plain, host=node.host, ssl_context=context)
+        else:
+            transport = KafkaTCPTransport(self._net, plain, host=node.host)
+        try:
+            await transport.handshake()
+        except Exception as problem:  # noqa: BLE001 - as the library does
+            transport.abort(problem)
+            raise kafka_errors.KafkaConnectionError("no handshake") from None
+        except BaseException:
+            transport.abort()
+            raise
+        return transport
+
+    def get_connection(self, *args: Any, **more: Any) -> Any:
+        connection = super().get_connection(*args, **more)
+        connection.init_future.add_errback(self._not_connected)
+        return connection
+
+    def _not_connected(self, problem: Exception) -> None:
+        if isinstance(problem, _REFUSALS):
+            self.refusal = problem
+            if not self.bootstrapped:
+                self.close()
