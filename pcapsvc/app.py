@@ -15,6 +15,7 @@ from pcapsvc.capture.pcapy_system import PcapySystem
 from pcapsvc.capture.standby import StandbySystem
 from pcapsvc.core.admission import Admission
 from pcapsvc.core.plan import NodeView
+from pcapsvc.core.rate import RequestRate
 from pcapsvc.core.request import RequestBounds
 from pcapsvc.core.retry import RetryPolicy
 from pcapsvc.delivery.delivery import Delivery
@@ -92,7 +93,9 @@ def build(
         admission=Admission(
             max_captures=settings.general.max_captures, max_memory_bytes=settings.general.max_memory_bytes
         ),
+        rate=RequestRate(settings.general.max_request_rate),
         wall_clock=wall_clock,
+        now=reactor.seconds,
         max_request_age_seconds=settings.general.max_request_age_seconds,
         ignore_unknown=settings.general.unknown_keys == "ignore",
         log_requests=settings.general.log_requests,

@@ -16,6 +16,7 @@ from pcapsvc.core.artifact import make_artifact
 from pcapsvc.core.errors import FAULT, CaptureUnavailable, PcapsvcError, Problem, RequestRejected
 from pcapsvc.core.node import NodeMatcher
 from pcapsvc.core.plan import CapturePlan, NodeView, plan_captures
+from pcapsvc.core.rate import RequestRate
 from pcapsvc.core.request import parse_request, read_address
 from pcapsvc.core.result import (
     Accepted,
@@ -43,7 +44,9 @@ class Pipeline(Service):
 
     @param delivery: brings what captures bring to the destinations.
     @param reporter: hears what becomes of requests and captures.
+    @param rate: how many requests each source may bring; L{None} is no bound.
     @param wall_clock: the time in seconds since the Unix epoch.
+    @param now: the time in seconds of the clock by which the rate is judged.
     @param max_request_age_seconds: how old a request may be, by its broker's clock; 0 is no bound.
     @param ignore_unknown: pass over keys of a request that are not known.
     @param log_requests: log each request for this node.
@@ -59,7 +62,9 @@ class Pipeline(Service):
         delivery: IDelivery,
         reporter: IReporter,
         admission: Admission,
+        rate: RequestRate | None = None,
         wall_clock: Callable[[], float] = time.time,
+        now: Callable[[], float] = time.monotonic,
         max_request_age_seconds: float = 0,
         ignore_unknown: bool = False,
         log_requests: bool = False,
@@ -70,7 +75,9 @@ class Pipeline(Service):
         self._delivery = delivery
         self._reporter = reporter
         self._admission = admission
+        self._rate = rate or RequestRate(0)
         self._wall_clock = wall_clock
+        self._now = now
         self._max_request_age = max_request_age_seconds
         self._ignore_unknown = ignore_unknown
         self._log_requests = log_requests
@@ -125,6 +132,8 @@ class Pipeline(Service):
             return _NOT_FOR_THIS_NODE
         if self._stopping:
             return Busy(reason="the daemon is stopping")
+        if (too_many := self._rate.refusal(source, self._now())) is not None:
+            return Busy(reason=too_many)
         stale = None if sent_at is None else too_old(sent_at, self._wall_clock(), self._max_request_age)
         if stale is not None:
             return Rejected(problems=(stale,))

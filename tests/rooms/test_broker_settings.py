@@ -174,3 +174,14 @@ class AgeTests(SettingsTestCase):
         text = LEAST.replace("[redis]", "maxrequestage = 0\n[redis]")
         self.assertEqual(0, self.load(text).general.max_request_age_seconds)
         self.assertIn("general.maxrequestage = -1: must be", self.only_problem(text.replace("= 0", "= -1")))
+
+
+class RateTests(SettingsTestCase):
+    """How many requests a source may bring."""
+
+    def test_rate(self) -> None:
+        """It is a hundred a second; 0 is no bound; and it is never negative."""
+        self.assertEqual(100, self.load(LEAST).general.max_request_rate)
+        text = LEAST.replace("[redis]", "maxrequestrate = 0\n[redis]")
+        self.assertEqual(0, self.load(text).general.max_request_rate)
+        self.assertIn("general.maxrequestrate = -1: must be", self.only_problem(text.replace("= 0", "= -1")))

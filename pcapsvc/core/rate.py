@@ -1,0 +1,31 @@
+"""How many requests a source may bring."""
+
+from __future__ import annotations
+
+
+class RequestRate:
+    """
+    A bucket of tokens for each source: as many as may come in a second, and filled
+    again at that rate. So a source that was silent may bring a second's worth at once.
+
+    @param per_second: how many requests a second each source may bring; 0 is no bound.
+    """
+
+    def __init__(self, per_second: int) -> None:
+        self._per_second = per_second
+        # By source: the tokens that were left, and when.
+        self._buckets: dict[str, tuple[float, float]] = {}
+
+    def refusal(self, source: str, now: float) -> str | None:
+        """
+        Why a request of a source comes too soon; L{None} where it doesn't, and is counted.
+
+        @param now: the time in seconds of any clock. Where it was put back, no time has passed.
+        """
+        if self._per_second == 0:
+            return None
+        tokens, before = self._buckets.get(source, (float(self._per_second), now))
+        tokens = min(self._per_second, tokens + max(0.0, now - before) * self._per_second)
+        admitted = tokens >= 1
+        self._buckets[source] = (tokens - 1 if admitted else tokens, now)
+        return None if admitted else f"more than {self._per_second} requests a second come from {source}"

@@ -1,0 +1,60 @@
+"""How many requests a source may bring."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.trial import unittest
+
+from pcapsvc.core.rate import RequestRate
+
+
+class RequestRateTests(unittest.SynchronousTestCase):
+    """L{RequestRate}."""
+
+    def admitted(self, rate: RequestRate, count: int, now: float, source: str = "http") -> int:
+        """How many of so many requests that come at one time are admitted."""
+        return sum(rate.refusal(source, now) is None for _ in range(count))
+
+    def test_burst_and_refill(self) -> None:
+        """A second's worth may come at once, and then as many as the time allows."""
+        rate = RequestRate(10)
+        self.assertEqual(self.admitted(rate, 100, 5.0), 10)
+        self.assertEqual(self.admitted(rate, 100, 5.5), 5)
+        self.assertEqual(self.admitted(rate, 100, 1000.0), 10)
+
+    def test_reason(self) -> None:
+        """The reason says which source, and how many it may bring."""
+        rate = RequestRate(1)
+        self.assertIsNone(rate.refusal("redis", 0.0))
+        self.assertEqual(rate.refusal("redis", 0.0), "more than 1 requests a second come from redis")
+
+    def test_each_source(self) -> None:
+        """One source that brings too many takes nothing from another."""
+        rate = RequestRate(3)
+        self.assertEqual(self.admitted(rate, 10, 0.0, "redis"), 3)
+        self.assertEqual(self.admitted(rate, 10, 0.0, "http"), 3)
+
+    def test_no_bound(self) -> None:
+        """0 admits all."""
+        self.assertEqual(self.admitted(RequestRate(0), 1000, 0.0), 1000)
+
+    def test_clock_put_back(self) -> None:
+        """A clock that goes back neither admits more nor locks anybody out for longer than a second."""
+        rate = RequestRate(10)
+        self.assertEqual(self.admitted(rate, 100, 1e9), 10)
+        self.assertEqual(self.admitted(rate, 100, 5.0), 0)
+        self.assertEqual(self.admitted(rate, 100, 6.0), 10)
+
+    @given(st.integers(1, 50), st.lists(st.floats(0, 2), max_size=200))
+    def test_never_over(self, per_second: int, pauses: list[float]) -> None:
+        """Whenever they come, no second sees more than a burst and what the time allows."""
+        rate = RequestRate(per_second)
+        now, admitted = 0.0, []
+        for pause in pauses:
+            now += pause
+            if rate.refusal("http", now) is None:
+                admitted.append(now)
+        for first in range(len(admitted)):
+            within = sum(admitted[first] <= time < admitted[first] + 1 for time in admitted)
+            self.assertLessEqual(within, 2 * per_second)
