@@ -59,9 +59,14 @@ def accept(id: str = "0123456789ab", *, delay_seconds: float = 0) -> Behaviour:
     return {"kind": "accept", "id": id, "delay_seconds": delay_seconds}
 
 
-def refuse(status: int, *exceptions: str) -> Behaviour:
+def refuse(status: int, *exceptions: str, retry_after: str | None = None) -> Behaviour:
     """Read the upload, and answer with an error."""
-    return {"kind": "refuse", "status": status, "exceptions": list(exceptions)}
+    return {
+        "kind": "refuse",
+        "status": status,
+        "exceptions": list(exceptions),
+        "headers": {} if retry_after is None else {"Retry-After": retry_after},
+    }
 
 
 def answer(body: str, status: int = 200) -> Behaviour:
@@ -77,6 +82,16 @@ def hang() -> Behaviour:
 def reset(after_bytes: int = 0) -> Behaviour:
     """Reset the connection within the upload."""
     return {"kind": "reset", "after_bytes": after_bytes}
+
+
+def forget() -> Behaviour:
+    """Take the upload, and reset the connection in place of an answer."""
+    return {"kind": "forget"}
+
+
+def drip(bytes_per_second: float) -> Behaviour:
+    """Take the upload, and answer slowly."""
+    return {"kind": "accept", "id": "0123456789ab", "answer_bytes_per_second": bytes_per_second}
 
 
 def slow(bytes_per_second: float) -> Behaviour:

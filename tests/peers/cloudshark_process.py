@@ -16,9 +16,11 @@ import struct
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, BinaryIO
 
 from multipart import MultipartError, MultipartParser, parse_options_header
@@ -136,28 +138,51 @@ class Handler(BaseHTTPRequestHandler):
         self.server.record(record, file)
         if kind == "hang":
             self.server.stopped.wait()
+        if kind == "forget":
+            self._reset()
+            return
         time.sleep(behaviour.get("delay_seconds", 0))
         if kind == "refuse":
             self._answer(
-                behaviour["status"], {"status": behaviour["status"], "exceptions": behaviour["exceptions"]}
+                behaviour["status"],
+                {"status": behaviour["status"], "exceptions": behaviour["exceptions"]},
+                headers=behaviour["headers"],
             )
         elif kind == "raw":
             self._answer(behaviour["status"], behaviour["body"].encode())
         else:
-            self._answer(200, {"filename": file.filename, "id": behaviour["id"]})
+            self._answer(
+                200,
+                {"filename": file.filename, "id": behaviour["id"]},
+                bytes_per_second=behaviour.get("answer_bytes_per_second"),
+            )
 
     def _finish(self, record: dict[str, Any], status: int, body: object) -> None:
         self.server.record({**record, "refused": status})
         self.close_connection = True
         self._answer(status, body)
 
-    def _answer(self, status: int, body: object) -> None:
+    def _answer(
+        self,
+        status: int,
+        body: object,
+        *,
+        headers: Mapping[str, str] = MappingProxyType({}),
+        bytes_per_second: float | None = None,
+    ) -> None:
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(raw)))
         self.end_headers()
-        self.wfile.write(raw)
+        if bytes_per_second is None:
+            self.wfile.write(raw)
+            return
+        for byte in raw:
+            self.wfile.write(bytes([byte]))
+            time.sleep(1 / bytes_per_second)
 
     def _reset(self) -> None:
         # socket(7), SO_LINGER: a close with a time of 0 sends a reset.

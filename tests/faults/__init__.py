@@ -1,0 +1,1 @@
+"""Whatever goes wrong: nothing that was captured is lost, and nothing is left behind."""

@@ -1,0 +1,143 @@
+"""All of the delivery, in this process: what delivers, the spool on a disk, and what delivers from there."""
+
+from __future__ import annotations
+
+import gc
+import os
+import re
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from twisted.internet import reactor, task
+
+from pcapsvc.core.result import CaptureDelivered, DeliveryFailed, DeliveryPostponed
+from pcapsvc.core.retry import RetryPolicy
+from pcapsvc.delivery.delivery import Delivery
+from pcapsvc.delivery.folder import SpoolFolder
+from pcapsvc.delivery.lane import Lane
+from pcapsvc.delivery.redelivery import Redelivery
+from pcapsvc.delivery.spool import Spool
+from pcapsvc.interfaces import IDestination, RunInThread
+from pcapsvc.lifecycle import OrderedServices
+from pcapsvc.testing import MemoryReporter
+from pcapsvc.threads import Threads
+from tests.rooms.contents import MemfdContent, make_artifact
+
+_PATIENCE_SECONDS = 20.0
+
+
+class House:
+    """
+    From a capture to one destination, with little patience.
+
+    @param make: makes the destination, with threads of its own.
+    @ivar reporter: what was told since the last start.
+    """
+
+    def __init__(
+        self,
+        spool_path: Path,
+        make: Callable[[RunInThread], IDestination],
+        *,
+        attempts: int = 2,
+        timeout_seconds: float = 1.0,
+        retry_seconds: float = 0.1,
+    ) -> None:
+        self._path = spool_path
+        self._make = make
+        self._policy = RetryPolicy(
+            attempts=attempts, first_delay_seconds=retry_seconds, max_delay_seconds=retry_seconds
+        )
+        self._timeout_seconds = timeout_seconds
+        self._retry_seconds = retry_seconds
+        self.running = False
+
+    def start(self) -> None:
+        """Start it, as after a start of the daemon."""
+        self.reporter = MemoryReporter()
+        theirs, ours = Threads(reactor), Threads(reactor)
+        destination = self._make(theirs.run)
+        lane = Lane(reactor, destination, at_once=4, timeout_seconds=self._timeout_seconds)
+        self.spool = Spool(
+            reactor,
+            SpoolFolder(str(self._path)),
+            ours.run,
+            reporter=self.reporter,
+            max_bytes=1 << 30,
+            max_age_seconds=3600,
+            retry_seconds=self._retry_seconds,
+        )
+        redelivery = Redelivery(
+            reactor, self.spool, [lane], interval_seconds=self._retry_seconds, reporter=self.reporter
+        )
+        self.delivery = Delivery(
+            reactor, [lane], policy=self._policy, reporter=self.reporter, spool=self.spool
+        )
+        self._services = OrderedServices(
+            reactor, [[redelivery], self.delivery, self.spool, [theirs, ours]], stop_timeout_seconds=10
+        )
+        self._services.startService()
+        self.running = True
+
+    async def stop(self) -> None:
+        """Stop it. Nothing happens where it is stopped."""
+        if self.running:
+            self.running = False
+            await self._services.stopService()
+
+    async def deliver(self, data: bytes, name: str = "web1-eth0-1700000000-abc.pcap") -> None:
+        """Deliver a capture, until its destination has had its turn."""
+        content = MemfdContent(data)
+        try:
+            await self.delivery.deliver(make_artifact(content, name=name, tags="customer:Zoë"))
+        finally:
+            content.close()
+
+    def told(self, kind: type) -> list[Any]:
+        """What was told of a kind since the last start."""
+        return [event for event in self.reporter.events if isinstance(event, kind)]
+
+    @property
+    def problems(self) -> list[str]:
+        """Why attempts failed, since the last start."""
+        return [event.problem for event in self.told(DeliveryPostponed) + self.told(DeliveryFailed)]
+
+    async def emptied(self) -> None:
+        """Wait until the spool is empty."""
+        await until(lambda: self.spool.entries == 0 and bool(self.told(CaptureDelivered)))
+
+
+async def until(condition: Callable[[], bool], what: Callable[[], str] = str) -> None:
+    """
+    Wait for a condition.
+
+    @param what: what is the matter where it is waited for in vain.
+    """
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, f"waited in vain: {what()}"
+        await task.deferLater(reactor, 0.02)
+
+
+def possessions() -> Counter[str]:
+    """The descriptors and the threads of this process, the reactor's own threads left out."""
+    gc.collect()
+    found: Counter[str] = Counter()
+    for number in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):
+            # Without what is of one pipe or socket only.
+            found[re.sub(r":\[[0-9]+\]", "", os.readlink(f"/proc/self/fd/{number}"))] += 1
+    for thread in threading.enumerate():
+        if "twisted" not in thread.name:
+            found[f"thread {thread.name}"] += 1
+    return found
+
+
+async def left_as(before: Counter[str]) -> None:
+    """Wait until there are no more descriptors and threads than before."""
+    await until(lambda: not possessions() - before, lambda: str(possessions() - before))

@@ -1,0 +1,161 @@
+"""An HTTP server that passes requests on to another, or does not, as it is told."""
+
+from __future__ import annotations
+
+import socket
+import socketserver
+import ssl
+import struct
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """
+    What becomes of requests.
+
+    @ivar body_bytes: reset the connection when so much of the body has been read; L{None} reads all of it.
+    @ivar answer: answer so, in place of the server; L{None} passes the request on.
+    @ivar silent: never answer.
+    @ivar forgetful: pass the request on, and reset the connection in place of the server's answer.
+    @ivar answer_bytes_per_second: answer slowly.
+    """
+
+    body_bytes: int | None = None
+    answer: bytes | None = None
+    silent: bool = False
+    forgetful: bool = False
+    answer_bytes_per_second: float | None = None
+
+
+def answer(status: int, code: str, *headers: str) -> bytes:
+    """An answer as S3 gives it (S3 API Reference, "Error responses")."""
+    body = f"<Error><Code>{code}</Code><Message>no</Message></Error>".encode()
+    lines = [f"HTTP/1.1 {status} No", "Content-Type: application/xml", f"Content-Length: {len(body)}"]
+    return "\r\n".join([*lines, "Connection: close", *headers, "", ""]).encode() + body
+
+
+class FaultyProxy:
+    """
+    The proxy, on a free port of 127.0.0.1; each request has a connection of its own.
+
+    @ivar fault: what becomes of requests from now on; L{None} passes them on.
+    @ivar requests: how many there were.
+    """
+
+    def __init__(self, port: int, certificate: tuple[Path, Path] | None = None) -> None:
+        """
+        @param port: of the server behind it, on 127.0.0.1.
+        @param certificate: the files of a certificate and its key, to speak TLS with.
+        """
+        self.fault: Fault | None = None
+        self.requests = 0
+        self._behind = port
+        self._stopped = threading.Event()
+        self._context: ssl.SSLContext | None = None
+        if certificate is not None:
+            self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            self._context.load_cert_chain(*map(str, certificate))
+        proxy = self
+
+        class Handler(socketserver.BaseRequestHandler):
+            def handle(self) -> None:
+                try:
+                    proxy._serve(self.request)
+                except (OSError, ValueError):
+                    pass  # the client went away
+
+        class Server(socketserver.ThreadingTCPServer):
+            daemon_threads = False
+            block_on_close = True
+
+        self._server = Server(("127.0.0.1", 0), Handler)
+        self.port: int = self._server.server_address[1]
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
+
+    def start(self) -> None:
+        """Begin to serve."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End all connections, and the thread."""
+        self._stopped.set()
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def _serve(self, client: socket.socket) -> None:
+        client.settimeout(0.1)
+        if self._context is not None:
+            client.settimeout(5)
+            client = self._context.wrap_socket(client, server_side=True)
+        stream = client.makefile("rb", buffering=0)
+        read = self._reader(stream)
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            head += read(1)
+        self.requests += 1
+        fault = self.fault or Fault()
+        lines = [line for line in head.split(b"\r\n")[:-2] if not line.lower().startswith(b"expect:")]
+        if len(lines) < head.count(b"\r\n") - 1:
+            client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+        length = next(
+            (int(line.split(b":")[1]) for line in lines if line.lower().startswith(b"content-length:")), 0
+        )
+        if fault.body_bytes is not None:
+            self._read_all(read, min(length, fault.body_bytes))
+            _reset(client)
+            return
+        body = self._read_all(read, length)
+        if fault.silent:
+            self._stopped.wait()
+            return
+        answered = fault.answer or self._pass_on(lines, body)
+        if fault.forgetful:
+            _reset(client)
+            return
+        if fault.answer_bytes_per_second is None:
+            client.sendall(answered)
+            return
+        for byte in answered:
+            client.sendall(bytes([byte]))
+            if self._stopped.wait(1 / fault.answer_bytes_per_second):
+                return
+
+    def _reader(self, stream: BinaryIO) -> Callable[[int], bytes]:
+        def read(most: int) -> bytes:
+            while not self._stopped.is_set():
+                try:
+                    data = stream.read(most)
+                except TimeoutError:
+                    continue
+                if data == b"":
+                    raise OSError("the client is gone")
+                return data
+            raise OSError("the proxy stops")
+
+        return read
+
+    def _read_all(self, read: Callable[[int], bytes], length: int) -> bytes:
+        data = bytearray()
+        while len(data) < length:
+            data += read(length - len(data))
+        return bytes(data)
+
+    def _pass_on(self, lines: list[bytes], body: bytes) -> bytes:
+        with socket.create_connection(("127.0.0.1", self._behind), timeout=30) as server:
+            server.sendall(b"\r\n".join([*lines, b"Connection: close", b"", b""]) + body)
+            answered = bytearray()
+            while data := server.recv(65536):
+                answered += data
+            return bytes(answered)
+
+
+def _reset(client: socket.socket) -> None:
+    # socket(7), SO_LINGER: a close with a time of 0 sends a reset.
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    client.close()

@@ -1,0 +1,127 @@
+"""
+A process that spools captures and delivers them from there, as fast as it can, until
+it is killed. See L{tests.faults.test_spool_crash}.
+
+It writes what happened into an account, a line at a time, each in one piece
+(write(2), with O_APPEND): C{spooled ID} when a capture is in the spool, and
+C{arrived ID} when the destination has it, which is before the spool hears of it.
+C{ready} stands for a start.
+
+usage: spooling_process.py SPOOLDIR ACCOUNT SEED [drain]
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import sys
+from typing import Any
+
+from twisted.internet import defer, task
+from zope.interface import implementer
+
+from pcapsvc.core.artifact import Artifact
+from pcapsvc.core.errors import DestinationError
+from pcapsvc.core.result import DeliveryFailed, Event, Receipt
+from pcapsvc.delivery.folder import SpoolFolder
+from pcapsvc.delivery.lane import Lane
+from pcapsvc.delivery.redelivery import Redelivery
+from pcapsvc.delivery.spool import Spool
+from pcapsvc.interfaces import IDestination, IReporter
+from pcapsvc.threads import Threads
+from tests.rooms.contents import MemfdContent
+
+
+def content_of(capture_id: str) -> bytes:
+    """The bytes of a capture, which can be told from its id."""
+    chance = random.Random(capture_id)
+    return chance.randbytes(chance.randrange(1, 300_000))
+
+
+class Account:
+    """What happened."""
+
+    def __init__(self, path: str) -> None:
+        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+
+    def write(self, line: str) -> None:
+        """Write down a line, in one piece."""
+        os.write(self._file, f"{line}\n".encode())
+
+
+@implementer(IDestination)
+class Destination:
+    """Takes what is whole, now and then at the second attempt, and says whatever isn't."""
+
+    name = "one"
+
+    def __init__(self, account: Account, chance: random.Random) -> None:
+        self._account = account
+        self._chance = chance
+
+    def store(self, artifact: Artifact) -> defer.Deferred[Receipt]:
+        """Take a capture: see L{IDestination.store}."""
+        with artifact.content.open() as file:
+            found = hashlib.sha256(file.read()).digest()
+        if found != hashlib.sha256(content_of(artifact.capture_id)).digest():
+            self._account.write(f"broken {artifact.capture_id}")
+        if self._chance.random() < 0.3:
+            return defer.fail(DestinationError("503", retryable=True))
+        self._account.write(f"arrived {artifact.capture_id}")
+        return defer.succeed(Receipt(destination="one", location="here"))
+
+
+@implementer(IReporter)
+class Reporter:
+    """Writes down what is lost."""
+
+    def __init__(self, account: Account) -> None:
+        self._account = account
+
+    def report(self, event: Event) -> None:
+        """Take note of an event."""
+        if isinstance(event, DeliveryFailed):
+            self._account.write(f"lost {event.capture_id}")
+
+
+async def put(spool: Spool, account: Account, capture_id: str) -> None:
+    """Spool a capture."""
+    content = MemfdContent(content_of(capture_id))
+    artifact = Artifact(capture_id=capture_id, name=f"{capture_id}.pcap", tags="", content=content, s3={})
+    await spool.put(artifact, "one", "503")
+    content.close()
+    account.write(f"spooled {capture_id}")
+
+
+async def main(reactor: Any, path: str, account_path: str, seed: str, *drain: str) -> None:
+    """Until it is killed; or, to drain the spool, until that is empty."""
+    account, chance = Account(account_path), random.Random(seed)
+    account.write("ready")
+    theirs, ours = Threads(reactor), Threads(reactor)
+    for pool in (theirs, ours):
+        pool.startService()
+    spool = Spool(
+        reactor,
+        SpoolFolder(path),
+        ours.run,
+        reporter=Reporter(account),
+        max_bytes=1 << 30,
+        max_age_seconds=3600,
+        retry_seconds=0.001,
+    )
+    lane = Lane(reactor, Destination(account, chance), at_once=4, timeout_seconds=5)
+    Redelivery(reactor, spool, [lane], interval_seconds=0.001, reporter=Reporter(account)).startService()
+    await spool.tidy()
+    while drain and spool.entries:
+        await task.deferLater(reactor, 0.01)
+    number = 0
+    while not drain:
+        names = [f"{seed}x{number + each}" for each in range(3)]
+        await defer.gatherResults([defer.Deferred.fromCoroutine(put(spool, account, name)) for name in names])
+        number += 3
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    task.react(main, sys.argv[1:])

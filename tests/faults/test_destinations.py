@@ -1,0 +1,437 @@
+"""
+Destinations in trouble: what was captured is delivered exactly once, or is in the spool
+until it is; and descriptors and threads are as before.
+
+CloudShark is the exception: where it took a capture and its answer was lost, the next
+attempt makes a second one of the same name, for its API has no name to find it by.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from twisted.internet import reactor, task
+from twisted.trial.unittest import TestCase
+
+from pcapsvc.core.result import CaptureDelivered, DeliveryFailed
+from pcapsvc.destinations.cloudshark import CloudShark
+from pcapsvc.destinations.localdir import LocalDirectory
+from pcapsvc.destinations.s3 import S3
+from pcapsvc.interfaces import IDestination, RunInThread
+from tests.faults.house import House, left_as, possessions, until
+from tests.faults.proxy import Fault, FaultyProxy, answer
+from tests.peers.certificates import Authority
+from tests.peers.cloudshark import (
+    Behaviour,
+    CloudSharkServer,
+    accept,
+    drip,
+    forget,
+    hang,
+    refuse,
+    reset,
+    slow,
+)
+from tests.peers.requirement import require, require_root
+from tests.peers.s3 import S3Server
+
+NAME = "web1-eth0-1700000000-abc.pcap"
+
+
+class FaultCase(TestCase):
+    """A house, and what it must leave behind."""
+
+    timeout = 100
+
+    async def setUp(self) -> None:  # type: ignore[override]
+        # While the reactor runs, it has a pipe more.
+        await task.deferLater(reactor, 0)
+        self.data = os.urandom(500_000)
+        self.path = Path(self.mktemp()).absolute()
+        self.path.mkdir()
+
+    def house(self, make: Callable[[RunInThread], IDestination], **options: Any) -> House:
+        """A house that runs until the end of the test."""
+        path = self.path / "spool"
+        path.mkdir(exist_ok=True)
+        house = House(path, make, **options)
+        self.addCleanup(house.stop)
+        house.start()
+        return house
+
+    async def spooled(self, house: House) -> None:
+        """Deliver a capture in vain: it is in the spool, byte for byte, and that is what is told."""
+        await house.deliver(self.data)
+        self.assertEqual(house.told(CaptureDelivered), [])
+        [failed] = house.told(DeliveryFailed)
+        self.assertTrue(failed.spooled, failed)
+        self.assertEqual(house.spool.entries, 1)
+        [file] = (self.path / "spool").glob("*/capture.pcap")
+        self.assertEqual(file.read_bytes(), self.data)
+
+    async def delivered_in_the_end(self, house: House) -> None:
+        """When nothing is in its way any more, it is delivered from the spool, and not once more."""
+        await house.emptied()
+        await house.stop()
+        self.assertEqual(len(house.told(CaptureDelivered)), 1)
+        house.start()
+        await until(lambda: house.spool._folder.is_open())
+        await house.stop()
+        self.assertEqual(house.told(CaptureDelivered), [])
+        self.assertEqual({path.name for path in (self.path / "spool").iterdir()}, {"lock"})
+
+
+class LocalDirectoryTests(FaultCase):
+    """A folder of this host."""
+
+    async def setUp(self) -> None:  # type: ignore[override]
+        await super().setUp()
+        self.folder = self.path / "captures"
+        self.folder.mkdir()
+        self.before = possessions()
+
+    def make(self, run_in_thread: RunInThread) -> IDestination:
+        return LocalDirectory(str(self.folder), run_in_thread)
+
+    def there(self) -> list[bytes]:
+        """What is in the folder."""
+        return [path.read_bytes() for path in self.folder.iterdir()]
+
+    async def test_missing_folder(self) -> None:
+        """A folder that is missing, and comes back."""
+        self.folder.rmdir()
+        house = self.house(self.make)
+        await self.spooled(house)
+        self.folder.mkdir()
+        await self.delivered_in_the_end(house)
+        self.assertEqual(self.there(), [self.data])
+        await left_as(self.before)
+
+    async def test_full_disk(self) -> None:
+        """A disk that is full, until somebody makes room."""
+        require_root("to mount a small file system")
+        mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(self.folder)]
+        require(subprocess.run(mount, check=False).returncode == 0, "a tmpfs can't be mounted")
+        self.addCleanup(subprocess.run, ["umount", str(self.folder)], check=True)
+        house = self.house(self.make)
+        await self.spooled(house)
+        self.assertIn("No space left on device", house.problems[0])
+        self.assertEqual(self.there(), [])
+        subprocess.run(["mount", "-o", "remount,size=4m", str(self.folder)], check=True)
+        await self.delivered_in_the_end(house)
+        self.assertEqual(self.there(), [self.data])
+        await left_as(self.before)
+
+    async def test_full_spool(self) -> None:
+        """Where the spool's disk is full as well, the capture is lost, and told to be."""
+        require_root("to mount a small file system")
+        (self.path / "spool").mkdir()
+        mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(self.path / "spool")]
+        require(subprocess.run(mount, check=False).returncode == 0, "a tmpfs can't be mounted")
+        self.addCleanup(subprocess.run, ["umount", str(self.path / "spool")], check=True)
+        self.folder.rmdir()
+        house = self.house(self.make)
+        await house.deliver(self.data)
+        [failed] = house.told(DeliveryFailed)
+        self.assertFalse(failed.spooled)
+        self.assertIn("No such file or directory; and not kept in the spool:", failed.problem)
+        self.assertIn("No space left on device", failed.problem)
+        self.assertEqual({path.name for path in (self.path / "spool").iterdir()}, {"lock"})
+        await house.deliver(self.data[:1000], "small.pcap")
+        self.assertEqual(house.spool.entries, 1)
+        await house.stop()
+        await left_as(self.before)
+
+    async def test_arrived_before(self) -> None:
+        """An attempt that arrived, and of which nobody heard, is not a second capture."""
+        (self.folder / NAME).write_bytes(self.data)
+        house = self.house(self.make)
+        await house.deliver(self.data)
+        self.assertEqual(len(house.told(CaptureDelivered)), 1)
+        self.assertEqual(self.there(), [self.data])
+
+
+class CloudSharkTests(FaultCase):
+    """CloudShark, over TLS."""
+
+    async def setUp(self) -> None:  # type: ignore[override]
+        await super().setUp()
+        self.server = CloudSharkServer()
+        self.addCleanup(self.server.stop)
+        self.server.start()
+        self.ca_file = self.path / "ca.pem"
+        self.ca_file.write_bytes(self.server.ca_file.read_bytes())
+        self.token = self.server.token
+        self.before = possessions()
+
+    def make(self, run_in_thread: RunInThread) -> IDestination:
+        return CloudShark(
+            reactor,
+            scheme="https",
+            host=self.server.host,
+            port=self.server.port,
+            token=self.token,
+            verify=str(self.ca_file),
+        )
+
+    async def trouble(self, behaviour: Behaviour, words: str) -> None:
+        """
+        One failure, which another attempt mends; and as many as bring it into the spool.
+
+        @param words: what is told of them.
+        """
+        self.server.behave(behaviour, accept())
+        house = self.house(self.make)
+        await house.deliver(self.data)
+        self.assertEqual(len(house.told(CaptureDelivered)), 1, house.problems)
+        self.assertEqual(len(house.problems), 1)
+        self.assertIn(words, house.problems[0])
+        self.assertEqual(house.spool.entries, 0)
+        await house.stop()
+        house.start()
+        self.server.behave(behaviour)
+        await self.spooled(house)
+        before = len(self.uploads())
+        self.server.behave(accept())
+        await self.delivered_in_the_end(house)
+        uploads = self.uploads()
+        self.assertEqual(len(uploads), before + 1)
+        self.assertEqual({upload.filename for upload in uploads}, {NAME})
+        self.assertEqual({upload.data for upload in uploads}, {self.data})
+        await left_as(self.before)
+
+    def uploads(self) -> list[Any]:
+        """What reached the server whole, whatever it answered."""
+        return [upload for upload in self.server.uploads() if upload.filename is not None]
+
+    async def test_internal_error(self) -> None:
+        """500."""
+        await self.trouble(refuse(500, "out of order"), "answered 500: out of order")
+
+    async def test_too_many(self) -> None:
+        """429, with C{Retry-After}, which is honoured."""
+        self.server.behave(refuse(429, "slow down", retry_after="1"), accept())
+        house = self.house(self.make, retry_seconds=2.0)
+        await house.deliver(self.data)
+        self.assertEqual(len(house.told(CaptureDelivered)), 1)
+        self.server.behave(refuse(429, "slow down", retry_after="3600"), accept())
+        await self.spooled_once_more(house)
+
+    async def spooled_once_more(self, house: House) -> None:
+        """A second capture goes to the spool at once, and waits as long as was asked."""
+        await house.deliver(self.data, "second.pcap")
+        [failed] = house.told(DeliveryFailed)
+        self.assertTrue(failed.spooled)
+        self.assertEqual(house.spool.entries, 1)
+        self.assertEqual(house.spool.due("cloudshark"), [])
+        await house.stop()
+        await left_as(self.before)
+
+    async def test_reset_before_the_body(self) -> None:
+        """A reset at once."""
+        await self.trouble(reset(), "")
+
+    async def test_reset_within_the_body(self) -> None:
+        """A reset in the middle."""
+        await self.trouble(reset(100_000), "")
+
+    async def test_reset_after_the_body(self) -> None:
+        """A reset in place of the answer: delivered at least once, under the same name."""
+        await self.trouble(forget(), "")
+
+    async def test_hangs(self) -> None:
+        """No answer at all."""
+        await self.trouble(hang(), "no end within 1 s")
+
+    async def test_drips(self) -> None:
+        """An answer that takes half a second for each byte."""
+        await self.trouble(drip(2), "no end within 1 s")
+
+    async def test_reads_slowly(self) -> None:
+        """An upload that is read too slowly."""
+        self.data = os.urandom(8_000_000)
+        await self.trouble(slow(1_000_000), "no end within 1 s")
+
+    async def test_wrong_certificate(self) -> None:
+        """A certificate of a stranger, until the right authority is named."""
+        Authority(self.path, "stranger").file.rename(self.ca_file)
+        house = self.house(self.make)
+        await self.spooled(house)
+        self.assertIn("certificate verify failed", house.problems[0])
+        self.assertEqual(self.server.uploads(), [])
+        self.ca_file.write_bytes(self.server.ca_file.read_bytes())
+        await self.delivered_in_the_end_after_a_restart(house)
+
+    async def test_wrong_token(self) -> None:
+        """A token that is not known any more."""
+        self.token = "other"
+        house = self.house(self.make)
+        await self.spooled(house)
+        self.token = self.server.token
+        await self.delivered_in_the_end_after_a_restart(house)
+
+    async def test_gone(self) -> None:
+        """No server, until there is one again."""
+        self.server.end()
+        house = self.house(self.make)
+        await self.spooled(house)
+        self.server.start()
+        await self.delivered_in_the_end_after_a_restart(house)
+
+    async def delivered_in_the_end_after_a_restart(self, house: House) -> None:
+        """What an operator mended is tried again at once after a restart."""
+        await house.stop()
+        house.start()
+        await self.delivered_in_the_end(house)
+        self.assertEqual([upload.data for upload in self.uploads()], [self.data])
+        await left_as(self.before)
+
+
+class S3Tests(FaultCase):
+    """S3, with signatures."""
+
+    async def setUp(self) -> None:  # type: ignore[override]
+        await super().setUp()
+        self.server = S3Server()
+        self.addCleanup(self.server.stop)
+        self.server.start()
+        self.keys()
+        certificate = Authority(self.path, "stranger").issue("s3")
+        self.files = (certificate.certificate, certificate.key)
+        self.before = possessions()
+        self.proxy = self.proxied()
+        self.endpoint = f"http://127.0.0.1:{self.proxy.port}"
+        self.credentials: dict[str, str | None] = {
+            "access_id": self.server.access_key,
+            "access_key": self.server.secret_key,
+        }
+
+    def proxied(self, **options: Any) -> FaultyProxy:
+        """A proxy before the server."""
+        proxy = FaultyProxy(int(self.server.endpoint.rpartition(":")[2]), **options)
+        proxy.start()
+        self.addCleanup(proxy.stop)
+        return proxy
+
+    def make(self, run_in_thread: RunInThread) -> IDestination:
+        return S3(
+            run_in_thread,
+            endpoint=self.endpoint,
+            bucket=self.server.bucket,
+            region=self.server.region,
+            **self.credentials,
+        )
+
+    def keys(self) -> list[str]:
+        """The names of what the server has."""
+        return self.server.keys()
+
+    async def trouble(self, fault: Fault, words: str, *, arrives: bool = False) -> None:
+        """
+        Failures until the capture is in the spool, and then none.
+
+        @param words: what is told of them.
+        @param arrives: whether the server has the capture in spite of them.
+        """
+        house = self.house(self.make)
+        self.proxy.fault = fault
+        await self.spooled(house)
+        self.assertIn(words, house.problems[0])
+        self.assertEqual(self.keys(), [NAME] if arrives else [])
+        self.proxy.fault = None
+        await self.delivered_in_the_end(house)
+        self.assert_there()
+        await self.assert_nothing_left()
+
+    def assert_there(self) -> None:
+        """The server has the capture, once."""
+        self.assertEqual(self.keys(), [NAME])
+        self.assertEqual(self.server.get(NAME)[0], self.data)
+
+    async def assert_nothing_left(self) -> None:
+        """Descriptors and threads are as they were."""
+        self.proxy.stop()
+        self.proxy.stop = lambda: None  # type: ignore[method-assign]
+        await left_as(self.before)
+
+    async def test_internal_error(self) -> None:
+        """500."""
+        await self.trouble(Fault(answer=answer(500, "InternalError")), "InternalError")
+
+    async def test_too_many(self) -> None:
+        """429 and 503, with C{Retry-After}, which is honoured."""
+        house = self.house(self.make)
+        for status, code in ((429, "TooManyRequests"), (503, "SlowDown")):
+            self.proxy.fault = Fault(answer=answer(status, code, "Retry-After: 3600"))
+            await house.deliver(self.data, f"{status}.pcap")
+        self.assertEqual(house.spool.entries, 2)
+        self.assertEqual(house.spool.due("s3"), [])
+        self.proxy.fault = None
+        await house.stop()
+        house.start()
+        await house.emptied()
+        self.assertEqual(self.keys(), ["429.pcap", "503.pcap"])
+        await house.stop()
+        await self.assert_nothing_left()
+
+    async def test_reset_before_the_body(self) -> None:
+        """A reset at once."""
+        await self.trouble(Fault(body_bytes=0), "")
+
+    async def test_reset_within_the_body(self) -> None:
+        """A reset in the middle."""
+        await self.trouble(Fault(body_bytes=100_000), "")
+
+    async def test_reset_after_the_body(self) -> None:
+        """A reset in place of the answer: the next attempt puts the same object."""
+        await self.trouble(Fault(forgetful=True), "", arrives=True)
+
+    async def test_hangs(self) -> None:
+        """No answer at all."""
+        await self.trouble(Fault(silent=True), "no end within 1 s")
+
+    async def test_drips(self) -> None:
+        """An answer that takes a byte a second."""
+        await self.trouble(Fault(answer_bytes_per_second=1), "no end within 1 s", arrives=True)
+
+    async def test_wrong_certificate(self) -> None:
+        """A certificate that nobody vouches for, until the right address is named."""
+        right, strange = self.endpoint, self.proxied(certificate=self.files)
+        self.endpoint = f"https://127.0.0.1:{strange.port}"
+        house = self.house(self.make)
+        await self.spooled(house)
+        self.assertIn("CERTIFICATE_VERIFY_FAILED", house.problems[0])
+        self.endpoint = right
+        await self.mended(house)
+
+    async def test_wrong_secret(self) -> None:
+        """A secret that is not the right one any more."""
+        right, self.credentials = self.credentials, {**self.credentials, "access_key": "wr0ng" * 8}
+        house = self.house(self.make)
+        await self.spooled(house)
+        self.assertIn("SignatureDoesNotMatch", house.problems[0])
+        self.credentials = right
+        await self.mended(house)
+
+    async def test_no_credentials(self) -> None:
+        """Credentials that are nowhere to be found, until they are."""
+        bare = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+        self.patch(os, "environ", {**bare, "HOME": str(self.path), "AWS_EC2_METADATA_DISABLED": "true"})
+        right, self.credentials = self.credentials, {"access_id": None, "access_key": None}
+        house = self.house(self.make, timeout_seconds=5.0)
+        await self.spooled(house)
+        self.assertIn("credentials", house.problems[0])
+        self.credentials = right
+        await self.mended(house)
+
+    async def mended(self, house: House) -> None:
+        """What an operator mended is tried again at once after a restart."""
+        self.assertEqual(self.keys(), [])
+        await house.stop()
+        house.start()
+        await self.delivered_in_the_end(house)
+        self.assert_there()

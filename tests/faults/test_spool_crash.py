@@ -1,0 +1,121 @@
+"""A process that is killed at any instant leaves a spool that can be read, and loses nothing of it."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+from twisted.trial.unittest import SynchronousTestCase
+
+_SECONDS = 15.0
+_ROOT = Path(__file__).resolve().parents[2]
+
+
+class CrashTests(SynchronousTestCase):
+    """SIGKILL, again and again, on one spool."""
+
+    def setUp(self) -> None:
+        """A spool, and an account of what happened."""
+        self.folder = Path(self.mktemp()).absolute()
+        self.spool = self.folder / "spool"
+        self.spool.mkdir(parents=True)
+        self.account = self.folder / "account"
+        self.account.touch()
+        self.seed = int.from_bytes(os.urandom(4), "big")
+        self.chance = random.Random(self.seed)
+
+    def lines(self) -> list[str]:
+        """What happened; a line that was being written is left out."""
+        return self.account.read_text().split("\n")[:-1]
+
+    def run_until_killed(self, round: int) -> None:
+        """Run the process, and kill it some time after it is ready."""
+        before = self.lines().count("ready")
+        process = self.process(str(round))
+        try:
+            self.wait_for(lambda: self.lines().count("ready") > before, process)
+            time.sleep(self.chance.uniform(0, 0.4))
+        finally:
+            process.send_signal(signal.SIGKILL)
+            self.assertEqual(process.wait(10), -signal.SIGKILL, self.errors())
+
+    def process(self, *arguments: str) -> subprocess.Popen[bytes]:
+        """The process."""
+        with (self.folder / "errors").open("ab") as errors:
+            return subprocess.Popen(
+                [
+                    sys.executable,
+                    *("-m", "tests.faults.spooling_process"),
+                    *(str(self.spool), str(self.account), *arguments),
+                ],
+                cwd=_ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=errors,
+                stderr=errors,
+            )
+
+    def errors(self) -> str:
+        """What the processes complained of."""
+        return f"seed {self.seed}: {(self.folder / 'errors').read_text()}"
+
+    def wait_for(self, condition: object, process: subprocess.Popen[bytes]) -> None:
+        """Wait until a condition holds."""
+        assert callable(condition)
+        deadline = time.monotonic() + 20
+        while not condition():
+            if process.poll() is not None or time.monotonic() > deadline:
+                self.fail(self.errors())
+            time.sleep(0.005)
+
+    def test_killed_at_any_instant(self) -> None:
+        """
+        Whatever was said to be spooled arrives; what arrives is whole; and it arrives a
+        second time only where the process was killed between the arrival and its mark.
+        """
+        ends = time.monotonic() + _SECONDS
+        rounds = 0
+        while time.monotonic() < ends:
+            self.run_until_killed(rounds)
+            rounds += 1
+        last = self.process("last", "drain")
+        self.assertEqual(last.wait(60), 0, self.errors())
+        lines = self.lines()
+        found = {
+            kind: Counter(line.split()[1] for line in lines if line.startswith(f"{kind} "))
+            for kind in ("spooled", "arrived", "broken", "lost")
+        }
+        self.assertGreater(rounds, 5)
+        self.assertGreater(len(found["spooled"]), 50)
+        self.assertEqual((found["broken"], found["lost"]), (Counter(), Counter()), self.errors())
+        self.assertEqual(set(found["spooled"]) - set(found["arrived"]), set(), self.errors())
+        self.assert_repeated_by_kills_alone(lines)
+        left = {path.name for path in self.spool.iterdir()}
+        self.assertLessEqual(left, {"lock", "broken"})
+        for path in (self.spool / "broken").glob("*/*"):
+            self.assertTrue(path.parent.name.startswith("new-"), path)
+        # One each, that was being written when its process was killed, three at once.
+        self.assertLessEqual(len(list((self.spool / "broken").glob("*"))), 3 * rounds)
+
+    def assert_repeated_by_kills_alone(self, lines: list[str]) -> None:
+        """No process delivers a capture twice; the next one does only what came last in the one before."""
+        arrived: dict[str, int] = {}
+        last: dict[int, str] = {}
+        process = 0
+        for line in lines:
+            kind, _, capture_id = line.partition(" ")
+            if kind == "ready":
+                process += 1
+            if kind != "arrived":
+                continue
+            before = arrived.get(capture_id)
+            if before is not None:
+                self.assertGreater(process, before, f"{capture_id} came twice from one process")
+                self.assertEqual(last[before], capture_id, f"{capture_id} was marked, and came again")
+            arrived[capture_id] = process
+            last[process] = capture_id
