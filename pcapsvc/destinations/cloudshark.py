@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, BinaryIO
-from urllib.parse import quote, quote_plus
+from urllib.parse import quote
 
 from OpenSSL import SSL, crypto
 from service_identity import VerificationError
@@ -43,13 +43,12 @@ from pcapsvc.core.artifact import Artifact
 from pcapsvc.core.errors import DestinationError
 from pcapsvc.core.result import Receipt
 from pcapsvc.core.retry import asked_delay
+from pcapsvc.core.text import one_line, without_secrets
 from pcapsvc.interfaces import IDestination
 
 _MOST_ANSWER_BYTES = 64 * 1024
-_MOST_WORDS = 300
 _LONGEST_ID = 256
 
-_CONTROL = re.compile(r"[\x00-\x20\x7f-\xa0\u2028\u2029\ud800-\udfff]+")
 _PEM_CERTIFICATE = re.compile(
     rb"-----BEGIN (?:TRUSTED |X509 )?CERTIFICATE-----.*?-----END [A-Z0-9 ]+-----", re.DOTALL
 )
@@ -103,7 +102,7 @@ class CloudShark:
         self._authority = shown_host if usual else f"{shown_host}:{port}"
         self._base = f"{scheme}://{self._authority}"
         self._token = token
-        self._secret = _any_form_of(token)
+        self._secrets = ((token, "[token]"),)
         self._cooperator = Cooperator(scheduler=lambda work: reactor.callLater(0, work))
 
     def store(self, artifact: Artifact) -> Deferred[Receipt]:
@@ -176,7 +175,8 @@ class CloudShark:
             answer = {}
         id = answer.get("id")
         if code == 200 and type(id) in (str, int) and 0 < len(str(id)) <= _LONGEST_ID:
-            return self._without_token(f"{self._base}/captures/{quote(str(id), safe='', errors='replace')}")
+            link = f"{self._base}/captures/{quote(str(id), safe='', errors='replace')}"
+            return without_secrets(link, self._secrets)
         exceptions = answer.get("exceptions")
         if isinstance(exceptions, list) and exceptions:
             words = "; ".join(str(exception) for exception in exceptions)
@@ -207,11 +207,7 @@ class CloudShark:
         return self._one_line(str(error) or type(error).__name__), True
 
     def _one_line(self, text: str) -> str:
-        text = self._without_token(_CONTROL.sub(" ", self._without_token(text)).strip())
-        return text if len(text) <= _MOST_WORDS else text[:_MOST_WORDS] + "…"
-
-    def _without_token(self, text: str) -> str:
-        return self._secret.sub("[token]", text)
+        return one_line(text, secrets=self._secrets)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -464,11 +460,3 @@ def _innermost(error: BaseException) -> BaseException:
     while reasons := getattr(error, "reasons", None):
         error = reasons[0].value
     return error
-
-
-def _any_form_of(secret: str) -> re.Pattern[str]:
-    """Finds a secret as it is, and as it is within a URL."""
-    forms = {secret, quote(secret, safe=""), quote(secret), quote_plus(secret)} - {""}
-    # The digits of a percent-encoding may be of either case; so the whole is.
-    choice = "|".join(re.escape(form) for form in sorted(forms, key=len, reverse=True))
-    return re.compile(choice or r"(?!)", re.IGNORECASE)

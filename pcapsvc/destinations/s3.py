@@ -8,7 +8,6 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
-from urllib.parse import quote
 
 from twisted.internet.defer import CancelledError, Deferred
 from zope.interface import implementer
@@ -18,6 +17,7 @@ from pcapsvc.core.endpoint import EndpointError, endpoint_url
 from pcapsvc.core.errors import DestinationError
 from pcapsvc.core.result import Receipt
 from pcapsvc.core.retry import asked_delay
+from pcapsvc.core.text import one_line
 from pcapsvc.interfaces import IDestination, RunInThread
 
 _CONNECT_SECONDS = 10
@@ -26,7 +26,6 @@ _READ_SECONDS = 60
 _ATTEMPTS = 2
 # Each costs a few megabytes.
 _MOST_CLIENTS = 8
-_MOST_WORDS = 300
 
 # The IANA's registry of media types.
 _MEDIA_TYPE = "application/vnd.tcpdump.pcap"
@@ -36,8 +35,6 @@ _TAGS = "tags"
 _MOST_TAGS_BYTES = 2048 - len(_TAGS)
 # What a header can't carry, what its end loses, and the sign of the encoding itself.
 _UNSAFE = re.compile(r"[^\x20-\x24\x26-\x7e]|\A +| +\Z")
-
-_CONTROL = re.compile(r"[\x00-\x20\x7f-\xa0\u2028\u2029\ud800-\udfff]+")
 
 # Those of botocore's standard retry mode (botocore.retries.standard), and S3's own.
 _PASSING_CODES = frozenset(
@@ -117,7 +114,7 @@ class S3:
         encryption: bool = False,
     ) -> None:
         self._run_in_thread = run_in_thread
-        self._access_key = access_key
+        self._secrets = () if access_key is None else ((access_key, "[access key]"),)
         self._clients = _Clients(access_id, access_key)
         self._defaults: Mapping[str, Any] = {
             "endpoint": endpoint,
@@ -151,7 +148,7 @@ class S3:
             raise
         except DestinationError as error:
             raise DestinationError(
-                f"{location}: {self._one_line(str(error))}",
+                f"{location}: {one_line(str(error), secrets=self._secrets)}",
                 retryable=error.retryable,
                 retry_after_seconds=error.retry_after_seconds,
             ) from None
@@ -179,13 +176,6 @@ class S3:
             acl=asked["acl"],
             encryption=asked["encryption"],
         )
-
-    def _one_line(self, text: str) -> str:
-        text = _CONTROL.sub(" ", text).strip()
-        if self._access_key:
-            for form in (self._access_key, quote(self._access_key, safe="")):
-                text = text.replace(form, "[access key]")
-        return text if len(text) <= _MOST_WORDS else text[:_MOST_WORDS] + "…"
 
 
 class _Body:

@@ -10,11 +10,9 @@ The numbers are those of the Amazon SQS API Reference and Developer Guide.
 from __future__ import annotations
 
 import random
-import re
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
-from urllib.parse import quote
 
 import msgspec
 from twisted.application import service
@@ -22,6 +20,7 @@ from twisted.internet import defer, task
 from twisted.logger import Logger
 
 from pcapsvc.core.result import Accepted, Busy, NotForThisNode, Rejected
+from pcapsvc.core.text import one_line
 from pcapsvc.interfaces import IRequestSink, RunInThread
 from pcapsvc.sources.polling import RETRY_SECONDS, Backoff, Outage, OwnThread, Poller
 from pcapsvc.sources.sqs.queue import Message, Queue, Step, Unsettled, described, make_boto3_client
@@ -58,9 +57,6 @@ SETTLE_PAUSES_SECONDS = (0.1, 0.3)
 
 #: The least time from poll to poll while nothing comes: without it, short polls would never rest.
 IDLE_SECONDS = 1.0
-
-_CONTROL = re.compile(r"[\x00-\x20\x7f-\xa0\u2028\u2029\ud800-\udfff]+")
-_MOST_WORDS = 300
 
 
 class SQSSource(service.Service):
@@ -128,7 +124,7 @@ class SQSSource(service.Service):
         self._reactor = reactor
         self._sink = sink
         self._url = url
-        self._access_key = access_key
+        self._secrets = () if access_key is None else ((access_key, "[access key]"),)
         self._wait_seconds = wait_seconds
         self._chunk_size = chunk_size
         self._deletes_unmatched = unmatched == "delete"
@@ -207,11 +203,7 @@ class SQSSource(service.Service):
 
     def _failed(self, problem: Exception) -> None:
         kind, words = described(problem)
-        words = _CONTROL.sub(" ", words).strip()
-        if self._access_key:
-            for form in (self._access_key, quote(self._access_key, safe="")):
-                words = words.replace(form, "[access key]")
-        self._outage.tell(kind, words if len(words) <= _MOST_WORDS else words[:_MOST_WORDS] + "…")
+        self._outage.tell(kind, one_line(words, secrets=self._secrets))
 
     async def _hear(self, messages: list[Message]) -> None:
         queue = self._queue
