@@ -1,0 +1,397 @@
+"""How a topic of Kafka is read, with a connection that a test speaks for."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kafka import TopicPartition
+from kafka import errors as kafka_errors
+from twisted.trial import unittest
+
+from pcapsvc.sources.kafka.connection import MissingTopic, Unreachable
+from pcapsvc.sources.kafka.reader import ANEW_SECONDS, LongGone, NewTopic, Reader
+
+BEGAN = 1_700_000_000.0
+
+ZERO, ONE = TopicPartition("capture", 0), TopicPartition("capture", 1)
+
+
+@dataclass
+class Record:
+    """A record of the topic."""
+
+    offset: int
+    value: bytes | None = b"{}"
+    timestamp: int | None = int(BEGAN * 1000)
+
+
+class Broker:
+    """
+    What brokers know, and what becomes of connections to them.
+
+    @ivar ends: the offset of the next record, by partition; none are no topic.
+    @ivar by_time: where to begin for a time, by partition.
+    @ivar batches: what each poll brings; an exception is raised.
+    @ivar problem: why no connection can be opened; L{None} where one can.
+    @ivar calls: what was asked for that leaves a trace, in order.
+    """
+
+    def __init__(self) -> None:
+        self.ends: dict[TopicPartition, int] = {ZERO: 10}
+        self.by_time: dict[TopicPartition, int] = {}
+        self.batches: deque[Any] = deque()
+        self.problem: Exception | None = None
+        self.commit_problem: Exception | None = None
+        self.lost: str | None = None
+        self.topic_id: object = "id-1"
+        self.has_commits = True
+        self.stuck: TopicPartition | None = None
+        self.calls: list[Any] = []
+        self.connections: list[FakeConnection] = []
+
+    def connect(self) -> Any:
+        """Make a connection that isn't open."""
+        self.connections.append(FakeConnection(self))
+        return self.connections[-1]
+
+    @property
+    def open_connections(self) -> int:
+        """How many were made, and not closed."""
+        return sum(not connection.is_closed for connection in self.connections)
+
+
+class FakeConnection:
+    """A L{pcapsvc.sources.kafka.connection.Connection}."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+        self._assigned: frozenset[TopicPartition] = frozenset()
+        self.is_closed = False
+        self.aborted = threading.Event()
+
+    def open(self) -> None:
+        if self._broker.problem is not None:
+            raise self._broker.problem
+
+    def close(self) -> None:
+        self.is_closed = True
+
+    def abort(self) -> None:
+        self.aborted.set()
+
+    def topic_id(self) -> object:
+        return self._broker.topic_id
+
+    def partitions(self) -> frozenset[TopicPartition]:
+        if not self._broker.ends:
+            raise MissingTopic
+        return frozenset(self._broker.ends)
+
+    def assignment(self) -> frozenset[TopicPartition]:
+        return self._assigned
+
+    def lost(self) -> str | None:
+        return self._broker.lost
+
+    def assign(self, offsets: Mapping[TopicPartition, int]) -> None:
+        self._assigned = frozenset(offsets)
+        self._broker.calls.append(("assign", dict(offsets)))
+
+    def subscribe(self) -> None:
+        self._broker.calls.append("subscribe")
+
+    def poll(self, timeout_seconds: float, most: int) -> Any:
+        batch = self._broker.batches.popleft() if self._broker.batches else {}
+        if isinstance(batch, Exception):
+            raise batch
+        return batch
+
+    def end_offsets(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, int]:
+        return {each: self._broker.ends[each] for each in partitions}
+
+    def offsets_at(self, partitions: Collection[TopicPartition], sent_at: float) -> dict[TopicPartition, int]:
+        self._broker.calls.append(("at", sent_at))
+        return {each: self._broker.by_time[each] for each in partitions if each in self._broker.by_time}
+
+    def has_commits(self, partitions: Collection[TopicPartition]) -> bool:
+        return self._broker.has_commits
+
+    def commit(self, offsets: Mapping[TopicPartition, int], timeout_seconds: float) -> None:
+        if self._broker.commit_problem is not None:
+            raise self._broker.commit_problem
+        self._broker.calls.append(("commit", dict(offsets)))
+
+    def unreadable(self) -> TopicPartition | None:
+        return self._broker.stuck
+
+
+class ReaderTestCase(unittest.SynchronousTestCase):
+    """What tests of the reader share."""
+
+    is_shared = False
+
+    def setUp(self) -> None:
+        self.broker = Broker()
+        self.now = BEGAN
+        self.pauses: list[float] = []
+        self.reader = Reader(
+            self.broker.connect,
+            is_shared=self.is_shared,
+            wall_clock=lambda: self.now,
+            seconds=lambda: self.now,
+            pause=self.pauses.append,
+        )
+
+    def bodies(self, *batches: Any) -> list[bytes]:
+        """What the next reads bring, one for each batch."""
+        self.broker.batches.extend(batches)
+        return [message.body for _ in batches for message in self.reader.read().messages]
+
+
+class ReaderTests(ReaderTestCase):
+    """Without a group: every message, from the first contact on."""
+
+    def test_newest(self) -> None:
+        """It begins at the newest offset of each partition."""
+        self.broker.ends = {ZERO: 10, ONE: 20}
+        self.reader.read()
+        self.assertEqual([("assign", {ZERO: 10, ONE: 20})], self.broker.calls)
+
+    def test_messages(self) -> None:
+        """A message is the value of a record, with its time; nothing is asked of the key."""
+        self.broker.batches.append(
+            {ZERO: [Record(10, b"one", 1_700_000_000_250), Record(11, None, None), Record(12, b"", -1)]}
+        )
+        messages = self.reader.read().messages
+        self.assertEqual([b"one", b"", b""], [message.body for message in messages])
+        self.assertEqual([1_700_000_000.25, None, None], [message.sent_at for message in messages])
+
+    def test_after_a_failure_nothing_is_newest(self) -> None:
+        """Where the first attempt failed, it begins with what was sent since then; else it would miss it."""
+        self.broker.ends = {ZERO: 10, ONE: 20}
+        self.broker.by_time = {ZERO: 7}
+        self.broker.problem = Unreachable("down")
+        self.assertRaises(Unreachable, self.reader.read)
+        self.broker.problem = None
+        self.now += 30
+        self.reader.read()
+        self.assertEqual([("at", BEGAN), ("assign", {ZERO: 7, ONE: 20})], self.broker.calls)
+
+    def test_later_partitions(self) -> None:
+        """A partition that comes later is read with all that was sent since the first contact."""
+        self.reader.read()
+        self.broker.ends = {ZERO: 12, ONE: 3}
+        self.broker.by_time = {ONE: 0}
+        self.now += 30
+        self.bodies({ZERO: [Record(10), Record(11)]}, {})
+        self.assertEqual(
+            [("assign", {ZERO: 10}), ("at", BEGAN), ("assign", {ZERO: 10, ONE: 0})], self.broker.calls
+        )
+
+    def test_goes_on(self) -> None:
+        """After a failure it goes on behind what it read last, through a new connection."""
+        self.bodies({ZERO: [Record(10), Record(11)]})
+        self.broker.batches.append(kafka_errors.UnknownError("gone"))
+        self.assertRaises(kafka_errors.UnknownError, self.reader.read)
+        self.assertEqual(0, self.broker.open_connections)
+        self.broker.ends = {ZERO: 50}
+        self.assertEqual([b"later"], self.bodies({ZERO: [Record(12, b"later")]}))
+        self.assertEqual(("assign", {ZERO: 12}), self.broker.calls[-1])
+        self.assertEqual(2, len(self.broker.connections))
+
+    def test_nothing_twice(self) -> None:
+        """A record that was heard is passed over when it comes again."""
+        batch = {ZERO: [Record(10, b"one"), Record(11, b"two")]}
+        again = {ZERO: [Record(11, b"two"), Record(12, b"three")]}
+        self.assertEqual([b"one", b"two", b"three"], self.bodies(batch, again))
+
+    def test_a_partition_that_lost_its_end(self) -> None:
+        """Where brokers lost the end of a partition, its new records are heard, and no old one again."""
+        second = int(BEGAN * 1000) + 1000
+        self.bodies({ZERO: [Record(10, b"a"), Record(11, b"b"), Record(12, b"c")]})
+        kept, new = Record(10, b"a"), Record(11, b"new", second)
+        self.assertEqual(
+            [b"new", b"newer"], self.bodies({ZERO: [kept, new]}, {ZERO: [Record(12, b"newer", second)]})
+        )
+
+    def test_a_topic_made_anew(self) -> None:
+        """A topic of the same name, created again, is read with all that was sent since the first contact."""
+        self.bodies({ZERO: [Record(10)]})
+        self.broker.topic_id = "id-2"
+        self.broker.ends, self.broker.by_time = {ZERO: 2}, {ZERO: 0}
+        self.assertRaises(NewTopic, self.reader.read)
+        self.assertEqual([b"first"], self.bodies({ZERO: [Record(0, b"first")]}))
+        self.assertEqual(("assign", {ZERO: 0}), self.broker.calls[-1])
+
+    def test_a_topic_that_goes_away(self) -> None:
+        """A topic that goes away is a problem; where it comes back as it was, it is read on."""
+        self.bodies({ZERO: [Record(10)]})
+        ends, self.broker.ends = self.broker.ends, {}
+        self.assertRaises(MissingTopic, self.reader.read)
+        self.broker.ends = ends
+        self.reader.read()
+        self.assertEqual(("assign", {ZERO: 11}), self.broker.calls[-1])
+
+    def test_lost(self) -> None:
+        """That there is no connection is told at the second read: at the first it may just be made."""
+        self.broker.lost = "there is no connection to a:1"
+        heard = [self.reader.read() for _ in range(3)]
+        self.assertEqual([False] * 3, [each.is_connected for each in heard])
+        self.assertEqual([None, self.broker.lost, self.broker.lost], [each.lost for each in heard])
+        self.broker.lost = None
+        self.assertTrue(self.reader.read().is_connected)
+
+    def test_what_goes_on_by_itself(self) -> None:
+        """What the client gets over by itself ends no connection; it is told where it comes twice."""
+        gone = kafka_errors.KafkaConnectionError("hunter2")
+        self.broker.batches.extend([gone, gone, {}])
+        heard = [self.reader.read() for _ in range(3)]
+        words = "the brokers don't do their work (KafkaConnectionError)"
+        self.assertEqual([None, words, None], [each.lost for each in heard])
+        self.assertEqual([False, False, True], [each.is_connected for each in heard])
+        self.assertEqual(2, len(self.pauses))
+        self.assertEqual(1, self.broker.open_connections)
+
+    def test_lost_for_long(self) -> None:
+        """Where there was no connection for a minute, everything begins anew."""
+        self.broker.lost = "there is no connection to a:1"
+        self.reader.read()
+        self.now += ANEW_SECONDS + 1
+        self.assertRaises(LongGone, self.reader.read)
+        self.assertEqual(0, self.broker.open_connections)
+        self.assertEqual(None, self.reader.read().lost)
+
+    def test_what_cannot_be_read(self) -> None:
+        """Records that nobody here can read are passed over, and told; the next ones are heard."""
+        for problem in (
+            kafka_errors.UnsupportedCodecError("no zstd"),
+            kafka_errors.CorruptRecordError("crc"),
+        ):
+            self.broker.ends[ZERO] += 5
+            self.broker.stuck = ZERO
+            self.broker.batches.append(problem)
+            heard = self.reader.read()
+            self.assertIn("partition 0 has what can't be read", str(heard.gap))
+            self.assertIn(f"up to offset {self.broker.ends[ZERO]}", str(heard.gap))
+            # To poll that consumer once more would never end.
+            self.assertEqual(0, self.broker.open_connections)
+            self.reader.read()
+            self.assertEqual(("assign", {ZERO: self.broker.ends[ZERO]}), self.broker.calls[-1])
+
+    def test_what_cannot_be_read_and_nobody_knows_where(self) -> None:
+        """Where it can't be told which partition it is, it is a failure as any other."""
+        self.broker.batches.append(kafka_errors.CorruptRecordError("crc"))
+        self.assertRaises(kafka_errors.CorruptRecordError, self.reader.read)
+        self.assertEqual(0, self.broker.open_connections)
+
+    def test_each_failed_attempt_is_closed(self) -> None:
+        """Nothing of an attempt that failed is left."""
+        self.broker.problem = kafka_errors.KafkaTimeoutError("no answer")
+        for _ in range(3):
+            self.assertRaises(kafka_errors.KafkaTimeoutError, self.reader.read)
+        self.assertEqual(3, len(self.broker.connections))
+        self.assertEqual(0, self.broker.open_connections)
+
+    def test_stop_before_it_opens(self) -> None:
+        """Once stopped, it opens nothing."""
+        self.reader.stop()
+        self.assertRaises(Unreachable, self.reader.read)
+        self.assertEqual([], self.broker.connections)
+
+    def test_stop_while_it_opens(self) -> None:
+        """What is being opened when it is stopped is broken off."""
+        connection = FakeConnection(self.broker)
+        self.reader = Reader(
+            lambda: connection,  # type: ignore[arg-type,return-value]
+            is_shared=False,
+            wall_clock=lambda: self.now,
+        )
+        connection.open = self.reader.stop  # type: ignore[method-assign]
+        self.reader.read()
+        self.assertTrue(connection.aborted.wait(5))
+
+    def test_stop_of_an_open_one(self) -> None:
+        """What is open isn't broken off by a stop: it is closed in order."""
+        self.reader.read()
+        self.reader.stop()
+        self.assertFalse(self.broker.connections[0].aborted.is_set())
+        self.reader.close()
+        self.reader.close()
+        self.assertEqual(0, self.broker.open_connections)
+
+
+class SharedReaderTests(ReaderTestCase):
+    """With a group: what is committed, and when."""
+
+    is_shared = True
+
+    def commits(self) -> list[dict[TopicPartition, int]]:
+        """What was committed."""
+        return [call[1] for call in self.broker.calls if call[0] == "commit"]
+
+    def test_joins(self) -> None:
+        """A group that has read before goes on where it was."""
+        self.reader.read()
+        self.assertEqual(["subscribe"], self.broker.calls)
+
+    def test_a_new_group(self) -> None:
+        """A new group begins at the newest offset, and that is committed before anything is read."""
+        self.broker.has_commits = False
+        self.reader.read()
+        self.assertEqual([("commit", {ZERO: 10}), "subscribe"], self.broker.calls)
+
+    def test_a_new_group_that_another_node_began(self) -> None:
+        """Where another node was faster with that, its word counts."""
+        self.broker.has_commits = False
+        self.broker.commit_problem = kafka_errors.UnknownMemberIdError("joined already")
+        self.reader.read()
+        self.assertEqual(["subscribe"], self.broker.calls)
+
+    def test_committed_after_it_was_submitted(self) -> None:
+        """What one read brought is committed by the next one, when it has been submitted; and only once."""
+        self.bodies({ZERO: [Record(10), Record(11)]})
+        self.assertEqual([], self.commits())
+        self.bodies({}, {})
+        self.assertEqual([{ZERO: 12}], self.commits())
+
+    def test_committed_at_the_end(self) -> None:
+        """What was read last is committed when it is closed."""
+        self.bodies({ZERO: [Record(10)]})
+        self.reader.close()
+        self.assertEqual([{ZERO: 11}], self.commits())
+
+    def test_brokers_that_are_away(self) -> None:
+        """What can't be committed now is committed later, and messages are read meanwhile."""
+        self.bodies({ZERO: [Record(10)]})
+        self.broker.commit_problem = kafka_errors.KafkaTimeoutError("away")
+        self.assertEqual([b"two"], self.bodies({ZERO: [Record(11, b"two")]}))
+        self.broker.commit_problem = None
+        self.bodies({})
+        self.assertEqual([{ZERO: 12}], self.commits())
+
+    def test_a_group_divided_anew(self) -> None:
+        """What others have now isn't committed; what comes here again is passed over."""
+        self.bodies({ZERO: [Record(10, b"one")]})
+        self.broker.commit_problem = kafka_errors.CommitFailedError()
+        self.bodies({})
+        self.broker.commit_problem = None
+        self.assertEqual([b"two"], self.bodies({ZERO: [Record(10, b"one"), Record(11, b"two")]}))
+        self.bodies({})
+        self.assertEqual([{ZERO: 12}], self.commits())
+
+    def test_no_right_to_commit(self) -> None:
+        """Where there is no right to commit, that is a failure."""
+        self.bodies({ZERO: [Record(10)]})
+        self.broker.commit_problem = kafka_errors.GroupAuthorizationFailedError("g")
+        self.assertRaises(kafka_errors.GroupAuthorizationFailedError, self.reader.read)
+
+    def test_what_cannot_be_read(self) -> None:
+        """What is passed over is committed, too: else it would come again."""
+        self.broker.stuck = ZERO
+        self.broker.batches.append(kafka_errors.UnsupportedCodecError("no zstd"))
+        self.reader.read()
+        self.assertEqual([{ZERO: 10}], self.commits())
