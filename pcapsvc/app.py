@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 from twisted.application.service import IService
-from twisted.python.failure import Failure
 
 from pcapsvc.capture.capturer import Capturer
 from pcapsvc.capture.pcapy_system import PcapySystem
@@ -39,7 +38,7 @@ from pcapsvc.sources.kafka import KafkaSecurity, KafkaSource
 from pcapsvc.sources.redis import RedisSource
 from pcapsvc.sources.sqs import SQSSource
 from pcapsvc.syslog import SyslogService
-from pcapsvc.threads import NotRunning, Threads
+from pcapsvc.threads import Threads
 
 # One writes, and the others read for each destination.
 _SPOOL_THREADS = 4
@@ -74,7 +73,7 @@ def build(
     )
     packets = StandbySystem(
         reactor,
-        system or _packet_system(settings, threads.run),
+        system or _packet_system(settings, threads),
         interfaces=settings.capture.standby,
         snap_length=settings.general.snap_length,
     )
@@ -127,6 +126,7 @@ def _node(settings: Settings) -> NodeView:
             max_duration_seconds=general.max_duration_seconds,
             max_snap_length=general.max_snap_length,
             max_filter_characters=general.max_filter_characters,
+            aliases=frozenset(interfaces),
             s3_overrides=s3.overrides if s3.upload else None,
             s3_endpoints=s3.endpoints,
         ),
@@ -136,16 +136,9 @@ def _node(settings: Settings) -> NodeView:
     )
 
 
-def _packet_system(settings: Settings, run_in_thread: RunInThread) -> IPacketSystem:
-    def close_in_thread(descriptor: int) -> None:
-        def close_here(failure: Failure) -> None:
-            failure.trap(NotRunning)  # type: ignore[no-untyped-call]
-            os.close(descriptor)
-
-        run_in_thread(os.close, descriptor).addErrback(close_here)
-
+def _packet_system(settings: Settings, threads: Threads) -> IPacketSystem:
     return PcapySystem(
-        close_descriptor=close_in_thread,
+        close_descriptor=threads.close_descriptor,
         buffer_size_bytes=settings.capture.buffer_size_bytes,
         read_timeout_ms=settings.capture.read_timeout_ms,
         promiscuous=settings.general.promiscuous,

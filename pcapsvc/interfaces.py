@@ -104,6 +104,7 @@ class IPacketSystem(Interface):
 
         @raise RequestRejected: where the filter can't be compiled.
         @raise CaptureUnavailable: where the interface can't be captured on.
+        @raise OSError: where there is no memory, or no descriptor, for it.
         """
 
 
@@ -141,6 +142,7 @@ class ICapturer(Interface):
 
         @raise RequestRejected: where the filter can't be compiled.
         @raise CaptureUnavailable: where the interface can't be captured on.
+        @raise NodeBusy: where there is no memory, or no descriptor, for it.
         """
 
 

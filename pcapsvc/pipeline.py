@@ -13,7 +13,15 @@ from zope.interface import implementer
 from pcapsvc.core.admission import Admission
 from pcapsvc.core.age import too_old
 from pcapsvc.core.artifact import make_artifact
-from pcapsvc.core.errors import FAULT, CaptureUnavailable, PcapsvcError, Problem, RequestRejected
+from pcapsvc.core.errors import (
+    FAULT,
+    CaptureUnavailable,
+    NodeBusy,
+    PcapsvcError,
+    Problem,
+    RequestRejected,
+    shown_words,
+)
 from pcapsvc.core.node import NodeMatcher
 from pcapsvc.core.plan import CapturePlan, NodeView, plan_captures
 from pcapsvc.core.rate import RequestRate
@@ -35,6 +43,8 @@ from pcapsvc.core.session import StopReason
 from pcapsvc.interfaces import ICapture, ICapturer, IDelivery, IReporter, IRequestSink
 
 _NOT_FOR_THIS_NODE = NotForThisNode()
+# Of a request that is logged, in characters.
+_MOST_LOGGED = 4096
 
 
 @implementer(IRequestSink)
@@ -128,8 +138,12 @@ class Pipeline(Service):
     def _judge(self, source: str, body: bytes, sent_at: float | None) -> Verdict:
         # With a fleet nearly every message is for others: nothing else may come before this.
         address = read_address(body)
-        if not self._matcher.matches(address.node, address.nodere):
-            return _NOT_FOR_THIS_NODE
+        found: Sequence[Problem] = ()
+        try:
+            if not self._matcher.matches(address.node, address.nodere):
+                return _NOT_FOR_THIS_NODE
+        except RequestRejected as bad_expression:
+            found = bad_expression.problems
         if self._stopping:
             return Busy(reason="the daemon is stopping")
         if (too_many := self._rate.refusal(source, self._now())) is not None:
@@ -137,16 +151,22 @@ class Pipeline(Service):
         stale = None if sent_at is None else too_old(sent_at, self._wall_clock(), self._max_request_age)
         if stale is not None:
             return Rejected(problems=(stale,))
-        request = parse_request(body, self._node.bounds, ignore_unknown=self._ignore_unknown)
+        if self._log_requests:
+            self._log_request(source, body)
+        request = parse_request(body, self._node.bounds, ignore_unknown=self._ignore_unknown, found=found)
+        if request.logrequest and not self._log_requests:
+            self._log_request(source, body)
         plans = plan_captures(request, self._node)
-        if self._log_requests or request.logrequest:
-            self._log.info("request from {source}: {request}", source=source, request=request)
-        needs = (len(plans), plans[0].limits.max_bytes)
+        needs = (len(plans), plans[0].most_bytes)
         if (impossible := self._admission.impossible(*needs)) is not None:
             return Rejected(problems=(impossible,))
         if (refusal := self._admission.refusal(*needs)) is not None:
             return Busy(reason=refusal)
         return self._begin(source, plans)
+
+    def _log_request(self, source: str, body: bytes) -> None:
+        text = shown_words(body.decode("utf-8", "replace"), _MOST_LOGGED)
+        self._log.info("request from {source}: {request}", source=source, request=text)
 
     def _begin(self, source: str, plans: Sequence[CapturePlan]) -> Verdict:
         """Open all before any starts, so that a filter which one interface refuses starts none."""
@@ -158,9 +178,11 @@ class Pipeline(Service):
                     prepared.append(self._capturer.prepare(plan))
                 except CaptureUnavailable as error:
                     problems.append(Problem(path="interface", value=repr(error.interface), rule=error.reason))
+        except NodeBusy as error:
+            _discard(prepared)
+            return Busy(reason=str(error))
         except BaseException:
-            for capture in prepared:
-                capture.discard()
+            _discard(prepared)
             raise
         if not prepared:
             return Rejected(problems=tuple(problems))
@@ -185,7 +207,7 @@ class Pipeline(Service):
     async def _flow(self, source: str, capture: ICapture) -> None:
         """One capture, from its start until every destination has had its turn."""
         capture_id, plan = capture.capture_id, capture.plan
-        self._admission.started(capture_id, plan.limits.max_bytes)
+        self._admission.started(capture_id, plan.most_bytes)
         self._running.add(capture)
         try:
             recording = capture.start()
@@ -195,6 +217,7 @@ class Pipeline(Service):
                     source=source,
                     plan=plan,
                     link_type=capture.link_type,
+                    started=self._wall_clock(),
                     progress=capture.progress,
                 )
             )
@@ -220,3 +243,8 @@ class Pipeline(Service):
             self._running.discard(capture)
             self._admission.done(capture_id)
             self._reporter.report(CaptureDone(capture_id=capture_id))
+
+
+def _discard(captures: Sequence[ICapture]) -> None:
+    for capture in captures:
+        capture.discard()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from threading import Thread
 from typing import Any
@@ -11,6 +12,7 @@ from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IReactorFromThreads, IReactorTime
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
 #: How long a stop waits for threads that are still at work.
@@ -71,6 +73,16 @@ class Threads(Service):
             return passed_on
 
         return result.addBoth(finished)
+
+    def close_descriptor(self, descriptor: int) -> None:
+        """Close a descriptor in one of the threads, as the kernel takes its time; here if none runs."""
+
+        def close_here(failure: Failure) -> None:
+            # Any other failure came after a thread had begun.
+            if isinstance(failure.value, NotRunning):
+                os.close(descriptor)
+
+        self.run(os.close, descriptor).addErrback(close_here)
 
     def startService(self) -> None:
         """Take work from here on."""

@@ -10,7 +10,7 @@ from zope.interface import implementer
 from pcapsvc.capture.buffer import RecordingBuffer
 from pcapsvc.capture.decode import PacketLog
 from pcapsvc.capture.port import CapturePort, ICaptureReactor
-from pcapsvc.core.errors import CaptureUnavailable
+from pcapsvc.core.errors import NodeBusy
 from pcapsvc.core.plan import CapturePlan
 from pcapsvc.interfaces import ICapture, ICapturer, IPacketSystem
 
@@ -48,7 +48,10 @@ class Capturer:
     def prepare(self, plan: CapturePlan) -> ICapture:
         """Open what a capture needs: see L{ICapturer.prepare}."""
         capture_id = secrets.token_hex(6)
-        handle = self._system.open(plan.interface, snap_length=plan.snap_length, bpf=plan.bpf)
+        try:
+            handle = self._system.open(plan.interface, snap_length=plan.snap_length, bpf=plan.bpf)
+        except OSError as error:
+            raise NodeBusy(f"there is no room for a capture: {error}") from None
         try:
             observer = None
             if self._packet_debug or plan.request.packetdebug:
@@ -60,7 +63,7 @@ class Capturer:
             )
         except OSError as error:
             handle.close()
-            raise CaptureUnavailable(plan.interface, f"no memory for a capture: {error}") from None
+            raise NodeBusy(f"there is no room for a capture: {error}") from None
         except BaseException:
             handle.close()
             raise

@@ -13,6 +13,9 @@ from pcapsvc.core.errors import PcapsvcError
 #: How many lines a capture logs in a second; further packets are counted.
 LINES_A_SECOND = 100
 
+# Headers are in front. dpkt makes objects of all that a packet holds: of 64 KB for a quarter of a second.
+_DECODED_BYTES = 512
+
 # Link-layer types, by draft-ietf-opsawg-pcaplinktype.
 _LINK_LAYERS: dict[int, Callable[[bytes], dpkt.Packet]] = {
     0: dpkt.loopback.Loopback,
@@ -100,7 +103,7 @@ def describe(link_type: int, data: bytes) -> str:
     layer = _LINK_LAYERS.get(link_type)
     if layer is None:
         return f"link type {link_type}, {len(data)} bytes"
-    return f"{_network(layer(data))}, {len(data)} bytes"
+    return f"{_network(layer(data[:_DECODED_BYTES]))}, {len(data)} bytes"
 
 
 def _raw_ip(data: bytes) -> dpkt.Packet:

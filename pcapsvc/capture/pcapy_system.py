@@ -10,7 +10,7 @@ from typing import Any
 import pcapy
 from zope.interface import implementer
 
-from pcapsvc.core.errors import CaptureUnavailable, Problem, RequestRejected
+from pcapsvc.core.errors import CaptureUnavailable, Problem, RequestRejected, shown
 from pcapsvc.core.recording import PacketCounts
 from pcapsvc.interfaces import IPacketDumper, IPacketHandle, IPacketSystem
 
@@ -24,6 +24,11 @@ _ACTIVATE_ERRORS = {
     -9: "the interface is down",
     -11: "no permission for promiscuous mode",
 }
+
+# What a filter's syntax has nothing to do with.
+_ANY_LINK_TYPE = 1
+_ANY_SNAP_LENGTH = 65535
+_NOT_OPTIMIZED = 0
 
 # What is thrown away is so in steps, each of so many packets.
 _STEP_PACKETS = 4096
@@ -59,22 +64,21 @@ class PcapySystem:
         # libpcap opens more than network interfaces by name (USB, D-Bus, netfilter): those are not asked for.
         if interface != ANY_INTERFACE and interface not in interface_names():
             raise CaptureUnavailable(interface, "no such interface")
+        _refuse_what_is_no_filter(bpf)
         try:
             reader = pcapy.create(interface)
+            self._activate(reader, interface, snap_length)
+            handle = _PcapyHandle(reader, interface, self._close_descriptor)
         except pcapy.PcapError as error:
             raise CaptureUnavailable(interface, str(error)) from None
         try:
-            self._activate(reader, interface, snap_length)
             if bpf:
                 _set_filter(reader, bpf)
             reader.setnonblock(1)
-            return _PcapyHandle(reader, interface, self._close_descriptor)
-        except pcapy.PcapError as error:
-            reader.close()
-            raise CaptureUnavailable(interface, str(error)) from None
         except BaseException:
-            reader.close()
+            handle.close()
             raise
+        return handle
 
     def _activate(self, reader: Any, interface: str, snap_length: int) -> None:
         reader.set_snaplen(snap_length)
@@ -84,6 +88,9 @@ class PcapySystem:
         reader.set_buffer_size(self._buffer_size)
         status = reader.activate()
         if status < 0:
+            reader.close()
+            # libpcap doesn't say so: where there are no descriptors, this fails for the same reason.
+            os.close(os.dup(0))
             raise CaptureUnavailable(interface, _ACTIVATE_ERRORS.get(status, f"libpcap error {status}"))
 
 
@@ -92,11 +99,24 @@ def interface_names() -> frozenset[str]:
     return frozenset(name for _, name in socket.if_nameindex())
 
 
+def _refuse_what_is_no_filter(bpf: str) -> None:
+    """Opening a handle takes long: so what is no filter on any link type is refused before."""
+    try:
+        pcapy.compile(_ANY_LINK_TYPE, _ANY_SNAP_LENGTH, bpf, _NOT_OPTIMIZED, 0)
+    except pcapy.PcapError as error:
+        if "syntax error" in str(error):
+            raise _filter_refused(bpf, error) from None
+
+
 def _set_filter(reader: Any, bpf: str) -> None:
     try:
         reader.setfilter(bpf)
     except pcapy.PcapError as error:
-        raise RequestRejected([Problem(path="bpf", value=repr(bpf), rule=f"libpcap says: {error}")]) from None
+        raise _filter_refused(bpf, error) from None
+
+
+def _filter_refused(bpf: str, error: Exception) -> RequestRejected:
+    return RequestRejected([Problem(path="bpf", value=shown(bpf), rule=f"libpcap says: {error}")])
 
 
 def _throw_away(header: object, data: bytes) -> None:

@@ -42,13 +42,13 @@ def shown(value: object) -> str:
     return _shortened(text)
 
 
-def shown_words(text: str) -> str:
-    """Words of others as an error message shows them: escaped, on one line, shortened; without quotes."""
-    return _shortened(repr(text)[1:-1])
+def shown_words(text: str, most: int = _LONGEST_SHOWN_VALUE) -> str:
+    """Words of others as a message shows them: escaped, on one line, shortened; without quotes."""
+    return _shortened(repr(text)[1:-1], most)
 
 
-def _shortened(text: str) -> str:
-    return text if len(text) <= _LONGEST_SHOWN_VALUE else text[:_LONGEST_SHOWN_VALUE] + "…"
+def _shortened(text: str, most: int = _LONGEST_SHOWN_VALUE) -> str:
+    return text if len(text) <= most else text[:most] + "…"
 
 
 class PcapsvcError(Exception):
@@ -82,6 +82,10 @@ class CaptureUnavailable(PcapsvcError):
         super().__init__(f"{interface}: {reason}")
         self.interface = interface
         self.reason = reason
+
+
+class NodeBusy(PcapsvcError):
+    """The node's fault, and a passing one: there is no memory, or no descriptor, for one more capture."""
 
 
 class DestinationError(PcapsvcError):

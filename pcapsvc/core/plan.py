@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pcapsvc.core.errors import Problem, RequestRejected, shown
 from pcapsvc.core.request import CaptureRequest, RequestBounds
-from pcapsvc.core.session import CaptureLimits
+from pcapsvc.core.session import FILE_HEADER_BYTES, PACKET_HEADER_BYTES, CaptureLimits
 from pcapsvc.core.values import S3_FIELDS
 
 
@@ -38,6 +37,7 @@ class CapturePlan:
     @ivar alias: the alias by which the interface was asked for, or L{None}.
     @ivar snap_length: how much of each packet is kept, in bytes.
     @ivar s3: what the request says of S3, by the request's field.
+    @ivar most_bytes: the size that its file may come to, in bytes.
     """
 
     node: str
@@ -49,13 +49,17 @@ class CapturePlan:
     request: CaptureRequest
     s3: Mapping[str, Any]
 
+    @property
+    def most_bytes(self) -> int:
+        """The limit of bytes, or less where so many packets, cut so short, can't come to it."""
+        all_packets = self.limits.max_packets * (PACKET_HEADER_BYTES + self.snap_length)
+        return min(self.limits.max_bytes, FILE_HEADER_BYTES + all_packets)
+
 
 def plan_captures(request: CaptureRequest, node: NodeView) -> tuple[CapturePlan, ...]:
     """
     The captures that a request means on this node: one for each interface, each
     interface once, whether it is there now or not.
-
-    @raise RequestRejected: where an alias is not known here.
     """
     limits = CaptureLimits(
         max_packets=node.bounds.max_packets if request.packets is None else request.packets,
@@ -84,21 +88,7 @@ def _interfaces(request: CaptureRequest, node: NodeView) -> dict[str, str | None
     if request.interface is not None:
         return dict.fromkeys(request.interface)
     meant: dict[str, str | None] = {}
-    unknown: list[str] = []
     for alias in request.alias or ():
-        carriers = node.interfaces_by_alias.get(alias)
-        if carriers is None:
-            unknown.append(alias)
-        for interface in carriers or ():
+        for interface in node.interfaces_by_alias.get(alias, ()):
             meant.setdefault(interface, alias)
-    if not meant:
-        known = ", ".join(sorted(node.interfaces_by_alias)) or "none"
-        raise RequestRejected(
-            [
-                Problem(
-                    path="alias", value=shown(alias), rule=f"must be an alias of this node (it has: {known})"
-                )
-                for alias in unknown
-            ]
-        )
     return meant

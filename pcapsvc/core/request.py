@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -73,6 +73,7 @@ class RequestBounds:
 
     @ivar max_timeout_seconds: of the idle time; L{max_duration_seconds}, of the whole.
     @ivar max_filter_characters: a filter's compilation costs grow with the cube of its length.
+    @ivar aliases: of interfaces, that are known here.
     @ivar s3_overrides: which of L{S3_FIELDS} a request may set; L{None} where nothing is
         delivered to S3 here, so that they mean nothing.
     @ivar s3_endpoints: the endpoints (as URLs) that a request may name; empty for any.
@@ -84,6 +85,7 @@ class RequestBounds:
     max_duration_seconds: int
     max_snap_length: int
     max_filter_characters: int
+    aliases: frozenset[str] = frozenset()
     s3_overrides: frozenset[str] | None = None
     s3_endpoints: tuple[str, ...] = ()
 
@@ -112,7 +114,9 @@ def read_address(body: bytes) -> Address:
     return _decoded(body, _address_decoder)
 
 
-def parse_request(body: bytes, bounds: RequestBounds, *, ignore_unknown: bool = False) -> CaptureRequest:
+def parse_request(
+    body: bytes, bounds: RequestBounds, *, ignore_unknown: bool = False, found: Sequence[Problem] = ()
+) -> CaptureRequest:
     """
     Understand a message, and judge it by every rule that needs nothing but the
     message and the node's bounds.
@@ -122,6 +126,7 @@ def parse_request(body: bytes, bounds: RequestBounds, *, ignore_unknown: bool = 
     if it were left out.
 
     @param ignore_unknown: pass over keys that are not known, instead of refusing them.
+    @param found: problems that were found already, to be told with the others.
 
     @raise RequestRejected: with every problem, by field.
     """
@@ -132,7 +137,7 @@ def parse_request(body: bytes, bounds: RequestBounds, *, ignore_unknown: bool = 
         {key: value for key, value in given.items() if not _means_nothing(key, value)},
         ignore_unknown=ignore_unknown,
     )
-    problems += _rules_broken(values, bounds, given)
+    problems = [*found, *problems, *_rules_broken(values, bounds, given)]
     if problems:
         raise RequestRejected(problems)
     return CaptureRequest(**values)
@@ -173,6 +178,8 @@ def _rules_broken(
 ) -> Iterator[Problem]:
     yield from _exactly_one(given, "node", "nodere")
     yield from _exactly_one(given, "interface", "alias")
+    if "alias" in values:
+        yield from _aliases_unknown(values["alias"], bounds.aliases)
     for field, most in (
         ("packets", bounds.max_packets),
         ("bytes", bounds.max_bytes),
@@ -194,6 +201,14 @@ def _exactly_one(given: Mapping[str, Any], one: str, other: str) -> Iterator[Pro
     if count != 1:
         found = "none is" if count == 0 else "both are"
         yield Problem(path=one, rule=f"exactly one of {one!r} and {other!r} must be given, and {found}")
+
+
+def _aliases_unknown(aliases: Sequence[str], known: frozenset[str]) -> Iterator[Problem]:
+    """One that is known is enough: a message is for many nodes, and not every node has every alias."""
+    if known.isdisjoint(aliases):
+        rule = f"must be an alias of this node (it has: {', '.join(sorted(known)) or 'none'})"
+        for alias in aliases:
+            yield Problem(path="alias", value=shown(alias), rule=rule)
 
 
 def _filter_rules_broken(bpf: str, most: int) -> Iterator[Problem]:

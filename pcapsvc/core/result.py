@@ -81,6 +81,7 @@ class CaptureStarted:
     """
     A capture has begun, for a request of a source.
 
+    @ivar started: when, in seconds since the Unix epoch.
     @ivar progress: answers the packets captured by now, and the bytes in memory, until
         the capture stops.
     """
@@ -89,6 +90,7 @@ class CaptureStarted:
     source: str
     plan: CapturePlan
     link_type: int
+    started: float
     progress: Callable[[], tuple[int, int]]
 
 

@@ -117,6 +117,7 @@ def _state(entry: _Entry) -> dict[str, Any]:
         "state": _name_of_state(entry),
         "source": started.source,
         **_plan(started.plan),
+        "started": _time(started.started),
         "link_type": started.link_type,
     }
     if entry.problem is not None:
@@ -159,7 +160,6 @@ def _stopped(event: CaptureStopped) -> dict[str, Any]:
     recording = event.recording
     counts = recording.counts
     return {
-        "started": _time(recording.started),
         "reason": recording.reason.value,
         "packets": recording.packets,
         "bytes": recording.content.size,

@@ -7,7 +7,6 @@ from typing import Any
 
 from twisted.trial import unittest
 
-from pcapsvc.core.errors import RequestRejected
 from pcapsvc.core.plan import CapturePlan, NodeView, plan_captures
 from pcapsvc.core.request import CaptureRequest
 from pcapsvc.core.session import CaptureLimits
@@ -69,19 +68,16 @@ class PlanTests(unittest.SynchronousTestCase):
         )
 
     def test_unknown_alias(self) -> None:
-        """Aliases of which none is known are refused, each with what there is."""
-        rejection = self.assertRaises(RequestRejected, self.plans, alias=("dmz", "Uplink"))
-        self.assertEqual(
-            [str(problem) for problem in rejection.problems],
-            [
-                f"alias = {alias!r}: must be an alias of this node (it has: inside, none, uplink)"
-                for alias in ("dmz", "Uplink")
-            ],
-        )
-        bare = dataclasses.replace(NODE, interfaces_by_alias={})
-        self.assertIn(
-            "it has: none", str(self.assertRaises(RequestRejected, self.plans, bare, alias=("dmz",)))
-        )
+        """An alias that is not known means nothing here."""
+        plans = self.plans(alias=("dmz", "inside"))
+        self.assertEqual({plan.alias for plan in plans}, {"inside"})
+
+    def test_most_bytes(self) -> None:
+        """A file can come to the limit of bytes, or to as many packets as large as they are kept."""
+        [plan] = self.plans(interface=("eth0",), packets=2, snap=100, bytes=5000)
+        self.assertEqual(plan.most_bytes, 24 + 2 * 116)
+        [plan] = self.plans(interface=("eth0",), packets=2, snap=100, bytes=200)
+        self.assertEqual(plan.most_bytes, 200)
 
     def test_one_known_alias(self) -> None:
         """Beside one that is known, an unknown alias is another node's."""

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial import unittest
 
-from pcapsvc.core.errors import RequestRejected
+from pcapsvc.core.errors import Problem, RequestRejected
 from pcapsvc.core.request import (
     MAX_BODY_BYTES,
     CaptureRequest,
@@ -27,6 +27,7 @@ BOUNDS = RequestBounds(
     max_duration_seconds=3600,
     max_snap_length=262_144,
     max_filter_characters=512,
+    aliases=frozenset({"uplink", "inside", "y"}),
     s3_overrides=frozenset(S3_FIELDS),
 )
 FIELDS: dict[str, Any] = {
@@ -311,6 +312,26 @@ class EitherTests(_Requests, unittest.SynchronousTestCase):
                 "interface": "exactly one of 'interface' and 'alias' must be given, and both are",
             },
         )
+
+    def test_unknown_alias(self) -> None:
+        """Aliases of which none is known are refused, each with what there is; one known is enough."""
+        body = json.dumps({"node": "any", "alias": ["dmz", "Uplink"]}).encode()
+        rejection = self.assertRaises(RequestRejected, parse_request, body, BOUNDS)
+        self.assertEqual(
+            [str(problem) for problem in rejection.problems],
+            [
+                f"alias = {alias!r}: must be an alias of this node (it has: inside, uplink, y)"
+                for alias in ("dmz", "Uplink")
+            ],
+        )
+        parse_request(b'{"node": "any", "alias": ["dmz", "uplink"]}', BOUNDS)
+
+    def test_told_with_others(self) -> None:
+        """What was found before is told with what is found here."""
+        before = Problem(path="nodere", rule="must be a regular expression")
+        body = b'{"nodere": "(", "interface": ["eth0"], "packets": 0}'
+        rejection = self.assertRaises(RequestRejected, parse_request, body, BOUNDS, found=[before])
+        self.assertEqual([problem.path for problem in rejection.problems], ["nodere", "packets"])
 
     def test_wrong_is_not_missing(self) -> None:
         """A field that is wrong in itself isn't called missing."""

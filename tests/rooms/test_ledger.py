@@ -32,6 +32,7 @@ def started(capture_id: str = "a") -> CaptureStarted:
         source="redis",
         plan=recording(customer="ACME", alertid=7, bpf="tcp").plan,
         link_type=1,
+        started=1_700_000_000.75,
         progress=lambda: (5, 600),
     )
 
@@ -73,6 +74,7 @@ class LedgerTests(unittest.SynchronousTestCase):
                 "bpf": "tcp",
                 "snap_length": 500,
                 "limits": {"packets": 10, "bytes": 1000, "timeout": 5, "duration": 60},
+                "started": "2023-11-14T22:13:20.750000Z",
                 "link_type": 1,
                 "packets": 5,
                 "bytes": 600,
@@ -87,7 +89,6 @@ class LedgerTests(unittest.SynchronousTestCase):
         state = self.report(started(), CaptureStopped(capture_id="a", recording=made))
         expected = {
             "state": "delivering",
-            "started": "2023-11-14T22:13:20.750000Z",
             "reason": "idle",
             "packets": 3,
             "bytes": 0,

@@ -55,7 +55,12 @@ class LogReporterTests(unittest.SynchronousTestCase):
         """The start has the filter and the limits, and no more of the request than that."""
         plan = recording(bpf="tcp\nport 80", customer="ACME").plan
         event = CaptureStarted(
-            capture_id="abc", source="redis", plan=plan, link_type=1, progress=lambda: (0, 0)
+            capture_id="abc",
+            source="redis",
+            plan=plan,
+            link_type=1,
+            started=1_700_000_000.0,
+            progress=lambda: (0, 0),
         )
         [(level, line)] = self.report(event)
         self.assertIs(level, LogLevel.info)

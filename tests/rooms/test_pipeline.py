@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import json
 import os
@@ -99,7 +100,7 @@ class PipelineCase(unittest.SynchronousTestCase):
         self.pipeline = Pipeline(
             NodeView(
                 name="sensor1",
-                bounds=BOUNDS,
+                bounds=dataclasses.replace(BOUNDS, aliases=frozenset({"both"})),
                 default_timeout_seconds=10,
                 snap_length=500,
                 interfaces_by_alias={"both": ("mem0", "mem1")},
@@ -282,7 +283,7 @@ class JudgingTests(PipelineCase):
         self.successResultOf(self.stop())
 
     def test_no_memory_to_begin(self) -> None:
-        """Where there is no memory for a capture, its interface is unavailable, and nothing is left open."""
+        """Where there is no memory for a capture, the node is busy, and nothing is left open."""
         opened = self.system.open
 
         def poor(interface: str, *, snap_length: int, bpf: str) -> Any:
@@ -296,13 +297,13 @@ class JudgingTests(PipelineCase):
 
         self.system.open = poor  # type: ignore[method-assign]
         verdict = self.submit(interface=["mem0"], bytes=100)
-        assert isinstance(verdict, Rejected)
-        self.assertIn("no memory for a capture", verdict.problems[0].rule)
+        assert isinstance(verdict, Busy)
+        self.assertIn("there is no room for a capture: [Errno 12]", verdict.reason)
 
     def test_busy_by_memory(self) -> None:
         """What all captures may grow to is bounded, from their start until their last delivery."""
         self.one.answer = Deferred
-        first = self.begin(bytes=1500, packets=1)
+        first = self.begin(bytes=1500, packets=1, snap=1460)
         refused = self.submit(interface=["mem0"], bytes=501)
         assert isinstance(refused, Busy)
         self.assertIn("over the 2000", refused.reason)
