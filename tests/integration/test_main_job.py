@@ -249,7 +249,7 @@ class MainJobTests(SynchronousTestCase):
 
     def test_busy(self) -> None:
         """Over the number of captures, or over the memory that they may hold, a request is told to wait."""
-        daemon = self.daemon(general="maxcaptures = 2\nmaxmemory = 150000000")
+        daemon = self.daemon(general="maxcaptures = 2\nmaxbytes = 30000000\nmaxmemory = 40000000")
         body = {"node": "any", "interface": [self.wire.interface], "duration": 30, "timeout": 30}
         daemon.capture(**body)
         status, answer = daemon.request("POST", "/captures", json.dumps(body).encode())
