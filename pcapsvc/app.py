@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -164,8 +163,7 @@ def _deliveries(
     if chosen.spool_dir is not None:
         spool = Spool(
             reactor,
-            # Absolute, as a daemon leaves the folder in which it was started.
-            SpoolFolder(os.path.abspath(chosen.spool_dir)),
+            SpoolFolder(chosen.spool_dir),
             threads_of_its_own(_SPOOL_THREADS),
             reporter=reporter,
             max_bytes=chosen.spool_size_bytes,
@@ -207,8 +205,7 @@ def _destinations(
     most = 2 * settings.delivery.concurrency
     destinations: list[IDestination] = []
     if general.write_local and general.local_dir is not None:
-        # Absolute, as a daemon leaves the folder in which it was started.
-        destinations.append(LocalDirectory(os.path.abspath(general.local_dir), threads_of_its_own(most)))
+        destinations.append(LocalDirectory(general.local_dir, threads_of_its_own(most)))
     if cloudshark.upload and cloudshark.token is not None:
         destinations.append(
             CloudShark(
@@ -289,10 +286,6 @@ def _sources(settings: Settings, reactor: Any, sink: IRequestSink, ledger: Ledge
 
 
 def _kafka(kafka: Kafka, reactor: Any, sink: IRequestSink) -> KafkaSource:
-    def absolute(path: str | None) -> str | None:
-        # Read for each connection, when a daemon has left the folder in which it was started.
-        return None if path is None else os.path.abspath(path)
-
     return KafkaSource(
         reactor,
         sink,
@@ -302,14 +295,14 @@ def _kafka(kafka: Kafka, reactor: Any, sink: IRequestSink) -> KafkaSource:
         client_id=kafka.client_id,
         security=KafkaSecurity(
             security_protocol=kafka.security_protocol,
-            ssl_cafile=absolute(kafka.ssl_cafile),
-            ssl_certfile=absolute(kafka.ssl_certfile),
-            ssl_keyfile=absolute(kafka.ssl_keyfile),
+            ssl_cafile=kafka.ssl_cafile,
+            ssl_certfile=kafka.ssl_certfile,
+            ssl_keyfile=kafka.ssl_keyfile,
             ssl_check_hostname=kafka.ssl_check_hostname,
             sasl_mechanism=kafka.sasl_mechanism,
             sasl_plain_username=kafka.sasl_plain_username,
             sasl_plain_password=_revealed(kafka.sasl_plain_password),
-            sasl_oauth_token_file=absolute(kafka.sasl_oauth_token_file),
+            sasl_oauth_token_file=kafka.sasl_oauth_token_file,
         ),
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 # Parameters by kind, in the order in which they may be given without a name
@@ -75,6 +75,27 @@ def read_listener(text: str) -> Listener:
         parameters[name] = value
     _check(kind[0], parameters)
     return Listener(kind=kind[0], parameters=parameters, local=_is_local(kind[0], parameters))
+
+
+def absolute_listener(text: str, absolute: Callable[[str], str]) -> str:
+    """
+    A server endpoint string, the address of a unix socket in which is made absolute.
+
+    @param absolute: makes a path so.
+
+    @raise ValueError: as L{read_listener}.
+    """
+    listener = read_listener(text)
+    address = listener.parameters.get("address")
+    if address is None or address == absolute(address):
+        return text
+    given = {**listener.parameters, "address": absolute(address)}
+    return ":".join([listener.kind, *(f"{name}={_quoted(value)}" for name, value in given.items())])
+
+
+def _quoted(value: str) -> str:
+    """As L{_parts} takes it for one value."""
+    return value.replace("\\", "\\\\").replace(":", "\\:").replace("=", "\\=")
 
 
 def _check(kind: str, parameters: dict[str, str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -15,7 +16,7 @@ from pcapsvc.core.endpoint import endpoint_url
 from pcapsvc.core.errors import Problem, SettingsError, shown
 from pcapsvc.core.fields import check_fields, unknown_key
 from pcapsvc.settings.files import check_certificates, check_key, is_one_line, read_secret, read_text
-from pcapsvc.settings.listen import read_listener
+from pcapsvc.settings.listen import absolute_listener
 from pcapsvc.settings.options import OPTIONS
 from pcapsvc.settings.rules import broken_rules
 from pcapsvc.settings.schema import SECRETS, SECTIONS, General, InterfaceAlias, Settings, keys_of
@@ -225,25 +226,33 @@ def _defaults_that_follow(section: str, values: Mapping[str, Any]) -> dict[str, 
     }
 
 
-def _checked_listen(text: str) -> str:
-    read_listener(text)
-    return text
+def _absolute(path: str) -> str:
+    """A path that stays the same where a daemon leaves the folder in which it was started."""
+    try:
+        return os.path.abspath(path)
+    except OSError:
+        raise ValueError("must begin with '/', as the folder in which this is started is gone") from None
+
+
+def _listener(text: str) -> str:
+    return absolute_listener(text, _absolute)
 
 
 def _checked_certificates(given: str | bool) -> str | bool:
-    if isinstance(given, str):
-        check_certificates(given)
-    return given
+    if not isinstance(given, str):
+        return given
+    check_certificates(given)
+    return _absolute(given)
 
 
 def _checked_key(path: str) -> str:
     check_key(path)
-    return path
+    return _absolute(path)
 
 
 def _checked_secret_file(path: str) -> str:
     read_secret(path)
-    return path
+    return _absolute(path)
 
 
 def _kafka_servers(given: tuple[str, ...]) -> tuple[str, ...]:
@@ -259,7 +268,11 @@ def _kafka_servers(given: tuple[str, ...]) -> tuple[str, ...]:
 
 #: What is made of values that hold: field, key, and what raises L{ValueError} with the rule.
 _CONVERSIONS: dict[str, tuple[tuple[str, str, Callable[[Any], Any]], ...]] = {
-    "delivery": (("timeout_seconds", "timeout", lambda seconds: seconds or None),),
+    "general": (("local_dir", "localdir", _absolute),),
+    "delivery": (
+        ("timeout_seconds", "timeout", lambda seconds: seconds or None),
+        ("spool_dir", "spooldir", _absolute),
+    ),
     "cloudshark": (
         ("timeout_seconds", "timeout", lambda seconds: seconds or None),
         ("verify", "verify", _checked_certificates),
@@ -277,5 +290,5 @@ _CONVERSIONS: dict[str, tuple[tuple[str, str, Callable[[Any], Any]], ...]] = {
         ("endpoint", "endpoint", endpoint_url),
         ("endpoints", "endpoints", lambda endpoints: tuple(map(endpoint_url, endpoints))),
     ),
-    "http": (("listen", "listen", _checked_listen),),
+    "http": (("listen", "listen", _listener),),
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from pcapsvc.settings import Secret
 from tests.rooms.test_settings import LEAST, SettingsTestCase
 
@@ -74,7 +76,7 @@ class KafkaTests(SettingsTestCase):
             )
         path = self.file("token\n")
         kafka = self.load(f"{self.KAFKA}{self.SASL}'OAUTHBEARER'\nsasl_oauth_tokenfile = '{path}'").kafka
-        self.assertEqual(path, kafka.sasl_oauth_token_file)
+        self.assertEqual(os.path.abspath(path), kafka.sasl_oauth_token_file)
 
     def test_what_goes_together(self) -> None:
         """A key that needs another, or means nothing without it, says so."""
@@ -122,7 +124,9 @@ class KafkaTests(SettingsTestCase):
         certificate = self.file("-----BEGIN CERTIFICATE-----")
         tls = f"security_protocol = 'SSL'\nssl_certfile = '{certificate}'\n"
         key = self.file("-----BEGIN EC PRIVATE KEY-----")
-        self.assertEqual(key, self.load(f"{self.KAFKA}{tls}ssl_keyfile = '{key}'").kafka.ssl_keyfile)
+        self.assertEqual(
+            os.path.abspath(key), self.load(f"{self.KAFKA}{tls}ssl_keyfile = '{key}'").kafka.ssl_keyfile
+        )
         for text, rule in (
             ("-----BEGIN ENCRYPTED PRIVATE KEY-----", "needs no password"),
             ("-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED", "needs no password"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
 import tomllib
@@ -13,7 +14,7 @@ from twisted.trial import unittest
 
 from pcapsvc.core.errors import SettingsError
 from pcapsvc.settings import OPTIONS, InterfaceAlias, Secret, Settings, load_settings
-from pcapsvc.settings.listen import read_listener
+from pcapsvc.settings.listen import absolute_listener, read_listener
 from pcapsvc.settings.schema import SECRETS, SECTIONS, keys_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -412,6 +413,8 @@ class OptionsTests(SettingsTestCase):
             fields = {field.encode_name: field.name for field in msgspec.structs.fields(section)}
             value = getattr(section, fields[option.key])
             expected = {"text": "http", "number": 77, "flag": True}[option.kind]
+            if option.name == "destdir":
+                expected = os.path.abspath("http")
             self.assertEqual(Secret("http") if isinstance(value, Secret) else expected, value, option.name)
 
     def test_a_wrong_value_in_the_file_does_not_matter(self) -> None:
@@ -432,6 +435,53 @@ class OptionsTests(SettingsTestCase):
     def test_cloudshark_stays_off(self) -> None:
         """No option of CloudShark but --upload switches uploading on."""
         self.assertFalse(self.load(LEAST, cshost="h", cstoken="t").cloudshark.upload)
+
+
+class PathsTests(SettingsTestCase):
+    """Relative paths are taken from the folder in which the service is started."""
+
+    def test_absolute(self) -> None:
+        """Each is made absolute when it is read, as a daemon leaves that folder."""
+        certificates = self.file("-----BEGIN CERTIFICATE-----\n")
+        key = self.file("-----BEGIN PRIVATE KEY-----\n")
+        token = self.file("hunter2\n")
+        relative = {path: os.path.relpath(path) for path in (certificates, key, token)}
+        settings = self.load(
+            f"[general]\nwritelocal = true\nlocaldir = 'a'\n[delivery]\nspooldir = 'b/../c'\n"
+            f"[cloudshark]\nverify = '{relative[certificates]}'\n"
+            f"[redis]\ntls = true\ncafile = '{relative[certificates]}'\n"
+            "[kafka]\nsecurity_protocol = 'SASL_SSL'\nsasl_mechanism = 'OAUTHBEARER'\n"
+            f"ssl_cafile = '{relative[certificates]}'\nssl_certfile = '{relative[certificates]}'\n"
+            f"ssl_keyfile = '{relative[key]}'\nsasl_oauth_tokenfile = '{relative[token]}'\n"
+            "[http]\nlisten = 'unix:http.sock'\n"
+        )
+        kafka = settings.kafka
+        self.assertEqual(os.path.abspath("a"), settings.general.local_dir)
+        self.assertEqual(os.path.abspath("c"), settings.delivery.spool_dir)
+        self.assertEqual(
+            os.path.abspath("d"), self.load("", redisnode="x", destdir="d", writelocal=True).general.local_dir
+        )
+        self.assertEqual(
+            [os.path.abspath(certificates)] * 2, [settings.cloudshark.verify, settings.redis.ca_file]
+        )
+        self.assertEqual([os.path.abspath(certificates)] * 2, [kafka.ssl_cafile, kafka.ssl_certfile])
+        self.assertEqual(os.path.abspath(key), kafka.ssl_keyfile)
+        self.assertEqual(os.path.abspath(token), kafka.sasl_oauth_token_file)
+
+    def test_unix_socket(self) -> None:
+        """The address of a unix socket is made so, whatever is in it; the rest stays."""
+        for text, more in (
+            ("unix:a.sock", {}),
+            ("unix:address=a.sock", {}),
+            ("unix:a.sock:mode=600", {"mode": "600"}),
+            (r"unix:a\:b\=c\\d:lockfile=0", {"lockfile": "0"}),
+        ):
+            was, listen = read_listener(text), absolute_listener(text, os.path.abspath)
+            address = os.path.abspath(was.parameters["address"])
+            self.assertEqual({"address": address, **more}, read_listener(listen).parameters)
+            self.assertTrue(read_listener(listen).local)
+        for text in ("unix:/run/a.sock:mode=600", "tcp:1:interface=127.0.0.1", r"tcp6:1:interface=\:\:1"):
+            self.assertEqual(text, absolute_listener(text, os.path.abspath))
 
 
 class SecretsTests(SettingsTestCase):
