@@ -1,0 +1,125 @@
+"""The daemon is stopped, or killed, while captures are on their way: they arrive in the end."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.peers.cloudshark import CloudSharkServer, accept, hang, refuse
+from tests.peers.daemon import Daemon
+from tests.peers.frames import udp_frame
+from tests.peers.tcpdump import read_packets
+from tests.peers.wire import Wire
+
+_STOP_SECONDS = 4
+
+
+class StopTests(SynchronousTestCase):
+    """The daemon in its own process, real packets on a wire, and an upload that fails."""
+
+    def setUp(self) -> None:
+        """A wire, a server, and a spool."""
+        self.wire = Wire()
+        self.addCleanup(self.wire.stop)
+        self.wire.start()
+        self.server = CloudSharkServer()
+        self.addCleanup(self.server.stop)
+        self.server.start()
+        self.spool = Path(self.mktemp()).absolute()
+        self.spool.mkdir()
+
+    def daemon(self, **delivery: Any) -> Daemon:
+        """A daemon, started."""
+        keys = "".join(f"{name} = {value}\n" for name, value in delivery.items())
+        daemon = Daemon(
+            f'[delivery]\nspooldir = "{self.spool}"\n{keys}'
+            f'[cloudshark]\nupload = true\nhost = "localhost"\nport = {self.server.port}\n'
+            f'token = "{self.server.token}"\nverify = "{self.server.ca_file}"\n',
+            general=f"stoptimeout = {_STOP_SECONDS}",
+        )
+        self.addCleanup(daemon.stop)
+        daemon.start()
+        return daemon
+
+    def entries(self) -> list[Path]:
+        """The captures in the spool."""
+        return sorted(self.spool.glob("*-cloudshark"))
+
+    def uploads(self) -> list[Any]:
+        """What reached the server whole."""
+        return [upload for upload in self.server.uploads() if upload.filename is not None]
+
+    def test_stop(self) -> None:
+        """What hangs, what waits for a place, and what was just captured is spooled in time, and arrives."""
+        self.server.behave(hang())
+        daemon = self.daemon(concurrency=1)
+        captures = [daemon.capture(interface=[self.wire.interface], packets=10) for _ in range(2)]
+        self.wire.send([udp_frame(number) for number in range(10)])
+        for capture in captures:
+            daemon.logged(f"{capture}: delivered to local")
+        captures.append(daemon.capture(interface=[self.wire.interface], timeout=60))
+        self.wire.send([udp_frame(number) for number in range(5)])
+        time.sleep(0.2)
+        self.assertEqual(self.entries(), [])
+        stopped = time.monotonic()
+        daemon.signal(signal.SIGTERM)
+        self.assertEqual(daemon.wait(), 0)
+        self.assertLess(time.monotonic() - stopped, _STOP_SECONDS + 1)
+        self.assertEqual(len(self.entries()), 3, daemon.log)
+        for capture in captures:
+            self.assertIn(f"{capture}: not delivered to cloudshark yet, and kept in the spool", daemon.log)
+        self.assertNotIn("lost", daemon.log)
+        local = {path.name: path.read_bytes() for path in daemon.captures.iterdir()}
+        before = len(self.uploads())
+
+        self.server.behave(accept())
+        again = self.daemon()
+        for capture in captures:
+            again.logged(f"{capture}: delivered to cloudshark")
+        self.assertEqual({upload.filename: upload.data for upload in self.uploads()[before:]}, local)
+        self.assertEqual(len(self.uploads()), before + 3)
+        self.assertEqual(self.entries(), [])
+        packets = sorted(len(read_packets(path)) for path in daemon.captures.iterdir())
+        self.assertEqual(packets, [5, 10, 10])
+
+    def test_stop_with_nothing_in_its_way(self) -> None:
+        """Where deliveries come through, a stop takes no longer than they do, and spools nothing."""
+        self.server.behave(accept(delay_seconds=0.5))
+        daemon = self.daemon()
+        capture = daemon.capture(interface=[self.wire.interface], timeout=60)
+        self.wire.send([udp_frame(1)])
+        time.sleep(0.2)
+        stopped = time.monotonic()
+        daemon.signal(signal.SIGTERM)
+        self.assertEqual(daemon.wait(), 0)
+        self.assertLess(time.monotonic() - stopped, 2.5)
+        self.assertIn(f"{capture}: delivered to cloudshark", daemon.log)
+        self.assertEqual((len(self.uploads()), self.entries()), (1, []))
+
+    def test_killed(self) -> None:
+        """What was spooled when the daemon is killed arrives after the next start, once."""
+        self.server.behave(refuse(503, "Busy"))
+        daemon = self.daemon(attempts=1)
+        capture = daemon.capture(interface=[self.wire.interface], packets=1)
+        self.wire.send([udp_frame(1)])
+        state = daemon.done(capture)
+        self.assertEqual(
+            {one["destination"]: one["state"] for one in state["deliveries"]},
+            {"local": "delivered", "cloudshark": "spooled"},
+        )
+        daemon.signal(signal.SIGKILL)
+        daemon.wait()
+        self.server.behave(accept())
+        before = len(self.uploads())
+        again = self.daemon()
+        again.logged(f"{capture}: delivered to cloudshark")
+        self.assertEqual(len(self.uploads()), before + 1)
+        again.signal(signal.SIGKILL)
+        again.wait()
+        last = self.daemon()
+        last.logged("the spool holds 0 captures")
+        self.assertEqual(len(self.uploads()), before + 1)
