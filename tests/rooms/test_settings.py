@@ -690,6 +690,16 @@ class DocumentsTests(SettingsTestCase):
             if option.key in keys_of(option.section):
                 self.assertEqual(f"`{option.path}`", rows[f"--{name}"][1])
 
+    def test_the_sources(self) -> None:
+        """All that can be listened to is told as such: by the rule, and by its words in the documentation."""
+        sources = {f"{section}.listen" for section in SECTIONS if "listen" in keys_of(section)}
+        rule = self.only_problem("[general]\nwritelocal = true\nlocaldir = '/tmp'\n").partition("enabled:")[2]
+        [words] = re.findall(
+            r"(?m)^- At least one source: (.*)$", (ROOT / "docs/configuration.md").read_text()
+        )
+        for text in (rule, words):
+            self.assertEqual(sources, set(re.findall(r"[a-z0-9]+\.listen", text)))
+
     def test_the_examples_load(self) -> None:
         """Both examples load, and the quick start listens on this host alone."""
         quick = load_settings(str(ROOT / "examples" / "quickstart.toml"))
