@@ -86,6 +86,21 @@ class StopTests(SynchronousTestCase):
         packets = sorted(len(read_packets(path)) for path in daemon.captures.iterdir())
         self.assertEqual(packets, [5, 10, 10])
 
+    def test_second_signal(self) -> None:
+        """A second signal hurries: what is on its way is spooled at once."""
+        self.server.behave(hang())
+        daemon = self.daemon()
+        capture = daemon.capture(interface=[self.wire.interface], packets=1)
+        self.wire.send([udp_frame(1)])
+        daemon.logged(f"{capture}: delivered to local")
+        stopped = time.monotonic()
+        daemon.signal(signal.SIGTERM)
+        time.sleep(0.3)
+        daemon.signal(signal.SIGINT)
+        self.assertEqual(daemon.wait(), 0)
+        self.assertLess(time.monotonic() - stopped, _STOP_SECONDS / 2)
+        self.assertEqual(len(self.entries()), 1)
+
     def test_stop_with_nothing_in_its_way(self) -> None:
         """Where deliveries come through, a stop takes no longer than they do, and spools nothing."""
         self.server.behave(accept(delay_seconds=0.5))
