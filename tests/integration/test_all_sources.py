@@ -1,0 +1,315 @@
+"""All sources at once in one daemon, with real brokers: what becomes of one is nothing to the others."""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import json
+import re
+import signal
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.peers.daemon import Daemon
+from tests.peers.frames import number_of, udp_frame
+from tests.peers.kafka import KafkaBroker
+from tests.peers.redis import RedisServer
+from tests.peers.sqs import SQSServer
+from tests.peers.tcpdump import read_packets
+from tests.peers.wire import Wire
+
+BROKERS = ("redis", "kafka", "sqs")
+SOURCES = (*BROKERS, "http")
+
+#: How long a request takes to its capture while its source is connected, and until a source is heard again.
+HEARD_SECONDS = 5.0
+BACK_SECONDS = 40.0
+STOP_SECONDS = 3.0
+
+#: How old requests may be in the tests of that, the skew of clocks aside.
+AGE_SECONDS = 1
+SKEW_SECONDS = 5
+
+_shared: list[Brokers] = []
+# Each request is for a port of its own: so are the topics and queues of each test.
+_numbers = itertools.count(1000)
+
+Found = TypeVar("Found")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Brokers:
+    """One of each. They run when a test begins, and end with the test runner."""
+
+    redis: RedisServer
+    kafka: KafkaBroker
+    sqs: SQSServer
+
+
+def shared_brokers() -> Brokers:
+    """The brokers of all these tests, as it takes seconds to start them."""
+    if not _shared:
+        peers = (RedisServer(), KafkaBroker(), SQSServer())
+        for peer in peers:
+            atexit.register(peer.stop)
+            peer.start()
+        _shared.append(Brokers(redis=peers[0], kafka=peers[1], sqs=peers[2]))
+    return _shared[0]
+
+
+def until(look: Callable[[], Found | None], what: str, seconds: float = HEARD_SECONDS) -> Found:
+    """Look until there is something. What it is."""
+    deadline = time.monotonic() + seconds
+    while (found := look()) is None:
+        if time.monotonic() > deadline:
+            raise AssertionError(f"waited {seconds:g} s for {what} in vain")
+        time.sleep(0.02)
+    return found
+
+
+class AllSourcesCase(SynchronousTestCase):
+    """A wire, three brokers, and a daemon that listens to all of them."""
+
+    def setUp(self) -> None:
+        """Set them up."""
+        self.brokers = shared_brokers()
+        self.wire = Wire()
+        self.addCleanup(self.wire.stop)
+        self.wire.start()
+        number = next(_numbers)
+        self.topic = f"requests{number}"
+        self.brokers.kafka.create_topic(self.topic)
+        self.queue = self.brokers.sqs.create_queue(f"requests{number}")
+
+    def daemon(self, **options: Any) -> Daemon:
+        """A daemon that hears all sources, and runs until the end of the test."""
+        daemon = self.started(**options)
+        for words in ("subscribed to channel", "reading topic", f"SQS {self.queue}: listening"):
+            daemon.logged(words)
+        return daemon
+
+    def started(self, **options: Any) -> Daemon:
+        """One that may hear none of them yet."""
+        daemon = Daemon(
+            f'[redis]\nlisten = true\nhost = "127.0.0.1"\nport = {self.brokers.redis.port}\n'
+            f'[kafka]\nlisten = true\nserver = ["{self.brokers.kafka.server}"]\ntopic = "{self.topic}"\n'
+            f'[sqs]\nlisten = true\nurl = "{self.queue}"\naccessid = "a"\naccesskey = "b"\n',
+            **options,
+        )
+        self.addCleanup(daemon.stop)
+        daemon.start()
+        return daemon
+
+    def request(self, daemon: Daemon, **more: Any) -> tuple[int, str]:
+        """A request for the first packet to a port of its own: the port, and the request."""
+        port = next(_numbers)
+        fields = {"interface": [self.wire.interface], "packets": 1, "timeout": 60}
+        return port, json.dumps({"node": daemon.node, **fields, "bpf": f"udp dst port {port}", **more})
+
+    def send(self, daemon: Daemon, source: str, body: str) -> None:
+        """Send a request by a source. Its broker must be there."""
+        match source:
+            case "redis":
+                # One that isn't subscribed yet would never hear it.
+                subscribed = lambda: self.brokers.redis.publish("capture", body.encode()) or None  # noqa: E731
+                until(subscribed, "a subscriber", BACK_SECONDS)
+            case "kafka":
+                self.brokers.kafka.produce(self.topic, [body.encode()])
+            case "sqs":
+                self.brokers.sqs.send(self.queue, [body])
+            case "http":
+                status, answer = daemon.request("POST", "/captures", body.encode())
+                self.assertEqual(status, 202, answer)
+
+    def captured(self, daemon: Daemon, source: str, port: int, seconds: float = HEARD_SECONDS) -> None:
+        """A source's request is captured: the packet that is sent to its port is in its file."""
+        pattern = re.compile(rf"(\w+): capturing on \S+ for {source}, filter 'udp dst port {port}'")
+        capture = until(lambda: pattern.search(daemon.log), f"a request by {source}", seconds)[1]
+        self.wire.send([udp_frame(port, port=port - 1), udp_frame(port, port=port)])
+        state = daemon.done(capture)
+        self.assertEqual((state["reason"], state["source"]), ("packets", source))
+        (packet,) = read_packets(daemon.file_of(capture))
+        self.assertEqual(packet.data, udp_frame(port, port=port))
+        self.assertEqual(number_of(packet.data), port)
+
+    def heard(self, daemon: Daemon, sources: Iterable[str], seconds: float = HEARD_SECONDS) -> None:
+        """A request by each of these sources is captured, all of them side by side."""
+        ports = {}
+        for source in sources:
+            ports[source], body = self.request(daemon)
+            self.send(daemon, source, body)
+        for source, port in ports.items():
+            self.captured(daemon, source, port, seconds)
+
+
+class AllSourcesTests(AllSourcesCase):
+    """One source fails, and leaves the others alone."""
+
+    def others(self, broker: str) -> list[str]:
+        """All sources but one."""
+        return [source for source in SOURCES if source != broker]
+
+    def test_at_once(self) -> None:
+        """A request by each is captured, at the same time."""
+        daemon = self.daemon()
+        self.heard(daemon, SOURCES)
+        self.assertEqual(4, daemon.log.count("capturing on"))
+        self.assertNotIn("#warn", daemon.log)
+
+    def test_killed(self) -> None:
+        """Each broker in turn is killed: the others are heard as quickly, and it is, when it is back."""
+        daemon = self.daemon()
+        self.heard(daemon, SOURCES)
+        for broker in BROKERS:
+            self.kill(broker)
+            try:
+                self.told(daemon, broker)
+                for _ in range(3):
+                    self.heard(daemon, self.others(broker))
+            finally:
+                self.restart(broker)
+            self.heard(daemon, [broker], BACK_SECONDS)
+        self.heard(daemon, SOURCES)
+        # Each outage is told by its own source alone, and nothing twice.
+        warnings = re.findall(r"#warn\] (.*)", daemon.log)
+        tellers = [line.split()[0].lower() for line in warnings]
+        self.assertEqual([*BROKERS], [teller for teller, _ in itertools.groupby(tellers)], warnings)
+        self.assertEqual(len(warnings), len(set(warnings)), warnings)
+        self.assertNotIn("Traceback", daemon.log)
+
+    def test_frozen(self) -> None:
+        """Each broker in turn says nothing for a while: the others are heard, and it is, when it goes on."""
+        daemon = self.daemon()
+        self.heard(daemon, SOURCES)
+        for broker in BROKERS:
+            peer = getattr(self.brokers, broker)
+            peer.freeze()
+            try:
+                for _ in range(3):
+                    self.heard(daemon, self.others(broker))
+            finally:
+                peer.thaw()
+            self.heard(daemon, [broker], BACK_SECONDS)
+        self.assertNotIn("Traceback", daemon.log)
+
+    def test_all_down_at_start(self) -> None:
+        """With no broker there, it starts, and hears HTTP; and each, when it comes."""
+        for broker in BROKERS:
+            self.kill(broker)
+        try:
+            daemon = self.started()
+            for broker in BROKERS:
+                self.told(daemon, broker)
+            self.heard(daemon, ["http"])
+        finally:
+            for broker in BROKERS:
+                self.restart(broker)
+        for source in SOURCES:
+            self.heard(daemon, [source], BACK_SECONDS)
+
+    def test_stop(self) -> None:
+        """A stop takes no longer with a broker that says nothing, whichever it is."""
+        for broker in (None, *BROKERS):
+            daemon = self.daemon()
+            self.heard(daemon, ["http"])
+            # Until each is in the middle of its wait.
+            time.sleep(0.5)
+            if broker is not None:
+                getattr(self.brokers, broker).freeze()
+            try:
+                began = time.monotonic()
+                daemon.signal(signal.SIGTERM)
+                self.assertEqual(0, daemon.wait())
+                self.assertLess(time.monotonic() - began, STOP_SECONDS, broker)
+            finally:
+                if broker is not None:
+                    getattr(self.brokers, broker).thaw()
+
+    def kill(self, broker: str) -> None:
+        """Kill a broker."""
+        match broker:
+            case "redis":
+                self.brokers.redis.end()
+            case "kafka" | "sqs":
+                getattr(self.brokers, broker).kill()
+
+    def restart(self, broker: str) -> None:
+        """Start a broker again."""
+        match broker:
+            case "redis" | "kafka":
+                getattr(self.brokers, broker).start()
+            case "sqs":
+                self.brokers.sqs.restart()
+                # It keeps nothing.
+                self.brokers.sqs.create_queue(self.queue.rpartition("/")[2])
+
+    def told(self, daemon: Daemon, broker: str) -> None:
+        """An outage is told by its own source."""
+        until(
+            lambda: re.search(rf"#warn\] {broker} ", daemon.log, re.IGNORECASE),
+            f"a word of {broker}",
+            BACK_SECONDS,
+        )
+
+
+class RequestAgeTests(AllSourcesCase):
+    """A request that is too old by its broker's own clock captures nothing: it would be the wrong minute."""
+
+    def daemon(self, **options: Any) -> Daemon:
+        """A daemon that takes young requests only."""
+        return super().daemon(general=f"maxrequestage = {AGE_SECONDS}", **options)
+
+    def refused(self, daemon: Daemon, source: str) -> list[str]:
+        """The lines of the log that refuse a source's requests."""
+        lines = [line for line in daemon.log.splitlines() if f"request from {source} refused" in line]
+        for line in lines:
+            self.assertIn("#warn] ", line)
+        return lines
+
+    def test_kafka(self) -> None:
+        """A record with an old time stamp is refused; one that is old by less than clocks differ isn't."""
+        daemon = self.daemon()
+        now = time.time()
+        old, old_body = self.request(daemon)
+        young, young_body = self.request(daemon)
+        ahead, ahead_body = self.request(daemon)
+        producer = self.brokers.kafka.producer()
+        try:
+            for body, age in (
+                (old_body, 120.0),
+                # It takes a moment until it is judged.
+                (young_body, AGE_SECONDS + SKEW_SECONDS - 2.5),
+                (ahead_body, -600.0),
+            ):
+                producer.send(self.topic, body.encode(), timestamp_ms=int((now - age) * 1000)).get(10)
+        finally:
+            producer.close(10)
+        self.captured(daemon, "kafka", young)
+        self.captured(daemon, "kafka", ahead)
+        # They come in their order.
+        (line,) = self.refused(daemon, "kafka")
+        self.assertRegex(line, "was sent 12[0-9] s ago, and must be at most 1 s old on this node")
+        self.assertNotIn(f"port {old}'", daemon.log)
+        self.assertEqual(2, daemon.log.count("capturing on"))
+
+    def test_sqs(self) -> None:
+        """A message that stayed in its queue for long is refused, and deleted; a moment is no age."""
+        daemon = self.daemon()
+        old, old_body = self.request(daemon)
+        young, young_body = self.request(daemon)
+        self.brokers.sqs.send(self.queue, [old_body], DelaySeconds=AGE_SECONDS + SKEW_SECONDS + 2)
+        self.brokers.sqs.send(self.queue, [young_body], DelaySeconds=AGE_SECONDS + 1)
+        self.captured(daemon, "sqs", young)
+        (line,) = until(lambda: self.refused(daemon, "sqs") or None, "a refusal", 20)
+        self.assertRegex(line, "was sent [89] s ago, and must be at most 1 s old on this node")
+        until(lambda: self.brokers.sqs.counts(self.queue) == (0, 0) or None, "an empty queue")
+        self.assertNotIn(f"port {old}'", daemon.log)
+        self.assertEqual(1, daemon.log.count("capturing on"))
+
+    def test_no_clock(self) -> None:
+        """Redis and HTTP keep nothing, and say no time: what comes is young."""
+        self.heard(self.daemon(), ["redis", "http"])
