@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,7 @@ from twisted.application.service import IService
 
 from pcapsvc.capture.capturer import Capturer
 from pcapsvc.capture.pcapy_system import PcapySystem
+from pcapsvc.capture.permission import PermissionCheck
 from pcapsvc.capture.standby import StandbySystem
 from pcapsvc.core.admission import Admission
 from pcapsvc.core.plan import NodeView
@@ -26,6 +28,7 @@ from pcapsvc.destinations.localdir import LocalDirectory
 from pcapsvc.destinations.s3 import S3
 from pcapsvc.interfaces import IDestination, IPacketSystem, IReporter, IRequestSink, RunInThread
 from pcapsvc.lifecycle import OrderedServices
+from pcapsvc.notify import Readiness
 from pcapsvc.pipeline import Pipeline
 from pcapsvc.reports.everyone import Everyone
 from pcapsvc.reports.ledger import Ledger
@@ -101,10 +104,25 @@ def build(
     sources = _sources(settings, reactor, pipeline, ledger)
     log = [] if settings.syslog is None else [SyslogService(settings.syslog.priority, settings.syslog.tag)]
     signals = Signals(reactor, hurry=lambda: services.hurry())
+    checks = [] if system is not None else [PermissionCheck()]
+    readiness = Readiness(
+        reactor,
+        os.environ.get("NOTIFY_SOCKET"),
+        stop_timeout_seconds=settings.general.stop_timeout_seconds,
+    )
     services = OrderedServices(
         reactor,
         # What waits in the spool must begin no new attempt while captures have their last.
-        [*sources, [pipeline, *redelivery], delivery, *spool, packets, pools, *log, signals],
+        [
+            readiness,
+            *sources,
+            [pipeline, *redelivery],
+            delivery,
+            *spool,
+            packets,
+            pools,
+            [*log, signals, *checks],
+        ],
         stop_timeout_seconds=settings.general.stop_timeout_seconds,
     )
     return services

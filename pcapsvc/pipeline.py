@@ -15,6 +15,7 @@ from pcapsvc.core.age import too_old
 from pcapsvc.core.artifact import make_artifact
 from pcapsvc.core.errors import (
     FAULT,
+    CaptureForbidden,
     CaptureUnavailable,
     NodeBusy,
     PcapsvcError,
@@ -178,6 +179,8 @@ class Pipeline(Service):
                     prepared.append(self._capturer.prepare(plan))
                 except CaptureUnavailable as error:
                     problems.append(Problem(path="interface", value=repr(error.interface), rule=error.reason))
+                    if isinstance(error, CaptureForbidden):
+                        break
         except NodeBusy as error:
             _discard(prepared)
             return Busy(reason=str(error))

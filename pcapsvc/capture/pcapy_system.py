@@ -10,7 +10,7 @@ from typing import Any
 import pcapy
 from zope.interface import implementer
 
-from pcapsvc.core.errors import CaptureUnavailable, Problem, RequestRejected, shown
+from pcapsvc.core.errors import CaptureForbidden, CaptureUnavailable, Problem, RequestRejected, shown
 from pcapsvc.core.recording import PacketCounts
 from pcapsvc.interfaces import IPacketDumper, IPacketHandle, IPacketSystem
 
@@ -18,9 +18,9 @@ from pcapsvc.interfaces import IPacketDumper, IPacketHandle, IPacketSystem
 ANY_INTERFACE = "any"
 
 # What pcap_activate(3PCAP) answers, of pcap/pcap.h. pcapy keeps the words that libpcap has for them.
+_NO_PERMISSION = -8
 _ACTIVATE_ERRORS = {
     -5: "no such interface",
-    -8: "no permission to capture: the daemon needs CAP_NET_RAW",
     -9: "the interface is down",
     -11: "no permission for promiscuous mode",
 }
@@ -91,6 +91,8 @@ class PcapySystem:
             reader.close()
             # libpcap doesn't say so: where there are no descriptors, this fails for the same reason.
             os.close(os.dup(0))
+            if status == _NO_PERMISSION:
+                raise CaptureForbidden(interface, "no permission to capture: the daemon needs CAP_NET_RAW")
             raise CaptureUnavailable(interface, _ACTIVATE_ERRORS.get(status, f"libpcap error {status}"))
 
 

@@ -84,6 +84,10 @@ class CaptureUnavailable(PcapsvcError):
         self.reason = reason
 
 
+class CaptureForbidden(CaptureUnavailable):
+    """The operator's fault: this process may not capture, on whichever interface."""
+
+
 class NodeBusy(PcapsvcError):
     """The node's fault, and a passing one: there is no memory, or no descriptor, for one more capture."""
 

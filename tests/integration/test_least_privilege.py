@@ -1,0 +1,171 @@
+"""The daemon as an ordinary user, with as little as the unit of systemd leaves it, and with less."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.peers.cloudshark import CloudSharkServer
+from tests.peers.daemon import Daemon
+from tests.peers.frames import number_of, udp_frame
+from tests.peers.requirement import require, require_command
+from tests.peers.s3 import S3Server
+from tests.peers.tcpdump import read_packets
+from tests.peers.wire import Wire
+
+_PACKAGING = Path(__file__).parents[2] / "packaging"
+# Nobody's, on every distribution.
+_USER = 65534
+
+
+class LeastPrivilegeTests(SynchronousTestCase):
+    """Real packets, for an ordinary user."""
+
+    def setUp(self) -> None:
+        """A wire."""
+        self.wire = Wire()
+        self.addCleanup(self.wire.stop)
+        self.wire.start()
+
+    def daemon(self, *capabilities: str, configuration: str = "") -> Daemon:
+        """A daemon of an ordinary user with these capabilities, as the unit would start it."""
+        setpriv = require_command("setpriv", "util-linux")
+        daemon = Daemon(configuration)
+        self.addCleanup(daemon.stop)
+        folder = daemon.captures.parent
+        for path in (folder, *folder.iterdir()):
+            os.chown(path, _USER, _USER)
+        wanted = ",".join(["-all", *(f"+{name}" for name in capabilities)])
+        daemon.start(
+            *(setpriv, f"--reuid={_USER}", f"--regid={_USER}", "--clear-groups", "--no-new-privs"),
+            *(f"--inh-caps={wanted}", f"--ambient-caps={wanted}", f"--bounding-set={wanted}"),
+        )
+        return daemon
+
+    def capabilities(self, daemon: Daemon) -> set[str]:
+        """The sets of capabilities that a daemon has, of each thread."""
+        return {
+            line.split()[1]
+            for status in Path(f"/proc/{daemon.pid}/task").glob("*/status")
+            for line in status.read_text().splitlines()
+            if line.startswith(("CapPrm", "CapEff", "CapBnd"))
+        }
+
+    def test_with_cap_net_raw_alone(self) -> None:
+        """It captures, and delivers to a folder, to CloudShark over verified TLS and to S3."""
+        cloudshark, s3 = CloudSharkServer(), S3Server()
+        for peer in (cloudshark, s3):
+            self.addCleanup(peer.stop)
+            peer.start()
+        # The peer's folder is its owner's alone.
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        os.chmod(folder.name, 0o755)
+        authority = Path(folder.name, "authority.pem")
+        authority.write_bytes(cloudshark.ca_file.read_bytes())
+        daemon = self.daemon(
+            "net_raw",
+            configuration=f'[cloudshark]\nupload = true\nhost = "localhost"\nport = {cloudshark.port}\n'
+            f'token = "{cloudshark.token}"\nverify = "{authority}"\n'
+            f'[s3]\nupload = true\naccessid = "{s3.access_key}"\naccesskey = "{s3.secret_key}"\n'
+            f'endpoint = "{s3.endpoint}"\nbucket = "{s3.bucket}"\nregion = "us-east-1"\n',
+        )
+        # CAP_NET_RAW is 13 (capability.h).
+        self.assertEqual({int(mask, 16) for mask in self.capabilities(daemon)}, {1 << 13})
+        captures = [
+            daemon.capture(interface=[interface], packets=20, bpf="udp port 9 and host 192.0.2.1")
+            for interface in (self.wire.interface, "any")
+        ]
+        self.wire.send([udp_frame(number) for number in range(20)])
+        for capture in captures:
+            state = daemon.done(capture)
+            self.assertEqual({one["state"] for one in state["deliveries"]}, {"delivered"}, state)
+        found = read_packets(daemon.file_of(captures[0]))
+        self.assertEqual([number_of(packet.data) for packet in found], list(range(20)))
+        self.assertEqual(len(cloudshark.uploads()), 2)
+        self.assertNotIn("no permission", daemon.log)
+
+    def test_without(self) -> None:
+        """It says so once at the start and in each answer, in words; and all else goes on."""
+        daemon = self.daemon(configuration=f'[capture]\nstandby = ["{self.wire.interface}"]\n')
+        daemon.logged("no permission to capture: the daemon needs CAP_NET_RAW; until it is started with it")
+        before = daemon.descriptors()
+        body = json.dumps({"node": "any", "interface": [self.wire.interface, "lo"], "packets": 1}).encode()
+        for _ in range(5):
+            status, answer = daemon.request("POST", "/captures", body)
+            self.assertEqual(status, 400)
+            self.assertEqual(
+                [problem["rule"] for problem in answer["problems"]],
+                ["no permission to capture: the daemon needs CAP_NET_RAW"],
+            )
+        status, answer = daemon.request("POST", "/captures", b'{"node": "any", "interface": ["nosuch0"]}')
+        self.assertEqual((status, answer["problems"][0]["rule"]), (400, "no such interface"))
+        self.assertEqual(daemon.log.count("until it is started with it"), 1)
+        self.assertNotIn("Traceback", daemon.log)
+        deadline = time.monotonic() + 5
+        while (left := daemon.descriptors() - before) and time.monotonic() < deadline:
+            time.sleep(0.02)  # until it has noticed that the last connection is closed
+        self.assertEqual(left, set())
+
+
+class NotifyTests(SynchronousTestCase):
+    """What the service manager hears."""
+
+    def test_ready_then_stopping(self) -> None:
+        """The daemon tells that it is ready when it answers, and that it stops when it is told to."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = f"{folder}/notify"
+            manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+            self.addCleanup(manager.close)
+            manager.settimeout(10)
+            manager.bind(path)
+            daemon = Daemon(general="stoptimeout = 60")
+            self.addCleanup(daemon.stop)
+            daemon.start("env", f"NOTIFY_SOCKET={path}")
+            self.assertEqual(manager.recv(100), b"READY=1")
+            self.assertEqual(daemon.request("GET", "/captures/none")[0], 404)
+            daemon.signal(15)
+            self.assertEqual(manager.recv(100), b"STOPPING=1\nEXTEND_TIMEOUT_USEC=65000000")
+            self.assertEqual(daemon.wait(), 0)
+
+
+class UnitTests(SynchronousTestCase):
+    """What is installed for systemd."""
+
+    def unit(self) -> Path:
+        """The unit, with a program that is there."""
+        require(_PACKAGING.is_dir(), "packaging/ is not beside the tests")
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        text = (_PACKAGING / "pcapsvc.service").read_text()
+        unit = Path(folder.name, "pcapsvc.service")
+        unit.write_text(
+            text.replace("/opt/pcapsvc/bin/twistd", str(Path(sys.executable).with_name("twistd")))
+        )
+        self.assertNotEqual(unit.read_text(), text)
+        return unit
+
+    def analyze(self, *words: str) -> str:
+        """What C{systemd-analyze} says."""
+        program = require_command("systemd-analyze", "systemd")
+        done = subprocess.run([program, *words], capture_output=True, text=True, timeout=60, check=False)
+        self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+        return done.stdout + done.stderr
+
+    def test_verify(self) -> None:
+        """systemd has nothing to say against the unit."""
+        self.assertEqual(self.analyze("verify", "--man=no", str(self.unit())).strip(), "")
+
+    def test_security(self) -> None:
+        """The unit is no more exposed than it was: what is left is what a capture and its delivery need."""
+        unit = str(self.unit())
+        # The threshold is ten times the exposure that `security` shows.
+        self.analyze("security", "--offline=true", "--threshold=17", unit)
