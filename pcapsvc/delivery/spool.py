@@ -240,8 +240,8 @@ class Spool(Service):
                 for aside in list(self._broken.values()):
                     if now - aside.written > self._max_age:
                         await self._remove_aside(aside)
-        except SpoolError:
-            pass  # told, where the folder can't be used; else the next round tries again
+        except SpoolError as error:
+            self._tell(error)
 
     async def _make_room(self, size: int) -> None:
         if size > self._max_bytes:
@@ -308,9 +308,7 @@ class Spool(Service):
         try:
             found = await self._run(self._folder.open)
         except SpoolError as error:
-            if str(error) != self._told:
-                self._told = str(error)
-                self._log.error("the spool can't be used: {problem}", problem=self._told)
+            self._tell(error)
             raise
         self._told = ""
         before, self._kept = self._kept, {}
@@ -332,6 +330,12 @@ class Spool(Service):
         self._log.info(
             "the spool holds {entries} captures, {size} bytes", entries=self.entries, size=self.size
         )
+
+    def _tell(self, error: SpoolError) -> None:
+        """Log a problem that every round may meet again: once, until the folder is opened."""
+        if str(error) != self._told:
+            self._told = str(error)
+            self._log.error("the spool can't be used: {problem}", problem=self._told)
 
     async def _run(self, function: Callable[..., Any], *args: Any) -> Any:
         try:

@@ -111,7 +111,8 @@ async def main(reactor: Any, path: str, account_path: str, seed: str, *drain: st
         retry_seconds=0.001,
     )
     lane = Lane(reactor, Destination(account, chance), at_once=4, timeout_seconds=5)
-    Redelivery(reactor, spool, [lane], interval_seconds=0.001, reporter=Reporter(account)).startService()
+    redelivery = Redelivery(reactor, spool, [lane], interval_seconds=0.001, reporter=Reporter(account))
+    redelivery.startService()
     await spool.tidy()
     while drain and spool.entries:
         await task.deferLater(reactor, 0.01)
@@ -120,6 +121,7 @@ async def main(reactor: Any, path: str, account_path: str, seed: str, *drain: st
         names = [f"{seed}x{number + each}" for each in range(3)]
         await defer.gatherResults([defer.Deferred.fromCoroutine(put(spool, account, name)) for name in names])
         number += 3
+    await redelivery.stopService()
     os._exit(0)
 
 

@@ -436,3 +436,19 @@ class BoundsTests(SpoolCase):
         self.assertEqual(capture, "a")
         self.assertIn("could not be delivered within 86400 s; the last problem was: 503", why)
         self.assertEqual(len(self.names()), 1)
+
+    def test_too_old_to_remove(self) -> None:
+        """Where one that is too old can't be removed, that is told, and tried again."""
+        self.put()
+        self.clock.advance(DAY + 1)
+
+        def failing(old: str, new: str) -> None:
+            raise OSError(30, "Read-only file system")
+
+        failures = self.patch(os, "rename", failing)
+        for _ in range(2):
+            self.successResultOf(self.spool.tidy())
+        self.assertEqual((len(self.errors()), self.spool.entries), (1, 1))
+        failures.restore()
+        self.successResultOf(self.spool.tidy())
+        self.assertEqual([capture for capture, _ in self.lost()], ["a"])
