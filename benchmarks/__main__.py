@@ -11,9 +11,11 @@ import tempfile
 from pathlib import Path
 from unittest import SkipTest
 
-from benchmarks import armed, capture, others
+from benchmarks import armed, capture, others, soak
 
 _BENCHMARKS = {"capture": capture.run, "armed": armed.run, "others": others.run}
+# These take minutes: only where they are named.
+_LONG = ("soak", "captures")
 _MEMORY = Path("/dev/shm")
 
 
@@ -24,14 +26,23 @@ def main(words: list[str]) -> int:
     @return: the exit status: 0 where all ran, whatever they found.
     """
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(_BENCHMARKS)} (all)")
-    parser.add_argument("--rounds", type=int, help="how often each is measured")
+    known = ", ".join(_BENCHMARKS)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {known} (all); or {', '.join(_LONG)}")
+    parser.add_argument("--rounds", type=int, help="how often each is measured; of captures, how many")
+    parser.add_argument("--minutes", type=float, help=f"how long soak runs ({soak.MINUTES:g})")
     options = parser.parse_args(words)
     for name in options.names:
-        if name not in _BENCHMARKS:
+        if name not in (*_BENCHMARKS, *_LONG):
             parser.error(f"there is no benchmark {name!r}")
     if options.rounds is not None and options.rounds < 1:
         parser.error("--rounds is 1 or more")
+    if options.minutes is not None and not 1 <= options.minutes <= 10_000:
+        parser.error("--minutes is 1 to 10000")
+    benchmarks = {
+        **_BENCHMARKS,
+        "soak": lambda _: soak.run(options.minutes),
+        "captures": soak.run_captures,
+    }
 
     # However it is ended, every process and namespace goes as with an exception.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -44,7 +55,7 @@ def main(words: list[str]) -> int:
         for name in options.names or _BENCHMARKS:
             # Whatever else runs takes CPU time from both sides, and makes packets wait in their rings.
             print(f"load average before: {os.getloadavg()[0]:.2f}\n", flush=True)
-            _BENCHMARKS[name](options.rounds)
+            benchmarks[name](options.rounds)
             print(flush=True)
     except SkipTest as missing:
         print(f"cannot measure: {missing}", file=sys.stderr)

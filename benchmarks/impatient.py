@@ -1,0 +1,35 @@
+"""
+The daemon, with sources that come back at once: with their own pauses of up to 10 s, an
+hour would not be enough for what L{benchmarks.soak} does in minutes. All else is as it is.
+
+usage: impatient.py twistd OPTIONS…
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from twisted.scripts.twistd import run
+
+from pcapsvc.sources.polling import Backoff
+from pcapsvc.sources.redis import RedisSource
+from pcapsvc.sources.sqs import SQSSource
+
+_RETRY_SECONDS = (0.05, 0.2)
+
+
+def _hurry(function: Any, **defaults: Any) -> None:
+    """Change what a function takes where it is given nothing."""
+    known = function.__kwdefaults__ or {}
+    assert defaults.keys() <= known.keys(), defaults
+    function.__kwdefaults__ = {**known, **defaults}
+
+
+if __name__ == "__main__":
+    _hurry(RedisSource.__init__, retry_seconds=_RETRY_SECONDS, check_seconds=2.0, answer_seconds=1.0)
+    _hurry(SQSSource.__init__, retry_seconds=_RETRY_SECONDS, answer_seconds=2.0)
+    # Kafka's source makes its own.
+    Backoff.__init__.__defaults__ = _RETRY_SECONDS  # type: ignore[misc]
+    sys.argv = sys.argv[1:]
+    run()
