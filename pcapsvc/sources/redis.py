@@ -162,7 +162,7 @@ class RedisSource(service.Service):
         except Exception as problem:
             if connection.reason is not None and not isinstance(problem, _Refused):
                 # txredisapi knows only that the connection is lost.
-                raise connection.reason from None
+                raise _afresh(connection.reason) from None
             raise
         finally:
             connection.close()
@@ -171,7 +171,7 @@ class RedisSource(service.Service):
                     await connection.when_lost()
                 except defer.CancelledError:
                     pass  # The stop waits for it, too.
-        raise connection.reason or error.ConnectionLost()
+        raise _afresh(connection.reason or error.ConnectionLost())
 
     async def _answer_to(self, command: str, answer: defer.Deferred[Any]) -> None:
         try:
@@ -222,6 +222,14 @@ def _endpoint(reactor: Any, host: str, port: int, tls: bool, ca_file: str | None
         raise SettingsError([Problem(path="redis.host", value=repr(host), rule=rule)]) from problem
     wrapped: IStreamClientEndpoint = wrapClientTLS(options, plain)
     return wrapped
+
+
+def _afresh(reason: Exception) -> Exception:
+    """
+    An exception, without where it was raised before. Twisted has one for all connections that end: it
+    would remember each, and keep every one of them alive.
+    """
+    return reason.with_traceback(None)
 
 
 class _Silent(Exception):
