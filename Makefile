@@ -3,14 +3,16 @@
 
 CONFIG ?= examples/quickstart.toml
 TESTS ?= tests
+SECONDS ?= 300
 export PYTHON CONFIG
 
-.PHONY: help run test lint bench wheel clean setup setup-dev
+.PHONY: help run test lint fuzz bench wheel clean setup setup-dev
 
 help:
 	@echo "make run     the daemon in the foreground (CONFIG=$(CONFIG))"
 	@echo "make test    the whole suite, against real peers (TESTS=$(TESTS))"
 	@echo "make lint    ruff, mypy and the import contract"
+	@echo "make fuzz    the readers of messages and of the configuration, fuzzed (SECONDS=$(SECONDS), each)"
 	@echo "make bench   the capture beside tcpdump"
 	@echo "make wheel   the sdist and the wheel, in dist/"
 	@echo "make clean   take away what these made"
@@ -32,6 +34,10 @@ lint: setup-dev
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
 	.venv/bin/lint-imports
+
+fuzz:
+	@scripts/setup fuzz
+	.venv/bin/python -m tests.fuzz all --seconds $(SECONDS)
 
 bench: setup-dev
 	.venv/bin/python -m benchmarks $(BENCH)

@@ -1,0 +1,182 @@
+"""
+What is fuzzed: functions of bytes, which return where the bytes are taken, or refused as
+they should be, and raise where anything else happens.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pcapsvc.core.errors import Problem, RequestRejected, SettingsError
+from pcapsvc.core.node import NodeMatcher
+from pcapsvc.core.plan import NodeView, plan_captures
+from pcapsvc.core.request import CaptureRequest, RequestBounds, parse_request, read_address
+from pcapsvc.core.values import S3_FIELDS
+from pcapsvc.settings import load_settings
+from pcapsvc.settings.schema import SECTIONS, keys_of
+
+_ALIASES = {"uplink": ("eth0", "eth1"), "inside": ("eth1",), "y": ()}
+_NODE = NodeView(
+    name="sensor1",
+    bounds=RequestBounds(
+        max_packets=50_000,
+        max_bytes=100_000_000,
+        max_timeout_seconds=300,
+        max_duration_seconds=3600,
+        max_snap_length=262_144,
+        max_filter_characters=512,
+        aliases=frozenset(_ALIASES),
+        s3_overrides=frozenset({"bucket", "folder", "acl", "endpoint"}),
+        s3_endpoints=("https://s3.amazonaws.com",),
+    ),
+    default_timeout_seconds=60,
+    snap_length=512,
+    interfaces_by_alias=_ALIASES,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """
+    One thing to fuzz.
+
+    @ivar run: is called with bytes; what it raises is a finding.
+    @ivar seeds: to begin with, each of which is taken.
+    @ivar words: of the language that the bytes are in.
+    @ivar max_bytes: the longest input to try.
+    """
+
+    run: Callable[[bytes], bool]
+    seeds: tuple[bytes, ...]
+    words: tuple[str, ...]
+    max_bytes: int
+
+
+def request(body: bytes) -> bool:
+    """
+    Understand a message and plan its captures.
+
+    @return: whether it was taken.
+    """
+    try:
+        plans = plan_captures(parse_request(body, _NODE.bounds), _NODE)
+    except RequestRejected as rejection:
+        _check_told(rejection.problems)
+        return False
+    for plan in plans:
+        if not (plan.interface and 0 < plan.most_bytes <= _NODE.bounds.max_bytes):
+            raise AssertionError(f"a plan out of bounds: {plan!r}")
+    return True
+
+
+def address(body: bytes) -> bool:
+    """
+    Find out whether a message is for this node.
+
+    @return: whether that could be told.
+    """
+    try:
+        read = read_address(body)
+        NodeMatcher(_NODE.name).matches(read.node, read.nodere)
+    except RequestRejected as rejection:
+        _check_told(rejection.problems)
+        return False
+    return True
+
+
+def settings(text: bytes) -> bool:
+    """
+    Load a configuration.
+
+    @return: whether it was taken.
+    """
+    # A file without a name: that of a named one would stand in every message.
+    with tempfile.TemporaryFile(buffering=0) as file:
+        file.write(text)
+        try:
+            load_settings(f"/proc/self/fd/{file.fileno()}")
+        except SettingsError as error:
+            _check_told(error.problems)
+            return False
+    return True
+
+
+def _check_told(problems: tuple[Problem, ...]) -> None:
+    """Something is told, and each problem is one line, whatever was in the input."""
+    if not problems:
+        raise AssertionError("refused without a reason")
+    for problem in problems:
+        if any(character < " " or character in "\x7f\x85\u2028\u2029" for character in str(problem)):
+            raise AssertionError(f"not one line: {str(problem)!r}")
+
+
+_MESSAGES = (
+    b'{"node": "any", "interface": ["lo"], "packets": 5}',
+    b'{"nodere": "^sensor[0-9]+$", "alias": ["uplink", "inside"], "bpf": "tcp port 80 and host 192.0.2.1",'
+    b' "tags": "one,two", "customer": "ACME", "snap": 128, "alertid": 655443, "alertstr": "A-17"}',
+    b'{"node": "sensor1", "interface": ["eth0", "eth1.100"], "timeout": 15, "duration": 60, "bytes": 1000,'
+    b' "bpf": "ip6 net 2001:db8::/32 or (vlan 5 and tcp[tcpflags] & tcp-syn != 0)",'
+    b' "packetdebug": true, "logrequest": false}',
+    b'{"node": "sensor1", "interface": ["eth0"], "folder": "my/folder", "bucket": "my-bucket",'
+    b' "acl": "public-read", "endpoint": "s3.amazonaws.com"}',
+    b'{"node": "", "nodere": "(?i)SENSOR", "alias": ["y"], "interface": [], "snap": 0, "region": null}',
+)
+_EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+_CONFIGURATIONS = (
+    *((_EXAMPLES / name).read_bytes() for name in ("quickstart.toml", "pcapsvc.toml")),
+    b'[general]\nwritelocal = true\nlocaldir = "captures"\n[http]\nlisten = "unix:socket:mode=600"\n',
+    b'[general]\nwritelocal = true\nlocaldir = "/tmp"\nnodename = "sensor-1"\n[redis]\nlisten = true\n'
+    b'[delivery]\nspooldir = "spool"\ntimeout = 0\n[[interface]]\nname = "eth0"\nalias = ["main"]\n',
+    b'[s3]\nupload = true\noverrides = ["bucket"]\nendpoints = ["https://[2001:db8::1]:9000"]\n'
+    b'[kafka]\nlisten = true\nserver = ["[::1]:9092", "b:1"]\nsecurity_protocol = "SASL_PLAINTEXT"\n'
+    b'sasl_mechanism = "PLAIN"\nsasl_plain_username = "u"\nsasl_plain_password = "p"\n',
+)
+
+_JSON = (
+    '"',
+    '":',
+    "[",
+    "]",
+    "{",
+    "}",
+    "null",
+    "true",
+    "false",
+    "-1",
+    "1e9",
+    "9223372036854775808",
+    "\\u0000",
+)
+_JSON += ("\\ud800", "\\n", "\\u2028")
+_TOML = ("[", "[[", "]]", ' = "', "'''", '"""', "true", "false", "1979-05-27T07:32:00Z", "inf", "0x7f", "\\n")
+_TOML += ("\\u2028", '\\"', "{}", "[[interface]]\n")
+
+#: All of them, by name.
+TARGETS: Mapping[str, Target] = {
+    "request": Target(
+        run=request,
+        seeds=_MESSAGES,
+        words=(*_JSON, *(f'"{name}":' for name in CaptureRequest.__struct_fields__), *S3_FIELDS),
+        max_bytes=4096,
+    ),
+    "address": Target(
+        run=address,
+        seeds=_MESSAGES,
+        words=(*_JSON, '"node":', '"nodere":', "(?i)", "(?P<", "[[:alpha:]]", "{1000}", "\\\\pN", "\\\\C"),
+        max_bytes=2048,
+    ),
+    "settings": Target(
+        run=settings,
+        seeds=_CONFIGURATIONS,
+        words=(
+            *_TOML,
+            *(f"[{name}]\n" for name in SECTIONS),
+            *sorted({f"\n{key} = " for name in (*SECTIONS, "interface") for key in keys_of(name)}),
+            *("tcp:", "unix:", "systemd:", "ssl:", "interface=", "https://"),
+        ),
+        max_bytes=8192,
+    ),
+}
