@@ -10,8 +10,10 @@ from typing import Any
 from twisted.application.service import IService
 
 from pcapsvc.capture.capturer import Capturer
+from pcapsvc.capture.own_sockets import SocketTable
 from pcapsvc.capture.pcapy_system import PcapySystem
 from pcapsvc.capture.permission import PermissionCheck
+from pcapsvc.capture.selfless import SelflessSystem
 from pcapsvc.capture.standby import StandbySystem
 from pcapsvc.core.admission import Admission
 from pcapsvc.core.plan import NodeView
@@ -83,7 +85,7 @@ def build(
         _node(settings),
         capturer=Capturer(
             reactor,
-            packets,
+            SelflessSystem(reactor, packets, table=SocketTable) if settings.general.exclude_self else packets,
             wall_clock=wall_clock,
             read_timeout_ms=settings.capture.read_timeout_ms,
             packet_debug=settings.general.packet_debug,

@@ -84,6 +84,14 @@ class IPacketHandle(Interface):
         @raise CaptureUnavailable: where the interface went down or away.
         """
 
+    def refilter(bpf: str) -> None:
+        """
+        Go on with another filter. What has arrived and doesn't pass it is not handed over,
+        though it may be counted. Never to be called within L{dispatch}.
+
+        @raise RequestRejected: where the filter can't be compiled; the one before stays.
+        """
+
     def counts() -> PacketCounts | None:
         """What the kernel says of this capture so far; L{None} where it can't be asked."""
 

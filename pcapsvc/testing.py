@@ -188,7 +188,7 @@ class MemoryHandle:
         """A packet arrives."""
         if self._passes(data):
             self._received += 1
-            self._waiting.append((_Header(seconds, len(data)), data[: self.snap_length]))
+            self._waiting.append((_Header(seconds, len(data)), data))
             os.eventfd_write(self._event, 1)
 
     def fileno(self) -> int:
@@ -209,8 +209,10 @@ class MemoryHandle:
         self._dispatching = True
         try:
             while self._waiting and handed < count:
-                handed += 1
-                callback(*self._waiting.popleft())
+                header, data = self._waiting.popleft()
+                if self._passes(data):
+                    handed += 1
+                    callback(header, data[: self.snap_length])
         finally:
             self._dispatching = False
             if not self._waiting and not self.lost:
@@ -224,6 +226,10 @@ class MemoryHandle:
             pass
         self._passes = self._compile(bpf)
         self._received = 0
+
+    def refilter(self, bpf: str) -> None:
+        """Go on with another filter: see L{IPacketHandle.refilter}."""
+        self._passes = self._compile(bpf)
 
     def counts(self) -> PacketCounts | None:
         """What the kernel would say: see L{IPacketHandle.counts}."""

@@ -159,6 +159,10 @@ class _PcapyHandle:
         _set_filter(self._reader, bpf)
         self._before = self._all_counts() or self._before
 
+    def refilter(self, bpf: str) -> None:
+        # libpcap puts what is in the ring already through the new filter as well (pcap_setfilter_linux_mmap).
+        _set_filter(self._reader, bpf)
+
     def counts(self) -> PacketCounts | None:
         counts = self._all_counts()
         return counts and PacketCounts(

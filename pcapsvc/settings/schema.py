@@ -84,6 +84,7 @@ class General(msgspec.Struct, frozen=True, kw_only=True):
     stop_timeout_seconds: Seconds = field(name="stoptimeout", default=20)
     max_request_age_seconds: SecondsOrNone = field(name="maxrequestage", default=60)
     max_request_rate: Annotated[int, _from(0, 10**6)] = field(name="maxrequestrate", default=100)
+    exclude_self: Flag = field(name="excludeself", default=False)
     # An option only, as it was: no key of the file.
     panic: Flag = False
 

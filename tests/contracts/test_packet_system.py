@@ -154,6 +154,26 @@ class PacketSystemContract:
         self.lose_interface()
         self.assertRaises(CaptureUnavailable, handle.rearm, "")
 
+    def test_refilter(self) -> None:
+        """With another filter a handle goes on: of what had arrived, only what passes it is handed over."""
+        handle = self.open(bpf="udp")
+        self.send(udp_frame(1, port=9), udp_frame(2, port=53))
+        time.sleep(0.05)
+        handle.refilter("udp port 53")
+        self.send(udp_frame(3, port=9), udp_frame(4, port=53))
+        self.assertEqual(self.read(handle, 2), [udp_frame(2, port=53), udp_frame(4, port=53)])
+        self.assertEqual(handle.dispatch(10, lambda *_: self.fail("there was no more")), 0)
+        handle.refilter("udp")
+        self.send(udp_frame(5, port=9))
+        self.assertEqual(self.read(handle, 1), [udp_frame(5, port=9)])
+
+    def test_refilter_refused(self) -> None:
+        """Where the other filter can't be compiled, the one before stays."""
+        handle = self.open(bpf="udp port 53")
+        self.assertRaises(RequestRejected, handle.refilter, "tcp prot 80")
+        self.send(udp_frame(1, port=9), udp_frame(2, port=53))
+        self.assertEqual(self.read(handle, 1), [udp_frame(2, port=53)])
+
     def test_close_twice(self) -> None:
         """A handle may be closed again."""
         handle = self.open()
@@ -167,6 +187,7 @@ class MemoryPacketSystemTests(PacketSystemContract, unittest.SynchronousTestCase
     def setUp(self) -> None:
         """One interface, and the one filter that the suite uses."""
         self.memory = MemoryPacketSystem("mem0")
+        self.memory.filters["udp"] = lambda data: True
         self.memory.filters["udp port 53"] = lambda data: data[36:38] == (53).to_bytes(2, "big")
         self.system = self.memory
         self.interface = "mem0"

@@ -189,3 +189,14 @@ class RateTests(SettingsTestCase):
         text = LEAST.replace("[redis]", "maxrequestrate = 0\n[redis]")
         self.assertEqual(0, self.load(text).general.max_request_rate)
         self.assertIn("general.maxrequestrate = -1: must be", self.only_problem(text.replace("= 0", "= -1")))
+
+
+class ExcludeSelfTests(SettingsTestCase):
+    """Whether the daemon's own packets are captured."""
+
+    def test_exclude_self(self) -> None:
+        """They are, unless it is said otherwise."""
+        self.assertFalse(self.load(LEAST).general.exclude_self)
+        self.assertTrue(
+            self.load(LEAST.replace("[redis]", "excludeself = true\n[redis]")).general.exclude_self
+        )
