@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -34,7 +34,9 @@ _LABELS = ("customer", "alertid", "alertstr", "tags")
 
 @dataclass(kw_only=True)
 class _Entry:
-    started: CaptureStarted
+    facts: dict[str, Any]
+    # Of the running capture, which is not to be kept beyond its end.
+    progress: Callable[[], tuple[int, int]] | None
     stopped: dict[str, Any] | None = None
     problem: str | None = None
     done: bool = False
@@ -57,7 +59,7 @@ class Ledger:
     def report(self, event: Event) -> None:
         """Take note of an event."""
         if isinstance(event, CaptureStarted):
-            self._running[event.capture_id] = _Entry(started=event)
+            self._running[event.capture_id] = _Entry(facts=_facts(event), progress=event.progress)
             return
         capture_id = getattr(event, "capture_id", "")
         entry = self._running.get(capture_id)
@@ -72,11 +74,11 @@ class Ledger:
     def _capture(self, entry: _Entry, event: Event) -> None:
         match event:
             case CaptureStopped():
-                entry.stopped = _stopped(event)
+                entry.stopped, entry.progress = _stopped(event), None
                 if event.recording.packets:
                     entry.deliveries = {name: {"state": "pending"} for name in self._destinations}
             case CaptureFailed():
-                entry.problem = event.problem
+                entry.problem, entry.progress = event.problem, None
             case CaptureDone():
                 entry.done = True
                 self._ended[event.capture_id] = self._running.pop(event.capture_id)
@@ -111,21 +113,13 @@ class Ledger:
 
 
 def _state(entry: _Entry) -> dict[str, Any]:
-    started = entry.started
-    state: dict[str, Any] = {
-        "id": started.capture_id,
-        "state": _name_of_state(entry),
-        "source": started.source,
-        **_plan(started.plan),
-        "started": _time(started.started),
-        "link_type": started.link_type,
-    }
+    state = {**entry.facts, "state": _name_of_state(entry)}
     if entry.problem is not None:
         state["problem"] = entry.problem
     elif entry.stopped is not None:
         state.update(entry.stopped)
-    else:
-        state["packets"], state["bytes"] = started.progress()
+    elif entry.progress is not None:
+        state["packets"], state["bytes"] = entry.progress()
     state["deliveries"] = [{"destination": name, **what} for name, what in entry.deliveries.items()]
     return state
 
@@ -136,6 +130,18 @@ def _name_of_state(entry: _Entry) -> str:
     if entry.done:
         return "done"
     return "capturing" if entry.stopped is None else "delivering"
+
+
+def _facts(started: CaptureStarted) -> dict[str, Any]:
+    """What doesn't change any more; the state has its place here."""
+    return {
+        "id": started.capture_id,
+        "state": "capturing",
+        "source": started.source,
+        **_plan(started.plan),
+        "started": _time(started.started),
+        "link_type": started.link_type,
+    }
 
 
 def _plan(plan: CapturePlan) -> dict[str, Any]:
