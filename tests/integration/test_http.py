@@ -105,7 +105,9 @@ class CurlTests(ListeningTestCase):
         path = Path(folder.name) / "pcapsvc.sock"
         source = self.start(f"unix:{path}")
         self.assertEqual(stat.S_IMODE(os.stat(path).st_mode), 0o660)
-        code, _ = await self.curl("--unix-socket", str(path), "-d", BODY.decode(), "http://localhost/captures")
+        code, _ = await self.curl(
+            "--unix-socket", str(path), "-d", BODY.decode(), "http://localhost/captures"
+        )
         self.assertEqual(code, 202)
         await source.stopService()
         self.assertFalse(path.exists())
