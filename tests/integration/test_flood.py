@@ -1,0 +1,83 @@
+"""Ten thousand requests at once, and a capture that is running."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from pathlib import Path
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.peers.daemon import Daemon
+from tests.peers.frames import number_of, udp_frame
+from tests.peers.redis import RedisServer
+from tests.peers.tcpdump import read_packets
+from tests.peers.wire import Wire
+
+_REQUESTS = 10_000
+_FRAMES = 6_000
+_MEBIBYTE = 1 << 20
+
+
+def _resident_bytes(pid: int) -> int:
+    """The memory that a process holds now (proc(5))."""
+    (line,) = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if "VmRSS" in line]
+    return int(line.split()[1]) * 1024
+
+
+class FloodTests(SynchronousTestCase):
+    """One publication of Redis' own script is ten thousand messages in a moment."""
+
+    def test_flood(self) -> None:
+        """Memory and descriptors are as before, and the capture that runs has every packet."""
+        wire, redis = Wire(), RedisServer()
+        for peer in (wire, redis):
+            self.addCleanup(peer.stop)
+            peer.start()
+        daemon = Daemon(
+            f'[redis]\nlisten = true\nhost = "127.0.0.1"\nport = {redis.port}\n'
+            # To open eight captures in one go holds everything up for longer than the usual ring lasts.
+            "[capture]\nbuffersize = 67108864\n",
+            general="maxcaptures = 8",
+        )
+        self.addCleanup(daemon.stop)
+        daemon.start()
+        daemon.logged("subscribed")
+        request = {"node": "any", "interface": [wire.interface], "bytes": 10_000}
+        flood = json.dumps({**request, "duration": 1, "bpf": "udp port 53"})
+        script = "for i = 1, ARGV[2] do redis.call('PUBLISH', 'capture', ARGV[1]) end return 1"
+
+        def deluge(count: int) -> None:
+            redis.command("EVAL", script, "0", flood, str(count))
+
+        deluge(200)  # what is kept for ever, such as the last states that can be asked for, is there then
+        daemon.logged("more than 100 requests a second come from redis")
+        self._until_idle(daemon)
+        memory, opened = _resident_bytes(daemon.pid), daemon.descriptors()
+        capture = daemon.capture(
+            interface=[wire.interface], bpf="udp port 9", packets=_FRAMES, timeout=10, snap=128
+        )
+        frames = [udp_frame(number) for number in range(_FRAMES)]
+        sender = threading.Thread(target=wire.send, args=(frames, 2_000))
+        sender.start()
+        deluge(_REQUESTS)
+        sender.join()
+        state = daemon.done(capture)
+        self.assertEqual((state["reason"], state["packets"], state["dropped"]), ("packets", _FRAMES, 0))
+        found = [number_of(packet.data) for packet in read_packets(daemon.file_of(capture))]
+        self.assertEqual(found, list(range(_FRAMES)))
+        self.assertGreater(
+            daemon.log.count("more than 100 requests a second come from redis"), _REQUESTS // 2
+        )
+        self._until_idle(daemon)
+        self.assertEqual({name.split(": ")[1] for name in daemon.descriptors() - opened}, set())
+        self.assertLess(_resident_bytes(daemon.pid) - memory, 8 * _MEBIBYTE)
+
+    def _until_idle(self, daemon: Daemon) -> None:
+        """Wait until no capture runs any more."""
+        until = time.monotonic() + 15
+        while daemon.log.count(": capturing on") > daemon.log.count(": stopped by"):
+            self.assertLess(time.monotonic(), until)
+            time.sleep(0.1)
+        time.sleep(0.5)
