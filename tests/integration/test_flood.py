@@ -30,7 +30,7 @@ class FloodTests(SynchronousTestCase):
     """One publication of Redis' own script is ten thousand messages in a moment."""
 
     def test_flood(self) -> None:
-        """With a large ring: memory and descriptors are as before, and the capture that runs has every packet."""
+        """With a large ring, memory and descriptors are as before, and a capture has every packet."""
         wire, redis = Wire(), RedisServer()
         for peer in (wire, redis):
             self.addCleanup(peer.stop)
