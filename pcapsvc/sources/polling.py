@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from queue import SimpleQueue
 from threading import Thread
 from typing import Any, Generic, TypeVar
 
 from twisted.internet import defer, task
+from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
-from twisted.python.failure import Failure
+from twisted.python.threadpool import ThreadPool
 
 from pcapsvc.interfaces import RunInThread
 
@@ -100,13 +100,20 @@ class Outage:
         self._told.clear()
 
 
+class _DaemonPool(ThreadPool):
+    """A pool whose threads keep no process alive."""
+
+    def threadFactory(self, *args: Any, **kwargs: Any) -> Thread:  # type: ignore[override]
+        return Thread(*args, daemon=True, **kwargs)
+
+
 class OwnThread:
     """
-    A daemon thread that runs one function after the other. L{run} is a
+    A pool of one daemon thread, that runs one function after the other. L{run} is a
     L{pcapsvc.interfaces.RunInThread}.
 
-    It is no pool, as the stop of a pool waits for its threads, and a poll that
-    can't be interrupted (20 s, of SQS) must delay nothing.
+    A poll that can't be interrupted (20 s, of SQS) delays nothing here: neither the
+    reactor's pool, nor others of ours, nor the stop.
     """
 
     def __init__(self, reactor: Any, name: str) -> None:
@@ -115,7 +122,7 @@ class OwnThread:
         """
         self._reactor = reactor
         self._name = name
-        self._work: SimpleQueue[Any] | None = None
+        self._pool: ThreadPool | None = None
 
     def run(self, function: Callable[..., Any], *args: Any) -> defer.Deferred[Any]:
         """
@@ -124,32 +131,18 @@ class OwnThread:
         @return: fires with what the function returns; fails with what it raises. On
             cancel, it is no longer waited for; it runs on to its end.
         """
-        if self._work is None:
-            self._work = SimpleQueue()
-            Thread(target=self._run_all, args=(self._work,), daemon=True, name=self._name).start()
-        result: defer.Deferred[Any] = defer.Deferred()
-        self._work.put((result, function, args))
+        if self._pool is None:
+            self._pool = _DaemonPool(minthreads=0, maxthreads=1, name=self._name)
+            self._pool.start()
+        result: defer.Deferred[Any] = deferToThreadPool(self._reactor, self._pool, function, *args)
         return result
 
     def stop(self) -> None:
         """Let the thread end, after what it was given already. Nobody waits for it; L{run} begins another."""
-        work, self._work = self._work, None
-        if work is not None:
-            work.put(None)
-
-    def _run_all(self, work: SimpleQueue[Any]) -> None:
-        while (piece := work.get()) is not None:
-            result, function, args = piece
-            try:
-                outcome = function(*args)
-            except BaseException:  # noqa: BLE001 - whatever it is, somebody waits for it
-                # A Deferred that was cancelled ignores both of these.
-                self._reactor.callFromThread(result.errback, Failure())  # type: ignore[no-untyped-call]
-            else:
-                self._reactor.callFromThread(result.callback, outcome)
-                del outcome
-            # Nothing is kept alive while it waits for more.
-            del piece, result, function, args
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            # A pool's stop waits for its threads, as nobody else does.
+            Thread(target=pool.stop, daemon=True, name=f"{self._name}-stop").start()
 
 
 class Poller(Generic[Result]):

@@ -147,7 +147,7 @@ class SQSTestCase(unittest.TestCase):
     @staticmethod
     def pollers() -> set[threading.Thread]:
         """The threads of sources; those of earlier tests may still be in a poll."""
-        return {thread for thread in threading.enumerate() if thread.name == "pcapsvc-sqs"}
+        return {thread for thread in threading.enumerate() if "pcapsvc-sqs" in thread.name}
 
 
 class ListenTests(SQSTestCase):

@@ -205,7 +205,7 @@ class OwnThreadTests(unittest.TestCase):
 
     def alive(self) -> list[threading.Thread]:
         """The threads of this name, that run."""
-        return [thread for thread in threading.enumerate() if thread.name == "pcapsvc-test-polling"]
+        return [thread for thread in threading.enumerate() if "pcapsvc-test-polling" in thread.name]
 
     async def gone(self) -> None:
         """Wait until the thread has ended."""
