@@ -27,7 +27,7 @@ class NotRunning(RuntimeError):
     """Work was given to threads that have not been started, or that are stopping."""
 
 
-class _DaemonThreadPool(ThreadPool):
+class DaemonThreadPool(ThreadPool):
     """A pool whose threads keep no process alive: what hangs in one of them dies with the process."""
 
     def threadFactory(self, *args: Any, **kwargs: Any) -> Thread:  # type: ignore[override]
@@ -51,7 +51,7 @@ class Threads(Service):
     def __init__(self, reactor: IThreadReactor, *, most: int = 16) -> None:
         self._reactor = reactor
         self._most = most
-        self._pool: _DaemonThreadPool | None = None
+        self._pool: DaemonThreadPool | None = None
         self._unfinished: set[Deferred[Any]] = set()
 
     def run(self, function: Callable[..., Any], *args: Any) -> Deferred[Any]:
@@ -87,7 +87,7 @@ class Threads(Service):
     def startService(self) -> None:
         """Take work from here on."""
         super().startService()  # type: ignore[no-untyped-call]
-        self._pool = _DaemonThreadPool(minthreads=0, maxthreads=self._most, name="pcapsvc")
+        self._pool = DaemonThreadPool(minthreads=0, maxthreads=self._most, name="pcapsvc")
         self._pool.start()
 
     def stopService(self) -> Deferred[None]:

@@ -16,6 +16,7 @@ from twisted.logger import Logger
 from twisted.python.threadpool import ThreadPool
 
 from pcapsvc.interfaces import RunInThread
+from pcapsvc.threads import DaemonThreadPool
 
 #: How long to wait after a failure: at first, and at most.
 RETRY_SECONDS = (0.5, 10.0)
@@ -100,13 +101,6 @@ class Outage:
         self._told.clear()
 
 
-class _DaemonPool(ThreadPool):
-    """A pool whose threads keep no process alive."""
-
-    def threadFactory(self, *args: Any, **kwargs: Any) -> Thread:  # type: ignore[override]
-        return Thread(*args, daemon=True, **kwargs)
-
-
 class OwnThread:
     """
     A pool of one daemon thread, that runs one function after the other. L{run} is a
@@ -132,7 +126,7 @@ class OwnThread:
             cancel, it is no longer waited for; it runs on to its end.
         """
         if self._pool is None:
-            self._pool = _DaemonPool(minthreads=0, maxthreads=1, name=self._name)
+            self._pool = DaemonThreadPool(minthreads=0, maxthreads=1, name=self._name)
             self._pool.start()
         result: defer.Deferred[Any] = deferToThreadPool(self._reactor, self._pool, function, *args)
         return result
