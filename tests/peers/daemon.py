@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tests.peers.process import OwnProcess, answers, free_port
+from tests.peers.process import OwnProcess, free_port
 
 _PATIENCE_SECONDS = 15.0
 
@@ -69,7 +69,7 @@ class Daemon:
         twistd = Path(sys.executable).with_name("twistd")
         self._process.start(
             [*wrapper, str(twistd), "-n", "--pidfile=", "pcapsvc", "--config", str(self._file)],
-            lambda: answers(self.port),
+            self._answers,
         )
 
     def signal(self, number: int) -> None:
@@ -118,6 +118,14 @@ class Daemon:
         """The local file of a capture."""
         (path,) = self.captures.glob(f"*-{capture_id}.pcap")
         return path
+
+    def _answers(self) -> bool:
+        # A port that can be connected to is no sign yet: it listens before the reactor runs.
+        try:
+            self.request("GET", "/captures/none")
+        except OSError:
+            return False
+        return True
 
     def _state_if(self, capture_id: str, states: tuple[str, ...]) -> dict[str, Any] | None:
         status, state = self.request("GET", f"/captures/{capture_id}")

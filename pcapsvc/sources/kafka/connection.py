@@ -12,11 +12,10 @@ from typing import Any, Protocol
 
 from kafka import KafkaConsumer, OffsetAndMetadata, TopicPartition
 from kafka import errors as kafka_errors
-from kafka.net.compat import KafkaNetClient
 from kafka.net.sasl.oauth import AbstractTokenProvider
 from kafka.net.selector import NetworkSelector
 
-from pcapsvc.sources.kafka.manager import Manager
+from pcapsvc.sources.kafka.manager import Client, Manager
 
 #: How long a server has to accept a connection; and how long all of them have to answer then.
 CONNECT_SECONDS = 3.0
@@ -281,7 +280,7 @@ class Connection:
     def _make_client(self, **configuration: Any) -> Any:
         net = NetworkSelector(**configuration)
         self._manager = Manager(net, **configuration)
-        client = KafkaNetClient(net=net, manager=self._manager, **configuration)
+        client = Client(net=net, manager=self._manager, **configuration)
         with self._lock:
             self._client = client
             is_aborted = self._is_aborted

@@ -1,10 +1,12 @@
-"""What makes connections to brokers, in place of kafka-python's own (version 3.0), whose faults it mends."""
+"""What connects to brokers, in place of kafka-python's own (version 3.0), whose faults it mends."""
 
 from __future__ import annotations
 
+from threading import Lock
 from typing import Any
 
 from kafka import errors as kafka_errors
+from kafka.net.compat import KafkaNetClient
 from kafka.net.inet import KafkaNetSocket, create_connection
 from kafka.net.manager import KafkaConnectionManager
 from kafka.net.transport import KafkaSSLTransport, KafkaTCPTransport
@@ -37,6 +39,18 @@ class _ClosingSocket(KafkaNetSocket):  # type: ignore[misc] # kafka-python has n
         except BaseException:
             made.close()
             raise
+
+
+class Client(KafkaNetClient):  # type: ignore[misc] # kafka-python has no types
+    """Can be closed by more than one thread at once, where the library's own raises in one of them."""
+
+    def __init__(self, **configuration: Any) -> None:
+        super().__init__(**configuration)
+        self._closing = Lock()
+
+    def close(self, node_id: Any = None) -> None:
+        with self._closing:
+            super().close(node_id)
 
 
 class Manager(KafkaConnectionManager):  # type: ignore[misc] # kafka-python has no types
