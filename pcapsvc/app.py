@@ -25,9 +25,6 @@ from pcapsvc.delivery.folder import SpoolFolder
 from pcapsvc.delivery.lane import Lane
 from pcapsvc.delivery.redelivery import Redelivery
 from pcapsvc.delivery.spool import Spool
-from pcapsvc.destinations.cloudshark import CloudShark
-from pcapsvc.destinations.localdir import LocalDirectory
-from pcapsvc.destinations.s3 import S3
 from pcapsvc.interfaces import IDestination, IPacketSystem, IReporter, IRequestSink, RunInThread
 from pcapsvc.lifecycle import OrderedServices
 from pcapsvc.notify import Readiness
@@ -37,10 +34,6 @@ from pcapsvc.reports.ledger import Ledger
 from pcapsvc.reports.log import LogReporter
 from pcapsvc.settings import Kafka, Secret, Settings
 from pcapsvc.signals import Signals
-from pcapsvc.sources.http import HTTPSource, http_endpoint
-from pcapsvc.sources.kafka import KafkaSecurity, KafkaSource
-from pcapsvc.sources.redis import RedisSource
-from pcapsvc.sources.sqs import SQSSource
 from pcapsvc.syslog import SyslogService
 from pcapsvc.threads import Threads
 
@@ -225,8 +218,12 @@ def _destinations(
     most = 2 * settings.delivery.concurrency
     destinations: list[IDestination] = []
     if general.write_local and general.local_dir is not None:
+        from pcapsvc.destinations.localdir import LocalDirectory
+
         destinations.append(LocalDirectory(general.local_dir, threads_of_its_own(most)))
     if cloudshark.upload and cloudshark.token is not None:
+        from pcapsvc.destinations.cloudshark import CloudShark
+
         destinations.append(
             CloudShark(
                 reactor,
@@ -239,6 +236,8 @@ def _destinations(
             )
         )
     if s3.upload:
+        from pcapsvc.destinations.s3 import S3
+
         destinations.append(
             S3(
                 threads_of_its_own(most),
@@ -259,6 +258,8 @@ def _sources(settings: Settings, reactor: Any, sink: IRequestSink, ledger: Ledge
     redis, sqs, http = settings.redis, settings.sqs, settings.http
     sources: list[IService] = []
     if redis.listen:
+        from pcapsvc.sources.redis import RedisSource
+
         sources.append(
             RedisSource(
                 reactor,
@@ -275,6 +276,8 @@ def _sources(settings: Settings, reactor: Any, sink: IRequestSink, ledger: Ledge
     if settings.kafka.listen:
         sources.append(_kafka(settings.kafka, reactor, sink))
     if sqs.listen and sqs.url is not None:
+        from pcapsvc.sources.sqs import SQSSource
+
         sources.append(
             SQSSource(
                 reactor,
@@ -292,6 +295,8 @@ def _sources(settings: Settings, reactor: Any, sink: IRequestSink, ledger: Ledge
             )
         )
     if http.listen is not None:
+        from pcapsvc.sources.http import HTTPSource, http_endpoint
+
         sources.append(
             HTTPSource(
                 reactor,
@@ -305,7 +310,9 @@ def _sources(settings: Settings, reactor: Any, sink: IRequestSink, ledger: Ledge
     return sources
 
 
-def _kafka(kafka: Kafka, reactor: Any, sink: IRequestSink) -> KafkaSource:
+def _kafka(kafka: Kafka, reactor: Any, sink: IRequestSink) -> IService:
+    from pcapsvc.sources.kafka import KafkaSecurity, KafkaSource
+
     return KafkaSource(
         reactor,
         sink,

@@ -76,6 +76,18 @@ class IPacketHandle(Interface):
         @raise CaptureUnavailable: where the interface went down or away.
         """
 
+    def dump(count: int, dumper: IPacketDumper) -> int:
+        """
+        Write packets that have arrived with a dumper of this handle, and wait for none:
+        as L{dispatch} to its C{dump} would, and faster.
+
+        @param count: at most so many packets, 1 or more.
+
+        @return: the number of packets written; 0 where there is none.
+
+        @raise CaptureUnavailable: where the interface went down or away.
+        """
+
     def rearm(bpf: str) -> None:
         """
         Begin anew with another filter: what has arrived is thrown away, and not counted.

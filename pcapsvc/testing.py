@@ -220,6 +220,10 @@ class MemoryHandle:
                     os.eventfd_read(self._event)
         return handed
 
+    def dump(self, count: int, dumper: IPacketDumper) -> int:
+        """Write packets: see L{IPacketHandle.dump}."""
+        return self.dispatch(count, dumper.dump)
+
     def rearm(self, bpf: str) -> None:
         """Begin anew with another filter: see L{IPacketHandle.rearm}."""
         while self.dispatch(1, lambda header, data: None):

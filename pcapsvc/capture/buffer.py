@@ -150,14 +150,14 @@ class RecordingBuffer:
         @raise OSError: where there is no memory for the batch.
         """
         before = self.packets
-        dump = self._dumper_of(batch).dump
+        dumper = self._dumper_of(batch)
         file = self._files[-1]
         file.reserve(file.size + _HELD_BACK_BYTES + batch.packets * self._largest_packet)
         if batch.stop_at_bytes is None and self._observer is None:
-            self.packets += self._handle.dispatch(batch.packets, dump)
+            self.packets += self._handle.dump(batch.packets, dumper)
             return self.packets - before
         try:
-            self._handle.dispatch(batch.packets, self._each_packet(dump, batch.stop_at_bytes))
+            self._handle.dispatch(batch.packets, self._each_packet(dumper.dump, batch.stop_at_bytes))
         except _Full:
             pass
         return self.packets - before

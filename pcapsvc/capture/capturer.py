@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
+from weakref import WeakSet
 
 from zope.interface import implementer
 
@@ -44,10 +45,15 @@ class Capturer:
         self._hand_over_seconds = read_timeout_ms / 1000 + _TIMER_SLACK_SECONDS
         self._packet_debug = packet_debug
         self._panic = panic
+        self._ports: WeakSet[CapturePort] = WeakSet()
 
     def prepare(self, plan: CapturePlan) -> ICapture:
         """Open what a capture needs: see L{ICapturer.prepare}."""
         capture_id = secrets.token_hex(6)
+        # The kernel takes some 25 ms to open one. Meanwhile rings fill: of many requests in one
+        # turn of the reactor, all would wait together before any capture is read.
+        for port in tuple(self._ports):
+            port.doRead()
         try:
             handle = self._system.open(plan.interface, snap_length=plan.snap_length, bpf=plan.bpf)
         except OSError as error:
@@ -67,7 +73,7 @@ class Capturer:
         except BaseException:
             handle.close()
             raise
-        return CapturePort(
+        port = CapturePort(
             self._reactor,
             handle,
             buffer,
@@ -76,3 +82,5 @@ class Capturer:
             wall_clock=self._wall_clock,
             hand_over_seconds=self._hand_over_seconds,
         )
+        self._ports.add(port)
+        return port

@@ -10,6 +10,7 @@ from typing import Any
 import pcapy
 from zope.interface import implementer
 
+from pcapsvc.capture.native_dump import LibpcapError, NativeDump, find_native_dump
 from pcapsvc.core.errors import CaptureForbidden, CaptureUnavailable, Problem, RequestRejected, shown
 from pcapsvc.core.recording import PacketCounts
 from pcapsvc.interfaces import IPacketDumper, IPacketHandle, IPacketSystem
@@ -30,6 +31,8 @@ _ANY_LINK_TYPE = 1
 _ANY_SNAP_LENGTH = 65535
 _NOT_OPTIMIZED = 0
 
+_NATIVE_DUMP = find_native_dump(pcapy.__file__)
+
 # What is thrown away is so in steps, each of so many packets.
 _STEP_PACKETS = 4096
 
@@ -44,6 +47,8 @@ class PcapySystem:
     @param promiscuous: whether to see what is addressed to others.
     @param close_descriptor: closes a descriptor. For that of a packet socket the kernel
         waits until all processors have taken note, some 25 ms: better done in a thread.
+    @param native: whether packets are written without Python, where the pcapy that is installed is one
+        that this is known to work with.
     """
 
     def __init__(
@@ -53,8 +58,10 @@ class PcapySystem:
         read_timeout_ms: int,
         promiscuous: bool,
         close_descriptor: Callable[[int], None] = os.close,
+        native: bool = True,
     ) -> None:
         self._close_descriptor = close_descriptor
+        self._native_dump = _NATIVE_DUMP if native else None
         self._buffer_size = buffer_size_bytes
         self._read_timeout_ms = read_timeout_ms
         self._promiscuous = promiscuous
@@ -68,7 +75,7 @@ class PcapySystem:
         try:
             reader = pcapy.create(interface)
             self._activate(reader, interface, snap_length)
-            handle = _PcapyHandle(reader, interface, self._close_descriptor)
+            handle = _PcapyHandle(reader, interface, self._close_descriptor, self._native_dump)
         except pcapy.PcapError as error:
             raise CaptureUnavailable(interface, str(error)) from None
         try:
@@ -127,10 +134,17 @@ def _throw_away(header: object, data: bytes) -> None:
 
 @implementer(IPacketHandle)
 class _PcapyHandle:
-    def __init__(self, reader: Any, interface: str, close_descriptor: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        reader: Any,
+        interface: str,
+        close_descriptor: Callable[[int], None],
+        native_dump: NativeDump | None,
+    ) -> None:
         self._reader = reader
         self._interface = interface
         self._close_descriptor = close_descriptor
+        self._native_dump = native_dump
         self._closed = False
         # libpcap 1.9 opens its socket on all interfaces, and binds it then: what came between is counted.
         received, dropped, interface_dropped = reader.stats()
@@ -151,6 +165,14 @@ class _PcapyHandle:
         try:
             return int(self._reader.dispatch(count, callback))
         except pcapy.PcapError as error:
+            raise CaptureUnavailable(self._interface, str(error)) from None
+
+    def dump(self, count: int, dumper: IPacketDumper) -> int:
+        if self._native_dump is None:
+            return self.dispatch(count, dumper.dump)
+        try:
+            return self._native_dump(self._reader, dumper, count)
+        except LibpcapError as error:
             raise CaptureUnavailable(self._interface, str(error)) from None
 
     def rearm(self, bpf: str) -> None:

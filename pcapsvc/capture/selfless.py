@@ -141,6 +141,10 @@ class _SelflessHandle:
         self._leave_out()
         return self._handle.dispatch(count, callback)
 
+    def dump(self, count: int, dumper: IPacketDumper) -> int:
+        self._leave_out()
+        return self._handle.dump(count, dumper)
+
     def rearm(self, bpf: str) -> None:
         self._handle.rearm(bpf)
         self._bpf, self._left_out = bpf, ""
