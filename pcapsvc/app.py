@@ -64,7 +64,7 @@ def build(
 
     destinations = _destinations(settings, reactor, threads_of_its_own)
     ledger = Ledger([destination.name for destination in destinations])
-    reporter = Everyone([LogReporter(wall_clock), ledger])
+    reporter = Everyone([LogReporter(reactor, wall_clock), ledger])
     delivery, redelivery, spool = _deliveries(
         settings, reactor, destinations, reporter, threads_of_its_own, wall_clock
     )

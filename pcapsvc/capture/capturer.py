@@ -9,7 +9,6 @@ from weakref import WeakSet
 from zope.interface import implementer
 
 from pcapsvc.capture.buffer import RecordingBuffer
-from pcapsvc.capture.decode import PacketLog
 from pcapsvc.capture.port import CapturePort, ICaptureReactor
 from pcapsvc.core.errors import NodeBusy
 from pcapsvc.core.plan import CapturePlan
@@ -61,6 +60,9 @@ class Capturer:
         try:
             observer = None
             if self._packet_debug or plan.request.packetdebug:
+                # Imported where it is needed: dpkt has 70 modules.
+                from pcapsvc.capture.decode import PacketLog
+
                 observer = PacketLog(
                     capture_id, handle.link_type, now=self._reactor.seconds, panic=self._panic
                 )

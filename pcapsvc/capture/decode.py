@@ -9,6 +9,7 @@ import dpkt
 from twisted.logger import Logger
 
 from pcapsvc.core.errors import PcapsvcError
+from pcapsvc.core.line_limit import LineLimit
 
 #: How many lines a capture logs in a second; further packets are counted.
 LINES_A_SECOND = 100
@@ -51,9 +52,8 @@ class PacketLog:
         self._link_type = link_type
         self._now = now
         self._panic = panic
+        self._limit = LineLimit(LINES_A_SECOND)
         self._second = 0
-        self._lines = 0
-        self._left_out = 0
 
     def packet(self, data: bytes) -> None:
         """
@@ -76,22 +76,15 @@ class PacketLog:
 
     def done(self) -> None:
         """No packet will come any more."""
-        if self._left_out:
-            self._log.info(
-                "{capture_id}: {count} more packets", capture_id=self._capture_id, count=self._left_out
-            )
-        self._left_out = 0
+        if left_out := self._limit.take_left_out():
+            self._log.info("{capture_id}: {count} more packets", capture_id=self._capture_id, count=left_out)
 
     def _may_log(self) -> bool:
-        second = int(self._now())
-        if second != self._second:
+        now = self._now()
+        if int(now) != self._second:
+            self._second = int(now)
             self.done()
-            self._second, self._lines = second, 0
-        self._lines += 1
-        if self._lines > LINES_A_SECOND:
-            self._left_out += 1
-            return False
-        return True
+        return self._limit.may_log(now)
 
 
 def describe(link_type: int, data: bytes) -> str:

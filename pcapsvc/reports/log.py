@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from zope.interface import implementer
 
+from pcapsvc.core.line_limit import LineLimit
 from pcapsvc.core.result import (
     CaptureDelivered,
     CaptureDone,
@@ -22,19 +24,27 @@ from pcapsvc.core.result import (
 )
 from pcapsvc.interfaces import IReporter
 
+#: How many refused requests of each source are logged in a second; the others are counted.
+REFUSALS_A_SECOND = 20
+
 
 @implementer(IReporter)
 class LogReporter:
     """
-    Logs every event; a capture's id begins each line about it.
+    Logs every event; a capture's id begins each line about it. A flood of requests
+    that are refused fills no disk, and leaves time for the captures.
 
     @param wall_clock: the time in seconds since the Unix epoch.
     """
 
     _log = Logger()
 
-    def __init__(self, wall_clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, reactor: IReactorTime, wall_clock: Callable[[], float] = time.time) -> None:
+        self._reactor = reactor
         self._wall_clock = wall_clock
+        self._refusals: dict[str, LineLimit] = {}
+        # Sources whose refusals have gone by, to be told as a number within a second.
+        self._uncounted: set[str] = set()
 
     def report(self, event: Event) -> None:
         """Log an event."""
@@ -87,6 +97,12 @@ class LogReporter:
                 pass
 
     def _refused(self, event: RequestRefused) -> None:
+        limit = self._refusals.setdefault(event.source, LineLimit(REFUSALS_A_SECOND))
+        if not limit.may_log(self._reactor.seconds()):
+            if event.source not in self._uncounted:
+                self._uncounted.add(event.source)
+                self._reactor.callLater(1.0, self._count, event.source)
+            return
         if isinstance(event.verdict, Rejected):
             for problem in event.verdict.problems:
                 self._log.warn(
@@ -98,6 +114,14 @@ class LogReporter:
                 source=event.source,
                 reason=event.verdict.reason,
             )
+
+    def _count(self, source: str) -> None:
+        self._uncounted.discard(source)
+        self._log.warn(
+            "{count} more requests from {source} refused",
+            count=self._refusals[source].take_left_out(),
+            source=source,
+        )
 
     def _started(self, event: CaptureStarted) -> None:
         plan = event.plan

@@ -6,6 +6,7 @@ import os
 import select
 import struct
 import time
+from pathlib import Path
 
 from twisted.trial import unittest
 
@@ -82,6 +83,57 @@ class PacketSystemContract:
         self.assertEqual(struct.unpack_from("=II", written, 16), (60, handle.link_type))
         self.assertEqual(struct.unpack_from("=II", written, 32), (60, 300))
         self.assertEqual(written[40:], udp_frame(1, size=300)[:60])
+
+    def test_dump(self) -> None:
+        """Packets are written as they would be one by one, at most as many as asked for; the others wait."""
+        handle = self.open(snap_length=60)
+        one_by_one, at_once = self.memory_file(), self.memory_file()
+        frames = [udp_frame(number, size=50 + number) for number in range(20)]
+        self.send(*frames)
+        written = 0
+        dumper = handle.open_dumper(at_once)
+        while written < 7:
+            select.select([handle], [], [], 2)
+            written += handle.dump(7 - written, dumper)
+        dumper.close()
+        self.assertEqual(written, 7)
+        dumper = handle.open_dumper(one_by_one)
+        while written < 20:
+            select.select([handle], [], [], 2)
+            written += handle.dispatch(20, dumper.dump)
+        self.assertEqual(handle.dump(10, dumper), 0)
+        dumper.close()
+        first, second = Path(at_once).read_bytes(), Path(one_by_one).read_bytes()
+        self.assertEqual(first[:24], second[:24])
+        at, found = 0, []
+        packets = first[24:] + second[24:]
+        while at < len(packets):
+            kept, length = struct.unpack_from("=II", packets, at + 8)
+            found.append((length, packets[at + 16 : at + 16 + kept]))
+            at += 16 + kept
+        self.assertEqual(found, [(len(frame), frame[:60]) for frame in frames])
+
+    def test_dump_of_a_lost_interface(self) -> None:
+        """What had arrived when the interface went away is written; then that is told."""
+        handle = self.open()
+        self.send(*[udp_frame(number) for number in range(3)])
+        time.sleep(0.05)  # the kernel hands over a block that isn't full after its time-out
+        self.lose_interface()
+        dumper = handle.open_dumper(self.memory_file())
+        self.addCleanup(dumper.close)
+        written = 0
+        with self.assertRaises(CaptureUnavailable) as caught:
+            for _ in range(100):
+                written += handle.dump(2, dumper)
+        self.assertEqual((written, caught.exception.interface), (3, self.interface))
+
+    def test_dump_after_the_end(self) -> None:
+        """Nothing is written by a handle that is closed."""
+        handle = self.open()
+        dumper = handle.open_dumper(self.memory_file())
+        self.addCleanup(dumper.close)
+        handle.close()
+        self.assertRaises(ValueError, handle.dump, 1, dumper)
 
     def test_filter(self) -> None:
         """Only what passes the filter is handed over, and counted."""
@@ -204,12 +256,16 @@ class MemoryPacketSystemTests(PacketSystemContract, unittest.SynchronousTestCase
 class PcapySystemTests(PacketSystemContract, unittest.SynchronousTestCase):
     """libpcap, on a wire of its own."""
 
+    native = True
+
     def setUp(self) -> None:
         """A wire for each test."""
         self.wire = Wire()
         self.addCleanup(self.wire.stop)
         self.wire.start()
-        self.system = PcapySystem(buffer_size_bytes=2 << 20, read_timeout_ms=10, promiscuous=True)
+        self.system = PcapySystem(
+            buffer_size_bytes=2 << 20, read_timeout_ms=10, promiscuous=True, native=self.native
+        )
         self.interface = self.wire.interface
 
     def send(self, *frames: bytes) -> None:
@@ -245,3 +301,9 @@ class PcapySystemTests(PacketSystemContract, unittest.SynchronousTestCase):
     def test_interface_that_libpcap_alone_knows(self) -> None:
         """What libpcap would open by name, though it is no network interface, isn't opened."""
         self.assertRaises(CaptureUnavailable, self.system.open, "nflog", snap_length=512, bpf="")
+
+
+class PlainPcapySystemTests(PcapySystemTests):
+    """libpcap, where pcapy's objects are not known from within."""
+
+    native = False

@@ -33,7 +33,7 @@ def _inline(module: str, **options: str) -> str:
 
 class KafkaBroker:
     """
-    A broker of one node, that is its own controller (KRaft), on free ports of 127.0.0.1.
+    A broker of one node, that is its own controller (KRaft), on free ports.
 
     It speaks in the clear on one port, and SASL_SSL on another, where it knows one user by
     PLAIN, SCRAM-SHA-256 and SCRAM-SHA-512, and takes any unsigned token by OAUTHBEARER. It
@@ -47,11 +47,16 @@ class KafkaBroker:
     user = "capture"
     password = "correct horse"
 
-    def __init__(self) -> None:
+    def __init__(self, *, host: str = "127.0.0.1", wrapper: Sequence[str] = ()) -> None:
+        """
+        @param host: the address of C{server}; all others are of 127.0.0.1.
+        @param wrapper: words before the command: C{ip netns exec NAME}.
+        """
         self._process = OwnProcess("kafka")
         self._folder = self._process.folder
-        self._port, self._secure_port, controller = free_port(), free_port(), free_port()
-        self.server = f"127.0.0.1:{self._port}"
+        self._host, self._port = host, free_port()
+        self._secure_port, controller = free_port(), free_port()
+        self.server = f"{host}:{self._port}"
         self.secure_server = f"localhost:{self._secure_port}"
         authority = Authority(self._folder)
         own = authority.issue("kafka")
@@ -92,7 +97,7 @@ class KafkaBroker:
                 "broker.heartbeat.interval.ms": "500",
             }
         )
-        self._command = java_command(_PROGRAM, "kafka.Kafka")
+        self._command = [*wrapper, *java_command(_PROGRAM, "kafka.Kafka")]
         format_it = java_command(_PROGRAM, "kafka.tools.StorageTool")
         cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         credentials = [
@@ -110,7 +115,7 @@ class KafkaBroker:
         """Start it, and wait until it answers."""
         self._process.start(
             [*self._command, str(self._file)],
-            lambda: answers(self._port) and self._knows_itself(),
+            lambda: answers(self._port, self._host) and self._knows_itself(),
             patience_seconds=60,
         )
 

@@ -24,10 +24,10 @@ def free_port() -> int:
         return port
 
 
-def answers(port: int) -> bool:
-    """Whether something listens on a TCP port of 127.0.0.1."""
+def answers(port: int, host: str = "127.0.0.1") -> bool:
+    """Whether something listens on a TCP port."""
     try:
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        socket.create_connection((host, port), timeout=1).close()
     except OSError:
         return False
     return True

@@ -8,7 +8,7 @@ import secrets
 import signal
 import socket
 import ssl
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -48,32 +48,41 @@ def _read_reply(stream: IO[bytes]) -> Reply:
 
 class RedisServer:
     """
-    A redis-server on a free port of 127.0.0.1, that keeps nothing on disk.
+    A redis-server on a free port, that keeps nothing on disk.
 
+    @ivar host: its address.
     @ivar port: its port, the same after a restart.
     @ivar password: what the default user must say (C{requirepass}), or L{None}.
     @ivar ca_file: with TLS, the path of the authority that signed its certificate, which is good for
         C{localhost} and C{127.0.0.1}; else L{None}.
     """
 
-    host = "127.0.0.1"
-
     def __init__(
-        self, *, password: str | None = None, users: Mapping[str, str] | None = None, tls: bool = False
+        self,
+        *,
+        password: str | None = None,
+        users: Mapping[str, str] | None = None,
+        tls: bool = False,
+        host: str = "127.0.0.1",
+        wrapper: Sequence[str] = (),
     ) -> None:
         """
         @param users: ACL users and their passwords. With any, and without C{password}, the default user
             is off, as where access lists are in earnest.
         @param tls: speak TLS only.
+        @param wrapper: words before the command: C{ip netns exec NAME}.
         """
-        self._program = require_command("redis-server", "redis-server")
+        self._command = [*wrapper, require_command("redis-server", "redis-server")]
+        self.host = host
         self._process = OwnProcess("redis")
         self.port = free_port()
         self.password = password
         self.ca_file: Path | None = None
         self._own_password = secrets.token_hex()
         lines = [
-            "bind 127.0.0.1",
+            f"bind {host}",
+            # Without a password it would speak to its own host only.
+            "protected-mode no",
             f"port {0 if tls else self.port}",
             f"dir {self._process.folder}",
             'save ""',
@@ -110,7 +119,7 @@ class RedisServer:
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
-        self._process.start([self._program, str(self._configuration)], self._answers)
+        self._process.start([*self._command, str(self._configuration)], self._answers)
 
     def stop(self) -> None:
         """End it for good. It may be frozen, or not running."""
@@ -182,4 +191,4 @@ class RedisServer:
         return _read_reply(stream)
 
     def _answers(self) -> bool:
-        return answers(self.port) and self.command("PING") == b"PONG"
+        return answers(self.port, self.host) and self.command("PING") == b"PONG"

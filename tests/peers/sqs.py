@@ -26,8 +26,8 @@ from tests.peers.process import OwnProcess, answers, free_port
 _PROGRAM = "elasticmq-server_2.13-1.6.11"
 _CONFIGURATION = """
 include classpath("application.conf")
-node-address {{ protocol = http, host = "127.0.0.1", port = {port}, context-path = "" }}
-rest-sqs {{ enabled = true, bind-hostname = "127.0.0.1", bind-port = {port}, sqs-limits = strict }}
+node-address {{ protocol = http, host = "{host}", port = {port}, context-path = "" }}
+rest-sqs {{ enabled = true, bind-hostname = "{host}", bind-port = {port}, sqs-limits = strict }}
 rest-stats {{ enabled = false }}
 """
 _DURABLE = """
@@ -54,31 +54,34 @@ def shared_server() -> SQSServer:
 
 class SQSServer:
     """
-    A queue server on a free port of 127.0.0.1.
+    A queue server on a free port.
 
     @ivar endpoint: its URL.
     """
 
     region = "elasticmq"
 
-    def __init__(self, *, durable: bool = False) -> None:
+    def __init__(
+        self, *, durable: bool = False, host: str = "127.0.0.1", wrapper: Sequence[str] = ()
+    ) -> None:
         """
         @param durable: keep queues and messages on disk, about a second after they came.
+        @param host: its address.
+        @param wrapper: words before the command: C{ip netns exec NAME}.
         """
         self._process = OwnProcess("sqs")
-        self._port = free_port()
-        self.endpoint = f"http://127.0.0.1:{self._port}"
+        self._host, self._port = host, free_port()
+        self.endpoint = f"http://{host}:{self._port}"
         self._file = self._process.folder / "elasticmq.conf"
         configuration = _CONFIGURATION + (_DURABLE if durable else "")
-        self._file.write_text(configuration.format(port=self._port, folder=self._process.folder))
-        self._command = java_command(
-            _PROGRAM, "org.elasticmq.server.Main", f"-Dconfig.file={self._file}", "-Dstdout.encoding=UTF-8"
-        )
+        self._file.write_text(configuration.format(host=host, port=self._port, folder=self._process.folder))
+        main, encoding = "org.elasticmq.server.Main", "-Dstdout.encoding=UTF-8"
+        self._command = [*wrapper, *java_command(_PROGRAM, main, f"-Dconfig.file={self._file}", encoding)]
         self._client: Any = None
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
-        self._process.start(self._command, lambda: answers(self._port))
+        self._process.start(self._command, lambda: answers(self._port, self._host))
         self._client = client(self.endpoint)
 
     def stop(self) -> None:
@@ -95,7 +98,7 @@ class SQSServer:
 
     def restart(self) -> None:
         """Start it again, on the same port and with what it had."""
-        self._process.start(self._command, lambda: answers(self._port))
+        self._process.start(self._command, lambda: answers(self._port, self._host))
 
     def freeze(self) -> None:
         """Stop its process: connections stay up, and nothing answers."""

@@ -10,8 +10,9 @@ import subprocess
 import threading
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from tests.peers.requirement import require_command, require_root
 
@@ -21,6 +22,8 @@ _SEND_BUFFER_BYTES = 4 << 20
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _numbers = itertools.count()
+
+Made = TypeVar("Made")
 
 
 def _ip(program: str, *words: str) -> None:
@@ -39,35 +42,42 @@ def _clean_up(program: str, interface: str, namespace: str) -> None:
         subprocess.run([program, *words], check=False, capture_output=True, timeout=20)
 
 
-def _packet_socket(namespace: str, interface: str) -> socket.socket:
+def within(namespace: str, make: Callable[[], Made]) -> Made:
     """
-    A packet socket of another network namespace (packet(7), network_namespaces(7)).
+    Call a function in another network namespace (network_namespaces(7)).
 
     A socket belongs for ever to the namespace of the thread that made it. So a
-    thread goes there, makes one, and ends.
-    """
-    made: list[socket.socket] = []
-    errors: list[OSError] = []
+    thread goes there, makes some, and ends. Threads that it starts are there, too.
 
-    def make() -> None:
+    @return: what the function returns.
+    @raise Exception: what it raises.
+    """
+    made: list[Made] = []
+    errors: list[Exception] = []
+
+    def run() -> None:
         try:
             with open(f"/run/netns/{namespace}") as there:
                 if _libc.setns(there.fileno(), _CLONE_NEWNET) != 0:
                     raise OSError(ctypes.get_errno(), "setns")
-            # Protocol 0: it sends, and receives nothing.
-            packets = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
-            packets.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
-            packets.bind((interface, 0))
-            made.append(packets)
-        except OSError as error:
+            made.append(make())
+        except Exception as error:  # noqa: BLE001 - it is raised in the thread that waits
             errors.append(error)
 
-    thread = threading.Thread(target=make, name="wire")
+    thread = threading.Thread(target=run, name="wire")
     thread.start()
     thread.join()
     if errors:
         raise errors[0]
     return made[0]
+
+
+def _packet_socket(interface: str) -> socket.socket:
+    """A packet socket (packet(7)) that sends, and receives nothing."""
+    packets = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+    packets.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
+    packets.bind((interface, 0))
+    return packets
 
 
 class Wire:
@@ -108,7 +118,7 @@ class Wire:
         _ip(self._program, "link", "set", self.interface, *quiet)
         _ip(self._program, "-n", self.namespace, "link", "set", self.far, *quiet)
         self._wait_for_carrier()
-        self._socket = _packet_socket(self.namespace, self.far)
+        self._socket = within(self.namespace, lambda: _packet_socket(self.far))
 
     def stop(self) -> None:
         """Take all of it away, whatever is left."""

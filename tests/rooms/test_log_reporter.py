@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from twisted.internet.task import Clock
 from twisted.logger import LogLevel, formatEvent, globalLogPublisher
 from twisted.trial import unittest
 
@@ -23,7 +24,7 @@ from pcapsvc.core.result import (
     Rejected,
     RequestRefused,
 )
-from pcapsvc.reports.log import LogReporter
+from pcapsvc.reports.log import REFUSALS_A_SECOND, LogReporter
 from tests.core.test_artifact import recording
 
 
@@ -32,6 +33,7 @@ class LogReporterTests(unittest.SynchronousTestCase):
 
     def setUp(self) -> None:
         """A log that is kept."""
+        self.clock = Clock()
         self.lines: list[tuple[LogLevel, str]] = []
         globalLogPublisher.addObserver(self._line)
         self.addCleanup(globalLogPublisher.removeObserver, self._line)
@@ -43,7 +45,7 @@ class LogReporterTests(unittest.SynchronousTestCase):
     def report(self, event: Event) -> list[tuple[LogLevel, str]]:
         """The lines of an event."""
         self.lines.clear()
-        LogReporter(lambda: 1_700_000_000.0).report(event)
+        LogReporter(self.clock, lambda: 1_700_000_000.0).report(event)
         return list(self.lines)
 
     def stopped(self, counts: PacketCounts | None, packets: int = 3) -> list[tuple[LogLevel, str]]:
@@ -166,6 +168,25 @@ class LogReporterTests(unittest.SynchronousTestCase):
             self.report(RequestRefused(source="redis", verdict=Busy(reason="all is full"))),
             [(LogLevel.warn, "request from redis refused: busy: all is full")],
         )
+
+    def test_flood(self) -> None:
+        """Of many refused requests of one source in a second some are told, and the others counted."""
+        reporter = LogReporter(self.clock)
+        refused = Busy(reason="all is full")
+        for _ in range(1000):
+            reporter.report(RequestRefused(source="redis", verdict=refused))
+        reporter.report(RequestRefused(source="http", verdict=refused))
+        lines = ["request from redis refused: busy: all is full"] * REFUSALS_A_SECOND
+        self.assertEqual(
+            [line for _, line in self.lines], [*lines, "request from http refused: busy: all is full"]
+        )
+        self.lines.clear()
+        self.clock.advance(1)
+        more = (LogLevel.warn, f"{1000 - REFUSALS_A_SECOND} more requests from redis refused")
+        self.assertEqual(self.lines, [more])
+        reporter.report(RequestRefused(source="redis", verdict=refused))
+        self.assertEqual([line for _, line in self.lines[1:]], lines[:1])
+        self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_braces(self) -> None:
         """Values are never taken for a format."""
