@@ -148,12 +148,10 @@ class CapturePort:
         """
         try:
             while packets > 0 and self._ended is not None:
-                batch = self._session.next_batch()
-                count = self._buffer.read(batch)
-                reason = self._session.recorded(count, self._buffer.size, self._reactor.seconds())
+                count, is_all, reason = self._read_batch()
                 if reason is not None:
                     self.end(reason)
-                elif count < batch.packets:
+                elif is_all:
                     return False
                 packets -= count
         except CaptureUnavailable as error:
@@ -162,6 +160,13 @@ class CapturePort:
         except Exception as error:  # noqa: BLE001 - whatever it is, this capture ends, and nothing else does
             self._fail(self._told(error))
         return self._ended is not None
+
+    def _read_batch(self) -> tuple[int, bool, StopReason | None]:
+        """The packets that were read, whether that is all for now, and the limit that is met."""
+        batch = self._session.next_batch()
+        count = self._buffer.read(batch)
+        reason = self._session.recorded(count, self._buffer.size, self._reactor.seconds())
+        return count, count < batch.packets, reason
 
     def _fail(self, error: Exception) -> None:
         if (ended := self._stop_reading()) is not None:
@@ -212,17 +217,15 @@ class CapturePort:
         until = self._reactor.seconds() + _RING_SECONDS
         told_lost = False
         while self._reactor.seconds() < until:
-            batch = self._session.next_batch()
             try:
-                count = self._buffer.read(batch)
+                _, is_all, reason = self._read_batch()
             except CaptureUnavailable:
                 # libpcap says once that the interface is gone; behind that is what had arrived.
                 if told_lost:
                     return
                 told_lost = True
                 continue
-            reason = self._session.recorded(count, self._buffer.size, self._reactor.seconds())
-            if reason is not None or count < batch.packets:
+            if is_all or reason is not None:
                 return
 
     def _told(self, error: _Error) -> _Error | CaptureUnavailable:
