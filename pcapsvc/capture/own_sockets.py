@@ -37,7 +37,8 @@ class SocketTable:
 
     def __init__(self, connecting: Callable[[], object]) -> None:
         self._connecting = connecting
-        self._begun: deque[tuple[int, tuple[Any, ...]]] = deque()
+        # Of each, a duplicate of its descriptor, the descriptor, and whom it connects to.
+        self._begun: deque[tuple[int, int, tuple[Any, ...]]] = deque()
         self._known: dict[str, tuple[Connection, ...]] = {}
         self._hears = False
         self._watching = False
@@ -81,7 +82,7 @@ class SocketTable:
         if one.family not in (socket.AF_INET, socket.AF_INET6) or one.type != socket.SOCK_STREAM:
             return
         try:
-            self._begun.append((os.dup(one.fileno()), address))
+            self._begun.append((os.dup(one.fileno()), one.fileno(), address))
         except OSError:
             return
         self._connecting()
@@ -89,20 +90,27 @@ class SocketTable:
     def _just_begun(self) -> Iterator[Connection]:
         """Those whose connection has been asked for: their peers are known before they answer."""
         for _ in range(len(self._begun)):
-            descriptor, address = self._begun.popleft()
+            descriptor, original, address = self._begun.popleft()
+            # Asked for first: what is closed by then gets no port any more.
+            is_open = _is_same(descriptor, original)
             one = socket.socket(fileno=descriptor)
             try:
                 local, local_port = _end(one.getsockname())
                 remote, remote_port = _end(address)
+                if local.is_unspecified and local_port != 0:
+                    # It was refused, and asked for its connection again: that takes the address away.
+                    local = _address_towards(one.family, address)
             except (OSError, ValueError):
                 one.close()  # a host's name, which nobody of ours gives; the look at descriptors finds it
                 continue
-            if local_port == 0:
+            if local_port == 0 and is_open:
                 # The event comes before the system call that gives it a port.
-                self._begun.append((one.detach(), address))
+                self._begun.append((one.detach(), original, address))
                 continue
             one.close()
-            yield Connection(local=local, local_port=local_port, remote=remote, remote_port=remote_port)
+            # Without a port it sent nothing: there was no way there.
+            if local_port != 0:
+                yield Connection(local=local, local_port=local_port, remote=remote, remote_port=remote_port)
 
     @property
     def unfinished(self) -> bool:
@@ -122,7 +130,7 @@ def _connections(descriptor: int, listeners: set[Listener]) -> tuple[Connection,
             return ()
         local, local_port = _end(one.getsockname())
         if one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-            here = _addresses(six=one.family == socket.AF_INET6) if local.is_unspecified else (local,)
+            here = _addresses(one) if local.is_unspecified else (local,)
             listeners.update(Listener(local=each, port=local_port) for each in here)
             return None
         remote, remote_port = _end(one.getpeername())
@@ -138,8 +146,36 @@ def _end(name: tuple[Any, ...]) -> tuple[Address, int]:
     return address, name[1]
 
 
-def _addresses(*, six: bool) -> Iterator[Address]:
-    """The addresses of this host; those of IPv6, where a socket has them."""
+def _is_same(descriptor: int, other: int) -> bool:
+    """Whether a descriptor is of the same socket as another, which may be closed."""
+    try:
+        return os.path.sameopenfile(descriptor, other)
+    except OSError:
+        return False
+
+
+def _address_towards(family: int, address: tuple[Any, ...]) -> Address:
+    """The address of this host that is used to send to another."""
+    with socket.socket(family, socket.SOCK_DGRAM) as unheard:
+        # Of a datagram socket, this sends nothing.
+        unheard.connect(address)
+        return _end(unheard.getsockname())[0]
+
+
+def _addresses(listener: socket.socket) -> Iterator[Address]:
+    """The addresses of this host that a socket listens on, where it was bound to none."""
+    if listener.family == socket.AF_INET:
+        yield from _ipv4_addresses()
+        return
+    if not listener.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY):
+        yield from _ipv4_addresses()
+    if os.path.exists(_IPV6_ADDRESSES):
+        with open(_IPV6_ADDRESSES) as table:
+            for line in table:
+                yield IPv6Address(bytes.fromhex(line.split()[0]))
+
+
+def _ipv4_addresses() -> Iterator[Address]:
     room = ctypes.create_string_buffer(_IFREQ_BYTES * _MOST_ADDRESSES)
     asked = struct.pack("iP", len(room), ctypes.addressof(room))
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
@@ -147,7 +183,3 @@ def _addresses(*, six: bool) -> Iterator[Address]:
     for start in range(0, filled, _IFREQ_BYTES):
         # struct ifreq: 16 bytes of name, then a struct sockaddr_in: family, port, address.
         yield IPv4Address(room.raw[start + 20 : start + 24])
-    if six and os.path.exists(_IPV6_ADDRESSES):
-        with open(_IPV6_ADDRESSES) as table:
-            for line in table:
-                yield IPv6Address(bytes.fromhex(line.split()[0]))

@@ -10,7 +10,7 @@ from typing import Any
 import pcapy
 from zope.interface import implementer
 
-from pcapsvc.capture.native_dump import LibpcapError, NativeDump, find_native_dump
+from pcapsvc.capture.libpcap import Libpcap, LibpcapError, find_libpcap
 from pcapsvc.core.errors import CaptureForbidden, CaptureUnavailable, Problem, RequestRejected, shown
 from pcapsvc.core.recording import PacketCounts
 from pcapsvc.interfaces import IPacketDumper, IPacketHandle, IPacketSystem
@@ -31,7 +31,7 @@ _ANY_LINK_TYPE = 1
 _ANY_SNAP_LENGTH = 65535
 _NOT_OPTIMIZED = 0
 
-_NATIVE_DUMP = find_native_dump(pcapy.__file__)
+_LIBPCAP = find_libpcap(pcapy.__file__)
 
 # What is thrown away is so in steps, each of so many packets.
 _STEP_PACKETS = 4096
@@ -47,8 +47,8 @@ class PcapySystem:
     @param promiscuous: whether to see what is addressed to others.
     @param close_descriptor: closes a descriptor. For that of a packet socket the kernel
         waits until all processors have taken note, some 25 ms: better done in a thread.
-    @param native: whether packets are written without Python, where the pcapy that is installed is one
-        that this is known to work with.
+    @param native: whether libpcap is called directly where that is better, if the pcapy that is installed
+        is one that this is known to work with.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class PcapySystem:
         native: bool = True,
     ) -> None:
         self._close_descriptor = close_descriptor
-        self._native_dump = _NATIVE_DUMP if native else None
+        self._libpcap = _LIBPCAP if native else None
         self._buffer_size = buffer_size_bytes
         self._read_timeout_ms = read_timeout_ms
         self._promiscuous = promiscuous
@@ -75,12 +75,12 @@ class PcapySystem:
         try:
             reader = pcapy.create(interface)
             self._activate(reader, interface, snap_length)
-            handle = _PcapyHandle(reader, interface, self._close_descriptor, self._native_dump)
+            handle = _PcapyHandle(reader, interface, self._close_descriptor, self._libpcap)
         except pcapy.PcapError as error:
             raise CaptureUnavailable(interface, str(error)) from None
         try:
             if bpf:
-                _set_filter(reader, bpf)
+                handle.refilter(bpf)
             reader.setnonblock(1)
         except BaseException:
             handle.close()
@@ -117,13 +117,6 @@ def _refuse_what_is_no_filter(bpf: str) -> None:
             raise _filter_refused(bpf, error) from None
 
 
-def _set_filter(reader: Any, bpf: str) -> None:
-    try:
-        reader.setfilter(bpf)
-    except pcapy.PcapError as error:
-        raise _filter_refused(bpf, error) from None
-
-
 def _filter_refused(bpf: str, error: Exception) -> RequestRejected:
     return RequestRejected([Problem(path="bpf", value=shown(bpf), rule=f"libpcap says: {error}")])
 
@@ -139,12 +132,12 @@ class _PcapyHandle:
         reader: Any,
         interface: str,
         close_descriptor: Callable[[int], None],
-        native_dump: NativeDump | None,
+        libpcap: Libpcap | None,
     ) -> None:
         self._reader = reader
         self._interface = interface
         self._close_descriptor = close_descriptor
-        self._native_dump = native_dump
+        self._libpcap = libpcap
         self._closed = False
         # libpcap 1.9 opens its socket on all interfaces, and binds it then: what came between is counted.
         received, dropped, interface_dropped = reader.stats()
@@ -168,22 +161,28 @@ class _PcapyHandle:
             raise CaptureUnavailable(self._interface, str(error)) from None
 
     def dump(self, count: int, dumper: IPacketDumper) -> int:
-        if self._native_dump is None:
+        if self._libpcap is None:
             return self.dispatch(count, dumper.dump)
         try:
-            return self._native_dump(self._reader, dumper, count)
+            return self._libpcap.dump(self._reader, dumper, count)
         except LibpcapError as error:
             raise CaptureUnavailable(self._interface, str(error)) from None
 
     def rearm(self, bpf: str) -> None:
         while self.dispatch(_STEP_PACKETS, _throw_away):
             pass
-        _set_filter(self._reader, bpf)
+        self.refilter(bpf)
         self._before = self._all_counts() or self._before
 
     def refilter(self, bpf: str) -> None:
         # libpcap puts what is in the ring already through the new filter as well (pcap_setfilter_linux_mmap).
-        _set_filter(self._reader, bpf)
+        try:
+            if self._libpcap is None:
+                self._reader.setfilter(bpf)
+            else:
+                self._libpcap.set_filter(self._reader, bpf)
+        except (pcapy.PcapError, LibpcapError) as error:
+            raise _filter_refused(bpf, error) from None
 
     def counts(self) -> PacketCounts | None:
         counts = self._all_counts()

@@ -92,6 +92,8 @@ class SelflessSystem:
 
     def _look(self) -> None:
         if not self._open:
+            # A thread may have heard of a connection while the last capture was closed.
+            self._table.unwatch()
             return
         self._looked = self._reactor.seconds()
         self._traffic.update(self._table.look(), self._looked)

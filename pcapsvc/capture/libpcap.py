@@ -1,0 +1,130 @@
+"""The libpcap that pcapy brings, called on pcapy's objects for what pcapy does at too high a price."""
+
+from __future__ import annotations
+
+import ctypes
+import socket
+import struct
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+# Whose objects are known from within: each begins with its pointer to libpcap's (pcapobj.cc,
+# pcapdumper.cc). With these sizes, in bytes, beyond Python's own head of an object.
+_KNOWN_VERSIONS = frozenset({"2.1.0"})
+_READER_BYTES = 88
+_DUMPER_BYTES = 8
+
+_HEAD_BYTES = object.__basicsize__
+_OPTIMIZED = 1
+
+
+class LibpcapError(Exception):
+    """libpcap could not do it; its words say why."""
+
+
+class _Program(ctypes.Structure):
+    """A compiled filter, C{struct bpf_program} of pcap/bpf.h."""
+
+    _fields_ = (("length", ctypes.c_uint), ("instructions", ctypes.c_void_p))
+
+
+class Libpcap:
+    """
+    libpcap's functions, as the man pages of pcap(3PCAP) tell of them.
+
+    pcapy doesn't show the pointers that they take: they are read from its objects. All
+    of this keeps Python's lock: what doesn't wait takes a fraction of the time that it
+    may take to get the lock back from a thread that is busy.
+
+    @param extension: the path of pcapy's extension module.
+
+    @raise OSError: where it can't be loaded.
+    @raise AttributeError: where it has no libpcap.
+    """
+
+    def __init__(self, extension: str) -> None:
+        library = ctypes.PyDLL(extension)
+        self._dispatch = library.pcap_dispatch
+        self._dispatch.argtypes = (ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
+        self._dump = ctypes.cast(library.pcap_dump, ctypes.c_void_p)
+        self._compile = library.pcap_compile
+        self._compile.argtypes = (
+            *(ctypes.c_void_p, ctypes.POINTER(_Program)),
+            *(ctypes.c_char_p, ctypes.c_int, ctypes.c_uint32),
+        )
+        self._setfilter = library.pcap_setfilter
+        self._setfilter.argtypes = (ctypes.c_void_p, ctypes.POINTER(_Program))
+        self._freecode = library.pcap_freecode
+        self._freecode.argtypes = (ctypes.POINTER(_Program),)
+        self._geterr = library.pcap_geterr
+        self._geterr.argtypes = (ctypes.c_void_p,)
+        self._geterr.restype = ctypes.c_char_p
+
+    def dump(self, reader: Any, dumper: Any, count: int) -> int:
+        """
+        Write packets that have arrived, and wait for none: C{reader.dispatch(count, dumper.dump)} in a
+        half of the time, as it makes no Python object for each packet.
+
+        @param reader: of pcapy, open and not blocking.
+        @param dumper: of pcapy, open.
+        @param count: at most so many packets, 1 or more.
+
+        @return: the number of packets.
+
+        @raise LibpcapError: where nothing can be read any more.
+        """
+        handle = _pointer(reader, _READER_BYTES)
+        packets: int = self._dispatch(handle, count, self._dump, _pointer(dumper, _DUMPER_BYTES))
+        if packets < 0:
+            raise self._error(handle)
+        return packets
+
+    def set_filter(self, reader: Any, bpf: str) -> None:
+        """
+        Compile a filter and set it: C{reader.setfilter(bpf)}, which never frees what it has compiled.
+
+        @param reader: of pcapy, open.
+        @param bpf: a filter of pcap-filter(7).
+
+        @raise LibpcapError: where it is none.
+        """
+        handle = _pointer(reader, _READER_BYTES)
+        (mask,) = struct.unpack("=I", socket.inet_aton(reader.getmask()))
+        program = _Program()
+        if self._compile(handle, program, bpf.encode(), _OPTIMIZED, mask) < 0:
+            raise self._error(handle)
+        try:
+            if self._setfilter(handle, program) < 0:
+                raise self._error(handle)
+        finally:
+            self._freecode(program)
+
+    def _error(self, handle: int) -> LibpcapError:
+        words: bytes = self._geterr(handle)
+        return LibpcapError(words.decode("utf-8", "replace"))
+
+
+def find_libpcap(extension: str) -> Libpcap | None:
+    """
+    libpcap, where the pcapy that is installed is one whose objects are known; else L{None}.
+
+    @param extension: the path of pcapy's extension module.
+    """
+    try:
+        return Libpcap(extension) if version("pcapy-ng") in _KNOWN_VERSIONS else None
+    except (PackageNotFoundError, OSError, AttributeError):
+        return None
+
+
+def _pointer(holder: Any, size: int) -> int:
+    """
+    The pointer that one of pcapy's objects begins with.
+
+    @raise ValueError: where the object is closed, or is not what it should be.
+    """
+    if type(holder).__basicsize__ != _HEAD_BYTES + size:
+        raise ValueError(f"not an object of pcapy: {holder!r}")
+    pointer = ctypes.c_void_p.from_address(id(holder) + _HEAD_BYTES).value
+    if pointer is None:
+        raise ValueError("it is closed")
+    return pointer
