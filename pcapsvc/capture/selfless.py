@@ -16,6 +16,8 @@ from pcapsvc.interfaces import IPacketDumper, IPacketHandle, IPacketSystem
 
 #: How old what is known of the process's sockets may be where packets are read, in seconds.
 FRESH_SECONDS = 0.001
+#: How often is looked again, before packets are read, for connections that begin just now.
+MOST_LOOKS = 4
 
 
 class ISelflessReactor(IReactorTime, IReactorFromThreads):
@@ -86,7 +88,12 @@ class SelflessSystem:
     def _own(self) -> str:
         """The filter that this process's packets pass."""
         now = self._reactor.seconds()
-        if self._table.unfinished or self._looked is None or not 0 <= now - self._looked < FRESH_SECONDS:
+        if self._looked is None or not 0 <= now - self._looked < FRESH_SECONDS:
+            self._look()
+        # What another thread is about to send may be there before its packets are read.
+        for _ in range(MOST_LOOKS):
+            if not self._table.unfinished:
+                break
             self._look()
         return self._traffic.bpf
 
@@ -165,12 +172,14 @@ class _SelflessHandle:
             closed()
 
     def _leave_out(self) -> None:
-        own = self._own()
-        if own == self._left_out:
-            return
-        self._left_out = own
-        try:
-            self._handle.refilter(without(own, self._bpf))
-        except RequestRejected as error:
-            # There is no TCP on this link type; or nothing but the daemon's own would pass.
-            self._log.warn("the daemon's own packets can't be left out: {problem}", problem=str(error))
+        # While the filter is changed, another connection may have begun.
+        for _ in range(MOST_LOOKS):
+            own = self._own()
+            if own == self._left_out:
+                return
+            self._left_out = own
+            try:
+                self._handle.refilter(without(own, self._bpf))
+            except RequestRejected as error:
+                # There is no TCP on this link type; or nothing but the daemon's own would pass.
+                self._log.warn("the daemon's own packets can't be left out: {problem}", problem=str(error))

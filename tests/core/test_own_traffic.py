@@ -48,6 +48,17 @@ class OwnTrafficTests(unittest.SynchronousTestCase):
             " or (tcp and src host 192.0.2.1 and dst host 10.0.0.1 and (tcp[0:4] = 0x01bb9c40))",
         )
 
+    def test_ipv6(self) -> None:
+        """Likewise one of IPv6, whose ports are behind a header of 40 bytes."""
+        here, there = "2001:db8::1", "2001:db8::2"
+        one = connection(40000, local=here, remote=there)
+        self.traffic.update(OwnSockets(connections=frozenset({one})), 0.0)
+        self.assertEqual(
+            self.traffic.bpf,
+            f"(ip6 proto 6 and src host {here} and dst host {there} and (ip6[40:4] = 0x9c4001bb))"
+            f" or (ip6 proto 6 and src host {there} and dst host {here} and (ip6[40:4] = 0x01bb9c40))",
+        )
+
     def test_remembered(self) -> None:
         """One that was closed is known for a minute more."""
         self.traffic.update(sockets(40000), 0.0)

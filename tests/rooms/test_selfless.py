@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
+import sys
 from collections.abc import Callable
 from ipaddress import ip_address
+from pathlib import Path
 
 from twisted.internet.testing import MemoryReactorClock
 from twisted.trial import unittest
@@ -15,10 +18,17 @@ from pcapsvc.capture.selfless import FRESH_SECONDS, SelflessSystem
 from pcapsvc.core.errors import CaptureUnavailable, RequestRejected
 from pcapsvc.core.own_traffic import Connection, Listener, OwnSockets, OwnTraffic
 from pcapsvc.testing import MemoryPacketSystem
+from tests.peers.requirement import require
 
 _OWN = Connection(
     local=ip_address("10.0.0.1"), local_port=40000, remote=ip_address("192.0.2.1"), remote_port=443
 )
+
+
+def require_ipv6() -> None:
+    """Go on only where loopback has IPv6."""
+    table = Path("/proc/net/if_inet6")
+    require(table.exists() and f"{1:032x}" in table.read_text(), "IPv6 is needed on loopback")
 
 
 class Reactor(MemoryReactorClock):
@@ -38,6 +48,7 @@ class Table:
         self.unfinished = False
         self.watched = False
         self.looks = 0
+        self.later: list[OwnSockets] = []
 
     def watch(self) -> None:
         """Take note."""
@@ -50,6 +61,9 @@ class Table:
     def look(self) -> OwnSockets:
         """What the test says."""
         self.looks += 1
+        if self.later:
+            self.sockets = self.later.pop(0)
+            self.unfinished = bool(self.later)
         return self.sockets
 
 
@@ -114,6 +128,26 @@ class SelflessSystemTests(unittest.SynchronousTestCase):
         handle.close()
         self.assertEqual(self.reactor.getDelayedCalls(), [])
 
+    def test_just_beginning(self) -> None:
+        """One that another thread begins is waited for, before packets are read."""
+        handle = self.system.open("mem0", snap_length=100, bpf="udp")
+        [table] = self.tables
+        self.memory.deliver("mem0", b"u1", b"own1", b"u2")
+        table.unfinished = True
+        table.later = [OwnSockets(), OwnSockets(connections=frozenset({_OWN}))]
+        self.assertEqual(self.read(handle), [b"u1", b"u2"])
+        self.assertFalse(table.unfinished)
+        handle.close()
+
+    def test_never_begins(self) -> None:
+        """One that doesn't get on keeps no packets from being read."""
+        handle = self.system.open("mem0", snap_length=100, bpf="udp")
+        [table] = self.tables
+        table.unfinished = True
+        self.memory.deliver("mem0", b"u1")
+        self.assertEqual(self.read(handle), [b"u1"])
+        handle.close()
+
     def test_watched_while_needed(self) -> None:
         """Connections are heard of only while something captures."""
         [table] = self.tables
@@ -126,8 +160,10 @@ class SelflessSystemTests(unittest.SynchronousTestCase):
         self.assertTrue(table.watched)
         other.close()
         self.assertFalse(table.watched)
+        # One that a thread was just about to tell is let go of.
+        table.watched = True
         table.connecting()
-        self.assertEqual(table.looks, 0)
+        self.assertEqual((table.looks, table.watched), (0, False))
 
     def test_judged_by_itself(self) -> None:
         """A filter that is one only within the brackets of another is refused."""
@@ -193,6 +229,62 @@ class SocketTableTests(unittest.SynchronousTestCase):
             return  # there is no route
         self.assertIn(9, {one.remote_port for one in self.table.look().connections})
 
+    def test_no_way(self) -> None:
+        """One that can't begin leaves nothing behind: no descriptor, and nothing to look for."""
+        require_ipv6()
+        before = len(os.listdir("/proc/self/fd"))
+        for family, nowhere in ((socket.AF_INET, "255.255.255.255"), (socket.AF_INET6, "ff02::1")):
+            with socket.socket(family) as client:
+                # TCP has no broadcast and no multicast (RFC 9293, section 3.9.2.3).
+                self.assertRaises(OSError, client.connect, (nowhere, 9))
+                self.assertEqual(
+                    {one for one in self.table.look().connections if one.remote_port == 9}, set()
+                )
+        self.assertEqual(self.heard, 2)
+        self.table.look()
+        self.assertFalse(self.table.unfinished)
+        self.assertEqual(len(os.listdir("/proc/self/fd")), before)
+
+    def test_not_begun(self) -> None:
+        """One of which nothing is known yet is looked for until it is closed."""
+        with socket.socket() as client:
+            sys.audit("socket.connect", client, ("127.0.0.1", self.port))
+            for _ in range(2):
+                self.assertEqual(self.to_listener(), set())
+                self.assertTrue(self.table.unfinished)
+            client.connect(("127.0.0.1", self.port))
+            self.assertEqual(self.to_listener(), {client.getsockname()[1]})
+            self.assertFalse(self.table.unfinished)
+
+    def test_refused(self) -> None:
+        """One that was refused is known by all that was sent, also where it was asked for once more."""
+        require_ipv6()
+        for family, here in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+            # Bound, and not listening: it is nobody else's.
+            with socket.socket(family) as closed, socket.socket(family) as client:
+                closed.bind((here, 0))
+                port = closed.getsockname()[1]
+                client.setblocking(False)
+                self.assertEqual(client.connect_ex((here, port)), errno.EINPROGRESS)
+                local_port = client.getsockname()[1]
+                self.assertEqual(client.connect_ex((here, port)), errno.ECONNREFUSED)
+                address = ip_address(here)
+                sent = Connection(local=address, local_port=local_port, remote=address, remote_port=port)
+                found = {one for one in self.table.look().connections if one.remote_port == port}
+                self.assertEqual(found, {sent})
+
+    def test_mapped(self) -> None:
+        """One of an IPv6 socket to an IPv4 address is of IPv4, as its packets are."""
+        require_ipv6()
+        with socket.socket(socket.AF_INET6) as client:
+            client.connect(("::ffff:127.0.0.1", self.port))
+            here = ip_address("127.0.0.1")
+            own = Connection(
+                local=here, local_port=client.getsockname()[1], remote=here, remote_port=self.port
+            )
+            for _ in range(2):
+                self.assertIn(own, self.table.look().connections)
+
     def test_unwatched(self) -> None:
         """What is not watched for leaves no descriptor."""
         socket.create_connection(("127.0.0.1", self.port)).close()
@@ -209,3 +301,14 @@ class SocketTableTests(unittest.SynchronousTestCase):
             found = {one.local for one in self.table.look().listeners if one.port == port}
         self.assertIn(ip_address("127.0.0.1"), found)
         self.assertNotIn(ip_address("0.0.0.0"), found)
+
+    def test_every_address_of_ipv6(self) -> None:
+        """One on all addresses of IPv6 listens on those of IPv4 as well, unless it is of IPv6 alone."""
+        require_ipv6()
+        for both in (True, False):
+            everywhere = socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=both)
+            with everywhere:
+                port = everywhere.getsockname()[1]
+                found = {one.local for one in self.table.look().listeners if one.port == port}
+            self.assertIn(ip_address("::1"), found)
+            self.assertEqual(ip_address("127.0.0.1") in found, both)

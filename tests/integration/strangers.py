@@ -1,0 +1,120 @@
+"""Connections of somebody else to the daemon's servers, and what stands between it and one of them."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import socketserver
+import threading
+import time
+
+#: How often a stranger talks each time, and how long it waits before.
+TALKS = 3
+QUIET_SECONDS = 0.4
+
+#: How long it waits for an answer.
+ANSWER_SECONDS = 10.0
+
+
+class Strangers:
+    """
+    Connections of another process than the daemon: this one.
+
+    @ivar ports: their local ports.
+    @ivar talked: those of them that had something to say.
+    """
+
+    def __init__(self) -> None:
+        self.ports: set[int] = set()
+        self.talked: set[int] = set()
+
+    def connect(self, port: int, host: str = "127.0.0.1") -> socket.socket:
+        """A connection. Its port is known before it is made, so that it is where it is refused, too."""
+        made = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+        try:
+            made.bind((host, 0))
+            self.ports.add(made.getsockname()[1])
+            made.settimeout(ANSWER_SECONDS)
+            made.connect((host, port))
+        except BaseException:
+            made.close()
+            raise
+        return made
+
+    def reach(self, port: int, host: str) -> bool:
+        """Whether somebody listens."""
+        try:
+            self.connect(port, host).close()
+        except OSError:
+            return False
+        return True
+
+    def talk(self, port: int, words: bytes, host: str = "127.0.0.1") -> None:
+        """
+        Say something, and hear an answer, a few times. It begins when the daemon has connected:
+        while libpcap changes a filter, packets are lost, whosever they are.
+        """
+        time.sleep(QUIET_SECONDS)
+        for _ in range(TALKS):
+            with self.connect(port, host) as made:
+                self.talked.add(made.getsockname()[1])
+                made.sendall(words)
+                assert made.recv(4096)
+
+
+class Relay:
+    """
+    Passes connections on to a port of 127.0.0.1.
+
+    @ivar port: its own, on an address that may be another.
+    @ivar connections: how many there were.
+    """
+
+    def __init__(self, behind: int, host: str) -> None:
+        self.connections = 0
+        self._open: list[socket.socket] = []
+        relay = self
+
+        class Handler(socketserver.BaseRequestHandler):
+            def handle(self) -> None:
+                relay.connections += 1
+                with socket.create_connection(("127.0.0.1", behind)) as server:
+                    relay._open += [self.request, server]
+                    back = threading.Thread(target=_pass_on, args=(server, self.request))
+                    back.start()
+                    _pass_on(self.request, server)
+                    back.join()
+
+        class Server(socketserver.ThreadingTCPServer):
+            address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            daemon_threads = True
+
+        self._server = Server((host, 0), Handler)
+        self.port: int = self._server.server_address[1]
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+
+    def cut(self) -> None:
+        """End all connections."""
+        while self._open:
+            _shut(self._open.pop())
+
+    def stop(self) -> None:
+        """Listen no more, and end all connections."""
+        self._server.shutdown()
+        self.cut()
+        self._server.server_close()
+
+
+def _pass_on(source: socket.socket, destination: socket.socket) -> None:
+    try:
+        while data := source.recv(65536):
+            destination.sendall(data)
+    except OSError:
+        pass  # it was cut
+    _shut(source)
+    _shut(destination)
+
+
+def _shut(one: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        one.shutdown(socket.SHUT_RDWR)
