@@ -28,6 +28,10 @@ from pcapsvc.core.errors import Problem, SettingsError
 from pcapsvc.interfaces import IRequestSink
 from pcapsvc.sources.polling import RETRY_SECONDS, Backoff, Outage
 
+#: How long a server has to accept a connection. TCP itself tries more and more rarely: when the network is
+#: back, a new attempt comes through sooner, and what is published until then is lost.
+CONNECT_SECONDS = 5.0
+
 #: How often a server that is silent is asked whether it is there.
 CHECK_SECONDS = 10.0
 
@@ -201,7 +205,7 @@ def _endpoint(reactor: Any, host: str, port: int, tls: bool, ca_file: str | None
 
     @raise SettingsError: where C{ca_file} can't be read, or C{host} can't be in a certificate.
     """
-    plain: IStreamClientEndpoint = HostnameEndpoint(reactor, host, port)
+    plain: IStreamClientEndpoint = HostnameEndpoint(reactor, host, port, timeout=CONNECT_SECONDS)
     if not tls:
         return plain
     trust = None

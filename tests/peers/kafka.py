@@ -105,7 +105,15 @@ class KafkaBroker:
             for mechanism in ("SCRAM-SHA-256", "SCRAM-SHA-512")
         ]
         subprocess.run(
-            [*format_it, "format", "--cluster-id", cluster, "--config", str(self._file), *credentials],
+            [
+                *format_it,
+                "format",
+                # An id may begin with a dash.
+                f"--cluster-id={cluster}",
+                "--config",
+                str(self._file),
+                *credentials,
+            ],
             check=True,
             capture_output=True,
             timeout=60,

@@ -175,9 +175,16 @@ class Connection:
         return frozenset(self._consumer.assignment())
 
     def lost(self) -> str | None:
-        """Which partition that is being read has no broker connected to, in words; L{None} where all have."""
+        """
+        Which partition that is being read has no broker connected to, in words; L{None} where all have.
+
+        Where none is being read, as others of the group have them all, any broker will do.
+        """
         cluster = self._client.cluster
-        for partition in sorted(self._consumer.assignment()):
+        assignment = sorted(self._consumer.assignment())
+        if not assignment and not any(self._client.connected(each.node_id) for each in cluster.brokers()):
+            return "there is no connection to any broker"
+        for partition in assignment:
             leader = cluster.leader_for_partition(partition)
             broker = None if leader in (None, -1) else cluster.broker_metadata(leader)
             if broker is None:

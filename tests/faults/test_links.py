@@ -1,0 +1,379 @@
+"""
+The network between the daemon and a broker fails: a link goes down, and nobody is told.
+
+Nothing is reset and nothing is refused, as with a broker that dies: there is silence, and only
+who asks and waits can tell it from a broker that has nothing to say.
+"""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import json
+import os
+import re
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from pcapsvc.sources.sqs import HIDDEN_SECONDS
+from tests.integration.test_all_sources import until
+from tests.peers.daemon import Daemon
+from tests.peers.frames import udp_frame
+from tests.peers.kafka import KafkaBroker
+from tests.peers.link import Link
+from tests.peers.redis import RedisServer
+from tests.peers.sqs import SQSServer
+from tests.peers.tcpdump import read_packets
+from tests.peers.wire import Wire
+
+#: How long a request takes to its capture, and a source until it is heard again: at most.
+HEARD_SECONDS = 5.0
+BACK_SECONDS = 5.0
+
+#: A moment that no source notices, and how long its lost packets take to be sent again.
+MOMENT_SECONDS = 2.0
+SENT_AGAIN_SECONDS = 10.0
+
+#: How long a link stays down when its source has noticed: some attempts to connect. By then TCP itself
+#: would try rarely.
+LONGER_SECONDS = 12.0
+
+#: In how long the slowest notices: a node of a group of Kafka that has no partition.
+SLOWEST_SECONDS = 23.0
+
+STOP_SECONDS = 2.0
+GROWN_BYTES = 4 << 20
+
+# Each request is for a port of its own: so are the topics and queues of each test.
+_numbers = itertools.count(1000)
+
+
+def lasting(peer: Any) -> Any:
+    """Start a peer for all tests, as it takes seconds. It ends with the test runner."""
+    atexit.register(peer.stop)
+    peer.start()
+    return peer
+
+
+@cache
+def shared_link() -> Link:
+    """The link. The brokers are at its far end, the daemon at the near one."""
+    link: Link = lasting(Link())
+    return link
+
+
+@cache
+def shared_broker(make: Callable[..., Any]) -> Any:
+    """A broker at the far end."""
+    link = shared_link()
+    return lasting(make(host=link.far, wrapper=link.wrapper))
+
+
+def possessions(daemon: Daemon) -> Counter[str]:
+    """The descriptors of a daemon by their kinds, and its threads."""
+    kinds = [re.sub(r"^\d+: |:?\[\d+\]", "", one) for one in daemon.descriptors()]
+    return Counter([*kinds, *("thread" for _ in Path(f"/proc/{daemon.pid}/task").iterdir())])
+
+
+def memory_bytes(daemon: Daemon) -> int:
+    """How much memory a daemon has in use."""
+    pages = int(Path(f"/proc/{daemon.pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+class LinkSuite:
+    """
+    A link, a broker at its far end, and a wire to capture from.
+
+    @cvar name: the source's.
+    @cvar make: makes the broker.
+    @cvar noticed_seconds: how long the source takes to notice silence, at most.
+    @cvar listening: what it logs when it hears.
+    @cvar variants: more of its configuration, with which a stop is tried, too.
+    """
+
+    name: str
+    make: Callable[..., Any]
+    noticed_seconds: float
+    listening: str
+    variants: tuple[str, ...] = ("",)
+
+    def setUp(self) -> None:
+        """Set them up."""
+        self.wire = Wire()
+        self.addCleanup(self.wire.stop)
+        self.wire.start()
+        self.link = shared_link()
+        self.addCleanup(self.link.up)
+        self.broker = shared_broker(type(self).make)
+        self.prepare(f"requests{next(_numbers)}")
+
+    def prepare(self, name: str) -> None:
+        """Make what the broker needs for a test."""
+
+    def configuration(self) -> str:
+        """The daemon's, for this broker."""
+        raise NotImplementedError
+
+    def publish(self, body: str) -> None:
+        """Publish at the far end: it works in an outage, too."""
+        raise NotImplementedError
+
+    def daemon(self, more: str = "") -> Daemon:
+        """A daemon that hears the broker, and runs until the end of the test."""
+        daemon = Daemon(self.configuration() + more)
+        self.addCleanup(daemon.stop)
+        daemon.start()
+        daemon.logged(self.listening)
+        return daemon
+
+    def kept(self, daemon: Daemon, in_outage: list[int]) -> list[int]:
+        """Of what was published in an outage, what is captured when it is over: that it is."""
+        raise NotImplementedError
+
+    def request(self, daemon: Daemon) -> tuple[int, str]:
+        """A request for the first packet to a port of its own: the port, and the request."""
+        port = next(_numbers)
+        fields = {"interface": [self.wire.interface], "packets": 1, "timeout": 60}
+        return port, json.dumps({"node": daemon.node, **fields, "bpf": f"udp dst port {port}"})
+
+    def published(self, daemon: Daemon) -> int:
+        """Publish a request. Its port."""
+        port, body = self.request(daemon)
+        self.publish(body)
+        return port
+
+    def by_http(self, daemon: Daemon, count: int = 1) -> list[int]:
+        """So many requests by HTTP at once, and their captures. Their ports."""
+        ports = []
+        for _ in range(count):
+            port, body = self.request(daemon)
+            status, answer = daemon.request("POST", "/captures", body.encode())
+            self.assertEqual(status, 202, answer)
+            ports.append(port)
+        self.captured(daemon, "http", *ports)
+        return ports
+
+    def captured(self, daemon: Daemon, source: str, *ports: int, seconds: float = HEARD_SECONDS) -> None:
+        """A source's requests are captured, and delivered."""
+        captures = []
+        for port in ports:
+            pattern = re.compile(rf"(\w+): capturing on \S+ for {source}, filter 'udp dst port {port}'")
+            found = until(
+                lambda pattern=pattern: pattern.search(daemon.log), f"a request by {source}", seconds
+            )
+            captures.append(found[1])
+        self.wire.send([udp_frame(port, port=port) for port in ports])
+        for capture in captures:
+            self.assertEqual(daemon.done(capture)["reason"], "packets")
+
+    def once(self, daemon: Daemon, ports: list[int]) -> None:
+        """The requests for these ports, and no others, were captured once each, and delivered."""
+        captured = re.findall(r"capturing on \S+ for \w+, filter 'udp dst port (\d+)'", daemon.log)
+        self.assertEqual(Counter(map(int, captured)), Counter(ports))
+        packets = [packet.data for path in daemon.captures.iterdir() for packet in read_packets(path)]
+        self.assertEqual(Counter(packets), Counter(udp_frame(port, port=port) for port in ports))
+
+    def warnings(self, daemon: Daemon) -> list[str]:
+        """The lines of a daemon's log that are worse than usual."""
+        return re.findall(r".*#(?:warn|error|critical)\] .*|Traceback.*", daemon.log)
+
+    def stops(self, daemon: Daemon) -> None:
+        """A daemon that is told to stop does."""
+        began = time.monotonic()
+        daemon.signal(signal.SIGTERM)
+        self.assertEqual(daemon.wait(), 0)
+        self.assertLess(time.monotonic() - began, STOP_SECONDS, daemon.log)
+
+    def test_outage(self) -> None:
+        """
+        An outage is told once, and so is its end; HTTP goes on meanwhile. Afterwards requests are
+        heard as before, those of the outage too where the broker keeps them, each is captured
+        once, and the daemon has no more than it had.
+        """
+        daemon = self.daemon()
+        # Some at once, for the threads that they take stay.
+        ports = [*self.by_http(daemon, 8), self.published(daemon)]
+        self.captured(daemon, self.name, ports[-1])
+        # Until the connections of these requests are closed.
+        time.sleep(0.5)
+        before, memory = possessions(daemon), memory_bytes(daemon)
+
+        self.link.down()
+        began = time.monotonic()
+        in_outage = [self.published(daemon)]
+        while not self.warnings(daemon):
+            self.assertLess(time.monotonic() - began, self.noticed_seconds)
+            ports += self.by_http(daemon)
+            time.sleep(0.5)
+        in_outage.append(self.published(daemon))
+        noticed = time.monotonic()
+        while time.monotonic() < noticed + LONGER_SECONDS:
+            ports += self.by_http(daemon)
+            time.sleep(0.5)
+        self.link.up()
+
+        until(lambda: daemon.log.count(self.listening) > 1 or None, "its end", BACK_SECONDS)
+        ports.append(self.published(daemon))
+        self.captured(daemon, self.name, ports[-1])
+        ports += self.kept(daemon, in_outage)
+        until(lambda: not possessions(daemon) - before or None, f"{before}, not {possessions(daemon)}")
+        self.assertLess(memory_bytes(daemon), memory + GROWN_BYTES)
+        self.once(daemon, ports)
+        self.assertEqual(len(self.warnings(daemon)), 1, daemon.log)
+        self.assertEqual(daemon.log.count(self.listening), 2, daemon.log)
+
+    def test_moment(self) -> None:
+        """A link that is down for a moment is nothing to tell, and what was published in it arrives."""
+        daemon = self.daemon()
+        self.link.down()
+        ports = [self.published(daemon)]
+        time.sleep(MOMENT_SECONDS)
+        self.link.up()
+        self.captured(daemon, self.name, ports[0], seconds=SENT_AGAIN_SECONDS)
+        ports.append(self.published(daemon))
+        self.captured(daemon, self.name, ports[1])
+        self.once(daemon, ports)
+        self.assertEqual(self.warnings(daemon), [])
+
+    def test_stop(self) -> None:
+        """A stop is quick, before the outage is noticed and after, when it is tried to connect again."""
+        daemons = [(self.daemon(more), self.daemon(more)) for more in self.variants]
+        self.link.down()
+        time.sleep(1)
+        for unaware, _ in daemons:
+            self.stops(unaware)
+            self.assertEqual(self.warnings(unaware), [])
+        for _, aware in daemons:
+            until(lambda aware=aware: self.warnings(aware) or None, "a word of it", SLOWEST_SECONDS)
+        time.sleep(2)
+        for _, aware in daemons:
+            self.stops(aware)
+            self.assertEqual(len(self.warnings(aware)), 1, aware.log)
+
+
+class RedisTests(LinkSuite, SynchronousTestCase):
+    """
+    Redis: what is published in an outage is gone, for its subscribers are those who are there.
+
+    It takes 15 s to notice silence: up to 10 s until it asks, and 5 s for the answer.
+    """
+
+    name = "redis"
+    make = RedisServer
+    noticed_seconds = 17.0
+    listening = ": subscribed to channel 'capture'"
+
+    def configuration(self) -> str:
+        return f'[redis]\nlisten = true\nhost = "{self.broker.host}"\nport = {self.broker.port}\n'
+
+    def publish(self, body: str) -> None:
+        self.link.there(self.broker.publish, "capture", body.encode())
+
+    def kept(self, daemon: Daemon, in_outage: list[int]) -> list[int]:
+        # Nor does it come late.
+        time.sleep(1)
+        return []
+
+
+class KafkaTests(LinkSuite, SynchronousTestCase):
+    """
+    Kafka: a topic keeps what is published in an outage.
+
+    It takes 10 s to notice silence: a broker that is asked has so long to answer.
+    """
+
+    name = "kafka"
+    make = KafkaBroker
+    noticed_seconds = 13.0
+    listening = ": reading topic 'requests"
+    variants = ("", 'group = "nodes"\n')
+
+    def prepare(self, name: str) -> None:
+        self.topic = name
+        self.link.there(self.broker.create_topic, name)
+
+    def configuration(self) -> str:
+        return f'[kafka]\nlisten = true\nserver = ["{self.broker.server}"]\ntopic = "{self.topic}"\n'
+
+    def publish(self, body: str) -> None:
+        self.link.there(self.broker.produce, self.topic, [body.encode()])
+
+    def kept(self, daemon: Daemon, in_outage: list[int]) -> list[int]:
+        self.captured(daemon, self.name, *in_outage)
+        return in_outage
+
+    def test_too_old(self) -> None:
+        """What is too old when an outage is over is refused, and what isn't is captured."""
+        daemon = self.daemon()
+        self.link.down()
+        try:
+            _, old = self.request(daemon)
+            self.link.there(self.produce_old, old)
+            port = self.published(daemon)
+        finally:
+            self.link.up()
+        self.captured(daemon, self.name, port, seconds=SENT_AGAIN_SECONDS)
+        self.once(daemon, [port])
+        (warning,) = self.warnings(daemon)
+        self.assertRegex(warning, r"request from kafka refused.* was sent 12\d s ago")
+
+    def produce_old(self, body: str) -> None:
+        """Publish a request that was sent two minutes ago."""
+        producer = self.broker.producer()
+        try:
+            producer.send(self.topic, body.encode(), timestamp_ms=int((time.time() - 120) * 1000)).get(10)
+        finally:
+            producer.close(10)
+
+    def test_standby(self) -> None:
+        """A node of a group that has no partition tells an outage and its end as well."""
+        daemons = [self.daemon('group = "nodes"\n') for _ in range(2)]
+        self.link.down()
+        for daemon in daemons:
+            until(lambda daemon=daemon: self.warnings(daemon) or None, "a word of it", SLOWEST_SECONDS)
+        self.link.up()
+        for daemon in daemons:
+            again = lambda daemon=daemon: daemon.log.count(self.listening) > 1 or None  # noqa: E731
+            until(again, "its end", BACK_SECONDS)
+            self.assertEqual(len(self.warnings(daemon)), 1, daemon.log)
+
+
+class SQSTests(LinkSuite, SynchronousTestCase):
+    """
+    SQS: a queue keeps what is published in an outage.
+
+    It takes 10 s longer to notice silence than a poll waits, which is 20 s unless it is
+    configured; here it is 3 s.
+    """
+
+    name = "sqs"
+    make = SQSServer
+    noticed_seconds = 16.0
+
+    def prepare(self, name: str) -> None:
+        self.queue: str = self.link.there(self.broker.create_queue, name)
+        self.listening = f"SQS {self.queue}: listening"
+
+    def configuration(self) -> str:
+        return (
+            f'[sqs]\nlisten = true\nurl = "{self.queue}"\nwaitseconds = 3\naccessid = "a"\naccesskey = "b"\n'
+        )
+
+    def publish(self, body: str) -> None:
+        self.link.there(self.broker.send, self.queue, [body])
+
+    def kept(self, daemon: Daemon, in_outage: list[int]) -> list[int]:
+        # The first was given to the poll that waited when the link went down: it is hidden for a while.
+        for port in reversed(in_outage):
+            self.captured(daemon, self.name, port, seconds=HIDDEN_SECONDS)
+        counts = lambda: self.link.there(self.broker.counts, self.queue) == (0, 0) or None  # noqa: E731
+        until(counts, "an empty queue")
+        return in_outage
