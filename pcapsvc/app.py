@@ -70,20 +70,21 @@ def build(
     )
     packets = StandbySystem(
         reactor,
-        system or _packet_system(settings, threads),
+        system or _packet_system(settings, threads, before_wait=lambda: capturer.read_all()),
         interfaces=settings.capture.standby,
         snap_length=settings.general.snap_length,
     )
+    capturer = Capturer(
+        reactor,
+        SelflessSystem(reactor, packets, table=SocketTable) if settings.general.exclude_self else packets,
+        wall_clock=wall_clock,
+        read_timeout_ms=settings.capture.read_timeout_ms,
+        packet_debug=settings.general.packet_debug,
+        panic=settings.general.panic,
+    )
     pipeline = Pipeline(
         _node(settings),
-        capturer=Capturer(
-            reactor,
-            SelflessSystem(reactor, packets, table=SocketTable) if settings.general.exclude_self else packets,
-            wall_clock=wall_clock,
-            read_timeout_ms=settings.capture.read_timeout_ms,
-            packet_debug=settings.general.packet_debug,
-            panic=settings.general.panic,
-        ),
+        capturer=capturer,
         delivery=delivery,
         reporter=reporter,
         admission=Admission(
@@ -148,8 +149,9 @@ def _node(settings: Settings) -> NodeView:
     )
 
 
-def _packet_system(settings: Settings, threads: Threads) -> IPacketSystem:
+def _packet_system(settings: Settings, threads: Threads, before_wait: Callable[[], None]) -> IPacketSystem:
     return PcapySystem(
+        before_wait=before_wait,
         close_descriptor=threads.close_descriptor,
         buffer_size_bytes=settings.capture.buffer_size_bytes,
         read_timeout_ms=settings.capture.read_timeout_ms,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 from weakref import WeakSet
 
 from zope.interface import implementer
@@ -13,6 +14,9 @@ from pcapsvc.capture.port import CapturePort, ICaptureReactor
 from pcapsvc.core.errors import NodeBusy
 from pcapsvc.core.plan import CapturePlan
 from pcapsvc.interfaces import ICapture, ICapturer, IPacketSystem
+
+if TYPE_CHECKING:
+    from pcapsvc.capture.decode import PacketLog
 
 # On top of the kernel's own time-out for a block that isn't full: its timer counts in jiffies of 4 ms.
 _TIMER_SLACK_SECONDS = 0.008
@@ -46,24 +50,30 @@ class Capturer:
         self._panic = panic
         self._ports: WeakSet[CapturePort] = WeakSet()
 
+    def read_all(self) -> None:
+        """
+        Read what all captures have by now, also those that have not been started: to be called before
+        anything that takes long, since their rings fill meanwhile.
+        """
+        for port in tuple(self._ports):
+            port.read_all()
+
     def prepare(self, plan: CapturePlan) -> ICapture:
         """Open what a capture needs: see L{ICapturer.prepare}."""
         capture_id = secrets.token_hex(6)
-        # The kernel takes some 25 ms to open one. Meanwhile rings fill: of many requests in one
-        # turn of the reactor, all would wait together before any capture is read.
-        for port in tuple(self._ports):
-            port.doRead()
+        is_logged = self._packet_debug or plan.request.packetdebug
+        if is_logged:
+            # Its first import takes a tenth of a second: before anything is captured for it.
+            self.read_all()
+            _packet_log_class()
         try:
             handle = self._system.open(plan.interface, snap_length=plan.snap_length, bpf=plan.bpf)
         except OSError as error:
             raise NodeBusy(f"there is no room for a capture: {error}") from None
         try:
             observer = None
-            if self._packet_debug or plan.request.packetdebug:
-                # Imported where it is needed: dpkt has 70 modules.
-                from pcapsvc.capture.decode import PacketLog
-
-                observer = PacketLog(
+            if is_logged:
+                observer = _packet_log_class()(
                     capture_id, handle.link_type, now=self._reactor.seconds, panic=self._panic
                 )
             buffer = RecordingBuffer(
@@ -86,3 +96,10 @@ class Capturer:
         )
         self._ports.add(port)
         return port
+
+
+def _packet_log_class() -> type[PacketLog]:
+    """Imported where it is asked for alone, as dpkt has 70 modules."""
+    from pcapsvc.capture.decode import PacketLog
+
+    return PacketLog

@@ -47,6 +47,8 @@ class PcapySystem:
     @param promiscuous: whether to see what is addressed to others.
     @param close_descriptor: closes a descriptor. For that of a packet socket the kernel
         waits until all processors have taken note, some 25 ms: better done in a thread.
+    @param before_wait: called before each step that takes long: some 25 ms, and up to most of a
+        second for a filter of 512 characters.
     @param native: whether libpcap is called directly where that is better, if the pcapy that is installed
         is one that this is known to work with.
     """
@@ -58,9 +60,11 @@ class PcapySystem:
         read_timeout_ms: int,
         promiscuous: bool,
         close_descriptor: Callable[[int], None] = os.close,
+        before_wait: Callable[[], None] = lambda: None,
         native: bool = True,
     ) -> None:
         self._close_descriptor = close_descriptor
+        self._before_wait = before_wait
         self._libpcap = _LIBPCAP if native else None
         self._buffer_size = buffer_size_bytes
         self._read_timeout_ms = read_timeout_ms
@@ -71,7 +75,9 @@ class PcapySystem:
         # libpcap opens more than network interfaces by name (USB, D-Bus, netfilter): those are not asked for.
         if interface != ANY_INTERFACE and interface not in interface_names():
             raise CaptureUnavailable(interface, "no such interface")
+        self._before_wait()
         _refuse_what_is_no_filter(bpf)
+        self._before_wait()
         try:
             reader = pcapy.create(interface)
             self._activate(reader, interface, snap_length)
@@ -80,6 +86,7 @@ class PcapySystem:
             raise CaptureUnavailable(interface, str(error)) from None
         try:
             if bpf:
+                self._before_wait()
                 handle.refilter(bpf)
             reader.setnonblock(1)
         except BaseException:

@@ -21,8 +21,8 @@ from pcapsvc.interfaces import ICapture, IPacketHandle
 
 # What a turn of the reactor reads at most, in packets: about 2 ms.
 _TURN_PACKETS = 4096
-# How long the last read at a deadline may take, in seconds, though more packets come all the time.
-_LAST_READ_SECONDS = 0.05
+# How long it may take to read all that has arrived, in seconds, though more packets come all the time.
+_READ_ALL_SECONDS = 0.05
 
 # How long it may take to empty the ring where no limit of time is at stake: two million packets a second.
 _RING_SECONDS = 0.5
@@ -39,7 +39,8 @@ class ICaptureReactor(IReactorFDSet, IReactorTime):
 @implementer(ICapture, IReadDescriptor)
 class CapturePort:
     """
-    One capture, from its open handle to its recording.
+    One capture, from its open handle to its recording. Its limits hold from here on, as
+    packets are kept from here on.
 
     @param handle: owned from here on, as is C{buffer}.
     @param wall_clock: the time in seconds since the Unix epoch.
@@ -67,24 +68,23 @@ class CapturePort:
         self._wall_clock = wall_clock
         self._hand_over = hand_over_seconds
         self._timer: IDelayedCall | None = None
-        self._ended: Deferred[StopReason] | None = None
+        self._end: Deferred[StopReason] = Deferred(lambda _: self.end(StopReason.CANCELLED))
+        self._ended: Deferred[StopReason] | None = self._end
+        self._started = wall_clock()
+        self._session = CaptureSession(plan.limits, snap_length=plan.snap_length, now=reactor.seconds())
         self.plan = plan
         self.capture_id = capture_id
         self.link_type = handle.link_type
 
     def start(self) -> Deferred[Recording]:
         """Read packets until the first of the limits: see L{ICapture.start}."""
-        self._started = self._wall_clock()
-        self._session = CaptureSession(
-            self.plan.limits, snap_length=self.plan.snap_length, now=self._reactor.seconds()
-        )
-        self._ended = Deferred(lambda _: self.end(StopReason.CANCELLED))
-        recording: Deferred[Recording] = self._ended.addCallbacks(self._keep, self._give_up)
-        try:
-            self._reactor.addReader(self)
-            self._await_deadline()
-        except OSError as error:
-            self._fail(CaptureUnavailable(self.plan.interface, str(error)))
+        recording: Deferred[Recording] = self._end.addCallbacks(self._keep, self._give_up)
+        if self._ended is not None:
+            try:
+                self._reactor.addReader(self)
+                self._await_deadline()
+            except OSError as error:
+                self._fail(CaptureUnavailable(self.plan.interface, str(error)))
         return recording
 
     def end(self, reason: StopReason) -> None:
@@ -94,6 +94,7 @@ class CapturePort:
 
     def discard(self) -> None:
         """Give up, before L{start}: see L{ICapture.discard}."""
+        self._stop_reading()
         self._handle.close()
         self._buffer.discard()
 
@@ -113,6 +114,12 @@ class CapturePort:
         """Packets have arrived."""
         self._read(_TURN_PACKETS)
 
+    def read_all(self) -> None:
+        """Read all that the kernel has handed over by now, within a bound."""
+        until = self._reactor.seconds() + _READ_ALL_SECONDS
+        while self._read(_TURN_PACKETS) and self._reactor.seconds() < until:
+            pass
+
     def connectionLost(self, reason: Failure) -> None:
         """The interface went down or away. What is in the ring can still be read."""
         self.end(StopReason.DEVICE_LOST)
@@ -125,7 +132,7 @@ class CapturePort:
         """A limit of time is met, unless packets came that have moved it."""
         self._timer = None
         if self._session.time_passed(self._reactor.seconds()) is not None:
-            self._read_the_rest()
+            self.read_all()
         if self._ended is None:
             return
         reason = self._session.time_passed(self._reactor.seconds())
@@ -133,12 +140,6 @@ class CapturePort:
             self._await_deadline()
         else:
             self.end(reason)
-
-    def _read_the_rest(self) -> None:
-        """Read all that the kernel has handed over by now."""
-        until = self._reactor.seconds() + _LAST_READ_SECONDS
-        while self._read(_TURN_PACKETS) and self._reactor.seconds() < until:
-            pass
 
     def _read(self, packets: int) -> bool:
         """
@@ -208,7 +209,7 @@ class CapturePort:
             link_type=self.link_type,
             reason=reason,
             packets=self._buffer.packets,
-            counts=counts,
+            counts=counts and counts.with_at_least(self._buffer.packets),
             content=content,
         )
 

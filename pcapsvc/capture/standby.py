@@ -80,19 +80,36 @@ class StandbySystem(Service):
         return self._system.open(interface, snap_length=snap_length, bpf=bpf)
 
     def _look_after(self) -> None:
-        """Replace what is gone: used, or of an interface that went down."""
-        self._care = self._reactor.callLater(CARE_SECONDS, self._look_after)
-        for interface in self._interfaces:
-            try:
-                if interface in self._waiting:
-                    self._waiting[interface].rearm(_NOTHING)
-                else:
-                    self._waiting[interface] = self._system.open(
-                        interface, snap_length=self._snap_length, bpf=_NOTHING
-                    )
-            except CaptureUnavailable as error:
-                self._log.debug(
-                    "no handle waits on {interface}: {problem}", interface=interface, problem=error.reason
-                )
-                if interface in self._waiting:
-                    self._waiting.pop(interface).close()
+        """Give up handles of interfaces that went down, and replace what is gone."""
+        for interface in tuple(self._waiting):
+            self._check(interface)
+        self._replace()
+
+    def _replace(self) -> None:
+        """Open a handle where none waits: one in a turn of the reactor."""
+        missing = [interface for interface in self._interfaces if interface not in self._waiting]
+        if any(self._open_one(interface) for interface in missing) and len(missing) > 1:
+            self._care = self._reactor.callLater(0, self._replace)
+        else:
+            self._care = self._reactor.callLater(CARE_SECONDS, self._look_after)
+
+    def _check(self, interface: str) -> None:
+        try:
+            self._waiting[interface].rearm(_NOTHING)
+        except CaptureUnavailable as error:
+            self._tell(interface, error)
+            self._waiting.pop(interface).close()
+
+    def _open_one(self, interface: str) -> bool:
+        try:
+            self._waiting[interface] = self._system.open(
+                interface, snap_length=self._snap_length, bpf=_NOTHING
+            )
+        except CaptureUnavailable as error:
+            self._tell(interface, error)
+        return interface in self._waiting
+
+    def _tell(self, interface: str, error: CaptureUnavailable) -> None:
+        self._log.debug(
+            "no handle waits on {interface}: {problem}", interface=interface, problem=error.reason
+        )

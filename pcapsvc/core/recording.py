@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import BinaryIO, Protocol
 
 from pcapsvc.core.plan import CapturePlan
@@ -36,6 +36,13 @@ class PacketCounts:
     received: int
     dropped: int
     interface_dropped: int
+
+    def with_at_least(self, packets: int) -> PacketCounts:
+        """
+        These, where so many packets were read. What the kernel counted by the time it was first asked is
+        not counted here; packets of this capture may be among them.
+        """
+        return replace(self, received=max(self.received, packets + self.dropped))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from pcapsvc.capture.buffer import RecordingBuffer
 from pcapsvc.capture.port import CapturePort
 from pcapsvc.core.errors import CaptureUnavailable
 from pcapsvc.core.plan import CapturePlan
-from pcapsvc.core.recording import Recording
+from pcapsvc.core.recording import PacketCounts, Recording
 from pcapsvc.core.request import CaptureRequest
 from pcapsvc.core.session import CaptureLimits, StopReason
 from pcapsvc.testing import MemoryPacketSystem
@@ -86,7 +86,7 @@ class CapturePortTests(unittest.SynchronousTestCase):
         return result
 
     def test_recording(self) -> None:
-        """A recording has the time of its start, and the kernel's counts."""
+        """A recording has the time from which packets were kept, and the kernel's counts."""
         port = self.port(packets=2)
         self.wall_clock = 1_700_000_007.0
         recording = port.start()
@@ -97,7 +97,7 @@ class CapturePortTests(unittest.SynchronousTestCase):
         self.arrive(udp_frame(2), udp_frame(3))
         made = self.recorded(recording)
         self.assertEqual((made.capture_id, made.packets, made.link_type), ("abc", 2, 1))
-        self.assertEqual(made.started, 1_700_000_007.0)
+        self.assertEqual(made.started, 1_700_000_000.0)
         assert made.counts is not None
         self.assertEqual(made.counts.received, 3)
         self.assertEqual(made.content.size, 24 + 2 * 116)
@@ -109,6 +109,42 @@ class CapturePortTests(unittest.SynchronousTestCase):
         recording = port.start()
         self.arrive()
         self.assertEqual(self.recorded(recording).packets, 1)
+
+    def test_read_before_the_start(self) -> None:
+        """What is read before the start counts: a limit that it meets ends the capture at its start."""
+        port = self.port(packets=3)
+        self.system.deliver("mem0", udp_frame(1), udp_frame(2))
+        port.read_all()
+        self.assertEqual(port.progress()[0], 2)
+        self.system.deliver("mem0", udp_frame(3), udp_frame(4))
+        port.read_all()
+        port.read_all()
+        made = self.recorded(port.start())
+        self.assertEqual((made.reason, made.packets), (StopReason.PACKETS, 3))
+
+    def test_lost_before_the_start(self) -> None:
+        """An interface that goes away before the start leaves what there is."""
+        port = self.port()
+        self.system.deliver("mem0", udp_frame(1))
+        self.system.lose("mem0")
+        port.read_all()
+        port.read_all()
+        made = self.recorded(port.start())
+        self.assertEqual((made.reason, made.packets), (StopReason.DEVICE_LOST, 1))
+
+    def test_discard_after_reading(self) -> None:
+        """A capture that was read before it is given up leaves nothing, either."""
+        for packets in (1, 2):
+            port = self.port(packets=packets)
+            self.system.deliver("mem0", udp_frame(1))
+            port.read_all()
+            port.discard()
+
+    def test_counts(self) -> None:
+        """No fewer packets are told as received than were read and dropped."""
+        counts = PacketCounts(received=7, dropped=2, interface_dropped=1)
+        self.assertEqual(counts.with_at_least(5), counts)
+        self.assertEqual(counts.with_at_least(6).received, 8)
 
     def test_discard(self) -> None:
         """A capture that is given up before its start leaves nothing."""

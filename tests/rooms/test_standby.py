@@ -25,6 +25,7 @@ class StandbySystemTests(unittest.SynchronousTestCase):
     def tearDown(self) -> None:
         """Nothing is left open, or waiting."""
         self.standby.stopService()
+        self.doCleanups()
         self.assertEqual(self.memory.open_handles, 0)
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
@@ -55,6 +56,16 @@ class StandbySystemTests(unittest.SynchronousTestCase):
         self.assertEqual(self.read("mem0"), [b"udp late"])
         self.clock.advance(REPLACE_SECONDS)
         self.assertEqual(self.memory.open_handles, 1)
+
+    def test_one_in_a_turn(self) -> None:
+        """Many handles are opened one after the other, with room for all else between them."""
+        standby = StandbySystem(self.clock, self.memory, interfaces=["mem0", "mem1"], snap_length=512)
+        before = self.memory.open_handles
+        standby.startService()
+        self.addCleanup(standby.stopService)
+        self.assertEqual(self.memory.open_handles, before + 1)
+        self.clock.advance(0)
+        self.assertEqual(self.memory.open_handles, before + 2)
 
     def test_others_open_their_own(self) -> None:
         """Another interface, or another snap length, leaves the handle waiting."""
