@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import socket
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, get_args
 
 import msgspec
 from msgspec import Meta, field
@@ -44,6 +44,15 @@ Host = Annotated[
     Meta(
         pattern=r"\A(?!.*[\s/])[^\x00-\x20\x7f-\x9f]{1,255}\Z",
         description="a host name or address, without spaces and slashes",
+    ),
+]
+# What each of the names in a list of interfaces must be.
+_INTERFACE_NAME = get_args(get_args(InterfaceNames)[0])[0].__metadata__[0].pattern
+InterfaceName = Annotated[
+    str,
+    Meta(
+        pattern=_INTERFACE_NAME,
+        description="an interface name of 1 to 15 characters, without spaces, slashes and colons",
     ),
 ]
 # As in Kafka's own org.apache.kafka.common.internals.Topic.
@@ -99,7 +108,8 @@ class Capture(msgspec.Struct, frozen=True, kw_only=True):
     buffer_size_bytes: Annotated[int, _from(65536, 1024 * _MIB, "a whole number of bytes,")] = field(
         name="buffersize", default=8 * _MIB
     )
-    read_timeout_ms: Annotated[int, _from(1, 1000, "a whole number of milliseconds,")] = field(
+    # The idle time may be judged 2 × readtimeout + 8 ms late, and limits of time are to hold within 100 ms.
+    read_timeout_ms: Annotated[int, _from(1, 40, "a whole number of milliseconds,")] = field(
         name="readtimeout", default=10
     )
     standby: InterfaceNames = ()
@@ -228,7 +238,7 @@ class Syslog(msgspec.Struct, frozen=True, kw_only=True):
 class InterfaceAlias(msgspec.Struct, frozen=True, kw_only=True):
     """One C{[[interface]]}: the aliases that an interface answers to."""
 
-    name: Host
+    name: InterfaceName
     alias: Annotated[
         tuple[Line, ...], Meta(description="a list of aliases, each one line of text, not empty")
     ] = ()

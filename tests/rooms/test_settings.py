@@ -200,7 +200,8 @@ class ProblemsTests(SettingsTestCase):
                 "general.maxbytes = '9': must be a whole number of bytes, from 1 to 9223372036854775807",
                 "general.snaplength = 300000: must be a whole number of bytes, from 1 to 262144",
                 "--csport = 'https': must be a whole number from 1 to 65535",
-                "interface[1].name = 'eth 0': must be a host name or address, without spaces and slashes",
+                "interface[1].name = 'eth 0': must be an interface name of 1 to 15 characters, "
+                "without spaces, slashes and colons",
                 "redis.listen: at least one source must be enabled: redis.listen, kafka.listen, sqs.listen "
                 "or http.listen",
                 "general.writelocal: needs a folder: general.localdir, or --destdir",
@@ -357,6 +358,32 @@ class ProblemsTests(SettingsTestCase):
             self.only_problem(LEAST + "[[interface]]\nname='lo'\n[[interface]]\nname='lo'"),
         )
         self.assertIn("[0].alias = 'a'", self.only_problem(LEAST + "[[interface]]\nname='lo'\nalias='a'"))
+
+    def test_interface_names(self) -> None:
+        """What stands by for captures and what has aliases is named by one rule, the kernel's."""
+        for name in ("any", "lo", "eth0", "eth0.100", "br-0123456789ab", "wlp2s0@x", "über0"):
+            text = f'{LEAST}[capture]\nstandby = ["{name}"]\n[[interface]]\nname = "{name}"\n'
+            self.assertEqual(name, self.load(text).interfaces[0].name)
+        for name in ("", ".", "..", "a/b", "eth0:1", "eth 0", "e" * 16, "abcdefghijklmnopqrstuvwxyz"):
+            text = f'{LEAST}[capture]\nstandby = ["{name}"]\n[[interface]]\nname = "{name}"\n'
+            standby, alias = self.problems(text)
+            self.assertTrue(standby.startswith("capture.standby = "), standby)
+            self.assertEqual(
+                f"interface[0].name = {name!r}: must be an interface name of 1 to 15 characters, "
+                "without spaces, slashes and colons",
+                alias,
+            )
+
+    def test_read_timeout(self) -> None:
+        """The kernel hands over soon enough for limits of time to hold within 100 ms."""
+        for value in (1, 40):
+            settings = self.load(f"{LEAST}[capture]\nreadtimeout = {value}\n")
+            self.assertEqual(value, settings.capture.read_timeout_ms)
+        for value in (0, 41, 1000):
+            self.assertEqual(
+                f"capture.readtimeout = {value}: must be a whole number of milliseconds, from 1 to 40",
+                self.only_problem(f"{LEAST}[capture]\nreadtimeout = {value}\n"),
+            )
 
     def test_a_key_outside_its_section(self) -> None:
         """A key before the first section is told where it belongs."""
