@@ -98,17 +98,25 @@ class CurlTests(ListeningTestCase):
             self.assertEqual((code, list(content)), (413, ["error"]))
         self.assertEqual(self.sink.submitted, [])
 
+    async def test_absolute_form(self) -> None:
+        """A client that takes the node for its proxy sends whole URLs; their host is what counts."""
+        proxy = f"http://127.0.0.1:{await self.port_of(self.start())}"
+        for host, expected in (("localhost", 200), ("evil.test", 403)):
+            code, _ = await self.curl("--noproxy", "", "--proxy", proxy, f"http://{host}/captures/abc1")
+            self.assertEqual(code, expected)
+
     async def test_unix_socket(self) -> None:
-        """A unix socket is for its owner and group, serves curl, and is gone after the stop."""
+        """A unix socket is for its owner and group, serves curl by any name, and is gone after the stop."""
         folder = tempfile.TemporaryDirectory()
         self.addCleanup(folder.cleanup)
         path = Path(folder.name) / "pcapsvc.sock"
         source = self.start(f"unix:{path}")
         self.assertEqual(stat.S_IMODE(os.stat(path).st_mode), 0o660)
-        code, _ = await self.curl(
-            "--unix-socket", str(path), "-d", BODY.decode(), "http://localhost/captures"
-        )
-        self.assertEqual(code, 202)
+        for host in ("localhost", "pcapsvc"):
+            code, _ = await self.curl(
+                "--unix-socket", str(path), "-d", BODY.decode(), f"http://{host}/captures"
+            )
+            self.assertEqual(code, 202)
         await source.stopService()
         self.assertFalse(path.exists())
 

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from twisted.internet import defer, error
-from twisted.internet.address import IPv4Address
+from twisted.internet.address import IPv4Address, UNIXAddress
 from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
 from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactor, StringTransport
@@ -74,8 +74,8 @@ class Transport(StringTransport):
     @ivar aborted: whether it was closed by force.
     """
 
-    def __init__(self, stubborn: bool = False) -> None:
-        super().__init__(peerAddress=ADDRESS)
+    def __init__(self, host_address: Any, stubborn: bool = False) -> None:
+        super().__init__(hostAddress=host_address, peerAddress=ADDRESS)
         self.stubborn = stubborn
         self.protocol: Any = None
         self.is_lost = False
@@ -103,7 +103,8 @@ class Response:
     def __init__(self, raw: bytes, *, has_body: bool = True) -> None:
         head, _, rest = raw.partition(b"\r\n\r\n")
         status, *lines = head.decode().split("\r\n")
-        self.code = int(status.split(" ")[1])
+        _, code, self.reason = status.split(" ", 2)
+        self.code = int(code)
         self.headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
         length = int(self.headers["content-length"]) if has_body else 0
         self.rest = rest[length:]
@@ -115,6 +116,7 @@ class HTTPTestCase(unittest.SynchronousTestCase):
 
     token: str | None = None
     max_connections = 4
+    host_address: Any = ADDRESS
 
     def setUp(self) -> None:
         self.clock = Clock()
@@ -141,7 +143,7 @@ class HTTPTestCase(unittest.SynchronousTestCase):
 
     def connect(self, *, stubborn: bool = False) -> Transport:
         """A client's connection."""
-        transport = Transport(stubborn)
+        transport = Transport(self.host_address, stubborn)
         transport.protocol = self.endpoint.factory.buildProtocol(ADDRESS)
         transport.protocol.makeConnection(transport)
         return transport
@@ -361,6 +363,44 @@ class BrowserTests(HTTPTestCase):
         self.assertEqual(Response(two.value()).code, 400)
         self.assertEqual(Response(self.say(b"GET /captures/abc1 HTTP/1.0\r\n\r\n").value()).code, 200)
 
+    def test_absolute_form(self) -> None:
+        """Where the request target is a whole URL, its host counts, and not the header."""
+        for target, host, code in (
+            ("http://localhost/captures", "localhost", 202),
+            ("HTTP://127.0.0.1:8480/captures?x=http://evil.test", "evil.test", 202),
+            ("https://[::1]/captures", "[::1]", 202),
+            ("http://evil.test/captures", "localhost", 403),
+            ("http://evil.test", "localhost", 403),
+            ("http://localhost@evil.test/captures", "localhost", 404),
+            ("http://localhost", "localhost", 404),
+            ("http:///captures", "localhost", 404),
+            ("ftp://localhost/captures", "localhost", 404),
+        ):
+            self.assertEqual(self.ask("POST", target, b"{}", Host=host).code, code, target)
+        self.assertEqual(self.ask("GET", "http://localhost/captures/abc1").content, self.states["abc1"])
+
+    def test_absolute_form_without_host(self) -> None:
+        """A whole URL is no substitute for the header that HTTP/1.1 wants; HTTP/1.0 can do without."""
+        for version, code in ((b"1.1", 400), (b"1.0", 200)):
+            transport = self.say(b"GET http://localhost/captures/abc1 HTTP/%s\r\n\r\n" % version)
+            self.assertEqual(Response(transport.value()).code, code)
+
+
+class UnixSocketTests(HTTPTestCase):
+    """Over a unix socket, where no name can point."""
+
+    host_address = UNIXAddress("/run/pcapsvc/http.sock")
+
+    def test_names(self) -> None:
+        """The host can be called by any name, or by none."""
+        for host in ("pcapsvc", "evil.test:80", ""):
+            self.assertEqual(self.ask("POST", "/captures", b"{}", Host=host).code, 202)
+        self.assertEqual(self.ask("POST", "http://pcapsvc/captures", b"{}").code, 202)
+
+    def test_origin(self) -> None:
+        """Pages are refused all the same: something may pass them on."""
+        self.assertEqual(self.ask("POST", "/captures", b"{}", Origin="http://localhost").code, 403)
+
 
 class TokenTests(HTTPTestCase):
     """With a token, who doesn't bear it gets nothing."""
@@ -456,8 +496,10 @@ class BoundTests(HTTPTestCase):
             self.assert_refused(self.say(raw), 400)
 
     def test_long_line(self) -> None:
-        """A line without an end is told so."""
-        self.assert_refused(self.say(b"GET /" + b"x" * 20000), 431)
+        """A line without an end is told so, by the reason that goes with the status."""
+        transport = self.say(b"GET /" + b"x" * 20000)
+        self.assertEqual(Response(transport.value()).reason, "Request Header Fields Too Large")
+        self.assert_refused(transport, 431)
 
     def test_silent(self) -> None:
         """A client that says nothing is closed, without an answer."""

@@ -3,16 +3,6 @@ Requests by HTTP: C{POST /captures}, and C{GET /captures/ID} for what became of 
 
 Every answer is JSON, that of a failure too. It is built on twisted.web's
 protocol, not on its resources, whose errors are pages of HTML.
-
-A browser can be made to send requests here by any page that it shows, and a
-node often listens on loopback without a token. Hence two rules:
-
-  - What bears an C{Origin} header comes from a page, and is refused: a browser
-    adds it to each POST (Fetch Standard, "Origin header"), and no script's
-    client does.
-  - Without a token, the C{Host} must be an address or C{localhost}. A page whose
-    name was made to point here ("DNS rebinding") is of the same origin in the
-    browser's eyes, but still says its own name.
 """
 
 # twisted.web has hardly any types.
@@ -20,24 +10,24 @@ node often listens on loopback without a token. Hence two rules:
 
 from __future__ import annotations
 
-import hmac
-import ipaddress
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from http import HTTPStatus
 from io import BytesIO
 from typing import Any
 
 from twisted.application import service
 from twisted.internet import defer, endpoints
+from twisted.internet.address import UNIXAddress
 from twisted.internet.interfaces import IAddress, IListeningPort, IStreamServerEndpoint
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web import http
 
 from pcapsvc.core.request import MAX_BODY_BYTES
-from pcapsvc.core.result import Accepted, Busy, NotForThisNode, Verdict
 from pcapsvc.interfaces import IRequestSink
+from pcapsvc.sources.http.answers import Answer, Answers, Lookup, error_answer
 
 #: How long a request may take to arrive, from the connection or the answer before it.
 REQUEST_SECONDS = 30.0
@@ -48,18 +38,14 @@ LINGER_SECONDS = 2.0
 #: How long a connection has to close.
 CLOSE_SECONDS = 2.0
 
-#: When a client may come back after there was no room.
-RETRY_AFTER_SECONDS = 10
-
 #: Connections at once. The next ones are closed as they come.
 MAX_CONNECTIONS = 128
 
 #: The mode of a unix socket, where its endpoint says none: for the owner and the group.
 SOCKET_MODE = "660"
 
-_CAPTURE = re.compile(rb"\A/captures/([A-Za-z0-9]{1,64})\Z")
-
-Lookup = Callable[[str], Mapping[str, Any] | None]
+# A request target in absolute form, without its query (RFC 9112, section 3.2.2): the host, and the path.
+_ABSOLUTE = re.compile(rb"\Ahttps?://([^/@]+)(/.*)?\Z", re.IGNORECASE)
 
 
 def http_endpoint(reactor: Any, description: str) -> IStreamServerEndpoint:
@@ -107,7 +93,7 @@ class HTTPSource(service.Service):
         """
         self._endpoint = endpoint
         self._endpoint_name = endpoint_name
-        self._factory = _Factory(reactor, _Answers(sink, self.name, lookup, token), max_connections)
+        self._factory = _Factory(reactor, Answers(sink, self.name, lookup, token), max_connections)
         self._port: IListeningPort | None = None
         self._opening: defer.Deferred[Any] | None = None
         self.listening: defer.Deferred[IAddress | None] | None = None
@@ -165,109 +151,6 @@ class HTTPSource(service.Service):
         self.listening.callback(None)
 
 
-class _Answer(Exception):
-    """What a client gets, where it isn't what it came for."""
-
-    def __init__(
-        self, code: int, content: Mapping[str, Any], headers: Mapping[bytes, bytes] | None = None
-    ) -> None:
-        super().__init__(code)
-        self.code = code
-        self.content = content
-        self.headers = headers or {}
-
-
-def _error(code: int, text: str, headers: Mapping[bytes, bytes] | None = None) -> _Answer:
-    return _Answer(code, {"error": text}, headers)
-
-
-class _Answers:
-    """Decides what a request gets. Knows nothing of connections."""
-
-    def __init__(self, sink: IRequestSink, source: str, lookup: Lookup, token: str | None) -> None:
-        self._sink = sink
-        self._source = source
-        self._lookup = lookup
-        self._token = None if token is None else token.encode()
-
-    def answer(self, request: _Request) -> _Answer:
-        """
-        The answer to a request that has arrived.
-
-        @raise _Answer: where it is refused.
-        """
-        self._admit(request)
-        if request.path == b"/captures":
-            self._want(request, b"POST")
-            return self._told(self._sink.submit(self._source, request.content.read()))
-        match = _CAPTURE.match(request.path)
-        if match is None:
-            raise _error(404, "there is nothing here: POST /captures, or GET /captures/ID")
-        self._want(request, b"GET", b"HEAD")
-        state = self._lookup(match[1].decode())
-        if state is None:
-            raise _error(404, "no capture of this id is known")
-        return _Answer(200, state)
-
-    def _admit(self, request: _Request) -> None:
-        headers = request.requestHeaders
-        if headers.hasHeader(b"Origin"):
-            raise _error(403, "requests of web pages, which bear an Origin header, are refused")
-        hosts = headers.getRawHeaders(b"Host", [])
-        # RFC 9112, section 3.2.
-        if len(hosts) > 1 or (not hosts and request.clientproto == b"HTTP/1.1"):
-            raise _error(400, "must have one Host header")
-        if self._token is None:
-            if hosts and not _is_plain_host(hosts[0]):
-                raise _error(403, "without a token, the Host must be an address or localhost")
-            return
-        given = headers.getRawHeaders(b"Authorization", [])
-        scheme, _, token = given[0].partition(b" ") if len(given) == 1 else (b"", b"", b"")
-        # The comparison comes first, so that it is always made.
-        if not hmac.compare_digest(token.strip(b" "), self._token) or scheme.lower() != b"bearer":
-            raise _error(401, "must bear the token", {b"WWW-Authenticate": b"Bearer"})
-
-    @staticmethod
-    def _want(request: _Request, *methods: bytes) -> None:
-        if request.method not in methods:
-            allowed = b", ".join(methods)
-            raise _error(405, f"only {allowed.decode()} is possible here", {b"Allow": allowed})
-
-    @staticmethod
-    def _told(verdict: Verdict) -> _Answer:
-        if isinstance(verdict, NotForThisNode):
-            return _error(404, "the request is not for this node")
-        if isinstance(verdict, Busy):
-            return _error(503, verdict.reason, {b"Retry-After": b"%d" % RETRY_AFTER_SECONDS})
-        problems = [
-            {"path": problem.path, "value": problem.value, "rule": problem.rule}
-            for problem in verdict.problems
-        ]
-        if not isinstance(verdict, Accepted):
-            return _Answer(400, {"problems": problems})
-        captures = [
-            {"id": started.capture_id, "interface": started.interface} for started in verdict.captures
-        ]
-        headers = {b"Location": f"/captures/{captures[0]['id']}".encode()} if len(captures) == 1 else {}
-        return _Answer(202, {"captures": captures, "problems": problems}, headers)
-
-
-def _is_plain_host(host: bytes) -> bool:
-    match = re.fullmatch(r"(?:\[(?P<six>[^\[\]]*)\]|(?P<name>[^:]*))(?::[0-9]*)?", host.decode("latin-1"))
-    if match is None:
-        return False
-    if match["name"] is not None and match["name"].lower() in ("localhost", "localhost."):
-        return True
-    try:
-        if match["six"] is not None:
-            ipaddress.IPv6Address(match["six"])
-        else:
-            ipaddress.IPv4Address(match["name"])
-    except ValueError:
-        return False
-    return True
-
-
 def _shown(word: bytes) -> str:
     """A word of a request, for the log: ASCII, and the rest of it escaped."""
     return word.decode("latin-1").encode("unicode_escape").decode("ascii")
@@ -287,11 +170,21 @@ def _headers(body: bytes) -> dict[bytes, bytes]:
 
 
 class _Request(http.Request):
-    """A request, whose body is kept in memory, and is never taken for a form."""
+    """
+    A request, whose body is kept in memory, and is never taken for a form.
 
+    @ivar target_host: the host in the request target; L{None} where there is only a path.
+    """
+
+    target_host: bytes | None = None
     channel: Any
     content: Any
     _log = Logger()
+
+    @property
+    def over_unix_socket(self) -> bool:
+        """Whether it came over a unix socket."""
+        return isinstance(self.channel.getHost(), UNIXAddress)
 
     def gotLength(self, length: int | None) -> None:
         self.content = BytesIO()
@@ -310,20 +203,22 @@ class _Request(http.Request):
         self.args = {}
         self.method, self.uri, self.clientproto = command, path, version
         self.path = path.partition(b"?")[0]
+        if absolute := _ABSOLUTE.match(self.path):
+            self.target_host, self.path = absolute[1], absolute[2] or b"/"
         self.process()
 
     def process(self) -> None:
         try:
             try:
                 answer = self.channel.factory.answers.answer(self)
-            except _Answer as refusal:
+            except Answer as refusal:
                 answer = refusal
             body = _body(answer.content)
         except Exception:  # noqa: BLE001 - whatever it is, the client is to hear of it
             self._log.failure(
                 "HTTP: {method} {path} failed", method=_shown(self.method), path=_shown(self.path)
             )
-            answer = _error(500, "this node failed; its log says why")
+            answer = error_answer(500, "this node failed; its log says why")
             body = _body(answer.content)
         self.setResponseCode(answer.code)
         for name, value in {**_headers(body), **answer.headers}.items():
@@ -411,7 +306,7 @@ class _Channel(http.HTTPChannel):
             return
         self.refused = True
         body = _body({"error": text})
-        head = [b"HTTP/1.1 %d %s" % (code, http.RESPONSES.get(code, b"Error"))]
+        head = [b"HTTP/1.1 %d %s" % (code, HTTPStatus(code).phrase.encode())]
         headers = {**_headers(body), b"Connection": b"close"}
         head += [name + b": " + value for name, value in headers.items()]
         self.transport.write(b"\r\n".join(head) + b"\r\n\r\n" + body)
@@ -428,7 +323,7 @@ class _Factory(http.HTTPFactory):
     protocol = _Channel  # type: ignore[assignment]
     _log = Logger()
 
-    def __init__(self, reactor: Any, answers: _Answers, max_connections: int) -> None:
+    def __init__(self, reactor: Any, answers: Answers, max_connections: int) -> None:
         super().__init__(timeout=REQUEST_SECONDS, reactor=reactor)
         self.answers = answers
         self.connections: set[_Channel] = set()
