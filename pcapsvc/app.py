@@ -10,6 +10,7 @@ from typing import Any
 from twisted.application.service import IService
 
 from pcapsvc.capture.capturer import Capturer
+from pcapsvc.capture.meanwhile import Meanwhile, reading
 from pcapsvc.capture.own_sockets import SocketTable
 from pcapsvc.capture.pcapy_system import PcapySystem
 from pcapsvc.capture.permission import PermissionCheck
@@ -25,6 +26,7 @@ from pcapsvc.delivery.folder import SpoolFolder
 from pcapsvc.delivery.lane import Lane
 from pcapsvc.delivery.redelivery import Redelivery
 from pcapsvc.delivery.spool import Spool
+from pcapsvc.descriptors import DescriptorLimit
 from pcapsvc.interfaces import IDestination, IPacketSystem, IReporter, IRequestSink, RunInThread
 from pcapsvc.lifecycle import OrderedServices
 from pcapsvc.notify import Readiness
@@ -70,7 +72,7 @@ def build(
     )
     packets = StandbySystem(
         reactor,
-        system or _packet_system(settings, threads, before_wait=lambda: capturer.read_all()),
+        system or _packet_system(settings, threads, reading(lambda: capturer.read_all())),
         interfaces=settings.capture.standby,
         snap_length=settings.general.snap_length,
     )
@@ -117,7 +119,7 @@ def build(
             *spool,
             packets,
             pools,
-            [*log, signals, *checks],
+            [*log, signals, DescriptorLimit(), *checks],
         ],
         stop_timeout_seconds=settings.general.stop_timeout_seconds,
     )
@@ -149,9 +151,9 @@ def _node(settings: Settings) -> NodeView:
     )
 
 
-def _packet_system(settings: Settings, threads: Threads, before_wait: Callable[[], None]) -> IPacketSystem:
+def _packet_system(settings: Settings, threads: Threads, meanwhile: Meanwhile) -> IPacketSystem:
     return PcapySystem(
-        before_wait=before_wait,
+        meanwhile=meanwhile,
         close_descriptor=threads.close_descriptor,
         buffer_size_bytes=settings.capture.buffer_size_bytes,
         read_timeout_ms=settings.capture.read_timeout_ms,

@@ -15,7 +15,8 @@ _READER_BYTES = 88
 _DUMPER_BYTES = 8
 
 _HEAD_BYTES = object.__basicsize__
-_OPTIMIZED = 1
+_NOT_OPTIMIZED, _OPTIMIZED = 0, 1
+_ANY_MASK = 0
 
 
 class LibpcapError(Exception):
@@ -32,9 +33,9 @@ class Libpcap:
     """
     libpcap's functions, as the man pages of pcap(3PCAP) tell of them.
 
-    pcapy doesn't show the pointers that they take: they are read from its objects. All
-    of this keeps Python's lock: what doesn't wait takes a fraction of the time that it
-    may take to get the lock back from a thread that is busy.
+    pcapy doesn't show the pointers that they take: they are read from its objects. What
+    takes long lets go of Python's lock, as pcapy does not; what doesn't wait keeps it, as
+    it takes a fraction of the time in which a busy thread would give it back.
 
     @param extension: the path of pcapy's extension module.
 
@@ -43,11 +44,18 @@ class Libpcap:
     """
 
     def __init__(self, extension: str) -> None:
-        library = ctypes.PyDLL(extension)
+        library, unlocked = ctypes.PyDLL(extension), ctypes.CDLL(extension)
         self._dispatch = library.pcap_dispatch
         self._dispatch.argtypes = (ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
         self._dump = ctypes.cast(library.pcap_dump, ctypes.c_void_p)
-        self._compile = library.pcap_compile
+        self._activate = unlocked.pcap_activate
+        self._activate.argtypes = (ctypes.c_void_p,)
+        self._open_dead = library.pcap_open_dead
+        self._open_dead.argtypes = (ctypes.c_int, ctypes.c_int)
+        self._open_dead.restype = ctypes.c_void_p
+        self._close = library.pcap_close
+        self._close.argtypes = (ctypes.c_void_p,)
+        self._compile = unlocked.pcap_compile
         self._compile.argtypes = (
             *(ctypes.c_void_p, ctypes.POINTER(_Program)),
             *(ctypes.c_char_p, ctypes.c_int, ctypes.c_uint32),
@@ -59,6 +67,27 @@ class Libpcap:
         self._geterr = library.pcap_geterr
         self._geterr.argtypes = (ctypes.c_void_p,)
         self._geterr.restype = ctypes.c_char_p
+
+    def activate(self, reader: Any) -> int:
+        """
+        Begin to capture: C{reader.activate()}.
+
+        @return: 0, or less where it failed, or more where there is a warning (pcap/pcap.h).
+        """
+        status: int = self._activate(_pointer(reader, _READER_BYTES))
+        return status
+
+    def check_filter(self, bpf: str, *, link_type: int, snap_length: int) -> None:
+        """
+        Compile a filter, for nothing.
+
+        @raise LibpcapError: where it can't be.
+        """
+        handle = self._open_dead(link_type, snap_length)
+        try:
+            self._freecode(self._compiled(handle, bpf, _NOT_OPTIMIZED, _ANY_MASK))
+        finally:
+            self._close(handle)
 
     def dump(self, reader: Any, dumper: Any, count: int) -> int:
         """
@@ -90,14 +119,18 @@ class Libpcap:
         """
         handle = _pointer(reader, _READER_BYTES)
         (mask,) = struct.unpack("=I", socket.inet_aton(reader.getmask()))
-        program = _Program()
-        if self._compile(handle, program, bpf.encode(), _OPTIMIZED, mask) < 0:
-            raise self._error(handle)
+        program = self._compiled(handle, bpf, _OPTIMIZED, mask)
         try:
             if self._setfilter(handle, program) < 0:
                 raise self._error(handle)
         finally:
             self._freecode(program)
+
+    def _compiled(self, handle: int, bpf: str, optimized: int, mask: int) -> _Program:
+        program = _Program()
+        if self._compile(handle, program, bpf.encode(), optimized, mask) < 0:
+            raise self._error(handle)
+        return program
 
     def _error(self, handle: int) -> LibpcapError:
         words: bytes = self._geterr(handle)

@@ -11,8 +11,10 @@ import pcapy
 from zope.interface import implementer
 
 from pcapsvc.capture.libpcap import Libpcap, LibpcapError, find_libpcap
+from pcapsvc.capture.meanwhile import Meanwhile, at_once
 from pcapsvc.core.errors import CaptureForbidden, CaptureUnavailable, Problem, RequestRejected, shown
 from pcapsvc.core.recording import PacketCounts
+from pcapsvc.core.text import one_line
 from pcapsvc.interfaces import IPacketDumper, IPacketHandle, IPacketSystem
 
 #: The pseudo-interface that captures on all of them (pcap(3PCAP)).
@@ -31,6 +33,9 @@ _ANY_LINK_TYPE = 1
 _ANY_SNAP_LENGTH = 65535
 _NOT_OPTIMIZED = 0
 
+# Up to so many characters it takes some milliseconds at most to compile a filter.
+_SHORT_FILTER = 80
+
 _LIBPCAP = find_libpcap(pcapy.__file__)
 
 # What is thrown away is so in steps, each of so many packets.
@@ -47,8 +52,8 @@ class PcapySystem:
     @param promiscuous: whether to see what is addressed to others.
     @param close_descriptor: closes a descriptor. For that of a packet socket the kernel
         waits until all processors have taken note, some 25 ms: better done in a thread.
-    @param before_wait: called before each step that takes long: some 25 ms, and up to most of a
-        second for a filter of 512 characters.
+    @param meanwhile: does each step that takes long: some 25 ms, and up to most of a second for a
+        filter of 512 characters.
     @param native: whether libpcap is called directly where that is better, if the pcapy that is installed
         is one that this is known to work with.
     """
@@ -60,11 +65,11 @@ class PcapySystem:
         read_timeout_ms: int,
         promiscuous: bool,
         close_descriptor: Callable[[int], None] = os.close,
-        before_wait: Callable[[], None] = lambda: None,
+        meanwhile: Meanwhile = at_once,
         native: bool = True,
     ) -> None:
         self._close_descriptor = close_descriptor
-        self._before_wait = before_wait
+        self._meanwhile = meanwhile
         self._libpcap = _LIBPCAP if native else None
         self._buffer_size = buffer_size_bytes
         self._read_timeout_ms = read_timeout_ms
@@ -75,19 +80,17 @@ class PcapySystem:
         # libpcap opens more than network interfaces by name (USB, D-Bus, netfilter): those are not asked for.
         if interface != ANY_INTERFACE and interface not in interface_names():
             raise CaptureUnavailable(interface, "no such interface")
-        self._before_wait()
-        _refuse_what_is_no_filter(bpf)
-        self._before_wait()
+        # To open a handle takes long: so what is no filter on any link type is refused before.
+        self._long_for(bpf)(lambda: self._refuse_what_is_no_filter(bpf))
         try:
             reader = pcapy.create(interface)
             self._activate(reader, interface, snap_length)
-            handle = _PcapyHandle(reader, interface, self._close_descriptor, self._libpcap)
+            handle = _PcapyHandle(reader, interface, self._close_descriptor, self._long_for, self._libpcap)
         except pcapy.PcapError as error:
             raise CaptureUnavailable(interface, str(error)) from None
         try:
             if bpf:
-                self._before_wait()
-                handle.refilter(bpf)
+                self._long_for(bpf)(lambda: handle.refilter(bpf))
             reader.setnonblock(1)
         except BaseException:
             handle.close()
@@ -100,7 +103,8 @@ class PcapySystem:
         reader.set_promisc(int(self._promiscuous and interface != ANY_INTERFACE))
         reader.set_timeout(self._read_timeout_ms)
         reader.set_buffer_size(self._buffer_size)
-        status = reader.activate()
+        libpcap = self._libpcap
+        status = self._meanwhile(reader.activate if libpcap is None else lambda: libpcap.activate(reader))
         if status < 0:
             reader.close()
             # libpcap doesn't say so: where there are no descriptors, this fails for the same reason.
@@ -109,23 +113,29 @@ class PcapySystem:
                 raise CaptureForbidden(interface, "no permission to capture: the daemon needs CAP_NET_RAW")
             raise CaptureUnavailable(interface, _ACTIVATE_ERRORS.get(status, f"libpcap error {status}"))
 
+    def _long_for(self, bpf: str) -> Meanwhile:
+        """How to compile a filter."""
+        return self._meanwhile if len(bpf) > _SHORT_FILTER else at_once
+
+    def _refuse_what_is_no_filter(self, bpf: str) -> None:
+        try:
+            if self._libpcap is None:
+                pcapy.compile(_ANY_LINK_TYPE, _ANY_SNAP_LENGTH, bpf, _NOT_OPTIMIZED, 0)
+            else:
+                self._libpcap.check_filter(bpf, link_type=_ANY_LINK_TYPE, snap_length=_ANY_SNAP_LENGTH)
+        except (pcapy.PcapError, LibpcapError) as error:
+            if "syntax error" in str(error):
+                raise _filter_refused(bpf, error) from None
+
 
 def interface_names() -> frozenset[str]:
     """The network interfaces that there are now."""
     return frozenset(name for _, name in socket.if_nameindex())
 
 
-def _refuse_what_is_no_filter(bpf: str) -> None:
-    """Opening a handle takes long: so what is no filter on any link type is refused before."""
-    try:
-        pcapy.compile(_ANY_LINK_TYPE, _ANY_SNAP_LENGTH, bpf, _NOT_OPTIMIZED, 0)
-    except pcapy.PcapError as error:
-        if "syntax error" in str(error):
-            raise _filter_refused(bpf, error) from None
-
-
 def _filter_refused(bpf: str, error: Exception) -> RequestRejected:
-    return RequestRejected([Problem(path="bpf", value=shown(bpf), rule=f"libpcap says: {error}")])
+    words = one_line(str(error))
+    return RequestRejected([Problem(path="bpf", value=shown(bpf), rule=f"libpcap says: {words}")])
 
 
 def _throw_away(header: object, data: bytes) -> None:
@@ -139,11 +149,13 @@ class _PcapyHandle:
         reader: Any,
         interface: str,
         close_descriptor: Callable[[int], None],
+        long_for: Callable[[str], Meanwhile],
         libpcap: Libpcap | None,
     ) -> None:
         self._reader = reader
         self._interface = interface
         self._close_descriptor = close_descriptor
+        self._long_for = long_for
         self._libpcap = libpcap
         self._closed = False
         # libpcap 1.9 opens its socket on all interfaces, and binds it then: what came between is counted.
@@ -178,7 +190,7 @@ class _PcapyHandle:
     def rearm(self, bpf: str) -> None:
         while self.dispatch(_STEP_PACKETS, _throw_away):
             pass
-        self.refilter(bpf)
+        self._long_for(bpf)(lambda: self.refilter(bpf))
         self._before = self._all_counts() or self._before
 
     def refilter(self, bpf: str) -> None:

@@ -21,8 +21,10 @@ CANNED_ACLS = (
 #: The fields by which a request says where in S3 its captures go.
 S3_FIELDS = ("bucket", "folder", "acl", "region", "endpoint", "encryption")
 
-# Without what a terminal, a log or a header might take for the end of the line.
-_ONE_LINE = r"\A[^\x00-\x1f\x7f-\x9f\u2028\u2029]*\Z"
+# What a terminal, a log or a header might take for the end of the line, or for a turn of its direction:
+# control characters, separators of lines, and those of Unicode's bidirectional algorithm (UAX 9).
+_UNSAFE = r"\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069"
+_ONE_LINE = rf"\A[^{_UNSAFE}]*\Z"
 
 
 def one_of(*choices: str) -> Meta:
@@ -43,7 +45,8 @@ Name = Annotated[str, one_line(255)]
 Label = Annotated[str, one_line(1024)]
 Pattern = Annotated[str, one_line(1024, "a regular expression on one line")]
 Filter = Annotated[
-    str, Meta(pattern=r"\A[^\x00-\x08\x0b-\x1f\x7f]*\Z", description="a filter without control characters")
+    str,
+    Meta(pattern=rf"\A(?:[^{_UNSAFE}]|[\t\n])*\Z", description="a filter without control characters"),
 ]
 AlertId = Annotated[
     Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | Name,
@@ -68,7 +71,7 @@ Folder = Annotated[
     str,
     Meta(
         max_length=512,
-        pattern=r"\A(?!.*(?:\A|/)\.{1,2}(?:/|\Z))[^\x00-\x1f\x7f-\x9f\u2028\u2029\\]*\Z",
+        pattern=r"\A(?!.*(?:\A|/)\.{1,2}(?:/|\Z))[^" + _UNSAFE + r"\\]*\Z",
         description="a path of at most 512 characters, without a control character, a backslash,"
         " or a part that is '.' or '..'",
     ),
