@@ -1,4 +1,4 @@
-"""What signals mean: the first to stop, the next one to hurry."""
+"""What signals mean: the first to stop, the next one to hurry, and those after the end nothing."""
 
 from __future__ import annotations
 
@@ -13,6 +13,15 @@ from twisted.logger import Logger
 Handler = Callable[[int, Any], Any] | int | None
 
 
+def ignore_reload(install: Callable[[int, Any], Any] = signal.signal) -> None:
+    """
+    Ignore SIGHUP, which would end the process, until L{Signals} takes it.
+
+    @param install: sets the handler of a signal.
+    """
+    install(signal.SIGHUP, signal.SIG_IGN)
+
+
 class ISignalReactor(IReactorCore, IReactorFromThreads):
     """What is asked of the reactor here."""
 
@@ -21,7 +30,8 @@ class Signals(Service):
     """
     While it runs: SIGTERM and SIGINT stop the reactor, so that the process ends with
     status 0 (Twisted's own handlers end it by the signal); a second one hurries the
-    stop. SIGHUP, which would end the process, does nothing: nothing is reloaded.
+    stop. SIGHUP, which would end the process, does nothing: nothing is reloaded. A process
+    that was told to stop ignores all three when it has stopped, until it has ended.
 
     @param hurry: is called at each signal after the first.
     @param install: sets the handler of a signal, and answers the one before it.
@@ -49,10 +59,11 @@ class Signals(Service):
         self._reactor.callWhenRunning(self._take)
 
     def stopService(self) -> None:
-        """Give them back."""
+        """Give them back; or ignore them, where a signal is why the process ends."""
         super().stopService()  # type: ignore[no-untyped-call]
         for number, handler in self._before.items():
-            self._install(number, handler)
+            # Not the handlers of ours: the interpreter takes them away some time before it ends.
+            self._install(number, signal.SIG_IGN if self._stopping else handler)
         self._before.clear()
 
     def _take(self) -> None:

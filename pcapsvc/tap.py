@@ -9,9 +9,9 @@ from typing import Any, ClassVar, NoReturn
 from twisted.application.service import IService
 from twisted.python import usage
 
-from pcapsvc import app
 from pcapsvc.core.errors import Problem, SettingsError
 from pcapsvc.settings import OPTIONS, load_settings
+from pcapsvc.signals import ignore_reload
 
 #: The variable of the environment that names the configuration, where there is no command line for it.
 CONFIG_VARIABLE = "PCAPSVC_CONFIG"
@@ -59,12 +59,16 @@ def service_from_environment(environment: Mapping[str, str]) -> IService:
 
 
 def _service(path: str | None, overrides: Mapping[str, Any]) -> IService:
+    ignore_reload()
     try:
         settings = load_settings(path, overrides)
     except SettingsError as error:
         _refuse(error)
-    # Imported here, as importing it installs it.
+    # Imported here: the reactor, as importing it installs it; and all other rooms, as that takes a while,
+    # in which a SIGHUP would end the process.
     from twisted.internet import reactor
+
+    from pcapsvc import app
 
     return app.build(settings, reactor)
 

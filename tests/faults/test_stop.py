@@ -1,7 +1,11 @@
-"""The daemon is stopped, or killed, while captures are on their way: they arrive in the end."""
+"""
+The daemon is stopped, or killed, while captures are on their way: they arrive in the end.
+And what signals do to one that has nothing to do, from its start to its end.
+"""
 
 from __future__ import annotations
 
+import itertools
 import signal
 import time
 from pathlib import Path
@@ -16,6 +20,75 @@ from tests.peers.tcpdump import read_packets
 from tests.peers.wire import Wire
 
 _STOP_SECONDS = 4
+
+# How long after the first signal the second one comes, and the third after that: while the daemon stops,
+# while the interpreter ends, and when it has ended.
+_DELAYS_SECONDS = (0.0, 0.02, 0.04, 0.06, 0.08, 0.1, 0.15)
+
+
+class Reloaded(Daemon):
+    """
+    A daemon that gets SIGHUP all the time while it starts, from when it ignores it.
+
+    @ivar late: whether it had loaded libpcap before.
+    """
+
+    late = False
+
+    def _answers(self) -> bool:
+        # In this order: what is loaded now may be ignored a moment later.
+        loaded = "/pcapy" in Path(f"/proc/{self.pid}/maps").read_text()
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        handled = [line for line in status.splitlines() if line.startswith(("SigIgn", "SigCgt"))]
+        # proc(5): the lowest bit is signal 1.
+        if any(int(line.split()[1], 16) & 1 << signal.SIGHUP - 1 for line in handled):
+            self.signal(signal.SIGHUP)
+        else:
+            self.late = self.late or loaded
+        return super()._answers()
+
+
+class IdleTests(SynchronousTestCase):
+    """A daemon with nothing to do."""
+
+    def test_signals_after_the_first(self) -> None:
+        """At whichever moment of its end further signals come, its exit status is 0."""
+        orders = itertools.permutations([signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+        for delay, further in zip(_DELAYS_SECONDS, itertools.cycle(orders), strict=False):
+            daemon = Daemon()
+            self.addCleanup(daemon.stop)
+            daemon.start()
+            daemon.signal(signal.SIGTERM)
+            for number in further:
+                time.sleep(delay)
+                daemon.signal(number)
+            self.assertEqual(daemon.wait(), 0, f"{further} {delay} s apart: {daemon.log}")
+            self.assertIn("Server Shut Down", daemon.log)
+
+    def test_reload_at_the_start(self) -> None:
+        """SIGHUP doesn't end a daemon that starts, from before it loads what takes long."""
+        daemon = Reloaded()
+        self.addCleanup(daemon.stop)
+        daemon.start()
+        self.assertFalse(daemon.late)
+        daemon.signal(signal.SIGTERM)
+        self.assertEqual(daemon.wait(), 0)
+
+    def test_descriptors(self) -> None:
+        """It may have as many descriptors as the hard limit says, whatever the soft one is."""
+        daemon = Daemon()
+        self.addCleanup(daemon.stop)
+        daemon.start("sh", "-c", 'ulimit -S -n 256; ulimit -H -n 5000; exec "$@"', "sh")
+        limits = Path(f"/proc/{daemon.pid}/limits").read_text()
+        self.assertRegex(limits, "(?m)^Max open files +5000 +5000 ")
+        self.assertNotIn("descriptors are allowed", daemon.log)
+
+    def test_few_descriptors(self) -> None:
+        """Where the hard limit is low, it says so."""
+        daemon = Daemon()
+        self.addCleanup(daemon.stop)
+        daemon.start("sh", "-c", 'ulimit -n 256; exec "$@"', "sh")
+        daemon.logged("no more than 256 descriptors are allowed")
 
 
 class StopTests(SynchronousTestCase):

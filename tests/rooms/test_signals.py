@@ -8,7 +8,7 @@ from typing import Any
 
 from twisted.trial import unittest
 
-from pcapsvc.signals import Signals
+from pcapsvc.signals import Signals, ignore_reload
 
 
 class Reactor:
@@ -72,8 +72,23 @@ class SignalsTests(unittest.SynchronousTestCase):
         self.handlers[signal.SIGHUP](signal.SIGHUP, None)
         self.assertEqual((self.reactor.stops, self.hurried), (0, 0))
 
+    def test_ignored_after_the_end(self) -> None:
+        """When all has stopped since a signal said so, no further one can end the process otherwise."""
+        self.run_reactor()
+        self.handlers[signal.SIGTERM](signal.SIGTERM, None)
+        self.signals.stopService()
+        self.assertEqual(self.handlers, dict.fromkeys((1, 2, 15), signal.SIG_IGN))
+
+    def test_ignored_before_the_start(self) -> None:
+        """SIGHUP alone is ignored before the reactor runs."""
+        ignore_reload(self.install)
+        self.assertEqual(self.handlers, {1: signal.SIG_IGN, 2: "before", 15: "before"})
+
     def test_given_back(self) -> None:
-        """After the end the handlers are those from before; a reactor that starts late changes nothing."""
+        """
+        Where the service is stopped without a signal, the handlers are those from before; a reactor
+        that starts late changes nothing.
+        """
         self.run_reactor()
         self.signals.stopService()
         self.assertEqual(set(self.handlers.values()), {"before"})

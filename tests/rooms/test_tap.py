@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -61,6 +62,10 @@ class OptionsTests(unittest.TestCase):
 
 class MakeServiceTests(unittest.TestCase):
     """From options to a service."""
+
+    def setUp(self) -> None:
+        """Whoever makes a service ignores SIGHUP."""
+        self.addCleanup(signal.signal, signal.SIGHUP, signal.getsignal(signal.SIGHUP))
 
     def refused(self, make: Callable[..., IService], *arguments: Any) -> list[str]:
         """The lines that are printed when no service can be made."""
