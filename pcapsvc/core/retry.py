@@ -41,9 +41,18 @@ class RetryPolicy:
         """
         if self.attempts is not None and failures >= self.attempts:
             return None
+        return self.wait_after(failures, chance=chance, asked_seconds=asked_seconds)
+
+    def wait_after(self, failures: int, *, chance: float, asked_seconds: float | None = None) -> float:
+        """How long to wait, in seconds, however many attempts there are: see L{delay_after}."""
         doubled = self.first_delay_seconds * 2.0 ** min(failures - 1, _MOST_DOUBLINGS)
         own = min(doubled, self.max_delay_seconds) * (0.5 + chance / 2)
-        return max(own, min(asked_seconds or 0.0, LONGEST_ASKED_SECONDS))
+        return max(own, honoured_seconds(asked_seconds))
+
+
+def honoured_seconds(asked_seconds: float | None) -> float:
+    """How much of a wait that a remote asks for it gets, in seconds."""
+    return min(asked_seconds or 0.0, LONGEST_ASKED_SECONDS)
 
 
 def asked_delay(retry_after: str | None, date: str | None) -> float | None:

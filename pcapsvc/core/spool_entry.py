@@ -19,6 +19,9 @@ VERSION = 1
 #: No manifest is longer, in bytes: labels are bounded far below.
 LONGEST_MANIFEST_BYTES = 64 * 1024
 
+# 2020, in seconds since the Unix epoch: a clock that tells an earlier time has not been set yet.
+_EARLIEST = 1_577_836_800.0
+
 # Both become parts of paths.
 _Word = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_-]{1,64}\Z")]
 _FileName = Annotated[str, Meta(pattern=r"\A(?!\.)[A-Za-z0-9._-]{1,255}\Z")]
@@ -56,6 +59,14 @@ class SpoolEntry(msgspec.Struct, frozen=True, kw_only=True):
     def entry_name(self) -> str:
         """The name of its folder in the spool: unique, and by age when sorted."""
         return entry_name(self.capture, self.destination, self.created)
+
+    def age(self, now: float) -> float:
+        """
+        How long ago it was spooled, in seconds; 0 where that can't be told, as a clock was not set yet.
+
+        @param now: in seconds since the Unix epoch.
+        """
+        return 0.0 if self.created < _EARLIEST else max(0.0, now - self.created)
 
     def artifact(self, content: Content) -> Artifact:
         """What is to be delivered, just as it was at first."""

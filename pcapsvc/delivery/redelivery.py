@@ -183,10 +183,9 @@ class Redelivery(Service):
             return
         kept.attempts += 1
         kept.problem = str(error)
-        delay = self._policy.delay_after(
+        delay = self._policy.wait_after(
             kept.attempts, chance=self._chance(), asked_seconds=error.retry_after_seconds
         )
-        assert delay is not None
         if not error.retryable:
             delay = self._policy.max_delay_seconds
         kept.due = self._reactor.seconds() + delay

@@ -17,6 +17,7 @@ from zope.interface import implementer
 from pcapsvc.core.artifact import Artifact
 from pcapsvc.core.errors import SpoolError
 from pcapsvc.core.result import DeliveryFailed
+from pcapsvc.core.retry import honoured_seconds
 from pcapsvc.core.spool_entry import SpoolEntry
 from pcapsvc.delivery.folder import Aside, NotWhole, SpoolFolder
 from pcapsvc.interfaces import IReporter, ISpool, RunInThread
@@ -31,10 +32,11 @@ class Kept:
     An entry that is known to be on the disk.
 
     @ivar size: what it counts for, in bytes.
+    @ivar since: when it was spooled, by the reactor's clock, which nobody sets.
     @ivar problem: why it could not be delivered the last time.
     @ivar attempts: how often that was tried from the spool, by this process.
     @ivar due: when it is to be tried again, by the reactor's clock.
-    @ivar busy: whether it is being tried.
+    @ivar busy: whether it is being tried, or dropped.
     @ivar delivered: whether it was, and only could not be removed.
     """
 
@@ -42,7 +44,7 @@ class Kept:
     capture_id: str
     destination: str
     size: int
-    created: float
+    since: float
     problem: str
     attempts: int = 0
     due: float = 0.0
@@ -146,7 +148,7 @@ class Spool(Service):
                     lambda: cancelled,
                 )
                 kept = self._keep(entry)
-                kept.due = self._reactor.seconds() + max(self._retry_seconds, asked_seconds or 0.0)
+                kept.due = self._reactor.seconds() + max(self._retry_seconds, honoured_seconds(asked_seconds))
         except CancelledError:
             # The thread notices, and closes what it reads.
             cancelled = True
@@ -235,7 +237,7 @@ class Spool(Service):
                 for kept in list(self._kept.values()):
                     if kept.delivered:
                         await self._remove(kept)
-                    elif now - kept.created > self._max_age and not kept.busy:
+                    elif self._reactor.seconds() - kept.since > self._max_age and not kept.busy:
                         await self._drop(kept, f"it could not be delivered within {self._max_age:g} s")
                 for aside in list(self._broken.values()):
                     if now - aside.written > self._max_age:
@@ -260,7 +262,11 @@ class Spool(Service):
                 await self._drop(oldest, "the spool is full, and newer captures need its place")
 
     async def _drop(self, kept: Kept, why: str) -> None:
-        await self._remove(kept)
+        kept.busy = True
+        try:
+            await self._remove(kept)
+        finally:
+            kept.busy = False
         self._lost(kept, f"{why}; the last problem was: {kept.problem}")
 
     def _lost(self, kept: Kept, problem: str) -> None:
@@ -277,13 +283,13 @@ class Spool(Service):
         self._broken.pop(aside.name, None)
         self._log.warn("broken/{name} is removed from the spool", name=aside.name)
 
-    def _keep(self, entry: SpoolEntry) -> Kept:
+    def _keep(self, entry: SpoolEntry, age: float = 0.0) -> Kept:
         kept = Kept(
             name=entry.entry_name,
             capture_id=entry.capture,
             destination=entry.destination,
             size=entry.size + ENTRY_BYTES,
-            created=entry.created,
+            since=self._reactor.seconds() - age,
             problem=entry.problem,
         )
         self._kept[kept.name] = kept
@@ -316,7 +322,7 @@ class Spool(Service):
             # What is known of it already is known still: above all, that it was delivered.
             known = before.pop(entry.entry_name, None)
             if known is None:
-                self._keep(entry)
+                self._keep(entry, entry.age(self._wall_clock()))
             else:
                 self._kept[known.name] = known
         self._broken = {aside.name: aside for aside in found.broken}

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial import unittest
 
-from pcapsvc.core.retry import LONGEST_ASKED_SECONDS, RetryPolicy, asked_delay
+from pcapsvc.core.retry import LONGEST_ASKED_SECONDS, RetryPolicy, asked_delay, honoured_seconds
 
 POLICY = RetryPolicy(attempts=5, first_delay_seconds=1, max_delay_seconds=6)
 NOW = "Sun, 22 Nov 2026 03:00:00 GMT"
@@ -36,6 +36,11 @@ class RetryPolicyTests(unittest.SynchronousTestCase):
         self.assertEqual(POLICY.delay_after(3, chance=1, asked_seconds=0.5), 4)
         self.assertEqual(POLICY.delay_after(1, chance=1, asked_seconds=1e9), LONGEST_ASKED_SECONDS)
         self.assertIsNone(POLICY.delay_after(5, chance=1, asked_seconds=30))
+        self.assertEqual(honoured_seconds(None), 0)
+
+    def test_no_end(self) -> None:
+        """What is tried for ever waits by the same rule, however often it failed."""
+        self.assertEqual([POLICY.wait_after(failures, chance=1) for failures in (1, 3, 4, 50)], [1, 4, 6, 6])
 
     @given(failures=st.integers(1, 10**6), chance=st.floats(0, 1))
     def test_bounds(self, failures: int, chance: float) -> None:

@@ -60,6 +60,12 @@ class SpoolEntryTests(unittest.SynchronousTestCase):
             decode_entry(encode_entry(entry(tags))).tags, tags.encode("utf-8", "replace").decode("utf-8")
         )
 
+    def test_age(self) -> None:
+        """An age is told where both clocks can have been right."""
+        self.assertEqual(entry().age(1_795_316_400.104 + 60), 60)
+        self.assertEqual(entry().age(100), 0)
+        self.assertEqual(decode_entry(self.changed(created=100)).age(1_795_316_400), 0)
+
     def test_name(self) -> None:
         """An entry's name is sorted by age, and is told from other names."""
         self.assertEqual(entry().entry_name, "1795316400104-f3a9c2d41b07-s3")

@@ -11,8 +11,12 @@ from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
 
 from pcapsvc.core.errors import DestinationError, SpoolError
 from pcapsvc.core.result import CaptureDelivered, DeliveryPostponed
+from pcapsvc.core.retry import LONGEST_ASKED_SECONDS, RetryPolicy
+from pcapsvc.delivery.delivery import Delivery
+from pcapsvc.delivery.lane import Lane
 from pcapsvc.testing import run_now
-from tests.rooms.test_spool import WALL, SpoolCase
+from tests.rooms.contents import make_artifact
+from tests.rooms.test_spool import DAY, WALL, SpoolCase
 
 
 class RedeliveryTests(SpoolCase):
@@ -74,6 +78,49 @@ class RedeliveryTests(SpoolCase):
         self.assertEqual(len(self.one.artifacts), 1)
         self.clock.pump([60] * 2)
         self.assertEqual(len(self.one.artifacts), 2)
+
+    def test_asked_for_ages(self) -> None:
+        """A destination that asks for ages gets an hour, from memory's last attempt on as well."""
+        delivery = Delivery(
+            self.clock,
+            [Lane(self.clock, self.one, at_once=2, timeout_seconds=300)],
+            policy=RetryPolicy(attempts=5, first_delay_seconds=1, max_delay_seconds=60),
+            reporter=self.reporter,
+            spool=self.spool,
+        )
+        self.answers(
+            *[lambda: fail(DestinationError("429", retryable=True, retry_after_seconds=1e12))] * 2,
+            lambda: succeed(None),
+        )
+        self.successResultOf(delivery.deliver(make_artifact(self.content, name="a.pcap")))
+        self.redelivery.startService()
+        for attempts in (2, 3):
+            self.clock.pump([60] * (int(LONGEST_ASKED_SECONDS) // 60 - 2))
+            self.assertEqual(len(self.one.artifacts), attempts - 1)
+            self.clock.pump([60] * 2)
+            self.assertEqual(len(self.one.artifacts), attempts)
+        self.assertEqual(list(self.one.files), ["a.pcap"])
+
+    def test_dropped_meanwhile(self) -> None:
+        """What is being dropped just then isn't tried any more: it would arrive, and be told to be lost."""
+        self.put()
+        self.clock.advance(DAY + 1)
+        hanging: list[Deferred[Any]] = []
+
+        def later(function: Any, *args: Any) -> Deferred[Any]:
+            if function.__name__ != "remove":
+                return run_now(function, *args)
+            hanging.append(Deferred())
+            return hanging[-1].addCallback(lambda _: function(*args))
+
+        self.run_in_thread = later
+        tidying = self.spool.tidy()
+        self.assertEqual(self.spool.due("one"), [])
+        [removal] = hanging
+        removal.callback(None)
+        self.successResultOf(tidying)
+        self.run_in_thread = run_now
+        self.assertEqual([capture for capture, _ in self.lost()], ["a"])
 
     def test_for_good(self) -> None:
         """What nobody but an operator can mend is tried rarely, and not given up."""

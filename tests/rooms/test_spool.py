@@ -48,6 +48,7 @@ class SpoolCase(unittest.SynchronousTestCase):
         self.before = len(os.listdir("/proc/self/fd"))
         self.reporter = MemoryReporter()
         self.run_in_thread: Callable[..., Deferred[Any]] = run_now
+        self.wall = WALL
         self.one = MemoryDestination("one")
         self.content = MemfdContent(DATA)
         self.addCleanup(self.content.close)
@@ -85,7 +86,7 @@ class SpoolCase(unittest.SynchronousTestCase):
 
     def wall_clock(self) -> float:
         """The time of day."""
-        return WALL + self.clock.seconds()
+        return self.wall + self.clock.seconds()
 
     def stop(self) -> None:
         """Stop the spool."""
@@ -436,6 +437,24 @@ class BoundsTests(SpoolCase):
         self.assertEqual(capture, "a")
         self.assertIn("could not be delivered within 86400 s; the last problem was: 503", why)
         self.assertEqual(len(self.names()), 1)
+
+    def test_clock_set(self) -> None:
+        """A wall clock that jumps makes nothing older, before a restart or by it."""
+        self.wall = 0.0
+        self.put("a.pcap")
+        self.wall = WALL
+        self.put("b.pcap")
+        self.successResultOf(self.spool.tidy())
+        self.restart()
+        self.assertEqual((self.lost(), self.spool.entries), ([], 2))
+        self.wall = 0.0
+        self.restart()
+        self.wall = WALL
+        self.successResultOf(self.spool.tidy())
+        self.assertEqual((self.lost(), self.spool.entries), ([], 2))
+        self.clock.advance(DAY + 1)
+        self.successResultOf(self.spool.tidy())
+        self.assertEqual([capture for capture, _ in self.lost()], ["a", "b"])
 
     def test_too_old_to_remove(self) -> None:
         """Where one that is too old can't be removed, that is told, and tried again."""
