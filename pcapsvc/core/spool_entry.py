@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
 
 from pcapsvc.core.artifact import Artifact
-from pcapsvc.core.errors import SpoolError
+from pcapsvc.core.endpoint import EndpointError, endpoint_url
+from pcapsvc.core.errors import Problem, SpoolError, shown, shown_words
+from pcapsvc.core.fields import check_fields
 from pcapsvc.core.recording import Content
-from pcapsvc.core.values import S3_FIELDS
+from pcapsvc.core.request import CaptureRequest
+from pcapsvc.core.text import one_line as made_one_line
+from pcapsvc.core.values import S3_FIELDS, one_line
 
 #: The version of the manifest that is written, and the only one that is read.
 VERSION = 1
 #: No manifest is longer, in bytes: labels are bounded far below.
 LONGEST_MANIFEST_BYTES = 64 * 1024
+# More than a request and the configuration can come to, in characters.
+_LONGEST_TAGS = 8192
+_LONGEST_PROBLEM = 1000
 
 # 2020, in seconds since the Unix epoch: a clock that tells an earlier time has not been set yet.
 _EARLIEST = 1_577_836_800.0
@@ -48,7 +55,7 @@ class SpoolEntry(msgspec.Struct, frozen=True, kw_only=True):
     capture: _Word
     destination: _Word
     name: _FileName
-    tags: str
+    tags: Annotated[str, one_line(_LONGEST_TAGS)]
     s3: dict[str, str | bool]
     size: Annotated[int, Meta(ge=1)]
     sha256: Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
@@ -97,7 +104,7 @@ def make_entry(
         size=size,
         sha256=sha256,
         created=created,
-        problem=problem,
+        problem=made_one_line(problem, most=_LONGEST_PROBLEM),
     )
 
 
@@ -123,15 +130,29 @@ def decode_entry(manifest: bytes) -> SpoolEntry:
     if not isinstance(document, dict):
         raise SpoolError("is no manifest of ours")
     if document.get("v") != VERSION:
-        raise SpoolError(f"has the version {document.get('v')!r}, and {VERSION} is the only one known here")
+        raise SpoolError(
+            f"has the version {shown(document.get('v'))}, and {VERSION} is the only one known here"
+        )
     try:
         entry = msgspec.convert(document, SpoolEntry)
     except msgspec.ValidationError as error:
         raise SpoolError(f"is no manifest of ours: {error}") from None
-    unknown = sorted(set(entry.s3) - set(S3_FIELDS))
-    if unknown:
-        raise SpoolError(f"is no manifest of ours: it says {unknown[0]!r} of S3")
-    return entry
+    problem = next(_problems_of_s3(entry.s3), None)
+    if problem is not None:
+        raise SpoolError(f"is no manifest of ours: it says of S3: {problem}")
+    return msgspec.structs.replace(entry, problem=made_one_line(entry.problem, most=_LONGEST_PROBLEM))
+
+
+def _problems_of_s3(given: Mapping[str, Any]) -> Iterator[Problem]:
+    """What no request can say: they are held to the same types."""
+    for key in set(given) - set(S3_FIELDS):
+        yield Problem(path=shown_words(key), rule="is not a known key")
+    yield from check_fields(CaptureRequest, given)[1]
+    if isinstance(endpoint := given.get("endpoint"), str):
+        try:
+            endpoint_url(endpoint)
+        except EndpointError as error:
+            yield Problem(path="endpoint", value=shown(endpoint), rule=str(error))
 
 
 def _plain(value: Any) -> Any:

@@ -45,7 +45,7 @@ class SpoolEntryTests(unittest.SynchronousTestCase):
 
     def test_back(self) -> None:
         """What is read is what was written, and makes the same artifact."""
-        for one in (entry(), entry(bucket="b", encryption=True), entry(tags="")):
+        for one in (entry(), entry(bucket="b-1", encryption=True), entry(tags="")):
             self.assertEqual(decode_entry(encode_entry(one)), one)
         artifact = decode_entry(encode_entry(entry(folder="x"))).artifact(NoContent())
         self.assertEqual(
@@ -53,12 +53,31 @@ class SpoolEntryTests(unittest.SynchronousTestCase):
             ("f3a9c2d41b07", "web1-eth0-1-f3a9c2d41b07.pcap", "customer:Zoë", {"folder": "x"}),
         )
 
-    @given(st.text(st.characters(exclude_categories=())))
+    @given(st.text(st.characters(exclude_categories=("Cc", "Zl", "Zp"))))
     def test_any_tags(self, tags: str) -> None:
-        """Any text can be a tag; what UTF-8 has no bytes for is replaced."""
+        """Any line of text can be a tag; what UTF-8 has no bytes for is replaced."""
         self.assertEqual(
             decode_entry(encode_entry(entry(tags))).tags, tags.encode("utf-8", "replace").decode("utf-8")
         )
+
+    def test_any_problem(self) -> None:
+        """A problem is a line in the log, whatever a destination or a manifest says."""
+        artifact = entry().artifact(NoContent())
+        told = make_entry(
+            artifact, "s3", size=1, sha256="", created=0, problem="a\r\nb\x1b[2J" + "c" * 100_000
+        )
+        for one in (told, decode_entry(self.changed(problem="a\r\nb\x1b[2J" + "c" * 5_000))):
+            self.assertEqual(one.problem[:9], "a b [2Jcc")
+            self.assertLess(len(one.problem), 1100)
+
+    def test_s3(self) -> None:
+        """All that a request may say of S3 is read as it was written."""
+        for one in (
+            entry(bucket="b.c-d", folder="x/y", acl="private", region="eu-1", encryption=False),
+            entry(endpoint="s3.example.org"),
+            entry(endpoint="http://[::1]:9000"),
+        ):
+            self.assertEqual(decode_entry(encode_entry(one)), one)
 
     def test_age(self) -> None:
         """An age is told where both clocks can have been right."""
@@ -99,7 +118,21 @@ class SpoolEntryTests(unittest.SynchronousTestCase):
             (self.changed(sha256="xyz"), "$.sha256"),
             (self.changed(created="now"), "$.created"),
             (self.changed(s3={"bucket": ["b"]}), "$.s3"),
-            (self.changed(s3={"key": "b"}), "says 'key' of S3"),
+            (self.changed(s3={"key": "b"}), "says of S3: key: is not a known key"),
+            (self.changed(s3={"bpf": "b"}), "says of S3: bpf: is not a known key"),
+            (
+                self.changed(s3={"bucket": "../../evil"}),
+                "bucket = '../../evil': must be the name of a bucket",
+            ),
+            (self.changed(s3={"folder": "../../../etc"}), "folder = '../../../etc': must be a path"),
+            (self.changed(s3={"folder": True}), "folder = True: must be a path"),
+            (self.changed(s3={"encryption": "no"}), "encryption = 'no': must be true or false"),
+            (self.changed(s3={"acl": "all"}), "acl = 'all': must be one of"),
+            (self.changed(s3={"region": "x.evil"}), "region = 'x.evil': must be the name of a region"),
+            (self.changed(s3={"endpoint": "http://evil/?x="}), "endpoint = 'http://evil/?x=': must be HOST"),
+            (self.changed(s3={"endpoint": True}), "endpoint = True: must be one line of text"),
+            (self.changed(tags="x\r\nHeader: y"), "$.tags"),
+            (self.changed(tags="x" * 10_000), "$.tags"),
         ):
             error = self.assertRaises(SpoolError, decode_entry, manifest)
             self.assertIn(words, str(error))
