@@ -66,7 +66,8 @@ def build(
 
     destinations = _destinations(settings, reactor, threads_of_its_own)
     ledger = Ledger([destination.name for destination in destinations])
-    reporter = Everyone([LogReporter(reactor, wall_clock), ledger])
+    told = LogReporter(reactor, wall_clock)
+    reporter = Everyone([told, ledger])
     delivery, redelivery, spool = _deliveries(
         settings, reactor, destinations, reporter, threads_of_its_own, wall_clock
     )
@@ -244,6 +245,7 @@ def _destinations(
 
         destinations.append(
             S3(
+                threads_of_its_own(most),
                 threads_of_its_own(most),
                 access_id=s3.access_id,
                 access_key=_revealed(s3.access_key),

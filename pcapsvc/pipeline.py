@@ -26,7 +26,7 @@ from pcapsvc.core.errors import (
 from pcapsvc.core.node import NodeMatcher
 from pcapsvc.core.plan import CapturePlan, NodeView, plan_captures
 from pcapsvc.core.rate import RequestRate
-from pcapsvc.core.request import parse_request, read_address
+from pcapsvc.core.request import asks_to_be_logged, parse_request, read_address
 from pcapsvc.core.result import (
     Accepted,
     Busy,
@@ -147,16 +147,23 @@ class Pipeline(Service):
             found = bad_expression.problems
         if self._stopping:
             return Busy(reason="the daemon is stopping")
-        if (too_many := self._rate.refusal(source, self._now())) is not None:
+        began = self._now()
+        if (too_many := self._rate.refusal(source, began)) is not None:
             return Busy(reason=too_many)
+        try:
+            return self._judge_for_this_node(source, body, sent_at, found)
+        finally:
+            self._rate.took(source, self._now() - began)
+
+    def _judge_for_this_node(
+        self, source: str, body: bytes, sent_at: float | None, found: Sequence[Problem]
+    ) -> Verdict:
         stale = None if sent_at is None else too_old(sent_at, self._wall_clock(), self._max_request_age)
         if stale is not None:
             return Rejected(problems=(stale,))
-        if self._log_requests:
+        if self._log_requests or asks_to_be_logged(body):
             self._log_request(source, body)
         request = parse_request(body, self._node.bounds, ignore_unknown=self._ignore_unknown, found=found)
-        if request.logrequest and not self._log_requests:
-            self._log_request(source, body)
         plans = plan_captures(request, self._node)
         needs = (len(plans), plans[0].most_bytes)
         if (impossible := self._admission.impossible(*needs)) is not None:

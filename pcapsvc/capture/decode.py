@@ -53,7 +53,6 @@ class PacketLog:
         self._now = now
         self._panic = panic
         self._limit = LineLimit(LINES_A_SECOND)
-        self._second = 0
 
     def packet(self, data: bytes) -> None:
         """
@@ -80,11 +79,11 @@ class PacketLog:
             self._log.info("{capture_id}: {count} more packets", capture_id=self._capture_id, count=left_out)
 
     def _may_log(self) -> bool:
-        now = self._now()
-        if int(now) != self._second:
-            self._second = int(now)
-            self.done()
-        return self._limit.may_log(now)
+        if not self._limit.may_log(self._now()):
+            return False
+        # The first line of a second comes after the count of the one before.
+        self.done()
+        return True
 
 
 def describe(link_type: int, data: bytes) -> str:

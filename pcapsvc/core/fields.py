@@ -10,6 +10,9 @@ import msgspec
 
 from pcapsvc.core.errors import Problem, shown, shown_words
 
+# Of the keys that are not known so many are told: it takes time to find the name that is nearest.
+_MOST_UNKNOWN = 20
+
 
 def check_fields(
     structure: type[msgspec.Struct],
@@ -35,10 +38,12 @@ def check_fields(
     fields = {field.encode_name: field for field in msgspec.structs.fields(structure)}
     values: dict[str, Any] = {}
     problems: list[Problem] = []
+    unknown = 0
     for key, value in given.items():
         field = fields.get(key)
         if field is None:
-            if not ignore_unknown:
+            unknown += 1
+            if not ignore_unknown and unknown <= _MOST_UNKNOWN:
                 problems.append(unknown_key(key, fields, prefix=prefix))
             continue
         try:
@@ -52,6 +57,9 @@ def check_fields(
                     rule=f"must be {rule_of(field.type)}",
                 )
             )
+    if not ignore_unknown and unknown > _MOST_UNKNOWN:
+        rule = f"has {unknown - _MOST_UNKNOWN} more keys that are not known"
+        problems.append(Problem(path=prefix.rstrip(".") or "request", rule=rule))
     return values, problems
 
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+# A request that takes so long, in seconds, is an ordinary one: a capture or two are opened.
+_ORDINARY_SECONDS = 0.1
+# Of the time of one that takes longer, so many times as much must pass before the next.
+_REST = 4
+
 
 class RequestRate:
     """
     A bucket of tokens for each source: as many as may come in a second, and filled
     again at that rate. So a source that was silent may bring a second's worth at once.
+    Requests that take long, such as those of costly filters, take tokens by their time.
 
     @param per_second: how many requests a second each source may bring; 0 is no bound.
     """
@@ -28,4 +34,17 @@ class RequestRate:
         tokens = min(self._per_second, tokens + max(0.0, now - before) * self._per_second)
         admitted = tokens >= 1
         self._buckets[source] = (tokens - 1 if admitted else tokens, now)
-        return None if admitted else f"more than {self._per_second} requests a second come from {source}"
+        if admitted:
+            return None
+        if tokens < 0:
+            return f"the requests from {source} take too much time"
+        return f"more than {self._per_second} requests a second come from {source}"
+
+    def took(self, source: str, seconds: float) -> None:
+        """Take note of how long it took to judge a request that was admitted, and to begin its captures."""
+        if self._per_second and seconds > _ORDINARY_SECONDS:
+            tokens, before = self._buckets[source]
+            self._buckets[source] = (
+                tokens - (seconds - _ORDINARY_SECONDS) * _REST * self._per_second,
+                before,
+            )

@@ -97,8 +97,13 @@ class Address(msgspec.Struct, frozen=True):
     nodere: Any = None
 
 
+class _Logging(msgspec.Struct, frozen=True):
+    logrequest: Any = None
+
+
 _Decoded = TypeVar("_Decoded")
 _address_decoder = msgspec.json.Decoder(Address)
+_logging_decoder = msgspec.json.Decoder(_Logging)
 _object_decoder = msgspec.json.Decoder(dict[str, Any])
 
 
@@ -109,9 +114,16 @@ def read_address(body: bytes) -> Address:
 
     @raise RequestRejected: where C{body} is no JSON object at all.
     """
-    if len(body) > MAX_BODY_BYTES:
-        raise _not_a_request(f"must be at most {MAX_BODY_BYTES} bytes long, and has {len(body)}")
     return _decoded(body, _address_decoder)
+
+
+def asks_to_be_logged(body: bytes) -> bool:
+    """
+    Whether a message wants to be logged, also where it is to be refused.
+
+    @raise RequestRejected: where C{body} is no JSON object at all.
+    """
+    return _decoded(body, _logging_decoder).logrequest is True
 
 
 def parse_request(
@@ -130,7 +142,6 @@ def parse_request(
 
     @raise RequestRejected: with every problem, by field.
     """
-    read_address(body)
     given = _decoded(body, _object_decoder)
     values, problems = check_fields(
         CaptureRequest,
@@ -144,6 +155,8 @@ def parse_request(
 
 
 def _decoded(body: bytes, decoder: msgspec.json.Decoder[_Decoded]) -> _Decoded:
+    if len(body) > MAX_BODY_BYTES:
+        raise _not_a_request(f"must be at most {MAX_BODY_BYTES} bytes long, and has {len(body)}")
     try:
         return decoder.decode(body)
     except UnicodeDecodeError:
@@ -206,9 +219,8 @@ def _exactly_one(given: Mapping[str, Any], one: str, other: str) -> Iterator[Pro
 def _aliases_unknown(aliases: Sequence[str], known: frozenset[str]) -> Iterator[Problem]:
     """One that is known is enough: a message is for many nodes, and not every node has every alias."""
     if known.isdisjoint(aliases):
-        rule = f"must be an alias of this node (it has: {', '.join(sorted(known)) or 'none'})"
-        for alias in aliases:
-            yield Problem(path="alias", value=shown(alias), rule=rule)
+        rule = f"must name an alias of this node (it has: {', '.join(sorted(known)) or 'none'})"
+        yield Problem(path="alias", value=shown(list(aliases)), rule=rule)
 
 
 def _filter_rules_broken(bpf: str, most: int) -> Iterator[Problem]:

@@ -53,8 +53,15 @@ AlertId = Annotated[
     Meta(description="a whole number of 64 bits, or one line of text, 255 characters at most"),
 ]
 # What the kernel takes as a device's name: dev_valid_name() in net/core/dev.c, IFNAMSIZ in if.h.
+InterfaceName = Annotated[
+    str,
+    Meta(
+        pattern=r"\A(?!\.{1,2}\Z)[^\s/:\x00-\x1f\x7f]{1,15}\Z",
+        description="an interface name of 1 to 15 characters, without spaces, slashes and colons",
+    ),
+]
 InterfaceNames = Annotated[
-    tuple[Annotated[str, Meta(pattern=r"\A(?!\.{1,2}\Z)[^\s/:\x00-\x1f\x7f]{1,15}\Z")], ...],
+    tuple[InterfaceName, ...],
     Meta(max_length=256, description="a list of interface names, each of 1 to 15 characters"),
 ]
 Aliases = Annotated[

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from twisted.internet.interfaces import IReactorTime
+from twisted.application.service import Service
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from zope.interface import implementer
 
@@ -26,13 +27,16 @@ from pcapsvc.interfaces import IReporter
 
 #: How many refused requests of each source are logged in a second; the others are counted.
 REFUSALS_A_SECOND = 20
+# And how many problems of each of them.
+_MOST_PROBLEMS = 10
 
 
 @implementer(IReporter)
-class LogReporter:
+class LogReporter(Service):
     """
     Logs every event; a capture's id begins each line about it. A flood of requests
-    that are refused fills no disk, and leaves time for the captures.
+    that are refused fills no disk, and leaves time for the captures. A stop tells
+    what is still to be counted.
 
     @param wall_clock: the time in seconds since the Unix epoch.
     """
@@ -43,8 +47,15 @@ class LogReporter:
         self._reactor = reactor
         self._wall_clock = wall_clock
         self._refusals: dict[str, LineLimit] = {}
-        # Sources whose refusals have gone by, to be told as a number within a second.
-        self._uncounted: set[str] = set()
+        # By source: when the number of its refusals that were not told is told.
+        self._counts_due: dict[str, IDelayedCall] = {}
+
+    def stopService(self) -> None:
+        """Tell what is still to be counted."""
+        super().stopService()  # type: ignore[no-untyped-call]
+        for source, due in tuple(self._counts_due.items()):
+            due.cancel()
+            self._count(source)
 
     def report(self, event: Event) -> None:
         """Log an event."""
@@ -99,14 +110,16 @@ class LogReporter:
     def _refused(self, event: RequestRefused) -> None:
         limit = self._refusals.setdefault(event.source, LineLimit(REFUSALS_A_SECOND))
         if not limit.may_log(self._reactor.seconds()):
-            if event.source not in self._uncounted:
-                self._uncounted.add(event.source)
-                self._reactor.callLater(1.0, self._count, event.source)
+            if event.source not in self._counts_due:
+                self._counts_due[event.source] = self._reactor.callLater(1.0, self._count, event.source)
             return
         if isinstance(event.verdict, Rejected):
-            for problem in event.verdict.problems:
+            problems = [str(problem) for problem in event.verdict.problems]
+            if (more := len(problems) - _MOST_PROBLEMS) > 0:
+                problems[_MOST_PROBLEMS:] = [f"{more} more problems"]
+            for problem in problems:
                 self._log.warn(
-                    "request from {source} refused: {problem}", source=event.source, problem=str(problem)
+                    "request from {source} refused: {problem}", source=event.source, problem=problem
                 )
         else:
             self._log.warn(
@@ -116,7 +129,7 @@ class LogReporter:
             )
 
     def _count(self, source: str) -> None:
-        self._uncounted.discard(source)
+        del self._counts_due[source]
         self._log.warn(
             "{count} more requests from {source} refused",
             count=self._refusals[source].take_left_out(),

@@ -9,12 +9,22 @@ from __future__ import annotations
 
 import socket
 from dataclasses import dataclass
-from typing import Annotated, get_args
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta, field
 
-from pcapsvc.core.values import S3_FIELDS, Acl, Bucket, Flag, Folder, InterfaceNames, Region, one_of
+from pcapsvc.core.values import (
+    S3_FIELDS,
+    Acl,
+    Bucket,
+    Flag,
+    Folder,
+    InterfaceName,
+    InterfaceNames,
+    Region,
+    one_of,
+)
 from pcapsvc.settings.secret import Secret
 
 _MIB = 1024 * 1024
@@ -44,15 +54,6 @@ Host = Annotated[
     Meta(
         pattern=r"\A(?!.*[\s/])[^\x00-\x20\x7f-\x9f]{1,255}\Z",
         description="a host name or address, without spaces and slashes",
-    ),
-]
-# What each of the names in a list of interfaces must be.
-_INTERFACE_NAME = get_args(get_args(InterfaceNames)[0])[0].__metadata__[0].pattern
-InterfaceName = Annotated[
-    str,
-    Meta(
-        pattern=_INTERFACE_NAME,
-        description="an interface name of 1 to 15 characters, without spaces, slashes and colons",
     ),
 ]
 # As in Kafka's own org.apache.kafka.common.internals.Topic.

@@ -23,6 +23,17 @@ class RequestRateTests(unittest.SynchronousTestCase):
         self.assertEqual(self.admitted(rate, 100, 5.5), 5)
         self.assertEqual(self.admitted(rate, 100, 1000.0), 10)
 
+    def test_costly(self) -> None:
+        """A request that takes long takes the tokens of four times that time; an ordinary one, its own."""
+        rate = RequestRate(10)
+        self.assertEqual(self.admitted(rate, 1, 0.0), 1)
+        rate.took("http", 0.1)
+        self.assertEqual(self.admitted(rate, 8, 0.0), 8)
+        rate.took("http", 0.6)
+        self.assertEqual(rate.refusal("http", 1.0), "the requests from http take too much time")
+        self.assertEqual(rate.refusal("http", 1.95), "more than 10 requests a second come from http")
+        self.assertIsNone(rate.refusal("http", 2.0))
+
     def test_reason(self) -> None:
         """The reason says which source, and how many it may bring."""
         rate = RequestRate(1)
@@ -37,7 +48,9 @@ class RequestRateTests(unittest.SynchronousTestCase):
 
     def test_no_bound(self) -> None:
         """0 admits all."""
-        self.assertEqual(self.admitted(RequestRate(0), 1000, 0.0), 1000)
+        rate = RequestRate(0)
+        rate.took("http", 100.0)
+        self.assertEqual(self.admitted(rate, 1000, 0.0), 1000)
 
     def test_clock_put_back(self) -> None:
         """A clock that goes back neither admits more nor locks anybody out for longer than a second."""

@@ -15,6 +15,7 @@ from pcapsvc.core.request import (
     MAX_BODY_BYTES,
     CaptureRequest,
     RequestBounds,
+    asks_to_be_logged,
     parse_request,
     read_address,
 )
@@ -314,17 +315,28 @@ class EitherTests(_Requests, unittest.SynchronousTestCase):
         )
 
     def test_unknown_alias(self) -> None:
-        """Aliases of which none is known are refused, each with what there is; one known is enough."""
+        """Aliases of which none is known are refused, with what there is; one known is enough."""
         body = json.dumps({"node": "any", "alias": ["dmz", "Uplink"]}).encode()
         rejection = self.assertRaises(RequestRejected, parse_request, body, BOUNDS)
         self.assertEqual(
             [str(problem) for problem in rejection.problems],
-            [
-                f"alias = {alias!r}: must be an alias of this node (it has: inside, uplink, y)"
-                for alias in ("dmz", "Uplink")
-            ],
+            ["alias = ['dmz', 'Uplink']: must name an alias of this node (it has: inside, uplink, y)"],
         )
         parse_request(b'{"node": "any", "alias": ["dmz", "uplink"]}', BOUNDS)
+
+    def test_many_unknown_keys(self) -> None:
+        """Of very many keys that are not known some are told, and the others counted."""
+        body = json.dumps({"node": "any", "interface": ["y"], **{f"k{at}": 1 for at in range(4000)}}).encode()
+        rejection = self.assertRaises(RequestRejected, parse_request, body, BOUNDS)
+        *told, last = [str(problem) for problem in rejection.problems]
+        self.assertEqual(len(told), 20)
+        self.assertEqual(last, "request: has 3980 more keys that are not known")
+
+    def test_asks_to_be_logged(self) -> None:
+        """Whether a message wants to be logged can be told though it is wrong."""
+        self.assertTrue(asks_to_be_logged(b'{"packets": 0, "logrequest": true}'))
+        for body in (b"{}", b'{"logrequest": 1}', b'{"logrequest": false}'):
+            self.assertFalse(asks_to_be_logged(body), body)
 
     def test_told_with_others(self) -> None:
         """What was found before is told with what is found here."""

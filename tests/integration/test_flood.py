@@ -78,6 +78,32 @@ class FloodTests(SynchronousTestCase):
         self.assertEqual({name.split(": ")[1] for name in daemon.descriptors() - opened}, set())
         self.assertLess(_resident_bytes(daemon.pid) - memory, 8 * _MEBIBYTE)
 
+    def test_costly_requests(self) -> None:
+        """Filters that take long to compile cost a capture that runs no packet, and their source its turn."""
+        wire = Wire()
+        self.addCleanup(wire.stop)
+        wire.start()
+        daemon = Daemon()
+        self.addCleanup(daemon.stop)
+        daemon.start()
+        costly = "port 1" + "".join(f"||{port}" for port in range(2, 120))
+        capture = daemon.capture(
+            interface=[wire.interface], bpf="udp port 9", packets=_FRAMES, timeout=10, snap=128
+        )
+        frames = [udp_frame(number) for number in range(_FRAMES)]
+        sender = threading.Thread(target=wire.send, args=(frames, 4_000))
+        sender.start()
+        request = {"node": "any", "interface": [wire.interface], "duration": 1, "bytes": 1000}
+        answers = [
+            daemon.request("POST", "/captures", json.dumps({**request, "bpf": bpf}).encode())
+            for bpf in (costly, "udp port 53", costly)
+        ]
+        sender.join()
+        self.assertIn("take too much time", answers[-1][1]["error"])
+        self.assertEqual([status for status, _ in answers], [202, 503, 503])
+        state = daemon.done(capture)
+        self.assertEqual((state["reason"], state["packets"], state["dropped"]), ("packets", _FRAMES, 0))
+
     def _until_idle(self, daemon: Daemon) -> None:
         """Wait until no capture runs any more."""
         until = time.monotonic() + 15

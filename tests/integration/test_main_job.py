@@ -193,7 +193,7 @@ class MainJobTests(SynchronousTestCase):
 
     def test_packets_until_the_deadline(self) -> None:
         """What arrived by the deadline is in the file, though the kernel had not handed it over."""
-        daemon = self.daemon("[capture]\nreadtimeout = 50\n")
+        daemon = self.daemon("[capture]\nreadtimeout = 40\n")
         capture = daemon.capture(interface=[self.wire.interface], duration=1, timeout=5)
         time.sleep(0.97)
         self.wire.send([udp_frame(number) for number in range(3)])

@@ -188,6 +188,24 @@ class LogReporterTests(unittest.SynchronousTestCase):
         self.assertEqual([line for _, line in self.lines[1:]], lines[:1])
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
+    def test_many_problems(self) -> None:
+        """Of very many problems of one request some are told, and the others counted."""
+        problems = tuple(Problem(path=f"x{at}", rule="is odd") for at in range(500))
+        lines = self.report(RequestRefused(source="redis", verdict=Rejected(problems=problems)))
+        self.assertEqual(len(lines), 11)
+        self.assertEqual(lines[-1][1], "request from redis refused: 490 more problems")
+
+    def test_stop(self) -> None:
+        """A stop tells how many were not told."""
+        reporter = LogReporter(self.clock)
+        reporter.startService()
+        for _ in range(REFUSALS_A_SECOND + 70):
+            reporter.report(RequestRefused(source="redis", verdict=Busy(reason="all is full")))
+        self.lines.clear()
+        reporter.stopService()
+        self.assertEqual([line for _, line in self.lines], ["70 more requests from redis refused"])
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
     def test_braces(self) -> None:
         """Values are never taken for a format."""
         event = CaptureFailed(capture_id="abc", problem="{capture_id} {nosuch} %s {")
