@@ -14,6 +14,9 @@ The spool's folder on disk. A crash at any instant leaves it readable.
 
 One rename makes an entry, after all in it is on the disk, and one rename ends it,
 before anything in it is taken away. In between it is not changed.
+
+Nobody but this process's user may write to the folder. Even so, what is found in it is
+never followed elsewhere, nor waited for: what is no plain file, or no folder, is broken.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -49,6 +53,11 @@ _FOLDER_MODE = 0o700
 _CHUNK_BYTES = 256 * 1024
 _CAPTURE, _MANIFEST = "capture.pcap", "manifest.json"
 _LOCK, _BROKEN, _NEW, _GONE = "lock", "broken", ".new-", ".gone-"
+
+# To open what may be anything: no link is followed, and no pipe's other end waited for (open(2)).
+_SAFELY = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+# What stands for itself in the name of what is put into broken/, as it comes to the log: all but this.
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +108,7 @@ class SpoolFile:
 
     def open(self) -> BinaryIO:
         """A reader of its own."""
-        return open(self._path, "rb")
+        return _open_file(self._path)
 
     def close(self) -> None:
         """Do nothing: the entry lasts until it is removed."""
@@ -131,11 +140,12 @@ class SpoolFolder:
         """
         Take the folder for this process, and look through it.
 
-        @raise SpoolError: where it can't be used, or another process uses it.
+        @raise SpoolError: where it can't be used, others may write to it, or another process uses it.
         """
         self.close()
         with self._problems_told():
-            self._lock = os.open(self._in(_LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
+            self._check_owner()
+            self._lock = os.open(self._in(_LOCK), os.O_RDWR | os.O_CREAT | _SAFELY, FILE_MODE)
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return self._look_through()
@@ -201,7 +211,7 @@ class SpoolFolder:
             entry = self._entry(name)
             path = os.path.join(self._in(name), _CAPTURE)
             digest = hashlib.sha256()
-            with open(path, "rb") as file:
+            with _open_file(path) as file:
                 while chunk := file.read(_CHUNK_BYTES):
                     digest.update(chunk)
             if digest.hexdigest() != entry.sha256:
@@ -222,7 +232,11 @@ class SpoolFolder:
                 pass  # an earlier call did it, and may not have come to its end
             _sync_folder(self._path)
         # The next start does what is left undone here.
-        shutil.rmtree(gone, ignore_errors=True)
+        _take_away(gone, ignore_errors=True)
+
+    def content(self, entry: SpoolEntry) -> SpoolFile:
+        """The capture of an entry that was just written."""
+        return SpoolFile(os.path.join(self._in(entry.entry_name), _CAPTURE), entry.size)
 
     def set_aside(self, name: str) -> Aside:
         """
@@ -235,82 +249,108 @@ class SpoolFolder:
 
     def remove_aside(self, name: str) -> None:
         """
-        Take away something in C{broken/}.
+        Take away something in C{broken/}, if it is still there.
 
         @raise SpoolError: where it can't be.
         """
         with self._problems_told():
-            shutil.rmtree(os.path.join(self._in(_BROKEN), name))
+            try:
+                _take_away(os.path.join(self._broken(), name))
+            except FileNotFoundError:
+                pass
 
     def _in(self, name: str) -> str:
         return os.path.join(self._path, name)
+
+    def _check_owner(self) -> None:
+        found = os.stat(self._path)
+        if found.st_uid != os.geteuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise SpoolError(
+                f"{self._path}: must belong to this process's user, {os.geteuid()}, and nobody else may write"
+                f" to it; it belongs to {found.st_uid}, with the mode {stat.S_IMODE(found.st_mode):04o}"
+            )
 
     def _look_through(self) -> Found:
         entries: list[SpoolEntry] = []
         set_aside: list[tuple[str, str]] = []
         unreadable: list[tuple[str, str]] = []
+        broken = self._in(_BROKEN)
+        if os.path.lexists(broken) and not _is_folder(broken):
+            # It leaves its place, and is set aside below.
+            os.rename(broken, self._in(_NEW + secrets.token_hex(8)))
         for name in sorted(os.listdir(self._path)):
-            if name.startswith(_GONE):
-                shutil.rmtree(self._in(name), ignore_errors=True)
-            elif name.startswith(_NEW):
-                self._set_aside(name)
-                set_aside.append((name, "it was not written to its end"))
-            elif is_entry_name(name):
+            try:
                 try:
-                    entries.append(self._entry(name))
+                    if name.startswith(_GONE):
+                        _take_away(self._in(name), ignore_errors=True)
+                    elif name.startswith(_NEW):
+                        raise NotWhole("it was not written to its end")
+                    elif is_entry_name(name):
+                        entries.append(self._entry(name))
                 except NotWhole as error:
                     self._set_aside(name)
                     set_aside.append((name, str(error)))
-                except OSError as error:
-                    unreadable.append((name, error.strerror or str(error)))
-        broken = self._in(_BROKEN)
-        names = sorted(os.listdir(broken)) if os.path.isdir(broken) else []
+            except OSError as error:
+                unreadable.append((name, error.strerror or str(error)))
         return Found(
             entries=tuple(entries),
-            broken=tuple(self._aside(name) for name in names),
+            broken=tuple(self._aside(name) for name in _names_in(broken)),
             set_aside=tuple(set_aside),
             unreadable=tuple(unreadable),
         )
 
     def _entry(self, name: str) -> SpoolEntry:
         """An entry, of which all is checked but the bytes of its capture."""
-        path = os.path.join(self._in(name), _MANIFEST)
+        # Where there is nothing of this name, nothing is known of the entry: that is another error.
+        if not _is_folder(self._in(name)):
+            raise NotWhole(f"{self._in(name)}: is no folder")
+        path, _ = self._plain_file(name, _MANIFEST)
         try:
-            with open(path, "rb") as file:
+            with _open_file(path) as file:
                 entry = decode_entry(file.read(LONGEST_MANIFEST_BYTES + 1))
         except SpoolError as error:
             raise NotWhole(f"{path} {error}") from None
-        except FileNotFoundError:
-            # The folder itself may be gone: then nothing is known of the entry.
-            os.stat(self._in(name))
-            raise NotWhole(f"{path}: is missing") from None
         if entry.entry_name != name:
             raise NotWhole(f"{path}: is of another entry, {entry.entry_name}")
-        path = os.path.join(self._in(name), _CAPTURE)
-        try:
-            found = os.stat(path, follow_symlinks=False)
-        except FileNotFoundError:
-            os.stat(self._in(name))
-            raise NotWhole(f"{path}: is missing") from None
-        if not stat.S_ISREG(found.st_mode) or found.st_size != entry.size:
-            raise NotWhole(f"{path}: has {found.st_size} bytes, and {entry.size} were written")
+        path, size = self._plain_file(name, _CAPTURE)
+        if size != entry.size:
+            raise NotWhole(f"{path}: has {size} bytes, and {entry.size} were written")
         return entry
 
-    def _set_aside(self, name: str) -> Aside:
-        broken = self._in(_BROKEN)
+    def _plain_file(self, name: str, file: str) -> tuple[str, int]:
+        """The path and the size of a file of an entry."""
+        path = os.path.join(self._in(name), file)
         try:
-            os.mkdir(broken, _FOLDER_MODE)
-        except FileExistsError:
-            pass
-        aside = f"{name.lstrip('.')}.{secrets.token_hex(4)}"
-        os.rename(self._in(name), os.path.join(broken, aside))
+            found = os.lstat(path)
+        except FileNotFoundError:
+            os.lstat(self._in(name))
+            raise NotWhole(f"{path}: is missing") from None
+        if not stat.S_ISREG(found.st_mode):
+            raise NotWhole(f"{path}: is no plain file")
+        return path, found.st_size
+
+    def _set_aside(self, name: str) -> Aside:
+        aside = f"{_UNSAFE.sub('_', name.lstrip('.'))[:200]}.{secrets.token_hex(4)}"
+        os.rename(self._in(name), os.path.join(self._broken(), aside))
         _sync_folder(self._path)
         return self._aside(aside)
 
+    def _broken(self) -> str:
+        """The path of C{broken/}, which is made sure to be a folder."""
+        path = self._in(_BROKEN)
+        try:
+            os.mkdir(path, _FOLDER_MODE)
+        except FileExistsError:
+            if not _is_folder(path):
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path) from None
+        return path
+
     def _aside(self, name: str) -> Aside:
         path = os.path.join(self._in(_BROKEN), name)
+        # A walk would begin by following a link.
+        walk = os.walk(path) if _is_folder(path) else [(self._in(_BROKEN), [], [name])]
         size = 0
-        for folder, _, files in os.walk(path):
+        for folder, _, files in walk:
             size += sum(os.lstat(os.path.join(folder, file)).st_size for file in files)
         return Aside(name=name, size=size, written=os.lstat(path).st_mtime)
 
@@ -328,6 +368,40 @@ def _chunks(source: BinaryIO, cancelled: Callable[[], bool]) -> Iterator[bytes]:
         if cancelled():
             raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
         yield chunk
+
+
+def _is_folder(path: str) -> bool:
+    """Whether something is a folder, and no link to one. L{OSError} where there is nothing."""
+    return stat.S_ISDIR(os.lstat(path).st_mode)
+
+
+def _names_in(path: str) -> list[str]:
+    """What is in a folder, sorted; nothing where there is no folder."""
+    try:
+        return sorted(os.listdir(path))
+    except FileNotFoundError:
+        return []
+
+
+def _open_file(path: str) -> BinaryIO:
+    """A reader of a plain file. L{OSError} where it is anything else."""
+    file = os.open(path, os.O_RDONLY | _SAFELY)
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise OSError(errno.EINVAL, "is no plain file", path)
+    return os.fdopen(file, "rb")
+
+
+def _take_away(path: str, *, ignore_errors: bool = False) -> None:
+    """Remove a folder with all in it, or whatever else is there. No link is followed."""
+    try:
+        if _is_folder(path):
+            shutil.rmtree(path, ignore_errors=ignore_errors)
+        else:
+            os.unlink(path)
+    except OSError:
+        if not ignore_errors:
+            raise
 
 
 def _write_file(path: str, chunks: Iterator[bytes]) -> tuple[int, str]:

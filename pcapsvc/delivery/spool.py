@@ -19,8 +19,9 @@ from pcapsvc.core.errors import SpoolError
 from pcapsvc.core.result import DeliveryFailed
 from pcapsvc.core.retry import honoured_seconds
 from pcapsvc.core.spool_entry import SpoolEntry
+from pcapsvc.core.text import one_line
 from pcapsvc.delivery.folder import Aside, NotWhole, SpoolFolder
-from pcapsvc.interfaces import IReporter, ISpool, RunInThread
+from pcapsvc.interfaces import IHeldCapture, IReporter, ISpool, RunInThread
 
 #: What an entry takes of the disk beside its capture, in bytes: two folders' blocks and a manifest.
 ENTRY_BYTES = 12 * 1024
@@ -95,7 +96,7 @@ class Spool(Service):
         self._one_at_a_time = DeferredLock()
         self._kept: dict[str, Kept] = {}
         self._broken: dict[str, Aside] = {}
-        self._told = ""
+        self._told: set[str] = set()
 
     @property
     def entries(self) -> int:
@@ -128,16 +129,38 @@ class Spool(Service):
     async def _put(
         self, artifact: Artifact, destination: str, problem: str, asked_seconds: float | None
     ) -> None:
-        begun = cancelled = False
-        try:
-            # Before anything is waited for: the content may be let go of meanwhile.
-            source = artifact.content.open()
-        except OSError as error:
-            raise SpoolError(f"it can't be read: {error}") from error
-        try:
-            async with self._the_folder():
-                await self._make_room(artifact.content.size + ENTRY_BYTES)
-                begun = True
+        kept, _ = await self._write(artifact, destination, problem, held=False)
+        self._postpone(kept, asked_seconds)
+
+    def hold(self, artifact: Artifact, destination: str, problem: str) -> Deferred[IHeldCapture]:
+        """See L{ISpool.hold}."""
+        return Deferred.fromCoroutine(self._hold(artifact, destination, problem))
+
+    async def _hold(self, artifact: Artifact, destination: str, problem: str) -> IHeldCapture:
+        kept, entry = await self._write(artifact, destination, problem, held=True)
+        return _HeldCapture(self, kept, entry.artifact(self._folder.content(entry)))
+
+    def release(self, kept: Kept, problem: str, asked_seconds: float | None) -> None:
+        """Deliver from here what somebody else was about to deliver."""
+        kept.problem = problem
+        self._postpone(kept, asked_seconds)
+        kept.busy = False
+
+    def _postpone(self, kept: Kept, asked_seconds: float | None) -> None:
+        kept.due = self._reactor.seconds() + max(self._retry_seconds, honoured_seconds(asked_seconds))
+
+    async def _write(
+        self, artifact: Artifact, destination: str, problem: str, *, held: bool
+    ) -> tuple[Kept, SpoolEntry]:
+        cancelled = False
+        async with self._the_folder():
+            self._check_room(artifact.content.size + ENTRY_BYTES)
+            # Not before it is its turn: of many that wait, each would have a descriptor open.
+            try:
+                source = artifact.content.open()
+            except OSError as error:
+                raise SpoolError(f"it can't be read: {error}") from error
+            try:
                 entry: SpoolEntry = await self._run(
                     self._folder.write,
                     artifact,
@@ -147,17 +170,18 @@ class Spool(Service):
                     self._wall_clock(),
                     lambda: cancelled,
                 )
-                kept = self._keep(entry)
-                kept.due = self._reactor.seconds() + max(self._retry_seconds, honoured_seconds(asked_seconds))
-        except CancelledError:
-            # The thread notices, and closes what it reads.
-            cancelled = True
-            if not begun:
+            except CancelledError:
+                # The thread notices, and closes what it reads.
+                cancelled = True
+                raise
+            except BaseException:
                 source.close()
-            raise
-        except BaseException:
-            source.close()
-            raise
+                raise
+            kept = self._keep(entry)
+            kept.busy = held
+            kept.due = self._reactor.seconds() + self._retry_seconds
+            await self._make_room(kept)
+        return kept, entry
 
     def due(self, destination: str) -> list[Kept]:
         """The entries that are to be tried now, the oldest first."""
@@ -233,41 +257,50 @@ class Spool(Service):
     async def _tidy(self) -> None:
         try:
             async with self._the_folder():
-                now = self._wall_clock()
                 for kept in list(self._kept.values()):
-                    if kept.delivered:
-                        await self._remove(kept)
-                    elif self._reactor.seconds() - kept.since > self._max_age and not kept.busy:
-                        await self._drop(kept, f"it could not be delivered within {self._max_age:g} s")
+                    if kept.delivered or self._reactor.seconds() - kept.since > self._max_age:
+                        await self._take_away(kept, f"it could not be delivered within {self._max_age:g} s")
+                now = self._wall_clock()
                 for aside in list(self._broken.values()):
                     if now - aside.written > self._max_age:
                         await self._remove_aside(aside)
         except SpoolError as error:
             self._tell(error)
 
-    async def _make_room(self, size: int) -> None:
+    def _check_room(self, size: int) -> None:
+        """L{SpoolError} where there is no room for so much, whatever is taken away."""
         if size > self._max_bytes:
             raise SpoolError(f"it takes {size} bytes, and the spool may have {self._max_bytes}")
-        while self.size + size > self._max_bytes:
-            if self._broken:
-                await self._remove_aside(min(self._broken.values(), key=lambda aside: aside.written))
-                continue
-            idle = [kept for kept in self._kept.values() if not kept.busy]
-            if not idle:
-                raise SpoolError("the spool is full of captures that are being delivered now")
-            oldest = min(idle, key=lambda kept: kept.name)
-            if oldest.delivered:
-                await self._remove(oldest)
-            else:
-                await self._drop(oldest, "the spool is full, and newer captures need its place")
+        if sum(kept.size for kept in self._kept.values() if kept.busy) + size > self._max_bytes:
+            raise SpoolError("the spool is full of captures that are being delivered now")
 
-    async def _drop(self, kept: Kept, why: str) -> None:
+    async def _make_room(self, new: Kept) -> None:
+        """Take away what is broken, then what is delivered, then the oldest: as much as a new entry needs."""
+        try:
+            for aside in sorted(self._broken.values(), key=lambda aside: aside.written):
+                if self.size > self._max_bytes:
+                    await self._remove_aside(aside)
+            for kept in sorted(self._kept.values(), key=lambda kept: (not kept.delivered, kept.name)):
+                if self.size > self._max_bytes and kept is not new:
+                    await self._take_away(kept, "the spool is full, and newer captures need its place")
+        except CancelledError:
+            # The new one is kept, all the same.
+            pass
+
+    async def _take_away(self, kept: Kept, why: str) -> None:
+        """Take an entry away that is not busy. One that can't be is told, and stops no other."""
+        if kept.busy or self._kept.get(kept.name) is not kept:
+            return
         kept.busy = True
         try:
             await self._remove(kept)
+        except SpoolError as error:
+            self._tell(error, "a capture can't be removed from the spool")
+        else:
+            if not kept.delivered:
+                self._lost(kept, f"{why}; the last problem was: {kept.problem}")
         finally:
             kept.busy = False
-        self._lost(kept, f"{why}; the last problem was: {kept.problem}")
 
     def _lost(self, kept: Kept, problem: str) -> None:
         self._reporter.report(
@@ -279,9 +312,14 @@ class Spool(Service):
         self._forget(kept)
 
     async def _remove_aside(self, aside: Aside) -> None:
-        await self._run(self._folder.remove_aside, aside.name)
+        """Take away what is broken. What can't be is told, and stops nothing else."""
+        try:
+            await self._run(self._folder.remove_aside, aside.name)
+        except SpoolError as error:
+            self._tell(error, "something in broken/ can't be removed from the spool")
+            return
         self._broken.pop(aside.name, None)
-        self._log.warn("broken/{name} is removed from the spool", name=aside.name)
+        self._log.warn("broken/{name} is removed from the spool", name=one_line(aside.name))
 
     def _keep(self, entry: SpoolEntry, age: float = 0.0) -> Kept:
         kept = Kept(
@@ -316,7 +354,7 @@ class Spool(Service):
         except SpoolError as error:
             self._tell(error)
             raise
-        self._told = ""
+        self._told.clear()
         before, self._kept = self._kept, {}
         for entry in found.entries:
             # What is known of it already is known still: above all, that it was delivered.
@@ -330,18 +368,19 @@ class Spool(Service):
             if not (kept.busy or kept.delivered):
                 self._lost(kept, "it is gone from the spool")
         for name, why in found.set_aside:
-            self._log.error("{name} is set aside in the spool: {why}", name=name, why=why)
+            self._log.error("{name} is set aside in the spool: {why}", name=one_line(name), why=why)
         for name, why in found.unreadable:
-            self._log.error("{name} can't be read in the spool: {why}", name=name, why=why)
+            self._log.error("{name} can't be read in the spool: {why}", name=one_line(name), why=why)
         self._log.info(
             "the spool holds {entries} captures, {size} bytes", entries=self.entries, size=self.size
         )
 
-    def _tell(self, error: SpoolError) -> None:
+    def _tell(self, error: SpoolError, what: str = "the spool can't be used") -> None:
         """Log a problem that every round may meet again: once, until the folder is opened."""
-        if str(error) != self._told:
-            self._told = str(error)
-            self._log.error("the spool can't be used: {problem}", problem=self._told)
+        problem = one_line(str(error))
+        if problem not in self._told:
+            self._told.add(problem)
+            self._log.error("{what}: {problem}", what=what, problem=problem)
 
     async def _run(self, function: Callable[..., Any], *args: Any) -> Any:
         try:
@@ -355,3 +394,17 @@ class Spool(Service):
 
 def _size_of(aside: Aside) -> int:
     return aside.size + ENTRY_BYTES
+
+
+@implementer(IHeldCapture)
+class _HeldCapture:
+    def __init__(self, spool: Spool, kept: Kept, artifact: Artifact) -> None:
+        self._spool = spool
+        self._kept = kept
+        self.artifact = artifact
+
+    def delivered(self) -> Deferred[None]:
+        return self._spool.delivered(self._kept)
+
+    def release(self, problem: str, asked_seconds: float | None = None) -> None:
+        self._spool.release(self._kept, problem, asked_seconds)

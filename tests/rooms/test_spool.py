@@ -42,7 +42,7 @@ class SpoolCase(unittest.SynchronousTestCase):
         globalLogPublisher.addObserver(self._line)
         self.addCleanup(globalLogPublisher.removeObserver, self._line)
         self.path = Path(self.mktemp()).absolute()
-        self.path.mkdir()
+        self.path.mkdir(0o700)
         self.clock = Clock()
         self.addCleanup(lambda: self.assertEqual(self.clock.getDelayedCalls(), []))
         self.before = len(os.listdir("/proc/self/fd"))
@@ -133,6 +133,18 @@ class SpoolCase(unittest.SynchronousTestCase):
     def errors(self) -> list[str]:
         """What was logged as an error."""
         return [line for level, line in self.lines if level >= LogLevel.error]
+
+
+def as_pipe(path: Path) -> None:
+    """Put a pipe in the place of a file."""
+    path.unlink()
+    os.mkfifo(path)
+
+
+def as_link(path: Path, target: Path) -> None:
+    """Move something away, and put a link to it in its place."""
+    path.rename(target)
+    path.symlink_to(target)
 
 
 def replace_id(artifact: Any, name: str) -> Any:
@@ -240,7 +252,7 @@ class FolderTests(SpoolCase):
             self.successResultOf(self.spool.tidy())
         self.assertEqual(len(self.errors()), 1)
         self.assertIn("the spool can't be used", self.errors()[0])
-        self.path.mkdir()
+        self.path.mkdir(0o700)
         self.put()
         self.assertEqual(self.spool.entries, 1)
 
@@ -249,10 +261,31 @@ class FolderTests(SpoolCase):
         self.put("a.pcap")
         self.path.rename(self.path.with_name(self.path.name + "-away"))
         self.assertIn("No such file or directory", self.refused("b.pcap"))
-        self.path.mkdir()
+        self.path.mkdir(0o700)
         self.put("c.pcap")
         self.assertEqual([capture for capture, _ in self.lost()], ["a"])
         self.assertEqual(self.spool.entries, 1)
+
+    def test_not_ours_alone(self) -> None:
+        """A folder that others may write to, or that is another user's, is told as an error, and not used."""
+        self.put()
+        before = self.names()
+        for mode in (0o720, 0o702, 0o1777):
+            self.stop()
+            self.path.chmod(mode)
+            self.start()
+            for _ in range(3):
+                self.successResultOf(self.spool.tidy())
+                self.assertIn(f"with the mode {mode:04o}", self.refused("b.pcap"))
+        self.assertEqual(len(self.errors()), 3)
+        self.assertIn("nobody else may write to it", self.errors()[0])
+        self.path.chmod(0o755)
+        self.patch(os, "geteuid", lambda: os.getuid() + 1)
+        self.assertIn(f"it belongs to {os.getuid()}", self.refused("b.pcap"))
+        self.patch(os, "geteuid", os.getuid)
+        self.assertEqual(self.names(), before)
+        self.put("c.pcap")
+        self.assertEqual(self.spool.entries, 2)
 
     def test_used_by_another(self) -> None:
         """Two processes never use one folder: what one writes now isn't half-written for the other."""
@@ -333,8 +366,18 @@ class RestartTests(SpoolCase):
             lambda entry: (entry / "capture.pcap").write_bytes(DATA[:-1]),
             lambda entry: (entry / "capture.pcap").write_bytes(DATA + b"x"),
             lambda entry: entry.rename(entry.with_name(entry.name.replace("-h-", "-x-"))),
+            lambda entry: (entry / "manifest.json").write_text('{"v": 1, "s3": {"bucket": "../../evil"}}'),
+            lambda entry: as_pipe(entry / "manifest.json"),
+            lambda entry: as_pipe(entry / "capture.pcap"),
+            lambda entry: as_link(entry / "manifest.json", away / "manifest"),
+            lambda entry: as_link(entry / "capture.pcap", away / "capture"),
+            lambda entry: as_link(entry, away / "entry"),
+            lambda entry: (entry.rename(away / "another"), entry.write_bytes(b"")),
         ]
-        names = ["whole", *"abcdefgh"]
+        away = Path(self.mktemp()).absolute()
+        away.mkdir()
+        names = ["whole", *"abcdefghijklmno"]
+        self.spool._max_bytes *= 2
         for name in names:
             self.put(f"{name}.pcap")
         self.stop()
@@ -351,6 +394,7 @@ class RestartTests(SpoolCase):
         self.assertEqual([kept.capture_id for kept in self.spool.due("one")], ["whole"])
         self.assertEqual(len(os.listdir(self.path / "broken")), len(harms) + 1)
         self.assertEqual(len(self.errors()), len(harms) + 1)
+        self.assertEqual(sorted(os.listdir(away)), ["another", "capture", "entry", "manifest"])
         self.assertEqual(self.names()[1:], ["broken", "lost+found"])
         self.restart()
         self.assertEqual(len(os.listdir(self.path / "broken")), len(harms) + 1)
@@ -378,6 +422,80 @@ class RestartTests(SpoolCase):
         for number in range(10):
             self.put(f"b{number}.pcap")
         self.assertEqual((os.listdir(self.path / "broken"), self.lost()), ([], []))
+
+    def test_anything_in_broken(self) -> None:
+        """Whatever is in C{broken/} counts, and goes when it must; what a link there names stays."""
+        away = Path(self.mktemp()).absolute()
+        away.mkdir()
+        (away / "dear").write_text("x" * 100_000)
+        (self.path / "broken").mkdir()
+        (self.path / "broken" / "notes").write_text("x" * 5000)
+        (self.path / "broken" / "away").symlink_to(away)
+        (self.path / ".new-0123456789abcdef").write_text("x" * 5000)
+        (self.path / f".new-{'ö' * 120}").write_text("")
+        (self.path / ".gone-1").symlink_to(away)
+        self.restart()
+        self.assertEqual(self.names(), ["broken"])
+        self.assertEqual(self.spool.size, 10_000 + len(str(away)) + 4 * ENTRY_BYTES)
+        for number in range(10):
+            self.put(f"{number}.pcap")
+        self.assertEqual((os.listdir(self.path / "broken"), self.lost()), ([], []))
+        self.assertEqual(os.listdir(away), ["dear"])
+        self.assertEqual(self.errors()[2:], [])
+
+    def test_broken_is_no_folder(self) -> None:
+        """What only bears the name of C{broken/} is set aside like anything else, and not followed."""
+        away = Path(self.mktemp()).absolute()
+        (away / "dear").mkdir(parents=True)
+        for make in (lambda path: path.symlink_to(away), lambda path: path.write_text("x")):
+            make(self.path / "broken")
+            self.age(self.path / "broken")
+            self.restart()
+            self.assertEqual(len(os.listdir(self.path / "broken")), 1)
+            self.clock.advance(2 * DAY)
+            self.successResultOf(self.spool.tidy())
+            self.assertEqual((os.listdir(self.path / "broken"), os.listdir(away)), ([], ["dear"]))
+            (self.path / "broken").rmdir()
+        (self.path / ".new-0").mkdir()
+        self.age(self.path / ".new-0")
+        self.restart()
+        (self.path / "broken").rename(away / "broken")
+        (self.path / "broken").symlink_to(away / "broken")
+        self.clock.advance(2 * DAY)
+        self.successResultOf(self.spool.tidy())
+        self.assertEqual(len(os.listdir(away / "broken")), 1)
+        self.assertIn("Not a directory", self.errors()[-1])
+
+    def age(self, path: Path) -> None:
+        """Have something be of just now."""
+        os.utime(path, (self.wall_clock(), self.wall_clock()), follow_symlinks=False)
+
+    def test_broken_one_stays(self) -> None:
+        """One that can't be removed is told, once, and stops no other, nor a new capture."""
+        for name in ("stuck", "gone", "other"):
+            (self.path / f".new-{name}").mkdir()
+            os.utime(self.path / f".new-{name}", (WALL, WALL))
+        self.restart()
+        [gone] = (self.path / "broken").glob("new-gone.*")
+        gone.rmdir()
+
+        def failing(function: Any, *args: Any) -> Deferred[Any]:
+            if function.__name__ == "remove_aside" and "stuck" in args[0]:
+                return fail(SpoolError("Operation not permitted"))
+            return run_now(function, *args)
+
+        self.run_in_thread = failing
+        before = len(self.errors())
+        self.clock.advance(DAY + 1)
+        for _ in range(3):
+            self.successResultOf(self.spool.tidy())
+        [stuck] = os.listdir(self.path / "broken")
+        self.assertTrue(stuck.startswith("new-stuck."))
+        self.assertEqual(len(self.errors()), before + 1)
+        for number in range(12):
+            self.put(f"{number}.pcap")
+        self.assertEqual(self.spool.entries, 9)
+        self.assertLessEqual(self.spool.size, self.max_bytes)
 
     def test_broken_ones_age(self) -> None:
         """After the longest age, they go as well."""
@@ -423,6 +541,48 @@ class BoundsTests(SpoolCase):
         for kept in self.spool.due("one"):
             kept.busy = True
         self.assertIn("being delivered now", self.refused("x.pcap"))
+
+    def test_busy_ones_in_the_way(self) -> None:
+        """Where taking all others away would not suffice, none is."""
+        for number in range(10):
+            self.put(f"{number}.pcap")
+        self.clock.advance(60)
+        for kept in self.spool.due("one")[:5]:
+            kept.busy = True
+        large = MemfdContent(bytes(5 * ENTRY_BYTES))
+        self.addCleanup(large.close)
+        putting = self.spool.put(make_artifact(large, name="x.pcap"), "one", "503")
+        self.assertIn("being delivered now", str(self.failureResultOf(putting, SpoolError).value))
+        self.assertEqual((self.lost(), self.spool.entries), ([], 10))
+
+    def test_not_written(self) -> None:
+        """What can't be written costs no older one its place."""
+        for number in range(10):
+            self.put(f"{number}.pcap")
+        full = self.patch(os, "write", lambda *args: (_ for _ in ()).throw(OSError(28, "No space left")))
+        for _ in range(3):
+            self.assertIn("No space left", self.refused("x.pcap"))
+        self.assertEqual((self.lost(), self.spool.entries), ([], 10))
+        full.restore()
+        self.put("x.pcap")
+        self.assertEqual([capture for capture, _ in self.lost()], ["0"])
+
+    def test_given_up_while_others_go(self) -> None:
+        """A capture that is given up when it is in the spool already is told to be there."""
+        for number in range(10):
+            self.put(f"{number}.pcap")
+
+        def hanging(function: Any, *args: Any) -> Deferred[Any]:
+            return Deferred() if function.__name__ == "remove" else run_now(function, *args)
+
+        self.run_in_thread = hanging
+        putting = self.spool.put(replace_id(make_artifact(self.content, name="x.pcap"), "x"), "one", "503")
+        putting.cancel()
+        self.successResultOf(putting)
+        self.run_in_thread = run_now
+        self.assertEqual(self.spool.entries, 11)
+        self.put("y.pcap")
+        self.assertEqual([capture for capture, _ in self.lost()], ["0", "1"])
 
     def test_age(self) -> None:
         """After the longest age a capture is lost, and told to be, after a restart as before."""
