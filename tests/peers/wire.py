@@ -108,6 +108,11 @@ class Wire:
         inside = ["netns", "exec", self.namespace]
         default = "/proc/sys/net/ipv6/conf/default/disable_ipv6"
         _ip(self._program, *inside, "sh", "-c", f"! test -e {default} || echo 1 >{default}")
+        self.make()
+
+    def make(self) -> None:
+        """Make both ends, where L{delete} took them away."""
+        self._close()
         _ip(
             self._program,
             *("link", "add", self.interface, "type", "veth"),
@@ -122,9 +127,7 @@ class Wire:
 
     def stop(self) -> None:
         """Take all of it away, whatever is left."""
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
+        self._close()
         if self._finalizer is not None:
             self._finalizer()
             self._finalizer = None
@@ -161,6 +164,11 @@ class Wire:
     def delete(self) -> None:
         """Delete the pair: both ends are gone, as when a device is pulled."""
         _ip(self._program, "link", "delete", self.interface)
+
+    def _close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
 
     def _wait_for_carrier(self) -> None:
         carrier = Path("/sys/class/net", self.interface, "carrier")

@@ -1,0 +1,148 @@
+"""Interfaces go down, come up, go away and come back: what was captured is kept, and captures go on."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.faults.test_links import possessions
+from tests.integration.test_all_sources import until
+from tests.peers.daemon import Daemon
+from tests.peers.frames import number_of, udp_frame
+from tests.peers.tcpdump import read_packets
+from tests.peers.wire import Wire
+
+# `any` has what else there is on this host.
+_FILTER = "udp port 9 and host 192.0.2.1"
+# What waits for a packet in vain, or for an interface to go.
+_LONG_SECONDS = 30
+
+
+class InterfaceTests(SynchronousTestCase):
+    """
+    The daemon in its own process, and a wire that comes and goes.
+
+    @cvar configuration: of the daemon, with a place for the interface's name.
+    @cvar waiting: how many handles wait.
+    """
+
+    configuration = ""
+    waiting = 0
+
+    def setUp(self) -> None:
+        """A wire, and a daemon that has captured on it: all its threads have begun."""
+        self.wire = Wire()
+        self.addCleanup(self.wire.stop)
+        self.wire.start()
+        self.daemon = Daemon(self.configuration.format(self.wire.interface))
+        self.addCleanup(self.daemon.stop)
+        self.daemon.start()
+        # That of HTTP, and the handles.
+        sockets = 1 + self.waiting
+        until(lambda: possessions(self.daemon)["socket"] == sockets or None, "handles that wait", 10)
+        self.before = possessions(self.daemon)
+        self.assert_captures()
+        until(self.is_at_rest, "the first capture to be over")
+        self.before = possessions(self.daemon)
+        self.addCleanup(self.assert_as_before)
+
+    def is_at_rest(self) -> bool | None:
+        """Whether the daemon has the descriptors that it had before, by their kinds."""
+        now = possessions(self.daemon)
+        return now == {**self.before, "thread": now["thread"]} or None
+
+    def assert_as_before(self) -> None:
+        """In the end it has those descriptors, and hardly more threads."""
+        until(self.is_at_rest, f"the descriptors to be {self.before}, not {possessions(self.daemon)}", 10)
+        # Two handles, closed at the same time, have a thread each, which is kept for the next ones.
+        self.assertLessEqual(possessions(self.daemon)["thread"], self.before["thread"] + 2)
+        self.assertNotIn("Traceback", self.daemon.log)
+
+    def begin(self, packets: int, *, interface: str | None = None, timeout: int = _LONG_SECONDS) -> str:
+        """A capture that goes on, and has so many packets."""
+        capture = self.daemon.capture(
+            interface=[interface or self.wire.interface], bpf=_FILTER, timeout=timeout
+        )
+        self.wire.send([udp_frame(number) for number in range(packets)])
+        return capture
+
+    def assert_ended(self, capture: str, reason: str, numbers: list[int]) -> None:
+        """A capture ends so, with these packets, and is delivered."""
+        state = self.daemon.done(capture)
+        self.assertEqual((state["reason"], state["packets"]), (reason, len(numbers)), state)
+        found = [number_of(packet.data[-128:]) for packet in read_packets(self.daemon.file_of(capture))]
+        self.assertEqual(found, numbers)
+
+    def assert_captures(self) -> None:
+        """A capture on the interface has what is sent."""
+        capture = self.daemon.capture(interface=[self.wire.interface], bpf=_FILTER, packets=3)
+        self.wire.send([udp_frame(number) for number in range(3)])
+        self.assert_ended(capture, "packets", [0, 1, 2])
+
+    def assert_refused(self, rule: str) -> None:
+        """A request for the interface is answered so."""
+        body: dict[str, Any] = {"node": "any", "interface": [self.wire.interface]}
+        status, answer = self.daemon.request("POST", "/captures", json.dumps(body).encode())
+        self.assertEqual((status, [one["rule"] for one in answer["problems"]]), (400, [rule]))
+
+    def test_down(self) -> None:
+        """Down within a capture and between two: what there is is kept, and on it goes when it is up."""
+        capture = self.begin(4)
+        self.wire.down()
+        self.assert_ended(capture, "device_lost", [0, 1, 2, 3])
+        self.assert_refused("the interface is down")
+        self.wire.up()
+        self.assert_captures()
+        self.wire.down()
+        self.wire.up()
+        self.assert_captures()
+
+    def test_deleted(self) -> None:
+        """Gone within a capture, for a while."""
+        capture = self.begin(5)
+        self.wire.delete()
+        self.assert_ended(capture, "device_lost", [0, 1, 2, 3, 4])
+        self.assert_refused("no such interface")
+        self.wire.make()
+        self.assert_captures()
+
+    def test_replaced(self) -> None:
+        """Another one of the same name, within a capture and between two: the next is on the new one."""
+        capture = self.begin(5)
+        self.replace()
+        self.assert_ended(capture, "device_lost", [0, 1, 2, 3, 4])
+        self.assert_captures()
+        self.replace()
+        self.assert_captures()
+
+    def test_any(self) -> None:
+        """A capture on all interfaces goes on, whichever of them come and go, and has the packets of all."""
+        capture = self.begin(2, interface="any", timeout=2)
+        self.wire.down()
+        self.wire.up()
+        self.wire.send([udp_frame(2)])
+        self.replace()
+        self.wire.send([udp_frame(3)])
+        self.assert_ended(capture, "idle", [0, 1, 2, 3])
+        self.assert_captures()
+
+    def replace(self) -> None:
+        """Delete the interface, and make another one of its name."""
+        self.wire.delete()
+        self.wire.make()
+
+
+class WaitingTests(InterfaceTests):
+    """The same where a handle waits on the interface."""
+
+    configuration = '[capture]\nstandby = ["{}"]\n'
+    waiting = 1
+
+
+class WaitingOnAnyTests(InterfaceTests):
+    """The same where handles wait on the interface, on all of them, and on one that there isn't."""
+
+    configuration = '[capture]\nstandby = ["{}", "any", "nosuch0"]\n'
+    waiting = 2
