@@ -246,6 +246,7 @@ def _destinations(
         destinations.append(
             S3(
                 threads_of_its_own(most),
+                # What hangs at an endpoint that a request names takes none of the others.
                 threads_of_its_own(most),
                 access_id=s3.access_id,
                 access_key=_revealed(s3.access_key),

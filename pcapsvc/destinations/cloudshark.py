@@ -47,6 +47,8 @@ from pcapsvc.core.text import one_line, without_secrets
 from pcapsvc.interfaces import IDestination
 
 _MOST_ANSWER_BYTES = 64 * 1024
+# With its headers, of which the HTTP client takes any number.
+_MOST_RECEIVED_BYTES = 256 * 1024
 _LONGEST_ID = 256
 
 _PEM_CERTIFICATE = re.compile(
@@ -302,7 +304,8 @@ class _Connection:
             protocol.setTcpKeepAlive(True)
             return protocol.wrappedProtocol
 
-        return self._endpoint.connect(_Watching(protocolFactory, self._lost)).addCallback(connected)
+        watching = _Watching(protocolFactory, self._lost, self._too_much)
+        return self._endpoint.connect(watching).addCallback(connected)
 
     def answer(self, request: Deferred[IResponse]) -> Deferred[IResponse]:
         """
@@ -337,6 +340,11 @@ class _Connection:
         if self._open is not None:
             self._open.abortConnection()
 
+    def _too_much(self) -> None:
+        if self._answered is not None and not self._answered.called:
+            self._answered.errback(ConnectionError(f"an answer of more than {_MOST_RECEIVED_BYTES} bytes"))
+        self.abort()
+
     def _lost(self, reason: Failure) -> None:
         self._open = None
         if self._answered is not None and not self._answered.called:
@@ -344,9 +352,20 @@ class _Connection:
 
 
 class _Watched(ProtocolWrapper):
-    """A connection whose loss is told, after whoever uses it has heard of it."""
+    """
+    A connection whose loss is told, after whoever uses it has heard of it; and that
+    something arrives that is too long, of which no more is passed on.
+    """
 
     factory: _Watching
+    _received_bytes = 0
+
+    def dataReceived(self, data: bytes) -> None:
+        self._received_bytes += len(data)
+        if self._received_bytes <= _MOST_RECEIVED_BYTES:
+            super().dataReceived(data)  # type: ignore[no-untyped-call]
+        else:
+            self.factory.too_much()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         try:
@@ -359,10 +378,11 @@ class _Watching(WrappingFactory[_Watched]):
     protocol = _Watched
     noisy = False
 
-    def __init__(self, wrapped: Any, lost: Callable[[Failure], None]) -> None:
+    def __init__(self, wrapped: Any, lost: Callable[[Failure], None], too_much: Callable[[], None]) -> None:
         wrapped.noisy = False
         super().__init__(wrapped)  # type: ignore[no-untyped-call]
         self.lost = lost
+        self.too_much = too_much
 
 
 @implementer(IBodyProducer)

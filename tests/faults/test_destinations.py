@@ -320,6 +320,7 @@ class S3Tests(FaultCase):
     def make(self, run_in_thread: RunInThread) -> IDestination:
         return S3(
             run_in_thread,
+            run_in_thread,
             endpoint=self.endpoint,
             bucket=self.server.bucket,
             region=self.server.region,

@@ -175,7 +175,7 @@ class S3Tests(DestinationCase):
             "bucket": self.server.bucket,
             "region": self.server.region,
         }
-        return S3(self.threads.run, **{**values, **changes})
+        return S3(self.threads.run, self.threads.run, **{**values, **changes})
 
     async def test_put(self) -> None:
         """A capture arrives byte for byte, with its tags, and private."""

@@ -225,6 +225,35 @@ class CloudSharkTests(CloudSharkCase):
         self.server.answer = answer
         self.assertIn("with no id of a capture", str(await self.refused()))
 
+    async def test_endless_headers(self) -> None:
+        """Nor of its headers, and of what comes before it."""
+        for start, more in (
+            (b"HTTP/1.1 200 OK\r\n", b"X: " + b"y" * 1000 + b"\r\n"),
+            (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+        ):
+
+            class Chatterbox(Protocol):
+                written = 0
+
+                def dataReceived(self, data: bytes) -> None:
+                    if not self.written:
+                        self.transport.write(start)  # type: ignore[union-attr]  # noqa: B023
+                        self.transport.registerProducer(self, False)  # type: ignore[union-attr]
+
+                def resumeProducing(self) -> None:
+                    block = more * 100  # noqa: B023
+                    self.written += len(block)
+                    self.transport.write(block)  # type: ignore[union-attr]
+
+                def stopProducing(self) -> None:
+                    pass
+
+            error = await self.refused(port=self.listen(Chatterbox))
+            self.assertTrue(error.retryable)
+            self.assertIn("an answer of more than 262144 bytes", str(error))
+            [connection] = self.connections
+            self.assertLess(connection.written, 50_000_000)  # type: ignore[attr-defined]
+
     async def test_timeout_of_the_answer(self) -> None:
         """An answer that does not come is a time-out."""
         self.server.answer = lambda request: NOT_DONE_YET

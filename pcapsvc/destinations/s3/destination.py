@@ -1,11 +1,11 @@
-"""Captures to Amazon S3, and to what speaks as it does."""
+"""Objects to S3: which, where to, and what went wrong."""
 
 from __future__ import annotations
 
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -22,8 +22,8 @@ from pcapsvc.interfaces import IDestination, RunInThread
 
 _CONNECT_SECONDS = 10
 _READ_SECONDS = 60
-# One more than the first, for a connection that was kept and has died meanwhile.
-_ATTEMPTS = 2
+# The next is the delivery's, when the service wants it, on a connection of its own.
+_ATTEMPTS = 1
 # Each costs a few megabytes.
 _MOST_CLIENTS = 8
 
@@ -64,9 +64,14 @@ _PASSING_CODES = frozenset(
 
 @dataclass(frozen=True, kw_only=True)
 class _Target:
-    """Where an object goes, and how."""
+    """
+    Where an object goes, and how.
+
+    @ivar is_configured: whether the endpoint is the one that is configured.
+    """
 
     endpoint: str | None
+    is_configured: bool
     region: str | None
     bucket: str
     key: str
@@ -90,6 +95,12 @@ class S3:
     and 5xx; not any other answer, missing credentials, nor a certificate that can't be
     verified.
 
+    Each attempt has a connection of its own, which ends with it; on cancel, at once, and
+    the thread with it, save where it waits for the name of a host.
+
+    @param run_in_thread: for what goes to the endpoint that is configured.
+    @param run_elsewhere: for what goes to those that requests name: who names one
+        that hangs takes no threads of the others.
     @param access_id: with C{access_key}, the credentials. Without, they are looked for
         where Amazon's tools do: the environment, a profile, a role.
     @param access_key: the secret; it is in no error and no log.
@@ -103,6 +114,7 @@ class S3:
     def __init__(
         self,
         run_in_thread: RunInThread,
+        run_elsewhere: RunInThread,
         *,
         access_id: str | None = None,
         access_key: str | None = None,
@@ -113,9 +125,10 @@ class S3:
         acl: str = "private",
         encryption: bool = False,
     ) -> None:
-        self._run_in_thread = run_in_thread
         self._secrets = () if access_key is None else ((access_key, "[access key]"),)
-        self._clients = _Clients(access_id, access_key)
+        # Apart, so that no request ends what is kept for the others.
+        self._own = (run_in_thread, _Clients(access_id, access_key))
+        self._elsewhere = (run_elsewhere, _Clients(access_id, access_key))
         self._defaults: Mapping[str, Any] = {
             "endpoint": endpoint,
             "bucket": bucket,
@@ -132,14 +145,15 @@ class S3:
     async def _store(self, artifact: Artifact) -> Receipt:
         target = self._target(artifact)
         location = f"s3://{target.bucket}/{target.key}"
+        run_in_thread, clients = self._own if target.is_configured else self._elsewhere
         try:
             # Here, not in the thread: by the time that it runs, the content may have been let go of.
             body = _Body(artifact.content.open(), artifact.content.size)
             try:
-                await self._run_in_thread(self._clients.put, target, body, artifact.tags)
+                await run_in_thread(clients.put, target, body, artifact.tags)
             except CancelledError:
                 # The thread notices, and closes it.
-                body.cancelled = True
+                body.cancel()
                 raise
             except BaseException:
                 body.close()
@@ -168,8 +182,10 @@ class S3:
         except EndpointError as error:
             raise DestinationError(f"the endpoint {error}", retryable=False) from error
         folder = (asked["folder"] or "").strip("/")
+        configured = self._defaults["endpoint"]
         return _Target(
             endpoint=endpoint,
+            is_configured=endpoint == (endpoint_url(configured) if configured else None),
             region=asked["region"] or None,
             bucket=asked["bucket"],
             key=f"{folder}/{artifact.name}" if folder else artifact.name,
@@ -179,24 +195,43 @@ class S3:
 
 
 class _Body:
-    """
-    What boto3 reads an object from: a file that stops being read when nobody waits
-    for it any more.
-
-    @ivar cancelled: set from the reactor's thread.
-    """
+    """What boto3 reads an object from: a file, until nobody waits for the attempt any more."""
 
     def __init__(self, file: BinaryIO, size: int) -> None:
         self._file = file
         self.size = size
-        self.cancelled = False
+        self._lock = threading.Lock()
+        self._is_cancelled = False
+        self._cut: Callable[[], None] | None = None
+
+    def cancel(self) -> None:
+        """End the attempt, from the reactor's thread."""
+        with self._lock:
+            self._is_cancelled = True
+            if self._cut is not None:
+                self._cut()
+
+    def begin(self, cut: Callable[[], None]) -> None:
+        """
+        Say how to end the attempt, once it begins.
+
+        @raise CancelledError: it was ended before.
+        """
+        with self._lock:
+            self._cut = cut
+        self.check()
+
+    def check(self) -> None:
+        """Raise L{CancelledError} where the attempt was ended."""
+        if self._is_cancelled:
+            raise CancelledError()
 
     def read(self, size: int = -1) -> bytes:
-        self._check()
+        self.check()
         return self._file.read(size)
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        self._check()
+        self.check()
         return self._file.seek(offset, whence)
 
     def tell(self) -> int:
@@ -204,10 +239,6 @@ class _Body:
 
     def close(self) -> None:
         self._file.close()
-
-    def _check(self) -> None:
-        if self.cancelled:
-            raise CancelledError()
 
 
 class _Clients:
@@ -231,12 +262,24 @@ class _Clients:
 
         @raise DestinationError: with the client's words.
         """
+        problem = None
         try:
-            self._put(target, body, tags)
+            # Before boto3 is imported, where there is nothing to do any more.
+            body.check()
+            from pcapsvc.destinations.s3.exchange import Exchange
+
+            exchange = Exchange()
+            body.begin(exchange.cut)
+            with exchange.here():
+                try:
+                    self._put(target, body, tags)
+                finally:
+                    problem = exchange.problem
         except CancelledError:
             raise
         except Exception as error:  # noqa: BLE001 - a client that is not ours, with errors of many libraries
-            words, retryable = _told(error)
+            body.check()
+            words, retryable = (problem, True) if problem else _told(error)
             raise DestinationError(
                 words, retryable=retryable, retry_after_seconds=_asked_seconds(error)
             ) from None
@@ -274,6 +317,8 @@ class _Clients:
         import boto3.session
         from botocore.config import Config
 
+        from pcapsvc.destinations.s3.exchange import make_ending
+
         if self._session is None:
             self._session = boto3.session.Session(
                 aws_access_key_id=self._access_id, aws_secret_access_key=self._access_key
@@ -281,7 +326,7 @@ class _Clients:
         if region is None and self._session.region_name is None:
             # A signature needs one. This is what stores that have none of their own expect.
             region = "us-east-1"
-        return self._session.client(
+        client = self._session.client(
             "s3",
             endpoint_url=endpoint,
             region_name=region,
@@ -296,6 +341,8 @@ class _Clients:
                 retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
             ),
         )
+        make_ending(client)
+        return client
 
 
 def metadata_value(tags: str) -> str:
