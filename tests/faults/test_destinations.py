@@ -130,7 +130,7 @@ class LocalDirectoryTests(FaultCase):
         """Where the spool's disk is full as well, the capture is lost, and told to be."""
         require_root("to mount a small file system")
         (self.path / "spool").mkdir()
-        mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(self.path / "spool")]
+        mount = ["mount", "-t", "tmpfs", "-o", "size=400k,mode=700", "tmpfs", str(self.path / "spool")]
         require(subprocess.run(mount, check=False).returncode == 0, "a tmpfs can't be mounted")
         self.addCleanup(subprocess.run, ["umount", str(self.path / "spool")], check=True)
         self.folder.rmdir()
