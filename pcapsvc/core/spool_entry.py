@@ -25,6 +25,7 @@ LONGEST_MANIFEST_BYTES = 64 * 1024
 # More than a request and the configuration can come to, in characters.
 _LONGEST_TAGS = 8192
 _LONGEST_PROBLEM = 1000
+_Tags = Annotated[str, one_line(_LONGEST_TAGS)]
 
 # 2020, in seconds since the Unix epoch: a clock that tells an earlier time has not been set yet.
 _EARLIEST = 1_577_836_800.0
@@ -55,7 +56,7 @@ class SpoolEntry(msgspec.Struct, frozen=True, kw_only=True):
     capture: _Word
     destination: _Word
     name: _FileName
-    tags: Annotated[str, one_line(_LONGEST_TAGS)]
+    tags: str
     s3: dict[str, str | bool]
     size: Annotated[int, Meta(ge=1)]
     sha256: Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
@@ -140,7 +141,17 @@ def decode_entry(manifest: bytes) -> SpoolEntry:
     problem = next(_problems_of_s3(entry.s3), None)
     if problem is not None:
         raise SpoolError(f"is no manifest of ours: it says of S3: {problem}")
-    return msgspec.structs.replace(entry, problem=made_one_line(entry.problem, most=_LONGEST_PROBLEM))
+    return msgspec.structs.replace(
+        entry, tags=_as_line(entry.tags), problem=made_one_line(entry.problem, most=_LONGEST_PROBLEM)
+    )
+
+
+def _as_line(tags: str) -> str:
+    """Tags as they are; what a header or the log might take amiss is replaced."""
+    try:
+        return msgspec.convert(tags, _Tags)
+    except msgspec.ValidationError:
+        return made_one_line(tags, most=_LONGEST_TAGS)
 
 
 def _problems_of_s3(given: Mapping[str, Any]) -> Iterator[Problem]:
