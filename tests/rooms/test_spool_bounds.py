@@ -1,0 +1,161 @@
+"""The spool's bounds: no more than so much, and no longer than so long."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from twisted.internet.defer import Deferred
+
+from pcapsvc.core.errors import SpoolError
+from pcapsvc.delivery.spool import ENTRY_BYTES
+from pcapsvc.testing import run_now
+from tests.rooms.contents import MemfdContent, make_artifact
+from tests.rooms.test_spool import DAY, WALL, SpoolCase, replace_id
+
+
+class BoundsTests(SpoolCase):
+    """No more than so much, and no longer than so long."""
+
+    def test_size(self) -> None:
+        """Over the size, the oldest go, and each is told; what is being delivered stays."""
+        for number in range(10):
+            self.put(f"{number}.pcap")
+        self.assertEqual(self.lost(), [])
+        self.clock.advance(60)
+        self.spool.due("one")[0].busy = True
+        self.put("x.pcap")
+        self.put("y.pcap")
+        self.assertEqual([capture for capture, _ in self.lost()], ["1", "2"])
+        self.assertIn("the spool is full", self.lost()[0][1])
+        self.assertIn("the last problem was: 503", self.lost()[0][1])
+        self.assertLessEqual(self.spool.size, self.max_bytes)
+        self.assertEqual(len(self.names()), 10)
+
+    def test_too_large(self) -> None:
+        """What is larger than all of it pushes nothing out."""
+        self.put()
+        self.spool._max_bytes = ENTRY_BYTES
+        self.assertIn("the spool may have", self.refused("b.pcap"))
+        self.assertEqual(self.spool.entries, 1)
+
+    def test_all_busy(self) -> None:
+        """Where everything is being delivered, a new capture has no place."""
+        for number in range(10):
+            self.put(f"{number}.pcap")
+        self.clock.advance(60)
+        for kept in self.spool.due("one"):
+            kept.busy = True
+        self.assertIn("being delivered now", self.refused("x.pcap"))
+
+    def test_busy_ones_in_the_way(self) -> None:
+        """Where taking all others away would not suffice, none is."""
+        for number in range(10):
+            self.put(f"{number}.pcap")
+        self.clock.advance(60)
+        for kept in self.spool.due("one")[:5]:
+            kept.busy = True
+        large = MemfdContent(bytes(5 * ENTRY_BYTES))
+        self.addCleanup(large.close)
+        putting = self.spool.put(make_artifact(large, name="x.pcap"), "one", "503")
+        self.assertIn("being delivered now", str(self.failureResultOf(putting, SpoolError).value))
+        self.assertEqual((self.lost(), self.spool.entries), ([], 10))
+
+    def test_not_written(self) -> None:
+        """What can't be written costs no older one its place."""
+        for number in range(10):
+            self.put(f"{number}.pcap")
+        full = self.patch(os, "write", lambda *args: (_ for _ in ()).throw(OSError(28, "No space left")))
+        for _ in range(3):
+            self.assertIn("No space left", self.refused("x.pcap"))
+        self.assertEqual((self.lost(), self.spool.entries), ([], 10))
+        full.restore()
+        self.put("x.pcap")
+        self.assertEqual([capture for capture, _ in self.lost()], ["0"])
+
+    def test_given_up_while_others_go(self) -> None:
+        """A capture that is given up when it is in the spool already is told to be there."""
+        for number in range(10):
+            self.put(f"{number}.pcap")
+
+        def hanging(function: Any, *args: Any) -> Deferred[Any]:
+            return Deferred() if function.__name__ == "remove" else run_now(function, *args)
+
+        self.run_in_thread = hanging
+        putting = self.spool.put(replace_id(make_artifact(self.content, name="x.pcap"), "x"), "one", "503")
+        putting.cancel()
+        self.successResultOf(putting)
+        self.run_in_thread = run_now
+        self.assertEqual(self.spool.entries, 11)
+        self.put("y.pcap")
+        self.assertEqual([capture for capture, _ in self.lost()], ["0", "1"])
+
+    def test_age(self) -> None:
+        """After the longest age a capture is lost, and told to be, after a restart as before."""
+        self.put("a.pcap")
+        self.clock.advance(DAY - 10)
+        self.put("b.pcap")
+        self.successResultOf(self.spool.tidy())
+        self.assertEqual(self.lost(), [])
+        self.clock.advance(20)
+        self.restart()
+        [(capture, why)] = self.lost()
+        self.assertEqual(capture, "a")
+        self.assertIn("could not be delivered within 86400 s; the last problem was: 503", why)
+        self.assertEqual(len(self.names()), 1)
+
+    def test_clock_set(self) -> None:
+        """A wall clock that jumps makes nothing older, before a restart or by it."""
+        self.wall = 0.0
+        self.put("a.pcap")
+        self.wall = WALL
+        self.put("b.pcap")
+        self.successResultOf(self.spool.tidy())
+        self.restart()
+        self.assertEqual((self.lost(), self.spool.entries), ([], 2))
+        self.wall = 0.0
+        self.restart()
+        self.wall = WALL
+        self.successResultOf(self.spool.tidy())
+        self.assertEqual((self.lost(), self.spool.entries), ([], 2))
+        self.clock.advance(DAY + 1)
+        self.successResultOf(self.spool.tidy())
+        self.assertEqual([capture for capture, _ in self.lost()], ["a", "b"])
+
+    def test_too_old_to_remove(self) -> None:
+        """Where one that is too old can't be removed, that is told, and tried again."""
+        self.put()
+        self.clock.advance(DAY + 1)
+
+        def failing(old: str, new: str) -> None:
+            raise OSError(30, "Read-only file system")
+
+        failures = self.patch(os, "rename", failing)
+        for _ in range(2):
+            self.successResultOf(self.spool.tidy())
+        self.assertEqual((len(self.errors()), self.spool.entries), (1, 1))
+        failures.restore()
+        self.successResultOf(self.spool.tidy())
+        self.assertEqual([capture for capture, _ in self.lost()], ["a"])
+
+    def test_broken_ones_go(self) -> None:
+        """What is broken is kept as long as anything else, and gives way first."""
+        self.put("a.pcap")
+        self.stop()
+        (self.entry() / "manifest.json").unlink()
+        os.utime(self.entry(), (WALL, WALL))
+        self.start()
+        self.successResultOf(self.spool.tidy())
+        for number in range(10):
+            self.put(f"b{number}.pcap")
+        self.assertEqual((os.listdir(self.path / "broken"), self.lost()), ([], []))
+
+    def test_broken_ones_age(self) -> None:
+        """After the longest age, they go as well."""
+        (self.path / ".new-0123456789abcdef").mkdir()
+        os.utime(self.path / ".new-0123456789abcdef", (WALL, WALL))
+        self.restart()
+        self.assertEqual(len(os.listdir(self.path / "broken")), 1)
+        self.clock.advance(DAY + 1)
+        self.successResultOf(self.spool.tidy())
+        self.assertEqual(os.listdir(self.path / "broken"), [])
