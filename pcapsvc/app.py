@@ -210,6 +210,7 @@ def _deliveries(
         ),
         reporter=reporter,
         spool=spools[0] if spools else None,
+        spool_first=chosen.spool_first,
         wall_clock=wall_clock,
     )
     return delivery, redeliveries, spools

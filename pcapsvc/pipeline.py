@@ -26,6 +26,7 @@ from pcapsvc.core.errors import (
 from pcapsvc.core.node import NodeMatcher
 from pcapsvc.core.plan import CapturePlan, NodeView, plan_captures
 from pcapsvc.core.rate import RequestRate
+from pcapsvc.core.recording import Recording
 from pcapsvc.core.request import asks_to_be_logged, parse_request, read_address
 from pcapsvc.core.result import (
     Accepted,
@@ -246,13 +247,18 @@ class Pipeline(Service):
                 self._admission.ended(capture_id, recorded.content.size)
                 self._reporter.report(CaptureStopped(capture_id=capture_id, recording=recorded))
                 if recorded.packets:
-                    await self._delivery.deliver(make_artifact(recorded))
+                    await self._delivery.deliver(make_artifact(recorded), lambda: self._let_go(recorded))
             finally:
                 recorded.content.close()
         finally:
             self._running.discard(capture)
             self._admission.done(capture_id)
             self._reporter.report(CaptureDone(capture_id=capture_id))
+
+    def _let_go(self, recorded: Recording) -> None:
+        """The capture is on the disk: its memory is for others."""
+        recorded.content.close()
+        self._admission.done(recorded.capture_id)
 
 
 def _discard(captures: Sequence[ICapture]) -> None:

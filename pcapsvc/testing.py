@@ -6,12 +6,13 @@ Each passes the same tests as the real thing: see C{tests/contracts}.
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO
 
 from twisted.internet import defer
@@ -23,6 +24,7 @@ from pcapsvc.core.recording import PacketCounts
 from pcapsvc.core.result import Accepted, Event, Receipt, Verdict
 from pcapsvc.interfaces import (
     IDestination,
+    IHeldCapture,
     IPacketDumper,
     IPacketHandle,
     IPacketSystem,
@@ -307,6 +309,7 @@ class MemorySpool:
     @ivar files: the bytes of each capture, by its name and its destination's.
     @ivar problems: why each was spooled, likewise.
     @ivar asked_seconds: how long each destination asked to be left alone, likewise.
+    @ivar held: those that somebody else is about to deliver.
     @ivar answer: makes the Deferred of each; the default keeps it at once.
     """
 
@@ -314,19 +317,61 @@ class MemorySpool:
         self.files: dict[tuple[str, str], bytes] = {}
         self.problems: dict[tuple[str, str], str] = {}
         self.asked_seconds: dict[tuple[str, str], float | None] = {}
+        self.held: set[tuple[str, str]] = set()
         self.answer: Callable[[], defer.Deferred[Any]] = lambda: defer.succeed(None)
 
     def put(
         self, artifact: Artifact, destination: str, problem: str, asked_seconds: float | None = None
     ) -> defer.Deferred[None]:
         """Keep a capture: see L{ISpool.put}."""
-        with artifact.content.open() as file:
-            content = file.read()
 
         def keep(_: object) -> None:
             key = (artifact.name, destination)
-            self.files[key] = content
+            with artifact.content.open() as file:
+                self.files[key] = file.read()
             self.problems[key] = problem
             self.asked_seconds[key] = asked_seconds
 
         return self.answer().addCallback(keep)
+
+    def hold(self, artifact: Artifact, destination: str, problem: str) -> defer.Deferred[IHeldCapture]:
+        """Keep a capture, and don't deliver it: see L{ISpool.hold}."""
+
+        def holding(_: None) -> IHeldCapture:
+            key = (artifact.name, destination)
+            self.held.add(key)
+            return _MemoryHeldCapture(self, key, replace(artifact, content=_Bytes(self.files[key])))
+
+        return self.put(artifact, destination, problem).addCallback(holding)
+
+
+class _Bytes:
+    """The content of a capture that a spool holds."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self.size = len(data)
+
+    def open(self) -> BinaryIO:
+        return io.BytesIO(self._data)
+
+    def close(self) -> None:
+        """Nothing is to be closed."""
+
+
+@implementer(IHeldCapture)
+class _MemoryHeldCapture:
+    def __init__(self, spool: MemorySpool, key: tuple[str, str], artifact: Artifact) -> None:
+        self._spool = spool
+        self._key = key
+        self.artifact = artifact
+
+    def delivered(self) -> defer.Deferred[None]:
+        self._spool.held.discard(self._key)
+        del self._spool.files[self._key]
+        return defer.succeed(None)
+
+    def release(self, problem: str, asked_seconds: float | None = None) -> None:
+        self._spool.held.discard(self._key)
+        self._spool.problems[self._key] = problem
+        self._spool.asked_seconds[self._key] = asked_seconds

@@ -19,20 +19,24 @@ from pcapsvc.core.errors import FAULT, DestinationError, SpoolError
 from pcapsvc.core.result import CaptureDelivered, DeliveryFailed, DeliveryPostponed
 from pcapsvc.core.retry import RetryPolicy
 from pcapsvc.delivery.lane import Lane
-from pcapsvc.interfaces import IDelivery, IHurriable, IReporter, ISpool
+from pcapsvc.interfaces import IDelivery, IHeldCapture, IHurriable, IReporter, ISpool
 
 _T = TypeVar("_T")
+
+_NOT_TRIED = "the process ended before it was delivered"
 
 
 @implementer(IDelivery, IHurriable)
 class Delivery(Service):
     """
     Delivers each capture to all destinations, each on its own: attempts with pauses in
-    between, as long as they may help; then the spool, where there is one.
+    between, as long as they may help; then the spool, where there is one. With C{spool_first}
+    a capture is on the disk before the first attempt, and no longer in memory.
 
     @param policy: how many attempts, and the pauses between them.
     @param reporter: hears what becomes of each delivery.
     @param spool: keeps what could not be delivered; L{None} where that is lost.
+    @param spool_first: whether it keeps each capture before it is tried, too.
     @param wall_clock: the time in seconds since the Unix epoch.
     @param chance: a number from 0 to 1, another one each time, for the jitter.
     """
@@ -48,6 +52,7 @@ class Delivery(Service):
         policy: RetryPolicy,
         reporter: IReporter,
         spool: ISpool | None = None,
+        spool_first: bool = False,
         wall_clock: Callable[[], float] = time.time,
         chance: Callable[[], float] = random.random,
     ) -> None:
@@ -56,6 +61,7 @@ class Delivery(Service):
         self._policy = policy
         self._reporter = reporter
         self._spool = spool
+        self._spool_first = spool_first
         self._wall_clock = wall_clock
         self._chance = chance
         self._deliveries: set[Deferred[None]] = set()
@@ -92,42 +98,81 @@ class Delivery(Service):
         for waiting in reversed(list(self._waits)):
             waiting.cancel()
 
-    def deliver(self, artifact: Artifact) -> Deferred[None]:
+    def deliver(self, artifact: Artifact, let_go: Callable[[], object]) -> Deferred[None]:
         """See L{IDelivery.deliver}."""
-        delivery = Deferred.fromCoroutine(self._deliver(artifact))
+        delivery = Deferred.fromCoroutine(self._deliver(artifact, let_go))
         if not delivery.called:
             self._deliveries.add(delivery)
             delivery.addBoth(lambda _: self._deliveries.discard(delivery))
         return delivery
 
-    async def _deliver(self, artifact: Artifact) -> None:
+    async def _deliver(self, artifact: Artifact, let_go: Callable[[], object]) -> None:
+        in_memory = {lane.name for lane in self._lanes}
+
+        def on_disk(lane: Lane) -> None:
+            in_memory.discard(lane.name)
+            if not in_memory:
+                let_go()
+
         await DeferredList(
-            [Deferred.fromCoroutine(self._deliver_to(lane, artifact)) for lane in self._lanes],
-            consumeErrors=True,
+            [Deferred.fromCoroutine(self._deliver_to(lane, artifact, on_disk)) for lane in self._lanes]
         )
 
-    async def _deliver_to(self, lane: Lane, artifact: Artifact) -> None:
+    async def _hold(self, lane: Lane, artifact: Artifact) -> IHeldCapture | None:
+        """The capture, kept in the spool; L{None} where it isn't to be, or can't be, which is told."""
+        if self._spool is None or not self._spool_first:
+            return None
+        try:
+            return await self._spool.hold(artifact, lane.name, _NOT_TRIED)
+        except SpoolError as error:
+            self._log.warn(
+                "{capture_id}: in memory alone until {destination} has it, and not in the spool: {problem}",
+                capture_id=artifact.capture_id,
+                destination=lane.name,
+                problem=str(error),
+            )
+            return None
+
+    async def _deliver_to(self, lane: Lane, artifact: Artifact, on_disk: Callable[[Lane], None]) -> None:
+        held: IHeldCapture | None = None
         problem = ""
         try:
-            error = await self._try(lane, artifact)
+            held = await self._hold(lane, artifact)
+            if held is not None:
+                artifact = held.artifact
+                on_disk(lane)
+            error = await self._try(lane, artifact, held)
             if error is None:
                 return
             problem = f"{error}; "
-            failed = await self._keep(lane, artifact, error)
+            failed = await self._keep(lane, artifact, error, held)
         except CancelledError:
-            failed = DeliveryFailed(
-                capture_id=artifact.capture_id, destination=lane.name, problem=f"{problem}given up"
-            )
+            failed = self._lost(lane, artifact, f"{problem}given up", held)
         except Exception:  # noqa: BLE001 - one delivery fails, and no other
             self._log.failure(
                 "{capture_id}: the delivery to {destination} met a fault",
                 capture_id=artifact.capture_id,
                 destination=lane.name,
             )
-            failed = DeliveryFailed(capture_id=artifact.capture_id, destination=lane.name, problem=FAULT)
+            failed = self._lost(lane, artifact, FAULT, held)
         self._reporter.report(failed)
 
-    async def _try(self, lane: Lane, artifact: Artifact) -> DestinationError | None:
+    def _lost(
+        self, lane: Lane, artifact: Artifact, problem: str, held: IHeldCapture | None
+    ) -> DeliveryFailed:
+        """What is told of a delivery that is broken off: lost, unless the spool has it."""
+        if held is not None:
+            held.release(problem)
+        return DeliveryFailed(
+            capture_id=artifact.capture_id,
+            destination=lane.name,
+            problem=problem,
+            spooled=held is not None,
+        )
+
+    async def _try(
+        self, lane: Lane, artifact: Artifact, held: IHeldCapture | None
+    ) -> DestinationError | None:
         """
         All attempts.
 
@@ -145,6 +190,9 @@ class Delivery(Service):
                     raise
                 break
             else:
+                if held is not None:
+                    # First of all: from here on no restart may find it again.
+                    await held.delivered()
                 self._reporter.report(CaptureDelivered(capture_id=artifact.capture_id, receipt=receipt))
                 return None
             failures += 1
@@ -182,15 +230,21 @@ class Delivery(Service):
             return None
         return delay
 
-    async def _keep(self, lane: Lane, artifact: Artifact, error: DestinationError) -> DeliveryFailed:
+    async def _keep(
+        self, lane: Lane, artifact: Artifact, error: DestinationError, held: IHeldCapture | None
+    ) -> DeliveryFailed:
         problem = str(error)
-        spooled = self._spool is not None
-        if self._spool is not None:
+        spooled = True
+        if held is not None:
+            held.release(problem, error.retry_after_seconds)
+        elif self._spool is not None:
             try:
                 await self._spool.put(artifact, lane.name, problem, error.retry_after_seconds)
             except SpoolError as reason:
                 spooled = False
                 problem = f"{problem}; and not kept in the spool: {reason}"
+        else:
+            spooled = False
         return DeliveryFailed(
             capture_id=artifact.capture_id, destination=lane.name, problem=problem, spooled=spooled
         )

@@ -123,6 +123,7 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True):
     @ivar timeout_seconds: how long one attempt may take; L{None} is no limit.
     @ivar concurrency: how many attempts may go on at once, for each destination.
     @ivar spool_dir: where captures wait that could not be delivered; L{None} for nowhere.
+    @ivar spool_first: whether a capture is there, and no longer in memory, before it is first tried.
     @ivar spool_size_bytes: what may wait there in all.
     @ivar retry_interval_seconds: how often what waits there is tried again.
     """
@@ -133,6 +134,7 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True):
     timeout_seconds: SecondsOrNone | None = field(name="timeout", default=300)
     concurrency: Annotated[int, _from(1, 64)] = 4
     spool_dir: Path | None = field(name="spooldir", default=None)
+    spool_first: Flag = field(name="spoolfirst", default=True)
     max_age_seconds: Seconds = field(name="maxage", default=86400)
     spool_size_bytes: Size = field(name="spoolsize", default=1024 * _MIB)
     retry_interval_seconds: Seconds = field(name="retryinterval", default=60)

@@ -128,8 +128,16 @@ class StopTests(SynchronousTestCase):
 
     def test_stop(self) -> None:
         """What hangs, what waits for a place, and what was just captured is spooled in time, and arrives."""
+        self.stops(spooled_before=2)
+
+    def test_stop_from_memory(self) -> None:
+        """So it is where nothing is spooled before it is tried."""
+        self.stops(spooled_before=0, spoolfirst="false")
+
+    def stops(self, *, spooled_before: int, **delivery: Any) -> None:
+        """Stop a daemon while a destination hangs, and start another."""
         self.server.behave(hang())
-        daemon = self.daemon(concurrency=1)
+        daemon = self.daemon(concurrency=1, **delivery)
         captures = [daemon.capture(interface=[self.wire.interface], packets=10) for _ in range(2)]
         self.wire.send([udp_frame(number) for number in range(10)])
         for capture in captures:
@@ -137,7 +145,7 @@ class StopTests(SynchronousTestCase):
         captures.append(daemon.capture(interface=[self.wire.interface], timeout=60))
         self.wire.send([udp_frame(number) for number in range(5)])
         time.sleep(0.2)
-        self.assertEqual(self.entries(), [])
+        self.assertEqual(len(self.entries()), spooled_before)
         stopped = time.monotonic()
         daemon.signal(signal.SIGTERM)
         self.assertEqual(daemon.wait(), 0)

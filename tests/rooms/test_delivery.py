@@ -122,6 +122,7 @@ class DeliveryCase(unittest.SynchronousTestCase):
 
     attempts = 3
     spool: MemorySpool | None = None
+    spool_first = False
 
     def setUp(self) -> None:
         """Build it."""
@@ -130,6 +131,7 @@ class DeliveryCase(unittest.SynchronousTestCase):
         self.addCleanup(self.content.close)
         self.one, self.two = MemoryDestination("one"), MemoryDestination("two")
         self.reporter = MemoryReporter()
+        self.let_gos = 0
         self.build()
         self.addCleanup(lambda: self.assertEqual(self.clock.getDelayedCalls(), []))
         self.addCleanup(lambda: self.assertTrue(self.content.all_closed))
@@ -142,6 +144,7 @@ class DeliveryCase(unittest.SynchronousTestCase):
             policy=RetryPolicy(attempts=self.attempts, first_delay_seconds=1, max_delay_seconds=10),
             reporter=self.reporter,
             spool=self.spool,
+            spool_first=self.spool_first,
             wall_clock=lambda: WALL + self.clock.seconds(),
             chance=lambda: 1.0,
         )
@@ -149,7 +152,11 @@ class DeliveryCase(unittest.SynchronousTestCase):
 
     def deliver(self, name: str = "a.pcap") -> Deferred[None]:
         """Deliver a capture."""
-        return self.delivery.deliver(make_artifact(self.content, name=name))
+        return self.delivery.deliver(make_artifact(self.content, name=name), self.let_go)
+
+    def let_go(self) -> None:
+        """The content is no longer needed."""
+        self.let_gos += 1
 
     def answers(self, *answers: Callable[[], Deferred[Any]]) -> None:
         """What the first destination answers to its attempts, the last one to all that follow."""
@@ -386,3 +393,84 @@ class SpoolingTests(DeliveryCase):
         self.delivery.startService()
         self.successResultOf(self.deliver())
         self.assertEqual(len(self.one.files), 1)
+
+
+class SpoolFirstTests(DeliveryCase):
+    """With a spool that has each capture before it is tried."""
+
+    spool_first = True
+
+    def setUp(self) -> None:
+        """Build it."""
+        self.kept = self.spool = MemorySpool()
+        super().setUp()
+
+    def test_memory(self) -> None:
+        """Once it is kept for every destination it is delivered from the disk, and memory is let go of."""
+        writing: list[Deferred[None]] = []
+        self.kept.answer = lambda: writing.append(Deferred()) or writing[-1]  # type: ignore[func-returns-value]
+        self.answers(Deferred)
+        delivery = self.deliver()
+        writing[1].callback(None)
+        self.assertEqual((self.let_gos, self.one.files, list(self.two.files)), (0, {}, ["a.pcap"]))
+        writing[0].callback(None)
+        self.assertEqual(self.let_gos, 1)
+        self.assertEqual(set(self.kept.files), {("a.pcap", "one")})
+        self.assertEqual(self.kept.held, {("a.pcap", "one")})
+        self.assertNoResult(delivery)
+        delivery.cancel()
+        self.successResultOf(delivery)
+
+    def test_delivered(self) -> None:
+        """What is delivered is out of the spool before that is told."""
+        left: list[int] = []
+        self.reporter.report = lambda event: left.append(len(self.kept.files))  # type: ignore[method-assign]
+        self.successResultOf(self.deliver())
+        self.assertEqual((left, self.kept.files), ([0, 0], {}))
+
+    def test_used_up(self) -> None:
+        """What could not be delivered is left to the spool, with the last problem, and that is told."""
+        self.answers(lambda: broken("403", retryable=False))
+        self.successResultOf(self.deliver())
+        self.assertEqual((self.kept.held, set(self.kept.files)), (set(), {("a.pcap", "one")}))
+        self.assertEqual(self.kept.problems[("a.pcap", "one")], "403")
+        self.assertEqual([event.spooled for event in self.events(DeliveryFailed)], [True])
+
+    def test_broken_off(self) -> None:
+        """A delivery that is given up, hurried, or meets a fault is left to the spool, too."""
+        for number, end in enumerate((self.give_up, self.hurry, self.fault)):
+            self.reporter.events.clear()
+            end(f"{number}.pcap")
+            self.assertIn((f"{number}.pcap", "one"), self.kept.files)
+            self.assertEqual([event.spooled for event in self.events(DeliveryFailed)], [True], end)
+        self.assertEqual(self.kept.held, set())
+
+    def give_up(self, name: str) -> None:
+        """End it by force."""
+        self.answers(Deferred)
+        delivery = self.deliver(name)
+        delivery.cancel()
+        self.successResultOf(delivery)
+
+    def hurry(self, name: str) -> None:
+        """End it as a stop does."""
+        self.answers(Deferred)
+        delivery = self.deliver(name)
+        self.delivery.hurry()
+        self.successResultOf(delivery)
+        self.delivery.startService()
+
+    def fault(self, name: str) -> None:
+        """End it by a fault behind the attempt."""
+        self.answers(lambda: broken("503"))
+        self.delivery._policy = None  # type: ignore[assignment]
+        self.successResultOf(self.deliver(name))
+        self.flushLoggedErrors(AttributeError)
+
+    def test_no_room(self) -> None:
+        """Where the spool can't keep it, it is delivered from memory."""
+        self.kept.answer = lambda: fail(SpoolError("the disk is full"))
+        self.successResultOf(self.deliver())
+        self.assertEqual(
+            (self.let_gos, list(self.one.files), list(self.two.files)), (0, ["a.pcap"], ["a.pcap"])
+        )

@@ -92,7 +92,7 @@ class RedeliveryTests(SpoolCase):
             *[lambda: fail(DestinationError("429", retryable=True, retry_after_seconds=1e12))] * 2,
             lambda: succeed(None),
         )
-        self.successResultOf(delivery.deliver(make_artifact(self.content, name="a.pcap")))
+        self.successResultOf(delivery.deliver(make_artifact(self.content, name="a.pcap"), lambda: None))
         self.redelivery.startService()
         for attempts in (2, 3):
             self.clock.pump([60] * (int(LONGEST_ASKED_SECONDS) // 60 - 2))
