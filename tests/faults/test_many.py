@@ -1,8 +1,11 @@
-"""A thousand captures, and destinations that fail at random."""
+"""Many captures, and destinations that fail at random: in memory, and on the wire."""
 
 from __future__ import annotations
 
 import random
+import socket
+import ssl
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -27,13 +30,28 @@ from pcapsvc.reports.everyone import Everyone
 from pcapsvc.testing import MemoryDestination, MemoryPacketSystem, MemoryReporter, run_now
 from tests.core.test_request import BOUNDS
 from tests.faults.house import possessions
+from tests.faults.proxy import Fault, FaultyProxy, answer
+from tests.peers.cloudshark import CloudSharkServer
+from tests.peers.daemon import Daemon
 from tests.peers.frames import udp_frame
+from tests.peers.s3 import S3Server
+from tests.peers.wire import Wire
 from tests.rooms.test_pipeline import packets_in
 
 CAPTURES = 1000
 FAILING = 0.3
 # Of those that fail, so many have arrived.
 ARRIVED = 0.2
+
+REAL_CAPTURES = 150
+AT_ONCE = 10
+REAL_SECONDS = 60.0
+# Before anything of the body is read, when it is there, and when it has been passed on.
+FAULTS = (
+    Fault(answer=answer(500, "InternalError")),
+    Fault(body_bytes=0),
+    Fault(forgetful=True),
+)
 
 
 class ManyTests(SynchronousTestCase):
@@ -153,3 +171,112 @@ class ManyTests(SynchronousTestCase):
             self.successResultOf(part.stopService())
         self.assertEqual(self.reactor.getDelayedCalls(), [])
         self.assertEqual(possessions() - self.before, Counter())
+
+
+class RandomProxy(FaultyProxy):
+    """
+    A proxy that fails at random.
+
+    @ivar forgotten: how many requests were passed on, though nobody heard the answer.
+    @ivar failed: how many failed in any way.
+    """
+
+    def __init__(self, port: int, chance: random.Random, authority: Path | None = None) -> None:
+        """
+        @param authority: speak TLS to the server, which this one vouches for.
+        """
+        self._chance = chance
+        self.forgotten = self.failed = 0
+        self._context_behind = ssl.create_default_context(cafile=str(authority)) if authority else None
+        super().__init__(port)
+
+    @property
+    def fault(self) -> Fault | None:  # type: ignore[override]
+        """What becomes of the next request."""
+        if self._chance.random() >= FAILING:
+            return None
+        fault = self._chance.choice(FAULTS)
+        self.failed += 1
+        self.forgotten += fault.forgetful
+        return fault
+
+    @fault.setter
+    def fault(self, fault: Fault | None) -> None:
+        """It chooses by itself."""
+
+    def _pass_on(self, lines: list[bytes], body: bytes) -> bytes:
+        if self._context_behind is None:
+            return super()._pass_on(lines, body)
+        with (
+            socket.create_connection(("127.0.0.1", self._behind), timeout=30) as plain,
+            self._context_behind.wrap_socket(plain, server_hostname="localhost") as server,
+        ):
+            server.sendall(b"\r\n".join([*lines, b"Connection: close", b"", b""]) + body)
+            return b"".join(iter(lambda: server.recv(65536), b""))
+
+
+class ManyOnTheWireTests(SynchronousTestCase):
+    """The daemon in its own process, real packets, and real servers behind proxies that fail."""
+
+    def setUp(self) -> None:
+        """A wire, the servers, and a daemon."""
+        self.seed = random.SystemRandom().randrange(2**32)
+        chance = random.Random(self.seed)
+        self.wire, self.cloudshark, self.s3 = Wire(), CloudSharkServer(), S3Server()
+        for peer in (self.wire, self.cloudshark, self.s3):
+            self.addCleanup(peer.stop)
+            peer.start()
+        self.before_cloudshark = RandomProxy(self.cloudshark.port, chance, self.cloudshark.ca_file)
+        self.before_s3 = RandomProxy(int(self.s3.endpoint.rpartition(":")[2]), chance)
+        for proxy in (self.before_cloudshark, self.before_s3):
+            proxy.start()
+            self.addCleanup(proxy.stop)
+        self.spool = Path(self.mktemp()).absolute()
+        self.spool.mkdir()
+        self.daemon = Daemon(
+            f'[delivery]\nspooldir = "{self.spool}"\nattempts = 2\nmaxdelay = 1\nretryinterval = 1\n'
+            '[cloudshark]\nupload = true\nscheme = "http"\nhost = "127.0.0.1"\n'
+            f'port = {self.before_cloudshark.port}\ntoken = "{self.cloudshark.token}"\n'
+            f'[s3]\nupload = true\nendpoint = "http://127.0.0.1:{self.before_s3.port}"\n'
+            f'accessid = "{self.s3.access_key}"\naccesskey = "{self.s3.secret_key}"\n'
+            f'bucket = "{self.s3.bucket}"\nregion = "{self.s3.region}"\n'
+            f'[capture]\nstandby = ["{self.wire.interface}"]\n'
+        )
+        self.addCleanup(self.daemon.stop)
+        self.daemon.start()
+
+    def test_on_the_wire(self) -> None:
+        """
+        Each capture arrives everywhere, byte for byte: once in the folder and in S3, and at CloudShark
+        once more for each answer that nobody heard. None is left in the spool.
+        """
+        captures: list[str] = []
+        deadline = time.monotonic() + REAL_SECONDS
+        while len(captures) < REAL_CAPTURES and time.monotonic() < deadline:
+            some = [self.daemon.capture(interface=[self.wire.interface], packets=1) for _ in range(AT_ONCE)]
+            self.wire.send([udp_frame(len(captures))])
+            for capture in some:
+                self.daemon.logged(f"{capture}: delivered to local")
+            captures += some
+        while time.monotonic() < deadline and len(self.delivered()) < 3 * len(captures):
+            time.sleep(0.1)
+        once = Counter((capture, to) for capture in captures for to in ("local", "cloudshark", "s3"))
+        self.assertEqual(self.delivered(), once, f"{self.seed} {self.daemon.log}")
+        self.assertEqual([path.name for path in self.spool.iterdir()], ["lock"], self.seed)
+
+        files = {path.name: path.read_bytes() for path in self.daemon.captures.iterdir()}
+        self.assertEqual(sorted(name[-17:-5] for name in files), sorted(captures), self.seed)
+        keys = self.s3.keys()
+        in_s3 = {key.rpartition("/")[2]: self.s3.get(key)[0] for key in keys}
+        self.assertEqual(in_s3, files, self.seed)
+        uploads = [(one.filename, one.data) for one in self.cloudshark.uploads()]
+        self.assertEqual(dict(uploads), files, self.seed)
+        self.assertTrue(all(files[name] == data for name, data in uploads), self.seed)
+        self.assertEqual(len(uploads), len(captures) + self.before_cloudshark.forgotten, self.seed)
+        for proxy in (self.before_cloudshark, self.before_s3):
+            self.assertGreater(proxy.failed, len(captures) * FAILING / 2, self.seed)
+
+    def delivered(self) -> Counter[tuple[str, str]]:
+        """Which captures were delivered, where to, and how often that was told."""
+        words = [line.partition("] ")[2].split() for line in self.daemon.log.splitlines()]
+        return Counter((one[0][:-1], one[3][:-1]) for one in words if one[1:3] == ["delivered", "to"])
