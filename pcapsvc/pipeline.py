@@ -59,7 +59,7 @@ class Pipeline(Service):
     @param rate: how many requests each source may bring; L{None} is no bound.
     @param wall_clock: the time in seconds since the Unix epoch.
     @param now: the time in seconds of the clock by which the rate is judged.
-    @param max_request_age_seconds: how old a request may be, by its broker's clock; 0 is no bound.
+    @param max_request_age_seconds: how old a request may be, by its broker's clock; L{None} is no bound.
     @param ignore_unknown: pass over keys of a request that are not known.
     @param log_requests: log each request for this node.
     """
@@ -77,7 +77,7 @@ class Pipeline(Service):
         rate: RequestRate | None = None,
         wall_clock: Callable[[], float] = time.time,
         now: Callable[[], float] = time.monotonic,
-        max_request_age_seconds: float = 0,
+        max_request_age_seconds: float | None = None,
         ignore_unknown: bool = False,
         log_requests: bool = False,
     ) -> None:
@@ -87,7 +87,7 @@ class Pipeline(Service):
         self._delivery = delivery
         self._reporter = reporter
         self._admission = admission
-        self._rate = rate or RequestRate(0)
+        self._rate = rate or RequestRate(None)
         self._wall_clock = wall_clock
         self._now = now
         self._max_request_age = max_request_age_seconds

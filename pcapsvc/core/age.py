@@ -8,16 +8,16 @@ from pcapsvc.core.errors import Problem
 CLOCK_SKEW_SECONDS = 5.0
 
 
-def too_old(sent_at: float, now: float, max_age_seconds: float) -> Problem | None:
+def too_old(sent_at: float, now: float, max_age_seconds: float | None) -> Problem | None:
     """
     The problem that a request is too old; L{None} where it isn't.
 
     @param sent_at: when its broker took it, in seconds since the Unix epoch.
     @param now: the time here, likewise.
-    @param max_age_seconds: how old it may be, by the same clock; 0 is no bound.
+    @param max_age_seconds: how old it may be, by the same clock; L{None} is no bound.
     """
     age = now - sent_at
-    if max_age_seconds == 0 or age <= max_age_seconds + CLOCK_SKEW_SECONDS:
+    if max_age_seconds is None or age <= max_age_seconds + CLOCK_SKEW_SECONDS:
         return None
     return Problem(
         path="request",

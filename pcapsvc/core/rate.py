@@ -14,10 +14,10 @@ class RequestRate:
     again at that rate. So a source that was silent may bring a second's worth at once.
     Requests that take long, such as those of costly filters, take tokens by their time.
 
-    @param per_second: how many requests a second each source may bring; 0 is no bound.
+    @param per_second: how many requests a second each source may bring; L{None} is no bound.
     """
 
-    def __init__(self, per_second: int) -> None:
+    def __init__(self, per_second: int | None) -> None:
         self._per_second = per_second
         # By source: the tokens that were left, and when.
         self._buckets: dict[str, tuple[float, float]] = {}
@@ -28,7 +28,7 @@ class RequestRate:
 
         @param now: the time in seconds of any clock. Where it was put back, no time has passed.
         """
-        if self._per_second == 0:
+        if self._per_second is None:
             return None
         tokens, before = self._buckets.get(source, (float(self._per_second), now))
         tokens = min(self._per_second, tokens + max(0.0, now - before) * self._per_second)
@@ -42,7 +42,7 @@ class RequestRate:
 
     def took(self, source: str, seconds: float) -> None:
         """Take note of how long it took to judge a request that was admitted, and to begin its captures."""
-        if self._per_second and seconds > _ORDINARY_SECONDS:
+        if self._per_second is not None and seconds > _ORDINARY_SECONDS:
             tokens, before = self._buckets[source]
             self._buckets[source] = (
                 tokens - (seconds - _ORDINARY_SECONDS) * _REST * self._per_second,

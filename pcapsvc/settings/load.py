@@ -268,7 +268,11 @@ def _kafka_servers(given: tuple[str, ...]) -> tuple[str, ...]:
 
 #: What is made of values that hold: field, key, and what raises L{ValueError} with the rule.
 _CONVERSIONS: dict[str, tuple[tuple[str, str, Callable[[Any], Any]], ...]] = {
-    "general": (("local_dir", "localdir", _absolute),),
+    "general": (
+        ("local_dir", "localdir", _absolute),
+        ("max_request_age_seconds", "maxrequestage", lambda seconds: seconds or None),
+        ("max_request_rate", "maxrequestrate", lambda rate: rate or None),
+    ),
     "delivery": (
         ("timeout_seconds", "timeout", lambda seconds: seconds or None),
         ("spool_dir", "spooldir", _absolute),

@@ -70,8 +70,8 @@ class General(msgspec.Struct, frozen=True, kw_only=True):
     """
     The section C{[general]}: limits, the local folder, and this node's name.
 
-    @ivar max_request_age_seconds: how long ago a request may have been sent; 0 is no bound.
-    @ivar max_request_rate: how many requests a second each source may bring; 0 is no bound.
+    @ivar max_request_age_seconds: how long ago a request may have been sent; L{None} is no bound.
+    @ivar max_request_rate: how many requests a second each source may bring; L{None} is no bound.
     """
 
     max_packets: Count = field(name="maxpackets", default=50000)
@@ -92,8 +92,8 @@ class General(msgspec.Struct, frozen=True, kw_only=True):
     node_name: Host = field(name="nodename", default_factory=socket.gethostname)
     unknown_keys: Annotated[str, one_of("reject", "ignore")] = field(name="unknownkeys", default="reject")
     stop_timeout_seconds: Seconds = field(name="stoptimeout", default=20)
-    max_request_age_seconds: SecondsOrNone = field(name="maxrequestage", default=60)
-    max_request_rate: Annotated[int, _from(0, 10**6)] = field(name="maxrequestrate", default=100)
+    max_request_age_seconds: SecondsOrNone | None = field(name="maxrequestage", default=60)
+    max_request_rate: Annotated[int, _from(0, 10**6)] | None = field(name="maxrequestrate", default=100)
     exclude_self: Flag = field(name="excludeself", default=False)
     # An option only, as it was: no key of the file.
     panic: Flag = False

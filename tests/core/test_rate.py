@@ -47,8 +47,8 @@ class RequestRateTests(unittest.SynchronousTestCase):
         self.assertEqual(self.admitted(rate, 10, 0.0, "http"), 3)
 
     def test_no_bound(self) -> None:
-        """0 admits all."""
-        rate = RequestRate(0)
+        """Without one all are admitted, however long they take."""
+        rate = RequestRate(None)
         rate.took("http", 100.0)
         self.assertEqual(self.admitted(rate, 1000, 0.0), 1000)
 

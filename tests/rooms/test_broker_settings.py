@@ -176,7 +176,7 @@ class AgeTests(SettingsTestCase):
         """It is a minute; 0 is no bound; and it is never negative."""
         self.assertEqual(60, self.load(LEAST).general.max_request_age_seconds)
         text = LEAST.replace("[redis]", "maxrequestage = 0\n[redis]")
-        self.assertEqual(0, self.load(text).general.max_request_age_seconds)
+        self.assertIsNone(self.load(text).general.max_request_age_seconds)
         self.assertIn("general.maxrequestage = -1: must be", self.only_problem(text.replace("= 0", "= -1")))
 
 
@@ -187,7 +187,7 @@ class RateTests(SettingsTestCase):
         """It is a hundred a second; 0 is no bound; and it is never negative."""
         self.assertEqual(100, self.load(LEAST).general.max_request_rate)
         text = LEAST.replace("[redis]", "maxrequestrate = 0\n[redis]")
-        self.assertEqual(0, self.load(text).general.max_request_rate)
+        self.assertIsNone(self.load(text).general.max_request_rate)
         self.assertIn("general.maxrequestrate = -1: must be", self.only_problem(text.replace("= 0", "= -1")))
 
 
