@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import re
@@ -15,6 +16,7 @@ from typing import Any
 
 from twisted.internet import reactor, task
 
+from pcapsvc.app import _SPOOL_THREADS
 from pcapsvc.core.result import CaptureDelivered, DeliveryFailed, DeliveryPostponed
 from pcapsvc.core.retry import RetryPolicy
 from pcapsvc.delivery.delivery import Delivery
@@ -24,11 +26,15 @@ from pcapsvc.delivery.redelivery import Redelivery
 from pcapsvc.delivery.spool import Spool
 from pcapsvc.interfaces import IDestination, RunInThread
 from pcapsvc.lifecycle import OrderedServices
+from pcapsvc.settings import Settings
 from pcapsvc.testing import MemoryReporter
 from pcapsvc.threads import Threads
-from tests.rooms.contents import MemfdContent, make_artifact
+from tests.rooms.contents import MemfdContent, make_artifact, resident_bytes
 
 _PATIENCE_SECONDS = 20.0
+# As L{pcapsvc.app.build} has it by default.
+_AT_ONCE = Settings().delivery.concurrency
+_DESTINATION_THREADS = 2 * _AT_ONCE
 
 
 class House:
@@ -47,11 +53,14 @@ class House:
         attempts: int = 2,
         timeout_seconds: float = 1.0,
         retry_seconds: float = 0.1,
+        max_delay_seconds: float | None = None,
     ) -> None:
         self._path = spool_path
         self._make = make
         self._policy = RetryPolicy(
-            attempts=attempts, first_delay_seconds=retry_seconds, max_delay_seconds=retry_seconds
+            attempts=attempts,
+            first_delay_seconds=retry_seconds,
+            max_delay_seconds=max_delay_seconds or retry_seconds,
         )
         self._timeout_seconds = timeout_seconds
         self._retry_seconds = retry_seconds
@@ -60,9 +69,10 @@ class House:
     def start(self) -> None:
         """Start it, as after a start of the daemon."""
         self.reporter = MemoryReporter()
-        theirs, ours = Threads(reactor), Threads(reactor)
+        theirs, ours = Threads(reactor, most=_DESTINATION_THREADS), Threads(reactor, most=_SPOOL_THREADS)
+        self._theirs = theirs
         destination = self._make(theirs.run)
-        lane = Lane(reactor, destination, at_once=4, timeout_seconds=self._timeout_seconds)
+        lane = Lane(reactor, destination, at_once=_AT_ONCE, timeout_seconds=self._timeout_seconds)
         self.spool = Spool(
             reactor,
             SpoolFolder(str(self._path)),
@@ -94,7 +104,7 @@ class House:
         """Deliver a capture, until its destination has had its turn."""
         content = MemfdContent(data)
         try:
-            await self.delivery.deliver(make_artifact(content, name=name, tags="customer:Zoë"))
+            await self.delivery.deliver(make_artifact(content, name=name, tags="customer:Zoë"), lambda: None)
         finally:
             content.close()
 
@@ -106,6 +116,12 @@ class House:
     def problems(self) -> list[str]:
         """Why attempts failed, since the last start."""
         return [event.problem for event in self.told(DeliveryPostponed) + self.told(DeliveryFailed)]
+
+    @property
+    def busy_threads(self) -> int:
+        """How many of the destination's threads are at work."""
+        pool = self._theirs._pool
+        return 0 if pool is None else len(pool.working)
 
     async def emptied(self) -> None:
         """Wait until the spool is empty."""
@@ -122,6 +138,14 @@ async def until(condition: Callable[[], bool], what: Callable[[], str] = str) ->
     while not condition():
         assert time.monotonic() < deadline, f"waited in vain: {what()}"
         await task.deferLater(reactor, 0.02)
+
+
+def memory_bytes() -> int:
+    """The memory that this process holds, without what is free already."""
+    gc.collect()
+    # malloc_trim(3)
+    ctypes.CDLL(None).malloc_trim(0)
+    return resident_bytes()
 
 
 def possessions() -> Counter[str]:

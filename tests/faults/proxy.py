@@ -7,10 +7,10 @@ import socketserver
 import ssl
 import struct
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +18,7 @@ class Fault:
     """
     What becomes of requests.
 
+    @ivar read_bytes_per_second: read the body slowly.
     @ivar body_bytes: reset the connection when so much of the body has been read; L{None} reads all of it.
     @ivar answer: answer so, in place of the server; L{None} passes the request on.
     @ivar silent: never answer.
@@ -25,6 +26,7 @@ class Fault:
     @ivar answer_bytes_per_second: answer slowly.
     """
 
+    read_bytes_per_second: float | None = None
     body_bytes: int | None = None
     answer: bytes | None = None
     silent: bool = False
@@ -44,16 +46,17 @@ class FaultyProxy:
     The proxy, on a free port of 127.0.0.1; each request has a connection of its own.
 
     @ivar fault: what becomes of requests from now on; L{None} passes them on.
-    @ivar requests: how many there were.
+    @ivar times: when the requests were, in seconds of the monotonic clock.
     """
 
-    def __init__(self, port: int, certificate: tuple[Path, Path] | None = None) -> None:
+    def __init__(self, port: int, certificate: tuple[Path, Path] | None = None, at: int = 0) -> None:
         """
         @param port: of the server behind it, on 127.0.0.1.
+        @param at: its own port; 0 is a free one.
         @param certificate: the files of a certificate and its key, to speak TLS with.
         """
         self.fault: Fault | None = None
-        self.requests = 0
+        self.times: list[float] = []
         self._behind = port
         self._stopped = threading.Event()
         self._context: ssl.SSLContext | None = None
@@ -70,10 +73,11 @@ class FaultyProxy:
                     pass  # the client went away
 
         class Server(socketserver.ThreadingTCPServer):
+            allow_reuse_address = True
             daemon_threads = False
             block_on_close = True
 
-        self._server = Server(("127.0.0.1", 0), Handler)
+        self._server = Server(("127.0.0.1", at), Handler)
         self.port: int = self._server.server_address[1]
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
 
@@ -82,7 +86,9 @@ class FaultyProxy:
         self._thread.start()
 
     def stop(self) -> None:
-        """End all connections, and the thread."""
+        """End all connections, and the thread. Nothing happens where that was done."""
+        if self._stopped.is_set():
+            return
         self._stopped.set()
         self._server.shutdown()
         self._server.server_close()
@@ -93,12 +99,12 @@ class FaultyProxy:
         if self._context is not None:
             client.settimeout(5)
             client = self._context.wrap_socket(client, server_side=True)
-        stream = client.makefile("rb", buffering=0)
-        read = self._reader(stream)
+            client.settimeout(0.1)
+        read = self._reader(client)
         head = b""
         while not head.endswith(b"\r\n\r\n"):
             head += read(1)
-        self.requests += 1
+        self.times.append(time.monotonic())
         fault = self.fault or Fault()
         lines = [line for line in head.split(b"\r\n")[:-2] if not line.lower().startswith(b"expect:")]
         if len(lines) < head.count(b"\r\n") - 1:
@@ -110,9 +116,11 @@ class FaultyProxy:
             self._read_all(read, min(length, fault.body_bytes))
             _reset(client)
             return
-        body = self._read_all(read, length)
+        body = self._read_all(read, length, fault.read_bytes_per_second)
         if fault.silent:
-            self._stopped.wait()
+            # Whoever measures memory here means the client's.
+            del body
+            read(1)
             return
         answered = fault.answer or self._pass_on(lines, body)
         if fault.forgetful:
@@ -126,11 +134,11 @@ class FaultyProxy:
             if self._stopped.wait(1 / fault.answer_bytes_per_second):
                 return
 
-    def _reader(self, stream: BinaryIO) -> Callable[[int], bytes]:
+    def _reader(self, client: socket.socket) -> Callable[[int], bytes]:
         def read(most: int) -> bytes:
             while not self._stopped.is_set():
                 try:
-                    data = stream.read(most)
+                    data = client.recv(min(most, 65536))
                 except TimeoutError:
                     continue
                 if data == b"":
@@ -140,10 +148,16 @@ class FaultyProxy:
 
         return read
 
-    def _read_all(self, read: Callable[[int], bytes], length: int) -> bytes:
+    def _read_all(
+        self, read: Callable[[int], bytes], length: int, bytes_per_second: float | None = None
+    ) -> bytes:
         data = bytearray()
         while len(data) < length:
-            data += read(length - len(data))
+            most = length - len(data)
+            if bytes_per_second is not None:
+                most = min(most, int(bytes_per_second / 10))
+                self._stopped.wait(0.1)
+            data += read(most)
         return bytes(data)
 
     def _pass_on(self, lines: list[bytes], body: bytes) -> bytes:

@@ -9,12 +9,14 @@ attempt makes a second one of the same name, for its API has no name to find it 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from twisted.internet import reactor, task
+from twisted.internet.defer import Deferred
 from twisted.trial.unittest import TestCase
 
 from pcapsvc.core.result import CaptureDelivered, DeliveryFailed
@@ -22,7 +24,7 @@ from pcapsvc.destinations.cloudshark import CloudShark
 from pcapsvc.destinations.localdir import LocalDirectory
 from pcapsvc.destinations.s3 import S3
 from pcapsvc.interfaces import IDestination, RunInThread
-from tests.faults.house import House, left_as, possessions, until
+from tests.faults.house import House, left_as, memory_bytes, possessions, until
 from tests.faults.proxy import Fault, FaultyProxy, answer
 from tests.peers.certificates import Authority
 from tests.peers.cloudshark import (
@@ -39,6 +41,11 @@ from tests.peers.cloudshark import (
 from tests.peers.requirement import require, require_root
 from tests.peers.s3 import S3Server
 
+# What Twisted says of a reset, and what botocore does.
+_RESET = "Connection to the other side was lost in a non-clean fashion"
+_RESET_S3 = "Connection was closed before we received a valid response"
+# Thirty captures of a megabyte are what is not kept.
+_MOST_KEPT_BYTES = 8_000_000
 NAME = "web1-eth0-1700000000-abc.pcap"
 
 
@@ -83,6 +90,35 @@ class FaultCase(TestCase):
         await house.stop()
         self.assertEqual(house.told(CaptureDelivered), [])
         self.assertEqual({path.name for path in (self.path / "spool").iterdir()}, {"lock"})
+
+    async def costs_no_memory(self, words: str) -> None:
+        """
+        Thirty attempts in vain leave nothing in memory.
+
+        @param words: what is told of each.
+        """
+        self.data = os.urandom(1_000_000)
+        house = self.house(self.make, attempts=10, timeout_seconds=0.3, retry_seconds=0.02)
+        await house.deliver(self.data, "first.pcap")
+        before = memory_bytes()
+        for n in range(3):
+            await house.deliver(self.data, f"{n}.pcap")
+        self.assertLess(memory_bytes() - before, _MOST_KEPT_BYTES)
+        self.assertEqual(house.spool.entries, 4)
+        self.assertGreaterEqual(len(house.problems), 40)
+        for problem in house.problems:
+            self.assertIn(words, problem)
+        await house.stop()
+
+    def empty_spool(self) -> None:
+        """For another house."""
+        shutil.rmtree(self.path / "spool")
+
+    def assert_asked(self, times: list[float]) -> None:
+        """Between two attempts there was the second that was asked for, and not much more."""
+        self.assertEqual(len(times), 2)
+        self.assertGreaterEqual(times[1] - times[0], 1.0)
+        self.assertLess(times[1] - times[0], 4.0)
 
 
 class LocalDirectoryTests(FaultCase):
@@ -213,35 +249,29 @@ class CloudSharkTests(FaultCase):
         await self.trouble(refuse(500, "out of order"), "answered 500: out of order")
 
     async def test_too_many(self) -> None:
-        """429, with C{Retry-After}, which is honoured."""
-        self.server.behave(refuse(429, "slow down", retry_after="1"), accept())
-        house = self.house(self.make, retry_seconds=2.0)
-        await house.deliver(self.data)
-        self.assertEqual(len(house.told(CaptureDelivered)), 1)
-        self.server.behave(refuse(429, "slow down", retry_after="3600"), accept())
-        await self.spooled_once_more(house)
-
-    async def spooled_once_more(self, house: House) -> None:
-        """A second capture goes to the spool at once, and waits as long as was asked."""
-        await house.deliver(self.data, "second.pcap")
-        [failed] = house.told(DeliveryFailed)
-        self.assertTrue(failed.spooled)
-        self.assertEqual(house.spool.entries, 1)
-        self.assertEqual(house.spool.due("cloudshark"), [])
-        await house.stop()
+        """429, with C{Retry-After}, which is honoured: in memory, and in the spool."""
+        for max_delay_seconds in (3.0, None):
+            earlier = len(self.uploads())
+            self.server.behave(refuse(429, "slow down", retry_after="1"), accept())
+            house = self.house(self.make, max_delay_seconds=max_delay_seconds)
+            await house.deliver(self.data)
+            self.assertEqual(len(house.told(DeliveryFailed)), 0 if max_delay_seconds else 1)
+            await house.emptied()
+            self.assert_asked([upload.time for upload in self.uploads()[earlier:]])
+            await house.stop()
         await left_as(self.before)
 
     async def test_reset_before_the_body(self) -> None:
         """A reset at once."""
-        await self.trouble(reset(), "")
+        await self.trouble(reset(), _RESET)
 
     async def test_reset_within_the_body(self) -> None:
         """A reset in the middle."""
-        await self.trouble(reset(100_000), "")
+        await self.trouble(reset(100_000), _RESET)
 
     async def test_reset_after_the_body(self) -> None:
         """A reset in place of the answer: delivered at least once, under the same name."""
-        await self.trouble(forget(), "")
+        await self.trouble(forget(), _RESET)
 
     async def test_hangs(self) -> None:
         """No answer at all."""
@@ -274,11 +304,41 @@ class CloudSharkTests(FaultCase):
         self.token = self.server.token
         await self.delivered_in_the_end_after_a_restart(house)
 
+    async def test_token_taken_back(self) -> None:
+        """A token that is refused from now on, and later is not, while the daemon runs."""
+        house = self.house(self.make)
+        await house.deliver(self.data, "earlier.pcap")
+        self.assertEqual(len(house.told(CaptureDelivered)), 1)
+        self.server.behave(refuse(401, "Unauthorized"))
+        await house.deliver(self.data)
+        [failed] = house.told(DeliveryFailed)
+        self.assertTrue(failed.spooled)
+        self.assertIn("answered 401: Unauthorized", failed.problem)
+        self.server.behave(accept())
+        await until(lambda: len(house.told(CaptureDelivered)) == 2)
+        self.assertEqual(house.spool.entries, 0)
+        self.assertEqual(self.uploads()[-1].data, self.data)
+        await house.stop()
+        await left_as(self.before)
+
+    async def test_memory(self) -> None:
+        """Nothing of captures is kept in memory by attempts that hang, are refused or reset."""
+        for behaviour, words in (
+            (hang(), "no end within 0.3 s"),
+            (refuse(500, "out of order"), "out of order"),
+            (reset(500_000), _RESET),
+        ):
+            self.server.behave(behaviour)
+            await self.costs_no_memory(words)
+            self.empty_spool()
+        await left_as(self.before)
+
     async def test_gone(self) -> None:
         """No server, until there is one again."""
         self.server.end()
         house = self.house(self.make)
         await self.spooled(house)
+        self.assertIn("Connection was refused", house.problems[0])
         self.server.start()
         await self.delivered_in_the_end_after_a_restart(house)
 
@@ -303,6 +363,7 @@ class S3Tests(FaultCase):
         certificate = Authority(self.path, "stranger").issue("s3")
         self.files = (certificate.certificate, certificate.key)
         self.before = possessions()
+        self.proxies: list[FaultyProxy] = []
         self.proxy = self.proxied()
         self.endpoint = f"http://127.0.0.1:{self.proxy.port}"
         self.credentials: dict[str, str | None] = {
@@ -315,6 +376,7 @@ class S3Tests(FaultCase):
         proxy = FaultyProxy(int(self.server.endpoint.rpartition(":")[2]), **options)
         proxy.start()
         self.addCleanup(proxy.stop)
+        self.proxies.append(proxy)
         return proxy
 
     def make(self, run_in_thread: RunInThread) -> IDestination:
@@ -342,6 +404,9 @@ class S3Tests(FaultCase):
         self.proxy.fault = fault
         await self.spooled(house)
         self.assertIn(words, house.problems[0])
+        # Threads come back from attempts that are over; the spool's go on one by one.
+        await until(lambda: len(self.proxy.times) >= 5)
+        await until(lambda: house.busy_threads <= 1)
         self.assertEqual(self.keys(), [NAME] if arrives else [])
         self.proxy.fault = None
         await self.delivered_in_the_end(house)
@@ -355,8 +420,8 @@ class S3Tests(FaultCase):
 
     async def assert_nothing_left(self) -> None:
         """Descriptors and threads are as they were."""
-        self.proxy.stop()
-        self.proxy.stop = lambda: None  # type: ignore[method-assign]
+        for proxy in self.proxies:
+            proxy.stop()
         await left_as(self.before)
 
     async def test_internal_error(self) -> None:
@@ -364,40 +429,75 @@ class S3Tests(FaultCase):
         await self.trouble(Fault(answer=answer(500, "InternalError")), "InternalError")
 
     async def test_too_many(self) -> None:
-        """429 and 503, with C{Retry-After}, which is honoured."""
-        house = self.house(self.make)
+        """429 and 503, with C{Retry-After}, which is honoured: in memory, and in the spool."""
         for status, code in ((429, "TooManyRequests"), (503, "SlowDown")):
-            self.proxy.fault = Fault(answer=answer(status, code, "Retry-After: 3600"))
-            await house.deliver(self.data, f"{status}.pcap")
-        self.assertEqual(house.spool.entries, 2)
-        self.assertEqual(house.spool.due("s3"), [])
-        self.proxy.fault = None
-        await house.stop()
-        house.start()
-        await house.emptied()
-        self.assertEqual(self.keys(), ["429.pcap", "503.pcap"])
-        await house.stop()
+            for max_delay_seconds in (3.0, None):
+                self.proxy.times.clear()
+                self.proxy.fault = Fault(answer=answer(status, code, "Retry-After: 1"))
+                house = self.house(self.make, max_delay_seconds=max_delay_seconds)
+                delivering = Deferred.fromCoroutine(house.deliver(self.data))
+                await until(lambda house=house: bool(house.problems))  # type: ignore[misc]
+                self.proxy.fault = None
+                await delivering
+                self.assertEqual(len(house.told(DeliveryFailed)), 0 if max_delay_seconds else 1)
+                await house.emptied()
+                self.assert_asked(self.proxy.times)
+                await house.stop()
+        self.assert_there()
         await self.assert_nothing_left()
 
     async def test_reset_before_the_body(self) -> None:
         """A reset at once."""
-        await self.trouble(Fault(body_bytes=0), "")
+        await self.trouble(Fault(body_bytes=0), _RESET_S3)
 
     async def test_reset_within_the_body(self) -> None:
         """A reset in the middle."""
-        await self.trouble(Fault(body_bytes=100_000), "")
+        await self.trouble(Fault(body_bytes=100_000), _RESET_S3)
 
     async def test_reset_after_the_body(self) -> None:
         """A reset in place of the answer: the next attempt puts the same object."""
-        await self.trouble(Fault(forgetful=True), "", arrives=True)
+        await self.trouble(Fault(forgetful=True), _RESET_S3, arrives=True)
 
     async def test_hangs(self) -> None:
         """No answer at all."""
         await self.trouble(Fault(silent=True), "no end within 1 s")
 
     async def test_drips(self) -> None:
-        """An answer that takes a byte a second."""
-        await self.trouble(Fault(answer_bytes_per_second=1), "no end within 1 s", arrives=True)
+        """An answer that takes a tenth of a second for each byte."""
+        await self.trouble(Fault(answer_bytes_per_second=10), "no end within 1 s", arrives=True)
+
+    async def test_reads_slowly(self) -> None:
+        """An object that is read too slowly."""
+        self.data = os.urandom(12_000_000)
+        await self.trouble(Fault(read_bytes_per_second=1_000_000), "no end within 1 s")
+
+    async def test_refused_credentials(self) -> None:
+        """Credentials that are refused for a while."""
+        refused = answer(403, "InvalidAccessKeyId")
+        await self.trouble(Fault(answer=refused), "InvalidAccessKeyId")
+
+    async def test_gone(self) -> None:
+        """No server, until there is one again."""
+        house = self.house(self.make)
+        self.proxy.stop()
+        await self.spooled(house)
+        self.assertIn("Could not connect to the endpoint URL", house.problems[0])
+        self.proxied(at=self.proxy.port)
+        await self.delivered_in_the_end(house)
+        self.assert_there()
+        await self.assert_nothing_left()
+
+    async def test_memory(self) -> None:
+        """Nothing of captures is kept in memory by attempts that hang, are refused or reset."""
+        for fault, words in (
+            (Fault(silent=True), "no end within 0.3 s"),
+            (Fault(answer=answer(500, "InternalError")), "InternalError"),
+            (Fault(body_bytes=500_000), _RESET_S3),
+        ):
+            self.proxy.fault = fault
+            await self.costs_no_memory(words)
+            self.empty_spool()
+        await self.assert_nothing_left()
 
     async def test_wrong_certificate(self) -> None:
         """A certificate that nobody vouches for, until the right address is named."""
@@ -429,6 +529,38 @@ class S3Tests(FaultCase):
         self.credentials = right
         await self.mended(house)
 
+    async def test_vanishing_credentials(self) -> None:
+        """
+        A profile that is emptied and refused while the daemon runs: it notices, and finds
+        the new ones without a restart.
+        """
+        profile = self.path / "credentials"
+        words = "[default]\naws_access_key_id = {access_id}\naws_secret_access_key = {access_key}\n"
+        profile.write_text(words.format(**self.credentials))
+        bare = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+        more = {"AWS_EC2_METADATA_DISABLED": "true", "AWS_SHARED_CREDENTIALS_FILE": str(profile)}
+        self.patch(os, "environ", {**bare, "HOME": str(self.path), **more})
+        right, self.credentials = self.credentials, {"access_id": None, "access_key": None}
+        house = self.house(self.make, timeout_seconds=5.0)
+        await house.deliver(self.data, "first.pcap")
+        profile.write_text("")
+        # What was read goes on, until it is refused.
+        await house.deliver(self.data, "second.pcap")
+        self.assertEqual(self.keys(), ["first.pcap", "second.pcap"])
+        self.proxy.fault = Fault(answer=answer(403, "InvalidAccessKeyId"))
+        await house.deliver(self.data)
+        self.assertIn("InvalidAccessKeyId", house.problems[-1])
+        self.proxy.fault = None
+        await house.deliver(self.data, "third.pcap")
+        self.assertIn("Unable to locate credentials", house.problems[-1])
+        self.assertEqual(self.keys(), ["first.pcap", "second.pcap"])
+        self.assertEqual(house.spool.entries, 2)
+        profile.write_text(words.format(**right))
+        await until(lambda: house.spool.entries == 0)
+        self.assertEqual(self.keys(), ["first.pcap", "second.pcap", "third.pcap", NAME])
+        await house.stop()
+        await self.assert_nothing_left()
+
     async def mended(self, house: House) -> None:
         """What an operator mended is tried again at once after a restart."""
         self.assertEqual(self.keys(), [])
@@ -436,3 +568,4 @@ class S3Tests(FaultCase):
         house.start()
         await self.delivered_in_the_end(house)
         self.assert_there()
+        await self.assert_nothing_left()

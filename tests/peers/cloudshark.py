@@ -27,6 +27,7 @@ class Upload:
     """
     A request that the server received.
 
+    @ivar time: when its headers had come, in seconds of the monotonic clock.
     @ivar path: its path, the token included.
     @ivar headers: its headers, by their names in lower case.
     @ivar filename: the file's name; L{None} where the upload was refused, as malformed or of a wrong
@@ -37,6 +38,7 @@ class Upload:
     @ivar refused: the status that a malformed upload was answered with, else L{None}.
     """
 
+    time: float
     path: str
     headers: Mapping[str, str]
     filename: str | None = None
@@ -164,6 +166,7 @@ class CloudSharkServer:
         record = json.loads(file.read_text())
         data = file.with_suffix(".bin")
         return Upload(
+            time=record["time"],
             path=record["path"],
             headers=record["headers"],
             filename=record.get("filename"),

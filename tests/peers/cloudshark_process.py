@@ -105,6 +105,7 @@ class Handler(BaseHTTPRequestHandler):
         """An upload."""
         behaviour = self.server.behave()
         record: dict[str, Any] = {
+            "time": time.monotonic(),
             "path": self.path,
             "headers": {name.lower(): value for name, value in self.headers.items()},
         }

@@ -36,6 +36,9 @@ _MOST_TAGS_BYTES = 2048 - len(_TAGS)
 # What a header can't carry, what its end loses, and the sign of the encoding itself.
 _UNSAFE = re.compile(r"[^\x20-\x24\x26-\x7e]|\A +| +\Z")
 
+# S3 API Reference, "List of error codes": what was right once, and is not any more.
+_STALE_CODES = frozenset({"ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch"})
+
 # Those of botocore's standard retry mode (botocore.retries.standard), and S3's own.
 _PASSING_CODES = frozenset(
     {
@@ -102,7 +105,8 @@ class S3:
     @param run_elsewhere: for what goes to those that requests name: who names one
         that hangs takes no threads of the others.
     @param access_id: with C{access_key}, the credentials. Without, they are looked for
-        where Amazon's tools do: the environment, a profile, a role.
+        where Amazon's tools do: the environment, a profile, a role; and again, after an
+        attempt that found none, or such as the configured endpoint refused.
     @param access_key: the secret; it is in no error and no log.
     @param endpoint: the service's address, with or without its scheme; L{None} is Amazon's.
     @param acl: one of L{pcapsvc.core.values.CANNED_ACLS}.
@@ -280,6 +284,8 @@ class _Clients:
         except Exception as error:  # noqa: BLE001 - a client that is not ours, with errors of many libraries
             body.check()
             words, retryable = (problem, True) if problem else _told(error)
+            if _is_without_credentials(error, target.is_configured):
+                self._forget()
             raise DestinationError(
                 words, retryable=retryable, retry_after_seconds=_asked_seconds(error)
             ) from None
@@ -312,6 +318,13 @@ class _Clients:
                 # Not closed: another thread may be using it. It goes away with its last user.
                 self._clients.popitem(last=False)
             return client
+
+    def _forget(self) -> None:
+        """Look for credentials anew, next time: boto3 reads a profile once."""
+        if self._access_key is None:
+            with self._lock:
+                self._session = None
+                self._clients.clear()
 
     def _make(self, endpoint: str | None, region: str | None) -> Any:
         import boto3.session
@@ -369,6 +382,19 @@ def _asked_seconds(error: Exception) -> float | None:
     metadata = getattr(error, "response", None) or {}
     headers = metadata.get("ResponseMetadata", {}).get("HTTPHeaders", {})
     return asked_delay(headers.get("retry-after"), headers.get("date"))
+
+
+def _is_without_credentials(error: Exception, is_trusted: bool) -> bool:
+    """
+    Whether there were no credentials, or, by the word of the service, old ones.
+
+    @param is_trusted: whether to take its word. Each time costs a look at the files.
+    """
+    from botocore import exceptions
+
+    if isinstance(error, exceptions.ClientError):
+        return is_trusted and error.response.get("Error", {}).get("Code") in _STALE_CODES
+    return isinstance(error, exceptions.NoCredentialsError | exceptions.PartialCredentialsError)
 
 
 def _told(error: Exception) -> tuple[str, bool]:
