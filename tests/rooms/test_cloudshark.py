@@ -196,6 +196,18 @@ class CloudSharkTests(CloudSharkCase):
             self.server.answer = refusal(code, "no")
             self.assertFalse((await self.refused()).retryable)
 
+    async def test_asked_to_wait(self) -> None:
+        """How long the server asks to be left alone is told."""
+
+        def answer(request: Request) -> Any:
+            request.setHeader("retry-after", "17")
+            return refusal(429, "no")(request)
+
+        self.server.answer = answer
+        self.assertEqual((await self.refused()).retry_after_seconds, 17.0)
+        self.server.answer = refusal(429, "no")
+        self.assertIsNone((await self.refused()).retry_after_seconds)
+
     async def test_no_redirect(self) -> None:
         """A redirect is not followed."""
 

@@ -38,6 +38,8 @@ class Handler(BaseHTTPRequestHandler):
         status, answer = self.server.answer()
         self.send_response(status)
         self.send_header("Content-Length", str(len(answer)))
+        for name, value in self.server.headers.items():
+            self.send_header(name, value)
         self.end_headers()
         self.wfile.write(answer)
 
@@ -54,6 +56,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.requests: list[tuple[str, Any, bytes]] = []
         self.answer: Callable[[], tuple[int, bytes]] = lambda: (200, b"")
+        self.headers: dict[str, str] = {}
         self.endpoint = f"http://127.0.0.1:{self.server_address[1]}"
 
 
@@ -200,6 +203,16 @@ class S3Tests(S3Case):
             self.assertFalse(error.retryable, (status, code))
             self.assertIn(f"s3://captures/web1-eth0-1700000000-abc.pcap: {code}: no", str(error))
 
+    async def test_asked_to_wait(self) -> None:
+        """How long the service asks to be left alone is told; it isn't asked again meanwhile."""
+        for status, code in ((429, "TooManyRequests"), (503, "SlowDown")):
+            self.server.answer = refusal(status, code)
+            self.server.headers = {"Retry-After": "17"}
+            self.assertEqual((await self.refused()).retry_after_seconds, 17.0)
+            self.server.headers = {}
+            self.assertIsNone((await self.refused()).retry_after_seconds)
+        self.assertEqual(len(self.server.requests), 4)
+
     async def test_words(self) -> None:
         """What a server says is told on one line, shortened, without the key."""
         self.server.answer = refusal(403, "Denied", "a\n\tb " + SECRET + " v3ry%2Fs3cr3t%2Bk3y" + "x" * 5000)
@@ -236,6 +249,46 @@ class S3Tests(S3Case):
         error = await self.refused(access_id=None, access_key=None)
         self.assertFalse(error.retryable)
         self.assertIn("Unable to locate credentials", str(error))
+
+    async def test_credentials_anew(self) -> None:
+        """
+        Credentials of a profile are looked for again where there were none, and where the
+        configured endpoint refuses what was there; no other endpoint has a say in that.
+        """
+        path = os.path.abspath(self.mktemp())
+        environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("AWS_")},
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "AWS_SHARED_CREDENTIALS_FILE": path,
+            "AWS_CONFIG_FILE": path,
+        }
+        self.patch(os, "environ", environment)
+        destination = self.make(access_id=None, access_key=None)
+
+        def write(id: str) -> None:
+            with open(path, "w") as file:
+                file.write(f"[default]\naws_access_key_id = {id}\naws_secret_access_key = x\n")
+
+        async def used(**asked: Any) -> str:
+            with contextlib.suppress(DestinationError):
+                await destination.store(make_artifact(self.content, **asked))
+            found: str = self.server.requests[-1][1]["authorization"]
+            return found.partition("Credential=")[2].partition("/")[0]
+
+        await self.assertFailure(destination.store(make_artifact(self.content)), DestinationError)
+        self.assertEqual(self.server.requests, [])
+        write("FIRST")
+        self.assertEqual(await used(), "FIRST")
+        self.assertEqual(await used(endpoint=self.server.endpoint + "/"), "FIRST")
+        write("SECOND")
+        self.server.answer = refusal(403, "AccessDenied")
+        self.assertEqual(await used(), "FIRST")
+        self.server.answer = refusal(403, "ExpiredToken")
+        self.assertEqual([await used(), await used()], ["FIRST", "SECOND"])
+        elsewhere = self.server.endpoint.replace("127.0.0.1", "localhost")
+        self.assertEqual(await used(endpoint=elsewhere), "SECOND")
+        write("THIRD")
+        self.assertEqual(await used(endpoint=elsewhere), "SECOND")
 
     async def test_cancel(self) -> None:
         """On cancel the Deferred fires at once; the thread notices, and closes what it reads."""
