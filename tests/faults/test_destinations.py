@@ -360,7 +360,9 @@ class S3Tests(FaultCase):
         self.addCleanup(self.server.stop)
         self.server.start()
         self.keys()
-        certificate = Authority(self.path, "stranger").issue("s3")
+        authority = Authority(self.path, "stranger")
+        self.authority_file = authority.file
+        certificate = authority.issue("s3")
         self.files = (certificate.certificate, certificate.key)
         self.before = possessions()
         self.proxies: list[FaultyProxy] = []
@@ -464,6 +466,13 @@ class S3Tests(FaultCase):
 
     async def test_drips(self) -> None:
         """An answer that takes a tenth of a second for each byte."""
+        await self.trouble(Fault(answer_bytes_per_second=10), "no end within 1 s", arrives=True)
+
+    async def test_drips_over_tls(self) -> None:
+        """So it is over TLS, with a certificate that is trusted."""
+        self.patch(os, "environ", {**os.environ, "AWS_CA_BUNDLE": str(self.authority_file)})
+        self.proxy = self.proxied(certificate=self.files)
+        self.endpoint = f"https://127.0.0.1:{self.proxy.port}"
         await self.trouble(Fault(answer_bytes_per_second=10), "no end within 1 s", arrives=True)
 
     async def test_reads_slowly(self) -> None:

@@ -16,7 +16,7 @@ from botocore.awsrequest import (
     AWSHTTPSConnection,
     AWSHTTPSConnectionPool,
 )
-from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
+from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 
 #: How much of a service's answers is read within one attempt. Those of S3 to a PutObject have hundreds.
 MOST_ANSWER_BYTES = 256 * 1024
@@ -168,8 +168,6 @@ class _Ending:
         exchange: Exchange = _here.exchange
         try:
             return exchange.connect(connection)
-        except socket.gaierror as error:
-            raise NameResolutionError(connection.host, connection, error) from error
         except TimeoutError as error:
             raise ConnectTimeoutError(connection, f"no connection to {connection.host}") from error
         except OSError as error:
