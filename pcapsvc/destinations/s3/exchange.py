@@ -40,7 +40,6 @@ class Exchange:
         self._is_cut = False
         # Duplicates: a descriptor that a client has closed may be somebody else's by now.
         self._sockets: list[socket.socket] = []
-        self._connections: list[Any] = []
 
     @contextmanager
     def here(self) -> Iterator[None]:
@@ -50,11 +49,9 @@ class Exchange:
             yield
         finally:
             _here.exchange = None
+            self.cut()
             with self._lock:
                 sockets, self._sockets = self._sockets, []
-            for connection in self._connections:
-                # It may be kept by a pool, which connects it anew when it is needed.
-                connection.close()
             for one in sockets:
                 one.close()
 
@@ -80,7 +77,6 @@ class Exchange:
 
         @raise OSError: where there is none.
         """
-        self._connections.append(connection)
         deadline = None if connection.timeout is None else time.monotonic() + connection.timeout
         problem = OSError("the host has no address")
         found = socket.getaddrinfo(connection.host.strip("[]"), connection.port, type=socket.SOCK_STREAM)
@@ -186,11 +182,21 @@ class _SecureConnection(_Ending, AWSHTTPSConnection):  # type: ignore[misc]
     """HTTPS."""
 
 
-class _Pool(AWSHTTPConnectionPool):  # type: ignore[misc]
+class _Closing:
+    """To be mixed into a pool of urllib3: what is given back to it is closed, before another may take it."""
+
+    def _put_conn(self, connection: Any) -> None:
+        if connection is not None:
+            # It is connected anew when it is needed.
+            connection.close()
+        super()._put_conn(connection)  # type: ignore[misc]
+
+
+class _Pool(_Closing, AWSHTTPConnectionPool):  # type: ignore[misc]
     ConnectionCls = _Connection
 
 
-class _SecurePool(AWSHTTPSConnectionPool):  # type: ignore[misc]
+class _SecurePool(_Closing, AWSHTTPSConnectionPool):  # type: ignore[misc]
     ConnectionCls = _SecureConnection
 
 
