@@ -18,7 +18,9 @@ from pcapsvc.interfaces import IDestination
 class Lane:
     """
     One destination, and how it is approached. Whoever waits here waits for others on
-    the way to the same destination, and for no other.
+    the way to the same destination, and for no other. What goes to an endpoint that its
+    request names has places of its own: who names one that hangs holds up none but others
+    who do.
 
     @param at_once: how many attempts may go on at once, 1 or more.
     @param timeout_seconds: how long each may take; L{None} is no limit.
@@ -37,6 +39,7 @@ class Lane:
         self._reactor = reactor
         self._destination = destination
         self._places = DeferredSemaphore(at_once)
+        self._places_elsewhere = DeferredSemaphore(at_once)
         self._timeout_seconds = timeout_seconds
         self.name = destination.name
 
@@ -51,7 +54,8 @@ class Lane:
 
     async def _attempt(self, artifact: Artifact) -> Receipt:
         # Without a place while it waits for the next attempt: those may be minutes.
-        await self._places.acquire()
+        places = self._places_elsewhere if artifact.s3.get("endpoint") else self._places
+        await places.acquire()
         try:
             stored = self._destination.store(artifact)
             if self._timeout_seconds is not None:
@@ -67,7 +71,7 @@ class Lane:
             )
             raise DestinationError(FAULT, retryable=False) from None
         finally:
-            self._places.release()
+            places.release()
 
 
 def _timed_out(result: Any, seconds: float) -> Any:

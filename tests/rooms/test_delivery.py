@@ -46,9 +46,19 @@ class LaneTests(unittest.SynchronousTestCase):
         self.answers.append(Deferred())
         return self.answers[-1]
 
-    def attempt(self) -> Deferred[Any]:
+    def attempt(self, **s3: str) -> Deferred[Any]:
         """One attempt."""
-        return self.lane.attempt(make_artifact(self.content))
+        return self.lane.attempt(make_artifact(self.content, **s3))
+
+    def test_places_elsewhere(self) -> None:
+        """What goes to endpoints that requests name takes no place from what goes to the usual one."""
+        elsewhere = [self.attempt(endpoint="https://slow.example.com") for _ in range(3)]
+        self.assertEqual(len(self.answers), 2)
+        here = [self.attempt(bucket="other") for _ in range(3)]
+        self.assertEqual(len(self.answers), 4)
+        for attempt in (*here, *elsewhere):
+            attempt.cancel()
+            self.failureResultOf(attempt, CancelledError)
 
     def test_places(self) -> None:
         """So many go on at once, in their order; whatever one's end, the next has its place."""
