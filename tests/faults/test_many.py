@@ -46,6 +46,8 @@ ARRIVED = 0.2
 REAL_CAPTURES = 150
 AT_ONCE = 10
 REAL_SECONDS = 60.0
+#: How long they may take to arrive.
+PATIENCE_SECONDS = 120.0
 # Before anything of the body is read, when it is there, and when it has been passed on.
 FAULTS = (
     Fault(answer=answer(500, "InternalError")),
@@ -258,6 +260,7 @@ class ManyOnTheWireTests(SynchronousTestCase):
             for capture in some:
                 self.daemon.logged(f"{capture}: delivered to local")
             captures += some
+        deadline = time.monotonic() + PATIENCE_SECONDS
         while time.monotonic() < deadline and len(self.delivered()) < 3 * len(captures):
             time.sleep(0.1)
         once = Counter((capture, to) for capture in captures for to in ("local", "cloudshark", "s3"))
