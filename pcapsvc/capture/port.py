@@ -95,8 +95,9 @@ class CapturePort:
     def discard(self) -> None:
         """Give up, before L{start}: see L{ICapture.discard}."""
         self._stop_reading()
-        self._handle.close()
-        self._buffer.discard()
+        self._close()
+        # Reading ahead may have failed, and nobody wants to know any more.
+        self._end.addErrback(lambda _: None)
 
     def progress(self) -> tuple[int, int]:
         """The packets and bytes by now: see L{ICapture.progress}."""
@@ -184,8 +185,12 @@ class CapturePort:
             self._timer = None
         return ended
 
+    def _close(self) -> None:
+        self._handle.close()
+        self._buffer.discard()
+
     def _give_up(self, failure: Failure) -> Deferred[Recording]:
-        self.discard()
+        self._close()
         return fail(failure)
 
     def _keep(self, reason: StopReason) -> Deferred[Recording]:
@@ -200,7 +205,7 @@ class CapturePort:
             content = self._buffer.finish()
             self._handle.close()
         except BaseException as error:  # noqa: BLE001 - all of them are raised again
-            self.discard()
+            self._close()
             raise self._told(error) from None
         return Recording(
             capture_id=self.capture_id,

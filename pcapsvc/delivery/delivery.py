@@ -191,8 +191,7 @@ class Delivery(Service):
                 break
             else:
                 if held is not None:
-                    # First of all: from here on no restart may find it again.
-                    await held.delivered()
+                    await self._take_out(held)
                 self._reporter.report(CaptureDelivered(capture_id=artifact.capture_id, receipt=receipt))
                 return None
             failures += 1
@@ -214,6 +213,13 @@ class Delivery(Service):
                 if not self._is_hurried():
                     raise
         return last
+
+    async def _take_out(self, held: IHeldCapture) -> None:
+        """First of all that follows a success: from here on no restart may find it again."""
+        try:
+            await held.delivered()
+        except CancelledError:
+            pass  # it has arrived, for all that
 
     def _is_hurried(self) -> bool:
         return self._hurried

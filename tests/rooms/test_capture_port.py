@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 from twisted.internet.defer import Deferred
@@ -139,6 +140,24 @@ class CapturePortTests(unittest.SynchronousTestCase):
             self.system.deliver("mem0", udp_frame(1))
             port.read_all()
             port.discard()
+
+    def test_fault_before_the_start(self) -> None:
+        """What can't be kept before the start fails the capture at its start, or is nobody's matter."""
+        for end in (CapturePort.start, CapturePort.discard):
+            port = self.port()
+            self.system.deliver("mem0", udp_frame(1))
+            port._buffer.read = self.fail_to_read  # type: ignore[method-assign]
+            port.read_all()
+            result = end(port)
+            if result is not None:
+                self.failureResultOf(result, CaptureUnavailable)
+            del port, result
+            gc.collect()
+        self.assertEqual(self.flushLoggedErrors(), [])
+
+    def fail_to_read(self, batch: object) -> int:
+        """There is no memory."""
+        raise OSError(12, "Cannot allocate memory")
 
     def test_counts(self) -> None:
         """No fewer packets are told as received than were read and dropped."""
