@@ -10,7 +10,7 @@ from twisted.application.service import IService
 from twisted.python import usage
 
 from pcapsvc.core.errors import Problem, SettingsError
-from pcapsvc.settings import OPTIONS, load_settings
+from pcapsvc.settings import OPTIONS, Settings, load_settings
 from pcapsvc.signals import ignore_reload
 
 #: The variable of the environment that names the configuration, where there is no command line for it.
@@ -64,6 +64,11 @@ def _service(path: str | None, overrides: Mapping[str, Any]) -> IService:
         settings = load_settings(path, overrides)
     except SettingsError as error:
         _refuse(error)
+    if not _speaks_tls(settings):
+        # Twisted imports OpenSSL with the reactor, wherever it finds it, and does without where it
+        # doesn't; with it come 15 MB. None stands for what is not to be found (the Language Reference,
+        # "The module cache").
+        sys.modules.setdefault("OpenSSL", None)  # type: ignore[arg-type]
     # Imported here: the reactor, as importing it installs it; and all other rooms, as that takes a while,
     # in which a SIGHUP would end the process.
     from twisted.internet import reactor
@@ -71,6 +76,12 @@ def _service(path: str | None, overrides: Mapping[str, Any]) -> IService:
     from pcapsvc import app
 
     return app.build(settings, reactor)
+
+
+def _speaks_tls(settings: Settings) -> bool:
+    """Whether a room that is switched on knows Twisted's TLS. Kafka, SQS and S3 have Python's own."""
+    listener = settings.http.listen or ""
+    return settings.redis.listen or settings.cloudshark.upload or listener.startswith("ssl:")
 
 
 def _refuse(error: SettingsError) -> NoReturn:

@@ -7,6 +7,7 @@ import signal
 import stat
 import time
 from datetime import datetime
+from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -256,6 +257,19 @@ class MainJobTests(SynchronousTestCase):
         capture = daemon.capture(interface=[interface], packets=1)
         self.wire.send([udp_frame(1)])
         self.assertEqual(daemon.done(capture)["packets"], 1)
+
+    def test_no_more_than_is_needed(self) -> None:
+        """OpenSSL's binding takes memory only where something is switched on that speaks TLS through it."""
+        for configuration, needed in (
+            ("", False),
+            ("[sqs]\nlisten = true\nurl = 'http://127.0.0.1:9/1/q'\nregion = 'x'\n", False),
+            ("[redis]\nlisten = true\nhost = '127.0.0.1'\nport = 9\n", True),
+            ("[cloudshark]\nupload = true\nhost = '127.0.0.1'\ntoken = 'x'\n", True),
+        ):
+            daemon = self.daemon(configuration)
+            loaded = Path(f"/proc/{daemon.pid}/maps").read_text()
+            self.assertEqual("cryptography" in loaded, needed, configuration)
+            daemon.stop()
 
     def test_busy(self) -> None:
         """Over the number of captures, or over the memory that they may hold, a request is told to wait."""
