@@ -19,6 +19,7 @@ from pcapsvc.core.request import MAX_BODY_BYTES
 from pcapsvc.core.result import Accepted, StartedCapture
 from pcapsvc.sources.http import HTTPSource, http_endpoint
 from pcapsvc.testing import MemorySink
+from tests.peers.certificates import Authority
 from tests.peers.requirement import require_command
 
 BODY = b'{"node":"any","interface":["eth0"]}'
@@ -49,6 +50,12 @@ class ListeningTestCase(unittest.TestCase):
         address: Any = await source.listening
         return int(address.port)
 
+    def folder(self) -> Path:
+        """A folder of this test."""
+        path = Path(self.mktemp()).absolute()
+        path.mkdir()
+        return path
+
     async def curl(self, *arguments: str, body: bytes = b"") -> tuple[int, Any]:
         """What curl gets: the status, and the JSON."""
         program = require_command("curl", "curl")
@@ -69,6 +76,21 @@ class ListeningTestCase(unittest.TestCase):
 
 class CurlTests(ListeningTestCase):
     """What the documentation shows: curl."""
+
+    async def test_tls(self) -> None:
+        """With TLS it speaks with clients that ask for a protocol, and with such that don't."""
+        authority = Authority(self.folder())
+        ours = authority.issue("http")
+        source = self.start(
+            f"ssl:0:interface=127.0.0.1:privateKey={ours.key}:certKey={ours.certificate}", token="secret"
+        )
+        port = await self.port_of(source)
+        for more in ((), ("--no-alpn",), ("--http1.0",)):
+            answer = await self.curl(
+                *("--cacert", str(authority.file), "-H", "Authorization: Bearer secret", *more),
+                f"https://localhost:{port}/captures/abc1",
+            )
+            self.assertEqual(answer, (200, {"id": "abc1"}), more)
 
     async def test_post(self) -> None:
         """C{curl -d} begins a capture, and says where to ask for it."""

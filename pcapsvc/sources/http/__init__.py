@@ -20,10 +20,16 @@ from typing import Any
 from twisted.application import service
 from twisted.internet import defer, endpoints
 from twisted.internet.address import UNIXAddress
-from twisted.internet.interfaces import IAddress, IListeningPort, IStreamServerEndpoint
+from twisted.internet.interfaces import (
+    IAddress,
+    IListeningPort,
+    IProtocolNegotiationFactory,
+    IStreamServerEndpoint,
+)
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web import http
+from zope.interface import implementer
 
 from pcapsvc.core.request import MAX_BODY_BYTES
 from pcapsvc.interfaces import IRequestSink
@@ -316,6 +322,7 @@ class _Channel(http.HTTPChannel):
         self.setTimeout(LINGER_SECONDS)
 
 
+@implementer(IProtocolNegotiationFactory)
 class _Factory(http.HTTPFactory):
     """Makes connections, and knows them."""
 
@@ -343,6 +350,10 @@ class _Factory(http.HTTPFactory):
         Nothing: twistd prints what is logged at any level, and clients that ask for the
         state of a capture do so again and again. What became of a request is told by reporters.
         """
+
+    def acceptableProtocols(self) -> list[bytes]:
+        # Where TLS asks (RFC 7301): to one that answers nothing most clients don't speak.
+        return [b"http/1.1", b"http/1.0"]
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
         if not self._is_open:
