@@ -147,28 +147,15 @@ class Delivery(Service):
             problem = f"{error}; "
             failed = await self._keep(lane, artifact, error, held)
         except CancelledError:
-            failed = self._lost(lane, artifact, f"{problem}given up", held)
+            failed = _failed(lane, artifact, f"{problem}given up", held)
         except Exception:  # noqa: BLE001 - one delivery fails, and no other
             self._log.failure(
                 "{capture_id}: the delivery to {destination} met a fault",
                 capture_id=artifact.capture_id,
                 destination=lane.name,
             )
-            failed = self._lost(lane, artifact, FAULT, held)
+            failed = _failed(lane, artifact, FAULT, held)
         self._reporter.report(failed)
-
-    def _lost(
-        self, lane: Lane, artifact: Artifact, problem: str, held: IHeldCapture | None
-    ) -> DeliveryFailed:
-        """What is told of a delivery that is broken off: lost, unless the spool has it."""
-        if held is not None:
-            held.release(problem)
-        return DeliveryFailed(
-            capture_id=artifact.capture_id,
-            destination=lane.name,
-            problem=problem,
-            spooled=held is not None,
-        )
 
     async def _try(
         self, lane: Lane, artifact: Artifact, held: IHeldCapture | None
@@ -239,21 +226,14 @@ class Delivery(Service):
     async def _keep(
         self, lane: Lane, artifact: Artifact, error: DestinationError, held: IHeldCapture | None
     ) -> DeliveryFailed:
-        problem = str(error)
-        spooled = True
-        if held is not None:
-            held.release(problem, error.retry_after_seconds)
-        elif self._spool is not None:
+        problem, spooled = str(error), False
+        if held is None and self._spool is not None:
             try:
                 await self._spool.put(artifact, lane.name, problem, error.retry_after_seconds)
+                spooled = True
             except SpoolError as reason:
-                spooled = False
                 problem = f"{problem}; and not kept in the spool: {reason}"
-        else:
-            spooled = False
-        return DeliveryFailed(
-            capture_id=artifact.capture_id, destination=lane.name, problem=problem, spooled=spooled
-        )
+        return _failed(lane, artifact, problem, held, error.retry_after_seconds, spooled=spooled)
 
     async def _unless_hurried(self, waiting: Deferred[_T]) -> _T:
         """What is waited for; to be cancelled by L{hurry}."""
@@ -262,3 +242,23 @@ class Delivery(Service):
             return await waiting
         finally:
             self._waits.pop(waiting, None)
+
+
+def _failed(
+    lane: Lane,
+    artifact: Artifact,
+    problem: str,
+    held: IHeldCapture | None,
+    asked_seconds: float | None = None,
+    *,
+    spooled: bool = False,
+) -> DeliveryFailed:
+    """What is told of a delivery that came to nothing; what the spool holds is left to it."""
+    if held is not None:
+        held.release(problem, asked_seconds)
+    return DeliveryFailed(
+        capture_id=artifact.capture_id,
+        destination=lane.name,
+        problem=problem,
+        spooled=spooled or held is not None,
+    )

@@ -129,15 +129,14 @@ class Spool(Service):
     async def _put(
         self, artifact: Artifact, destination: str, problem: str, asked_seconds: float | None
     ) -> None:
-        kept, _ = await self._write(artifact, destination, problem, held=False)
-        self._postpone(kept, asked_seconds)
+        await self._write(artifact, destination, problem, asked_seconds, held=False)
 
     def hold(self, artifact: Artifact, destination: str, problem: str) -> Deferred[IHeldCapture]:
         """See L{ISpool.hold}."""
         return Deferred.fromCoroutine(self._hold(artifact, destination, problem))
 
     async def _hold(self, artifact: Artifact, destination: str, problem: str) -> IHeldCapture:
-        kept, entry = await self._write(artifact, destination, problem, held=True)
+        kept, entry = await self._write(artifact, destination, problem, None, held=True)
         return _HeldCapture(self, kept, entry.artifact(self._folder.content(entry)))
 
     def release(self, kept: Kept, problem: str, asked_seconds: float | None) -> None:
@@ -150,7 +149,13 @@ class Spool(Service):
         kept.due = self._reactor.seconds() + max(self._retry_seconds, honoured_seconds(asked_seconds))
 
     async def _write(
-        self, artifact: Artifact, destination: str, problem: str, *, held: bool
+        self,
+        artifact: Artifact,
+        destination: str,
+        problem: str,
+        asked_seconds: float | None,
+        *,
+        held: bool,
     ) -> tuple[Kept, SpoolEntry]:
         cancelled = False
         async with self._the_folder():
@@ -179,7 +184,7 @@ class Spool(Service):
                 raise
             kept = self._keep(entry)
             kept.busy = held
-            kept.due = self._reactor.seconds() + self._retry_seconds
+            self._postpone(kept, asked_seconds)
             await self._make_room(kept)
         return kept, entry
 
