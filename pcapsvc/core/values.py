@@ -6,6 +6,8 @@ from typing import Annotated
 
 from msgspec import Meta
 
+from pcapsvc.core.text import UNSAFE
+
 #: The canned ACLs of Amazon S3 (User Guide, "Access control list overview").
 CANNED_ACLS = (
     "private",
@@ -21,10 +23,7 @@ CANNED_ACLS = (
 #: The fields by which a request says where in S3 its captures go.
 S3_FIELDS = ("bucket", "folder", "acl", "region", "endpoint", "encryption")
 
-# What a terminal, a log or a header might take for the end of the line, or for a turn of its direction:
-# control characters, separators of lines, and those of Unicode's bidirectional algorithm (UAX 9).
-_UNSAFE = r"\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069"
-_ONE_LINE = rf"\A[^{_UNSAFE}]*\Z"
+_ONE_LINE = rf"\A[^{UNSAFE}]*\Z"
 
 
 def one_of(*choices: str) -> Meta:
@@ -46,7 +45,7 @@ Label = Annotated[str, one_line(1024)]
 Pattern = Annotated[str, one_line(1024, "a regular expression on one line")]
 Filter = Annotated[
     str,
-    Meta(pattern=rf"\A(?:[^{_UNSAFE}]|[\t\n])*\Z", description="a filter without control characters"),
+    Meta(pattern=rf"\A(?:[^{UNSAFE}]|[\t\n])*\Z", description="a filter without control characters"),
 ]
 AlertId = Annotated[
     Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | Name,
@@ -78,7 +77,7 @@ Folder = Annotated[
     str,
     Meta(
         max_length=512,
-        pattern=r"\A(?!.*(?:\A|/)\.{1,2}(?:/|\Z))[^" + _UNSAFE + r"\\]*\Z",
+        pattern=r"\A(?!.*(?:\A|/)\.{1,2}(?:/|\Z))[^" + UNSAFE + r"\\]*\Z",
         description="a path of at most 512 characters, without a control character, a backslash,"
         " or a part that is '.' or '..'",
     ),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import struct
 import sys
 from importlib.metadata import version
@@ -12,11 +11,7 @@ import pcapy
 from twisted.trial import unittest
 
 from pcapsvc.capture.libpcap import Libpcap, LibpcapError, find_libpcap
-
-
-def _resident_bytes() -> int:
-    """The memory that this process holds now (proc(5))."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+from tests.rooms.contents import resident_bytes
 
 
 class LibpcapTests(unittest.SynchronousTestCase):
@@ -47,8 +42,8 @@ class LibpcapTests(unittest.SynchronousTestCase):
         reader, libpcap = pcapy.open_offline(str(path)), self.libpcap()
         bpf = " or ".join(f"port {number}" for number in range(20))
         libpcap.set_filter(reader, bpf)
-        before = _resident_bytes()
+        before = resident_bytes()
         for _ in range(3000):
             libpcap.set_filter(reader, bpf)
-        self.assertLess(_resident_bytes() - before, 1 << 20)  # of what pcapy would have left behind, 2.3 MB
+        self.assertLess(resident_bytes() - before, 1 << 20)  # of what pcapy would have left behind, 2.3 MB
         self.assertRaises(LibpcapError, libpcap.set_filter, reader, "tcp prot 80")
