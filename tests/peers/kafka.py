@@ -104,20 +104,12 @@ class KafkaBroker:
             f"--add-scram={mechanism}=[name={self.user},password={self.password}]"
             for mechanism in ("SCRAM-SHA-256", "SCRAM-SHA-512")
         ]
-        subprocess.run(
-            [
-                *format_it,
-                "format",
-                # An id may begin with a dash.
-                f"--cluster-id={cluster}",
-                "--config",
-                str(self._file),
-                *credentials,
-            ],
-            check=True,
-            capture_output=True,
-            timeout=60,
-        )
+        # An id may begin with a dash.
+        arguments = ["format", f"--cluster-id={cluster}", "--config", str(self._file), *credentials]
+        formatted = subprocess.run([*format_it, *arguments], check=False, capture_output=True, timeout=60)
+        if formatted.returncode != 0:
+            said = (formatted.stdout + formatted.stderr).decode(errors="replace")
+            raise RuntimeError(f"the storage of kafka could not be formatted:\n{said}")
 
     def start(self) -> None:
         """Start it, and wait until it answers."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import random
 import signal
 import socket
 import subprocess
@@ -15,13 +16,29 @@ from pathlib import Path
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 _libc = ctypes.CDLL(None, use_errno=True)
 
+# Below those that the kernel gives to outgoing connections (ip(7), ip_local_port_range): one of these
+# could take the port of a server that is down for a moment, or connect to itself there.
+_outgoing = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+_ports = range(10240, _outgoing) or range(10240, 65536)
+_given: set[int] = set()
+
 
 def free_port() -> int:
-    """A TCP port that is free on 127.0.0.1, now."""
+    """A TCP port that is free on 127.0.0.1, another one each time."""
+    while True:
+        port = random.choice(_ports)
+        if port not in _given and _can_be_bound(port):
+            _given.add(port)
+            return port
+
+
+def _can_be_bound(port: int) -> bool:
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 def answers(port: int, host: str = "127.0.0.1") -> bool:
