@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from twisted.application.service import Service
@@ -182,6 +183,7 @@ class Delivery(Service):
                 self._reporter.report(CaptureDelivered(capture_id=artifact.capture_id, receipt=receipt))
                 return None
             failures += 1
+            artifact = replace(artifact, may_be_there=True)
             delay = self._delay(last, failures)
             if delay is None:
                 break

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -161,7 +162,8 @@ class Redelivery(Service):
             artifact = await self._spool.read(kept)
             if self._stopping:
                 return
-            attempt = lane.attempt(artifact)
+            # Of the attempts of a process that was killed, nothing is known.
+            attempt = lane.attempt(replace(artifact, may_be_there=True))
             self._attempts.add(attempt)
             try:
                 receipt = await attempt

@@ -216,30 +216,30 @@ class CloudSharkTests(FaultCase):
             verify=str(self.ca_file),
         )
 
-    async def trouble(self, behaviour: Behaviour, words: str) -> None:
+    async def trouble(self, behaviour: Behaviour, words: str, *, arrives: bool = False) -> None:
         """
         One failure, which another attempt mends; and as many as bring it into the spool.
 
         @param words: what is told of them.
+        @param arrives: whether each of them is a capture at the server, all the same.
         """
         self.server.behave(behaviour, accept())
         house = self.house(self.make)
-        await house.deliver(self.data)
+        await house.deliver(self.data, "first.pcap")
         self.assertEqual(len(house.told(CaptureDelivered)), 1, house.problems)
         self.assertEqual(len(house.problems), 1)
         self.assertIn(words, house.problems[0])
         self.assertEqual(house.spool.entries, 0)
+        self.assertEqual(len(self.server.captures()), 1)
         await house.stop()
         house.start()
-        self.server.behave(behaviour)
+        # Whoever could look would find there what has arrived.
+        self.server.behave(behaviour, search=refuse(503, "later") if arrives else None)
         await self.spooled(house)
-        before = len(self.uploads())
         self.server.behave(accept())
         await self.delivered_in_the_end(house)
-        uploads = self.uploads()
-        self.assertEqual(len(uploads), before + 1)
-        self.assertEqual({upload.filename for upload in uploads}, {NAME})
-        self.assertEqual({upload.data for upload in uploads}, {self.data})
+        self.assertEqual(self.server.captures(), ["first.pcap", NAME])
+        self.assertEqual({upload.data for upload in self.uploads()}, {self.data})
         await left_as(self.before)
 
     def uploads(self) -> list[Any]:
@@ -256,7 +256,7 @@ class CloudSharkTests(FaultCase):
             earlier = len(self.uploads())
             self.server.behave(refuse(429, "slow down", retry_after="1"), accept())
             house = self.house(self.make, max_delay_seconds=max_delay_seconds)
-            await house.deliver(self.data)
+            await house.deliver(self.data, f"{earlier}.pcap")
             self.assertEqual(len(house.told(DeliveryFailed)), 0 if max_delay_seconds else 1)
             await house.emptied()
             self.assert_asked([upload.time for upload in self.uploads()[earlier:]])
@@ -272,8 +272,17 @@ class CloudSharkTests(FaultCase):
         await self.trouble(reset(100_000), _RESET)
 
     async def test_reset_after_the_body(self) -> None:
-        """A reset in place of the answer: delivered at least once, under the same name."""
-        await self.trouble(forget(), _RESET)
+        """A reset in place of the answer: the capture is found there, and not uploaded again."""
+        await self.trouble(forget(), _RESET, arrives=True)
+
+    async def test_no_search(self) -> None:
+        """Where the token may not search, what may have arrived is uploaded again, under the same name."""
+        self.server.behave(forget(), accept(), search=refuse(401, "not permitted"))
+        house = self.house(self.make)
+        await house.deliver(self.data)
+        self.assertEqual(len(house.told(CaptureDelivered)), 1, house.problems)
+        self.assertEqual(self.server.captures(), [NAME, NAME])
+        await house.stop()
 
     async def test_hangs(self) -> None:
         """No answer at all."""
@@ -281,7 +290,7 @@ class CloudSharkTests(FaultCase):
 
     async def test_drips(self) -> None:
         """An answer that takes half a second for each byte."""
-        await self.trouble(drip(2), "no end within 1 s")
+        await self.trouble(drip(2), "no end within 1 s", arrives=True)
 
     async def test_reads_slowly(self) -> None:
         """An upload that is read too slowly."""

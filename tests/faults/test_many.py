@@ -50,7 +50,7 @@ REAL_SECONDS = 240.0
 PATIENCE_SECONDS = 240.0
 # Before anything of the body is read, when it is there, and when it has been passed on.
 FAULTS = (
-    Fault(answer=answer(500, "InternalError")),
+    Fault(answer=answer(503, "SlowDown")),
     Fault(body_bytes=0),
     Fault(forgetful=True),
 )
@@ -249,8 +249,8 @@ class ManyOnTheWireTests(SynchronousTestCase):
 
     def test_on_the_wire(self) -> None:
         """
-        Each capture arrives everywhere, byte for byte: once in the folder and in S3, and at CloudShark
-        once more for each answer that nobody heard. None is left in the spool.
+        Each capture arrives everywhere, byte for byte, and once, whether or not anybody heard the
+        answer. None is left in the spool.
         """
         captures: list[str] = []
         deadline = time.monotonic() + REAL_SECONDS
@@ -273,9 +273,8 @@ class ManyOnTheWireTests(SynchronousTestCase):
         in_s3 = {key.rpartition("/")[2]: self.s3.get(key)[0] for key in keys}
         self.assertEqual(in_s3, files, self.seed)
         uploads = [(one.filename, one.data) for one in self.cloudshark.uploads()]
-        self.assertEqual(dict(uploads), files, self.seed)
-        self.assertTrue(all(files[name] == data for name, data in uploads), self.seed)
-        self.assertEqual(len(uploads), len(captures) + self.before_cloudshark.forgotten, self.seed)
+        self.assertEqual(sorted(uploads), sorted(files.items()), self.seed)
+        self.assertGreater(self.before_cloudshark.forgotten, 0, self.seed)
         for proxy in (self.before_cloudshark, self.before_s3):
             self.assertGreater(proxy.failed, len(captures) * FAILING / 2, self.seed)
 

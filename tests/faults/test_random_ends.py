@@ -185,10 +185,10 @@ class RandomKillTests(RandomEndCase):
         self.assert_kept()
         self.assertTrue(self.told("not delivered to cloudshark yet"), self.seed)
         self.assertEqual(set(self.told("delivered to cloudshark").values()), {1}, self.seed)
-        # A daemon that was killed may not have come to note what the server took, from the spool one
-        # at a time.
+        # The next daemon asks the server for what the one before may have brought there, and hardly ever
+        # before the server has it.
         taken = Counter(id for id, _ in self.uploads())
-        self.assertLessEqual(taken.total() - len(taken), _ROUNDS, self.seed)
+        self.assertLessEqual(taken.total() - len(taken), 1, self.seed)
 
     def assert_kept(self) -> None:
         """What was told to be in the spool is there, or at the server."""

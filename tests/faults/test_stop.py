@@ -219,3 +219,18 @@ class StopTests(SynchronousTestCase):
         last = self.daemon()
         last.logged("the spool holds 0 captures")
         self.assertEqual(len(self.uploads()), before + 1)
+
+    def test_killed_before_the_answer(self) -> None:
+        """What the server took, when the daemon was killed before it heard so, is not brought there again."""
+        self.server.behave(accept(delay_seconds=30))
+        daemon = self.daemon()
+        capture = daemon.capture(interface=[self.wire.interface], packets=1)
+        self.wire.send([udp_frame(1)])
+        daemon.until(lambda: self.server.captures() or None, "the upload")
+        daemon.signal(signal.SIGKILL)
+        daemon.wait()
+        self.assertEqual(len(self.entries()), 1)
+        self.server.behave(accept())
+        self.daemon().logged(f"{capture}: delivered to cloudshark")
+        self.assertEqual(len(self.server.captures()), 1)
+        self.assertEqual(self.entries(), [])

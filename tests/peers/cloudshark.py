@@ -1,4 +1,4 @@
-"""An HTTPS server of its own process, that takes uploads as CloudShark does."""
+"""An HTTPS server of its own process, that takes uploads as CloudShark does, and finds them again."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Shown(Enum):
 @dataclass(frozen=True, kw_only=True)
 class Upload:
     """
-    A request that the server received.
+    An upload that the server received.
 
     @ivar time: when its headers had come, in seconds of the monotonic clock.
     @ivar path: its path, the token included.
@@ -35,6 +35,7 @@ class Upload:
     @ivar content_type: the file's media type.
     @ivar data: the file.
     @ivar fields: the other fields of the form: C{additional_tags}.
+    @ivar taken: whether it is a capture from then on, and can be found.
     @ivar refused: the status that a malformed upload was answered with, else L{None}.
     """
 
@@ -45,6 +46,7 @@ class Upload:
     content_type: str | None = None
     data: bytes = b""
     fields: Mapping[str, str]
+    taken: bool = False
     refused: int | None = None
 
     @property
@@ -103,7 +105,8 @@ def slow(bytes_per_second: float) -> Behaviour:
 
 class CloudSharkServer:
     """
-    A server of CloudShark's upload API on a free port of 127.0.0.1.
+    A server of CloudShark's API on a free port of 127.0.0.1: of uploads, and of searches for a file name
+    among those that it took since it was started.
 
     @ivar port: its port.
     @ivar token: the only API token that it knows.
@@ -150,17 +153,25 @@ class CloudSharkServer:
         """End it for good."""
         self._process.clean_up()
 
-    def behave(self, *behaviours: Behaviour) -> None:
-        """Tell it how to behave: each behaviour serves one request, the last one all that follow."""
+    def behave(self, *behaviours: Behaviour, search: Behaviour | None = None) -> None:
+        """
+        Tell it how to behave: each behaviour serves one upload, the last one all that follow.
+
+        @param search: a L{refuse} for all searches; L{None} answers them.
+        """
         self._serial += 1
         draft = self._folder / "behaviour.draft"
-        draft.write_text(json.dumps({"serial": self._serial, "behaviours": behaviours}))
+        draft.write_text(json.dumps({"serial": self._serial, "behaviours": behaviours, "search": search}))
         draft.rename(self._folder / "behaviour")
 
     def uploads(self) -> list[Upload]:
         """What it received, in order."""
         files = sorted(self._folder.glob("*.json"), key=lambda file: int(file.stem))
         return [self._upload(file) for file in files]
+
+    def captures(self) -> list[str | None]:
+        """The names of the files that it took, in order."""
+        return [upload.filename for upload in self.uploads() if upload.taken]
 
     def _upload(self, file: Path) -> Upload:
         record = json.loads(file.read_text())
@@ -173,5 +184,6 @@ class CloudSharkServer:
             content_type=record.get("content_type"),
             data=data.read_bytes() if data.exists() else b"",
             fields=record.get("fields", {}),
+            taken=record.get("taken", False),
             refused=record.get("refused"),
         )

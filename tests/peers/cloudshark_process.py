@@ -22,6 +22,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, BinaryIO
+from urllib.parse import parse_qs, urlsplit
 
 from multipart import MultipartError, MultipartParser, parse_options_header
 
@@ -29,6 +30,8 @@ _IN_MEMORY_BYTES = 1 << 20
 _LARGEST_UPLOAD_BYTES = 1 << 30
 _LARGEST_FIELD_BYTES = 64 << 10
 _CHUNK_BYTES = 64 << 10
+# How an upload is answered that is a capture from then on, whether or not anybody hears of it.
+_TAKEN = frozenset({"accept", "forget"})
 
 
 class Bad(Exception):
@@ -101,6 +104,20 @@ class Handler(BaseHTTPRequestHandler):
         self.request = self.server.context.wrap_socket(self.request, server_side=True)
         super().setup()
 
+    def do_GET(self) -> None:
+        """A search for a part of a file's name."""
+        url = urlsplit(self.path)
+        [part] = parse_qs(url.query).get("search[filename]", [""])
+        refusal = self.server.orders()["search"]
+        if url.path != f"/api/v1/{self.server.token}/search" or not part:
+            self._answer(404, {"status": 404, "exceptions": ["no such token, or nothing to search for"]})
+        elif refusal is not None:
+            self._answer(
+                refusal["status"], {"status": refusal["status"], "exceptions": refusal["exceptions"]}
+            )
+        else:
+            self._answer(200, {"captures": self.server.find(part)})
+
     def do_POST(self) -> None:
         """An upload."""
         behaviour = self.server.behave()
@@ -135,8 +152,11 @@ class Handler(BaseHTTPRequestHandler):
             "content_type": file.content_type,
             "size": file.size,
             "fields": fields,
+            "taken": kind in _TAKEN,
         }
         self.server.record(record, file)
+        if kind in _TAKEN:
+            self.server.take(file.filename, behaviour.get("id", "forgotten"), file.size)
         if kind == "hang":
             self.server.stopped.wait()
         if kind == "forget":
@@ -211,6 +231,7 @@ class Server(ThreadingHTTPServer):
         self._folder = folder
         self._lock = threading.Lock()
         self._received = 0
+        self._captures: list[dict[str, Any]] = []
         self._told: tuple[int, int] = (-1, 0)
         super().__init__(("127.0.0.1", port), Handler)
 
@@ -218,15 +239,30 @@ class Server(ThreadingHTTPServer):
         """One line, where the base class has a traceback."""
         print(f"{client_address}: {sys.exc_info()[1]!r}", file=sys.stderr, flush=True)
 
+    def orders(self) -> dict[str, Any]:
+        """All that it was told."""
+        orders: dict[str, Any] = json.loads((self._folder / "behaviour").read_text())
+        return orders
+
     def behave(self) -> dict[str, Any]:
-        """How to behave now: each behaviour serves one request, and the last one all that follow."""
+        """How to behave now: each behaviour serves one upload, and the last one all that follow."""
         with self._lock:
-            orders = json.loads((self._folder / "behaviour").read_text())
+            orders = self.orders()
             serial, at = self._told
             at = at + 1 if serial == orders["serial"] else 0
             self._told = (orders["serial"], at)
             behaviours: list[dict[str, Any]] = orders["behaviours"]
             return behaviours[min(at, len(behaviours) - 1)]
+
+    def take(self, filename: str, id: str, size: int) -> None:
+        """Have a capture."""
+        with self._lock:
+            self._captures.append({"filename": filename, "id": id, "size": size})
+
+    def find(self, part: str) -> list[dict[str, Any]]:
+        """The captures whose names have a part."""
+        with self._lock:
+            return [capture for capture in self._captures if part in capture["filename"]]
 
     def record(self, record: dict[str, Any], file: Any = None) -> None:
         """Write down what was received, whole or not at all."""

@@ -6,6 +6,7 @@ import http.client
 import json
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -106,13 +107,22 @@ class Daemon:
 
     def done(self, capture_id: str) -> dict[str, Any]:
         """Wait until a capture has ended and every destination has had its turn. Its last state."""
-        return self._until(lambda: self._state_if(capture_id, ("done", "failed")), f"capture {capture_id}")
+        return self.until(lambda: self._state_if(capture_id, ("done", "failed")), f"capture {capture_id}")
 
     def logged(self, words: str) -> str:
         """Wait until a line with these words is logged. The line."""
-        return self._until(
+        return self.until(
             lambda: next((line for line in self.log.splitlines() if words in line), None), repr(words)
         )
+
+    def until(self, look: Callable[[], Any], what: str) -> Any:
+        """Look until there is something. What it is; where it is waited for in vain, the log is told."""
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while (found := look()) is None:
+            if time.monotonic() > deadline:
+                raise AssertionError(f"waited for {what} in vain:\n{self.log}")
+            time.sleep(0.02)
+        return found
 
     def file_of(self, capture_id: str) -> Path:
         """The local file of a capture."""
@@ -131,11 +141,3 @@ class Daemon:
         status, state = self.request("GET", f"/captures/{capture_id}")
         assert status == 200, (status, state)
         return state if state["state"] in states else None
-
-    def _until(self, look: Any, what: str) -> Any:
-        deadline = time.monotonic() + _PATIENCE_SECONDS
-        while (found := look()) is None:
-            if time.monotonic() > deadline:
-                raise AssertionError(f"waited for {what} in vain:\n{self.log}")
-            time.sleep(0.02)
-        return found

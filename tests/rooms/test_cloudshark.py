@@ -7,6 +7,7 @@ import json
 import os
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from multipart import MultipartParser, parse_options_header
@@ -36,17 +37,22 @@ class Upload(Resource):
 
     def __init__(self) -> None:
         super().__init__()
+        self.search: Callable[[Request], Any] = lambda request: {"captures": []}
         self.answer: Callable[[Request], Any] = lambda request: {"filename": "x", "id": "f00"}
         self.requests: list[Request] = []
         self.parts: dict[str, Any] = {}
 
     def render(self, request: Request) -> bytes | int:
         self.requests.append(request)
+        if request.method == b"GET":
+            return self.encoded(self.search(request))
         _, options = parse_options_header(request.getHeader("content-type"))
         length = int(request.getHeader("content-length"))
         form = MultipartParser(request.content, options["boundary"], content_length=length, strict=True)
         self.parts = {part.name: part for part in form}
-        answer = self.answer(request)
+        return self.encoded(self.answer(request))
+
+    def encoded(self, answer: Any) -> bytes | int:
         if isinstance(answer, dict):
             return json.dumps(answer).encode()
         return answer  # type: ignore[no-any-return]
@@ -416,6 +422,83 @@ class CloudSharkTests(CloudSharkCase):
         gone = MemfdContent(b"x")
         gone.close()
         await self.assertFailure(self.make().store(make_artifact(gone)), DestinationError)
+
+
+class SearchTests(CloudSharkCase):
+    """L{CloudShark}, where a capture may be there already."""
+
+    NAME = "web1-eth0-1700000000-abc.pcap"
+
+    async def again(self) -> str:
+        """Deliver a capture of which an attempt may have arrived. Its link, without the server."""
+        artifact = replace(make_artifact(self.content, name=self.NAME), may_be_there=True)
+        receipt = await self.make().store(artifact)
+        self.assertTrue(self.content.all_closed)
+        self.assertNoToken(receipt.location)
+        return receipt.location.rpartition("/captures/")[2]
+
+    @property
+    def methods(self) -> list[bytes]:
+        return [request.method for request in self.server.requests]
+
+    async def test_found(self) -> None:
+        """What is found by its name is not uploaded again."""
+        self.server.search = lambda request: {"captures": [{"filename": self.NAME, "id": "a/b"}]}
+        self.assertEqual(await self.again(), "a%2Fb")
+        [request] = self.server.requests
+        self.assertEqual(request.method, b"GET")
+        self.assertEqual(request.path, b"/api/v1/" + TOKEN_IN_URL + b"/search")
+        self.assertEqual(request.args, {b"search[filename]": [self.NAME.encode()]})
+
+    async def test_not_found(self) -> None:
+        """What isn't, is; a longer name, and what is no capture, are not it."""
+        for captures in (
+            [],
+            [{"filename": f"copy of {self.NAME}", "id": "1"}],
+            [{"filename": self.NAME}, {"filename": self.NAME, "id": ""}, None, "x", {"id": "1"}],
+        ):
+            self.server.requests.clear()
+            self.server.search = lambda request, captures=captures: {"captures": captures}
+            self.assertEqual(await self.again(), "f00")
+            self.assertEqual(self.methods, [b"GET", b"POST"])
+
+    async def test_no_search(self) -> None:
+        """So is a capture where the server can't be asked, which is told."""
+        for answer in (
+            refusal(401, "not permitted"),
+            refusal(404, "no"),
+            refusal(500, "no"),
+            lambda request: b"<html>",
+            lambda request: {"captures": None},
+        ):
+            self.server.requests.clear()
+            self.logged.clear()
+            self.server.search = answer
+            self.assertEqual(await self.again(), "f00")
+            self.assertEqual(self.methods, [b"GET", b"POST"])
+            self.assertIn("which is uploaded again", "".join(self.logged))
+            self.assertNoToken()
+
+    async def test_later(self) -> None:
+        """Where the server asks to be left alone, it is."""
+
+        def later(request: Request) -> Any:
+            request.setHeader("retry-after", "17")
+            return refusal(503, "slow down")(request)
+
+        self.server.search = later
+        error = await self.assertFailure(defer.ensureDeferred(self.again()), DestinationError)
+        self.assertEqual((error.retryable, error.retry_after_seconds), (True, 17.0))
+        self.assertIn("answered 503: slow down", str(error))
+        self.assertEqual(self.methods, [b"GET"])
+
+    async def test_gone(self) -> None:
+        """A connection that is lost while it is asked may be tried again."""
+        self.server.search = lambda request: request.transport.abortConnection() or NOT_DONE_YET
+        error = await self.assertFailure(defer.ensureDeferred(self.again()), DestinationError)
+        self.assertTrue(error.retryable)
+        self.assertEqual(self.methods, [b"GET"])
+        self.assertNoToken(str(error))
 
 
 class Ipv6CloudSharkTests(CloudSharkCase):

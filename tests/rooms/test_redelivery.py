@@ -40,6 +40,8 @@ class RedeliveryTests(SpoolCase):
         self.assertEqual(list(self.one.files), ["c.pcap", "a.pcap", "b.pcap"])
         self.assertEqual(len(self.events(CaptureDelivered)), 3)
         self.assertEqual((self.names(), self.spool.entries, self.spool.size), ([], 0, 0))
+        # Nobody knows what the process before had come to.
+        self.assertTrue(all(artifact.may_be_there for artifact in self.one.artifacts))
         self.restart()
         self.redelivery.startService()
         self.assertEqual(len(self.one.artifacts), 3)

@@ -1,0 +1,294 @@
+"""Captures to CloudShark, by its API."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, BinaryIO
+from urllib.parse import quote, urlencode
+
+from OpenSSL import SSL
+from service_identity import VerificationError
+from treq.multipart import MultiPartProducer
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IConsumer
+from twisted.internet.task import Cooperator
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.web.client import FileBodyProducer
+from twisted.web.iweb import IBodyProducer
+from zope.interface import implementer
+
+from pcapsvc.core.artifact import Artifact
+from pcapsvc.core.errors import DestinationError
+from pcapsvc.core.result import Receipt
+from pcapsvc.core.text import one_line, without_secrets
+from pcapsvc.destinations.cloudshark.exchange import (
+    Answer,
+    UnusableCertificates,
+    exchange,
+    server_endpoint,
+)
+from pcapsvc.interfaces import IDestination
+
+_LONGEST_ID = 256
+# Request Timeout, Too Many Requests, Service Unavailable (RFC 9110, RFC 6585): another request would fare
+# no better.
+_BUSY = frozenset({408, 429, 503})
+
+
+@implementer(IDestination)
+class CloudShark:
+    """
+    Uploads captures: POST of C{multipart/form-data} to
+    C{SCHEME://HOST[:PORT]/api/v1/TOKEN/upload}, streamed. Each upload has a connection
+    of its own, which never outlives it. No redirect is followed: it would take the
+    token along.
+
+    Each upload makes a new capture there, though there be one of its name. So where an
+    earlier one may have arrived, its answer lost, the capture is looked for first, by its
+    file name, which holds its id: GET of C{…/search?search[filename]=NAME} (CloudShark's API,
+    "Search"). A token that may not search is no hindrance: what can't be found is uploaded.
+
+    Retryable are what fails on the way, time-outs, and the answers 408, 429 and 5xx;
+    not any other answer, nor a certificate that can't be verified.
+
+    @param reactor: connects, and keeps the time.
+    @param scheme: C{http} or C{https}.
+    @param host: a name or an address.
+    @param token: the API token. It is in no error, log or location.
+    @param timeout_seconds: how long an upload may take, from its first byte to the
+        last of its answer; L{None} for no limit.
+    @param verify: whether the server's certificate is verified, or the path of the
+        certificates, in PEM, to verify it with. The file is read for each upload.
+    """
+
+    name = "cloudshark"
+    _log = Logger()
+
+    def __init__(
+        self,
+        reactor: Any,
+        *,
+        scheme: str,
+        host: str,
+        port: int,
+        token: str,
+        timeout_seconds: float | None = None,
+        verify: bool | str = True,
+    ) -> None:
+        self._reactor = reactor
+        self._scheme = scheme
+        self._host = _ascii(host.strip("[]"))
+        self._port = port
+        self._timeout_seconds = timeout_seconds
+        self._verify = verify
+        shown_host = f"[{self._host}]" if ":" in self._host else self._host
+        usual = port == {"http": 80, "https": 443}[scheme]
+        self._authority = shown_host if usual else f"{shown_host}:{port}"
+        self._base = f"{scheme}://{self._authority}"
+        self._token = token
+        self._secrets = ((token, "[token]"),)
+        self._cooperator = Cooperator(scheduler=lambda work: reactor.callLater(0, work))
+
+    def store(self, artifact: Artifact) -> Deferred[Receipt]:
+        """See L{IDestination.store}. The receipt's location is the link of the capture."""
+        stored = Deferred.fromCoroutine(self._store(artifact))
+        if self._timeout_seconds is not None:
+            stored.addTimeout(self._timeout_seconds, self._reactor, self._timed_out)
+        return stored
+
+    def _timed_out(self, result: Any, seconds: float) -> Any:
+        if isinstance(result, Failure) and isinstance(result.value, CancelledError):
+            raise DestinationError(f"{self._base}: no answer within {seconds:g} s", retryable=True)
+        return result
+
+    async def _store(self, artifact: Artifact) -> Receipt:
+        try:
+            link = await self._found(artifact) if artifact.may_be_there else None
+            if link is None:
+                link = self._judged(await self._upload(artifact))
+        except DestinationError:
+            raise
+        except Exception as error:  # noqa: BLE001 - what an HTTP client raises may show the URL, and the token in it
+            cause = _innermost(error)
+            if isinstance(cause, CancelledError):
+                raise CancelledError() from None
+            words, retryable = self._told(cause)
+            raise DestinationError(f"{self._base}: {words}", retryable=retryable) from None
+        return Receipt(destination=self.name, location=link)
+
+    async def _found(self, artifact: Artifact) -> str | None:
+        """
+        The link of a capture that is there already; L{None} where none is to be found.
+
+        @raise DestinationError: where the server asks to be left alone.
+        """
+        answer = await self._exchange("GET", f"search?{urlencode({'search[filename]': artifact.name})}")
+        captures = _object(answer.body).get("captures")
+        if answer.code in _BUSY:
+            self._judged(answer)
+        if answer.code != 200 or not isinstance(captures, list):
+            self._log.info(
+                "{capture_id}: {base} answered {code} when it was asked for {name}, which is uploaded again",
+                capture_id=artifact.capture_id,
+                base=self._base,
+                code=answer.code,
+                name=artifact.name,
+            )
+            return None
+        # The server takes a name for a part of one.
+        links = (self._link(each.get("id")) for each in captures if _is_called(each, artifact.name))
+        return next((link for link in links if link is not None), None)
+
+    async def _upload(self, artifact: Artifact) -> Answer:
+        with artifact.content.open() as file:
+            form = _Form(artifact, file, self._cooperator)
+            try:
+                return await self._exchange("POST", "upload", form)
+            finally:
+                form.stopProducing()
+
+    async def _exchange(self, method: str, what: str, form: _Form | None = None) -> Answer:
+        """One request to the API."""
+        headers = {
+            # The agent's own is wrong for an IPv6 address.
+            "Host": self._authority,
+            "Accept": "application/json",
+        }
+        if form is not None:
+            headers["Content-Type"] = form.content_type
+        return await exchange(
+            self._reactor,
+            server_endpoint(self._reactor, self._scheme, self._host, self._port, self._verify),
+            method,
+            f"{self._base}/api/v1/{quote(self._token, safe='')}/{what}",
+            headers,
+            form,
+        )
+
+    def _judged(self, answered: Answer) -> str:
+        """
+        What the answer says: the link of the capture.
+
+        @raise DestinationError: where it is not that it was taken.
+        """
+        code, answer = answered.code, _object(answered.body)
+        link = self._link(answer.get("id")) if code == 200 else None
+        if link is not None:
+            return link
+        exceptions = answer.get("exceptions")
+        if isinstance(exceptions, list) and exceptions:
+            words = "; ".join(str(exception) for exception in exceptions)
+        elif isinstance(exceptions, str) and exceptions:
+            words = exceptions
+        elif code == 200:
+            words = "with no id of a capture"
+        elif 300 <= code < 400:
+            words = "a redirect, which is not followed"
+        else:
+            words = "with no reason"
+        raise DestinationError(
+            f"{self._base}: answered {code}: {self._one_line(words)}",
+            retryable=code in _BUSY or code >= 500,
+            retry_after_seconds=answered.asked_seconds,
+        )
+
+    def _link(self, id: object) -> str | None:
+        """Where people look at a capture; L{None} where that is no id of one."""
+        if type(id) not in (str, int) or not 0 < len(str(id)) <= _LONGEST_ID:
+            return None
+        link = f"{self._base}/captures/{quote(str(id), safe='', errors='replace')}"
+        return without_secrets(link, self._secrets)
+
+    def _told(self, error: BaseException) -> tuple[str, bool]:
+        """What went wrong on the way, in words, and whether it may go right later."""
+        if isinstance(error, VerificationError):
+            return f"the certificate is not for {self._host}", False
+        if isinstance(error, SSL.Error):
+            reasons = error.args[0] if error.args and isinstance(error.args[0], list) else []
+            words = self._one_line("; ".join(str(reason[-1]) for reason in reasons if reason) or "TLS failed")
+            return f"TLS: {words}", "certificate verify failed" not in words
+        if isinstance(error, UnusableCertificates):
+            return self._one_line(str(error)), False
+        return self._one_line(str(error) or type(error).__name__), True
+
+    def _one_line(self, text: str) -> str:
+        return one_line(text, secrets=self._secrets)
+
+
+@implementer(IBodyProducer)
+class _Form:
+    """
+    The form that is uploaded, which can be stopped at any time.
+
+    @ivar content_type: its media type.
+    """
+
+    def __init__(self, artifact: Artifact, file: BinaryIO, cooperator: Cooperator) -> None:
+        content = FileBodyProducer(file, cooperator=cooperator)  # type: ignore[no-untyped-call]
+        self._producer = MultiPartProducer(
+            [
+                ("additional_tags", artifact.tags.encode("utf-8", "replace")),
+                ("file", (artifact.name, "application/octet-stream", content)),
+            ],
+            cooperator=cooperator,
+        )
+        self._producing = False
+        self.length = self._producer.length
+        self.content_type = f"multipart/form-data; boundary={self._producer.boundary.decode('ascii')}"
+
+    def startProducing(self, consumer: IConsumer) -> Deferred[None]:
+        self._producing = True
+        produced: Deferred[None] = Deferred(lambda _: self.stopProducing())
+
+        def done(result: Any) -> None:
+            if self._producing:
+                self._producing = False
+                if isinstance(result, Failure):
+                    produced.errback(result)
+                else:
+                    produced.callback(None)
+
+        self._producer.startProducing(consumer).addBoth(done)
+        return produced
+
+    def stopProducing(self) -> None:
+        if self._producing:
+            self._producing = False
+            self._producer.stopProducing()
+
+    def pauseProducing(self) -> None:
+        if self._producing:
+            self._producer.pauseProducing()
+
+    def resumeProducing(self) -> None:
+        if self._producing:
+            self._producer.resumeProducing()
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    """The object that an answer is; an empty one where it is none."""
+    try:
+        answer = json.loads(body)
+    except (ValueError, RecursionError):
+        answer = None
+    return answer if isinstance(answer, dict) else {}
+
+
+def _is_called(capture: object, name: str) -> bool:
+    return isinstance(capture, dict) and capture.get("filename") == name
+
+
+def _ascii(host: str) -> str:
+    try:
+        return host.encode("idna").decode("ascii")
+    except UnicodeError:
+        # An IPv6 address may be longer than what is between two dots of a name.
+        return host
+
+
+def _innermost(error: BaseException) -> BaseException:
+    """What is within the wrappings of the HTTP client."""
+    while reasons := getattr(error, "reasons", None):
+        error = reasons[0].value
+    return error
