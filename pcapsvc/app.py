@@ -257,6 +257,8 @@ def _destinations(
                 region=s3.region,
                 acl=s3.acl,
                 encryption=s3.encryption,
+                overrides=s3.overrides,
+                endpoints=s3.endpoints,
             )
         )
     return destinations

@@ -205,7 +205,7 @@ def _rules_broken(
     if "bpf" in values:
         yield from _filter_rules_broken(values["bpf"], bounds.max_filter_characters)
     if bounds.s3_overrides is not None:
-        yield from _s3_rules_broken(values, bounds.s3_overrides, bounds.s3_endpoints)
+        yield from s3_rules_broken(values, bounds.s3_overrides, bounds.s3_endpoints)
 
 
 def _exactly_one(given: Mapping[str, Any], one: str, other: str) -> Iterator[Problem]:
@@ -237,9 +237,16 @@ def _filter_rules_broken(bpf: str, most: int) -> Iterator[Problem]:
         )
 
 
-def _s3_rules_broken(
+def s3_rules_broken(
     values: Mapping[str, Any], allowed: frozenset[str], endpoints: tuple[str, ...]
 ) -> Iterator[Problem]:
+    """
+    What an operator doesn't let requests say of S3.
+
+    @param values: by the request's field; other fields than L{S3_FIELDS} are passed over.
+    @param allowed: the fields that may be given.
+    @param endpoints: as in L{RequestBounds.s3_endpoints}.
+    """
     for field in S3_FIELDS:
         if field in values and field not in allowed:
             yield Problem(

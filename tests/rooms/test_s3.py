@@ -174,6 +174,21 @@ class S3Tests(S3Case):
             await destination.store(make_artifact(self.content, region=f"region-{n}"))
         self.assertEqual(len(destination._own[1]._clients), s3._MOST_CLIENTS)
 
+    async def test_not_allowed(self) -> None:
+        """What requests may not say is refused, whenever they said it, and waits for an operator."""
+        narrow = self.make(overrides=frozenset({"folder", "endpoint"}), endpoints=("https://s3.example.com",))
+        for said, words in (
+            ({"bucket": "theirs"}, "bucket = 'theirs': must not be set by a request"),
+            ({"endpoint": "https://evil.example.com"}, "must be one of https://s3.example.com"),
+        ):
+            stored = narrow.store(make_artifact(self.content, **said))
+            error = await self.assertFailure(stored, DestinationError)
+            self.assertFalse(error.retryable)
+            self.assertIn(f"the request's {next(iter(said))}", str(error))
+            self.assertIn(words, str(error))
+        self.assertEqual(self.server.requests, [])
+        await narrow.store(make_artifact(self.content, folder="theirs"))
+
     async def test_no_bucket(self) -> None:
         """Without a bucket there is nothing to do, and nothing is connected to."""
         error = await self.refused(bucket=None)

@@ -15,9 +15,11 @@ from zope.interface import implementer
 from pcapsvc.core.artifact import Artifact
 from pcapsvc.core.endpoint import EndpointError, endpoint_url
 from pcapsvc.core.errors import DestinationError
+from pcapsvc.core.request import s3_rules_broken
 from pcapsvc.core.result import Receipt
 from pcapsvc.core.retry import asked_delay
 from pcapsvc.core.text import one_line
+from pcapsvc.core.values import S3_FIELDS
 from pcapsvc.interfaces import IDestination, RunInThread
 
 _CONNECT_SECONDS = 10
@@ -111,6 +113,9 @@ class S3:
     @param endpoint: the service's address, with or without its scheme; L{None} is Amazon's.
     @param acl: one of L{pcapsvc.core.values.CANNED_ACLS}.
     @param encryption: whether S3 keeps the object encrypted, by AES256.
+    @param overrides: what requests may say of S3, by field; L{None} is all of it. They were asked
+        for it when they came: one that has waited in the spool may have come before it was so.
+    @param endpoints: the endpoints (as URLs) that they may name; empty for any.
     """
 
     name = "s3"
@@ -128,11 +133,15 @@ class S3:
         region: str | None = None,
         acl: str = "private",
         encryption: bool = False,
+        overrides: frozenset[str] | None = None,
+        endpoints: tuple[str, ...] = (),
     ) -> None:
         self._secrets = () if access_key is None else ((access_key, "[access key]"),)
         # Apart, so that no request ends what is kept for the others.
         self._own = (run_in_thread, _Clients(access_id, access_key))
         self._elsewhere = (run_elsewhere, _Clients(access_id, access_key))
+        self._overrides = frozenset(S3_FIELDS) if overrides is None else overrides
+        self._endpoints = endpoints
         self._defaults: Mapping[str, Any] = {
             "endpoint": endpoint,
             "bucket": bucket,
@@ -176,6 +185,8 @@ class S3:
         return Receipt(destination=self.name, location=location)
 
     def _target(self, artifact: Artifact) -> _Target:
+        for problem in s3_rules_broken(artifact.s3, self._overrides, self._endpoints):
+            raise DestinationError(f"the request's {problem}", retryable=False)
         asked = {**self._defaults, **artifact.s3}
         if not asked["bucket"]:
             raise DestinationError(
