@@ -27,7 +27,7 @@ from pcapsvc.delivery.lane import Lane
 from pcapsvc.delivery.redelivery import Redelivery
 from pcapsvc.delivery.spool import Spool
 from pcapsvc.descriptors import DescriptorLimit
-from pcapsvc.interfaces import IDestination, IPacketSystem, IReporter, IRequestSink, RunInThread
+from pcapsvc.interfaces import IDestination, IPatientPacketSystem, IReporter, IRequestSink, RunInThread
 from pcapsvc.lifecycle import OrderedServices
 from pcapsvc.notify import Readiness
 from pcapsvc.pipeline import Pipeline
@@ -47,7 +47,7 @@ def build(
     settings: Settings,
     reactor: Any,
     *,
-    system: IPacketSystem | None = None,
+    system: IPatientPacketSystem | None = None,
     wall_clock: Callable[[], float] = time.time,
 ) -> IService:
     """
@@ -152,7 +152,7 @@ def _node(settings: Settings) -> NodeView:
     )
 
 
-def _packet_system(settings: Settings, threads: Threads, meanwhile: Meanwhile) -> IPacketSystem:
+def _packet_system(settings: Settings, threads: Threads, meanwhile: Meanwhile) -> IPatientPacketSystem:
     return PcapySystem(
         meanwhile=meanwhile,
         close_descriptor=threads.close_descriptor,

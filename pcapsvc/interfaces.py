@@ -90,7 +90,8 @@ class IPacketHandle(Interface):
 
     def rearm(bpf: str) -> None:
         """
-        Begin anew with another filter: what has arrived is thrown away, and not counted.
+        Begin anew with another filter: what has arrived is thrown away, and not counted. A
+        handle that waited is from here on as one that was opened to capture.
 
         @raise RequestRejected: where the filter can't be compiled.
         @raise CaptureUnavailable: where the interface went down or away.
@@ -125,6 +126,16 @@ class IPacketSystem(Interface):
         @raise RequestRejected: where the filter can't be compiled.
         @raise CaptureUnavailable: where the interface can't be captured on.
         @raise OSError: where there is no memory, or no descriptor, for it.
+        """
+
+
+class IPatientPacketSystem(IPacketSystem):
+    """One with handles that can wait for a capture."""
+
+    def wait(interface: str, *, snap_length: int) -> IPacketHandle:
+        """
+        Open a handle that lets no packet pass, and doesn't change what the interface takes in,
+        until it is told to capture by L{IPacketHandle.rearm}. The rest is as in C{open}.
         """
 
 

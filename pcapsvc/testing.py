@@ -27,7 +27,7 @@ from pcapsvc.interfaces import (
     IHeldCapture,
     IPacketDumper,
     IPacketHandle,
-    IPacketSystem,
+    IPatientPacketSystem,
     IReporter,
     IRequestSink,
     ISpool,
@@ -104,7 +104,7 @@ class MemoryInterface:
     handles: list[MemoryHandle] = field(default_factory=list)
 
 
-@implementer(IPacketSystem)
+@implementer(IPatientPacketSystem)
 class MemoryPacketSystem:
     """
     A packet system whose packets a test delivers.
@@ -139,12 +139,22 @@ class MemoryPacketSystem:
 
     def open(self, interface: str, *, snap_length: int, bpf: str) -> IPacketHandle:
         """Begin to capture: see L{IPacketSystem.open}."""
+        return self._open(interface, snap_length, self.compile(bpf), promiscuous=True)
+
+    def wait(self, interface: str, *, snap_length: int) -> IPacketHandle:
+        """Open a handle that waits: see L{IPatientPacketSystem.wait}."""
+        return self._open(interface, snap_length, lambda data: False, promiscuous=False)
+
+    def _open(
+        self, interface: str, snap_length: int, passes: Callable[[bytes], bool], *, promiscuous: bool
+    ) -> MemoryHandle:
         found = self.interfaces.get(interface)
         if found is None:
             raise CaptureUnavailable(interface, "no such interface")
         if found.problem is not None:
             raise CaptureUnavailable(interface, found.problem)
-        handle = MemoryHandle(interface, found, snap_length, self.compile, self.compile(bpf))
+        handle = MemoryHandle(interface, found, snap_length, self.compile, passes)
+        handle.promiscuous = promiscuous
         found.handles.append(handle)
         return handle
 
@@ -162,6 +172,7 @@ class MemoryHandle:
 
     @ivar lost: whether its interface is gone.
     @ivar closed: whether it was closed.
+    @ivar promiscuous: whether the interface takes in what is for others, because of it.
     """
 
     def __init__(
@@ -185,6 +196,7 @@ class MemoryHandle:
         self.snap_length = snap_length
         self.lost = False
         self.closed = False
+        self.promiscuous = True
 
     def arrive(self, data: bytes, seconds: float) -> None:
         """A packet arrives."""
@@ -230,6 +242,7 @@ class MemoryHandle:
         """Begin anew with another filter: see L{IPacketHandle.rearm}."""
         while self.dispatch(1, lambda header, data: None):
             pass
+        self.promiscuous = True
         self._passes = self._compile(bpf)
         self._received = 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ from pcapsvc.capture.meanwhile import Meanwhile, at_once
 from pcapsvc.core.errors import CaptureForbidden, CaptureUnavailable, Problem, RequestRejected, shown
 from pcapsvc.core.recording import PacketCounts
 from pcapsvc.core.text import one_line
-from pcapsvc.interfaces import IPacketDumper, IPacketHandle, IPacketSystem
+from pcapsvc.interfaces import IPacketDumper, IPacketHandle, IPatientPacketSystem
 
 #: The pseudo-interface that captures on all of them (pcap(3PCAP)).
 ANY_INTERFACE = "any"
@@ -38,11 +39,21 @@ _SHORT_FILTER = 80
 
 _LIBPCAP = find_libpcap(pcapy.__file__)
 
+# No packet is so long; and libpcap refuses a filter of which it can tell that nothing passes.
+_NOTHING = "greater 2000000000"
+
+# A membership in what an interface takes in, of linux/if_packet.h: struct packet_mreq (packet(7)). It
+# ends with the socket.
+_SOL_PACKET = 263
+_PACKET_ADD_MEMBERSHIP = 1
+_PACKET_MR_PROMISC = 1
+_MEMBERSHIP = struct.Struct("iHH8s")
+
 # What is thrown away is so in steps, each of so many packets.
 _STEP_PACKETS = 4096
 
 
-@implementer(IPacketSystem)
+@implementer(IPatientPacketSystem)
 class PcapySystem:
     """
     Captures as tcpdump does.
@@ -77,6 +88,19 @@ class PcapySystem:
 
     def open(self, interface: str, *, snap_length: int, bpf: str) -> IPacketHandle:
         """Begin to capture: see L{IPacketSystem.open}."""
+        return self._open(interface, snap_length, bpf, promiscuous=self._is_to_be_promiscuous(interface))
+
+    def wait(self, interface: str, *, snap_length: int) -> IPacketHandle:
+        """Open a handle that waits: see L{IPatientPacketSystem.wait}."""
+        handle = self._open(interface, snap_length, _NOTHING, promiscuous=False)
+        handle.promiscuous_from_rearm = self._is_to_be_promiscuous(interface)
+        return handle
+
+    def _is_to_be_promiscuous(self, interface: str) -> bool:
+        # There is no promiscuous mode on "any" (packet(7)).
+        return self._promiscuous and interface != ANY_INTERFACE
+
+    def _open(self, interface: str, snap_length: int, bpf: str, *, promiscuous: bool) -> _PcapyHandle:
         # libpcap opens more than network interfaces by name (USB, D-Bus, netfilter): those are not asked for.
         if interface != ANY_INTERFACE and interface not in interface_names():
             raise CaptureUnavailable(interface, "no such interface")
@@ -84,7 +108,7 @@ class PcapySystem:
         self._long_for(bpf)(lambda: self._refuse_what_is_no_filter(bpf))
         try:
             reader = pcapy.create(interface)
-            self._activate(reader, interface, snap_length)
+            self._activate(reader, interface, snap_length, promiscuous)
             handle = _PcapyHandle(reader, interface, self._close_descriptor, self._long_for, self._libpcap)
         except pcapy.PcapError as error:
             raise CaptureUnavailable(interface, str(error)) from None
@@ -97,10 +121,9 @@ class PcapySystem:
             raise
         return handle
 
-    def _activate(self, reader: Any, interface: str, snap_length: int) -> None:
+    def _activate(self, reader: Any, interface: str, snap_length: int, promiscuous: bool) -> None:
         reader.set_snaplen(snap_length)
-        # There is no promiscuous mode on "any" (packet(7)).
-        reader.set_promisc(int(self._promiscuous and interface != ANY_INTERFACE))
+        reader.set_promisc(int(promiscuous))
         reader.set_timeout(self._read_timeout_ms)
         reader.set_buffer_size(self._buffer_size)
         libpcap = self._libpcap
@@ -144,6 +167,14 @@ def _throw_away(header: object, data: bytes) -> None:
 
 @implementer(IPacketHandle)
 class _PcapyHandle:
+    """
+    A handle of pcapy's.
+
+    @ivar promiscuous_from_rearm: whether L{rearm} is to bring the interface into promiscuous mode.
+    """
+
+    promiscuous_from_rearm = False
+
     def __init__(
         self,
         reader: Any,
@@ -190,8 +221,21 @@ class _PcapyHandle:
     def rearm(self, bpf: str) -> None:
         while self.dispatch(_STEP_PACKETS, _throw_away):
             pass
+        if self.promiscuous_from_rearm:
+            self.promiscuous_from_rearm = False
+            self._become_promiscuous()
         self._long_for(bpf)(lambda: self.refilter(bpf))
         self._before = self._all_counts() or self._before
+
+    def _become_promiscuous(self) -> None:
+        # As libpcap does when it is asked to before it opens the interface.
+        try:
+            index = socket.if_nametoindex(self._interface)
+            with socket.socket(fileno=os.dup(self.fileno())) as same:
+                membership = _MEMBERSHIP.pack(index, _PACKET_MR_PROMISC, 0, b"")
+                same.setsockopt(_SOL_PACKET, _PACKET_ADD_MEMBERSHIP, membership)
+        except OSError as error:
+            raise CaptureUnavailable(self._interface, f"promiscuous mode: {error.strerror}") from None
 
     def refilter(self, bpf: str) -> None:
         # libpcap puts what is in the ring already through the new filter as well (pcap_setfilter_linux_mmap).

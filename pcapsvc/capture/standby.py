@@ -10,21 +10,22 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from pcapsvc.core.errors import CaptureUnavailable
-from pcapsvc.interfaces import IPacketHandle, IPacketSystem
+from pcapsvc.interfaces import IPacketHandle, IPacketSystem, IPatientPacketSystem
 
 #: How often waiting handles are looked after, in seconds.
 CARE_SECONDS = 5.0
 #: How soon one that was taken is replaced, in seconds: not while a request's other interfaces are opened.
 REPLACE_SECONDS = 0.25
 
-# No packet is so long; and libpcap refuses a filter of which it can tell that nothing passes.
-_NOTHING = "greater 2000000000"
+# What a waiting handle is emptied by, in packets: those that came before its filter was set.
+_STEP_PACKETS = 4096
 
 
 @implementer(IPacketSystem)
 class StandbySystem(Service):
     """
-    Keeps a handle open on each of some interfaces, that lets no packet pass.
+    Keeps a handle open on each of some interfaces, that lets no packet pass, and leaves the
+    interface out of promiscuous mode.
 
     To open one, the kernel waits twice until all processors have taken note: some
     25 ms with libpcap 1.9, while to give it another filter takes a fraction of one.
@@ -36,7 +37,12 @@ class StandbySystem(Service):
     _log = Logger()
 
     def __init__(
-        self, reactor: IReactorTime, system: IPacketSystem, *, interfaces: Sequence[str], snap_length: int
+        self,
+        reactor: IReactorTime,
+        system: IPatientPacketSystem,
+        *,
+        interfaces: Sequence[str],
+        snap_length: int,
     ) -> None:
         self._reactor = reactor
         self._system = system
@@ -95,16 +101,15 @@ class StandbySystem(Service):
 
     def _check(self, interface: str) -> None:
         try:
-            self._waiting[interface].rearm(_NOTHING)
+            while self._waiting[interface].dispatch(_STEP_PACKETS, _throw_away):
+                pass
         except CaptureUnavailable as error:
             self._tell(interface, error)
             self._waiting.pop(interface).close()
 
     def _open_one(self, interface: str) -> bool:
         try:
-            self._waiting[interface] = self._system.open(
-                interface, snap_length=self._snap_length, bpf=_NOTHING
-            )
+            self._waiting[interface] = self._system.wait(interface, snap_length=self._snap_length)
         except CaptureUnavailable as error:
             self._tell(interface, error)
         return interface in self._waiting
@@ -113,3 +118,7 @@ class StandbySystem(Service):
         self._log.debug(
             "no handle waits on {interface}: {problem}", interface=interface, problem=error.reason
         )
+
+
+def _throw_away(header: object, data: bytes) -> None:
+    """For packets that nobody wants."""

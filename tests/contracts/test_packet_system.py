@@ -12,20 +12,24 @@ from twisted.trial import unittest
 
 from pcapsvc.capture.pcapy_system import PcapySystem
 from pcapsvc.core.errors import CaptureUnavailable, RequestRejected
-from pcapsvc.interfaces import IPacketHandle, IPacketSystem
+from pcapsvc.interfaces import IPacketHandle, IPatientPacketSystem
 from pcapsvc.testing import MemoryPacketSystem
 from tests.peers.frames import udp_frame
 from tests.peers.wire import Wire
 
 
 class PacketSystemContract:
-    """What an L{IPacketSystem} owes, whichever it is."""
+    """What an L{IPatientPacketSystem} owes, whichever it is."""
 
-    system: IPacketSystem
+    system: IPatientPacketSystem
     interface: str
 
     def send(self, *frames: bytes) -> None:
         """Put frames on the interface."""
+        raise NotImplementedError
+
+    def is_promiscuous(self) -> bool:
+        """Whether the interface takes in what is for others."""
         raise NotImplementedError
 
     def lose_interface(self) -> None:
@@ -199,6 +203,27 @@ class PacketSystemContract:
         assert counts is not None
         self.assertEqual(counts.received, 1)
 
+    def test_wait(self) -> None:
+        """
+        A handle that waits lets nothing pass, and the interface takes in no more than before. Then it is
+        as any other, with what comes from there on.
+        """
+        handle = self.system.wait(self.interface, snap_length=60)
+        self.addCleanup(handle.close)
+        self.assertFalse(self.is_promiscuous())
+        self.send(udp_frame(1, port=53))
+        time.sleep(0.05)
+        self.assertEqual(handle.dispatch(10, lambda *_: self.fail("nothing was to pass")), 0)
+        handle.rearm("udp port 53")
+        self.assertTrue(self.is_promiscuous())
+        self.send(udp_frame(2, port=9), udp_frame(3, port=53))
+        self.assertEqual(self.read(handle, 1), [udp_frame(3, port=53)[:60]])
+        counts = handle.counts()
+        assert counts is not None
+        self.assertEqual(counts.received, 1)
+        handle.close()
+        self.assertFalse(self.is_promiscuous())
+
     def test_rearm_refused(self) -> None:
         """A filter that can't be compiled is the sender's fault, too; an interface that is lost is not."""
         handle = self.open()
@@ -248,6 +273,10 @@ class MemoryPacketSystemTests(PacketSystemContract, unittest.SynchronousTestCase
         """Put frames on the interface."""
         self.memory.deliver("mem0", *frames)
 
+    def is_promiscuous(self) -> bool:
+        """Whether any handle asks for it."""
+        return any(handle.promiscuous for handle in self.memory.interfaces["mem0"].handles)
+
     def lose_interface(self) -> None:
         """Take the interface away."""
         self.memory.lose("mem0")
@@ -271,6 +300,11 @@ class PcapySystemTests(PacketSystemContract, unittest.SynchronousTestCase):
     def send(self, *frames: bytes) -> None:
         """Put frames on the wire."""
         self.wire.send(frames)
+
+    def is_promiscuous(self) -> bool:
+        """IFF_PROMISC of linux/if.h; what netdevice(7) answers has it only where somebody set it by hand."""
+        flags = Path(f"/sys/class/net/{self.interface}/flags").read_text()
+        return bool(int(flags, 16) & 0x100)
 
     def lose_interface(self) -> None:
         """Delete the wire."""
