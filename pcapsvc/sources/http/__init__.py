@@ -11,6 +11,7 @@ protocol, not on its resources, whose errors are pages of HTML.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -19,10 +20,11 @@ from typing import Any
 
 from twisted.application import service
 from twisted.internet import defer, endpoints
-from twisted.internet.address import UNIXAddress
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.interfaces import (
     IAddress,
     IListeningPort,
+    ILoggingContext,
     IProtocolNegotiationFactory,
     IStreamServerEndpoint,
 )
@@ -141,7 +143,7 @@ class HTTPSource(service.Service):
     def _opened(self, port: IListeningPort) -> None:
         self._port = port
         address = port.getHost()
-        self._log.info("HTTP: listening on {address}", address=address)
+        self._log.info("HTTP: listening on {address}", address=_shown_address(address))
         assert self.listening is not None
         self.listening.callback(address)
 
@@ -155,6 +157,18 @@ class HTTPSource(service.Service):
                 problem=why.getErrorMessage(),
             )
         self.listening.callback(None)
+
+
+def _shown_address(address: IAddress) -> str:
+    match address:
+        case IPv6Address():
+            return f"[{address.host}]:{address.port}"
+        case IPv4Address():
+            return f"{address.host}:{address.port}"
+        case UNIXAddress():
+            return os.fsdecode(address.name or b"")
+        case _:
+            return str(address)
 
 
 def _shown(word: bytes) -> str:
@@ -322,7 +336,7 @@ class _Channel(http.HTTPChannel):
         self.setTimeout(LINGER_SECONDS)
 
 
-@implementer(IProtocolNegotiationFactory)
+@implementer(IProtocolNegotiationFactory, ILoggingContext)
 class _Factory(http.HTTPFactory):
     """Makes connections, and knows them."""
 
@@ -338,6 +352,10 @@ class _Factory(http.HTTPFactory):
         self._is_open = False
         self._is_full = False
         self._empty: list[defer.Deferred[None]] = []
+
+    def logPrefix(self) -> str:
+        """What begins to listen, as Twisted logs it."""
+        return "HTTP"
 
     def startFactory(self) -> None:
         """Nothing: twisted.web would open its own log of accesses."""
