@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Mapping
 from typing import Any, ClassVar, NoReturn
 
@@ -74,6 +75,10 @@ def _service(path: str | None, overrides: Mapping[str, Any]) -> IService:
     from twisted.internet import reactor
 
     from pcapsvc import app
+
+    # Twisted's is time.time, which an operator or NTP sets: captures would end, or never do, and what
+    # waits in the spool would be too old. All that waits here asks the reactor.
+    reactor.seconds = time.monotonic  # type: ignore[method-assign]
 
     return app.build(settings, reactor)
 

@@ -9,7 +9,7 @@ from urllib.parse import quote, quote_plus
 #: What a terminal, a log or a header might take for the end of the line, or for a turn of its direction:
 #: control characters, separators of lines, and those of Unicode's bidirectional algorithm (UAX 9); as
 #: ranges of a regular expression's set.
-UNSAFE = r"\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069"
+UNSAFE = r"\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"
 
 # These, white space, and what UTF-8 has no bytes for.
 _CONTROL = re.compile(rf"[{UNSAFE} \xa0\ud800-\udfff]+")

@@ -13,6 +13,8 @@ class OneLineTests(unittest.SynchronousTestCase):
     def test_one_line(self) -> None:
         """What would break a line, or move the cursor, is a space."""
         self.assertEqual(one_line("\r\n a\x1b[31m\tb\u2028\x85c\ud800 "), "a [31m b c")
+        for turn in "\u061c\u200e\u200f\u202a\u202e\u2066\u2069":
+            self.assertEqual(one_line(f"a{turn}b"), "a b")
 
     def test_cut(self) -> None:
         """What is too long ends in an ellipsis."""

@@ -64,7 +64,8 @@ class MakeServiceTests(unittest.TestCase):
     """From options to a service."""
 
     def setUp(self) -> None:
-        """Whoever makes a service ignores SIGHUP."""
+        """Whoever makes a service ignores SIGHUP, and gives the reactor another clock."""
+        self.patch(reactor, "seconds", reactor.seconds)
         self.addCleanup(signal.signal, signal.SIGHUP, signal.getsignal(signal.SIGHUP))
 
     def refused(self, make: Callable[..., IService], *arguments: Any) -> list[str]:
