@@ -113,8 +113,7 @@ def build(
         reactor,
         # What waits in the spool must begin no new attempt while captures have their last.
         [
-            readiness,
-            *sources,
+            [readiness, *sources],
             [pipeline, *redelivery],
             delivery,
             *spool,

@@ -14,6 +14,8 @@ from pcapsvc.interfaces import IHurriable
 
 # How much of the time to stop is left, at least, for keeping what could not be finished.
 _HURRIED_PART = 0.25
+# How much of it those may take that bring work in: what they hang on must not cost the work that is there.
+_FIRST_PART = 0.25
 
 
 class OrderedServices(Service):
@@ -21,10 +23,12 @@ class OrderedServices(Service):
     Starts its parts from the last to the first, and stops them from the first to
     the last, each after the one before it has stopped.
 
-    @param parts: in the order of stopping; those within one list stop side by side.
-    @param stop_timeout_seconds: how long all the stopping may take. When a quarter of it
-        is left, each part that is L{IHurriable} is hurried. What still stops in the end
-        is cancelled, and so is what comes after it.
+    @param parts: in the order of stopping; those within one list stop side by side. The first
+        bring in the work that the others have.
+    @param stop_timeout_seconds: how long all the stopping may take. The first parts may take
+        a quarter of it, and are cancelled then. When a quarter of it is left, each part that is
+        L{IHurriable} is hurried. What still stops in the end is cancelled, and so is what comes
+        after it.
     """
 
     _log = Logger()
@@ -40,6 +44,8 @@ class OrderedServices(Service):
         self._groups = [tuple(part) if isinstance(part, Sequence) else (part,) for part in parts]
         self._stop_timeout = stop_timeout_seconds
         self._ends = 0.0
+        self._is_first = False
+        self._is_to_hurry = False
         self._stopping: Deferred[Any] | None = None
         self._time_is_up: IDelayedCall | None = None
 
@@ -52,6 +58,7 @@ class OrderedServices(Service):
     def startService(self) -> None:
         """Start the parts."""
         super().startService()  # type: ignore[no-untyped-call]
+        self._is_to_hurry = False
         for part in self._parts_as_they_start():
             part.startService()  # type: ignore[no-untyped-call]
 
@@ -66,29 +73,38 @@ class OrderedServices(Service):
 
     def hurry(self) -> None:
         """
-        While it stops: leave no part more time than it takes to keep what it has. A second
-        call does nothing.
+        Leave no part more time to stop than it takes to keep what it has. A second call does
+        nothing; one before the stop counts from its beginning.
         """
         if self._stopping is None:
+            self._is_to_hurry = True
             return
         self._ends = min(self._ends, self._reactor.seconds() + self._stop_timeout * _HURRIED_PART)
-        self._watch_the_time(self._stopping)
+        self._watch_the_time(self._stopping, self._ends)
         self._hurry_parts()
+        if self._is_first:
+            self._stopping.cancel()
 
     async def _stop(self) -> None:
-        self._ends = self._reactor.seconds() + self._stop_timeout
+        began = self._reactor.seconds()
+        self._ends = began + self._stop_timeout
         hurry = self._reactor.callLater(self._stop_timeout * (1 - _HURRIED_PART), self._hurry_parts)
         for group in self._groups:
-            await self._stop_side_by_side(group)
+            self._is_first = group is self._groups[0]
+            ends = began + self._stop_timeout * _FIRST_PART if self._is_first else self._ends
+            await self._stop_side_by_side(group, ends)
         if hurry.active():
             hurry.cancel()
 
-    async def _stop_side_by_side(self, group: Sequence[IService]) -> None:
+    async def _stop_side_by_side(self, group: Sequence[IService], ends: float) -> None:
         stopping = DeferredList([Deferred.fromCoroutine(self._stop_one(part)) for part in group])
         if stopping.called:
             return
         self._stopping = stopping
-        self._watch_the_time(stopping)
+        self._watch_the_time(stopping, ends)
+        if self._is_to_hurry:
+            self._is_to_hurry = False
+            self.hurry()
         await stopping
         self._stopping = None
         self._forget_the_time()
@@ -101,9 +117,9 @@ class OrderedServices(Service):
         except Exception:  # noqa: BLE001 - whatever it is, the other parts are stopped
             self._log.failure("{part} did not stop as it should", part=type(part).__name__)
 
-    def _watch_the_time(self, stopping: Deferred[Any]) -> None:
+    def _watch_the_time(self, stopping: Deferred[Any], ends: float) -> None:
         self._forget_the_time()
-        left = max(0.0, self._ends - self._reactor.seconds())
+        left = max(0.0, ends - self._reactor.seconds())
         self._time_is_up = self._reactor.callLater(left, stopping.cancel)
 
     def _forget_the_time(self) -> None:

@@ -93,9 +93,9 @@ class OrderedServicesTests(unittest.SynchronousTestCase):
             lambda: Deferred(lambda _: cancelled.append("c")),
             lambda: None,
         ).stopService()
-        self.clock.advance(6)
+        self.clock.advance(2)
         first.callback(None)
-        self.clock.advance(3.9)
+        self.clock.advance(7.9)
         self.assertEqual(cancelled, [])
         self.clock.advance(0.1)
         self.assertEqual(cancelled, ["b", "c"])
@@ -123,9 +123,8 @@ class OrderedServicesTests(unittest.SynchronousTestCase):
         """When a quarter of the time is left, what can be hurried is, once."""
         first: Deferred[None] = Deferred()
         hurried = _Hurried(self.told, "a", lambda: first)
-        parts = [hurried, _Part(self.told, "b")]
+        parts = [(), hurried, _Part(self.told, "b")]
         services = OrderedServices(self.clock, parts, stop_timeout_seconds=10)
-        services.hurry()
         stopping = services.stopService()
         self.clock.advance(7.4)
         self.assertEqual(self.told, ["stop a"])
@@ -145,7 +144,7 @@ class OrderedServicesTests(unittest.SynchronousTestCase):
     def test_hurry_from_outside(self) -> None:
         """Somebody may hurry all: then a quarter of the time is all that there is."""
         first: Deferred[None] = Deferred()
-        parts = [_Hurried(self.told, "a", lambda: first), _Part(self.told, "b")]
+        parts = [(), _Hurried(self.told, "a", lambda: first), _Part(self.told, "b")]
         services = OrderedServices(self.clock, parts, stop_timeout_seconds=10)
         stopping = services.stopService()
         self.clock.advance(1)
@@ -155,6 +154,51 @@ class OrderedServicesTests(unittest.SynchronousTestCase):
         self.assertNoResult(stopping)
         self.clock.advance(0.2)
         self.assertEqual(self.told, ["stop a", "hurry a", "stop b"])
+        self.successResultOf(stopping)
+
+    def test_hurried_before(self) -> None:
+        """So they may in the very moment before the stop begins."""
+        parts = [(), _Hurried(self.told, "a", Deferred), _Hurried(self.told, "b")]
+        services = OrderedServices(self.clock, parts, stop_timeout_seconds=10)
+        services.startService()
+        self.told.clear()
+        services.hurry()
+        self.assertEqual(self.told, [])
+        stopping = services.stopService()
+        self.assertEqual(self.told, ["stop a", "hurry a", "hurry b"])
+        self.clock.advance(2.5)
+        self.successResultOf(stopping)
+        self.assertEqual(self.told[3:], ["stop b"])
+
+    def test_first(self) -> None:
+        """The first have a quarter of the time, so that those behind them have the most of it."""
+        cancelled: list[str] = []
+        stopping = self.services(
+            lambda: Deferred(lambda _: cancelled.append("a")),
+            lambda: Deferred(lambda _: cancelled.append("b")),
+        ).stopService()
+        self.clock.advance(2.4)
+        self.assertEqual((self.told, cancelled), (["stop a"], []))
+        self.clock.advance(0.1)
+        self.assertEqual((self.told, cancelled), (["stop a", "stop b"], ["a"]))
+        self.clock.advance(7.4)
+        self.assertNoResult(stopping)
+        self.clock.advance(0.1)
+        self.assertEqual(cancelled, ["a", "b"])
+        self.successResultOf(stopping)
+
+    def test_first_hurried(self) -> None:
+        """Where they are hurried, none at all: they have nothing to keep."""
+        cancelled: list[str] = []
+        parts = [
+            _Part(self.told, "a", lambda: Deferred(lambda _: cancelled.append("a"))),
+            _Hurried(self.told, "b", Deferred),
+        ]
+        services = OrderedServices(self.clock, parts, stop_timeout_seconds=10)
+        stopping = services.stopService()
+        services.hurry()
+        self.assertEqual((self.told, cancelled), (["stop a", "hurry b", "stop b"], ["a"]))
+        self.clock.advance(2.5)
         self.successResultOf(stopping)
 
     def test_cancelled_part_ends_well(self) -> None:
