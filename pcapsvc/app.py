@@ -26,7 +26,7 @@ from pcapsvc.delivery.folder import SpoolFolder
 from pcapsvc.delivery.lane import Lane
 from pcapsvc.delivery.redelivery import Redelivery
 from pcapsvc.delivery.spool import Spool
-from pcapsvc.descriptors import DescriptorLimit
+from pcapsvc.descriptors import DescriptorLimit, most_captures
 from pcapsvc.interfaces import IDestination, IPatientPacketSystem, IReporter, IRequestSink, RunInThread
 from pcapsvc.lifecycle import OrderedServices
 from pcapsvc.notify import Readiness
@@ -91,7 +91,9 @@ def build(
         delivery=delivery,
         reporter=reporter,
         admission=Admission(
-            max_captures=settings.general.max_captures, max_memory_bytes=settings.general.max_memory_bytes
+            max_captures=settings.general.max_captures,
+            max_memory_bytes=settings.general.max_memory_bytes,
+            max_in_memory=most_captures(),
         ),
         rate=RequestRate(settings.general.max_request_rate),
         wall_clock=wall_clock,

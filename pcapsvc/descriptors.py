@@ -12,7 +12,21 @@ from twisted.logger import Logger
 #: Where the hard limit is lower, the log tells: a capture and each of its deliveries have one or two.
 FEW = 4096
 
+# Of all that are allowed, so many for each capture in memory: its socket or its file, those of its
+# deliveries, and some for all else.
+_FOR_EACH_CAPTURE = 4
+
 Limits = tuple[int, int]
+
+
+def most_captures(get: Callable[[int], Limits] = resource.getrlimit) -> int | None:
+    """
+    How many captures may be in memory before there are no descriptors for deliveries; L{None} is no bound.
+
+    @param get: answers the limits of a resource, the soft and the hard one.
+    """
+    _, hard = get(resource.RLIMIT_NOFILE)
+    return None if hard == resource.RLIM_INFINITY else max(1, hard // _FOR_EACH_CAPTURE)
 
 
 class DescriptorLimit(Service):

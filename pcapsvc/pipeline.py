@@ -258,7 +258,7 @@ class Pipeline(Service):
     def _let_go(self, recorded: Recording) -> None:
         """The capture is on the disk: its memory is for others."""
         recorded.content.close()
-        self._admission.done(recorded.capture_id)
+        self._admission.on_disk(recorded.capture_id)
 
 
 def _discard(captures: Sequence[ICapture]) -> None:

@@ -24,18 +24,52 @@ class AdmissionTests(unittest.SynchronousTestCase):
         self.assertIsNone(admission.refusal(2, 100))
 
     def test_memory(self) -> None:
-        """A running capture counts by its limit; one that ended by its size; one that is done not at all."""
+        """A running capture counts by its limit; one that is done not at all."""
         admission = Admission(max_captures=10, max_memory_bytes=1000)
         admission.started("a", 600)
         self.assertIsNone(admission.refusal(1, 400))
         self.assertIn("may grow to 600 bytes, and 401 more", str(admission.refusal(1, 401)))
         self.assertIsNotNone(admission.refusal(2, 201))
-        admission.ended("a", 100)
-        self.assertIsNone(admission.refusal(1, 900))
-        self.assertIsNotNone(admission.refusal(1, 901))
         admission.done("a")
         self.assertIsNone(admission.refusal(1, 1000))
         self.assertIsNotNone(admission.refusal(1, 1001))
+
+    def test_ended(self) -> None:
+        """One that ended counts by its size, until it is on the disk."""
+        admission = Admission(max_captures=10, max_memory_bytes=1000)
+        admission.started("a", 600)
+        admission.ended("a", 100)
+        self.assertIsNone(admission.refusal(1, 900))
+        self.assertIsNotNone(admission.refusal(1, 901))
+        admission.on_disk("a")
+        self.assertIsNone(admission.refusal(1, 1000))
+
+    def test_waiting(self) -> None:
+        """So many may wait for their destinations, in memory or on the disk."""
+        admission = Admission(max_captures=10, max_memory_bytes=1000, max_waiting=2)
+        for name in "ab":
+            self.assertIsNone(admission.refusal(1, 1))
+            admission.started(name, 1)
+            admission.ended(name, 1)
+        admission.on_disk("a")
+        self.assertEqual(admission.refusal(1, 1), "2 captures wait for their destinations, and no more may")
+        admission.done("a")
+        self.assertIsNone(admission.refusal(1, 1))
+
+    def test_in_memory(self) -> None:
+        """So many are in memory, running or ended, and not one more; what is on the disk is not."""
+        admission = Admission(max_captures=10, max_memory_bytes=10**9, max_in_memory=2)
+        admission.started("a", 1)
+        admission.ended("a", 1)
+        admission.started("b", 1)
+        self.assertIn(
+            "2 captures are in memory, and 1 more would be over the 2 for which", str(admission.refusal(1, 1))
+        )
+        admission.on_disk("a")
+        self.assertIsNone(admission.refusal(1, 1))
+        self.assertIsNotNone(admission.refusal(2, 1))
+        admission.done("b")
+        self.assertIsNone(admission.refusal(2, 1))
 
     def test_impossible(self) -> None:
         """What could not even run alone is told by the field that asks for too much."""

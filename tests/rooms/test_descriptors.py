@@ -7,7 +7,7 @@ import resource
 from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
-from pcapsvc.descriptors import FEW, DescriptorLimit, Limits
+from pcapsvc.descriptors import FEW, DescriptorLimit, Limits, most_captures
 
 
 class DescriptorLimitTests(SynchronousTestCase):
@@ -59,3 +59,12 @@ class DescriptorLimitTests(SynchronousTestCase):
     def test_nothing_to_do(self) -> None:
         """A limit that is the hard one is left alone."""
         self.assertEqual(self.started(65536, 65536, refusal=ValueError("asked")), ((65536, 65536), ""))
+
+
+class MostCapturesTests(SynchronousTestCase):
+    """L{most_captures}."""
+
+    def test_a_quarter(self) -> None:
+        """A capture may have four descriptors; one capture is allowed in any case."""
+        for hard, most in ((65536, 16384), (256, 64), (3, 1), (resource.RLIM_INFINITY, None)):
+            self.assertEqual(most_captures(lambda number, hard=hard: (hard, hard)), most)
