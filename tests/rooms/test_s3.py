@@ -43,6 +43,13 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(answer)
 
+    def do_HEAD(self) -> None:
+        self.server.heads += 1
+        status, _ = self.server.answer()
+        self.send_response(status)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
     def log_message(self, format: str, *args: Any) -> None:
         pass
 
@@ -55,6 +62,7 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
+        self.heads = 0
         self.requests: list[tuple[str, Any, bytes]] = []
         self.answer: Callable[[], tuple[int, bytes]] = lambda: (200, b"")
         self.headers: dict[str, str] = {}
@@ -206,6 +214,7 @@ class S3Tests(S3Case):
             (408, "x"),
             (500, "InternalError"),
             (502, "x"),
+            (403, "RequestTimeTooSkewed"),
         ):
             self.server.answer = refusal(status, code)
             error = await self.refused()
@@ -221,6 +230,19 @@ class S3Tests(S3Case):
             error = await self.refused()
             self.assertFalse(error.retryable, (status, code))
             self.assertIn(f"s3://captures/web1-eth0-1700000000-abc.pcap: {code}: no", str(error))
+
+    async def test_redirects(self) -> None:
+        """A redirect is followed to another region of the service only, which is asked for once."""
+        for status in (301, 302, 307, 308):
+            self.server.requests.clear()
+            self.server.heads = 0
+            self.server.headers = {"Location": f"{self.server.endpoint}/elsewhere"}
+            self.server.answer = refusal(status, "Moved")
+            error = await self.refused()
+            self.assertFalse(error.retryable, status)
+            self.assertIn("Moved: no", str(error))
+            self.assertEqual(len(self.server.requests), 1, status)
+            self.assertLessEqual(self.server.heads, 1, status)
 
     async def test_asked_to_wait(self) -> None:
         """How long the service asks to be left alone is told; it isn't asked again meanwhile."""

@@ -55,6 +55,7 @@ _PASSING_CODES = frozenset(
         "RequestThrottled",
         "RequestThrottledException",
         "RequestTimeout",
+        "RequestTimeTooSkewed",
         "RequestTimeoutException",
         "ServiceUnavailable",
         "SlowDown",
@@ -366,7 +367,18 @@ class _Clients:
             ),
         )
         make_ending(client)
+        # After botocore's own for the same event, which makes the context.
+        client.meta.events.register_last("before-parameter-build.s3", _ask_once)
         return client
+
+
+def _ask_once(model: Any, context: dict[str, Any], **_: Any) -> None:
+    """
+    Where an answer redirects and doesn't tell the bucket's region, botocore asks for it; and where
+    that is redirected as well, it would ask again, and again.
+    """
+    if model.name == "HeadBucket":
+        context.setdefault("s3_redirect", {})["redirected"] = True
 
 
 def metadata_value(tags: str) -> str:
