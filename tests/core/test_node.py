@@ -86,7 +86,7 @@ class NodeMatcherTests(unittest.SynchronousTestCase):
     def test_hostile_patterns(self) -> None:
         """No expression costs more than a moment, to compile or to search for."""
         matcher = NodeMatcher("a" * 255)
-        started = time.monotonic()
+        started = time.thread_time()
         for pattern in (
             "(a+)+$x",
             "(a*)*b",
@@ -101,7 +101,7 @@ class NodeMatcherTests(unittest.SynchronousTestCase):
                 self.assertFalse(matcher.matches(None, pattern), pattern)
             except RequestRejected:
                 pass
-        self.assertLess(time.monotonic() - started, 2)
+        self.assertLess(time.thread_time() - started, 2)
 
     def test_length(self) -> None:
         """An expression is bounded, before it is compiled."""

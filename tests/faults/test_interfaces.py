@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterable
 from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -14,8 +16,9 @@ from tests.peers.frames import number_of, udp_frame
 from tests.peers.tcpdump import read_packets
 from tests.peers.wire import Wire
 
-# `any` has what else there is on this host.
-_FILTER = "udp port 9 and host 192.0.2.1"
+# `any` has what else there is on this host, another run of these tests as well.
+_PORT = 10_000 + os.getpid() % 50_000
+_FILTER = f"udp port {_PORT} and host 192.0.2.1"
 # What waits for a packet in vain, or for an interface to go.
 _LONG_SECONDS = 30
 
@@ -65,8 +68,20 @@ class InterfaceTests(SynchronousTestCase):
         capture = self.daemon.capture(
             interface=[interface or self.wire.interface], bpf=_FILTER, timeout=timeout
         )
-        self.wire.send([udp_frame(number) for number in range(packets)])
+        self.send(capture, range(packets))
         return capture
+
+    def send(self, capture: str, numbers: Iterable[int]) -> None:
+        """Send packets, the last of all so far, and wait until a capture that goes on has them all."""
+        frames = [udp_frame(number, port=_PORT) for number in numbers]
+        self.wire.send(frames)
+
+        def has_them() -> bool | None:
+            _, state = self.daemon.request("GET", f"/captures/{capture}")
+            return state["packets"] == number_of(frames[-1]) + 1 or None
+
+        # What the kernel has on its way, it drops where the interface goes.
+        until(has_them, "the packets to arrive")
 
     def assert_ended(self, capture: str, reason: str, numbers: list[int]) -> None:
         """A capture ends so, with these packets, and is delivered."""
@@ -78,7 +93,7 @@ class InterfaceTests(SynchronousTestCase):
     def assert_captures(self) -> None:
         """A capture on the interface has what is sent."""
         capture = self.daemon.capture(interface=[self.wire.interface], bpf=_FILTER, packets=3)
-        self.wire.send([udp_frame(number) for number in range(3)])
+        self.wire.send([udp_frame(number, port=_PORT) for number in range(3)])
         self.assert_ended(capture, "packets", [0, 1, 2])
 
     def assert_refused(self, rule: str) -> None:
@@ -122,9 +137,9 @@ class InterfaceTests(SynchronousTestCase):
         capture = self.begin(2, interface="any", timeout=2)
         self.wire.down()
         self.wire.up()
-        self.wire.send([udp_frame(2)])
+        self.send(capture, [2])
         self.replace()
-        self.wire.send([udp_frame(3)])
+        self.send(capture, [3])
         self.assert_ended(capture, "idle", [0, 1, 2, 3])
         self.assert_captures()
 

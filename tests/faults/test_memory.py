@@ -42,11 +42,17 @@ class HangingDestinationTests(SynchronousTestCase):
         return daemon
 
     def capture(self, daemon: Daemon) -> str:
-        """A capture that has ended, and that the folder has."""
+        """A capture that has ended, and that the folder and the spool have."""
+        before = len(self.spooled())
         capture = daemon.capture(interface=[self.wire.interface], packets=_PACKETS, snap=2000)
         self.wire.send([udp_frame(number, size=1400) for number in range(_PACKETS)])
         daemon.logged(f"{capture}: delivered to local")
+        daemon.until(lambda: len(self.spooled()) > before or None, "the spool to have the capture")
         return capture
+
+    def spooled(self) -> list[Path]:
+        """What the spool has for CloudShark."""
+        return list(self.spool.glob("[0-9]*-cloudshark"))
 
     def test_no_capture_is_refused(self) -> None:
         """Many captures that wait for it take no memory from the next ones, and few descriptors."""
@@ -55,7 +61,7 @@ class HangingDestinationTests(SynchronousTestCase):
         before = len(daemon.descriptors())
         captures = [self.capture(daemon) for _ in range(_CAPTURES)]
         self.assertLess(len(daemon.descriptors()) - before, 5)
-        self.assertEqual(len(list(self.spool.glob("*-cloudshark"))), _CAPTURES + 1)
+        self.assertEqual(len(self.spooled()), _CAPTURES + 1)
         daemon.signal(signal.SIGTERM)
         self.assertEqual(daemon.wait(), 0)
         for capture in captures:
@@ -77,4 +83,4 @@ class HangingDestinationTests(SynchronousTestCase):
         hung = len(uploads) - len(files)
         self.assertLessEqual(hung, 2)
         self.assertEqual({upload.filename: upload.data for upload in uploads}, files)
-        self.assertEqual(list(self.spool.glob("*-cloudshark")), [])
+        self.assertEqual(self.spooled(), [])

@@ -144,8 +144,10 @@ class RandomStopTests(RandomEndCase):
 
     def test_stop(self) -> None:
         """What was captured is delivered, or waits in the spool, once; and is delivered in the end."""
-        for _ in range(_ROUNDS):
-            self.server.behave(self.chance.choice([accept(), accept(delay_seconds=0.2), refuse(503), hang()]))
+        behaviours = [accept(), accept(delay_seconds=0.2), refuse(503), hang()] * (_ROUNDS // 4)
+        self.chance.shuffle(behaviours)
+        for behaviour in behaviours:
+            self.server.behave(behaviour)
             numbers = self.chance.choices([signal.SIGTERM, signal.SIGINT], k=self.chance.randint(1, 2))
             self.assertEqual(self.end_at_random(self.start(), *numbers), 0, self.seed)
             self.assert_all_there()

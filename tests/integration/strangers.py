@@ -67,19 +67,19 @@ class Relay:
     Passes connections on to a port of 127.0.0.1.
 
     @ivar port: its own, on an address that may be another.
-    @ivar connections: how many there were.
+    @ivar connected: set by each connection.
     """
 
     def __init__(self, behind: int, host: str) -> None:
-        self.connections = 0
+        self.connected = threading.Event()
         self._open: list[socket.socket] = []
         relay = self
 
         class Handler(socketserver.BaseRequestHandler):
             def handle(self) -> None:
-                relay.connections += 1
                 with socket.create_connection(("127.0.0.1", behind)) as server:
                     relay._open += [self.request, server]
+                    relay.connected.set()
                     back = threading.Thread(target=_pass_on, args=(server, self.request))
                     back.start()
                     _pass_on(self.request, server)

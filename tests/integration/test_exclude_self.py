@@ -169,9 +169,8 @@ class ExcludeSelfTests(SynchronousTestCase):
         long = daemon.capture(interface=[interface], bpf="tcp", duration=300, timeout=300)
         with socket.create_connection(("127.0.0.1", self.echo_port)) as others:
             for _ in range(3):
-                short = daemon.capture(
-                    interface=["lo"], packets=10, timeout=5, bpf=f"tcp port {self.echo_port}"
-                )
+                # It ends, and is uploaded, when all has been said.
+                short = daemon.capture(interface=["lo"], timeout=1, bpf=f"tcp port {self.echo_port}")
                 for _ in range(10):
                     others.sendall(b"hello")
                     self.assertTrue(others.recv(100))
@@ -424,6 +423,8 @@ class SQSTests(SideBySideCase):
         def cut() -> None:
             for _ in range(4):
                 relay.cut()
+                relay.connected.clear()
+                self.assertTrue(relay.connected.wait(10), "it did not connect again")
                 self.strangers.talk(relay.port, b"GET / HTTP/1.0\r\n\r\n", host)
                 time.sleep(0.3)
             # What comes is for another node: it is given back on the connection.
@@ -468,7 +469,8 @@ class IPv6Tests(SideBySideCase):
 
         def upload() -> None:
             for _ in range(3):
-                short = daemon.capture(interface=["lo"], packets=4, timeout=5, bpf=f"port {to_s3.port}")
+                # It ends, and is uploaded, when they have talked.
+                short = daemon.capture(interface=["lo"], timeout=1, bpf=f"port {to_s3.port}")
                 self.strangers.talk(to_s3.port, b"GET / HTTP/1.0\r\n\r\n", "::1")
                 deliveries = daemon.done(short)["deliveries"]
                 self.assertEqual({one["state"] for one in deliveries}, {"delivered"}, deliveries)

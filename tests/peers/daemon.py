@@ -28,8 +28,11 @@ class Daemon:
     def __init__(self, configuration: str = "", *, node: str = "node-1", general: str = "") -> None:
         """
         @param configuration: sections of the TOML file beside C{[general]} and C{[http]}.
-        @param general: more keys of C{[general]}.
+        @param general: more keys of C{[general]}. Unless one is there, requests have no bound: on a busy
+            machine some take the time of many.
         """
+        if "maxrequestrate" not in general:
+            general += "\nmaxrequestrate = 0"
         self._process = OwnProcess("daemon")
         self.node = node
         self.port = free_port()

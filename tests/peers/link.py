@@ -7,6 +7,7 @@ import os
 import subprocess
 import time
 from collections.abc import Callable
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,7 +21,8 @@ Result = TypeVar("Result")
 
 class Link:
     """
-    A L{Wire} with an address at each end (198.51.100.0/24 is for documentation: RFC 5737).
+    A L{Wire} with an address at each end (198.18.0.0/15 is for tests of networks: RFC 2544), others
+    in each process.
 
     While it is down, nothing that is sent arrives, and nobody is told: no reset, no ICMP,
     and no ARP that fails, as where the fault is some hops away. In the namespace, the far
@@ -34,9 +36,8 @@ class Link:
     def __init__(self) -> None:
         self._wire = Wire()
         self._program = require_command("ip", "iproute2")
-        first = 4 * (next(_numbers) % 64)
-        self.near = f"198.51.100.{first + 1}"
-        self.far = f"198.51.100.{first + 2}"
+        network = int(IPv4Address("198.18.0.0")) + 4 * (next(_numbers) % 32_768)
+        self.near, self.far = str(IPv4Address(network + 1)), str(IPv4Address(network + 2))
         self.wrapper = (self._program, "netns", "exec", self._wire.namespace)
 
     def start(self) -> None:

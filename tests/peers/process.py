@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
-_libc = ctypes.CDLL(None, use_errno=True)
+# Looked up here: in a child that was forked from threads, the loader may be locked for ever.
+_prctl = ctypes.CDLL(None, use_errno=True).prctl
 
 # Below those that the kernel gives to outgoing connections (ip(7), ip_local_port_range): one of these
 # could take the port of a server that is down for a moment, or connect to itself there.
@@ -51,7 +52,7 @@ def answers(port: int, host: str = "127.0.0.1") -> bool:
 
 
 def _die_with_parent() -> None:
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _end(process: subprocess.Popen[bytes], patience_seconds: float = 5.0) -> None:
@@ -123,6 +124,10 @@ class OwnProcess:
                 self.end()
                 raise RuntimeError(f"{self._name} did not come up:\n{self.log}")
             time.sleep(0.01)
+        if self._process.poll() is not None:
+            # Somebody else answered in its place.
+            self.end()
+            raise RuntimeError(f"{self._name} ended at once:\n{self.log}")
 
     def signal(self, number: int) -> None:
         """Send it a signal."""
