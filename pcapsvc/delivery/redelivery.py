@@ -20,8 +20,9 @@ from zope.interface import implementer
 from pcapsvc.core.errors import DestinationError, SpoolError
 from pcapsvc.core.result import CaptureDelivered, DeliveryPostponed
 from pcapsvc.core.retry import RetryPolicy
+from pcapsvc.delivery.inventory import Kept
 from pcapsvc.delivery.lane import Lane
-from pcapsvc.delivery.spool import Kept, Spool
+from pcapsvc.delivery.spool import Spool
 from pcapsvc.interfaces import IHurriable, IReporter
 
 # A destination that is down for long is asked this many intervals apart.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from twisted.application.service import Service
@@ -21,36 +20,8 @@ from pcapsvc.core.retry import honoured_seconds
 from pcapsvc.core.spool_entry import SpoolEntry
 from pcapsvc.core.text import one_line
 from pcapsvc.delivery.folder import Aside, NotWhole, SpoolFolder
+from pcapsvc.delivery.inventory import ENTRY_BYTES, Inventory, Kept
 from pcapsvc.interfaces import IHeldCapture, IReporter, ISpool, RunInThread
-
-#: What an entry takes of the disk beside its capture, in bytes: two folders' blocks and a manifest.
-ENTRY_BYTES = 12 * 1024
-
-
-@dataclass(kw_only=True)
-class Kept:
-    """
-    An entry that is known to be on the disk.
-
-    @ivar size: what it counts for, in bytes.
-    @ivar since: when it was spooled, by the reactor's clock, which nobody sets.
-    @ivar problem: why it could not be delivered the last time.
-    @ivar attempts: how often that was tried from the spool, by this process.
-    @ivar due: when it is to be tried again, by the reactor's clock.
-    @ivar busy: whether it is being tried, or dropped.
-    @ivar delivered: whether it was, and only could not be removed.
-    """
-
-    name: str
-    capture_id: str
-    destination: str
-    size: int
-    since: float
-    problem: str
-    attempts: int = 0
-    due: float = 0.0
-    busy: bool = False
-    delivered: bool = False
 
 
 @implementer(ISpool)
@@ -94,19 +65,18 @@ class Spool(Service):
         self._retry_seconds = retry_seconds
         self._wall_clock = wall_clock
         self._one_at_a_time = DeferredLock()
-        self._kept: dict[str, Kept] = {}
-        self._broken: dict[str, Aside] = {}
+        self._inventory = Inventory()
         self._told: set[str] = set()
 
     @property
     def entries(self) -> int:
         """How many captures wait."""
-        return sum(not kept.delivered for kept in self._kept.values())
+        return sum(not kept.delivered for kept in self._inventory)
 
     @property
     def size(self) -> int:
         """What all takes of the disk, in bytes, C{broken/} included."""
-        return sum(kept.size for kept in self._kept.values()) + sum(map(_size_of, self._broken.values()))
+        return self._inventory.size
 
     def stopService(self) -> Deferred[None]:
         """
@@ -182,8 +152,9 @@ class Spool(Service):
             except BaseException:
                 source.close()
                 raise
-            kept = self._keep(entry)
+            kept = self._kept(entry)
             kept.busy = held
+            self._inventory.add(kept)
             self._postpone(kept, asked_seconds)
             await self._make_room(kept)
         return kept, entry
@@ -191,20 +162,19 @@ class Spool(Service):
     def due(self, destination: str) -> list[Kept]:
         """The entries that are to be tried now, the oldest first."""
         now = self._reactor.seconds()
-        found = [
+        return [
             kept
-            for kept in self._kept.values()
+            for kept in self._inventory
             if kept.destination == destination and kept.due <= now and not (kept.busy or kept.delivered)
         ]
-        return sorted(found, key=lambda kept: kept.name)
 
     def destinations(self) -> set[str]:
         """The names of all destinations that captures wait for."""
-        return {kept.destination for kept in self._kept.values() if not kept.delivered}
+        return {kept.destination for kept in self._inventory if not kept.delivered}
 
     def holds(self, kept: Kept) -> bool:
         """Whether an entry is still here, to be delivered."""
-        return self._kept.get(kept.name) is kept and not kept.delivered
+        return self._inventory.has(kept) and not kept.delivered
 
     def read(self, kept: Kept) -> Deferred[Artifact]:
         """
@@ -221,8 +191,8 @@ class Spool(Service):
         except NotWhole as error:
             async with self._the_folder():
                 aside = await self._run(self._folder.set_aside, kept.name)
-                self._broken[aside.name] = aside
-                self._forget(kept)
+                self._inventory.add_aside(aside)
+                self._inventory.remove(kept)
             self._lost(kept, f"it is broken, and set aside in the spool: {error}")
             raise
         artifact: Artifact = entry.artifact(content)
@@ -262,11 +232,11 @@ class Spool(Service):
     async def _tidy(self) -> None:
         try:
             async with self._the_folder():
-                for kept in list(self._kept.values()):
+                for kept in self._inventory:
                     if kept.delivered or self._reactor.seconds() - kept.since > self._max_age:
                         await self._take_away(kept, f"it could not be delivered within {self._max_age:g} s")
                 now = self._wall_clock()
-                for aside in list(self._broken.values()):
+                for aside in self._inventory.asides():
                     if now - aside.written > self._max_age:
                         await self._remove_aside(aside)
         except SpoolError as error:
@@ -276,17 +246,24 @@ class Spool(Service):
         """L{SpoolError} where there is no room for so much, whatever is taken away."""
         if size > self._max_bytes:
             raise SpoolError(f"it takes {size} bytes, and the spool may have {self._max_bytes}")
-        if sum(kept.size for kept in self._kept.values() if kept.busy) + size > self._max_bytes:
+        # Only where it may be so: to look at each entry takes its time.
+        full = self.size + size > self._max_bytes
+        if full and self._inventory.busy_size() + size > self._max_bytes:
             raise SpoolError("the spool is full of captures that are being delivered now")
 
     async def _make_room(self, new: Kept) -> None:
         """Take away what is broken, then what is delivered, then the oldest: as much as a new entry needs."""
+        if self.size <= self._max_bytes:
+            return
         try:
-            for aside in sorted(self._broken.values(), key=lambda aside: aside.written):
-                if self.size > self._max_bytes:
-                    await self._remove_aside(aside)
-            for kept in sorted(self._kept.values(), key=lambda kept: (not kept.delivered, kept.name)):
-                if self.size > self._max_bytes and kept is not new:
+            for aside in self._inventory.asides():
+                if self.size <= self._max_bytes:
+                    return
+                await self._remove_aside(aside)
+            for kept in self._inventory.in_order_of_going():
+                if self.size <= self._max_bytes:
+                    return
+                if kept is not new:
                     await self._take_away(kept, "the spool is full, and newer captures need its place")
         except CancelledError:
             # The new one is kept, all the same.
@@ -294,7 +271,7 @@ class Spool(Service):
 
     async def _take_away(self, kept: Kept, why: str) -> None:
         """Take an entry away that is not busy. One that can't be is told, and stops no other."""
-        if kept.busy or self._kept.get(kept.name) is not kept:
+        if kept.busy or not self._inventory.has(kept):
             return
         kept.busy = True
         try:
@@ -314,7 +291,7 @@ class Spool(Service):
 
     async def _remove(self, kept: Kept) -> None:
         await self._run(self._folder.remove, kept.name)
-        self._forget(kept)
+        self._inventory.remove(kept)
 
     async def _remove_aside(self, aside: Aside) -> None:
         """Take away what is broken. What can't be is told, and stops nothing else."""
@@ -323,11 +300,11 @@ class Spool(Service):
         except SpoolError as error:
             self._tell(error, "something in broken/ can't be removed from the spool")
             return
-        self._broken.pop(aside.name, None)
+        self._inventory.remove_aside(aside)
         self._log.warn("broken/{name} is removed from the spool", name=one_line(aside.name))
 
-    def _keep(self, entry: SpoolEntry, age: float = 0.0) -> Kept:
-        kept = Kept(
+    def _kept(self, entry: SpoolEntry, age: float = 0.0) -> Kept:
+        return Kept(
             name=entry.entry_name,
             capture_id=entry.capture,
             destination=entry.destination,
@@ -335,12 +312,6 @@ class Spool(Service):
             since=self._reactor.seconds() - age,
             problem=entry.problem,
         )
-        self._kept[kept.name] = kept
-        return kept
-
-    def _forget(self, kept: Kept) -> None:
-        if self._kept.get(kept.name) is kept:
-            del self._kept[kept.name]
 
     @asynccontextmanager
     async def _the_folder(self) -> AsyncIterator[None]:
@@ -360,17 +331,14 @@ class Spool(Service):
             self._tell(error)
             raise
         self._told.clear()
-        before, self._kept = self._kept, {}
-        for entry in found.entries:
+        before, now = self._inventory, self._wall_clock()
+        self._inventory = Inventory(
             # What is known of it already is known still: above all, that it was delivered.
-            known = before.pop(entry.entry_name, None)
-            if known is None:
-                self._keep(entry, entry.age(self._wall_clock()))
-            else:
-                self._kept[known.name] = known
-        self._broken = {aside.name: aside for aside in found.broken}
-        for kept in before.values():
-            if not (kept.busy or kept.delivered):
+            (before.named(entry.entry_name) or self._kept(entry, entry.age(now)) for entry in found.entries),
+            found.broken,
+        )
+        for kept in before:
+            if not (self._inventory.has(kept) or kept.busy or kept.delivered):
                 self._lost(kept, "it is gone from the spool")
         for name, why in found.set_aside:
             self._log.error("{name} is set aside in the spool: {why}", name=one_line(name), why=why)
@@ -395,10 +363,6 @@ class Spool(Service):
         except Exception as error:
             # Such as threads that have stopped.
             raise SpoolError(str(error) or type(error).__name__) from error
-
-
-def _size_of(aside: Aside) -> int:
-    return aside.size + ENTRY_BYTES
 
 
 @implementer(IHeldCapture)

@@ -19,9 +19,10 @@ from zope.interface.verify import verifyObject
 from pcapsvc.core.errors import SpoolError
 from pcapsvc.core.result import DeliveryFailed
 from pcapsvc.delivery.folder import SpoolFolder
+from pcapsvc.delivery.inventory import ENTRY_BYTES
 from pcapsvc.delivery.lane import Lane
 from pcapsvc.delivery.redelivery import Redelivery
-from pcapsvc.delivery.spool import ENTRY_BYTES, Spool
+from pcapsvc.delivery.spool import Spool
 from pcapsvc.interfaces import IHurriable, ISpool
 from pcapsvc.testing import MemoryDestination, MemoryReporter, run_now
 from tests.rooms.contents import MemfdContent, PeakMemory, make_artifact

@@ -3,15 +3,39 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Callable
+from functools import partial
+from types import FrameType
 from typing import Any
 
 from twisted.internet.defer import Deferred
 
 from pcapsvc.core.errors import SpoolError
-from pcapsvc.delivery.spool import ENTRY_BYTES
+from pcapsvc.delivery.inventory import ENTRY_BYTES
 from pcapsvc.testing import run_now
 from tests.rooms.contents import MemfdContent, make_artifact
 from tests.rooms.test_spool import DAY, WALL, SpoolCase, replace_id
+
+
+def steps_of(work: Callable[[], object]) -> int:
+    """How many lines of the deliveries' code some work runs."""
+    steps = 0
+
+    def trace(frame: FrameType, event: str, argument: object) -> Any:
+        nonlocal steps
+        if "/pcapsvc/delivery/" not in frame.f_code.co_filename:
+            return None
+        steps += 1
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        work()
+    finally:
+        sys.settrace(before)
+    return steps
 
 
 class BoundsTests(SpoolCase):
@@ -31,6 +55,24 @@ class BoundsTests(SpoolCase):
         self.assertIn("the last problem was: 503", self.lost()[0][1])
         self.assertLessEqual(self.spool.size, self.max_bytes)
         self.assertEqual(len(self.names()), 10)
+
+    def test_what_a_capture_costs(self) -> None:
+        """A capture that finds room costs as much however many are in the spool already."""
+        self.spool._max_bytes *= 100
+        self.put("first.pcap")
+        costs = [steps_of(partial(self.put, f"{number}.pcap")) for number in range(100)]
+        # The least of ten, as garbage may be collected within one.
+        self.assertEqual(min(costs[:10]), min(costs[-10:]), costs)
+
+    def test_oldest_first(self) -> None:
+        """What is oldest is so by a clock that nobody sets: it goes first, and is tried first."""
+        for number in range(10):
+            self.put(f"{number}.pcap")
+            self.wall -= 60
+        self.put("x.pcap")
+        self.assertEqual([capture for capture, _ in self.lost()], ["0"])
+        self.clock.advance(60)
+        self.assertEqual([kept.capture_id for kept in self.spool.due("one")], [*"123456789x"])
 
     def test_too_large(self) -> None:
         """What is larger than all of it pushes nothing out."""
