@@ -39,8 +39,8 @@ from pcapsvc.signals import Signals
 from pcapsvc.syslog import SyslogService
 from pcapsvc.threads import Threads
 
-# One writes, and the others read for each destination.
-_SPOOL_THREADS = 4
+# One writes, and the others read for each way of each destination.
+_SPOOL_THREADS = 5
 
 
 def build(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
@@ -181,6 +181,14 @@ class IDestination(Interface):
     """Somewhere a capture can be delivered to."""
 
     name: str = Attribute("For the log and the events: C{local}, C{cloudshark}, C{s3}.")
+    ways: tuple[str, ...] = Attribute("The ways there, one or more: what hangs on one holds up no other.")
+
+    def way(s3: Mapping[str, Any]) -> str:
+        """
+        Which of the C{ways} a capture goes. Never raises.
+
+        @param s3: what its request says of S3, as in L{Artifact}.
+        """
 
     def store(artifact: Artifact) -> Deferred[Receipt]:
         """

@@ -10,7 +10,7 @@ import io
 import os
 import struct
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO
@@ -291,16 +291,23 @@ class MemoryDestination:
     """
     A destination that keeps what it is given.
 
+    @ivar ways: a capture goes the one that is called like the endpoint of its request, or the first.
     @ivar files: the name and the bytes of each artifact.
     @ivar artifacts: each artifact.
     @ivar answer: makes the Deferred of a delivery; the default succeeds at once.
     """
 
-    def __init__(self, name: str = "memory") -> None:
+    def __init__(self, name: str = "memory", ways: tuple[str, ...] = ("usual",)) -> None:
         self.name = name
+        self.ways = ways
         self.files: dict[str, bytes] = {}
         self.artifacts: list[Artifact] = []
         self.answer: Callable[[], defer.Deferred[Any]] = lambda: defer.succeed(None)
+
+    def way(self, s3: Mapping[str, Any]) -> str:
+        """Which way a capture goes: see L{IDestination.way}."""
+        endpoint = str(s3.get("endpoint"))
+        return endpoint if endpoint in self.ways else self.ways[0]
 
     def store(self, artifact: Artifact) -> defer.Deferred[Receipt]:
         """Keep an artifact: see L{IDestination.store}."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
+from typing import Any
 
 from pcapsvc.delivery.folder import Aside
 
@@ -17,6 +18,7 @@ class Kept:
     """
     An entry that is known to be on the disk.
 
+    @ivar s3: what its request says of S3, as in L{pcapsvc.core.artifact.Artifact}.
     @ivar size: what it counts for, in bytes.
     @ivar since: when it was spooled, by the reactor's clock, which nobody sets.
     @ivar problem: why it could not be delivered the last time.
@@ -29,6 +31,7 @@ class Kept:
     name: str
     capture_id: str
     destination: str
+    s3: Mapping[str, Any]
     size: int
     since: float
     problem: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore
@@ -18,11 +19,9 @@ from pcapsvc.interfaces import IDestination
 class Lane:
     """
     One destination, and how it is approached. Whoever waits here waits for others on
-    the way to the same destination, and for no other. What goes to an endpoint that its
-    request names has places of its own: who names one that hangs holds up none but others
-    who do.
+    the same way to the same destination, and for no other.
 
-    @param at_once: how many attempts may go on at once, 1 or more.
+    @param at_once: how many attempts may go on at once, 1 or more, on each of its ways.
     @param timeout_seconds: how long each may take; L{None} is no limit.
     """
 
@@ -38,10 +37,14 @@ class Lane:
     ) -> None:
         self._reactor = reactor
         self._destination = destination
-        self._places = DeferredSemaphore(at_once)
-        self._places_elsewhere = DeferredSemaphore(at_once)
+        self._places = {way: DeferredSemaphore(at_once) for way in destination.ways}
         self._timeout_seconds = timeout_seconds
         self.name = destination.name
+        self.ways = destination.ways
+
+    def way(self, s3: Mapping[str, Any]) -> str:
+        """Which way a capture goes: see L{IDestination.way}."""
+        return self._destination.way(s3)
 
     def attempt(self, artifact: Artifact) -> Deferred[Receipt]:
         """
@@ -54,7 +57,7 @@ class Lane:
 
     async def _attempt(self, artifact: Artifact) -> Receipt:
         # Without a place while it waits for the next attempt: those may be minutes.
-        places = self._places_elsewhere if artifact.s3.get("endpoint") else self._places
+        places = self._places[self.way(artifact.s3)]
         await places.acquire()
         try:
             stored = self._destination.store(artifact)

@@ -33,8 +33,8 @@ _LONGEST_WAIT_INTERVALS = 30
 class Redelivery(Service):
     """
     Tries what is in the spool again: at the start, and then every so often. For each
-    destination one capture at a time, the oldest first, each with a back-off of its
-    own; captures from memory have the other places.
+    way of each destination one capture at a time, the oldest first, each with a back-off
+    of its own; captures from memory have the other places.
 
     Here no failure is for good, as long as the spool keeps the capture: what nobody but
     an operator can mend is tried again, too, only more rarely.
@@ -117,7 +117,8 @@ class Redelivery(Service):
             )
         self._hold(Deferred.fromCoroutine(self._repeat(self._spool.tidy)))
         for lane in self._lanes:
-            self._hold(Deferred.fromCoroutine(self._repeat(partial(self._round, lane))))
+            for way in lane.ways:
+                self._hold(Deferred.fromCoroutine(self._repeat(partial(self._round, lane, way))))
 
     def _hold(self, going_on: Deferred[None]) -> None:
         self._rounds.add(going_on)
@@ -146,12 +147,12 @@ class Redelivery(Service):
             finally:
                 self._pauses.discard(pause)
 
-    async def _round(self, lane: Lane) -> None:
-        """Each capture of one destination that is due, once."""
+    async def _round(self, lane: Lane, way: str) -> None:
+        """Each capture that is due on one way to one destination, once."""
         for kept in self._spool.due(lane.name):
             if self._stopping:
                 return
-            if self._spool.holds(kept) and not kept.busy:
+            if lane.way(kept.s3) == way and self._spool.holds(kept) and not kept.busy:
                 kept.busy = True
                 try:
                     await self._try(lane, kept)

@@ -308,6 +308,7 @@ class Spool(Service):
             name=entry.entry_name,
             capture_id=entry.capture,
             destination=entry.destination,
+            s3=entry.s3,
             size=entry.size + ENTRY_BYTES,
             since=self._reactor.seconds() - age,
             problem=entry.problem,

@@ -6,8 +6,8 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Callable
-from typing import BinaryIO
+from collections.abc import Callable, Mapping
+from typing import Any, BinaryIO
 
 from twisted.internet.defer import CancelledError, Deferred
 from zope.interface import implementer
@@ -57,10 +57,15 @@ class LocalDirectory:
     """
 
     name = "local"
+    ways = ("usual",)
 
     def __init__(self, directory: str, run_in_thread: RunInThread) -> None:
         self._directory = directory
         self._run_in_thread = run_in_thread
+
+    def way(self, s3: Mapping[str, Any]) -> str:
+        """See L{IDestination.way}: there is one."""
+        return self.ways[0]
 
     def store(self, artifact: Artifact) -> Deferred[Receipt]:
         """See L{IDestination.store}. The receipt's location is the file's path."""

@@ -16,6 +16,7 @@ import hashlib
 import os
 import random
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from twisted.internet import defer, task
@@ -55,10 +56,15 @@ class Destination:
     """Takes what is whole, now and then at the second attempt, and says whatever isn't."""
 
     name = "one"
+    ways = ("usual",)
 
     def __init__(self, account: Account, chance: random.Random) -> None:
         self._account = account
         self._chance = chance
+
+    def way(self, s3: Mapping[str, Any]) -> str:
+        """There is one: see L{IDestination.way}."""
+        return self.ways[0]
 
     def store(self, artifact: Artifact) -> defer.Deferred[Receipt]:
         """Take a capture: see L{IDestination.store}."""

@@ -144,6 +144,7 @@ class CloudSharkTests(CloudSharkCase):
         """It is a destination, called cloudshark, and its repr says nothing."""
         destination = self.make()
         self.assertTrue(verifyObject(IDestination, destination))
+        self.assertEqual([destination.way({"endpoint": "x"})], list(destination.ways))
         self.assertEqual(destination.name, "cloudshark")
         self.assertNoToken(repr(destination))
 

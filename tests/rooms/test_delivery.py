@@ -36,7 +36,7 @@ class LaneTests(unittest.SynchronousTestCase):
         self.clock = Clock()
         self.content = MemfdContent(b"packets")
         self.addCleanup(self.content.close)
-        self.destination = MemoryDestination("one")
+        self.destination = MemoryDestination("one", ("usual", "https://slow.example.com"))
         self.answers: list[Deferred[Any]] = []
         self.destination.answer = self.answer
         self.lane = Lane(self.clock, self.destination, at_once=2, timeout_seconds=5)
@@ -51,11 +51,12 @@ class LaneTests(unittest.SynchronousTestCase):
         """One attempt."""
         return self.lane.attempt(make_artifact(self.content, **s3))
 
-    def test_places_elsewhere(self) -> None:
-        """What goes to endpoints that requests name takes no place from what goes to the usual one."""
+    def test_ways(self) -> None:
+        """So many go on at once on each way of the destination, as it says, whatever the requests name."""
         elsewhere = [self.attempt(endpoint="https://slow.example.com") for _ in range(3)]
         self.assertEqual(len(self.answers), 2)
-        here = [self.attempt(bucket="other") for _ in range(3)]
+        here = [self.attempt(endpoint=f"https://{number}.example.com") for number in range(3)]
+        here.append(self.attempt(bucket="other"))
         self.assertEqual(len(self.answers), 4)
         for attempt in (*here, *elsewhere):
             attempt.cancel()

@@ -43,6 +43,7 @@ class LocalDirectoryTests(SynchronousTestCase):
     def test_interface(self) -> None:
         """It is a destination, called local."""
         self.assertTrue(verifyObject(IDestination, self.destination))
+        self.assertEqual([self.destination.way({"endpoint": "x"})], list(self.destination.ways))
         self.assertEqual(self.destination.name, "local")
 
     def test_store(self) -> None:

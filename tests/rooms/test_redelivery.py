@@ -157,6 +157,21 @@ class RedeliveryTests(SpoolCase):
         self.assertEqual([artifact.name for artifact in self.one.artifacts], ["a.pcap"])
         self.stop_hurried()
 
+    def test_one_at_a_time_on_each_way(self) -> None:
+        """What hangs on one way to a destination holds up nothing that goes another way."""
+        for name in ("a.pcap", "b.pcap"):
+            self.put(name, endpoint="https://slow.example.com")
+        for name in ("c.pcap", "d.pcap", "e.pcap"):
+            self.put(name)
+        self.answers(lambda: Deferred() if "endpoint" in self.one.artifacts[-1].s3 else succeed(None))
+        self.restart()
+        self.redelivery.startService()
+        self.put("f.pcap")
+        self.clock.pump([60] * 2)
+        self.assertEqual({artifact.name for artifact in self.one.artifacts}, {f"{x}.pcap" for x in "acdef"})
+        self.assertEqual(list(self.one.files), ["c.pcap", "d.pcap", "e.pcap", "f.pcap"])
+        self.stop_hurried()
+
     def test_another_destination(self) -> None:
         """What is for a destination that isn't configured any more stays, and is told."""
         self.put(destination="old")

@@ -117,6 +117,22 @@ class S3Tests(S3Case):
         self.assertEqual(destination.name, "s3")
         self.assertNotIn(SECRET, repr(destination))
 
+    def test_ways(self) -> None:
+        """The endpoint that is configured is one way, however a request spells it; all others are another."""
+        amazon, own = self.make(endpoint=None), self.make(endpoint="http://s3.example.com")
+        ways: list[tuple[S3, dict[str, Any], bool]] = [
+            (own, {}, True),
+            (own, {"bucket": "b", "endpoint": "http://s3.example.com/"}, True),
+            (own, {"endpoint": "s3.example.com"}, False),
+            (own, {"endpoint": "http://"}, False),
+            (own, {"endpoint": ""}, False),
+            (amazon, {}, True),
+            (amazon, {"endpoint": ""}, True),
+            (amazon, {"endpoint": "s3.example.com"}, False),
+        ]
+        for destination, asked, is_configured in ways:
+            self.assertEqual(destination.ways.index(destination.way(asked)) == 0, is_configured, asked)
+
     async def test_put(self) -> None:
         """An object is put by path-style address, byte for byte, with its tags; no ACL, no encryption."""
         receipt = await self.make().store(make_artifact(self.content, name="a.pcap", tags="node:web1"))

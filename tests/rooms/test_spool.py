@@ -50,7 +50,7 @@ class SpoolCase(unittest.SynchronousTestCase):
         self.reporter = MemoryReporter()
         self.run_in_thread: Callable[..., Deferred[Any]] = run_now
         self.wall = WALL
-        self.one = MemoryDestination("one")
+        self.one = MemoryDestination("one", ("usual", "https://slow.example.com"))
         self.content = MemfdContent(DATA)
         self.addCleanup(self.content.close)
         self.start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any, BinaryIO
 from urllib.parse import quote, urlencode
 
@@ -63,6 +64,7 @@ class CloudShark:
     """
 
     name = "cloudshark"
+    ways = ("usual",)
     _log = Logger()
 
     def __init__(
@@ -89,6 +91,10 @@ class CloudShark:
         self._token = token
         self._secrets = ((token, "[token]"),)
         self._cooperator = Cooperator(scheduler=lambda work: reactor.callLater(0, work))
+
+    def way(self, s3: Mapping[str, Any]) -> str:
+        """See L{IDestination.way}: there is one."""
+        return self.ways[0]
 
     def store(self, artifact: Artifact) -> Deferred[Receipt]:
         """See L{IDestination.store}. The receipt's location is the link of the capture."""

@@ -68,6 +68,10 @@ _PASSING_CODES = frozenset(
 )
 
 
+# The ways: what goes to an endpoint that its request names has places and threads of its own.
+_CONFIGURED, _ELSEWHERE = "configured", "elsewhere"
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Target:
     """
@@ -120,6 +124,7 @@ class S3:
     """
 
     name = "s3"
+    ways = (_CONFIGURED, _ELSEWHERE)
 
     def __init__(
         self,
@@ -151,6 +156,16 @@ class S3:
             "acl": acl,
             "encryption": encryption,
         }
+
+    def way(self, s3: Mapping[str, Any]) -> str:
+        """See L{IDestination.way}: to the endpoint that is configured, whoever names it, or to any other."""
+        if "endpoint" not in s3:
+            return _CONFIGURED
+        try:
+            is_configured = _url(s3["endpoint"]) == _url(self._defaults["endpoint"])
+        except EndpointError:
+            return _ELSEWHERE
+        return _CONFIGURED if is_configured else _ELSEWHERE
 
     def store(self, artifact: Artifact) -> Deferred[Receipt]:
         """See L{IDestination.store}. The receipt's location is C{s3://BUCKET/KEY}."""
@@ -194,20 +209,24 @@ class S3:
                 "no bucket: neither the configuration nor the request names one", retryable=False
             )
         try:
-            endpoint = endpoint_url(asked["endpoint"]) if asked["endpoint"] else None
+            endpoint = _url(asked["endpoint"])
         except EndpointError as error:
             raise DestinationError(f"the endpoint {error}", retryable=False) from error
         folder = (asked["folder"] or "").strip("/")
-        configured = self._defaults["endpoint"]
         return _Target(
             endpoint=endpoint,
-            is_configured=endpoint == (endpoint_url(configured) if configured else None),
+            is_configured=self.way(artifact.s3) == _CONFIGURED,
             region=asked["region"] or None,
             bucket=asked["bucket"],
             key=f"{folder}/{artifact.name}" if folder else artifact.name,
             acl=asked["acl"],
             encryption=asked["encryption"],
         )
+
+
+def _url(endpoint: str | None) -> str | None:
+    """The URL of an endpoint; L{None} is Amazon's."""
+    return endpoint_url(endpoint) if endpoint else None
 
 
 class _Body:
