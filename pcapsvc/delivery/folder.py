@@ -193,11 +193,10 @@ class SpoolFolder:
                 )
                 _write_file(os.path.join(new, _MANIFEST), iter([encode_entry(entry)]))
                 _sync_folder(new)
-                os.rename(new, self._in(name))
+                self._publish(new, name)
             except BaseException:
                 shutil.rmtree(new, ignore_errors=True)
                 raise
-            _sync_folder(self._path)
             return entry
 
     def read(self, name: str) -> tuple[SpoolEntry, SpoolFile]:
@@ -258,6 +257,20 @@ class SpoolFolder:
                 _take_away(os.path.join(self._broken(), name))
             except FileNotFoundError:
                 pass
+
+    def _publish(self, new: str, name: str) -> None:
+        """Make an entry of what is on the disk already. It has its hidden name again where this fails."""
+        os.rename(new, self._in(name))
+        try:
+            _sync_folder(self._path)
+        except OSError:
+            # Nobody would know of it, until a restart delivers it once more.
+            try:
+                os.rename(self._in(name), new)
+            except OSError:
+                # Then it is an entry: whole, and known.
+                return
+            raise
 
     def _in(self, name: str) -> str:
         return os.path.join(self._path, name)

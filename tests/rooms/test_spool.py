@@ -233,6 +233,45 @@ class FolderTests(SpoolCase):
         self.assertIn("Input/output error", self.refused())
         self.assertEqual(self.names(), [])
 
+    def test_name_not_synced(self) -> None:
+        """Where its name can't be brought to the disk, nothing stays that a restart would find."""
+        self.successResultOf(self.spool.tidy())
+        failures = self.fail_for_the_folder()
+        for _ in range(3):
+            self.assertIn("Input/output error", self.refused())
+            self.clock.advance(1)
+        self.assertEqual((self.names(), self.spool.entries), ([], 0))
+        failures.restore()
+        self.put()
+        self.restart()
+        self.assertEqual(self.spool.entries, 1)
+
+    def test_name_stays(self) -> None:
+        """Where it can't have its hidden name again either, it is an entry, and known."""
+        self.successResultOf(self.spool.tidy())
+        self.fail_for_the_folder()
+        rename = os.rename
+
+        def failing(old: str, new: str) -> None:
+            if os.path.basename(new).startswith(".new-"):
+                raise OSError(30, "Read-only file system")
+            rename(old, new)
+
+        self.patch(os, "rename", failing)
+        self.put()
+        self.assertEqual((len(self.names()), self.spool.entries), (1, 1))
+
+    def fail_for_the_folder(self) -> Any:
+        """Have the disk fail where names are brought to it."""
+        fsync = os.fsync
+
+        def failing(descriptor: int) -> None:
+            if os.readlink(f"/proc/self/fd/{descriptor}") == str(self.path):
+                raise OSError(5, "Input/output error")
+            fsync(descriptor)
+
+        return self.patch(os, "fsync", failing)
+
     def test_content_gone(self) -> None:
         """A content that can't be opened, or is shorter than it says, is not spooled."""
         content = MemfdContent(DATA)
