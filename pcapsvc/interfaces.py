@@ -254,8 +254,12 @@ class IHeldCapture(Interface):
             now, which is told.
         """
 
-    def release(problem: str, asked_seconds: float | None = None) -> None:
-        """Leave it to the spool to deliver it: see L{ISpool.put}."""
+    def release(problem: str, asked_seconds: float | None = None) -> bool:
+        """
+        Leave it to the spool to deliver it: see L{ISpool.put}.
+
+        @return: whether it will; not where it is gone, as the spool's folder went away.
+        """
 
 
 class IHurriable(Interface):

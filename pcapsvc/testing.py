@@ -391,7 +391,10 @@ class _MemoryHeldCapture:
         del self._spool.files[self._key]
         return defer.succeed(None)
 
-    def release(self, problem: str, asked_seconds: float | None = None) -> None:
+    def release(self, problem: str, asked_seconds: float | None = None) -> bool:
         self._spool.held.discard(self._key)
+        if self._key not in self._spool.files:
+            return False
         self._spool.problems[self._key] = problem
         self._spool.asked_seconds[self._key] = asked_seconds
+        return True

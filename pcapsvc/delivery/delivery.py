@@ -257,10 +257,12 @@ def _failed(
 ) -> DeliveryFailed:
     """What is told of a delivery that came to nothing; what the spool holds is left to it."""
     if held is not None:
-        held.release(problem, asked_seconds)
+        spooled = held.release(problem, asked_seconds)
+        if not spooled:
+            problem = f"{problem}; and it is gone from the spool"
     return DeliveryFailed(
         capture_id=artifact.capture_id,
         destination=lane.name,
         problem=problem,
-        spooled=spooled or held is not None,
+        spooled=spooled,
     )

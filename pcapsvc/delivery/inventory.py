@@ -26,6 +26,7 @@ class Kept:
     @ivar due: when it is to be tried again, by the reactor's clock.
     @ivar busy: whether it is being tried, or dropped.
     @ivar delivered: whether it was, and only could not be removed.
+    @ivar gone: whether it went away while it was busy.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Kept:
     due: float = 0.0
     busy: bool = False
     delivered: bool = False
+    gone: bool = False
 
 
 class Inventory:

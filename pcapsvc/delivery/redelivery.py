@@ -157,7 +157,7 @@ class Redelivery(Service):
                 try:
                     await self._try(lane, kept)
                 finally:
-                    kept.busy = False
+                    self._spool.leave(kept)
 
     async def _try(self, lane: Lane, kept: Kept) -> None:
         try:

@@ -23,6 +23,8 @@ from pcapsvc.delivery.folder import Aside, NotWhole, SpoolFolder
 from pcapsvc.delivery.inventory import ENTRY_BYTES, Inventory, Kept
 from pcapsvc.interfaces import IHeldCapture, IReporter, ISpool, RunInThread
 
+_GONE = "it is gone from the spool"
+
 
 @implementer(ISpool)
 class Spool(Service):
@@ -109,11 +111,20 @@ class Spool(Service):
         kept, entry = await self._write(artifact, destination, problem, None, held=True)
         return _HeldCapture(self, kept, entry.artifact(self._folder.content(entry)))
 
-    def release(self, kept: Kept, problem: str, asked_seconds: float | None) -> None:
-        """Deliver from here what somebody else was about to deliver."""
+    def release(self, kept: Kept, problem: str, asked_seconds: float | None) -> bool:
+        """Deliver from here what somebody else was about to deliver: whether it is here still."""
+        kept.busy = False
+        if kept.gone:
+            return False
         kept.problem = problem
         self._postpone(kept, asked_seconds)
+        return True
+
+    def leave(self, kept: Kept) -> None:
+        """Have an entry be busy no more. One that went away meanwhile is told to be lost."""
         kept.busy = False
+        if kept.gone and not kept.delivered:
+            self._lost(kept, _GONE)
 
     def _postpone(self, kept: Kept, asked_seconds: float | None) -> None:
         kept.due = self._reactor.seconds() + max(self._retry_seconds, honoured_seconds(asked_seconds))
@@ -339,8 +350,12 @@ class Spool(Service):
             found.broken,
         )
         for kept in before:
-            if not (self._inventory.has(kept) or kept.busy or kept.delivered):
-                self._lost(kept, "it is gone from the spool")
+            if self._inventory.has(kept) or kept.delivered:
+                continue
+            # Who has it may deliver it all the same; else it is told to be lost then.
+            kept.gone = kept.busy
+            if not kept.busy:
+                self._lost(kept, _GONE)
         for name, why in found.set_aside:
             self._log.error("{name} is set aside in the spool: {why}", name=one_line(name), why=why)
         for name, why in found.unreadable:
@@ -376,5 +391,5 @@ class _HeldCapture:
     def delivered(self) -> Deferred[None]:
         return self._spool.delivered(self._kept)
 
-    def release(self, problem: str, asked_seconds: float | None = None) -> None:
-        self._spool.release(self._kept, problem, asked_seconds)
+    def release(self, problem: str, asked_seconds: float | None = None) -> bool:
+        return self._spool.release(self._kept, problem, asked_seconds)

@@ -453,6 +453,13 @@ class SpoolFirstTests(DeliveryCase):
         self.assertEqual(self.kept.problems[("a.pcap", "one")], "403")
         self.assertEqual([event.spooled for event in self.events(DeliveryFailed)], [True])
 
+    def test_gone(self) -> None:
+        """What is gone from the spool when its attempts are used up is told to be lost."""
+        self.answers(lambda: self.kept.files.clear() or broken("403", retryable=False))  # type: ignore[func-returns-value]
+        self.successResultOf(self.deliver())
+        [failed] = self.events(DeliveryFailed)
+        self.assertEqual((failed.problem, failed.spooled), ("403; and it is gone from the spool", False))
+
     def test_broken_off(self) -> None:
         """A delivery that is given up, hurried, or meets a fault is left to the spool, too."""
         for number, end in enumerate((self.give_up, self.hurry, self.fault)):

@@ -124,6 +124,36 @@ class RedeliveryTests(SpoolCase):
         self.run_in_thread = run_now
         self.assertEqual([capture for capture, _ in self.lost()], ["a"])
 
+    def test_gone_meanwhile(self) -> None:
+        """What went away while it was tried, and did not arrive, is told to be lost."""
+        self.put()
+        attempt: Deferred[Any] = Deferred()
+        self.answers(lambda: attempt)
+        self.restart()
+        self.redelivery.startService()
+        self.replace_folder()
+        self.assertEqual(self.lost(), [])
+        attempt.errback(DestinationError("503", retryable=True))
+        self.assertEqual(self.lost(), [("a", "it is gone from the spool")])
+        self.assertEqual(self.events(DeliveryPostponed), [])
+
+    def test_gone_and_delivered(self) -> None:
+        """What went away while it was tried, and arrived all the same, is not."""
+        self.put()
+        self.restart()
+        [kept] = self.spool.due("one")
+        kept.busy = True
+        self.replace_folder()
+        self.successResultOf(self.spool.delivered(kept))
+        self.spool.leave(kept)
+        self.assertEqual(self.lost(), [])
+
+    def replace_folder(self) -> None:
+        """Have another folder in the place of the spool's, and the spool notice."""
+        self.path.rename(self.path.with_name(f"{self.path.name}-away"))
+        self.path.mkdir(0o700)
+        self.successResultOf(self.spool.tidy())
+
     def test_for_good(self) -> None:
         """What nobody but an operator can mend is tried rarely, and not given up."""
         self.put()

@@ -306,6 +306,24 @@ class FolderTests(SpoolCase):
         self.assertEqual([capture for capture, _ in self.lost()], ["a"])
         self.assertEqual(self.spool.entries, 1)
 
+    def test_replaced_while_held(self) -> None:
+        """What went away while somebody else had it is not here when it is given back; what didn't, is."""
+        first, second = (self.hold(name) for name in ("a.pcap", "b.pcap"))
+        self.path.rename(self.path.with_name(self.path.name + "-away"))
+        self.path.mkdir(0o700)
+        self.put("c.pcap")
+        third = self.hold("d.pcap")
+        self.assertFalse(first.release("403"))
+        self.successResultOf(second.delivered())
+        self.assertTrue(third.release("403"))
+        self.assertEqual(self.lost(), [])
+        self.assertEqual(self.spool.entries, 2)
+
+    def hold(self, name: str) -> Any:
+        """Have the spool keep a capture that the test is about to deliver."""
+        artifact = replace_id(make_artifact(self.content, name=name), name)
+        return self.successResultOf(self.spool.hold(artifact, "one", "503"))
+
     def test_not_ours_alone(self) -> None:
         """A folder that others may write to, or that is another user's, is told as an error, and not used."""
         self.put()
