@@ -236,6 +236,8 @@ class ISpool(Interface):
     def hold(artifact: Artifact, destination: str, problem: str) -> Deferred[IHeldCapture]:
         """
         Keep a capture that somebody else is about to deliver: as L{put}, and fires with it.
+        On cancel it is not kept, so that it may be delivered otherwise; where it was just
+        being written, it is taken out as soon as the disk is done with it.
 
         @param problem: what is known of it if the process ends before it is delivered.
         """

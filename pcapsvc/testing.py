@@ -331,6 +331,7 @@ class MemorySpool:
     @ivar asked_seconds: how long each destination asked to be left alone, likewise.
     @ivar held: those that somebody else is about to deliver.
     @ivar answer: makes the Deferred of each; the default keeps it at once.
+    @ivar taking_out: makes the Deferred of each that is delivered; the default has it out at once.
     """
 
     def __init__(self) -> None:
@@ -339,6 +340,7 @@ class MemorySpool:
         self.asked_seconds: dict[tuple[str, str], float | None] = {}
         self.held: set[tuple[str, str]] = set()
         self.answer: Callable[[], defer.Deferred[Any]] = lambda: defer.succeed(None)
+        self.taking_out: Callable[[], defer.Deferred[Any]] = lambda: defer.succeed(None)
 
     def put(
         self, artifact: Artifact, destination: str, problem: str, asked_seconds: float | None = None
@@ -387,9 +389,11 @@ class _MemoryHeldCapture:
         self.artifact = artifact
 
     def delivered(self) -> defer.Deferred[None]:
-        self._spool.held.discard(self._key)
-        del self._spool.files[self._key]
-        return defer.succeed(None)
+        def take_out(_: object) -> None:
+            self._spool.held.discard(self._key)
+            del self._spool.files[self._key]
+
+        return self._spool.taking_out().addCallback(take_out)
 
     def release(self, problem: str, asked_seconds: float | None = None) -> bool:
         self._spool.held.discard(self._key)

@@ -13,6 +13,7 @@ from twisted.internet.defer import CancelledError, Deferred, DeferredList
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from pcapsvc.core.artifact import Artifact
@@ -26,13 +27,18 @@ _T = TypeVar("_T")
 
 _NOT_TRIED = "the process ended before it was delivered"
 
+#: How long the spool may take for what is to be on the disk first, in seconds, with all that waits for the
+#: disk before it: one that takes longer hangs, or has more to do than it can, and destinations may be well.
+LONGEST_HOLD_SECONDS = 30.0
+
 
 @implementer(IDelivery, IHurriable)
 class Delivery(Service):
     """
     Delivers each capture to all destinations, each on its own: attempts with pauses in
     between, as long as they may help; then the spool, where there is one. With C{spool_first}
-    a capture is on the disk before the first attempt, and no longer in memory.
+    a capture is on the disk before the first attempt, and no longer in memory; unless the
+    disk takes too long.
 
     @param policy: how many attempts, and the pauses between them.
     @param reporter: hears what becomes of each delivery.
@@ -124,7 +130,7 @@ class Delivery(Service):
         if self._spool is None or not self._spool_first:
             return None
         try:
-            return await self._spool.hold(artifact, lane.name, _NOT_TRIED)
+            return await self._in_time(self._spool.hold(artifact, lane.name, _NOT_TRIED))
         except SpoolError as error:
             self._log.warn(
                 "{capture_id}: in memory alone until {destination} has it, and not in the spool: {problem}",
@@ -179,7 +185,7 @@ class Delivery(Service):
                 break
             else:
                 if held is not None:
-                    await self._take_out(held)
+                    await self._take_out(held, lane)
                 self._reporter.report(CaptureDelivered(capture_id=artifact.capture_id, receipt=receipt))
                 return None
             failures += 1
@@ -203,12 +209,24 @@ class Delivery(Service):
                     raise
         return last
 
-    async def _take_out(self, held: IHeldCapture) -> None:
+    async def _take_out(self, held: IHeldCapture, lane: Lane) -> None:
         """First of all that follows a success: from here on no restart may find it again."""
         try:
-            await held.delivered()
+            await self._in_time(held.delivered())
         except CancelledError:
             pass  # it has arrived, for all that
+        except SpoolError as error:
+            self._log.warn(
+                "{capture_id}: delivered to {destination}, and in the spool still; it may be delivered again"
+                " after a restart: {problem}",
+                capture_id=held.artifact.capture_id,
+                destination=lane.name,
+                problem=str(error),
+            )
+
+    def _in_time(self, kept: Deferred[_T]) -> Deferred[_T]:
+        """What the spool's disk is to do in a bounded time. L{SpoolError} where it doesn't."""
+        return kept.addTimeout(LONGEST_HOLD_SECONDS, self._reactor, _too_slow)
 
     def _is_hurried(self) -> bool:
         return self._hurried
@@ -244,6 +262,12 @@ class Delivery(Service):
             return await waiting
         finally:
             self._waits.pop(waiting, None)
+
+
+def _too_slow(result: Any, seconds: float) -> Any:
+    if isinstance(result, Failure):
+        raise SpoolError(f"its disk takes longer than {seconds:g} s")
+    return result
 
 
 def _failed(

@@ -67,6 +67,8 @@ class Spool(Service):
         self._retry_seconds = retry_seconds
         self._wall_clock = wall_clock
         self._one_at_a_time = DeferredLock()
+        # What was given up, and has the folder until the disk is done with it.
+        self._late: Deferred[None] | None = None
         self._inventory = Inventory()
         self._told: set[str] = set()
 
@@ -147,7 +149,7 @@ class Spool(Service):
             except OSError as error:
                 raise SpoolError(f"it can't be read: {error}") from error
             try:
-                entry: SpoolEntry = await self._run(
+                entry: SpoolEntry = await self._run_alone(
                     self._folder.write,
                     artifact,
                     source,
@@ -155,6 +157,8 @@ class Spool(Service):
                     problem,
                     self._wall_clock(),
                     lambda: cancelled,
+                    # Whoever gave it up may deliver it otherwise.
+                    undo=lambda entry: self._folder.remove(entry.entry_name),
                 )
             except CancelledError:
                 # The thread notices, and closes what it reads.
@@ -231,6 +235,9 @@ class Spool(Service):
                 destination=kept.destination,
                 problem=str(error),
             )
+        finally:
+            # Where it is here still, the next round takes it away.
+            kept.busy = False
 
     def tidy(self) -> Deferred[None]:
         """
@@ -330,15 +337,19 @@ class Spool(Service):
         """The folder, open, and for nobody else meanwhile. L{SpoolError} where it can't be had."""
         await self._one_at_a_time.acquire()
         try:
-            if not await self._run(self._folder.is_open):
+            if not await self._run_alone(self._folder.is_open):
                 await self._open()
             yield
         finally:
-            self._one_at_a_time.release()
+            late, self._late = self._late, None
+            if late is None:
+                self._one_at_a_time.release()
+            else:
+                late.addBoth(lambda _: self._one_at_a_time.release())
 
     async def _open(self) -> None:
         try:
-            found = await self._run(self._folder.open)
+            found = await self._run_alone(self._folder.open, undo=lambda found: self._folder.close())
         except SpoolError as error:
             self._tell(error)
             raise
@@ -364,12 +375,49 @@ class Spool(Service):
             "the spool holds {entries} captures, {size} bytes", entries=self.entries, size=self.size
         )
 
-    def _tell(self, error: SpoolError, what: str = "the spool can't be used") -> None:
+    def _tell(self, error: Exception, what: str = "the spool can't be used") -> None:
         """Log a problem that every round may meet again: once, until the folder is opened."""
         problem = one_line(str(error))
         if problem not in self._told:
             self._told.add(problem)
             self._log.error("{what}: {problem}", what=what, problem=problem)
+
+    async def _run_alone(
+        self, function: Callable[..., Any], *args: Any, undo: Callable[[Any], object] | None = None
+    ) -> Any:
+        """
+        Run a function that needs the folder for itself. Whoever waits for it may be cancelled, but a
+        thread can't, and the disk may hang: so the folder is not let go of before it has ended.
+
+        @param undo: takes back what comes of it, where nobody waits for it any more.
+        """
+        work: Deferred[Any] = Deferred.fromCoroutine(self._run(function, *args))
+        waiting: Deferred[Any] = Deferred()
+
+        def ended(result: Any) -> Any:
+            if waiting.called:
+                return result
+            waiting.callback(result)
+            return None
+
+        work.addBoth(ended)
+        try:
+            return await waiting
+        except CancelledError:
+            if not work.called:
+                self._late = Deferred.fromCoroutine(self._take_back(work, undo))
+            raise
+
+    async def _take_back(self, work: Deferred[Any], undo: Callable[[Any], object] | None) -> None:
+        try:
+            result = await work
+        except (SpoolError, CancelledError):
+            return
+        try:
+            if undo is not None:
+                await self._run(undo, result)
+        except (SpoolError, CancelledError) as error:
+            self._tell(error, "what was given up stays in the spool, and may be delivered after a restart")
 
     async def _run(self, function: Callable[..., Any], *args: Any) -> Any:
         try:

@@ -8,13 +8,14 @@ from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.task import Clock
+from twisted.logger import formatEvent, globalLogPublisher
 from twisted.trial import unittest
 from zope.interface.verify import verifyObject
 
 from pcapsvc.core.errors import DestinationError, SpoolError
 from pcapsvc.core.result import CaptureDelivered, DeliveryFailed, DeliveryPostponed
 from pcapsvc.core.retry import RetryPolicy
-from pcapsvc.delivery.delivery import Delivery
+from pcapsvc.delivery.delivery import LONGEST_HOLD_SECONDS, Delivery
 from pcapsvc.delivery.lane import Lane
 from pcapsvc.interfaces import IDelivery, IHurriable, ISpool
 from pcapsvc.testing import MemoryDestination, MemoryReporter, MemorySpool
@@ -490,6 +491,52 @@ class SpoolFirstTests(DeliveryCase):
         self.delivery._policy = None  # type: ignore[assignment]
         self.successResultOf(self.deliver(name))
         self.flushLoggedErrors(AttributeError)
+
+    def test_disk_hangs(self) -> None:
+        """
+        Where the spool's disk hangs, it is delivered from memory in the end, which is told; the disk may
+        bring what it likes then.
+        """
+        warnings = self.warnings()
+        writing: list[Deferred[None]] = []
+        self.kept.answer = lambda: writing.append(Deferred()) or writing[-1]  # type: ignore[func-returns-value]
+        self.answers(broken, lambda: succeed(None))
+        delivery = self.deliver()
+        self.clock.advance(LONGEST_HOLD_SECONDS - 1)
+        self.assertEqual((self.one.artifacts, self.two.artifacts), ([], []))
+        self.clock.advance(1)
+        self.assertEqual((len(self.one.artifacts), list(self.two.files)), (1, ["a.pcap"]))
+        self.assertEqual(len(warnings), 2)
+        self.assertIn("not in the spool: its disk takes longer than 30 s", warnings[0])
+        for written in writing:
+            written.callback(None)
+        self.clock.advance(1)
+        self.successResultOf(delivery)
+        self.assertEqual((list(self.one.files), self.kept.files, self.let_gos), (["a.pcap"], {}, 0))
+
+    def test_disk_hangs_afterwards(self) -> None:
+        """Where it hangs when it is delivered, that is told as a success in the end, too."""
+        warnings = self.warnings()
+        self.kept.taking_out = Deferred
+        delivery = self.deliver()
+        self.assertEqual(self.reporter.events, [])
+        self.clock.advance(LONGEST_HOLD_SECONDS)
+        self.successResultOf(delivery)
+        self.assertEqual([type(event) for event in self.reporter.events], [CaptureDelivered] * 2)
+        self.assertEqual(len(warnings), 2)
+        self.assertIn("may be delivered again after a restart", warnings[0])
+
+    def warnings(self) -> list[str]:
+        """What is logged from here on."""
+        lines: list[str] = []
+
+        def observe(event: Any) -> None:
+            if event.get("log_namespace", "").startswith("pcapsvc."):
+                lines.append(formatEvent(event))
+
+        globalLogPublisher.addObserver(observe)
+        self.addCleanup(globalLogPublisher.removeObserver, observe)
+        return lines
 
     def test_no_room(self) -> None:
         """Where the spool can't keep it, it is delivered from memory."""

@@ -326,3 +326,4 @@ class RedeliveryTests(SpoolCase):
         stopping.cancel()
         self.successResultOf(stopping)
         self.run_in_thread = run_now
+        hanging[0].callback(None)

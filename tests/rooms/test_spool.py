@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import CancelledError, Deferred, fail
 from twisted.internet.task import Clock
 from twisted.logger import LogLevel, formatEvent, globalLogPublisher
 from twisted.trial import unittest
@@ -18,6 +18,7 @@ from zope.interface.verify import verifyObject
 
 from pcapsvc.core.errors import SpoolError
 from pcapsvc.core.result import DeliveryFailed
+from pcapsvc.delivery import folder
 from pcapsvc.delivery.folder import SpoolFolder
 from pcapsvc.delivery.inventory import ENTRY_BYTES
 from pcapsvc.delivery.lane import Lane
@@ -371,12 +372,96 @@ class FolderTests(SpoolCase):
         second.cancel()
         self.failureResultOf(second)
         waiting.pop()[0].callback(True)
-        [(_, (write, *args))] = waiting
+        [(writing, (write, *args))] = waiting
         first.cancel()
         self.failureResultOf(first)
-        self.assertRaises(SpoolError, write, *args)
-        self.assertEqual(self.names(), [])
+        error = self.assertRaises(SpoolError, write, *args)
         self.run_in_thread = run_now
+        writing.errback(error)
+        self.assertEqual((self.names(), self.errors()), ([], []))
+
+    def hang(self, name: str) -> list[Deferred[Any]]:
+        """Have the disk hang at one kind of work, which is done when the test fires its Deferred."""
+        hanging: list[Deferred[Any]] = []
+
+        def run(function: Any, *args: Any) -> Deferred[Any]:
+            if function.__name__ != name:
+                return run_now(function, *args)
+            hanging.append(Deferred())
+            return hanging[-1].addCallback(lambda _: function(*args))
+
+        self.run_in_thread = run
+        return hanging
+
+    def test_too_late(self) -> None:
+        """What is on the disk when it was given up already is taken out before anything else is written."""
+        hanging = self.hang("write")
+        first, second, third = (
+            self.spool.hold(replace_id(make_artifact(self.content), name), "one", "503") for name in "abc"
+        )
+        first.cancel()
+        second.cancel()
+        for given_up in (first, second):
+            self.failureResultOf(given_up, CancelledError)
+        # One alone is open while the disk hangs, however many wait.
+        self.assertEqual((len(hanging), len(self.content.opened)), (1, 1))
+        self.patch(SpoolFolder, "remove", self.noting(remove := [], SpoolFolder.remove))
+        # The thread has the last of it already, and doesn't look any more.
+        self.patch(folder, "_chunks", lambda source, cancelled: iter([source.read()]))
+        hanging[0].callback(None)
+        self.assertEqual((len(remove), self.names(), len(hanging)), (1, [], 2))
+        hanging[1].callback(None)
+        self.successResultOf(third)
+        self.assertEqual((len(self.names()), self.spool.entries, self.errors()), (1, 1, []))
+
+    def noting(self, calls: list[Any], function: Callable[..., Any]) -> Callable[..., Any]:
+        """A function, and what it is called with."""
+
+        def noted(*args: Any) -> Any:
+            calls.append(args)
+            return function(*args)
+
+        return noted
+
+    def test_too_late_to_take_out(self) -> None:
+        """Where that can't be, as when there are no threads any more, it is told."""
+        hanging = self.hang("write")
+        holding = self.spool.hold(make_artifact(self.content), "one", "503")
+        holding.cancel()
+        self.failureResultOf(holding, CancelledError)
+        self.patch(folder, "_chunks", lambda source, cancelled: iter([source.read()]))
+        self.run_in_thread = lambda *args: fail(RuntimeError("the threads are not running"))
+        hanging[0].callback(None)
+        self.assertIn("what was given up stays in the spool", self.errors()[0])
+        self.run_in_thread = run_now
+        self.restart()
+        self.assertEqual(self.spool.entries, 1)
+
+    def test_opened_too_late(self) -> None:
+        """A folder that is open when nobody waits for it any more is opened again, and looked through."""
+        self.put()
+        self.stop()
+        self.start()
+        hanging = self.hang("open")
+        tidying = self.spool.tidy()
+        tidying.cancel()
+        self.failureResultOf(tidying, CancelledError)
+        self.run_in_thread = run_now
+        hanging[0].callback(None)
+        self.successResultOf(self.spool.tidy())
+        self.assertEqual(self.spool.entries, 1)
+
+    def test_delivered_and_stuck(self) -> None:
+        """What was held, and can't be taken out when it is delivered, is later."""
+        held = self.hold("a.pcap")
+        hanging = self.hang("remove")
+        delivered = held.delivered()
+        delivered.cancel()
+        self.failureResultOf(delivered, CancelledError)
+        self.assertEqual(len(hanging), 1)
+        self.run_in_thread = run_now
+        self.successResultOf(self.spool.tidy())
+        self.assertEqual((self.names(), self.lost()), ([], []))
 
     def test_threads_stopped(self) -> None:
         """Where there is no thread any more, nothing stays open."""
