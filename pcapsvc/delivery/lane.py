@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
-from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore
+from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -37,7 +38,7 @@ class Lane:
     ) -> None:
         self._reactor = reactor
         self._destination = destination
-        self._places = {way: DeferredSemaphore(at_once) for way in destination.ways}
+        self._places = {way: _Places(at_once) for way in destination.ways}
         self._timeout_seconds = timeout_seconds
         self.name = destination.name
         self.ways = destination.ways
@@ -75,6 +76,42 @@ class Lane:
             raise DestinationError(FAULT, retryable=False) from None
         finally:
             places.release()
+
+
+class _Places:
+    """
+    So many places, which are had in the order of asking. Tens of thousands may wait, and all
+    of them may give up at once: that costs each as much as it would cost one alone.
+    """
+
+    def __init__(self, free: int) -> None:
+        self._free = free
+        self._waiting: OrderedDict[Deferred[None], None] = OrderedDict()
+        self._handing_out = False
+
+    def acquire(self) -> Deferred[None]:
+        """Fires when there is a place; on cancel, it is waited for no more."""
+        if self._free and not self._waiting:
+            self._free -= 1
+            return succeed(None)
+        waiting: Deferred[None] = Deferred(self._waiting.pop)
+        self._waiting[waiting] = None
+        return waiting
+
+    def release(self) -> None:
+        """Give a place back."""
+        self._free += 1
+        if self._handing_out:
+            # Who had it gave it back at once: a call within a call for each would come to an end.
+            return
+        self._handing_out = True
+        try:
+            while self._free and self._waiting:
+                self._free -= 1
+                waiting, _ = self._waiting.popitem(last=False)
+                waiting.callback(None)
+        finally:
+            self._handing_out = False
 
 
 def _timed_out(result: Any, seconds: float) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -94,6 +95,36 @@ class LaneTests(unittest.SynchronousTestCase):
         self.assertEqual(len(self.answers), 3)
         self.successResultOf(attempts[0])
         self.successResultOf(attempts[1])
+
+    def test_many_give_up(self) -> None:
+        """To give up costs one of thirty thousand that wait as much as one of a few."""
+        [crowded, alone] = (self.cost_of_giving_up(waiting) for waiting in (30_000, 20))
+        self.assertLess(crowded, 10 * alone)
+
+    def cost_of_giving_up(self, waiting: int) -> float:
+        """What it costs one of those that wait, in seconds of this process: the least of twenty times."""
+        lane = Lane(self.clock, self.destination, at_once=1, timeout_seconds=None)
+        attempts = [lane.attempt(make_artifact(self.content)) for _ in range(waiting + 1)]
+        costs = []
+        for attempt in reversed(attempts[-20:]):
+            before = time.process_time_ns()
+            attempt.cancel()
+            costs.append(time.process_time_ns() - before)
+        for attempt in attempts:
+            attempt.addErrback(lambda failure: failure.trap(CancelledError))
+            attempt.cancel()
+        return min(costs) / 1e9
+
+    def test_many_fail_at_once(self) -> None:
+        """However many wait for a place, and fail at once when they have it, each has its turn."""
+        attempts = [self.attempt() for _ in range(2000)]
+        self.destination.answer = lambda: broken("no bucket", retryable=False)
+        self.answers[0].callback(None)
+        self.successResultOf(attempts.pop(0))
+        self.answers[1].callback(None)
+        self.successResultOf(attempts.pop(0))
+        for attempt in attempts:
+            self.failureResultOf(attempt, DestinationError)
 
     def test_time(self) -> None:
         """An attempt has its time, from when it has a place; after that it is ended, and can be repeated."""
