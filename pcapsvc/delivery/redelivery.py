@@ -134,6 +134,8 @@ class Redelivery(Service):
         while True:
             try:
                 await work()
+            except CancelledError:
+                pass  # such as by threads that are left behind at a stop
             except Exception:  # noqa: BLE001 - the next round may fare better, and must come
                 self._log.failure("a round through the spool met a fault")
             if self._stopping:

@@ -309,6 +309,20 @@ class RedeliveryTests(SpoolCase):
         self.clock.pump([60])
         self.assertEqual(len(self.one.files), 1)
 
+    def test_cancelled_round(self) -> None:
+        """A round that is cancelled, as by threads that are given up at a stop, is no fault."""
+        self.redelivery.startService()
+        hanging: list[Deferred[Any]] = []
+        self.run_in_thread = lambda *args: hanging.append(Deferred()) or hanging[-1]  # type: ignore[func-returns-value]
+        self.clock.pump([60])
+        stopping = self.redelivery.stopService()
+        stopping.cancel()
+        self.successResultOf(stopping)
+        [tidying] = hanging
+        tidying.cancel()
+        self.assertEqual(self.errors(), [])
+        self.run_in_thread = run_now
+
     def test_slow_disk(self) -> None:
         """A start that waits for the disk can be stopped."""
         self.stop()
