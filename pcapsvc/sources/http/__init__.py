@@ -282,6 +282,14 @@ class _Channel(http.HTTPChannel):
     def lineLengthExceeded(self, line: bytes) -> None:
         self._refuse(431, "a line of the head is too long")
 
+    def headerReceived(self, line: bytes) -> bool:
+        try:
+            return bool(super().headerReceived(line))
+        except ValueError:
+            # A length of more digits than int() takes, which twisted.web doesn't expect.
+            self._respondToBadRequestAndDisconnect()
+            return False
+
     def allHeadersReceived(self) -> None:
         if self.length is not None and self.length > MAX_BODY_BYTES:
             # Before "100 Continue" is said.
