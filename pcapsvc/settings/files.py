@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
 from pcapsvc.settings.secret import Secret
 
+if TYPE_CHECKING:
+    import ssl
+
 _MOST_BYTES = 1024 * 1024
 _ONE_LINE = re.compile(r"[^\x00-\x1f\x7f]+")
+_CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 
 
 def is_one_line(text: str) -> bool:
@@ -53,12 +58,21 @@ def read_secret(path: str) -> Secret:
 
 def check_certificates(path: str) -> None:
     """
-    Find out whether a file holds certificates in PEM (RFC 7468, section 5).
+    Find out whether a file holds certificates in PEM (RFC 7468, section 5), each of
+    which can be understood. What else is in it doesn't matter.
 
-    @raise ValueError: as L{read_text}, and where it holds none.
+    @raise ValueError: as L{read_text}, and where it holds none, or one that is broken.
     """
-    if "-----BEGIN " not in read_text(path):
+    found = _CERTIFICATE.findall(read_text(path))
+    if not found:
         raise ValueError("must be a file of certificates in PEM, and it holds none")
+    context = _tls_context()
+    for number, certificate in enumerate(found, 1):
+        try:
+            context.load_verify_locations(cadata=certificate)
+        except (TypeError, ValueError, OSError):
+            which = f"certificate {number} of {len(found)} in it" if len(found) > 1 else "what is in it"
+            raise ValueError(f"must be a file of certificates in PEM, and {which} is broken") from None
 
 
 def check_key(path: str) -> None:
@@ -73,3 +87,41 @@ def check_key(path: str) -> None:
         raise ValueError("must be a file with a private key in PEM, and it holds none")
     if "-----BEGIN ENCRYPTED" in text or "Proc-Type: 4,ENCRYPTED" in text:
         raise ValueError("must be a file with a private key that needs no password")
+
+
+def is_key_of(certificates: str, key: str) -> bool:
+    """
+    Whether a file holds the private key of the first certificate in another. It may
+    be the same file.
+
+    @param certificates: the path of what L{check_certificates} has found good; and
+        L{key} the path of what L{check_key} has.
+    """
+    try:
+        # With no password it would ask for one, at the terminal.
+        _tls_context().load_cert_chain(certificates, key, password="")
+    except (ValueError, OSError):
+        return False
+    return True
+
+
+def check_dh_parameters(path: str) -> None:
+    """
+    Find out whether a file holds parameters for Diffie-Hellman in PEM, as C{openssl dhparam} writes them.
+
+    @raise ValueError: as L{read_text}, and where it holds none.
+    """
+    read_text(path)
+    try:
+        _tls_context().load_dh_params(path)
+    except (ValueError, OSError):
+        raise ValueError(
+            "must be a file of parameters for Diffie-Hellman in PEM, and it holds none"
+        ) from None
+
+
+def _tls_context() -> ssl.SSLContext:
+    # Imported here: a configuration without TLS does without OpenSSL.
+    import ssl
+
+    return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

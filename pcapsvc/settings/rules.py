@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
 from pcapsvc.core.errors import Problem, shown
+from pcapsvc.settings.files import is_key_of
 from pcapsvc.settings.listen import read_listener
 from pcapsvc.settings.schema import Kafka, Settings
 
@@ -115,6 +117,7 @@ def _needs(settings: Settings) -> Iterator[_Rule]:
         ("redis.cafile", "redis.tls"),
         "means nothing without redis.tls = true",
     )
+    yield from _certificate_names(settings)
     yield _Rule(
         s3.bucket is not None or "bucket" in s3.overrides or not s3.upload,
         ("s3.upload", "s3.bucket", "s3.overrides"),
@@ -142,6 +145,44 @@ def _needs(settings: Settings) -> Iterator[_Rule]:
             "needs http.tokenfile, for it is neither on a loopback address nor a unix socket",
             listen,
         )
+
+
+def _certificate_names(settings: Settings) -> Iterator[_Rule]:
+    """A server's certificate must be for the host's name, so that must be one that a certificate can have."""
+    redis, cloudshark = settings.redis, settings.cloudshark
+    for keys, host, verified in (
+        (("redis.host", "redis.tls"), redis.host, redis.listen and redis.tls),
+        (
+            ("cloudshark.host", "cloudshark.scheme", "cloudshark.verify"),
+            cloudshark.host,
+            cloudshark.upload and cloudshark.scheme == "https" and cloudshark.verify is not False,
+        ),
+    ):
+        problem = _certificate_name_problem(host) if verified else None
+        yield _Rule(
+            problem is None,
+            keys,
+            f"must be a name that a certificate can have, or an address, as TLS is asked for ({problem})",
+            host,
+        )
+
+
+def _certificate_name_problem(host: str) -> str | None:
+    """Why no certificate can be for a host (RFC 9525, section 2; RFC 5891, section 4), if none can."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        pass
+    else:
+        return None
+    # Imported here: a configuration without TLS does without its tables.
+    import idna
+
+    try:
+        idna.encode(host)
+    except idna.IDNAError as error:
+        return str(error)
+    return None
 
 
 def _kafka(kafka: Kafka) -> Iterator[_Rule]:
@@ -177,6 +218,16 @@ def _kafka(kafka: Kafka) -> Iterator[_Rule]:
         ("kafka.ssl_keyfile", "kafka.ssl_certfile"),
         "means nothing without kafka.ssl_certfile",
     )
+    if kafka.ssl_certfile is not None and protocol.endswith("SSL"):
+        key = "ssl_certfile" if kafka.ssl_keyfile is None else "ssl_keyfile"
+        yield _Rule(
+            is_key_of(kafka.ssl_certfile, kafka.ssl_keyfile or kafka.ssl_certfile),
+            (f"kafka.{key}", "kafka.ssl_keyfile", "kafka.ssl_certfile"),
+            "needs kafka.ssl_keyfile, for it doesn't hold the certificate's private key"
+            if kafka.ssl_keyfile is None
+            else "must hold the private key of the certificate in kafka.ssl_certfile",
+            kafka.ssl_keyfile or kafka.ssl_certfile,
+        )
     by_password = mechanism is not None and mechanism != "OAUTHBEARER"
     username, password = kafka.sasl_plain_username, kafka.sasl_plain_password
     keys = ("kafka.sasl_plain_username", "kafka.sasl_plain_password", "kafka.sasl_plain_passwordfile")

@@ -80,8 +80,8 @@ class KafkaTests(SettingsTestCase):
 
     def test_what_goes_together(self) -> None:
         """A key that needs another, or means nothing without it, says so."""
-        certificate = self.file("-----BEGIN CERTIFICATE-----")
-        key = self.file("-----BEGIN PRIVATE KEY-----")
+        ours = self.issue()
+        certificate, key = ours.certificate, ours.key
         token = self.file("hunter2")
         tls = "security_protocol = 'SSL'\n"
         for more, expected in (
@@ -119,13 +119,26 @@ class KafkaTests(SettingsTestCase):
             self.assertTrue(problem.startswith(expected), problem)
             self.assertNotIn("hunter2", problem)
 
+    def test_key_of_the_certificate(self) -> None:
+        """The key is the certificate's, in a file of its own or in the same."""
+        ours, other = self.issue(), self.issue()
+        tls = f"{self.KAFKA}security_protocol = 'SSL'\nssl_certfile = "
+        both = self.file(ours.certificate.read_text() + ours.key.read_text())
+        self.assertEqual(os.path.abspath(both), self.load(f"{tls}'{both}'").kafka.ssl_certfile)
+        problem = self.only_problem(f"{tls}'{ours.certificate}'")
+        self.assertTrue(problem.startswith("kafka.ssl_certfile = "), problem)
+        self.assertIn(": needs kafka.ssl_keyfile, for it doesn't hold the certificate's private key", problem)
+        problem = self.only_problem(f"{tls}'{ours.certificate}'\nssl_keyfile = '{other.key}'")
+        self.assertTrue(problem.startswith("kafka.ssl_keyfile = "), problem)
+        self.assertIn(": must hold the private key of the certificate in kafka.ssl_certfile", problem)
+
     def test_keys_with_a_password(self) -> None:
         """A private key that needs a password is a problem: nobody is there to type it."""
-        certificate = self.file("-----BEGIN CERTIFICATE-----")
-        tls = f"security_protocol = 'SSL'\nssl_certfile = '{certificate}'\n"
-        key = self.file("-----BEGIN EC PRIVATE KEY-----")
+        ours = self.issue()
+        tls = f"security_protocol = 'SSL'\nssl_certfile = '{ours.certificate}'\n"
         self.assertEqual(
-            os.path.abspath(key), self.load(f"{self.KAFKA}{tls}ssl_keyfile = '{key}'").kafka.ssl_keyfile
+            os.path.abspath(ours.key),
+            self.load(f"{self.KAFKA}{tls}ssl_keyfile = '{ours.key}'").kafka.ssl_keyfile,
         )
         for text, rule in (
             ("-----BEGIN ENCRYPTED PRIVATE KEY-----", "needs no password"),

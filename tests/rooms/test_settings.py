@@ -16,6 +16,7 @@ from pcapsvc.core.errors import SettingsError
 from pcapsvc.settings import OPTIONS, InterfaceAlias, Secret, Settings, load_settings
 from pcapsvc.settings.listen import absolute_listener, read_listener
 from pcapsvc.settings.schema import SECRETS, SECTIONS, keys_of
+from tests.peers.certificates import Authority, Certificate
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -106,6 +107,12 @@ class SettingsTestCase(unittest.TestCase):
         path = Path(self.mktemp())
         path.write_bytes(content.encode() if isinstance(content, str) else content)
         return str(path)
+
+    def issue(self) -> Certificate:
+        """A new certificate and its key, in files."""
+        folder = Path(self.mktemp())
+        folder.mkdir()
+        return Authority(folder).issue("server")
 
     def load(self, text: str, **overrides: Any) -> Settings:
         return load_settings(self.file(text), overrides)
@@ -272,7 +279,7 @@ class ProblemsTests(SettingsTestCase):
                 "s3.accessid: and s3.accesskey (or accesskeyfile) must be given together",
             ),
             ("username = 'x'", "redis.username: needs redis.auth"),
-            (f"cafile = '{self.file('-----BEGIN CERTIFICATE-----')}'", "redis.cafile: means nothing without"),
+            (f"cafile = '{self.issue().certificate}'", "redis.cafile: means nothing without"),
             ("tls = true\ncafile = '/nowhere'", "redis.cafile = '/nowhere': must be a file that can be read"),
             ("[cloudshark]\nverify = '/nowhere'", "cloudshark.verify = '/nowhere': must be a file that"),
         ):
@@ -469,8 +476,8 @@ class PathsTests(SettingsTestCase):
 
     def test_absolute(self) -> None:
         """Each is made absolute when it is read, as a daemon leaves that folder."""
-        certificates = self.file("-----BEGIN CERTIFICATE-----\n")
-        key = self.file("-----BEGIN PRIVATE KEY-----\n")
+        ours = self.issue()
+        certificates, key = str(ours.certificate), str(ours.key)
         token = self.file("hunter2\n")
         relative = {path: os.path.relpath(path) for path in (certificates, key, token)}
         settings = self.load(
