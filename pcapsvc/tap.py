@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
+from types import TracebackType
 from typing import Any, ClassVar, NoReturn
 
 from twisted.application.service import IService
 from twisted.python import usage
 
-from pcapsvc.core.errors import Problem, SettingsError
+from pcapsvc.core.errors import PcapsvcError, Problem, SettingsError
 from pcapsvc.settings import OPTIONS, Settings, load_settings
 from pcapsvc.signals import ignore_reload
 
@@ -79,14 +80,27 @@ def _service(path: str | None, overrides: Mapping[str, Any]) -> IService:
     # Twisted's is time.time, which an operator or NTP sets: captures would end, or never do, and what
     # waits in the spool would be too old. All that waits here asks the reactor.
     reactor.seconds = time.monotonic  # type: ignore[method-assign]
-
-    return app.build(settings, reactor)
+    try:
+        service = app.build(settings, reactor)
+    except SettingsError as error:
+        _refuse(error)
+    sys.excepthook = _tell
+    return service
 
 
 def _speaks_tls(settings: Settings) -> bool:
     """Whether a room that is switched on knows Twisted's TLS. Kafka, SQS and S3 have Python's own."""
     listener = settings.http.listen or ""
     return settings.redis.listen or settings.cloudshark.upload or listener.startswith("ssl:")
+
+
+def _tell(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    """What ends the process: where it is one of our own errors, at the start, in words alone."""
+    if isinstance(error, PcapsvcError):
+        # Twistd has put its log in place of sys.stderr.
+        print(f"pcapsvc cannot start: {error}", file=sys.__stderr__)
+    else:
+        sys.__excepthook__(kind, error, traceback)
 
 
 def _refuse(error: SettingsError) -> NoReturn:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+
+from twisted.python.systemd import ListenFDs
+
+from pcapsvc.core.errors import shown
+from pcapsvc.settings.files import check_certificates, check_dh_parameters, check_key, is_key_of
 
 # Parameters by kind, in the order in which they may be given without a name
 # (Twisted, twisted.internet.endpoints.serverFromString and its parsers).
@@ -32,6 +37,16 @@ _NUMBERS = {
     "mode": (8, 0, 0o777, "an octal number from 0 to 777"),
     "lockfile": (10, 0, 1, "0 or 1"),
 }
+# What pyOpenSSL has for servers on TCP (pyOpenSSL, OpenSSL.SSL.Context).
+_TLS_METHODS = (
+    "TLS_METHOD",
+    "TLS_SERVER_METHOD",
+    "SSLv23_METHOD",
+    "TLSv1_METHOD",
+    "TLSv1_1_METHOD",
+    "TLSv1_2_METHOD",
+)
+_PATHS = ("address", "privateKey", "certKey", "extraCertChain", "dhParameters")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,19 +92,38 @@ def read_listener(text: str) -> Listener:
     return Listener(kind=kind[0], parameters=parameters, local=_is_local(kind[0], parameters))
 
 
+def check_listener(listener: Listener, environment: Mapping[str, str]) -> None:
+    """
+    Find out whether what an endpoint needs is there: the certificate and its key, or
+    the socket that systemd opened. The files are read from the current folder.
+
+    @param environment: where systemd says which sockets there are (sd_listen_fds(3)).
+
+    @raise ValueError: where it isn't; the message is the rule that this breaks.
+    """
+    problems: list[str] = []
+    if listener.kind == "ssl":
+        problems += _tls_problems(listener.parameters)
+    elif listener.kind == "systemd":
+        problems += _inherited_problems(listener.parameters, environment)
+    if problems:
+        raise ValueError("; ".join(problems))
+
+
 def absolute_listener(text: str, absolute: Callable[[str], str]) -> str:
     """
-    A server endpoint string, the address of a unix socket in which is made absolute.
+    A server endpoint string, the paths in which are made absolute.
 
     @param absolute: makes a path so.
 
     @raise ValueError: as L{read_listener}.
     """
     listener = read_listener(text)
-    address = listener.parameters.get("address")
-    if address is None or address == absolute(address):
+    given = {
+        name: absolute(value) if name in _PATHS else value for name, value in listener.parameters.items()
+    }
+    if given == listener.parameters:
         return text
-    given = {**listener.parameters, "address": absolute(address)}
     return ":".join([listener.kind, *(f"{name}={_quoted(value)}" for name, value in given.items())])
 
 
@@ -107,10 +141,47 @@ def _check(kind: str, parameters: dict[str, str]) -> None:
             raise ValueError("must give 'domain' as INET, INET6 or UNIX")
         if ("index" in parameters) == ("name" in parameters):
             raise ValueError("must give exactly one of 'index' and 'name'")
+    if parameters.get("sslmethod", _TLS_METHODS[0]) not in _TLS_METHODS:
+        raise ValueError(f"must give 'sslmethod' as one of {', '.join(_TLS_METHODS)}")
     for name, (base, low, high, rule) in _NUMBERS.items():
         value = parameters.get(name)
         if value is not None and not _is_number(value, base, low, high):
             raise ValueError(f"must give {name!r} as {rule}")
+
+
+def _tls_problems(parameters: dict[str, str]) -> Iterator[str]:
+    # The defaults are Twisted's.
+    key = parameters.get("privateKey", "server.pem")
+    certificate = parameters.get("certKey", key)
+    problems = [
+        *_file_problems("privateKey", key, check_key),
+        *_file_problems("certKey", certificate, check_certificates),
+    ]
+    yield from problems
+    if not problems and not is_key_of(certificate, key):
+        yield "its 'privateKey' must hold the private key of the certificate in 'certKey'"
+    for name, check in (("extraCertChain", check_certificates), ("dhParameters", check_dh_parameters)):
+        if name in parameters:
+            yield from _file_problems(name, parameters[name], check)
+
+
+def _file_problems(name: str, path: str, check: Callable[[str], None]) -> Iterator[str]:
+    try:
+        check(path)
+    except ValueError as error:
+        yield f"its {name!r}, {shown(path)}, {error}"
+
+
+def _inherited_problems(parameters: dict[str, str], environment: Mapping[str, str]) -> Iterator[str]:
+    # A copy: Twisted takes away what it has read, and reads it again itself.
+    sockets = ListenFDs.fromEnvironment(dict(environment))
+    count, names = len(sockets.inheritedDescriptors()), sockets.inheritedNamedDescriptors()
+    if count == 0:
+        yield "must be a socket that systemd opened for this process, and it opened none"
+    elif "name" in parameters and parameters["name"] not in names:
+        yield f"must give 'name' as one of the sockets that systemd opened: {', '.join(map(repr, names))}"
+    elif "index" in parameters and int(parameters["index"]) >= count:
+        yield f"must give 'index' as less than the number of sockets that systemd opened, which is {count}"
 
 
 def _is_number(text: str, base: int, low: int, high: int) -> bool:

@@ -16,7 +16,7 @@ from pcapsvc.core.endpoint import endpoint_url
 from pcapsvc.core.errors import Problem, SettingsError, shown
 from pcapsvc.core.fields import check_fields, unknown_key
 from pcapsvc.settings.files import check_certificates, check_key, is_one_line, read_secret, read_text
-from pcapsvc.settings.listen import absolute_listener
+from pcapsvc.settings.listen import absolute_listener, check_listener, read_listener
 from pcapsvc.settings.options import OPTIONS
 from pcapsvc.settings.rules import broken_rules
 from pcapsvc.settings.schema import SECRETS, SECTIONS, General, InterfaceAlias, Settings, keys_of
@@ -235,6 +235,7 @@ def _absolute(path: str) -> str:
 
 
 def _listener(text: str) -> str:
+    check_listener(read_listener(text), os.environ)
     return absolute_listener(text, _absolute)
 
 

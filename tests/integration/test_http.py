@@ -12,9 +12,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from twisted.internet import error, reactor, threads
+from twisted.internet import reactor, threads
 from twisted.trial import unittest
 
+from pcapsvc.core.errors import SettingsError
 from pcapsvc.core.request import MAX_BODY_BYTES
 from pcapsvc.core.result import Accepted, StartedCapture
 from pcapsvc.sources.http import HTTPSource, http_endpoint
@@ -203,7 +204,7 @@ class ClientTests(ListeningTestCase):
         port = await self.port_of(self.start())
         description = f"tcp:{port}:interface=127.0.0.1"
         source = HTTPSource(reactor, http_endpoint(reactor, description), self.sink, lookup=lambda _: None)
-        self.assertRaises(error.CannotListenError, source.startService)
+        self.assertRaises(SettingsError, source.startService)
         assert source.listening is not None
         self.assertIsNone(await source.listening)
 

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import os
 
+from twisted.internet import reactor
+
 from pcapsvc.core.errors import shown
+from pcapsvc.settings.listen import check_listener, read_listener
+from pcapsvc.sources.http import http_endpoint
 from tests.rooms.test_settings import LEAST, SettingsTestCase
 
 
@@ -60,3 +64,89 @@ class CertificatesTests(SettingsTestCase):
         for more in ("verify = false", "scheme = 'http'"):
             text = f"{LEAST}[cloudshark]\nupload = true\ntoken = 't'\nhost = 'a_b'\n{more}"
             self.assertEqual("a_b", self.load(text).cloudshark.host)
+
+
+class EndpointTests(SettingsTestCase):
+    """What an endpoint needs is found to be there before the start."""
+
+    def listen_problem(self, listen: str) -> str:
+        """What is wrong with an endpoint."""
+        return self.only_problem(f"{LEAST}[http]\nlisten = '{listen}'")
+
+    def test_tls(self) -> None:
+        """A certificate and its key, in a file each or in one, are taken, by Twisted, too."""
+        ours = self.issue()
+        chain = self.file(ours.certificate.read_text())
+        both = self.file(ours.key.read_text() + ours.certificate.read_text())
+        for files in (
+            f"privateKey={ours.key}:certKey={ours.certificate}",
+            f"privateKey={both}:extraCertChain={chain}:sslmethod=TLS_METHOD",
+        ):
+            settings = self.load(f"{LEAST}[http]\nlisten = 'ssl:0:interface=127.0.0.1:{files}'")
+            assert settings.http.listen is not None
+            http_endpoint(reactor, settings.http.listen)
+
+    def test_tls_methods(self) -> None:
+        """Each method that may be named is one that Twisted's TLS has."""
+        ours = self.issue()
+        files = f"privateKey={ours.key}:certKey={ours.certificate}"
+        methods = self.listen_problem(f"ssl:0:{files}:sslmethod=foo").rpartition("one of ")[2].split(", ")
+        self.assertIn("TLSv1_2_METHOD", methods)
+        for method in methods:
+            http_endpoint(reactor, f"ssl:0:{files}:sslmethod={method}")
+
+    def test_tls_without(self) -> None:
+        """What is missing, is something else, or doesn't go together is told, all of it."""
+        ours, other = self.issue(), self.issue()
+        nothing = self.file("nothing")
+        start = "ssl:8443:interface=127.0.0.1"
+        missing = "must be a file that can be read (No such file or directory)"
+        for more, rules in (
+            ("", (f"its 'privateKey', 'server.pem', {missing}", f"its 'certKey', 'server.pem', {missing}")),
+            (
+                f":privateKey=/nope.pem:certKey={ours.certificate}",
+                (f"its 'privateKey', '/nope.pem', {missing}",),
+            ),
+            (
+                ":privateKey=/etc/passwd",
+                (
+                    "its 'privateKey', '/etc/passwd', must be a file with a private key in PEM",
+                    "its 'certKey', ",
+                ),
+            ),
+            (
+                f":privateKey={other.key}:certKey={ours.certificate}",
+                ("its 'privateKey' must hold the private key of the certificate in 'certKey'",),
+            ),
+            (
+                f":privateKey={ours.key}:certKey={ours.certificate}:extraCertChain={ours.key}"
+                f":dhParameters={nothing}",
+                ("its 'extraCertChain', ", "its 'dhParameters', "),
+            ),
+        ):
+            problem = self.listen_problem(start + more)
+            self.assertTrue(problem.startswith("http.listen = 'ssl:8443:"), problem)
+            for rule in rules:
+                self.assertIn(rule, problem)
+            self.assertEqual(len(rules), 1 + problem.count("; its "), problem)
+
+    def test_systemd(self) -> None:
+        """A socket is one of those that systemd opened for this process."""
+        opened = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "2", "LISTEN_FDNAMES": "http:other"}
+        for good in ("index=0", "index=1", "name=http"):
+            check_listener(read_listener(f"systemd:domain=UNIX:{good}"), opened)
+        self.assertEqual("2", opened["LISTEN_FDS"])
+        for wrong, environment, rule in (
+            ("index=0", {}, "must be a socket that systemd opened for this process, and it opened none"),
+            ("index=0", {**opened, "LISTEN_PID": "1"}, "and it opened none"),
+            ("index=2", opened, "must give 'index' as less than the number of sockets"),
+            (
+                "name=htp",
+                opened,
+                "must give 'name' as one of the sockets that systemd opened: 'http', 'other'",
+            ),
+        ):
+            listener = read_listener(f"systemd:domain=UNIX:{wrong}")
+            problem = self.assertRaises(ValueError, check_listener, listener, environment)
+            self.assertIn(rule, str(problem))
+        self.assertIn("and it opened none", self.listen_problem("systemd:domain=UNIX:index=0"))

@@ -15,7 +15,7 @@ from twisted.python.failure import Failure
 from twisted.trial import unittest
 from zope.interface import implementer
 
-from pcapsvc.core.errors import Problem
+from pcapsvc.core.errors import Problem, SettingsError
 from pcapsvc.core.request import MAX_BODY_BYTES
 from pcapsvc.core.result import Accepted, Busy, NotForThisNode, Rejected, StartedCapture
 from pcapsvc.sources.http import (
@@ -581,7 +581,10 @@ class LifeTests(HTTPTestCase):
         """Where the address is taken, the start fails, and the log names the endpoint."""
         self.successResultOf(self.source.stopService())
         self.endpoint.answer = defer.fail(error.CannotListenError("127.0.0.1", 8480, OSError(98, "in use")))
-        self.assertRaises(error.CannotListenError, self.source.startService)
+        refused = self.assertRaises(SettingsError, self.source.startService)
+        self.assertTrue(
+            str(refused).startswith("http.listen = 'tcp:8480': must be an endpoint that can be listened on (")
+        )
         critical = [event for event in self.events if event["log_level"] == LogLevel.critical]
         self.assertEqual([event["endpoint"] for event in critical], ["tcp:8480"])
         self.assertIn("in use", critical[0]["problem"])

@@ -502,6 +502,21 @@ class PathsTests(SettingsTestCase):
         self.assertEqual(os.path.abspath(key), kafka.ssl_keyfile)
         self.assertEqual(os.path.abspath(token), kafka.sasl_oauth_token_file)
 
+    def test_files_of_an_endpoint(self) -> None:
+        """The files of TLS are made so, too."""
+        text = "ssl:1:k.pem:certKey=/c.pem:extraCertChain=x.pem:dhParameters=d.pem:interface=\\:\\:1"
+        self.assertEqual(
+            {
+                "port": "1",
+                "privateKey": os.path.abspath("k.pem"),
+                "certKey": "/c.pem",
+                "extraCertChain": os.path.abspath("x.pem"),
+                "dhParameters": os.path.abspath("d.pem"),
+                "interface": "::1",
+            },
+            read_listener(absolute_listener(text, os.path.abspath)).parameters,
+        )
+
     def test_unix_socket(self) -> None:
         """The address of a unix socket is made so, whatever is in it; the rest stays."""
         for text, more in (
@@ -609,10 +624,8 @@ class ListenTests(SettingsTestCase):
             "tcp:port=8480:interface=127.8.9.1",
             "tcp:0:interface=localhost",
             r"tcp6:8480:interface=\:\:1",
-            "ssl:8443:interface=127.0.0.1:privateKey=k.pem",
             "unix:/run/pcapsvc.sock:mode=660",
             r"unix:address=/run/a\:b",
-            "systemd:domain=UNIX:index=0",
         ):
             self.assertEqual(listen, self.load(f"{self.HTTP}listen = '{listen}'").http.listen)
 
@@ -627,12 +640,20 @@ class ListenTests(SettingsTestCase):
             "tcp:8480:interface=127.0.0.1.example.com",
             "tcp6:8480",
             r"tcp6:8480:interface=\:\:",
-            "ssl:8443",
-            "systemd:domain=INET:name=http",
         ):
             text = f"{self.HTTP}listen = '{listen}'\n"
             self.assertIn("needs http.tokenfile", self.only_problem(text))
             self.assertEqual(Secret("hunter2"), self.load(f"{text}tokenfile = '{path}'").http.token)
+
+    def test_local_by_its_kind(self) -> None:
+        """TLS changes nothing in this; of a socket that systemd opened, only its kind is known."""
+        for listen, local in (
+            ("ssl:8443:interface=127.0.0.1", True),
+            ("ssl:8443", False),
+            ("systemd:domain=UNIX:index=0", True),
+            ("systemd:domain=INET:name=http", False),
+        ):
+            self.assertEqual(local, read_listener(listen).local, listen)
 
     def test_no_endpoints(self) -> None:
         """What is no endpoint string is a problem, with the rule that it breaks."""
@@ -653,6 +674,7 @@ class ListenTests(SettingsTestCase):
             ("tcp6:8480:interface=::1", "gives 'interface' twice"),
             ("tcp6:8480:127.0.0.1", "must give 'backlog' as a whole number"),
             ("unix:/s:mode=999", "an octal number"),
+            ("ssl:1:sslmethod=foo", "must give 'sslmethod' as one of TLS_METHOD, "),
             ("systemd:domain=UNIX", "exactly one of 'index' and 'name'"),
             ("tcp:1\\", "must not end with a backslash"),
         ):

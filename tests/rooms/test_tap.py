@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from twisted.trial import unittest
 
 from pcapsvc import tap
 from pcapsvc.settings import OPTIONS
+from tests.peers.certificates import Authority
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK_START = str(ROOT / "examples" / "quickstart.toml")
@@ -64,9 +66,13 @@ class MakeServiceTests(unittest.TestCase):
     """From options to a service."""
 
     def setUp(self) -> None:
-        """Whoever makes a service ignores SIGHUP, and gives the reactor another clock."""
+        """
+        Whoever makes a service ignores SIGHUP, gives the reactor another clock, and changes how the end
+        of the process is told.
+        """
         self.patch(reactor, "seconds", reactor.seconds)
         self.addCleanup(signal.signal, signal.SIGHUP, signal.getsignal(signal.SIGHUP))
+        self.addCleanup(setattr, sys, "excepthook", sys.excepthook)
 
     def refused(self, make: Callable[..., IService], *arguments: Any) -> list[str]:
         """The lines that are printed when no service can be made."""
@@ -93,6 +99,25 @@ class MakeServiceTests(unittest.TestCase):
                 tap.makeService, options("--config", QUICK_START, "--csport", "x", "--maxpackets", "0")
             ),
         )
+
+    def test_what_only_twisted_refuses(self) -> None:
+        """An endpoint that Twisted can make nothing of, for reasons of its own, is a problem like others."""
+        folder = Path(self.mktemp()).absolute()
+        folder.mkdir()
+        ours = Authority(folder).issue("http")
+        chain = folder / "chain.pem"
+        # Twisted looks for the certificates of a chain by their lines, as Unix ends them.
+        chain.write_bytes(ours.certificate.read_bytes().replace(b"\n", b"\r\n"))
+        files = f"privateKey={ours.key}:certKey={ours.certificate}:extraCertChain={chain}"
+        listen = f"ssl:0:{files}:interface=127.0.0.1"
+        configuration = folder / "pcapsvc.toml"
+        configuration.write_text(
+            f"[general]\nwritelocal = true\nlocaldir = '/'\n[http]\nlisten = '{listen}'\n"
+        )
+        heading, problem = self.refused(tap.makeService, options("--config", str(configuration)))
+        self.assertEqual("pcapsvc cannot start; the configuration has problems:", heading)
+        self.assertTrue(problem.startswith("  http.listen = 'ssl:0:privateKey="), problem)
+        self.assertIn("must be an endpoint that can be listened on (Specified chain file", problem)
 
     def test_from_the_environment(self) -> None:
         """The environment names the configuration, too."""
@@ -155,6 +180,22 @@ class TwistdTests(unittest.TestCase):
         self.assertEqual(("", 1), (out, status))
         self.assertIn("\n  /nowhere.toml: must be a file that can be read", err)
         self.assertNotIn("Traceback", err)
+
+    async def test_taken(self) -> None:
+        """Where the address is taken, that is told in words alone, and the status is 1."""
+        taken = socket.create_server(("127.0.0.1", 0))
+        self.addCleanup(taken.close)
+        listen = f"tcp:{taken.getsockname()[1]}:interface=127.0.0.1"
+        configuration = Path(self.mktemp()).absolute()
+        configuration.write_text(
+            f"[general]\nwritelocal = true\nlocaldir = '/'\n[http]\nlisten = '{listen}'\n"
+        )
+        for flags in (("-n",), ("--logfile", os.devnull)):
+            out, err, status = await self.twistd(*flags, "pcapsvc", "--config", str(configuration))
+            self.assertEqual(1, status)
+            self.assertIn("http.listen = ", err)
+            self.assertIn(listen, err)
+            self.assertNotIn("Traceback", out + err)
 
     async def test_by_the_tac(self) -> None:
         """The same by C{pcapsvc.tac}."""

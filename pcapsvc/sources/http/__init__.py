@@ -33,6 +33,7 @@ from twisted.python.failure import Failure
 from twisted.web import http
 from zope.interface import implementer
 
+from pcapsvc.core.errors import Problem, SettingsError, shown
 from pcapsvc.core.request import MAX_BODY_BYTES
 from pcapsvc.interfaces import IRequestSink
 from pcapsvc.sources.http.answers import Answer, Answers, Lookup, error_answer
@@ -60,13 +61,23 @@ def http_endpoint(reactor: Any, description: str) -> IStreamServerEndpoint:
     """
     What a server endpoint string of Twisted says, without opening it. A unix
     socket whose mode isn't given gets L{SOCKET_MODE}, where Twisted's own default is 666.
+
+    @raise SettingsError: where Twisted can make nothing of it.
     """
     kind, *parameters = re.split(r"(?<!\\):", description)
     positional = [part for part in parameters if not re.search(r"(?<!\\)=", part)]
     if kind == "unix" and not any(part.startswith("mode=") for part in parameters) and len(positional) < 2:
         description += f":mode={SOCKET_MODE}"
-    endpoint: IStreamServerEndpoint = endpoints.serverFromString(reactor, description)
+    try:
+        endpoint: IStreamServerEndpoint = endpoints.serverFromString(reactor, description)
+    except Exception as problem:
+        raise _unusable(description, problem) from problem
     return endpoint
+
+
+def _unusable(listen: str, problem: BaseException | None) -> SettingsError:
+    rule = f"must be an endpoint that can be listened on ({str(problem) or type(problem).__name__})"
+    return SettingsError([Problem(path="http.listen", value=shown(listen), rule=rule)])
 
 
 class HTTPSource(service.Service):
@@ -110,7 +121,7 @@ class HTTPSource(service.Service):
         """
         Begin to listen.
 
-        @raise Exception: what the endpoint says at once where it can't, so that the
+        @raise SettingsError: where the endpoint says at once that it can't, so that the
             process ends. Where it says so later, see L{listening}; both are logged.
         """
         self.listening = defer.Deferred()
@@ -119,7 +130,7 @@ class HTTPSource(service.Service):
         self._opening = self._endpoint.listen(self._factory)
         self._opening.addCallbacks(self._opened, self._not_opened, errbackArgs=(problems,))
         if problems:
-            problems[0].raiseException()
+            raise _unusable(self._endpoint_name, problems[0].value) from problems[0].value
         super().startService()
 
     def stopService(self) -> defer.Deferred[None]:
