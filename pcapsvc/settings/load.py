@@ -142,12 +142,10 @@ def _read_section(section: str, table: dict[str, Any], problems: list[Problem]) 
     values, wrong = check_fields(SECTIONS[section], plain, prefix=prefix)
     problems += wrong
     if secret is not None:
-        try:
-            found = _secret(table, secret.key, secret.file_key)
-            if found is not None:
-                values[secret.field] = found
-        except _KeyProblem as error:
-            problems.append(Problem(path=prefix + error.key, value=error.value, rule=error.rule))
+        found, wrong = _secret(table, secret.key, secret.file_key, prefix)
+        problems += wrong
+        if found is not None:
+            values[secret.field] = found
     for field, key, convert in _CONVERSIONS.get(section, ()):
         if field in values:
             try:
@@ -158,30 +156,33 @@ def _read_section(section: str, table: dict[str, Any], problems: list[Problem]) 
     return {**_defaults_that_follow(section, values), **values}
 
 
-class _KeyProblem(Exception):
-    def __init__(self, key: str, rule: str, value: str | None = None) -> None:
-        super().__init__(rule)
-        self.key, self.rule, self.value = key, rule, value
-
-
-def _secret(table: Mapping[str, Any], key: str | None, file_key: str) -> Secret | None:
-    """The secret that a section gives, by itself or in a file; an empty text is none."""
+def _secret(
+    table: Mapping[str, Any], key: str | None, file_key: str, prefix: str
+) -> tuple[Secret | None, list[Problem]]:
+    """The secret that a section gives, by itself or in a file, and what is wrong; an empty text is none."""
     given = "" if key is None else table.get(key, "")
     path = table.get(file_key, "")
-    if key is not None and not isinstance(given, str):
-        raise _KeyProblem(key, "must be one line of text")
-    if not isinstance(path, str):
-        raise _KeyProblem(file_key, "must be the path of a file", shown(path))
-    if given and path:
-        raise _KeyProblem(file_key, f"must not be given beside {key}: either is enough", shown(path))
-    if path:
-        try:
-            return read_secret(path)
-        except ValueError as error:
-            raise _KeyProblem(file_key, str(error), shown(path)) from None
-    if given and not is_one_line(given):
-        raise _KeyProblem(str(key), "must be one line of text")
-    return Secret(given) if given else None
+    problems: list[Problem] = []
+    found: Secret | None = None
+    if given != "":
+        if isinstance(given, str) and is_one_line(given):
+            found = Secret(given)
+        else:
+            problems.append(Problem(path=f"{prefix}{key}", rule="must be one line of text"))
+    if path != "":
+        rule = ""
+        if not isinstance(path, str):
+            rule = "must be the path of a file"
+        elif given != "":
+            rule = f"must not be given beside {key}: either is enough"
+        else:
+            try:
+                found = read_secret(path)
+            except ValueError as error:
+                rule = str(error)
+        if rule:
+            problems.append(Problem(path=prefix + file_key, value=shown(path), rule=rule))
+    return found, problems
 
 
 def _read_interfaces(document: Mapping[str, Any], problems: list[Problem]) -> tuple[InterfaceAlias, ...]:

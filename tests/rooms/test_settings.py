@@ -569,6 +569,23 @@ class SecretsTests(SettingsTestCase):
             self.assertIn(f"{section}.{key}file = '{path}': must not be given beside {key}", problem)
             self.assertNotIn("hunter", problem)
 
+    def test_both_wrong(self) -> None:
+        """What is wrong with a secret and what is wrong with its file are told together."""
+        for section, key in self.PLACES:
+            for given in ("5", "['hunter2']", '"hunter2\\n"'):
+                for path, rule in (
+                    ("6", "must be the path of a file"),
+                    ("'/nope'", f"must not be given beside {key}: either is enough"),
+                ):
+                    text = self._text(section, f"{key} = {given}\n{key}file = {path}")
+                    self.assertEqual(
+                        [
+                            f"{section}.{key}: must be one line of text",
+                            f"{section}.{key}file = {path}: {rule}",
+                        ],
+                        self.problems(text),
+                    )
+
     def test_files_that_hold_none(self) -> None:
         """A file that is empty, has several lines, or can't be read is a problem with its path only."""
         for path, rule in (
