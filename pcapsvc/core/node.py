@@ -33,8 +33,8 @@ class NodeMatcher:
         Whether a message with these two fields, as they stand in it, is for this node.
 
         C{node} must be equal to the name, or C{any}; C{nodere} is searched for in it
-        (RE2, as in Go's C{regexp.MatchString}). A message that can't be matched, since
-        both are missing or of a wrong type, is every node's to refuse.
+        (RE2, as in Go's C{regexp.MatchString}). A message that can't be matched, since both
+        are missing, of a wrong type or too long, is every node's to refuse.
 
         @raise RequestRejected: where C{nodere} is no regular expression.
         """
@@ -48,7 +48,7 @@ class NodeMatcher:
 
     def _search_name(self, pattern: str) -> bool:
         if len(pattern) > MAX_PATTERN_CHARACTERS:
-            raise _bad_pattern(pattern, f"must be at most {MAX_PATTERN_CHARACTERS} characters long")
+            return True
         try:
             return re2.compile(pattern, _options).search(self.name) is not None
         except re2.error as error:

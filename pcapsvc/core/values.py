@@ -61,11 +61,19 @@ InterfaceName = Annotated[
 ]
 InterfaceNames = Annotated[
     tuple[InterfaceName, ...],
-    Meta(max_length=256, description="a list of interface names, each of 1 to 15 characters"),
+    Meta(
+        max_length=256,
+        description="a list of at most 256 interface names, each of 1 to 15 characters,"
+        " without spaces, slashes and colons",
+    ),
 ]
 Aliases = Annotated[
     tuple[Annotated[str, one_line(255, least=1)], ...],
-    Meta(max_length=256, description="a list of interface aliases, each one line of text, not empty"),
+    Meta(
+        max_length=256,
+        description="a list of at most 256 interface aliases, each one line of text, not empty,"
+        " 255 characters at most",
+    ),
 ]
 Region = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9-]{1,64}\Z", description="the name of a region")]
 # As in the S3 User Guide, "Bucket naming rules", with the older, wider rules of us-east-1.

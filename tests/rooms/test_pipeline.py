@@ -218,6 +218,19 @@ class JudgingTests(PipelineCase):
         self.assertEqual([problem.path for problem in verdict.problems], ["packets", "snap"])
         self.assertEqual([level for level, _ in self.lines], [LogLevel.warn] * 2)
 
+    def test_long_expression(self) -> None:
+        """An expression that is too long is one problem, told among the others."""
+        body = json.dumps({"nodere": "s" * 1025, "interface": ["mem0"], "packets": 0}).encode()
+        verdict = self.pipeline.submit("test", body)
+        assert isinstance(verdict, Rejected)
+        self.assertEqual(
+            [(problem.path, problem.rule) for problem in verdict.problems],
+            [
+                ("nodere", "must be a regular expression on one line, 1024 characters at most"),
+                ("packets", "must be a whole number, 1 or more"),
+            ],
+        )
+
     def test_bad_filter(self) -> None:
         """A filter that can't be compiled starts nothing."""
         verdict = self.submit(interface=["mem0", "mem1"], bpf="tcp prot 80")
