@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, ClassVar, NoReturn
 
@@ -17,6 +19,12 @@ from pcapsvc.signals import ignore_reload
 
 #: The variable of the environment that names the configuration, where there is no command line for it.
 CONFIG_VARIABLE = "PCAPSVC_CONFIG"
+
+# What a flag may be set to (Go, strconv.ParseBool).
+_FLAG_VALUES = {
+    **dict.fromkeys(("1", "t", "T", "true", "TRUE", "True"), True),
+    **dict.fromkeys(("0", "f", "F", "false", "FALSE", "False"), False),
+}
 
 
 class Options(usage.Options):
@@ -33,13 +41,54 @@ class Options(usage.Options):
         [option.name, None, option.help] for option in OPTIONS.values() if option.kind == "flag"
     ]
 
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._flags: dict[str, bool | str] = {}
+
+    def parseOptions(self, options: Sequence[str] | None = None) -> None:
+        """
+        Parse the options, which may also be spelled as the original took them (Go, package
+        C{flag}): with one dash, and a flag with its value, C{-upload=false}.
+        """
+        words = sys.argv[1:] if options is None else options
+        super().parseOptions(self._as_getopt_takes(words))  # type: ignore[no-untyped-call]
+
     def overrides(self) -> dict[str, Any]:
-        """The options that were given, by name, with their values as they were typed; C{True} for a flag."""
-        return {
-            name: True if option.kind == "flag" else self[name]
-            for name, option in OPTIONS.items()
-            if (self[name] if option.kind == "flag" else self[name] is not None)
-        }
+        """
+        The options that were given, by name, with their values as they were typed. A flag
+        is C{True} or C{False}; what was typed instead of these is left to the settings.
+        """
+        given: dict[str, Any] = {}
+        for name, option in OPTIONS.items():
+            if option.kind != "flag":
+                value = self[name]
+            else:
+                value = self._flags.get(name, True if self[name] else None)
+            if value is not None:
+                given[name] = value
+        return given
+
+    def _as_getopt_takes(self, words: Sequence[str]) -> list[str]:
+        """The words of the command line, all with two dashes, without the flags of ours, which are kept."""
+        known = {name.rstrip("=") for name in self.longOpt}
+        taken: list[str] = []
+        left = iter(words)
+        for word in left:
+            name, equals, value = re.sub(r"\A--?", "", word).partition("=")
+            if not word.startswith("-") or word == "--":
+                # The options end here, to Go as to getopt.
+                taken.append(word)
+                break
+            if name not in known:
+                taken.append(word)
+            elif name in OPTIONS and OPTIONS[name].kind == "flag":
+                self._flags[name] = _FLAG_VALUES.get(value, value) if equals else True
+            else:
+                taken.append(f"--{name}{equals}{value}")
+                if not equals and f"{name}=" in self.longOpt:
+                    # The next word is its value, whatever it looks like.
+                    taken += itertools.islice(left, 1)
+        return [*taken, *left]
 
 
 def makeService(options: Options) -> IService:

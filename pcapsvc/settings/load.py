@@ -35,7 +35,7 @@ def load_settings(path: str | None, overrides: Mapping[str, Any] = _NONE_GIVEN) 
 
     @param path: the TOML file; L{None} for none.
     @param overrides: the options that were given, by their name in L{OPTIONS},
-        with their values as on the command line; C{True} for a flag.
+        with their values as on the command line; C{True} or C{False} for a flag.
 
     @raise SettingsError: with every problem.
     """

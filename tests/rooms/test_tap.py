@@ -50,9 +50,49 @@ class OptionsTests(unittest.TestCase):
                 self.assertEqual({name: "07x"}, options(f"--{name}", "07x").overrides())
                 self.assertEqual({name: ""}, options(f"--{name}=").overrides())
 
-    def test_unknown(self) -> None:
-        """An option that isn't known is refused."""
-        self.assertRaises(UsageError, options, "--cshots", "x")
+    def test_one_dash(self) -> None:
+        """One dash is enough, as the original had them: for each, with its value beside it or after it."""
+        for name, option in OPTIONS.items():
+            if option.kind == "flag":
+                self.assertEqual({name: True}, options(f"-{name}").overrides())
+            else:
+                for value in ("07x", "", "-upload", "a=b", "--"):
+                    self.assertEqual({name: value}, options(f"-{name}", value).overrides())
+                    self.assertEqual({name: value}, options(f"-{name}={value}").overrides())
+        given = options("-config", "a.toml", "-cshost", "h", "--csport", "1", "-upload", "-redisport=2")
+        self.assertEqual("a.toml", given["config"])
+        self.assertEqual({"cshost": "h", "csport": "1", "upload": True, "redisport": "2"}, given.overrides())
+
+    def test_flag_values(self) -> None:
+        """A flag may have the values that Go takes; the last one that is given counts."""
+        for name in ("upload", "writelocal", "panic"):
+            for dashes in ("-", "--"):
+                for value in ("1", "t", "T", "true", "TRUE", "True"):
+                    self.assertEqual({name: True}, options(f"{dashes}{name}={value}").overrides())
+                for value in ("0", "f", "F", "false", "FALSE", "False"):
+                    self.assertEqual({name: False}, options(f"{dashes}{name}={value}").overrides())
+        self.assertEqual({"upload": False}, options("-upload", "--upload=f").overrides())
+        self.assertEqual({"upload": True}, options("-upload=f", "--upload").overrides())
+
+    def test_shortened(self) -> None:
+        """Twisted takes a long name that is cut, where it is clear."""
+        self.assertEqual({"upload": True}, options("--uplo").overrides())
+        self.assertEqual({"redischannel": "c"}, options("--redisc", "c").overrides())
+
+    def test_refused(self) -> None:
+        """An option that isn't known, one without its value, and what is no option are refused."""
+        for given in (
+            ("--cshots", "x"),
+            ("-cshots", "x"),
+            ("-uplo",),
+            ("---upload",),
+            ("-csport",),
+            ("--csport",),
+            ("-upload", "false"),
+            ("--", "-upload"),
+            ("-", "-upload"),
+        ):
+            self.assertRaises(UsageError, options, *given)
 
     def test_help(self) -> None:
         """The help names each option, and that a token is safer in a file."""
@@ -119,6 +159,21 @@ class MakeServiceTests(unittest.TestCase):
         self.assertTrue(problem.startswith("  http.listen = 'ssl:0:privateKey="), problem)
         self.assertIn("must be an endpoint that can be listened on (Specified chain file", problem)
 
+    def test_flag_over_the_file(self) -> None:
+        """A flag that is set to false overrides the file; one that is set to nonsense is a problem."""
+        arguments = ("-config", QUICK_START, "-writelocal=false")
+        self.assertEqual(
+            [
+                "  --writelocal: at least one destination must be enabled: general.writelocal, "
+                "cloudshark.upload or s3.upload"
+            ],
+            self.refused(tap.makeService, options(*arguments))[1:],
+        )
+        self.assertEqual(
+            ["  --panic = 'no': must be true or false"],
+            self.refused(tap.makeService, options("-config", QUICK_START, "-panic=no"))[1:],
+        )
+
     def test_from_the_environment(self) -> None:
         """The environment names the configuration, too."""
         service = tap.service_from_environment({"PCAPSVC_CONFIG": QUICK_START})
@@ -173,6 +228,13 @@ class TwistdTests(unittest.TestCase):
         self.assertIn("\n  --csport = 'x': ", err)
         self.assertIn("\n  redis.listen: at least one source", err)
         self.assertNotIn("Traceback", err)
+
+    async def test_as_the_original(self) -> None:
+        """With one dash, options of twistd before the command and ours after it stay apart."""
+        out, err, status = await self.twistd("-n", "pcapsvc", "-csport", "x", "-upload=maybe")
+        self.assertEqual(("", 1), (out, status))
+        self.assertIn("\n  --csport = 'x': ", err)
+        self.assertIn("\n  --upload = 'maybe': must be true or false", err)
 
     async def test_as_a_daemon(self) -> None:
         """It doesn't become a daemon with a wrong configuration: whoever starts it sees the status."""
