@@ -258,6 +258,8 @@ _REFUSALS = {
     "NOAUTH": "it wants a password, and none is set",
     "NOPERM": "the user has no right to this channel",
 }
+# To AUTH, in words of every kind (Redis, acl.c, authCommand; before 6.0, server.c).
+_ERR_TO_AUTH = "the server has no password set, or knows no user names, or no AUTH"
 
 
 _LOST = (OSError, error.ConnectError, error.ConnectionClosed, _Silent, _Nonsense)
@@ -269,6 +271,8 @@ def _described(problem: Exception) -> tuple[str, str]:
         said = _REFUSALS.get(problem.code)
         if said is None and problem.command != "AUTH":
             said = str(problem)
+        elif said is None and problem.code == "ERR":
+            said = _ERR_TO_AUTH
         # To AUTH, an answer in the server's own words might repeat the password.
         return problem.code, f"{problem.command} was refused ({said or problem.code})"
     if isinstance(problem, SSL.Error):

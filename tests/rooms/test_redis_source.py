@@ -402,6 +402,14 @@ class CredentialTests(RedisTestCase):
         transport.say(SUBSCRIBED)
         self.assertEqual(len(self.told()), 1)
 
+    def test_no_password_there(self) -> None:
+        """That the server has no password, while one is set here, is told in words."""
+        self.refuse(b"ERR AUTH <password> called without any password configured for the default user.")
+        self.assertIn(
+            "AUTH was refused (the server has no password set, or knows no user names, or no AUTH)",
+            "".join(self.told()),
+        )
+
     def test_once_for_each_change(self) -> None:
         """Another problem is told, and so is the first when it comes again."""
         for _ in range(3):
@@ -421,7 +429,7 @@ class CredentialTests(RedisTestCase):
         transport.lose(error.ConnectionLost())
         told = "".join(self.told())
         self.assertNotIn("s3cret", told)
-        self.assertIn("AUTH was refused (ERR)", told)
+        self.assertIn("AUTH was refused (the server has no password set, or ", told)
 
     def test_no_right(self) -> None:
         """A user without the right to the channel is told so, and tried on."""
