@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -104,7 +105,15 @@ class _Logging(msgspec.Struct, frozen=True):
 _Decoded = TypeVar("_Decoded")
 _address_decoder = msgspec.json.Decoder(Address)
 _logging_decoder = msgspec.json.Decoder(_Logging)
-_object_decoder = msgspec.json.Decoder(dict[str, Any])
+_object_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_value_decoder = msgspec.json.Decoder(Any)
+
+# An escape sequence in JSON's text (RFC 8259, section 7): two that make one character, one that needs
+# another beside it, or any other.
+_ESCAPED = re.compile(
+    rb"\\(?:u[Dd][89ABab][0-9A-Fa-f]{2}\\u[Dd][C-Fc-f][0-9A-Fa-f]{2}|(u[Dd][89A-Fa-f][0-9A-Fa-f]{2})|.)",
+    re.DOTALL,
+)
 
 
 def read_address(body: bytes) -> Address:
@@ -142,7 +151,7 @@ def parse_request(
 
     @raise RequestRejected: with every problem, by field.
     """
-    given = _decoded(body, _object_decoder)
+    given = {key: _value(raw) for key, raw in _decoded(body, _object_decoder).items()}
     values, problems = check_fields(
         CaptureRequest,
         {key: value for key, value in given.items() if not _means_nothing(key, value)},
@@ -159,12 +168,42 @@ def _decoded(body: bytes, decoder: msgspec.json.Decoder[_Decoded]) -> _Decoded:
         raise _not_a_request(f"must be at most {MAX_BODY_BYTES} bytes long, and has {len(body)}")
     try:
         return decoder.decode(body)
-    except UnicodeDecodeError:
-        raise _not_a_request("must be UTF-8") from None
-    except RecursionError:
-        raise _not_a_request("is nested too deeply") from None
-    except (msgspec.DecodeError, ValueError) as error:
-        raise _not_a_request(f"must be a JSON object ({error})") from None
+    except (ValueError, RecursionError) as error:
+        raise _not_json(body, error) from None
+
+
+class _OutOfRange:
+    """A value with a number that can't be held: too large, or of too many digits."""
+
+    def __init__(self, raw: msgspec.Raw) -> None:
+        self._text = bytes(raw).decode("utf-8", "replace")
+
+    def __repr__(self) -> str:
+        return repr(self._text)[1:-1]
+
+
+def _value(raw: msgspec.Raw) -> Any:
+    try:
+        return _value_decoder.decode(raw)
+    except msgspec.ValidationError:
+        # It is no value of any field: each will say so by its own rule.
+        return _OutOfRange(raw)
+    except (ValueError, RecursionError) as error:
+        raise _not_json(bytes(raw), error) from None
+
+
+def _not_json(body: bytes, error: Exception) -> RequestRejected:
+    if isinstance(error, UnicodeDecodeError):
+        return _not_a_request("must be UTF-8")
+    if isinstance(error, RecursionError):
+        return _not_a_request("is nested too deeply")
+    for escaped in _ESCAPED.finditer(body):
+        if escaped[1] is not None:
+            # msgspec finds it, and calls it by other names.
+            return _not_a_request(
+                f"must be Unicode, and has half of a surrogate pair: \\{escaped[1].decode()}"
+            )
+    return _not_a_request(f"must be a JSON object ({error})")
 
 
 def _not_a_request(rule: str) -> RequestRejected:

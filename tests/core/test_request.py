@@ -462,7 +462,6 @@ class BodyTests(_Requests, unittest.SynchronousTestCase):
             b"\xef\xbb\xbf" + good,
             good.replace(b"}", b', "snap": NaN}'),
             good.replace(b"}", b', "snap": Infinity}'),
-            good.replace(b"}", b', "snap": 1e999}'),
             good.replace(b"}", b",}"),
             good.replace(b'"node"', b"'node'"),
             b"/**/" + good,
@@ -493,6 +492,42 @@ class BodyTests(_Requests, unittest.SynchronousTestCase):
             message().decode().encode("utf-16"),
         ):
             self.assertEqual(list(self.problems(body)), ["request"], body)
+
+    def test_half_a_character(self) -> None:
+        """One surrogate without the other is told as such, wherever it stands, and as it was written."""
+        for text, told in (
+            (rb"\ud800", r"\ud800"),
+            (rb"a\\\uDBFFb", r"\uDBFF"),
+            (rb"\udc00", r"\udc00"),
+            (rb"\ud83d\ude00\ud83d\u0041", r"\ud83d"),
+        ):
+            for body in (
+                message(tags="x").replace(b'"x"', b'"' + text + b'"'),
+                message(tags="x", packets=1).replace(b'"x"', b'"' + text + b'"'),
+                message(x=1).replace(b'"x"', b'"' + text + b'"'),
+            ):
+                rules = self.problems(body)
+                self.assertEqual(
+                    {"request": f"must be Unicode, and has half of a surrogate pair: {told}"}, rules, body
+                )
+                self.assertRaises(RequestRejected, read_address, body)
+        # The backslash is escaped, and what follows it isn't an escape sequence.
+        self.assertEqual(self.parse(message(tags=r"\ud800")).tags, r"\ud800")
+        self.assertIn("must be a JSON object (", self.problems(message(tags=r"\ud800")[:-1])["request"])
+
+    def test_numbers_out_of_range(self) -> None:
+        """A number that is too large to be held is a problem of its field, told with the others."""
+        nines = b"9" * 5000
+        body = message(alertid=7, packets=0, interface=[8], snap=6).replace(b": 7", b": " + nines)
+        body = body.replace(b"[8]", b"[\n" + nines + b"]").replace(b": 6", b": 1e999")
+        rejection = self.assertRaises(RequestRejected, parse_request, body, BOUNDS)
+        problems = {problem.path: problem for problem in rejection.problems}
+        self.assertEqual({"alertid", "packets", "interface", "snap"}, set(problems))
+        self.assertEqual("9" * 80 + "…", problems["alertid"].value)
+        self.assertTrue(problems["alertid"].rule.startswith("must be a whole number of 64 bits"))
+        self.assertEqual(r"[\n" + "9" * 77 + "…", problems["interface"].value)
+        self.assertEqual("1e999", problems["snap"].value)
+        self.assertEqual(["alertld"], list(self.problems(message(alertld=7).replace(b": 7", b": " + nines))))
 
     def test_escapes(self) -> None:
         """A pair of surrogates is a character, and an escaped key is its key."""
