@@ -31,6 +31,7 @@ class DaemonThreadPool(ThreadPool):
     """A pool whose threads keep no process alive: what hangs in one of them dies with the process."""
 
     def threadFactory(self, *args: Any, **kwargs: Any) -> Thread:  # type: ignore[override]
+        """A thread for the pool, made as Twisted asks for it, which doesn't keep the process alive."""
         return Thread(*args, daemon=True, **kwargs)
 
 

@@ -49,6 +49,7 @@ class Client(KafkaNetClient):  # type: ignore[misc] # kafka-python has no types
         self._closing = Lock()
 
     def close(self, node_id: Any = None) -> None:
+        """Close the connection to a broker; by default, to all, and for good."""
         with self._closing:
             super().close(node_id)
 
@@ -92,6 +93,7 @@ class Manager(KafkaConnectionManager):  # type: ignore[misc] # kafka-python has 
         return transport
 
     def get_connection(self, *args: Any, **more: Any) -> Any:
+        """The library's own connection to a broker, new or not, whose refusal of a login is heard of here."""
         connection = super().get_connection(*args, **more)
         connection.init_future.add_errback(self._not_connected)
         return connection

@@ -253,6 +253,13 @@ def make_boto3_client(
     access_key: str | None,
     read_seconds: float,
 ) -> Any:
+    """
+    A client of SQS that tries each call once.
+
+    @param url: the queue's; it says what C{region} and C{endpoint} leave out.
+    @param access_id: with L{access_key}, the credentials; L{None} looks for them where Amazon's tools do.
+    @param read_seconds: how long the service may be silent within an answer, or before it.
+    """
     import boto3.session
     from botocore.config import Config
 
