@@ -92,19 +92,20 @@ def read_listener(text: str) -> Listener:
     return Listener(kind=kind[0], parameters=parameters, local=_is_local(kind[0], parameters))
 
 
-def check_listener(listener: Listener, environment: Mapping[str, str]) -> None:
+def check_listener(listener: Listener, environment: Mapping[str, str] | None) -> None:
     """
     Find out whether what an endpoint needs is there: the certificate and its key, or
     the socket that systemd opened. The files are read from the current folder.
 
-    @param environment: where systemd says which sockets there are (sd_listen_fds(3)).
+    @param environment: where systemd says which sockets there are (sd_listen_fds(3));
+        L{None} where that isn't known, and isn't judged.
 
     @raise ValueError: where it isn't; the message is the rule that this breaks.
     """
     problems: list[str] = []
     if listener.kind == "ssl":
         problems += _tls_problems(listener.parameters)
-    elif listener.kind == "systemd":
+    elif listener.kind == "systemd" and environment is not None:
         problems += _inherited_problems(listener.parameters, environment)
     if problems:
         raise ValueError("; ".join(problems))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import sys
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -236,7 +237,10 @@ def _absolute(path: str) -> str:
 
 
 def _listener(text: str) -> str:
-    check_listener(read_listener(text), os.environ)
+    # Twisted's endpoints take what systemd says out of the environment, where something has imported
+    # them before: they alone know it then, and tell it later.
+    is_there = "twisted.internet.endpoints" not in sys.modules
+    check_listener(read_listener(text), os.environ if is_there else None)
     return absolute_listener(text, _absolute)
 
 

@@ -206,13 +206,23 @@ class PluginTests(unittest.TestCase):
 class TwistdTests(unittest.TestCase):
     """The real C{twistd}, with a wrong configuration."""
 
-    async def twistd(self, *arguments: str, **environment: str) -> tuple[str, str, int]:
-        """Run it in an empty folder; what it printed, on both channels, and its status."""
+    async def twistd(self, *arguments: str, opened: str = "", **environment: str) -> tuple[str, str, int]:
+        """
+        Run it in an empty folder; what it printed, on both channels, and its status.
+
+        @param opened: the name of a socket that it is told to have been opened by systemd.
+        """
+        sockets = f"LISTEN_PID=str(os.getpid()), LISTEN_FDS='1', LISTEN_FDNAMES={opened!r}"
+        told = f"import os; os.environ.update({sockets})"
         folder = Path(self.mktemp())
         folder.mkdir()
         out, err, status = await getProcessOutputAndValue(
             sys.executable,
-            ["-c", "from twisted.scripts.twistd import run; run()", *arguments],
+            [
+                "-c",
+                f"{told if opened else ''}\nfrom twisted.scripts.twistd import run; run()",
+                *arguments,
+            ],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path)), **environment},
             path=str(folder),
             reactor=reactor,
@@ -258,6 +268,19 @@ class TwistdTests(unittest.TestCase):
             self.assertIn("http.listen = ", err)
             self.assertIn(listen, err)
             self.assertNotIn("Traceback", out + err)
+
+    async def test_no_socket_of_systemd(self) -> None:
+        """A socket that systemd has not opened is a problem beside the others; one that it has is none."""
+        configuration = Path(self.mktemp()).absolute()
+        configuration.write_text("[http]\nlisten = 'systemd:domain=UNIX:name=http'\n")
+        arguments = ("-n", "pcapsvc", "--config", str(configuration))
+        _, err, status = await self.twistd(*arguments)
+        self.assertEqual(1, status)
+        self.assertIn("must be a socket that systemd opened for this process, and it opened none", err)
+        self.assertIn("at least one destination", err)
+        _, err, status = await self.twistd(*arguments, opened="http")
+        self.assertEqual(1, status)
+        self.assertNotIn("systemd", err)
 
     async def test_by_the_tac(self) -> None:
         """The same by C{pcapsvc.tac}."""
