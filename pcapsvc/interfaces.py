@@ -103,6 +103,7 @@ class IPacketHandle(Interface):
         though it may be counted. Never to be called within L{dispatch}.
 
         @raise RequestRejected: where the filter can't be compiled; the one before stays.
+        @raise CaptureUnavailable: where the interface went down or away.
         """
 
     def counts() -> PacketCounts | None:

@@ -248,7 +248,10 @@ class MemoryHandle:
 
     def refilter(self, bpf: str) -> None:
         """Go on with another filter: see L{IPacketHandle.refilter}."""
-        self._passes = self._compile(bpf)
+        passes = self._compile(bpf)
+        if self.lost:
+            raise CaptureUnavailable(self._name, "The interface disappeared")
+        self._passes = passes
 
     def counts(self) -> PacketCounts | None:
         """What the kernel would say: see L{IPacketHandle.counts}."""

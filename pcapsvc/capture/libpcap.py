@@ -23,6 +23,10 @@ class LibpcapError(Exception):
     """libpcap could not do it; its words say why."""
 
 
+class BadFilter(LibpcapError):
+    """It could not, since a filter can't be compiled."""
+
+
 class _Program(ctypes.Structure):
     """A compiled filter, C{struct bpf_program} of pcap/bpf.h."""
 
@@ -81,7 +85,7 @@ class Libpcap:
         """
         Compile a filter, for nothing.
 
-        @raise LibpcapError: where it can't be.
+        @raise BadFilter: where it can't be.
         """
         handle = self._open_dead(link_type, snap_length)
         try:
@@ -115,7 +119,8 @@ class Libpcap:
         @param reader: of pcapy, open.
         @param bpf: a filter of pcap-filter(7).
 
-        @raise LibpcapError: where it is none.
+        @raise BadFilter: where it is none.
+        @raise LibpcapError: where the kernel doesn't take it: the interface went down or away.
         """
         handle = _pointer(reader, _READER_BYTES)
         (mask,) = struct.unpack("=I", socket.inet_aton(reader.getmask()))
@@ -129,12 +134,15 @@ class Libpcap:
     def _compiled(self, handle: int, bpf: str, optimized: int, mask: int) -> _Program:
         program = _Program()
         if self._compile(handle, program, bpf.encode(), optimized, mask) < 0:
-            raise self._error(handle)
+            raise BadFilter(self._words(handle))
         return program
 
     def _error(self, handle: int) -> LibpcapError:
+        return LibpcapError(self._words(handle))
+
+    def _words(self, handle: int) -> str:
         words: bytes = self._geterr(handle)
-        return LibpcapError(words.decode("utf-8", "replace"))
+        return words.decode("utf-8", "replace")
 
 
 def find_libpcap(extension: str) -> Libpcap | None:

@@ -11,7 +11,7 @@ from typing import Any
 import pcapy
 from zope.interface import implementer
 
-from pcapsvc.capture.libpcap import Libpcap, LibpcapError, find_libpcap
+from pcapsvc.capture.libpcap import BadFilter, Libpcap, LibpcapError, find_libpcap
 from pcapsvc.capture.meanwhile import Meanwhile, at_once
 from pcapsvc.core.errors import CaptureForbidden, CaptureUnavailable, Problem, RequestRejected, shown
 from pcapsvc.core.recording import PacketCounts
@@ -32,7 +32,7 @@ _ACTIVATE_ERRORS = {
 # What a filter's syntax has nothing to do with.
 _ANY_LINK_TYPE = 1
 _ANY_SNAP_LENGTH = 65535
-_NOT_OPTIMIZED = 0
+_NOT_OPTIMIZED, _OPTIMIZED = 0, 1
 
 # Up to so many characters it takes some milliseconds at most to compile a filter.
 _SHORT_FILTER = 80
@@ -241,11 +241,25 @@ class _PcapyHandle:
         # libpcap puts what is in the ring already through the new filter as well (pcap_setfilter_linux_mmap).
         try:
             if self._libpcap is None:
-                self._reader.setfilter(bpf)
+                self._set_filter_by_pcapy(bpf)
             else:
                 self._libpcap.set_filter(self._reader, bpf)
-        except (pcapy.PcapError, LibpcapError) as error:
+        except BadFilter as error:
             raise _filter_refused(bpf, error) from None
+        except (pcapy.PcapError, LibpcapError) as error:
+            raise CaptureUnavailable(self._interface, str(error)) from None
+
+    def _set_filter_by_pcapy(self, bpf: str) -> None:
+        try:
+            self._reader.setfilter(bpf)
+        except pcapy.PcapError:
+            # It doesn't tell a filter that can't be compiled from one that the kernel doesn't take.
+            (mask,) = struct.unpack("=I", socket.inet_aton(self._reader.getmask()))
+            try:
+                pcapy.compile(self.link_type, _ANY_SNAP_LENGTH, bpf, _OPTIMIZED, mask)
+            except pcapy.PcapError as error:
+                raise BadFilter(str(error)) from None
+            raise
 
     def counts(self) -> PacketCounts | None:
         counts = self._all_counts()

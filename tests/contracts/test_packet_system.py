@@ -251,6 +251,14 @@ class PacketSystemContract:
         self.send(udp_frame(1, port=9), udp_frame(2, port=53))
         self.assertEqual(self.read(handle, 1), [udp_frame(2, port=53)])
 
+    def test_refilter_of_a_lost_interface(self) -> None:
+        """That an interface went away is not the filter's fault; a filter that is none is, there as well."""
+        handle = self.open(bpf="udp")
+        self.lose_interface()
+        self.assertRaises(RequestRejected, handle.refilter, "tcp prot 80")
+        error = self.assertRaises(CaptureUnavailable, handle.refilter, "udp port 53")
+        self.assertEqual(error.interface, self.interface)
+
     def test_close_twice(self) -> None:
         """A handle may be closed again."""
         handle = self.open()
@@ -315,6 +323,13 @@ class PcapySystemTests(PacketSystemContract, unittest.SynchronousTestCase):
         self.wire.down()
         error = self.assertRaises(CaptureUnavailable, self.open)
         self.assertEqual(error.reason, "the interface is down")
+
+    def test_interface_goes_down_meanwhile(self) -> None:
+        """One that goes down while its filter is set is told as such, and is no fault of the filter's."""
+        handle = self.open(bpf="udp")
+        self.wire.down()
+        error = self.assertRaises(CaptureUnavailable, handle.refilter, "udp port 53")
+        self.assertIn("Network is down", error.reason)
 
     def test_any(self) -> None:
         """The pseudo-interface for all of them works, with a link type of its own (LINUX_SLL)."""
