@@ -9,13 +9,17 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from pcapsvc.core.errors import CaptureUnavailable
+from pcapsvc.core.errors import CaptureUnavailable, RequestRejected
 from pcapsvc.interfaces import IPacketHandle, IPacketSystem, IPatientPacketSystem
 
 #: How often waiting handles are looked after, in seconds.
 CARE_SECONDS = 5.0
 #: How soon one that was taken is replaced, in seconds: not while a request's other interfaces are opened.
 REPLACE_SECONDS = 0.25
+
+# What opening a handle may raise, beside that the interface can't be captured on: there is no descriptor
+# or no memory for it, or no filter on its link type.
+_EXPECTED = (OSError, RequestRejected)
 
 # What a waiting handle is emptied by, in packets: those that came before its filter was set.
 _STEP_PACKETS = 4096
@@ -59,9 +63,9 @@ class StandbySystem(Service):
     def stopService(self) -> None:
         """Close them."""
         super().stopService()  # type: ignore[no-untyped-call]
-        if self._care is not None:
+        if self._care is not None and self._care.active():
             self._care.cancel()
-            self._care = None
+        self._care = None
         for handle in self._waiting.values():
             handle.close()
         self._waiting.clear()
@@ -81,7 +85,7 @@ class StandbySystem(Service):
             else:
                 return handle
             finally:
-                if self._care is not None:
+                if self._care is not None and self._care.active():
                     self._care.reset(REPLACE_SECONDS)
         return self._system.open(interface, snap_length=snap_length, bpf=bpf)
 
@@ -103,21 +107,25 @@ class StandbySystem(Service):
         try:
             while self._waiting[interface].dispatch(_STEP_PACKETS, _throw_away):
                 pass
-        except CaptureUnavailable as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, the next handle is opened in time
             self._tell(interface, error)
             self._waiting.pop(interface).close()
 
     def _open_one(self, interface: str) -> bool:
         try:
             self._waiting[interface] = self._system.wait(interface, snap_length=self._snap_length)
-        except CaptureUnavailable as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is tried again in time
             self._tell(interface, error)
         return interface in self._waiting
 
-    def _tell(self, interface: str, error: CaptureUnavailable) -> None:
-        self._log.debug(
-            "no handle waits on {interface}: {problem}", interface=interface, problem=error.reason
-        )
+    def _tell(self, interface: str, error: Exception) -> None:
+        line = "no handle waits on {interface}: {problem}"
+        if isinstance(error, CaptureUnavailable):
+            self._log.debug(line, interface=interface, problem=error.reason)
+        elif isinstance(error, _EXPECTED):
+            self._log.debug(line, interface=interface, problem=str(error))
+        else:
+            self._log.failure(line, interface=interface, problem="a fault")
 
 
 def _throw_away(header: object, data: bytes) -> None:

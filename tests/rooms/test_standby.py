@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
+import errno
+
 from twisted.internet.task import Clock
 from twisted.trial import unittest
 
 from pcapsvc.capture.standby import CARE_SECONDS, REPLACE_SECONDS, StandbySystem
-from pcapsvc.core.errors import CaptureUnavailable, RequestRejected
+from pcapsvc.core.errors import CaptureUnavailable, Problem, RequestRejected
+from pcapsvc.interfaces import IPacketHandle
 from pcapsvc.testing import MemoryPacketSystem
+
+
+class Failing(MemoryPacketSystem):
+    """
+    A packet system that fails now and then.
+
+    @ivar errors: what the next handles that are to wait raise instead, one after the other.
+    """
+
+    def __init__(self, *interfaces: str) -> None:
+        super().__init__(*interfaces)
+        self.errors: list[Exception] = []
+
+    def wait(self, interface: str, *, snap_length: int) -> IPacketHandle:
+        """Fail, or open a handle."""
+        if self.errors:
+            raise self.errors.pop(0)
+        return super().wait(interface, snap_length=snap_length)
 
 
 class StandbySystemTests(unittest.SynchronousTestCase):
@@ -15,7 +36,7 @@ class StandbySystemTests(unittest.SynchronousTestCase):
 
     def setUp(self) -> None:
         """A handle waits on one of two interfaces."""
-        self.memory = MemoryPacketSystem("mem0", "mem1")
+        self.memory = Failing("mem0", "mem1")
         self.memory.filters["greater 2000000000"] = lambda data: len(data) >= 2_000_000_000
         self.memory.filters["udp"] = lambda data: data.startswith(b"udp")
         self.clock = Clock()
@@ -98,3 +119,50 @@ class StandbySystemTests(unittest.SynchronousTestCase):
         self.memory.lose("mem0")
         self.clock.advance(CARE_SECONDS)
         self.assertEqual(interface.handles, [])
+
+    def test_failed(self) -> None:
+        """Whatever keeps a handle from being opened, captures open their own, and it is tried again."""
+        self.read("mem0")
+        for error in (
+            OSError(errno.EMFILE, "Too many open files"),
+            RequestRejected([Problem(path="bpf", rule="libpcap says: no")]),
+            ZeroDivisionError("a fault"),
+        ):
+            self.memory.errors = [error]
+            self.clock.advance(CARE_SECONDS)
+            self.assertEqual((self.memory.errors, self.memory.open_handles), ([], 0))
+            self.assertEqual(self.read("mem0"), [b"udp late"])
+        # What may be is no fault.
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        self.clock.advance(CARE_SECONDS)
+        self.assertEqual(self.memory.open_handles, 1)
+
+    def test_failed_while_waiting(self) -> None:
+        """A handle that fails in whichever way is given up, and replaced."""
+        [waiting] = self.memory.interfaces["mem0"].handles
+
+        def fail(count: int, callback: object) -> int:
+            raise ZeroDivisionError
+
+        waiting.dispatch = fail  # type: ignore[method-assign]
+        self.clock.advance(CARE_SECONDS)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        self.assertTrue(waiting.closed)
+        self.clock.advance(CARE_SECONDS)
+        self.assertEqual(self.memory.open_handles, 1)
+
+    def test_request_while_opening(self) -> None:
+        """A handle is asked for while another is being opened: there is no timer then to be moved."""
+        standby = StandbySystem(self.clock, self.memory, interfaces=["mem0", "mem1"], snap_length=512)
+        standby.startService()
+        self.clock.advance(0)
+        handle = self.memory.interfaces["mem1"].handles[0]
+        handle.lost = True
+
+        def ask(interface: str, *, snap_length: int) -> IPacketHandle:
+            standby.open("mem0", snap_length=512, bpf="udp").close()
+            raise CaptureUnavailable(interface, "the interface is down")
+
+        self.memory.wait = ask  # type: ignore[method-assign]
+        self.clock.advance(CARE_SECONDS)
+        standby.stopService()
