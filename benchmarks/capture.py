@@ -94,6 +94,8 @@ LOADS = (
     Load(size=1400, rate=300_000, snap_length=512),
     Load(size=1400, rate=None, snap_length=512),
     Load(size=1400, rate=300_000, snap_length=65535),
+    Load(size=128, rate=300_000, snap_length=262144),
+    Load(size=1400, rate=300_000, snap_length=262144),
 )
 
 

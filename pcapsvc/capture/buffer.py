@@ -12,6 +12,8 @@ from pcapsvc.interfaces import IPacketDumper, IPacketHandle
 
 # As much memory is taken at once as the next packets may need, and so much more, in bytes.
 _RESERVE_BYTES = 1 << 20
+# So much, at most, may the packets need that are read in one call of libpcap, in bytes.
+_MOST_AHEAD_BYTES = 4 << 20
 # linux/falloc.h
 _FALLOC_FL_KEEP_SIZE = 1
 _FALLOC_FL_PUNCH_HOLE = 2
@@ -52,7 +54,8 @@ class MemoryFile:
     @property
     def size(self) -> int:
         """The number of bytes."""
-        return os.fstat(self._descriptor).st_size
+        # A quarter of what fstat(2) takes, in Python; where the descriptor's own offset is means nothing.
+        return os.lseek(self._descriptor, 0, os.SEEK_END)
 
     def open(self) -> BinaryIO:
         """A reader of its own, at the first byte. The caller closes it."""
@@ -104,8 +107,9 @@ class RecordingBuffer:
     From the first counted batch on the size must be exact: so the file is closed
     then, and a second one is begun, that is put behind the first in the end.
 
-    The dumper says nothing when a write fails. So none may: the memory for a batch
-    is there before it is read.
+    The dumper says nothing when a write fails. So none may: the memory for packets is
+    there before they are read. That is as much as if each of them were of the snap
+    length; so a batch is read in several calls, where that would be much.
 
     @param snap_length: how much of each packet is kept, in bytes.
     @param observer: sees each packet; what it raises is raised by L{read}.
@@ -118,6 +122,7 @@ class RecordingBuffer:
     ) -> None:
         self._handle = handle
         self._largest_packet = PACKET_HEADER_BYTES + snap_length
+        self._most_at_once = max(1, _MOST_AHEAD_BYTES // self._largest_packet)
         self._name = name
         self._observer = observer
         self._files: list[MemoryFile] = []
@@ -146,21 +151,36 @@ class RecordingBuffer:
 
         @return: the number of packets read, which are in the file.
 
-        @raise CaptureUnavailable: where the interface is gone; what was read before is in the file.
+        @raise CaptureUnavailable: where the interface is gone; what was read before, also of this batch, is
+            in the file, and in L{packets}.
         @raise OSError: where there is no memory for the batch.
         """
         before = self.packets
-        dumper = self._dumper_of(batch)
+        read = self._reader_of(batch)
         file = self._files[-1]
-        file.reserve(file.size + _HELD_BACK_BYTES + batch.packets * self._largest_packet)
-        if batch.stop_at_bytes is None and self._observer is None:
-            self.packets += self._handle.dump(batch.packets, dumper)
-            return self.packets - before
         try:
-            self._handle.dispatch(batch.packets, self._each_packet(dumper.dump, batch.stop_at_bytes))
+            while (wanted := before + batch.packets - self.packets) > 0:
+                count = min(wanted, self._most_at_once)
+                file.reserve(file.size + _HELD_BACK_BYTES + count * self._largest_packet)
+                if read(count) < count:
+                    break
         except _Full:
             pass
         return self.packets - before
+
+    def _reader_of(self, batch: Batch) -> Callable[[int], int]:
+        """Reads at most so many packets, counts them, and answers how many they were."""
+        dumper = self._dumper_of(batch)
+        if batch.stop_at_bytes is not None or self._observer is not None:
+            each = self._each_packet(dumper.dump, batch.stop_at_bytes)
+            return lambda count: self._handle.dispatch(count, each)
+
+        def dump(count: int) -> int:
+            got = self._handle.dump(count, dumper)
+            self.packets += got
+            return got
+
+        return dump
 
     def finish(self) -> MemoryFile:
         """

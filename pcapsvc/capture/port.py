@@ -165,9 +165,13 @@ class CapturePort:
 
     def _read_batch(self) -> tuple[int, bool, StopReason | None]:
         """The packets that were read, whether that is all for now, and the limit that is met."""
-        batch = self._session.next_batch()
-        count = self._buffer.read(batch)
-        reason = self._session.recorded(count, self._buffer.size, self._reactor.seconds())
+        batch, before = self._session.next_batch(), self._buffer.packets
+        try:
+            self._buffer.read(batch)
+        finally:
+            # Also where the interface goes away within the batch: what is left in the ring is read yet.
+            count = self._buffer.packets - before
+            reason = self._session.recorded(count, self._buffer.size, self._reactor.seconds())
         return count, count < batch.packets, reason
 
     def _fail(self, error: Exception) -> None:

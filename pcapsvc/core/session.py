@@ -12,8 +12,6 @@ PACKET_HEADER_BYTES = 16
 
 # A batch is bounded so that a flood never keeps the reactor for long: 4096 packets take 2 ms.
 _LARGEST_BATCH = 4096
-# And so that the memory for it can be had beforehand, in bytes.
-_LARGEST_BATCH_BYTES = 4 << 20
 # Below this many packets that surely fit, a batch without counting costs more than counting.
 _SMALLEST_UNCOUNTED_BATCH = 16
 
@@ -69,7 +67,6 @@ class CaptureSession:
     def __init__(self, limits: CaptureLimits, *, snap_length: int, now: float) -> None:
         self._limits = limits
         self._largest_packet = PACKET_HEADER_BYTES + snap_length
-        self._largest_batch = min(_LARGEST_BATCH, max(1, _LARGEST_BATCH_BYTES // self._largest_packet))
         self._ends = now + limits.duration_seconds
         self._last_packet = now
         self._size = FILE_HEADER_BYTES
@@ -83,7 +80,7 @@ class CaptureSession:
         Far from the limit of bytes, a batch is no larger than what surely fits, and
         nothing is counted. Near it, and from there to the end, each packet is.
         """
-        packets = min(self._largest_batch, self._limits.max_packets - self.packets)
+        packets = min(_LARGEST_BATCH, self._limits.max_packets - self.packets)
         fitting = (self._limits.max_bytes - self._size - 1) // self._largest_packet
         if fitting < min(packets, _SMALLEST_UNCOUNTED_BATCH):
             self._counting = True

@@ -46,7 +46,13 @@ class CapturePortTests(unittest.SynchronousTestCase):
         self.assertEqual(len(os.listdir("/proc/self/fd")), self.before)
 
     def port(
-        self, *, packets: int = 10, size: int = 10**6, idle: float = 5, duration: float = 60
+        self,
+        *,
+        packets: int = 10,
+        size: int = 10**7,
+        idle: float = 5,
+        duration: float = 60,
+        snap: int = 100,
     ) -> CapturePort:
         """A capture that has not begun."""
         limits = CaptureLimits(
@@ -57,16 +63,16 @@ class CapturePortTests(unittest.SynchronousTestCase):
             interface="mem0",
             alias=None,
             bpf="",
-            snap_length=100,
+            snap_length=snap,
             limits=limits,
             request=CaptureRequest(node="any", interface=("mem0",)),
             s3={},
         )
-        handle = self.system.open("mem0", snap_length=100, bpf="")
+        handle = self.system.open("mem0", snap_length=snap, bpf="")
         return CapturePort(
             self.reactor,
             handle,
-            RecordingBuffer(handle, "test", snap_length=100),
+            RecordingBuffer(handle, "test", snap_length=snap),
             plan,
             capture_id="abc",
             wall_clock=lambda: self.wall_clock,
@@ -180,6 +186,22 @@ class CapturePortTests(unittest.SynchronousTestCase):
         made = self.recorded(recording)
         port.end(StopReason.CANCELLED)
         self.assertEqual((made.reason, made.packets), (StopReason.SHUTDOWN, 2))
+
+    def test_lost_within_a_batch(self) -> None:
+        """What was read of a batch when the interface went away counts for the limits of what is read yet."""
+        port = self.port(packets=20, snap=262144)
+        recording = port.start()
+        self.system.deliver("mem0", *[udp_frame(number) for number in range(15)])
+        [handle] = self.system.interfaces["mem0"].handles
+        self.system.lose("mem0")
+        for reader in list(self.reactor.getReaders()):
+            reader.doRead()
+        # What arrived, and is handed over only now.
+        handle.lost = False
+        for number in range(15, 30):
+            handle.arrive(udp_frame(number), self.system.seconds)
+        made = self.recorded(recording)
+        self.assertEqual((made.reason, made.packets), (StopReason.DEVICE_LOST, 20))
 
     def test_cancel(self) -> None:
         """A cancelled capture ends with what there is."""

@@ -248,6 +248,25 @@ class RecordingBufferTests(unittest.SynchronousTestCase):
         self.assertEqual(content.size, 100)
         self.assertLessEqual(os.stat(content.path).st_blocks * 512, 4096)
 
+    def test_memory_is_bounded(self) -> None:
+        """With the longest snap length a batch is as large as with any other, and takes no more memory."""
+        buffer = RecordingBuffer(self.handle(262144), "test", snap_length=262144)
+        self.system.deliver("mem0", *[b"x" * 60] * 100)
+        self.assertEqual(buffer.read(Batch(packets=90, stop_at_bytes=None)), 90)
+        self.assertLess(allocated(buffer), 6 << 20)
+        self.assertEqual(buffer.read(Batch(packets=4096, stop_at_bytes=10**6)), 10)
+        self.assertLess(allocated(buffer), 12 << 20)
+        self.assertEqual(len(packets_of(self.finish(buffer))), 100)
+
+    def test_lost_within_a_batch(self) -> None:
+        """Where the interface is gone in the middle of a batch, what was read of it is counted."""
+        buffer = RecordingBuffer(self.handle(262144), "test", snap_length=262144)
+        self.system.deliver("mem0", *[b"x" * 60] * 15)
+        self.system.lose("mem0")
+        self.assertRaises(CaptureUnavailable, buffer.read, Batch(packets=4096, stop_at_bytes=None))
+        self.assertEqual(buffer.packets, 15)
+        self.assertEqual(len(packets_of(self.finish(buffer))), 15)
+
     def test_no_memory(self) -> None:
         """Where there is none for a batch, nothing of it is read."""
         buffer = RecordingBuffer(self.handle(), "test", snap_length=100)
