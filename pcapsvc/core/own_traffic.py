@@ -84,11 +84,12 @@ def without(own: str, bpf: str) -> str:
     """
     A filter that lets pass what C{bpf} does, but for what C{own} does.
 
-    C{bpf} comes last: its words C{vlan} and C{mpls} change what stands behind them.
+    C{bpf} comes last: its words C{vlan} and C{mpls} change what stands behind them. White
+    space alone is a filter that all passes, though not in brackets.
     """
     if not own:
         return bpf
-    return f"not ({own}) and ({bpf})" if bpf else f"not ({own})"
+    return f"not ({own}) and ({bpf})" if bpf.strip() else f"not ({own})"
 
 
 def _terms(connections: Iterable[Connection], listeners: Iterable[Listener]) -> Iterator[str]:

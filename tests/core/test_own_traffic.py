@@ -97,5 +97,6 @@ class OwnTrafficTests(unittest.SynchronousTestCase):
     def test_with_a_filter(self) -> None:
         """The request's filter comes last, in brackets of its own."""
         self.assertEqual(without("", "udp"), "udp")
-        self.assertEqual(without("tcp port 1", ""), "not (tcp port 1)")
+        for nothing in ("", " ", " \t\n"):
+            self.assertEqual(without("tcp port 1", nothing), "not (tcp port 1)")
         self.assertEqual(without("tcp port 1", "udp or vlan 5"), "not (tcp port 1) and (udp or vlan 5)")
