@@ -11,6 +11,7 @@ from typing import Any
 import pcapy
 from zope.interface import implementer
 
+from pcapsvc.capture.kernel_filter import runs_in_kernel
 from pcapsvc.capture.libpcap import BadFilter, Libpcap, LibpcapError, find_libpcap
 from pcapsvc.capture.meanwhile import Meanwhile, at_once
 from pcapsvc.core.errors import CaptureForbidden, CaptureUnavailable, Problem, RequestRejected, shown
@@ -148,7 +149,7 @@ class PcapySystem:
                 self._libpcap.check_filter(bpf, link_type=_ANY_LINK_TYPE, snap_length=_ANY_SNAP_LENGTH)
         except (pcapy.PcapError, LibpcapError) as error:
             if "syntax error" in str(error):
-                raise _filter_refused(bpf, error) from None
+                raise _filter_refused(bpf, _words_of(error)) from None
 
 
 def interface_names() -> frozenset[str]:
@@ -156,9 +157,12 @@ def interface_names() -> frozenset[str]:
     return frozenset(name for _, name in socket.if_nameindex())
 
 
-def _filter_refused(bpf: str, error: Exception) -> RequestRejected:
-    words = one_line(str(error))
-    return RequestRejected([Problem(path="bpf", value=shown(bpf), rule=f"libpcap says: {words}")])
+def _filter_refused(bpf: str, rule: str) -> RequestRejected:
+    return RequestRejected([Problem(path="bpf", value=shown(bpf), rule=rule)])
+
+
+def _words_of(error: Exception) -> str:
+    return f"libpcap says: {one_line(str(error))}"
 
 
 def _throw_away(header: object, data: bytes) -> None:
@@ -189,6 +193,7 @@ class _PcapyHandle:
         self._long_for = long_for
         self._libpcap = libpcap
         self._closed = False
+        self._bpf = ""
         # libpcap 1.9 opens its socket on all interfaces, and binds it then: what came between is counted.
         received, dropped, interface_dropped = reader.stats()
         self._before = PacketCounts(received=received, dropped=dropped, interface_dropped=interface_dropped)
@@ -238,6 +243,14 @@ class _PcapyHandle:
             raise CaptureUnavailable(self._interface, f"promiscuous mode: {error.strerror}") from None
 
     def refilter(self, bpf: str) -> None:
+        self._set_filter(bpf)
+        if not runs_in_kernel(self.fileno()):
+            # libpcap would run it, and a dispatch go on for as long as packets come that don't pass it.
+            self._set_filter(self._bpf)
+            raise _filter_refused(bpf, f"the kernel can't run it on {self._interface}")
+        self._bpf = bpf
+
+    def _set_filter(self, bpf: str) -> None:
         # libpcap puts what is in the ring already through the new filter as well (pcap_setfilter_linux_mmap).
         try:
             if self._libpcap is None:
@@ -245,7 +258,7 @@ class _PcapyHandle:
             else:
                 self._libpcap.set_filter(self._reader, bpf)
         except BadFilter as error:
-            raise _filter_refused(bpf, error) from None
+            raise _filter_refused(bpf, _words_of(error)) from None
         except (pcapy.PcapError, LibpcapError) as error:
             raise CaptureUnavailable(self._interface, str(error)) from None
 

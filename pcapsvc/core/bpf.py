@@ -1,5 +1,5 @@
 """
-What can be told of a BPF filter without compiling it: the names in it.
+What can be told of a BPF filter without compiling it: the names in it, and loops.
 
 libpcap looks up the name of a host or a network while it compiles a filter, and
 waits for DNS there, with all else at a standstill. So a filter is read here as
@@ -83,6 +83,14 @@ def names_needing_dns(bpf: str) -> tuple[str, ...]:
     at all is left for libpcap to say.
     """
     return tuple(dict.fromkeys(_host_names(bpf)))
+
+
+def follows_header_chains(bpf: str) -> bool:
+    """
+    Whether a filter has the word C{protochain}: it is compiled to a loop, and the kernel
+    runs none (C{sk_chk_filter} in net/core/filter.c, socket(7)).
+    """
+    return any(token["word"] == "protochain" for token in _TOKEN.finditer(bpf))
 
 
 def _host_names(bpf: str) -> Iterator[str]:

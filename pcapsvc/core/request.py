@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from pcapsvc.core.bpf import names_needing_dns
+from pcapsvc.core.bpf import follows_header_chains, names_needing_dns
 from pcapsvc.core.endpoint import EndpointError, endpoint_url
 from pcapsvc.core.errors import Problem, RequestRejected, shown
 from pcapsvc.core.fields import check_fields
@@ -268,6 +268,10 @@ def _filter_rules_broken(bpf: str, most: int) -> Iterator[Problem]:
             path="bpf", rule=f"must be at most {most} characters long on this node, and has {len(bpf)}"
         )
         return
+    if follows_header_chains(bpf):
+        yield Problem(
+            path="bpf", value=shown("protochain"), rule="is not for captures: the kernel can't run it"
+        )
     for name in names_needing_dns(bpf):
         yield Problem(
             path="bpf",

@@ -339,6 +339,23 @@ class PcapySystemTests(PacketSystemContract, unittest.SynchronousTestCase):
         self.send(udp_frame(1, port=5353))
         self.assertEqual(len(self.read(handle, 1)), 1)
 
+    def test_filter_not_for_the_kernel(self) -> None:
+        """
+        A filter that the kernel doesn't run is refused, whatever it is: within libpcap, packets that don't
+        pass it would be read without end. The one before stays.
+        """
+        for interface, bpf in (
+            (self.interface, "ip protochain 17"),
+            ("any", "link[4] = 1"),
+            ("any", "geneve"),
+        ):
+            error = self.assertRaises(RequestRejected, self.system.open, interface, snap_length=512, bpf=bpf)
+            self.assertIn(f"the kernel can't run it on {interface}", str(error))
+        handle = self.open(bpf="udp port 53")
+        self.assertRaises(RequestRejected, handle.refilter, "ip protochain 17")
+        self.send(udp_frame(1, port=9), udp_frame(2, port=53))
+        self.assertEqual(self.read(handle, 1), [udp_frame(2, port=53)])
+
     def test_no_leak_by_bad_filters(self) -> None:
         """Refused filters and interfaces leave no descriptor behind."""
         before = len(os.listdir("/proc/self/fd"))

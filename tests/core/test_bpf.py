@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial import unittest
 
-from pcapsvc.core.bpf import names_needing_dns
+from pcapsvc.core.bpf import follows_header_chains, names_needing_dns
 
 NO_NAMES = """
 tcp
@@ -96,6 +96,13 @@ class NamesTests(unittest.SynchronousTestCase):
         """No filter has no name."""
         self.assertEqual(names_needing_dns(""), ())
         self.assertEqual(names_needing_dns(" \n"), ())
+
+    def test_chains(self) -> None:
+        """The one word that makes a loop is found wherever it is one, and nowhere else."""
+        for bpf in ("ip protochain 6", "udp or (ip6 protochain \\udp)", "protochain\n6", "not(protochain 6)"):
+            self.assertTrue(follows_header_chains(bpf), bpf)
+        for bpf in (*NO_NAMES, *NAMES, "", "ip proto 6", "port protochains", "host \\protochain"):
+            self.assertFalse(follows_header_chains(bpf), bpf)
 
     @settings(max_examples=300, deadline=None)
     @given(

@@ -383,6 +383,13 @@ class FilterTests(_Requests, unittest.SynchronousTestCase):
             [(problem.path, problem.value) for problem in rejection.problems], [("bpf", "'foo.example'")]
         )
 
+    def test_loop(self) -> None:
+        """A filter that the kernel can't run is refused by its word."""
+        self.assertEqual(
+            self.problems(message(bpf="ip protochain 6")),
+            {"bpf": "is not for captures: the kernel can't run it"},
+        )
+
     def test_control_characters(self) -> None:
         """White space may be tabs and newlines; no other control character is taken."""
         self.assertEqual(self.parse(message(bpf="tcp\n\tport 80")).bpf, "tcp\n\tport 80")
