@@ -97,10 +97,14 @@ class IPacketHandle(Interface):
         @raise CaptureUnavailable: where the interface went down or away.
         """
 
-    def refilter(bpf: str) -> None:
+    def leave_out(bpf: str) -> None:
         """
-        Go on with another filter. What has arrived and doesn't pass it is not handed over,
-        though it may be counted. Never to be called within L{dispatch}.
+        Go on without the packets that pass this filter, of those that pass the handle's own. What
+        has arrived and is left out is not handed over, though it may be counted. To be
+        called as often as that changes, and never within L{dispatch}.
+
+        @param bpf: a filter of pcap-filter(7), in place of the one of the last call; empty to
+            leave out none.
 
         @raise RequestRejected: where the filter can't be compiled; the one before stays.
         @raise CaptureUnavailable: where the interface went down or away.

@@ -186,7 +186,8 @@ class MemoryHandle:
         self._name = name
         self._interface = interface
         self._compile = compile_filter
-        self._passes = passes
+        self._filter = passes
+        self._left_out: Callable[[bytes], bool] = _nothing
         self._waiting: deque[tuple[_Header, bytes]] = deque()
         self._received = 0
         self._dispatching = False
@@ -204,6 +205,9 @@ class MemoryHandle:
             self._received += 1
             self._waiting.append((_Header(seconds, len(data)), data))
             os.eventfd_write(self._event, 1)
+
+    def _passes(self, data: bytes) -> bool:
+        return self._filter(data) and not self._left_out(data)
 
     def fileno(self) -> int:
         """The descriptor: see L{IPacketHandle.fileno}."""
@@ -243,15 +247,15 @@ class MemoryHandle:
         while self.dispatch(1, lambda header, data: None):
             pass
         self.promiscuous = True
-        self._passes = self._compile(bpf)
+        self._filter, self._left_out = self._compile(bpf), _nothing
         self._received = 0
 
-    def refilter(self, bpf: str) -> None:
-        """Go on with another filter: see L{IPacketHandle.refilter}."""
-        passes = self._compile(bpf)
+    def leave_out(self, bpf: str) -> None:
+        """Go on without some packets: see L{IPacketHandle.leave_out}."""
+        left_out = self._compile(bpf) if bpf else _nothing
         if self.lost:
             raise CaptureUnavailable(self._name, "The interface disappeared")
-        self._passes = passes
+        self._left_out = left_out
 
     def counts(self) -> PacketCounts | None:
         """What the kernel would say: see L{IPacketHandle.counts}."""
@@ -267,6 +271,11 @@ class MemoryHandle:
             self.closed = True
             os.close(self._event)
             self._interface.handles.remove(self)
+
+
+def _nothing(data: bytes) -> bool:
+    """The filter that no packet passes."""
+    return False
 
 
 @implementer(IPacketDumper)

@@ -16,6 +16,7 @@ _DUMPER_BYTES = 8
 
 _HEAD_BYTES = object.__basicsize__
 _NOT_OPTIMIZED, _OPTIMIZED = 0, 1
+_INSTRUCTION_BYTES = 8
 _ANY_MASK = 0
 
 
@@ -112,24 +113,38 @@ class Libpcap:
             raise self._error(handle)
         return packets
 
-    def set_filter(self, reader: Any, bpf: str) -> None:
+    def compile(self, reader: Any, bpf: str) -> bytes:
         """
-        Compile a filter and set it: C{reader.setfilter(bpf)}, which never frees what it has compiled.
+        Compile a filter for a handle.
 
         @param reader: of pcapy, open.
         @param bpf: a filter of pcap-filter(7).
 
+        @return: its instructions, each a C{struct bpf_insn} of pcap/bpf.h.
+
         @raise BadFilter: where it is none.
-        @raise LibpcapError: where the kernel doesn't take it: the interface went down or away.
         """
-        handle = _pointer(reader, _READER_BYTES)
         (mask,) = struct.unpack("=I", socket.inet_aton(reader.getmask()))
-        program = self._compiled(handle, bpf, _OPTIMIZED, mask)
+        program = self._compiled(_pointer(reader, _READER_BYTES), bpf, _OPTIMIZED, mask)
         try:
-            if self._setfilter(handle, program) < 0:
-                raise self._error(handle)
+            return ctypes.string_at(program.instructions, program.length * _INSTRUCTION_BYTES)
         finally:
             self._freecode(program)
+
+    def set_filter(self, reader: Any, program: bytes) -> None:
+        """
+        Set a filter that is compiled. C{reader.setfilter(bpf)} compiles it each time, and never frees that.
+
+        @param reader: of pcapy, open.
+        @param program: of L{compile}, for this handle.
+
+        @raise LibpcapError: where it can't be set: the interface went down or away.
+        """
+        handle = _pointer(reader, _READER_BYTES)
+        instructions = ctypes.create_string_buffer(program, len(program))
+        filled = _Program(len(program) // _INSTRUCTION_BYTES, ctypes.addressof(instructions))
+        if self._setfilter(handle, filled) < 0:
+            raise self._error(handle)
 
     def _compiled(self, handle: int, bpf: str, optimized: int, mask: int) -> _Program:
         program = _Program()

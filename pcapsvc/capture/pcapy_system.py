@@ -14,6 +14,7 @@ from zope.interface import implementer
 from pcapsvc.capture.kernel_filter import runs_in_kernel
 from pcapsvc.capture.libpcap import BadFilter, Libpcap, LibpcapError, find_libpcap
 from pcapsvc.capture.meanwhile import Meanwhile, at_once
+from pcapsvc.core import bpf_program, own_traffic
 from pcapsvc.core.errors import CaptureForbidden, CaptureUnavailable, Problem, RequestRejected, shown
 from pcapsvc.core.recording import PacketCounts
 from pcapsvc.core.text import one_line
@@ -115,7 +116,7 @@ class PcapySystem:
             raise CaptureUnavailable(interface, str(error)) from None
         try:
             if bpf:
-                self._long_for(bpf)(lambda: handle.refilter(bpf))
+                self._long_for(bpf)(lambda: handle.filter(bpf))
             reader.setnonblock(1)
         except BaseException:
             handle.close()
@@ -149,7 +150,7 @@ class PcapySystem:
                 self._libpcap.check_filter(bpf, link_type=_ANY_LINK_TYPE, snap_length=_ANY_SNAP_LENGTH)
         except (pcapy.PcapError, LibpcapError) as error:
             if "syntax error" in str(error):
-                raise _filter_refused(bpf, _words_of(error)) from None
+                raise _filter_refused(bpf, error) from None
 
 
 def interface_names() -> frozenset[str]:
@@ -157,16 +158,68 @@ def interface_names() -> frozenset[str]:
     return frozenset(name for _, name in socket.if_nameindex())
 
 
-def _filter_refused(bpf: str, rule: str) -> RequestRejected:
+def _filter_refused(bpf: str, why: Exception | str) -> RequestRejected:
+    rule = why if isinstance(why, str) else f"libpcap says: {one_line(str(why))}"
     return RequestRejected([Problem(path="bpf", value=shown(bpf), rule=rule)])
-
-
-def _words_of(error: Exception) -> str:
-    return f"libpcap says: {one_line(str(error))}"
 
 
 def _throw_away(header: object, data: bytes) -> None:
     """For packets that nobody wants."""
+
+
+class _Filters:
+    """How filters are set on a handle of pcapy's, where no more is known of it."""
+
+    def __init__(self, reader: Any) -> None:
+        self._reader = reader
+
+    def compiled(self, bpf: str) -> Any:
+        """
+        A filter to be set: here, its words.
+
+        @raise BadFilter: where it is none.
+        """
+        return bpf
+
+    def without(self, left_out: str, wanted: Any) -> Any:
+        """One that lets pass what C{wanted} does, but for what C{left_out} does; raises as L{compiled}."""
+        return own_traffic.without(left_out, wanted)
+
+    def set(self, wanted: Any) -> None:
+        """
+        Set it. libpcap puts what is in the ring already through it as well (pcap_setfilter_linux_mmap).
+
+        @raise BadFilter: where it is none.
+        @raise pcapy.PcapError: where it can't be set: the interface went down or away.
+        @raise LibpcapError: likewise.
+        """
+        try:
+            self._reader.setfilter(wanted)
+        except pcapy.PcapError:
+            # It doesn't tell a filter that can't be compiled from one that can't be set.
+            (mask,) = struct.unpack("=I", socket.inet_aton(self._reader.getmask()))
+            try:
+                pcapy.compile(self._reader.datalink(), _ANY_SNAP_LENGTH, wanted, _OPTIMIZED, mask)
+            except pcapy.PcapError as error:
+                raise BadFilter(str(error)) from None
+            raise
+
+
+class _CompiledFilters(_Filters):
+    """Likewise, where libpcap is at hand: each filter is compiled once, and put together with others then."""
+
+    def __init__(self, reader: Any, libpcap: Libpcap) -> None:
+        super().__init__(reader)
+        self._libpcap = libpcap
+
+    def compiled(self, bpf: str) -> Any:
+        return self._libpcap.compile(self._reader, bpf)
+
+    def without(self, left_out: str, wanted: Any) -> Any:
+        return bpf_program.without(self.compiled(left_out), wanted)
+
+    def set(self, wanted: Any) -> None:
+        self._libpcap.set_filter(self._reader, wanted)
 
 
 @implementer(IPacketHandle)
@@ -193,7 +246,9 @@ class _PcapyHandle:
         self._long_for = long_for
         self._libpcap = libpcap
         self._closed = False
-        self._bpf = ""
+        self._filters = _Filters(reader) if libpcap is None else _CompiledFilters(reader, libpcap)
+        # What was asked for, and what is set: that, or less.
+        self._filter = self._in_force = self._filters.compiled("")
         # libpcap 1.9 opens its socket on all interfaces, and binds it then: what came between is counted.
         received, dropped, interface_dropped = reader.stats()
         self._before = PacketCounts(received=received, dropped=dropped, interface_dropped=interface_dropped)
@@ -229,7 +284,7 @@ class _PcapyHandle:
         if self.promiscuous_from_rearm:
             self.promiscuous_from_rearm = False
             self._become_promiscuous()
-        self._long_for(bpf)(lambda: self.refilter(bpf))
+        self._long_for(bpf)(lambda: self.filter(bpf))
         self._before = self._all_counts() or self._before
 
     def _become_promiscuous(self) -> None:
@@ -242,37 +297,28 @@ class _PcapyHandle:
         except OSError as error:
             raise CaptureUnavailable(self._interface, f"promiscuous mode: {error.strerror}") from None
 
-    def refilter(self, bpf: str) -> None:
-        self._set_filter(bpf)
-        if not runs_in_kernel(self.fileno()):
-            # libpcap would run it, and a dispatch go on for as long as packets come that don't pass it.
-            self._set_filter(self._bpf)
-            raise _filter_refused(bpf, f"the kernel can't run it on {self._interface}")
-        self._bpf = bpf
+    def filter(self, bpf: str) -> None:
+        """Let pass what this filter does, and no more: raises what L{IPacketHandle.rearm} does."""
+        self._filter = self._set_filter(bpf, lambda: self._filters.compiled(bpf))
 
-    def _set_filter(self, bpf: str) -> None:
-        # libpcap puts what is in the ring already through the new filter as well (pcap_setfilter_linux_mmap).
+    def leave_out(self, bpf: str) -> None:
+        self._set_filter(bpf, lambda: self._filters.without(bpf, self._filter) if bpf else self._filter)
+
+    def _set_filter(self, bpf: str, make: Callable[[], Any]) -> Any:
+        """Set a filter that is made of this one, and answer it."""
         try:
-            if self._libpcap is None:
-                self._set_filter_by_pcapy(bpf)
-            else:
-                self._libpcap.set_filter(self._reader, bpf)
+            wanted = make()
+            self._filters.set(wanted)
+            if runs_in_kernel(self.fileno()):
+                self._in_force = wanted
+                return wanted
+            # libpcap would run it, and a dispatch go on for as long as packets come that don't pass it.
+            self._filters.set(self._in_force)
         except BadFilter as error:
-            raise _filter_refused(bpf, _words_of(error)) from None
+            raise _filter_refused(bpf, error) from None
         except (pcapy.PcapError, LibpcapError) as error:
             raise CaptureUnavailable(self._interface, str(error)) from None
-
-    def _set_filter_by_pcapy(self, bpf: str) -> None:
-        try:
-            self._reader.setfilter(bpf)
-        except pcapy.PcapError:
-            # It doesn't tell a filter that can't be compiled from one that the kernel doesn't take.
-            (mask,) = struct.unpack("=I", socket.inet_aton(self._reader.getmask()))
-            try:
-                pcapy.compile(self.link_type, _ANY_SNAP_LENGTH, bpf, _OPTIMIZED, mask)
-            except pcapy.PcapError as error:
-                raise BadFilter(str(error)) from None
-            raise
+        raise _filter_refused(bpf, f"the kernel can't run it on {self._interface}")
 
     def counts(self) -> PacketCounts | None:
         counts = self._all_counts()

@@ -10,7 +10,7 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from pcapsvc.core.errors import RequestRejected
-from pcapsvc.core.own_traffic import OwnSockets, OwnTraffic, without
+from pcapsvc.core.own_traffic import OwnSockets, OwnTraffic
 from pcapsvc.core.recording import PacketCounts
 from pcapsvc.interfaces import IPacketDumper, IPacketHandle, IPacketSystem
 
@@ -83,7 +83,7 @@ class SelflessSystem:
         except BaseException:
             self._closed()
             raise
-        return _SelflessHandle(handle, bpf, self._own, self._closed)
+        return _SelflessHandle(handle, self._own, self._closed)
 
     def _own(self) -> str:
         """The filter that this process's packets pass."""
@@ -130,11 +130,8 @@ class SelflessSystem:
 class _SelflessHandle:
     _log = Logger()
 
-    def __init__(
-        self, handle: IPacketHandle, bpf: str, own: Callable[[], str], closed: Callable[[], None]
-    ) -> None:
+    def __init__(self, handle: IPacketHandle, own: Callable[[], str], closed: Callable[[], None]) -> None:
         self._handle = handle
-        self._bpf = bpf
         self._own = own
         self._closed: Callable[[], None] | None = closed
         self._left_out = ""
@@ -156,11 +153,11 @@ class _SelflessHandle:
 
     def rearm(self, bpf: str) -> None:
         self._handle.rearm(bpf)
-        self._bpf, self._left_out = bpf, ""
+        self._left_out = ""
 
-    def refilter(self, bpf: str) -> None:
-        self._handle.refilter(bpf)
-        self._bpf, self._left_out = bpf, ""
+    def leave_out(self, bpf: str) -> None:
+        self._handle.leave_out(bpf)
+        self._left_out = bpf
 
     def counts(self) -> PacketCounts | None:
         return self._handle.counts()
@@ -179,7 +176,7 @@ class _SelflessHandle:
                 return
             self._left_out = own
             try:
-                self._handle.refilter(without(own, self._bpf))
+                self._handle.leave_out(own)
             except RequestRejected as error:
-                # There is no TCP on this link type; or nothing but the daemon's own would pass.
+                # There is no TCP on this link type.
                 self._log.warn("the daemon's own packets can't be left out: {problem}", problem=str(error))

@@ -7,14 +7,17 @@ import select
 import struct
 import time
 from pathlib import Path
+from typing import Any
 
 from twisted.trial import unittest
 
+from pcapsvc.capture.libpcap import Libpcap
 from pcapsvc.capture.pcapy_system import PcapySystem
 from pcapsvc.core.errors import CaptureUnavailable, RequestRejected
 from pcapsvc.interfaces import IPacketHandle, IPatientPacketSystem
 from pcapsvc.testing import MemoryPacketSystem
 from tests.peers.frames import udp_frame
+from tests.peers.requirement import require_root
 from tests.peers.wire import Wire
 
 
@@ -231,32 +234,54 @@ class PacketSystemContract:
         self.lose_interface()
         self.assertRaises(CaptureUnavailable, handle.rearm, "")
 
-    def test_refilter(self) -> None:
-        """With another filter a handle goes on: of what had arrived, only what passes it is handed over."""
+    def test_leave_out(self) -> None:
+        """A handle goes on without what passes a filter, of what had arrived as well; then of another."""
         handle = self.open(bpf="udp")
-        self.send(udp_frame(1, port=9), udp_frame(2, port=53))
+        self.send(udp_frame(1, port=53), udp_frame(2, port=9))
         time.sleep(0.05)
-        handle.refilter("udp port 53")
-        self.send(udp_frame(3, port=9), udp_frame(4, port=53))
-        self.assertEqual(self.read(handle, 2), [udp_frame(2, port=53), udp_frame(4, port=53)])
+        handle.leave_out("udp port 53")
+        self.send(udp_frame(3, port=53), udp_frame(4, port=9))
+        self.assertEqual(self.read(handle, 2), [udp_frame(2, port=9), udp_frame(4, port=9)])
         self.assertEqual(handle.dispatch(10, lambda *_: self.fail("there was no more")), 0)
-        handle.refilter("udp")
-        self.send(udp_frame(5, port=9))
-        self.assertEqual(self.read(handle, 1), [udp_frame(5, port=9)])
+        handle.leave_out("udp port 9")
+        self.send(udp_frame(5, port=9), udp_frame(6, port=53))
+        self.assertEqual(self.read(handle, 1), [udp_frame(6, port=53)])
+        handle.leave_out("")
+        self.send(udp_frame(7, port=9))
+        self.assertEqual(self.read(handle, 1), [udp_frame(7, port=9)])
 
-    def test_refilter_refused(self) -> None:
-        """Where the other filter can't be compiled, the one before stays."""
-        handle = self.open(bpf="udp port 53")
-        self.assertRaises(RequestRejected, handle.refilter, "tcp prot 80")
-        self.send(udp_frame(1, port=9), udp_frame(2, port=53))
-        self.assertEqual(self.read(handle, 1), [udp_frame(2, port=53)])
+    def test_leave_out_of_a_filter(self) -> None:
+        """Of a handle with a filter, no more is handed over than before; of one without, all else is."""
+        for bpf, wanted in (("udp port 53", [53]), ("", [7, 53])):
+            handle = self.open(bpf=bpf)
+            handle.leave_out("udp port 9")
+            self.send(udp_frame(1, port=7), udp_frame(2, port=9), udp_frame(3, port=53))
+            ports = [int.from_bytes(data[36:38], "big") for data in self.read(handle, len(wanted))]
+            self.assertEqual(ports, wanted)
+            handle.close()
 
-    def test_refilter_of_a_lost_interface(self) -> None:
+    def test_leave_out_until_rearmed(self) -> None:
+        """Begun anew, a handle leaves nothing out."""
+        handle = self.open()
+        handle.leave_out("udp port 53")
+        handle.rearm("udp")
+        self.send(udp_frame(1, port=53))
+        self.assertEqual(self.read(handle, 1), [udp_frame(1, port=53)])
+
+    def test_leave_out_refused(self) -> None:
+        """Where what is to be left out is no filter, what was left out before still is."""
+        handle = self.open()
+        handle.leave_out("udp port 53")
+        self.assertRaises(RequestRejected, handle.leave_out, "tcp prot 80")
+        self.send(udp_frame(1, port=53), udp_frame(2, port=9))
+        self.assertEqual(self.read(handle, 1), [udp_frame(2, port=9)])
+
+    def test_leave_out_of_a_lost_interface(self) -> None:
         """That an interface went away is not the filter's fault; a filter that is none is, there as well."""
         handle = self.open(bpf="udp")
         self.lose_interface()
-        self.assertRaises(RequestRejected, handle.refilter, "tcp prot 80")
-        error = self.assertRaises(CaptureUnavailable, handle.refilter, "udp port 53")
+        self.assertRaises(RequestRejected, handle.leave_out, "tcp prot 80")
+        error = self.assertRaises(CaptureUnavailable, handle.leave_out, "udp port 53")
         self.assertEqual(error.interface, self.interface)
 
     def test_close_twice(self) -> None:
@@ -273,6 +298,7 @@ class MemoryPacketSystemTests(PacketSystemContract, unittest.SynchronousTestCase
         """One interface, and the one filter that the suite uses."""
         self.memory = MemoryPacketSystem("mem0")
         self.memory.filters["udp"] = lambda data: True
+        self.memory.filters["udp port 9"] = lambda data: data[36:38] == (9).to_bytes(2, "big")
         self.memory.filters["udp port 53"] = lambda data: data[36:38] == (53).to_bytes(2, "big")
         self.system = self.memory
         self.interface = "mem0"
@@ -328,7 +354,7 @@ class PcapySystemTests(PacketSystemContract, unittest.SynchronousTestCase):
         """One that goes down while its filter is set is told as such, and is no fault of the filter's."""
         handle = self.open(bpf="udp")
         self.wire.down()
-        error = self.assertRaises(CaptureUnavailable, handle.refilter, "udp port 53")
+        error = self.assertRaises(CaptureUnavailable, handle.leave_out, "udp port 53")
         self.assertIn("Network is down", error.reason)
 
     def test_any(self) -> None:
@@ -352,7 +378,7 @@ class PcapySystemTests(PacketSystemContract, unittest.SynchronousTestCase):
             error = self.assertRaises(RequestRejected, self.system.open, interface, snap_length=512, bpf=bpf)
             self.assertIn(f"the kernel can't run it on {interface}", str(error))
         handle = self.open(bpf="udp port 53")
-        self.assertRaises(RequestRejected, handle.refilter, "ip protochain 17")
+        self.assertRaises(RequestRejected, handle.leave_out, "ip protochain 17")
         self.send(udp_frame(1, port=9), udp_frame(2, port=53))
         self.assertEqual(self.read(handle, 1), [udp_frame(2, port=53)])
 
@@ -367,6 +393,41 @@ class PcapySystemTests(PacketSystemContract, unittest.SynchronousTestCase):
     def test_interface_that_libpcap_alone_knows(self) -> None:
         """What libpcap would open by name, though it is no network interface, isn't opened."""
         self.assertRaises(CaptureUnavailable, self.system.open, "nflog", snap_length=512, bpf="")
+
+
+class _Counting:
+    """libpcap, and the filters that it has compiled."""
+
+    def __init__(self, libpcap: Libpcap) -> None:
+        self._libpcap = libpcap
+        self.compiled: list[str] = []
+
+    def compile(self, reader: object, bpf: str) -> bytes:
+        """Take note."""
+        self.compiled.append(bpf)
+        return self._libpcap.compile(reader, bpf)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._libpcap, name)
+
+
+class CompiledFilterTests(unittest.SynchronousTestCase):
+    """What is left out changes all the time."""
+
+    def test_once(self) -> None:
+        """However often that changes, the filter of a capture, which may take long, is compiled once."""
+        require_root("to capture")
+        system = PcapySystem(buffer_size_bytes=2 << 20, read_timeout_ms=10, promiscuous=True)
+        if system._libpcap is None:
+            raise unittest.SkipTest("the pcapy that is installed is not the one that is known")
+        counting = system._libpcap = _Counting(system._libpcap)  # type: ignore[assignment]
+        handle = system.open("lo", snap_length=512, bpf="udp port 53")
+        self.addCleanup(handle.close)
+        for port in range(3):
+            handle.leave_out(f"tcp port {port}")
+        handle.leave_out("")
+        compiled = [bpf for bpf in counting.compiled if bpf]
+        self.assertEqual(compiled, ["udp port 53", "tcp port 0", "tcp port 1", "tcp port 2"])
 
 
 class PlainPcapySystemTests(PcapySystemTests):
