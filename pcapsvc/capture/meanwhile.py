@@ -31,7 +31,8 @@ def reading(read_all: Callable[[], None]) -> Meanwhile:
     """
     A L{Meanwhile} for the reactor's thread: it waits there until the work is done, since
     whoever asks wants the answer now, and keeps the captures' rings from filling up. That
-    helps where the work lets go of Python's lock.
+    helps where the work lets go of Python's lock. Where no thread can be started, the
+    work is done at once.
 
     @param read_all: reads what all captures have.
     """
@@ -46,7 +47,11 @@ def reading(read_all: Callable[[], None]) -> Meanwhile:
                 future.set_exception(error)
 
         read_all()
-        Thread(target=run, daemon=True, name="pcapsvc-meanwhile").start()
+        try:
+            Thread(target=run, daemon=True, name="pcapsvc-meanwhile").start()
+        except RuntimeError:
+            # There may be no more threads (pthread_create(3), EAGAIN). Better late than not at all.
+            return work()
         while not wait([future], PAUSE_SECONDS).done:
             read_all()
         return future.result()

@@ -8,6 +8,9 @@ from twisted.trial import unittest
 
 from pcapsvc.capture.meanwhile import at_once, reading
 
+# More than a process can address (47 bits of x86-64, 48 of AArch64).
+_NO_ROOM_BYTES = 1 << 50
+
 
 class MeanwhileTests(unittest.SynchronousTestCase):
     """L{reading}, and L{at_once}."""
@@ -37,6 +40,14 @@ class MeanwhileTests(unittest.SynchronousTestCase):
             for do in (reading(lambda: None), at_once):
                 with self.assertRaises(error):
                     do(lambda error=error: self._raise(error))  # type: ignore[misc]
+
+    def test_no_thread(self) -> None:
+        """Where there may be no more threads, the work is done all the same, in the caller's."""
+        # A stack as large as can be asked for: there is no room for one more.
+        before = threading.stack_size(_NO_ROOM_BYTES)
+        self.addCleanup(threading.stack_size, before)
+        self.assertRaises(RuntimeError, threading.Thread(target=int).start)
+        self.assertIs(reading(lambda: None)(threading.current_thread), threading.current_thread())
 
     def test_at_once(self) -> None:
         """Without anything to do meanwhile there is no thread."""
