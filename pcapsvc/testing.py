@@ -88,6 +88,10 @@ class _Header:
     seconds: float
     length: int
 
+    def getlen(self) -> int:
+        """The length on the wire, in bytes."""
+        return self.length
+
 
 @dataclass
 class MemoryInterface:

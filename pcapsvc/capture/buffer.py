@@ -28,8 +28,13 @@ _HELD_BACK_BYTES = 4096
 class Observer(Protocol):
     """Looks at each packet on its way into the file."""
 
-    def packet(self, data: bytes) -> None:
-        """See one packet, as it is in the file. What it raises ends the batch."""
+    def packet(self, data: bytes, length: int) -> None:
+        """
+        See one packet. What it raises ends the batch.
+
+        @param data: as it is in the file.
+        @param length: how long it was before it was cut, in bytes.
+        """
 
     def done(self) -> None:
         """No packet will come any more."""
@@ -252,7 +257,7 @@ class RecordingBuffer:
             if self._counted_bytes is not None:
                 self._counted_bytes += PACKET_HEADER_BYTES + len(data)
             if observer is not None:
-                observer.packet(data)
+                observer.packet(data, header.getlen())
             counted = self._counted_bytes
             if stop_at_bytes is not None and counted is not None and counted >= stop_at_bytes:
                 raise _Full

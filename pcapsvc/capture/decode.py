@@ -54,9 +54,11 @@ class PacketLog:
         self._panic = panic
         self._limit = LineLimit(LINES_A_SECOND)
 
-    def packet(self, data: bytes) -> None:
+    def packet(self, data: bytes, length: int | None = None) -> None:
         """
         Log one packet.
+
+        @param length: how long it was on the wire, in bytes; L{None} where it wasn't cut.
 
         @raise DecodeFailed: where it can't be decoded, and C{panic} is set.
         """
@@ -64,10 +66,10 @@ class PacketLog:
         if not (logged or self._panic):
             return
         try:
-            line = describe(self._link_type, data)
+            line = describe(self._link_type, data, length)
         except Exception as error:
             # dpkt raises IndexError, AttributeError, RecursionError… on hostile packets.
-            line = f"{len(data)} bytes that can't be decoded: {type(error).__name__}"
+            line = f"{_size(data, length)} that can't be decoded: {type(error).__name__}"
             if self._panic:
                 raise DecodeFailed(f"a packet of {line}") from error
         if logged:
@@ -86,16 +88,24 @@ class PacketLog:
         return True
 
 
-def describe(link_type: int, data: bytes) -> str:
+def describe(link_type: int, data: bytes, length: int | None = None) -> str:
     """
     A packet in one line: its addresses, its protocol, its ports.
+
+    @param length: how long it was on the wire, in bytes; L{None} where it wasn't cut.
 
     @raise Exception: of any kind, where the packet can't be decoded.
     """
     layer = _LINK_LAYERS.get(link_type)
     if layer is None:
-        return f"link type {link_type}, {len(data)} bytes"
-    return f"{_network(layer(data[:_DECODED_BYTES]))}, {len(data)} bytes"
+        return f"link type {link_type}, {_size(data, length)}"
+    return f"{_network(layer(data[:_DECODED_BYTES]))}, {_size(data, length)}"
+
+
+def _size(data: bytes, length: int | None) -> str:
+    if length is None or length == len(data):
+        return f"{len(data)} bytes"
+    return f"{length} bytes ({len(data)} captured)"
 
 
 def _raw_ip(data: bytes) -> dpkt.Packet:

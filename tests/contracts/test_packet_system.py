@@ -80,10 +80,14 @@ class PacketSystemContract:
         handle = self.open(snap_length=60)
         path = self.memory_file()
         dumper = handle.open_dumper(path)
-        self.send(udp_frame(1, size=300))
+        self.send(udp_frame(1, size=300), udp_frame(2, size=200))
         while not handle.dispatch(1, dumper.dump):
             select.select([handle], [], [], 2)
         dumper.close()
+        lengths: list[int] = []
+        while not handle.dispatch(1, lambda header, _: lengths.append(header.getlen())):
+            select.select([handle], [], [], 2)
+        self.assertEqual(lengths, [200])
         with open(path, "rb") as file:
             written = file.read()
         self.assertEqual(struct.unpack_from("=IHH", written), (0xA1B2C3D4, 2, 4))

@@ -92,6 +92,17 @@ class PacketLogTests(unittest.SynchronousTestCase):
         self.log().packet(udp_frame(1))
         self.assertEqual(self.lines, ["abc: packet: UDP 192.0.2.1:40000 > 198.51.100.1:9, 128 bytes"])
 
+    def test_cut(self) -> None:
+        """Of a packet that was cut, its length on the wire is told, and what is left of it."""
+        log = self.log()
+        log.packet(udp_frame(1), 1066)
+        log.packet(udp_frame(1), 128)
+        log.packet(b"\x00", 60)
+        self.assertEqual(
+            [line.rpartition(", ")[2] for line in self.lines[:2]], ["1066 bytes (128 captured)", "128 bytes"]
+        )
+        self.assertIn("abc: packet: 60 bytes (1 captured) that can't be decoded: ", self.lines[2])
+
     def test_braces(self) -> None:
         """A packet whose bytes look like a format is a line like any other."""
         self.log(link_type=147).packet(b"{capture_id!r}%s\n")

@@ -57,12 +57,14 @@ class _Watcher:
 
     def __init__(self, fail_at: int | None = None) -> None:
         self.seen: list[bytes] = []
+        self.lengths: list[int] = []
         self.dones = 0
         self._fail_at = fail_at
 
-    def packet(self, data: bytes) -> None:
+    def packet(self, data: bytes, length: int) -> None:
         """See one packet."""
         self.seen.append(data)
+        self.lengths.append(length)
         if len(self.seen) == self._fail_at:
             raise ZeroDivisionError
 
@@ -215,6 +217,7 @@ class RecordingBufferTests(unittest.SynchronousTestCase):
         self.assertEqual(buffer.read(Batch(packets=2, stop_at_bytes=1000)), 1)
         self.assertEqual(packets_of(self.finish(buffer)), [(3, b"ab"), (2, b"de"), (1, b"f")])
         self.assertEqual((watcher.seen, watcher.dones), ([b"ab", b"de", b"f"], 1))
+        self.assertEqual(watcher.lengths, [3, 2, 1])
         buffer.discard()
         self.assertEqual(watcher.dones, 1)
 
