@@ -82,6 +82,14 @@ class Libpcap:
         status: int = self._activate(_pointer(reader, _READER_BYTES))
         return status
 
+    def words(self, reader: Any) -> str:
+        """
+        What libpcap says of its last failure.
+
+        @param reader: of pcapy, open, also where it could not be activated.
+        """
+        return self._words(_pointer(reader, _READER_BYTES))
+
     def check_filter(self, bpf: str, *, link_type: int, snap_length: int) -> None:
         """
         Compile a filter, for nothing.

@@ -23,7 +23,7 @@ from pcapsvc.interfaces import IPacketDumper, IPacketHandle, IPatientPacketSyste
 #: The pseudo-interface that captures on all of them (pcap(3PCAP)).
 ANY_INTERFACE = "any"
 
-# What pcap_activate(3PCAP) answers, of pcap/pcap.h. pcapy keeps the words that libpcap has for them.
+# What pcap_activate(3PCAP) answers, of pcap/pcap.h. Of all others libpcap's own words are told.
 _NO_PERMISSION = -8
 _ACTIVATE_ERRORS = {
     -5: "no such interface",
@@ -131,12 +131,13 @@ class PcapySystem:
         libpcap = self._libpcap
         status = self._meanwhile(reader.activate if libpcap is None else lambda: libpcap.activate(reader))
         if status < 0:
+            words = (libpcap and one_line(libpcap.words(reader))) or f"libpcap error {status}"
             reader.close()
             # libpcap doesn't say so: where there are no descriptors, this fails for the same reason.
             os.close(os.dup(0))
             if status == _NO_PERMISSION:
                 raise CaptureForbidden(interface, "no permission to capture: the daemon needs CAP_NET_RAW")
-            raise CaptureUnavailable(interface, _ACTIVATE_ERRORS.get(status, f"libpcap error {status}"))
+            raise CaptureUnavailable(interface, _ACTIVATE_ERRORS.get(status, words))
 
     def _long_for(self, bpf: str) -> Meanwhile:
         """How to compile a filter."""

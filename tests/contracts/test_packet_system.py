@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import select
 import struct
 import time
@@ -360,6 +361,22 @@ class PcapySystemTests(PacketSystemContract, unittest.SynchronousTestCase):
         self.wire.down()
         error = self.assertRaises(CaptureUnavailable, handle.leave_out, "udp port 53")
         self.assertIn("Network is down", error.reason)
+
+    def test_no_room_for_the_ring(self) -> None:
+        """What else keeps an interface from being opened is told in libpcap's words, if they can be had."""
+        system = PcapySystem(
+            buffer_size_bytes=64 << 20, read_timeout_ms=10, promiscuous=True, native=self.native
+        )
+        before = resource.getrlimit(resource.RLIMIT_AS)
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (32 << 20), before[1]))
+        try:
+            error = self.assertRaises(
+                CaptureUnavailable, system.open, self.interface, snap_length=512, bpf=""
+            )
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, before)
+        self.assertIn("can't mmap rx ring" if system._libpcap else "libpcap error -1", error.reason)
 
     def test_any(self) -> None:
         """The pseudo-interface for all of them works, with a link type of its own (LINUX_SLL)."""
