@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred, DeferredList
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from pcapsvc.core.admission import Admission
@@ -198,7 +199,7 @@ class Pipeline(Service):
         if not prepared:
             return Rejected(problems=tuple(problems))
         for capture in prepared:
-            self._hold(Deferred.fromCoroutine(self._flow(source, capture)))
+            self._hold(capture.capture_id, Deferred.fromCoroutine(self._flow(source, capture)))
         return Accepted(
             captures=tuple(
                 StartedCapture(capture_id=capture.capture_id, interface=capture.plan.interface)
@@ -207,12 +208,15 @@ class Pipeline(Service):
             problems=tuple(problems),
         )
 
-    def _hold(self, flow: Deferred[None]) -> None:
+    def _hold(self, capture_id: str, flow: Deferred[None]) -> None:
+        def fault(failure: Failure) -> None:
+            self._log.failure("{capture_id}: the capture met a fault", failure, capture_id=capture_id)
+
         def done(result: object) -> None:
             self._flows.discard(flow)
 
         self._flows.add(flow)
-        flow.addErrback(lambda failure: self._log.failure("a capture met a fault", failure))
+        flow.addErrback(fault)
         flow.addBoth(done)
 
     async def _flow(self, source: str, capture: ICapture) -> None:

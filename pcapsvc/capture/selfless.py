@@ -83,7 +83,7 @@ class SelflessSystem:
         except BaseException:
             self._closed()
             raise
-        return _SelflessHandle(handle, self._own, self._closed)
+        return _SelflessHandle(handle, interface, self._own, self._closed)
 
     def _own(self) -> str:
         """The filter that this process's packets pass."""
@@ -130,8 +130,11 @@ class SelflessSystem:
 class _SelflessHandle:
     _log = Logger()
 
-    def __init__(self, handle: IPacketHandle, own: Callable[[], str], closed: Callable[[], None]) -> None:
+    def __init__(
+        self, handle: IPacketHandle, interface: str, own: Callable[[], str], closed: Callable[[], None]
+    ) -> None:
         self._handle = handle
+        self._interface = interface
         self._own = own
         self._closed: Callable[[], None] | None = closed
         self._left_out = ""
@@ -179,4 +182,8 @@ class _SelflessHandle:
                 self._handle.leave_out(own)
             except RequestRejected as error:
                 # There is no TCP on this link type.
-                self._log.warn("the daemon's own packets can't be left out: {problem}", problem=str(error))
+                self._log.warn(
+                    "{interface}: the daemon's own packets can't be left out: {problem}",
+                    interface=self._interface,
+                    problem=str(error),
+                )

@@ -624,6 +624,23 @@ class FaultyReporterTests(PipelineCase):
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), len(self.reporter.events))
 
 
+class FaultyDeliveryTests(PipelineCase):
+    """A delivery that raises, which none does."""
+
+    def test_told_with_the_id(self) -> None:
+        """The capture's lines bear its id to the last, and nothing of it is left."""
+
+        def fail(artifact: object, let_go: object) -> Deferred[None]:
+            raise ZeroDivisionError
+
+        self.pipeline._delivery.deliver = fail  # type: ignore[method-assign]
+        capture_id = self.begin(packets=1)
+        self.arrive(udp_frame(1))
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        faults = [line for level, line in self.lines if level is LogLevel.critical]
+        self.assertEqual(faults, [f"{capture_id}: the capture met a fault"])
+
+
 class StoppingTests(PipelineCase):
     """The end of all."""
 

@@ -9,8 +9,10 @@ import sys
 from collections.abc import Callable
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 
 from twisted.internet.testing import MemoryReactorClock
+from twisted.logger import formatEvent, globalLogPublisher
 from twisted.trial import unittest
 
 from pcapsvc.capture.own_sockets import SocketTable
@@ -101,6 +103,22 @@ class SelflessSystemTests(unittest.SynchronousTestCase):
         self.assertEqual(self.read(handle), [b"u1", b"u2"])
         self.memory.deliver("mem0", b"own2", b"u3")
         self.assertEqual(self.read(handle), [b"u3"])
+        handle.close()
+
+    def test_no_way(self) -> None:
+        """Where they can't be left out, that is told of the interface, once, and all is there."""
+        handle = self.system.open("mem0", snap_length=100, bpf="udp")
+        self.memory.deliver("mem0", b"u1", b"own1")
+        [table] = self.tables
+        table.sockets = OwnSockets(connections=frozenset({_OWN}))
+        self.memory.filters = {}
+        events: list[Any] = []
+        globalLogPublisher.addObserver(events.append)
+        self.addCleanup(globalLogPublisher.removeObserver, events.append)
+        self.assertEqual(self.read(handle), [b"u1", b"own1"])
+        self.read(handle)
+        [line] = [formatEvent(event) for event in events]
+        self.assertTrue(line.startswith("mem0: the daemon's own packets can't be left out: bpf = "), line)
         handle.close()
 
     def test_looks_are_few(self) -> None:
