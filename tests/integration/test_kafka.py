@@ -191,6 +191,36 @@ class KafkaSourceTests(KafkaTestCase):
         await self.until(lambda: third.submitted)
         self.assertEqual([b"while away"], self.bodies(third))
 
+    async def test_a_group_that_is_stopped_in_a_stream(self) -> None:
+        """A node of a group is stopped and started again while messages flow: none is lost."""
+        self.broker.create_topic(self.topic)
+        producer = await threads.deferToThread(self.broker.producer)
+        self.addCleanup(threads.deferToThread, producer.close, 5)
+        sent: list[bytes] = []
+        is_over = threading.Event()
+
+        def send() -> None:
+            while not is_over.is_set():
+                sent.append(b"%d" % len(sent))
+                producer.send(self.topic, sent[-1])
+                time.sleep(1 / A_SECOND)
+            producer.flush(30)
+
+        source, sink = await self.listen(group="restarting")
+        sinks = [sink]
+        sending = threads.deferToThread(send)
+        try:
+            for _ in range(4):
+                await self.until(lambda sink=sink: len(sink.submitted) > 20)
+                await self.stop(source)
+                source, sink = await self.listen(group="restarting")
+                sinks.append(sink)
+        finally:
+            is_over.set()
+            await sending
+        await self.until(lambda: sent[-1] in self.bodies(*sinks))
+        self.assertEqual(set(), set(sent) - set(self.bodies(*sinks)))
+
     async def test_a_missing_topic(self) -> None:
         """A topic that is missing is told and waited for, and isn't created, though the broker would."""
         source, sink = self.source()

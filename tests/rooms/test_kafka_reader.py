@@ -359,8 +359,16 @@ class SharedReaderTests(ReaderTestCase):
         self.assertEqual([{ZERO: 12}], self.commits())
 
     def test_committed_at_the_end(self) -> None:
-        """What was read last is committed when it is closed."""
-        self.bodies({ZERO: [Record(10)]})
+        """What was submitted, and could not be committed before, is committed when it is closed."""
+        self.broker.commit_problem = kafka_errors.KafkaTimeoutError("away")
+        self.bodies({ZERO: [Record(10)]}, {})
+        self.broker.commit_problem = None
+        self.reader.close()
+        self.assertEqual([{ZERO: 11}], self.commits())
+
+    def test_not_committed_before_it_was_submitted(self) -> None:
+        """What the last read brought isn't committed when it is closed: nobody may have heard it."""
+        self.bodies({ZERO: [Record(10)]}, {ZERO: [Record(11)]})
         self.reader.close()
         self.assertEqual([{ZERO: 11}], self.commits())
 

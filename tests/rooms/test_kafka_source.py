@@ -50,17 +50,22 @@ class KafkaSourceTests(unittest.SynchronousTestCase):
         globalLogPublisher.addObserver(self.observe)
         self.addCleanup(globalLogPublisher.removeObserver, self.observe)
         self.clock, self.thread, self.broker, self.sink = Clock(), _Thread(), Broker(), MemorySink()
-        self.source = KafkaSource(
+        self.source = self.make_source()
+        self.source.startService()
+
+    def make_source(self, group: str | None = None) -> KafkaSource:
+        """A source that isn't started."""
+        return KafkaSource(
             self.clock,
             self.sink,
             servers=("a.example:9092", "b.example:9092"),
             topic="capture",
+            group=group,
             wall_clock=lambda: BEGAN,
             connect=self.broker.connect,
             backoff=Backoff(0.5, 10.0, chance=lambda: 1.0),
             run_in_thread=self.thread.run,
         )
-        self.source.startService()
 
     def observe(self, event: Any) -> None:
         """Keep what the source logs."""
@@ -159,6 +164,20 @@ class KafkaSourceTests(unittest.SynchronousTestCase):
         self.successResultOf(stopped)
         self.assertEqual(0, self.broker.open_connections)
         self.assertEqual([], self.clock.getDelayedCalls())
+
+    def test_stop_while_a_message_comes(self) -> None:
+        """What a poll brings after the stop is dropped, and not committed: the group hears it later."""
+        self.thread.waiting.clear()
+        source = self.make_source("sharing")
+        source.startService()
+        self.broker.batches.extend([{ZERO: [Record(10, b"heard")]}, {ZERO: [Record(11, b"dropped")]}])
+        self.thread.turn()
+        stopped = source.stopService()
+        while self.thread.waiting:
+            self.thread.turn()
+        self.successResultOf(stopped)
+        self.assertEqual([("kafka", b"heard")], self.sink.submitted)
+        self.assertEqual(["subscribe", ("commit", {ZERO: 11})], self.broker.calls)
 
     def test_stop_of_what_hangs(self) -> None:
         """A stop waits no longer than it must; then the connection is cut."""

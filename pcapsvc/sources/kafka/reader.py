@@ -116,6 +116,8 @@ class Reader:
         self._is_open = False
         self._topic_id: object = None
         self._places: dict[TopicPartition, _Place] = {}
+        # What the last read brought: it is submitted when the next one begins, and no sooner.
+        self._brought: dict[TopicPartition, int] = {}
         self._uncommitted: dict[TopicPartition, int] = {}
         # When we began, by the wall clock: at the first contact, or the first attempt that failed.
         self._since: float | None = None
@@ -127,6 +129,8 @@ class Reader:
 
         @raise Exception: where it can't go on. The next call begins with a new connection.
         """
+        self._uncommitted |= self._brought
+        self._brought = {}
         try:
             return self._read(self._connection if self._connection and self._is_open else self._open())
         except Exception:
@@ -136,7 +140,11 @@ class Reader:
             raise
 
     def close(self) -> None:
-        """Commit what was read, and disconnect. A second call does nothing."""
+        """
+        Commit what was read, and disconnect. A second call does nothing.
+
+        What the last read brought isn't committed: at a stop it is dropped, and comes again.
+        """
         connection = self._connection
         if connection is None:
             return
@@ -231,7 +239,7 @@ class Reader:
             yield Message(body=record.value or b"", sent_at=timestamp / 1000 if timestamp > 0 else None)
         self._places[partition] = place
         if self._is_shared:
-            self._uncommitted[partition] = place.offset
+            self._brought[partition] = place.offset
 
     def _assign(self, connection: Connection, partitions: frozenset[TopicPartition]) -> None:
         """Read every partition, from where we are; one that we didn't know, from when we began."""
