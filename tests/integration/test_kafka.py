@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import gc
 import os
 import socket
@@ -399,6 +400,35 @@ class OutageTests(KafkaTestCase):
         await self.produce(b"after")
         await self.until(lambda: sink.submitted)
         self.assertEqual([b"after"], self.bodies(sink))
+
+    async def test_a_port_that_hangs_up(self) -> None:
+        """Where something else takes connections and ends them at once, attempts become fewer and fewer."""
+        self.broker.create_topic(self.topic)
+        _, sink = await self.listen()
+        await threads.deferToThread(self.broker.kill)
+        host, _, port = self.broker.server.rpartition(":")
+        accepted: list[float] = []
+        with socket.create_server((host, int(port)), backlog=128) as other:
+
+            def hang_up() -> None:
+                # Until the port is shut.
+                with contextlib.suppress(OSError):
+                    while True:
+                        other.accept()[0].close()
+                        accepted.append(time.monotonic())
+
+            hanging_up = threads.deferToThread(hang_up)
+            try:
+                await self.until(lambda: len(accepted) > 2)
+                # Each wait is twice as long as the one before: a dozen at most, where it was hundreds.
+                await self.sleep(5.0)
+            finally:
+                other.shutdown(socket.SHUT_RDWR)
+                await hanging_up
+        await self.restart()
+        self.assertLess(len(accepted), 30)
+        await self.produce(b"after")
+        await self.until(lambda: sink.submitted)
 
     async def test_stop_in_an_outage(self) -> None:
         """While the broker is away, attempts leave nothing behind, and a stop is quick, for a group too."""

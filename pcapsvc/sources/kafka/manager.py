@@ -92,6 +92,19 @@ class Manager(KafkaConnectionManager):  # type: ignore[misc] # kafka-python has 
             raise
         return transport
 
+    async def _connect(
+        self, node: Any, conn: Any, reset_backoff_on_connect: bool = True, timeout_at: float | None = None
+    ) -> None:
+        # The library takes a greeting or a login that failed for a success, and would try again at once.
+        before = self._backoff.get(node.node_id)
+        await super()._connect(node, conn, reset_backoff_on_connect=False, timeout_at=timeout_at)
+        if not reset_backoff_on_connect:
+            return
+        if conn.init_future.succeeded():
+            self.reset_backoff(node.node_id)
+        elif self._backoff.get(node.node_id) == before:
+            self.update_backoff(node.node_id)
+
     def get_connection(self, *args: Any, **more: Any) -> Any:
         """The library's own connection to a broker, new or not, whose refusal of a login is heard of here."""
         connection = super().get_connection(*args, **more)
