@@ -282,7 +282,8 @@ def _described(problem: Exception) -> tuple[str, str]:
         return "tls", "TLS failed: the server's certificate is for another name"
     if isinstance(problem, _LOST):
         return "connection", str(problem).strip().rstrip(".")
-    return "unforeseen", repr(problem)
+    # Its own words may hold a secret.
+    return "unforeseen", f"it failed ({type(problem).__name__})"
 
 
 class _Factory(protocol.Factory[Any]):

@@ -430,6 +430,22 @@ class OutageTests(KafkaTestCase):
         await self.produce(b"after")
         await self.until(lambda: sink.submitted)
 
+    async def test_a_token_that_goes_away(self) -> None:
+        """Where the token's file is gone when the broker comes back, that is told at once."""
+        self.broker.create_topic(self.topic)
+        file = Path(self.mktemp())
+        file.write_text(self.broker.token())
+        security = self.broker.security(sasl_mechanism="OAUTHBEARER", sasl_oauth_token_file=str(file))
+        _, sink = await self.listen(servers=[self.broker.secure_server], security=security)
+        file.unlink()
+        await threads.deferToThread(self.broker.kill)
+        await self.restart()
+        await self.until(lambda: self.logged("there is no token to log in with: No such file"))
+        file.write_text(self.broker.token())
+        await self.produce(b"after")
+        await self.until(lambda: sink.submitted)
+        self.assertEqual([b"after"], self.bodies(sink))
+
     async def test_stop_in_an_outage(self) -> None:
         """While the broker is away, attempts leave nothing behind, and a stop is quick, for a group too."""
         self.broker.create_topic(self.topic)

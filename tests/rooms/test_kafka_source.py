@@ -5,6 +5,7 @@ from __future__ import annotations
 import ssl
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from kafka import errors as kafka_errors
@@ -16,6 +17,7 @@ from twisted.trial import unittest
 from pcapsvc.sources.kafka import STOP_SECONDS, KafkaSecurity, KafkaSource
 from pcapsvc.sources.kafka.connection import MissingTopic, Unreachable
 from pcapsvc.sources.kafka.reader import LongGone, NewTopic
+from pcapsvc.sources.kafka.token import TokenFile, UnusableToken
 from pcapsvc.sources.polling import Backoff
 from pcapsvc.testing import MemorySink
 from tests.rooms.test_kafka_reader import BEGAN, ZERO, Broker, Record
@@ -133,7 +135,8 @@ class KafkaSourceTests(unittest.SynchronousTestCase):
             (kafka_errors.KafkaConfigurationError("hunter2"), "it failed (KafkaConfigurationError)"),
             (ssl.SSLError(1, "hunter2"), "a file of certificates or keys is wrong"),
             (FileNotFoundError(2, "No such file", "/ca.pem"), "No such file (/ca.pem)"),
-            (ZeroDivisionError("what"), "ZeroDivisionError('what')"),
+            (UnusableToken("it is not UTF-8 (/token)"), "it is not UTF-8 (/token)"),
+            (ZeroDivisionError("hunter2"), "it failed (ZeroDivisionError)"),
         ):
             self.broker.batches.append(kafka_errors.UnknownError())
             self.thread.turn()
@@ -203,3 +206,32 @@ class KafkaSourceTests(unittest.SynchronousTestCase):
     def test_passwords_are_not_shown(self) -> None:
         """What says how to log in shows no password."""
         self.assertNotIn("hunter2", repr(KafkaSecurity(sasl_plain_password="hunter2")))
+
+
+class TokenFileTests(unittest.SynchronousTestCase):
+    """L{TokenFile} gives the token in a file."""
+
+    def setUp(self) -> None:
+        self.file = Path(self.mktemp())
+        self.file.write_text("one\n")
+
+    def test_as_it_is_now(self) -> None:
+        """The token is that of the file at that time, without the end of its line."""
+        tokens = TokenFile(str(self.file))
+        self.assertEqual("one", tokens.token())
+        self.file.write_text(" two")
+        self.assertEqual("two", tokens.token())
+
+    def test_no_text(self) -> None:
+        """That it is no UTF-8 is told by words that don't show it, nor does anything behind them."""
+        self.file.write_bytes(b"hunter2\xff")
+        problem = self.assertRaises(UnusableToken, TokenFile, str(self.file))
+        self.assertIn(f"it is not UTF-8 ({self.file})", str(problem))
+        self.assertIs(None, problem.__cause__ or problem.__context__)
+
+    def test_no_file(self) -> None:
+        """A file that goes away is told, at the next login."""
+        tokens = TokenFile(str(self.file))
+        self.file.unlink()
+        problem = self.assertRaises(UnusableToken, tokens.token)
+        self.assertIn(f"No such file or directory ({self.file})", str(problem))

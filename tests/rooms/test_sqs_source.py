@@ -534,13 +534,16 @@ class OutageTests(SQSTestCase):
         self.assertIn("Unable to locate credentials", warning)
 
     def test_unforeseen(self) -> None:
-        """Not even what nobody has thought of ends the polls."""
-        self.fail(RuntimeError("?"), MemoryError())
+        """What nobody has thought of doesn't end the polls, and its words, maybe a secret, are not shown."""
+        self.fail(RuntimeError("hunter2"), MemoryError())
         self.client.messages = [[{"nonsense": True}]]
         self.thread.step()
         self.clock.advance(30)
         self.poll(message("a"))
         self.assertEqual(1, len(self.sink.submitted))
+        warning, _ = self.told()
+        self.assertIn("it failed (RuntimeError)", warning)
+        self.assertNotIn("hunter2", warning)
 
 
 class IdleTests(SQSTestCase):

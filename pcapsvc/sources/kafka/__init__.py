@@ -23,6 +23,7 @@ from twisted.logger import Logger
 from pcapsvc.interfaces import IRequestSink, RunInThread
 from pcapsvc.sources.kafka.connection import Connection, KafkaSecurity, MissingTopic, Unreachable
 from pcapsvc.sources.kafka.reader import Heard, LongGone, NewTopic, Reader
+from pcapsvc.sources.kafka.token import UnusableToken
 from pcapsvc.sources.polling import Backoff, Outage, OwnThread, Poller
 
 __all__ = ["KafkaSecurity", "KafkaSource"]
@@ -141,13 +142,15 @@ class KafkaSource(service.Service):
 
 
 def _described(problem: Exception, topic: str) -> tuple[str, str]:
-    """What kind of problem this is, and the problem in words: ours, as a server's may hold a secret."""
+    """What kind of problem this is, and the problem in words: ours, as others may hold a secret."""
     if isinstance(problem, MissingTopic):
         return "topic", f"there is no topic {topic!r}, and none is created"
     if isinstance(problem, NewTopic):
         return "new", f"topic {topic!r} was created anew"
     if isinstance(problem, (Unreachable, LongGone)):
         return "connection", str(problem)
+    if isinstance(problem, UnusableToken):
+        return "token", str(problem)
     if isinstance(problem, kafka_errors.SaslAuthenticationFailedError):
         return "login", "the login was refused (the user, the password or the token)"
     if isinstance(problem, kafka_errors.UnsupportedSaslMechanismError):
@@ -166,4 +169,4 @@ def _described(problem: Exception, topic: str) -> tuple[str, str]:
         return "tls", "TLS can't be set up: a file of certificates or keys is wrong"
     if isinstance(problem, OSError):
         return "system", f"{problem.strerror or type(problem).__name__} ({problem.filename or 'network'})"
-    return "unforeseen", repr(problem)
+    return "unforeseen", f"it failed ({type(problem).__name__})"

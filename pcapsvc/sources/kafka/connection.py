@@ -6,16 +6,15 @@ import socket
 import ssl
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from threading import Event, Lock
 from typing import Any, Protocol
 
 from kafka import KafkaConsumer, OffsetAndMetadata, TopicPartition
 from kafka import errors as kafka_errors
-from kafka.net.sasl.oauth import AbstractTokenProvider
 from kafka.net.selector import NetworkSelector
 
 from pcapsvc.sources.kafka.manager import Client, Manager
+from pcapsvc.sources.kafka.token import TokenFile
 
 #: How long a server has to accept a connection; and how long all of them have to answer then.
 CONNECT_SECONDS = 3.0
@@ -121,7 +120,8 @@ class Connection:
         @raise Unreachable: where no server can be connected to.
         @raise MissingTopic: where the servers don't know the topic.
         @raise kafka_errors.KafkaError: where they say no, or nothing.
-        @raise OSError: where a file of L{KafkaSecurity} can't be used.
+        @raise UnusableToken: where there is no token to log in with.
+        @raise OSError: where another file of L{KafkaSecurity} can't be used.
         """
         context = _tls_context(self._security)
         # Not left to the client, which would tell its log alone why it failed, and try for its
@@ -281,7 +281,7 @@ class Connection:
             "sasl_mechanism": security.sasl_mechanism,
             "sasl_plain_username": security.sasl_plain_username,
             "sasl_plain_password": security.sasl_plain_password,
-            "sasl_oauth_token_provider": None if token_file is None else _TokenFile(token_file),
+            "sasl_oauth_token_provider": None if token_file is None else TokenFile(token_file),
         }
 
     def _make_client(self, **configuration: Any) -> Any:
@@ -309,18 +309,6 @@ class Connection:
             if cluster.available_partitions_for_topic(self._topic):
                 return
         raise MissingTopic
-
-
-class _TokenFile(AbstractTokenProvider):  # type: ignore[misc] # kafka-python has no types
-    """Gives the token in a file, as it is now."""
-
-    def __init__(self, path: str) -> None:
-        self._path = Path(path)
-        # Where it fails later, in a thread of the client's, nobody would learn why.
-        self.token()
-
-    def token(self) -> str:
-        return self._path.read_text(encoding="utf-8").strip()
 
 
 def _ms(seconds: float) -> int:

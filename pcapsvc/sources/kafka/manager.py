@@ -11,10 +11,13 @@ from kafka.net.inet import KafkaNetSocket, create_connection
 from kafka.net.manager import KafkaConnectionManager
 from kafka.net.transport import KafkaSSLTransport, KafkaTCPTransport
 
+from pcapsvc.sources.kafka.token import UnusableToken
+
 _REFUSALS = (
     kafka_errors.AuthorizationError,
     kafka_errors.SaslAuthenticationFailedError,
     kafka_errors.UnsupportedSaslMechanismError,
+    UnusableToken,
 )
 
 
@@ -56,9 +59,9 @@ class Client(KafkaNetClient):  # type: ignore[misc] # kafka-python has no types
 
 class Manager(KafkaConnectionManager):  # type: ignore[misc] # kafka-python has no types
     """
-    Manages connections, and remembers a login that was refused, rather than trying it again and again.
+    Manages connections, and remembers a login that failed, rather than trying it again and again.
 
-    @ivar refusal: why the last login was refused; L{None} where none was.
+    @ivar refusal: why the last login was refused, or not even tried; L{None} where none was.
     """
 
     def __init__(self, net: Any, **configuration: Any) -> None:

@@ -308,4 +308,5 @@ def described(problem: Exception) -> tuple[str, str]:
         return "connection", str(problem)
     if isinstance(problem, exceptions.BotoCoreError | Unsettled):
         return type(problem).__name__, str(problem)
-    return "unforeseen", repr(problem)
+    # Its own words may hold a secret, or what a server said.
+    return "unforeseen", f"it failed ({type(problem).__name__})"
