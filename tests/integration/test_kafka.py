@@ -131,6 +131,19 @@ class KafkaTestCase(unittest.TestCase):
         """Send messages, and wait until the broker has them."""
         await threads.deferToThread(self.broker.produce, self.topic, bodies, partition)
 
+    async def produce_behind(self, body: bytes, seconds: float, partition: int = 0) -> None:
+        """Send a message as a producer does whose clock is behind."""
+
+        def send() -> None:
+            producer = self.broker.producer()
+            try:
+                timestamp_ms = int((time.time() - seconds) * 1000)
+                producer.send(self.topic, body, partition=partition, timestamp_ms=timestamp_ms).get(30)
+            finally:
+                producer.close(30)
+
+        await threads.deferToThread(send)
+
     def bodies(self, *sinks: MemorySink) -> list[bytes]:
         """What was submitted."""
         return [body for sink in sinks for _, body in sink.submitted]
@@ -162,7 +175,9 @@ class KafkaSourceTests(KafkaTestCase):
         _, sink = await self.listen()
         self.broker.add_partitions(self.topic, 3)
         for partition in range(3):
-            await self.produce(b"first of %d" % partition, b"second of %d" % partition, partition=partition)
+            # Its clock may be behind by more than the source has been listening.
+            await self.produce_behind(b"first of %d" % partition, 60, partition)
+            await self.produce(b"second of %d" % partition, partition=partition)
         await self.until(lambda: len(sink.submitted) >= 6)
         expected = [word + b" of %d" % partition for word in (b"first", b"second") for partition in range(3)]
         self.assertEqual(sorted(expected), sorted(self.bodies(sink)))
@@ -244,7 +259,7 @@ class KafkaSourceTests(KafkaTestCase):
         self.broker.delete_topic(self.topic)
         await self.until(lambda: self.logged("there is no topic"))
         self.broker.create_topic(self.topic)
-        await self.produce(b"new")
+        await self.produce_behind(b"new", 60)
         await self.until(lambda: len(sink.submitted) > 1)
         self.assertEqual([b"old", b"new"], self.bodies(sink))
 
@@ -344,9 +359,10 @@ class OutageTests(KafkaTestCase):
         source, sink = self.source()
         source.startService()
         await self.until(lambda: self.logged("can't be connected to: Connection refused"))
-        # Not even the first message after is missed, however quick it is.
+        began = time.time()
+        # Not even the first message after is missed, however quick it is, and its clock behind.
         await self.restart()
-        await self.produce(b"first")
+        await self.produce_behind(b"first", time.time() - began + 3)
         await self.until(lambda: sink.submitted)
         self.assertEqual([b"first"], self.bodies(sink))
         self.assertEqual(1, len(self.logged("Connection refused")), self.lines)

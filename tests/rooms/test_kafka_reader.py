@@ -12,6 +12,7 @@ from kafka import TopicPartition
 from kafka import errors as kafka_errors
 from twisted.trial import unittest
 
+from pcapsvc.core.age import CLOCK_SKEW_SECONDS
 from pcapsvc.sources.kafka.connection import MissingTopic, Unreachable
 from pcapsvc.sources.kafka.reader import ANEW_SECONDS, LongGone, NewTopic, Reader
 
@@ -34,6 +35,7 @@ class Broker:
     What brokers know, and what becomes of connections to them.
 
     @ivar ends: the offset of the next record, by partition; none are no topic.
+    @ivar leaderless: the partitions among them that have no leader.
     @ivar by_time: where to begin for a time, by partition.
     @ivar batches: what each poll brings; an exception is raised.
     @ivar problem: why no connection can be opened; L{None} where one can.
@@ -42,6 +44,7 @@ class Broker:
 
     def __init__(self) -> None:
         self.ends: dict[TopicPartition, int] = {ZERO: 10}
+        self.leaderless: set[TopicPartition] = set()
         self.by_time: dict[TopicPartition, int] = {}
         self.batches: deque[Any] = deque()
         self.problem: Exception | None = None
@@ -89,6 +92,9 @@ class FakeConnection:
     def partitions(self) -> frozenset[TopicPartition]:
         if not self._broker.ends:
             raise MissingTopic
+        return frozenset(self._broker.ends) - self._broker.leaderless
+
+    def all_partitions(self) -> frozenset[TopicPartition]:
         return frozenset(self._broker.ends)
 
     def assignment(self) -> frozenset[TopicPartition]:
@@ -171,7 +177,7 @@ class ReaderTests(ReaderTestCase):
         self.assertEqual([1_700_000_000.25, None, None], [message.sent_at for message in messages])
 
     def test_after_a_failure_nothing_is_newest(self) -> None:
-        """Where the first attempt failed, it begins with what was sent since then; else it would miss it."""
+        """Where the first attempt failed, it begins with what was sent since then, clocks' skew aside."""
         self.broker.ends = {ZERO: 10, ONE: 20}
         self.broker.by_time = {ZERO: 7}
         self.broker.problem = Unreachable("down")
@@ -179,18 +185,43 @@ class ReaderTests(ReaderTestCase):
         self.broker.problem = None
         self.now += 30
         self.reader.read()
-        self.assertEqual([("at", BEGAN), ("assign", {ZERO: 7, ONE: 20})], self.broker.calls)
+        at = BEGAN - CLOCK_SKEW_SECONDS
+        self.assertEqual([("at", at), ("assign", {ZERO: 7, ONE: 20})], self.broker.calls)
 
     def test_later_partitions(self) -> None:
-        """A partition that comes later is read with all that was sent since the first contact."""
+        """A partition that is added later is read from its beginning, whatever the time stamps in it."""
         self.reader.read()
         self.broker.ends = {ZERO: 12, ONE: 3}
-        self.broker.by_time = {ONE: 0}
-        self.now += 30
+        self.broker.by_time = {ONE: 2}
         self.bodies({ZERO: [Record(10), Record(11)]}, {})
+        self.assertEqual([("assign", {ZERO: 10}), ("assign", {ZERO: 10, ONE: 0})], self.broker.calls)
+
+    def test_a_partition_that_had_no_leader(self) -> None:
+        """One that was there, and had no leader, is read with what was sent since the first contact."""
+        self.broker.ends, self.broker.by_time = {ZERO: 10, ONE: 20}, {ONE: 18}
+        self.broker.leaderless = {ONE}
+        self.reader.read()
+        self.broker.leaderless = set()
+        self.now += 30
+        self.reader.read()
+        at = BEGAN - CLOCK_SKEW_SECONDS
         self.assertEqual(
-            [("assign", {ZERO: 10}), ("at", BEGAN), ("assign", {ZERO: 10, ONE: 0})], self.broker.calls
+            [("assign", {ZERO: 10}), ("at", at), ("assign", {ZERO: 10, ONE: 18})], self.broker.calls
         )
+
+    def test_a_partition_that_loses_its_leader(self) -> None:
+        """One that is without a leader for long is read on from where it was, when it has one again."""
+        self.broker.ends = {ZERO: 10, ONE: 20}
+        self.bodies({ONE: [Record(20), Record(21)]})
+        self.broker.leaderless, self.broker.lost = {ONE}, "partition 1 has no leader"
+        self.reader.read()
+        self.now += ANEW_SECONDS + 1
+        self.assertRaises(LongGone, self.reader.read)
+        self.broker.lost = None
+        self.reader.read()
+        self.broker.leaderless = set()
+        self.reader.read()
+        self.assertEqual([("assign", {ZERO: 10}), ("assign", {ZERO: 10, ONE: 22})], self.broker.calls[1:])
 
     def test_goes_on(self) -> None:
         """After a failure it goes on behind what it read last, through a new connection."""
@@ -219,13 +250,22 @@ class ReaderTests(ReaderTestCase):
         )
 
     def test_a_topic_made_anew(self) -> None:
-        """A topic of the same name, created again, is read with all that was sent since the first contact."""
+        """A topic of the same name, created again, is read from its beginning."""
         self.bodies({ZERO: [Record(10)]})
         self.broker.topic_id = "id-2"
-        self.broker.ends, self.broker.by_time = {ZERO: 2}, {ZERO: 0}
+        self.broker.ends, self.broker.by_time = {ZERO: 2}, {ZERO: 1}
         self.assertRaises(NewTopic, self.reader.read)
         self.assertEqual([b"first"], self.bodies({ZERO: [Record(0, b"first")]}))
         self.assertEqual(("assign", {ZERO: 0}), self.broker.calls[-1])
+
+    def test_brokers_of_several_versions(self) -> None:
+        """Where a broker doesn't say which topic it is, it counts as the same."""
+        self.reader.read()
+        for self.broker.topic_id in (None, "id-1"):
+            self.broker.batches.append(kafka_errors.UnknownError("gone"))
+            self.assertRaises(kafka_errors.UnknownError, self.reader.read)
+            self.reader.read()
+        self.assertEqual([("assign", {ZERO: 10})] * 3, self.broker.calls)
 
     def test_a_topic_that_goes_away(self) -> None:
         """A topic that goes away is a problem; where it comes back as it was, it is read on."""
@@ -343,6 +383,15 @@ class SharedReaderTests(ReaderTestCase):
         self.broker.has_commits = False
         self.reader.read()
         self.assertEqual([("commit", {ZERO: 10}), "subscribe"], self.broker.calls)
+
+    def test_a_topic_made_anew(self) -> None:
+        """In a topic that is created again the group begins at its beginning."""
+        self.reader.read()
+        self.broker.topic_id, self.broker.has_commits = "id-2", False
+        self.broker.ends, self.broker.by_time = {ZERO: 2}, {ZERO: 1}
+        self.assertRaises(NewTopic, self.reader.read)
+        self.reader.read()
+        self.assertEqual(["subscribe", ("commit", {ZERO: 0}), "subscribe"], self.broker.calls)
 
     def test_a_new_group_that_another_node_began(self) -> None:
         """Where another node was faster with that, its word counts."""

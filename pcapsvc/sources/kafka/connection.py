@@ -170,6 +170,11 @@ class Connection:
             raise MissingTopic
         return frozenset(TopicPartition(self._topic, number) for number in numbers)
 
+    def all_partitions(self) -> frozenset[TopicPartition]:
+        """Those, and the partitions that have no leader."""
+        numbers = self._client.cluster.partitions_for_topic(self._topic) or ()
+        return frozenset(TopicPartition(self._topic, number) for number in numbers)
+
     def assignment(self) -> frozenset[TopicPartition]:
         """The partitions that are being read."""
         return frozenset(self._consumer.assignment())

@@ -10,6 +10,7 @@ from threading import Lock, Thread
 from kafka import TopicPartition
 from kafka import errors as kafka_errors
 
+from pcapsvc.core.age import CLOCK_SKEW_SECONDS
 from pcapsvc.sources.kafka.connection import Connection, Record, Unreachable
 
 #: How long a poll waits for messages. A stop waits for it.
@@ -115,6 +116,8 @@ class Reader:
         self._connection: Connection | None = None
         self._is_open = False
         self._topic_id: object = None
+        # The partitions that were there at the first contact. Whatever is in others came after us.
+        self._old: frozenset[TopicPartition] | None = None
         self._places: dict[TopicPartition, _Place] = {}
         # What the last read brought: it is submitted when the next one begins, and no sooner.
         self._brought: dict[TopicPartition, int] = {}
@@ -179,10 +182,13 @@ class Reader:
             self._connection = connection = self._connect()
         connection.open()
         partitions = connection.partitions()
-        if connection.topic_id() != self._topic_id:
+        if self._is_another_topic(connection):
             self._places.clear()
             self._uncommitted.clear()
-        self._topic_id = connection.topic_id()
+            self._old = frozenset()
+        if self._old is None:
+            self._old = connection.all_partitions()
+        self._topic_id = connection.topic_id() or self._topic_id
         if self._is_shared:
             self._join(connection, partitions)
         else:
@@ -193,7 +199,7 @@ class Reader:
     def _read(self, connection: Connection) -> Heard:
         self._commit(connection, COMMIT_SECONDS)
         partitions = connection.partitions()
-        if connection.topic_id() != self._topic_id:
+        if self._is_another_topic(connection):
             raise NewTopic
         if not self._is_shared and not partitions <= connection.assignment():
             self._assign(connection, partitions)
@@ -241,8 +247,13 @@ class Reader:
         if self._is_shared:
             self._brought[partition] = place.offset
 
+    def _is_another_topic(self, connection: Connection) -> bool:
+        # Brokers of one cluster may be of several versions, and not all of them say which topic it is.
+        topic_id = connection.topic_id()
+        return None not in (topic_id, self._topic_id) and topic_id != self._topic_id
+
     def _assign(self, connection: Connection, partitions: frozenset[TopicPartition]) -> None:
-        """Read every partition, from where we are; one that we didn't know, from when we began."""
+        """Read every partition, from where we are; one that we don't know, from where it begins for us."""
         self._places |= self._beginnings(connection, partitions - self._places.keys())
         connection.assign({partition: self._places[partition].offset for partition in partitions})
 
@@ -261,15 +272,19 @@ class Reader:
     ) -> dict[TopicPartition, _Place]:
         """
         Where to begin: at the first contact with what comes next, and ever after with
-        what was sent since then, or since we first tried.
+        what was sent since then, or since we first tried. A partition that came later
+        is read from its beginning.
         """
-        if not partitions:
-            return {}
-        offsets = connection.end_offsets(partitions)
+        old = partitions & (self._old or frozenset())
+        # Where its records begin later than that, so does the client.
+        offsets = dict.fromkeys(partitions - old, 0)
+        if old:
+            offsets |= connection.end_offsets(old)
+            if self._since is not None:
+                # It is the sender's clock that tells.
+                offsets |= connection.offsets_at(old, self._since - CLOCK_SKEW_SECONDS)
         if self._since is None:
             self._since = self._wall_clock()
-        else:
-            offsets |= connection.offsets_at(partitions, self._since)
         return {partition: _Place(offset=offset) for partition, offset in offsets.items()}
 
     def _commit(self, connection: Connection, timeout_seconds: float) -> None:
