@@ -1,0 +1,125 @@
+"""What tests of the Kafka source with a real broker share."""
+
+from __future__ import annotations
+
+import atexit
+import time
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet import reactor, task, threads
+from twisted.logger import formatEvent, globalLogPublisher
+from twisted.trial import unittest
+
+from pcapsvc.sources.kafka import KafkaSecurity, KafkaSource
+from pcapsvc.sources.kafka.connection import Connection
+from pcapsvc.sources.polling import Backoff
+from pcapsvc.testing import MemorySink
+from tests.peers.kafka import KafkaBroker
+
+_shared: list[KafkaBroker] = []
+
+
+def shared_broker() -> KafkaBroker:
+    """
+    The broker of all these tests: to start one takes seconds. It runs when a test begins,
+    and ends with the test runner.
+    """
+    if not _shared:
+        broker = KafkaBroker()
+        atexit.register(broker.stop)
+        broker.start()
+        _shared.append(broker)
+    return _shared[0]
+
+
+class KafkaTestCase(unittest.TestCase):
+    """What tests with a real broker share."""
+
+    timeout = 120
+
+    def setUp(self) -> None:
+        self.broker = shared_broker()
+        # Each test has a topic of its own.
+        self.topic = self.id().rpartition(".")[2]
+        self.lines: list[str] = []
+        globalLogPublisher.addObserver(self.observe)
+        self.addCleanup(globalLogPublisher.removeObserver, self.observe)
+
+    def observe(self, event: Any) -> None:
+        """Keep what the source logs."""
+        if "kafka" in event.get("log_namespace", ""):
+            self.lines.append(f"{event['log_level'].name}: {formatEvent(event)}")
+
+    def source(self, **options: Any) -> tuple[KafkaSource, MemorySink]:
+        """A source, and where it submits. It is not started."""
+        sink = MemorySink()
+        servers = options.pop("servers", [self.broker.server])
+        group, security = options.pop("group", None), options.pop("security", KafkaSecurity())
+        quick = {"metadata_seconds": 1.0, **options.pop("quick", {})}
+
+        def connect() -> Connection:
+            return Connection(servers, self.topic, group=group, client_id="test", security=security, **quick)
+
+        source = KafkaSource(
+            reactor,
+            sink,
+            servers=servers,
+            topic=self.topic,
+            group=group,
+            connect=connect,
+            backoff=Backoff(0.05, 0.2),
+            **options,
+        )
+        self.addCleanup(self.stop, source)
+        return source, sink
+
+    async def listen(self, **options: Any) -> tuple[KafkaSource, MemorySink]:
+        """A source that reads the topic, and where it submits."""
+        source, sink = self.source(**options)
+        before = len(self.logged("reading topic"))
+        source.startService()
+        await self.until(lambda: len(self.logged("reading topic")) > before)
+        return source, sink
+
+    async def stop(self, source: KafkaSource) -> None:
+        """Stop a source; it never takes two seconds."""
+        began = time.monotonic()
+        await source.stopService()
+        self.assertLess(time.monotonic() - began, 2.0)
+
+    def logged(self, words: str) -> list[str]:
+        """The lines of the log that have these words."""
+        return [line for line in self.lines if words in line]
+
+    async def until(self, condition: Callable[[], Any], seconds: float = 40.0) -> None:
+        """Wait until something holds."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            self.assertLess(time.monotonic(), deadline, self.lines)
+            await self.sleep(0.02)
+
+    async def sleep(self, seconds: float) -> None:
+        """Let time pass."""
+        await task.deferLater(reactor, seconds, lambda: None)
+
+    async def produce(self, *bodies: bytes, partition: int | None = None) -> None:
+        """Send messages, and wait until the broker has them."""
+        await threads.deferToThread(self.broker.produce, self.topic, bodies, partition)
+
+    async def produce_behind(self, body: bytes, seconds: float, partition: int = 0) -> None:
+        """Send a message as a producer does whose clock is behind."""
+
+        def send() -> None:
+            producer = self.broker.producer()
+            try:
+                timestamp_ms = int((time.time() - seconds) * 1000)
+                producer.send(self.topic, body, partition=partition, timestamp_ms=timestamp_ms).get(30)
+            finally:
+                producer.close(30)
+
+        await threads.deferToThread(send)
+
+    def bodies(self, *sinks: MemorySink) -> list[bytes]:
+        """What was submitted."""
+        return [body for sink in sinks for _, body in sink.submitted]
