@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+from kafka.errors import SaslAuthenticationFailedError
 from twisted.internet import threads
 
 from pcapsvc.sources.kafka import KafkaSecurity
+from pcapsvc.sources.kafka.connection import Connection
 from tests.integration.kafka_case import KafkaTestCase
 from tests.peers.certificates import Authority
 
@@ -141,6 +145,45 @@ class KafkaSourceTests(KafkaTestCase):
             self.assertIn("error: ", self.logged("partition 0 has what can't be read")[0])
 
 
+class _Corked:
+    """
+    What stands before a server, and sends its last words and the end in one segment (C{TCP_CORK}, L{tcp(7)}).
+
+    @ivar server: C{HOST:PORT}.
+    """
+
+    def __init__(self, server: str) -> None:
+        host, _, port = server.rpartition(":")
+        self._to = host, int(port)
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.server = f"localhost:{self._listening.getsockname()[1]}"
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(self, *why: object) -> None:
+        self._listening.shutdown(socket.SHUT_RDWR)
+        self._listening.close()
+
+    def _accept(self) -> None:
+        # Until the port is shut.
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listening.accept()
+                client.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
+                server = socket.create_connection(self._to)
+                for pair in ((client, server), (server, client)):
+                    threading.Thread(target=self._copy, args=pair, daemon=True).start()
+
+    def _copy(self, source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                sink.sendall(data)
+        with contextlib.suppress(OSError):
+            sink.shutdown(socket.SHUT_WR)
+
+
 class SecureTests(KafkaTestCase):
     """Logging in, and TLS, on SASL_SSL."""
 
@@ -196,6 +239,20 @@ class SecureTests(KafkaTestCase):
             self.lines.clear()
             wrong = self.broker.security(sasl_mechanism=mechanism, sasl_plain_password="hunter2")
             await self._is_told("the login was refused (the user, the password or the token)", security=wrong)
+
+    def test_refused_and_cut_off(self) -> None:
+        """A refusal is told as one, also where it comes together with the end of the connection."""
+        wrong = self.broker.security(sasl_mechanism="PLAIN", sasl_plain_password="hunter2")
+        with _Corked(self.broker.secure_server) as corked:
+            connection = Connection(
+                [corked.server],
+                self.topic,
+                group=None,
+                client_id="test",
+                security=wrong,
+                bootstrap_seconds=5.0,
+            )
+            self.assertRaises(SaslAuthenticationFailedError, connection.open)
 
     async def test_wrong_authority(self) -> None:
         """A certificate that a stranger signed is refused, and that is told."""

@@ -44,6 +44,27 @@ class _ClosingSocket(KafkaNetSocket):  # type: ignore[misc] # kafka-python has n
             raise
 
 
+class _LastWords:
+    """
+    Hands over what came with the end of a connection, before the end itself.
+
+    The library throws it away: among it, why a login was refused.
+    """
+
+    def _sock_recv(self) -> tuple[bytes, Exception | None]:
+        received: bytes
+        received, problem = super()._sock_recv()  # type: ignore[misc] # of a transport
+        return received, None if received else problem
+
+
+class _TCPTransport(_LastWords, KafkaTCPTransport):  # type: ignore[misc] # kafka-python has no types
+    pass
+
+
+class _SSLTransport(_LastWords, KafkaSSLTransport):  # type: ignore[misc] # kafka-python has no types
+    pass
+
+
 class Client(KafkaNetClient):  # type: ignore[misc] # kafka-python has no types
     """Can be closed by more than one thread at once, where the library's own raises in one of them."""
 
@@ -82,9 +103,9 @@ class Manager(KafkaConnectionManager):  # type: ignore[misc] # kafka-python has 
         )
         if self.ssl_enabled:
             context = self.config["ssl_context"]
-            transport = KafkaSSLTransport(self._net, plain, host=node.host, ssl_context=context)
+            transport = _SSLTransport(self._net, plain, host=node.host, ssl_context=context)
         else:
-            transport = KafkaTCPTransport(self._net, plain, host=node.host)
+            transport = _TCPTransport(self._net, plain, host=node.host)
         try:
             await transport.handshake()
         except Exception as problem:  # noqa: BLE001 - as the library does
