@@ -399,6 +399,19 @@ class AgainTests(SQSTestCase):
         self.poll(message("a"))
         self.assertEqual(2, len(self.sink.submitted))
 
+    def test_notifications_without_ids(self) -> None:
+        """Notifications whose envelopes have no id, or an empty one, are not taken for one another."""
+        for name, ids in (("a", {"MessageId": ""}), ("b", {"MessageId": ""}), ("c", {}), ("d", {})):
+            envelope = {"Type": "Notification", "Message": name, **ids}
+            self.poll(message(name, json.dumps(envelope)))
+        self.assertEqual([b"a", b"b", b"c", b"d"], [body for _, body in self.sink.submitted])
+
+    def test_an_id_of_both_kinds(self) -> None:
+        """A notification isn't taken for the message of the queue that has the same id."""
+        self.poll(message("a"))
+        self.poll(message("b", json.dumps({"Type": "Notification", "MessageId": "a", "Message": "other"})))
+        self.assertEqual([b"{}", b"other"], [body for _, body in self.sink.submitted])
+
     def test_notified_twice(self) -> None:
         """A notification that SNS put into the queue twice has two ids here, and one there."""
         body = json.dumps({"Type": "Notification", "MessageId": "n", "Message": "x"})

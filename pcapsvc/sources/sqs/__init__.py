@@ -251,7 +251,8 @@ class SQSSource(service.Service):
         """Submit a message, and say what is to become of it."""
         now = self._reactor.seconds()
         body, envelope_id = _opened(message.body)
-        keys = [message.message_id] if envelope_id is None else [message.message_id, envelope_id]
+        # Both kinds of ids are their givers' own: they may be alike.
+        keys = [f"SQS {message.message_id}", *([] if envelope_id is None else [f"SNS {envelope_id}"])]
         if any(self._settled.knows(key, now) for key in keys):
             self._log.info("SQS {url}: message {id} came again", url=self._url, id=message.message_id)
             return Step(message=message, hide_seconds=None)
@@ -339,4 +340,5 @@ def _opened(body: str) -> tuple[str, str | None]:
         return body, None
     if envelope.kind != "Notification":
         return body, None
-    return envelope.message, envelope.message_id
+    # Not every service that makes such envelopes gives them ids.
+    return envelope.message, envelope.message_id or None
