@@ -163,7 +163,7 @@ class SQSTestCase(unittest.SynchronousTestCase):
             if not self.thread.work and isinstance(self.sink.verdict, NotForThisNode):
                 self.clock.advance(2 * STAND_BACK_SECONDS[1])
 
-    def fail(self, *problems: Exception) -> None:  # type: ignore[override]
+    def poll_fails(self, *problems: Exception) -> None:
         """Let polls fail, each after the pause that follows the one before."""
         for problem in problems:
             self.client.messages.append(problem)
@@ -492,7 +492,7 @@ class OutageTests(SQSTestCase):
         """An outage and its end are told once each."""
         self.poll()
         self.told()
-        self.fail(*(unreachable() for _ in range(20)))
+        self.poll_fails(*(unreachable() for _ in range(20)))
         self.assertEqual(
             [f'warn: SQS {URL}: Could not connect to the endpoint URL: "{URL}"; trying until it works'],
             self.told(),
@@ -525,12 +525,12 @@ class OutageTests(SQSTestCase):
 
     def test_cut_again_and_again(self) -> None:
         """A server that cuts every connection is one."""
-        self.fail(*(exceptions.ConnectionClosedError(endpoint_url=URL) for _ in range(3)))
+        self.poll_fails(*(exceptions.ConnectionClosedError(endpoint_url=URL) for _ in range(3)))
         self.assertEqual(1, len(self.told()))
 
     def test_no_secret(self) -> None:
         """Whatever the service says, the key is in no log, nor is what could break a line of it."""
-        self.fail(refusal("SignatureDoesNotMatch", "s3cret/key or s3cret%2Fkey\nis wrong"))
+        self.poll_fails(refusal("SignatureDoesNotMatch", "s3cret/key or s3cret%2Fkey\nis wrong"))
         (line,) = self.told()
         self.assertEqual(
             f"warn: SQS {URL}: it answered SignatureDoesNotMatch: [access key] or [access key] is wrong; "
@@ -540,7 +540,7 @@ class OutageTests(SQSTestCase):
 
     def test_no_credentials(self) -> None:
         """A client that found no credentials is made anew, so that it finds those that come later."""
-        self.fail(exceptions.NoCredentialsError(), exceptions.NoCredentialsError())
+        self.poll_fails(exceptions.NoCredentialsError(), exceptions.NoCredentialsError())
         self.poll()
         self.assertEqual(3, self.clients)
         warning, _ = self.told()
@@ -548,7 +548,7 @@ class OutageTests(SQSTestCase):
 
     def test_unforeseen(self) -> None:
         """What nobody has thought of doesn't end the polls, and its words, maybe a secret, are not shown."""
-        self.fail(RuntimeError("hunter2"), MemoryError())
+        self.poll_fails(RuntimeError("hunter2"), MemoryError())
         self.client.messages = [[{"nonsense": True}]]
         self.thread.step()
         self.clock.advance(30)
