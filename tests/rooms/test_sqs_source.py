@@ -54,7 +54,7 @@ class FakeThread:
 
 
 def message(
-    name: str, body: str = "{}", *, receipt: str | None = None, received: int = 1, **attributes: str
+    name: str, body: str = "{}", *, receipt: str | None = None, received: int = 1, **attributes: object
 ) -> dict[str, Any]:
     """A message, as boto3 gives it."""
     return {
@@ -305,7 +305,7 @@ class DeleteUnmatchedTests(SQSTestCase):
 class MessageTests(SQSTestCase):
     """What of a message is submitted."""
 
-    def submitted(self, body: str, **attributes: str) -> tuple[bytes, float | None]:
+    def submitted(self, body: str, **attributes: object) -> tuple[bytes, float | None]:
         """What a message comes to."""
         self.poll(message(f"number {len(self.sink.submitted)}", body, **attributes))
         return self.sink.submitted[-1][1], self.sink.sent_at[-1]
@@ -317,8 +317,9 @@ class MessageTests(SQSTestCase):
         self.assertEqual("sqs", self.sink.submitted[0][0])
 
     def test_time(self) -> None:
-        """The queue's time stamp, in seconds; nothing where it is nonsense."""
-        self.assertEqual((b"x", 1700000000.123), self.submitted("x", SentTimestamp="1700000000123"))
+        """The queue's time stamp, in seconds, as text or as a number; nothing where it is nonsense."""
+        for stamp in ("1700000000123", 1700000000123):
+            self.assertEqual((b"x", 1700000000.123), self.submitted("x", SentTimestamp=stamp))
         self.assertEqual((b"x", None), self.submitted("x", SentTimestamp="yesterday"))
 
     def test_what_is_asked_for(self) -> None:
@@ -343,6 +344,15 @@ class MessageTests(SQSTestCase):
         self.poll()
         self.assertEqual(0, self.client.asked[0]["WaitTimeSeconds"])
         self.assertEqual([f"info: SQS {URL}: listening"], self.told())
+
+    def test_what_cannot_be_understood(self) -> None:
+        """A message of which not all is said that there is keeps the others of its poll from nothing."""
+        strange = [{"nonsense": True}, {**message("b"), "Body": 1}, {"ReceiptHandle": "x", "Body": "{}"}]
+        self.poll(message("a"), *strange, message("c"))
+        self.assertEqual(2, len(self.sink.submitted))
+        self.assertEqual([["receipt of a", "receipt of c"]], self.client.deleted)
+        line = f"error: SQS {URL}: 3 messages can't be understood, and stay in the queue"
+        self.assertEqual([line, f"info: SQS {URL}: listening"], self.told())
 
     def test_envelope(self) -> None:
         """Of a notification of SNS, the message in it."""
@@ -549,9 +559,6 @@ class OutageTests(SQSTestCase):
     def test_unforeseen(self) -> None:
         """What nobody has thought of doesn't end the polls, and its words, maybe a secret, are not shown."""
         self.poll_fails(RuntimeError("hunter2"), MemoryError())
-        self.client.messages = [[{"nonsense": True}]]
-        self.thread.step()
-        self.clock.advance(30)
         self.poll(message("a"))
         self.assertEqual(1, len(self.sink.submitted))
         warning, _ = self.told()

@@ -23,7 +23,7 @@ from pcapsvc.core.result import Accepted, Busy, NotForThisNode, Rejected
 from pcapsvc.core.text import one_line
 from pcapsvc.interfaces import IRequestSink, RunInThread
 from pcapsvc.sources.polling import RETRY_SECONDS, Backoff, Outage, OwnThread, Poller
-from pcapsvc.sources.sqs.queue import Message, Queue, Step, Unsettled, described, make_boto3_client
+from pcapsvc.sources.sqs.queue import Message, Queue, Received, Step, Unsettled, described, make_boto3_client
 
 #: How long a message that was received is hidden from others, whatever the queue's own time-out is:
 #: until it is deleted or given back, which takes a moment, and for so long where its node dies meanwhile.
@@ -141,7 +141,7 @@ class SQSSource(service.Service):
             )
         )
         self._queue: Queue | None = None
-        self._poller: Poller[list[Message]] | None = None
+        self._poller: Poller[Received] | None = None
         self._pause: defer.Deferred[None] | None = None
         self._polled_at = 0.0
         self._empty_polls = 0
@@ -165,7 +165,7 @@ class SQSSource(service.Service):
         self._poller = Poller(
             self._reactor,
             self._queue.receive,
-            lambda messages: defer.Deferred.fromCoroutine(self._hear(messages)),
+            lambda received: defer.Deferred.fromCoroutine(self._hear(received)),
             failed=self._failed,
             backoff=Backoff(*self._retry_seconds, chance=self._chance),
             run_in_thread=self._run_in_thread,
@@ -205,10 +205,17 @@ class SQSSource(service.Service):
         kind, words = described(problem)
         self._outage.tell(kind, one_line(words, secrets=self._secrets))
 
-    async def _hear(self, messages: list[Message]) -> None:
+    async def _hear(self, received: Received) -> None:
         queue = self._queue
         if queue is None or not queue.take():
             return
+        messages = received.messages
+        if received.strange:
+            self._log.error(
+                "SQS {url}: {count} messages can't be understood, and stay in the queue",
+                url=self._url,
+                count=received.strange,
+            )
         if messages:
             self._empty_polls = 0
             self._settles = False

@@ -47,6 +47,18 @@ class Message:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Received:
+    """
+    What a poll brought.
+
+    @ivar strange: how many more messages there were, that lack what every message has.
+    """
+
+    messages: list[Message]
+    strange: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Step:
     """
     What is to become of a message.
@@ -99,14 +111,14 @@ class Queue:
             self._untaken = []
             return True
 
-    def receive(self) -> list[Message]:
+    def receive(self) -> Received:
         """
         Wait for messages. They are hidden from others.
 
         @raise Exception: whatever the client raises.
         """
         if self._is_closed():
-            return []
+            return Received(messages=[])
         # The first answer is not to take the length of a long poll: it tells whether the queue is there.
         wait_seconds = self._wait_seconds if self._works else 0
         works, self._works = self._works, False
@@ -118,14 +130,15 @@ class Queue:
             # A connection that was kept, and has died meanwhile.
             answer = self._ask(0)
         self._works = True
-        messages = [_message(raw) for raw in answer.get("Messages") or ()]
+        found = [_message(raw) for raw in answer.get("Messages") or ()]
+        messages = [message for message in found if message is not None]
         with self._lock:
             self._untaken = messages
         # Closed from here on, it is given back by L{end}.
         if self._is_closed():
             self._give_back()
-            return []
-        return messages
+            return Received(messages=[])
+        return Received(messages=messages, strange=len(found) - len(messages))
 
     def settle(self, steps: Sequence[Step]) -> list[Step]:
         """
@@ -208,21 +221,25 @@ def _worth_another_try(answer: Any, steps: Sequence[Step]) -> list[Step]:
     ]
 
 
-def _message(raw: Any) -> Message:
+def _message(raw: Any) -> Message | None:
+    """The message; L{None} where it can't be understood."""
+    message_id, receipt, body = raw.get("MessageId"), raw.get("ReceiptHandle"), raw.get("Body") or ""
+    if not all(isinstance(text, str) for text in (message_id, receipt, body)):
+        return None
     attributes = raw.get("Attributes") or {}
     sent_ms = _whole(attributes.get("SentTimestamp"))
     return Message(
-        message_id=raw["MessageId"],
-        receipt=raw["ReceiptHandle"],
-        body=raw.get("Body") or "",
+        message_id=message_id,
+        receipt=receipt,
+        body=body,
         sent_at=None if sent_ms is None else sent_ms / 1000,
         received_times=_whole(attributes.get("ApproximateReceiveCount")) or 1,
     )
 
 
-def _whole(text: str | None) -> int | None:
-    # Not every service that speaks as SQS does says these as SQS does.
-    return int(text) if text is not None and re.fullmatch("[0-9]{1,20}", text) else None
+def _whole(value: object) -> int | None:
+    # Not every service that speaks as SQS does says these as SQS does: they may be numbers, or no numbers.
+    return int(str(value)) if re.fullmatch("[0-9]{1,20}", str(value)) else None
 
 
 def whereabouts(url: str, region: str | None, endpoint: str | None) -> tuple[str | None, str | None]:
