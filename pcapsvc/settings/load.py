@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 import tomli
@@ -272,6 +273,19 @@ def _kafka_servers(given: tuple[str, ...]) -> tuple[str, ...]:
     return servers
 
 
+def _queue_url(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        holds = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        holds = False
+    if not holds:
+        raise ValueError(
+            "must be an http:// or https:// URL with a host, and with a port from 1 to 65535 or none"
+        )
+    return url
+
+
 #: What is made of values that hold: field, key, and what raises L{ValueError} with the rule.
 _CONVERSIONS: dict[str, tuple[tuple[str, str, Callable[[Any], Any]], ...]] = {
     "general": (
@@ -295,7 +309,7 @@ _CONVERSIONS: dict[str, tuple[tuple[str, str, Callable[[Any], Any]], ...]] = {
         ("ssl_keyfile", "ssl_keyfile", _checked_key),
         ("sasl_oauth_token_file", "sasl_oauth_tokenfile", _checked_secret_file),
     ),
-    "sqs": (("endpoint", "endpoint", endpoint_url),),
+    "sqs": (("endpoint", "endpoint", endpoint_url), ("url", "url", _queue_url)),
     "s3": (
         ("endpoint", "endpoint", endpoint_url),
         ("endpoints", "endpoints", lambda endpoints: tuple(map(endpoint_url, endpoints))),

@@ -162,6 +162,17 @@ class SqsTests(SettingsTestCase):
             self.assertEqual(expected, self.load(f"{LEAST}[sqs]\nendpoint = '{given}'").sqs.endpoint)
         self.assertIn("sqs.endpoint = ", self.only_problem(f"{LEAST}[sqs]\nendpoint = 'http://a/b'"))
 
+    def test_queue(self) -> None:
+        """The queue's URL is one with a host, and a port that there can be."""
+        for url in ("https://sqs.eu-west-1.amazonaws.com/1/q", "http://[::1]:9324/1/q", "http://a"):
+            self.assertEqual(url, self.load(f"{LEAST}[sqs]\nurl = '{url}'").sqs.url)
+        for url in ("https:///1/q", "https://:1/q", "https://a:99999/q", "https://a:0/q", "https://[::1/1/q"):
+            self.assertEqual(
+                f"sqs.url = {url!r}: must be an http:// or https:// URL with a host, and with a port "
+                "from 1 to 65535 or none",
+                self.only_problem(f"{LEAST}[sqs]\nurl = '{url}'"),
+            )
+
     def test_unmatched(self) -> None:
         """What becomes of a message for another node is one of two things."""
         self.assertEqual("delete", self.load(f"{LEAST}[sqs]\nunmatched = 'delete'").sqs.unmatched)
