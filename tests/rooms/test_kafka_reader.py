@@ -170,11 +170,19 @@ class ReaderTests(ReaderTestCase):
     def test_messages(self) -> None:
         """A message is the value of a record, with its time; nothing is asked of the key."""
         self.broker.batches.append(
-            {ZERO: [Record(10, b"one", 1_700_000_000_250), Record(11, None, None), Record(12, b"", -1)]}
+            {
+                ZERO: [
+                    Record(10, b"one", 1_700_000_000_250),
+                    Record(11, None, None),
+                    Record(12, b"", -1),
+                    Record(13, b"", 0),
+                ]
+            }
         )
         messages = self.reader.read().messages
-        self.assertEqual([b"one", b"", b""], [message.body for message in messages])
-        self.assertEqual([1_700_000_000.25, None, None], [message.sent_at for message in messages])
+        self.assertEqual([b"one", b"", b"", b""], [message.body for message in messages])
+        # -1 is none, and 0 is 1970.
+        self.assertEqual([1_700_000_000.25, None, None, 0.0], [message.sent_at for message in messages])
 
     def test_after_a_failure_nothing_is_newest(self) -> None:
         """Where the first attempt failed, it begins with what was sent since then, clocks' skew aside."""

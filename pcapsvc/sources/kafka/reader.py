@@ -242,7 +242,7 @@ class Reader:
             if record.offset < place.offset and timestamp <= place.timestamp:
                 continue
             place = _Place(offset=record.offset + 1, timestamp=max(timestamp, place.timestamp))
-            yield Message(body=record.value or b"", sent_at=timestamp / 1000 if timestamp > 0 else None)
+            yield Message(body=record.value or b"", sent_at=timestamp / 1000 if timestamp >= 0 else None)
         self._places[partition] = place
         if self._is_shared:
             self._brought[partition] = place.offset
