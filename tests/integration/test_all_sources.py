@@ -28,6 +28,9 @@ SOURCES = (*BROKERS, "http")
 #: How long a request takes to its capture while its source is connected, and until a source is heard again.
 HEARD_SECONDS = 5.0
 BACK_SECONDS = 40.0
+
+#: How long a stop takes at most: no source's takes 2 s, but the end of the process, half a second, takes
+#: twice as long and more on a busy machine. A poll of SQS would take 20 s.
 STOP_SECONDS = 3.0
 
 #: How old requests may be in the tests of that, the skew of clocks aside.
