@@ -274,6 +274,9 @@ class Connection:
             # What was heard before is told by its offset and its time.
             "auto_offset_reset": "earliest",
             "enable_auto_commit": False,
+            # One transaction that hangs would hold up all that others send after it began, for up to 15
+            # minutes (transaction.max.timeout.ms), and nobody would be told.
+            "isolation_level": "read_uncommitted",
             "bootstrap_timeout_ms": _ms(self._bootstrap_seconds),
             "request_timeout_ms": _ms(self._request_seconds),
             "metadata_max_age_ms": _ms(self._metadata_seconds),
