@@ -293,6 +293,19 @@ class ReaderTests(ReaderTestCase):
         self.broker.lost = None
         self.assertTrue(self.reader.read().is_connected)
 
+    def test_no_leader(self) -> None:
+        """A partition that has no leader is told, and isn't found again by messages of another one."""
+        self.broker.ends, self.broker.leaderless = {ZERO: 10, ONE: 20}, {ONE}
+        heard = [self.reader.read() for _ in range(2)]
+        words = "partition 1 of topic 'capture' has no leader"
+        self.assertEqual([None, words], [each.lost for each in heard])
+        self.broker.batches.append({ZERO: [Record(10)]})
+        self.assertFalse(self.reader.read().is_connected)
+        self.broker.leaderless = set()
+        self.broker.batches.append({ZERO: [Record(11)]})
+        self.assertTrue(self.reader.read().is_connected)
+        self.assertEqual(("assign", {ZERO: 11, ONE: 20}), self.broker.calls[-1])
+
     def test_what_goes_on_by_itself(self) -> None:
         """What the client gets over by itself ends no connection; it is told where it comes twice."""
         gone = kafka_errors.KafkaConnectionError("hunter2")

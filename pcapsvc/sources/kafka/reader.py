@@ -217,10 +217,16 @@ class Reader:
         messages = tuple(
             message for partition, records in polled.items() for message in self._unheard(partition, records)
         )
-        lost = None if messages else connection.lost() or trouble
+        if messages:
+            # Of one partition, where another may be lost all the same.
+            is_connected = self._lost_since is None or self._lost(connection, partitions) is None
+            if is_connected:
+                self._lost_since = None
+            return Heard(messages=messages, is_connected=is_connected)
+        lost = self._lost(connection, partitions) or trouble
         if lost is None:
             self._lost_since = None
-            return Heard(messages=messages)
+            return Heard(messages=())
         if self._lost_since is None:
             # It may be about to connect just now: the next read tells.
             self._lost_since = self._seconds()
@@ -228,6 +234,14 @@ class Reader:
         if self._seconds() - self._lost_since > ANEW_SECONDS:
             raise LongGone(lost)
         return Heard(messages=(), is_connected=False, lost=lost)
+
+    def _lost(self, connection: Connection, partitions: frozenset[TopicPartition]) -> str | None:
+        """What can't be read now, in words; L{None} where there is nothing."""
+        if not self._is_shared:
+            # After a reconnection these are not even assigned.
+            for partition in sorted(connection.all_partitions() - partitions):
+                return f"partition {partition.partition} of topic {partition.topic!r} has no leader"
+        return connection.lost()
 
     def _unheard(self, partition: TopicPartition, records: Iterable[Record]) -> Iterable[Message]:
         """
