@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import os
@@ -112,7 +113,7 @@ class SQSTestCase(unittest.TestCase):
             "access_key": "s3cret/key",
             "retry_seconds": (0.05, 0.2),
             "busy_seconds": (1, 1),
-            "answer_seconds": 1.0,
+            "answer_seconds": 10.0,
             **options,
         }
         source = SQSSource(reactor, sink, url=url, **options)
@@ -157,14 +158,15 @@ class ListenTests(SQSTestCase):
         """A message is heard by the poll that waits for it, with the time when it was sent, and deleted."""
         url = self.start()
         sink = NodeSink("node-1")
-        self.listen(url, sink)
+        self.listen(url, sink, wait_seconds=10)
         await self.told("listening")
         await task.deferLater(reactor, 1.0)
         for number in range(3):
             began = time.monotonic()
             await self.send(url, request(number, "any"))
             await self.until(lambda number=number: number in sink.taken)  # type: ignore[misc]
-            self.assertLess(time.monotonic() - began, 0.5)
+            # Soon after it was sent, and long before the poll would have ended.
+            self.assertLess(time.monotonic() - began, 3)
         await self.emptied(url)
         for sent_at in sink.sent_at:
             assert sent_at is not None
@@ -276,7 +278,7 @@ class StopTests(SQSTestCase):
         await task.deferLater(reactor, 0.3)
         began = time.monotonic()
         await source.stopService()
-        self.assertLess(time.monotonic() - began, 0.2)
+        self.assertLess(time.monotonic() - began, 2)
         await self.send(url, "x")
         await self.until(lambda: self.pollers() <= others)
         self.assertEqual((1, 0), await self.counts(url))
@@ -310,7 +312,7 @@ class OutageTests(SQSTestCase):
         proxy.start()
         self.addCleanup(proxy.stop)
         await self.send(url, *(request(number, "node-1") for number in range(700)))
-        await task.deferLater(reactor, WRITTEN_SECONDS)
+        await task.deferLater(reactor, 3 * WRITTEN_SECONDS)
         self.listen(url, sink, endpoint=proxy.endpoint, hidden_seconds=2)
         await self.until(lambda: len(sink.taken) > 100)
         await threads.deferToThread(self.server.kill)
@@ -331,7 +333,7 @@ class OutageTests(SQSTestCase):
         """A server that says nothing is given up after its time, and polled again when it does."""
         url = self.start(own=True)
         sink = NodeSink("node-1")
-        self.listen(url, sink, wait_seconds=1, hidden_seconds=2)
+        self.listen(url, sink, wait_seconds=1, hidden_seconds=2, answer_seconds=1.0)
         await self.told("listening")
         self.server.freeze()
         await self.told("warn")
@@ -389,11 +391,13 @@ class OutageTests(SQSTestCase):
         source.startService()
         self.addCleanup(source.stopService)
         await self.until(lambda: polls >= 20)
+        # What earlier tests left to it is not to go away meanwhile.
+        gc.collect()
         before = threading.active_count(), descriptors()
         await self.until(lambda: polls >= 320)
-        self.assertEqual(before[0], threading.active_count())
+        self.assertLessEqual(threading.active_count(), before[0])
         # One socket may just be about to connect.
-        self.assertLessEqual(abs(before[1] - descriptors()), 1)
+        self.assertLessEqual(descriptors(), before[1] + 1)
         self.assertEqual(1, len(self.events), self.events)
 
 
