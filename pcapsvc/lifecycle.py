@@ -14,8 +14,10 @@ from pcapsvc.interfaces import IHurriable
 
 # How much of the time to stop is left, at least, for keeping what could not be finished.
 _HURRIED_PART = 0.25
-# How much of it those may take that bring work in: what they hang on must not cost the work that is there.
+# How much of it those may take that bring work in, and how long at least, as they settle with their brokers
+# what they brought: what they hang on must not cost the work that is there.
 _FIRST_PART = 0.25
+_FIRST_SECONDS = 2.0
 
 
 class OrderedServices(Service):
@@ -26,9 +28,9 @@ class OrderedServices(Service):
     @param parts: in the order of stopping; those within one list stop side by side. The first
         bring in the work that the others have.
     @param stop_timeout_seconds: how long all the stopping may take. The first parts may take
-        a quarter of it, and are cancelled then. When a quarter of it is left, each part that is
-        L{IHurriable} is hurried. What still stops in the end is cancelled, and so is what comes
-        after it.
+        a quarter of it, or two seconds, and are cancelled then. When a quarter of it is left, each
+        part that is L{IHurriable} is hurried. What still stops in the end is cancelled, and so is
+        what comes after it.
     """
 
     _log = Logger()
@@ -44,8 +46,9 @@ class OrderedServices(Service):
         self._groups = [tuple(part) if isinstance(part, Sequence) else (part,) for part in parts]
         self._stop_timeout = stop_timeout_seconds
         self._ends = 0.0
+        self._first_ends = 0.0
         self._is_first = False
-        self._is_to_hurry = False
+        self._is_hurried = False
         self._stopping: Deferred[Any] | None = None
         self._time_is_up: IDelayedCall | None = None
 
@@ -58,7 +61,7 @@ class OrderedServices(Service):
     def startService(self) -> None:
         """Start the parts."""
         super().startService()  # type: ignore[no-untyped-call]
-        self._is_to_hurry = False
+        self._is_hurried = False
         for part in self._parts_as_they_start():
             part.startService()  # type: ignore[no-untyped-call]
 
@@ -76,35 +79,40 @@ class OrderedServices(Service):
         Leave no part more time to stop than it takes to keep what it has. A second call does
         nothing; one before the stop counts from its beginning.
         """
-        if self._stopping is None:
-            self._is_to_hurry = True
+        if self._is_hurried:
             return
-        self._ends = min(self._ends, self._reactor.seconds() + self._stop_timeout * _HURRIED_PART)
-        self._watch_the_time(self._stopping, self._ends)
-        self._hurry_parts()
-        if self._is_first:
-            self._stopping.cancel()
+        self._is_hurried = True
+        if self._stopping is not None:
+            self._bound(self._stop_timeout * _HURRIED_PART)
+            self._watch_the_time(self._stopping)
+            self._hurry_parts()
 
     async def _stop(self) -> None:
-        began = self._reactor.seconds()
-        self._ends = began + self._stop_timeout
+        self._ends = self._first_ends = float("inf")
+        self._bound(self._stop_timeout * (_HURRIED_PART if self._is_hurried else 1))
         hurry = self._reactor.callLater(self._stop_timeout * (1 - _HURRIED_PART), self._hurry_parts)
         for group in self._groups:
             self._is_first = group is self._groups[0]
-            ends = began + self._stop_timeout * _FIRST_PART if self._is_first else self._ends
-            await self._stop_side_by_side(group, ends)
+            await self._stop_side_by_side(group)
         if hurry.active():
             hurry.cancel()
 
-    async def _stop_side_by_side(self, group: Sequence[IService], ends: float) -> None:
+    def _bound(self, seconds: float) -> None:
+        """Let all that is left of the stop take no longer, and the first parts but a part of it."""
+        now = self._reactor.seconds()
+        self._ends = min(self._ends, now + seconds)
+        first = min(seconds / 2, max(seconds * _FIRST_PART, _FIRST_SECONDS))
+        self._first_ends = min(self._first_ends, now + first)
+
+    async def _stop_side_by_side(self, group: Sequence[IService]) -> None:
         stopping = DeferredList([Deferred.fromCoroutine(self._stop_one(part)) for part in group])
         if stopping.called:
             return
         self._stopping = stopping
-        self._watch_the_time(stopping, ends)
-        if self._is_to_hurry:
-            self._is_to_hurry = False
-            self.hurry()
+        self._watch_the_time(stopping)
+        if self._is_hurried:
+            # Those that had not begun to stop when the others were.
+            self._hurry_parts()
         await stopping
         self._stopping = None
         self._forget_the_time()
@@ -117,8 +125,9 @@ class OrderedServices(Service):
         except Exception:  # noqa: BLE001 - whatever it is, the other parts are stopped
             self._log.failure("{part} did not stop as it should", part=type(part).__name__)
 
-    def _watch_the_time(self, stopping: Deferred[Any], ends: float) -> None:
+    def _watch_the_time(self, stopping: Deferred[Any]) -> None:
         self._forget_the_time()
+        ends = min(self._ends, self._first_ends) if self._is_first else self._ends
         left = max(0.0, ends - self._reactor.seconds())
         self._time_is_up = self._reactor.callLater(left, stopping.cancel)
 
@@ -128,6 +137,7 @@ class OrderedServices(Service):
         self._time_is_up = None
 
     def _hurry_parts(self) -> None:
+        self._is_hurried = True
         for group in self._groups:
             for part in group:
                 if IHurriable.providedBy(part):

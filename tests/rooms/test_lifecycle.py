@@ -170,35 +170,49 @@ class OrderedServicesTests(unittest.SynchronousTestCase):
         self.successResultOf(stopping)
         self.assertEqual(self.told[3:], ["stop b"])
 
+    def first(self) -> tuple[OrderedServices, list[str]]:
+        """A first part that hangs, and one behind it that does; and what is cancelled, with the time."""
+        cancelled: list[str] = []
+
+        def hang(name: str) -> Callable[[], Deferred[None]]:
+            return lambda: Deferred(lambda _: cancelled.append(f"{name} {self.clock.seconds():g}"))
+
+        parts = [_Part(self.told, "a", hang("a")), _Hurried(self.told, "b", hang("b"))]
+        return OrderedServices(self.clock, parts, stop_timeout_seconds=20), cancelled
+
     def test_first(self) -> None:
         """The first have a quarter of the time, so that those behind them have the most of it."""
-        cancelled: list[str] = []
-        stopping = self.services(
-            lambda: Deferred(lambda _: cancelled.append("a")),
-            lambda: Deferred(lambda _: cancelled.append("b")),
-        ).stopService()
-        self.clock.advance(2.4)
-        self.assertEqual((self.told, cancelled), (["stop a"], []))
-        self.clock.advance(0.1)
-        self.assertEqual((self.told, cancelled), (["stop a", "stop b"], ["a"]))
-        self.clock.advance(7.4)
+        services, cancelled = self.first()
+        stopping = services.stopService()
+        self.clock.pump([0.5] * 39)
+        self.assertEqual(self.told, ["stop a", "stop b", "hurry b"])
         self.assertNoResult(stopping)
-        self.clock.advance(0.1)
-        self.assertEqual(cancelled, ["a", "b"])
+        self.clock.pump([0.5])
+        self.assertEqual(cancelled, ["a 5", "b 20"])
         self.successResultOf(stopping)
 
     def test_first_hurried(self) -> None:
-        """Where they are hurried, none at all: they have nothing to keep."""
-        cancelled: list[str] = []
-        parts = [
-            _Part(self.told, "a", lambda: Deferred(lambda _: cancelled.append("a"))),
-            _Hurried(self.told, "b", Deferred),
-        ]
-        services = OrderedServices(self.clock, parts, stop_timeout_seconds=10)
+        """
+        Where they are hurried, two seconds, in which they settle what they brought. What
+        begins to stop after that is hurried, too.
+        """
+        services, cancelled = self.first()
         stopping = services.stopService()
+        self.clock.advance(1)
         services.hurry()
-        self.assertEqual((self.told, cancelled), (["stop a", "hurry b", "stop b"], ["a"]))
-        self.clock.advance(2.5)
+        self.clock.pump([0.5] * 12)
+        self.assertEqual(cancelled, ["a 3", "b 6"])
+        self.assertEqual(self.told, ["stop a", "hurry b", "stop b", "hurry b"])
+        self.successResultOf(stopping)
+
+    def test_first_of_short(self) -> None:
+        """Where there is little time, half of it."""
+        parts = [_Part(self.told, "a", Deferred), _Part(self.told, "b")]
+        stopping = OrderedServices(self.clock, parts, stop_timeout_seconds=2).stopService()
+        self.clock.advance(0.9)
+        self.assertEqual(self.told, ["stop a"])
+        self.clock.advance(0.1)
+        self.assertEqual(self.told, ["stop a", "stop b"])
         self.successResultOf(stopping)
 
     def test_cancelled_part_ends_well(self) -> None:

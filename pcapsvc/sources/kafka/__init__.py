@@ -123,6 +123,9 @@ class KafkaSource(service.Service):
             await closing.addTimeout(STOP_SECONDS, self._reactor)
         except defer.TimeoutError:
             reader.abort()
+        except defer.CancelledError:
+            reader.abort()
+            raise
         except Exception:  # noqa: BLE001 - it is over anyway
             self._log.failure("Kafka: the connection did not close as it should")
 
