@@ -68,8 +68,10 @@ class Spool(Service):
         self._wall_clock = wall_clock
         self._one_at_a_time = DeferredLock()
         # What was given up, and has the folder until the disk is done with it.
-        self._late: Deferred[None] | None = None
+        self._late: Deferred[Any] | None = None
         self._inventory = Inventory()
+        # Entries that went away while they were busy, by their names.
+        self._away: dict[str, Kept] = {}
         self._told: set[str] = set()
 
     @property
@@ -116,6 +118,7 @@ class Spool(Service):
     def release(self, kept: Kept, problem: str, asked_seconds: float | None) -> bool:
         """Deliver from here what somebody else was about to deliver: whether it is here still."""
         kept.busy = False
+        self._away.pop(kept.name, None)
         if kept.gone:
             return False
         kept.problem = problem
@@ -125,6 +128,7 @@ class Spool(Service):
     def leave(self, kept: Kept) -> None:
         """Have an entry be busy no more. One that went away meanwhile is told to be lost."""
         kept.busy = False
+        self._away.pop(kept.name, None)
         if kept.gone and not kept.delivered:
             self._lost(kept, _GONE)
 
@@ -157,8 +161,7 @@ class Spool(Service):
                     problem,
                     self._wall_clock(),
                     lambda: cancelled,
-                    # Whoever gave it up may deliver it otherwise.
-                    undo=lambda entry: self._folder.remove(entry.entry_name),
+                    undo=self._take_out if held else None,
                 )
             except CancelledError:
                 # The thread notices, and closes what it reads.
@@ -173,6 +176,11 @@ class Spool(Service):
             self._postpone(kept, asked_seconds)
             await self._make_room(kept)
         return kept, entry
+
+    def _take_out(self, entry: SpoolEntry) -> None:
+        """Whoever gave it up delivers it otherwise; but where all stops, after the next start."""
+        if self.running:
+            self._folder.remove(entry.entry_name)
 
     def due(self, destination: str) -> list[Kept]:
         """The entries that are to be tried now, the oldest first."""
@@ -273,19 +281,23 @@ class Spool(Service):
         """Take away what is broken, then what is delivered, then the oldest: as much as a new entry needs."""
         if self.size <= self._max_bytes:
             return
+        making_room: Deferred[None] = Deferred.fromCoroutine(self._shrink(new))
         try:
-            for aside in self._inventory.asides():
-                if self.size <= self._max_bytes:
-                    return
-                await self._remove_aside(aside)
-            for kept in self._inventory.in_order_of_going():
-                if self.size <= self._max_bytes:
-                    return
-                if kept is not new:
-                    await self._take_away(kept, "the spool is full, and newer captures need its place")
+            await self._until_ended(making_room)
         except CancelledError:
-            # The new one is kept, all the same.
+            # The new one is kept, all the same; and room is made yet, before anybody else has the folder.
             pass
+
+    async def _shrink(self, new: Kept) -> None:
+        for aside in self._inventory.asides():
+            if self.size <= self._max_bytes:
+                return
+            await self._remove_aside(aside)
+        for kept in self._inventory.in_order_of_going():
+            if self.size <= self._max_bytes:
+                return
+            if kept is not new:
+                await self._take_away(kept, "the spool is full, and newer captures need its place")
 
     async def _take_away(self, kept: Kept, why: str) -> None:
         """Take an entry away that is not busy. One that can't be is told, and stops no other."""
@@ -356,8 +368,10 @@ class Spool(Service):
         self._told.clear()
         before, now = self._inventory, self._wall_clock()
         self._inventory = Inventory(
-            # What is known of it already is known still: above all, that it was delivered.
-            (before.named(entry.entry_name) or self._kept(entry, entry.age(now)) for entry in found.entries),
+            (
+                self._known(before, entry.entry_name) or self._kept(entry, entry.age(now))
+                for entry in found.entries
+            ),
             found.broken,
         )
         for kept in before:
@@ -365,7 +379,9 @@ class Spool(Service):
                 continue
             # Who has it may deliver it all the same; else it is told to be lost then.
             kept.gone = kept.busy
-            if not kept.busy:
+            if kept.busy:
+                self._away[kept.name] = kept
+            else:
                 self._lost(kept, _GONE)
         for name, why in found.set_aside:
             self._log.error("{name} is set aside in the spool: {why}", name=one_line(name), why=why)
@@ -374,6 +390,13 @@ class Spool(Service):
         self._log.info(
             "the spool holds {entries} captures, {size} bytes", entries=self.entries, size=self.size
         )
+
+    def _known(self, before: Inventory, name: str) -> Kept | None:
+        """What is known of an entry is known still: that it was delivered, or that somebody has it."""
+        kept = before.named(name) or self._away.pop(name, None)
+        if kept is not None:
+            kept.gone = False
+        return kept
 
     def _tell(self, error: Exception, what: str = "the spool can't be used") -> None:
         """Log a problem that every round may meet again: once, until the folder is opened."""
@@ -392,6 +415,15 @@ class Spool(Service):
         @param undo: takes back what comes of it, where nobody waits for it any more.
         """
         work: Deferred[Any] = Deferred.fromCoroutine(self._run(function, *args))
+        try:
+            return await self._until_ended(work)
+        except CancelledError:
+            if self._late is work:
+                self._late = Deferred.fromCoroutine(self._take_back(work, undo))
+            raise
+
+    async def _until_ended(self, work: Deferred[Any]) -> Any:
+        """What comes of work. On cancel it goes on, and has the folder for itself until it ends."""
         waiting: Deferred[Any] = Deferred()
 
         def ended(result: Any) -> Any:
@@ -405,7 +437,7 @@ class Spool(Service):
             return await waiting
         except CancelledError:
             if not work.called:
-                self._late = Deferred.fromCoroutine(self._take_back(work, undo))
+                self._late = work
             raise
 
     async def _take_back(self, work: Deferred[Any], undo: Callable[[Any], object] | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -153,6 +154,27 @@ class RedeliveryTests(SpoolCase):
         self.path.rename(self.path.with_name(f"{self.path.name}-away"))
         self.path.mkdir(0o700)
         self.successResultOf(self.spool.tidy())
+
+    def test_away_and_back(self) -> None:
+        """A capture that is away and back while it is tried is the same, and nobody else's to try."""
+        self.put()
+        hanging: list[Deferred[Any]] = [Deferred()]
+        self.answers(lambda: hanging[0], lambda: succeed(None))
+        self.restart()
+        self.redelivery.startService()
+        away = self.path.with_name(f"{self.path.name}-away")
+        self.path.rename(away)
+        self.path.mkdir(0o700)
+        self.successResultOf(self.spool.tidy())
+        self.assertEqual(self.spool.entries, 0)
+        shutil.rmtree(self.path)
+        away.rename(self.path)
+        self.successResultOf(self.spool.tidy())
+        self.assertEqual((self.spool.entries, self.spool.due("one")), (1, []))
+        hanging[0].callback(None)
+        self.assertEqual((self.spool.entries, self.names(), self.lost()), (0, [], []))
+        self.clock.advance(61)
+        self.assertEqual(len(self.one.artifacts), 1)
 
     def test_for_good(self) -> None:
         """What nobody but an operator can mend is tried rarely, and not given up."""

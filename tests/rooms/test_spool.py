@@ -423,6 +423,28 @@ class FolderTests(SpoolCase):
 
         return noted
 
+    def test_given_up_at_the_stop(self) -> None:
+        """
+        What is on the disk when it is given up stays there, where nobody delivers it otherwise: it
+        was to be kept for later, or all stops.
+        """
+        self.patch(folder, "_chunks", lambda source, cancelled: iter([source.read()]))
+        hanging = self.hang("write")
+        putting = self.spool.put(replace_id(make_artifact(self.content), "a"), "one", "503")
+        putting.cancel()
+        self.failureResultOf(putting, CancelledError)
+        hanging[0].callback(None)
+        holding = self.spool.hold(replace_id(make_artifact(self.content), "b"), "one", "503")
+        stopping = self.spool.stopService()
+        holding.cancel()
+        self.failureResultOf(holding, CancelledError)
+        hanging[1].callback(None)
+        self.successResultOf(stopping)
+        self.run_in_thread = run_now
+        self.start()
+        self.successResultOf(self.spool.tidy())
+        self.assertEqual((self.spool.entries, self.errors()), (2, []))
+
     def test_too_late_to_take_out(self) -> None:
         """Where that can't be, as when there are no threads any more, it is told."""
         hanging = self.hang("write")

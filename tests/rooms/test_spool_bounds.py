@@ -116,20 +116,31 @@ class BoundsTests(SpoolCase):
         self.assertEqual([capture for capture, _ in self.lost()], ["0"])
 
     def test_given_up_while_others_go(self) -> None:
-        """A capture that is given up when it is in the spool already is told to be there."""
+        """
+        A capture that is given up when it is in the spool already is told to be there; what had to
+        go for it goes yet, and is told, before anything else is written.
+        """
         for number in range(10):
             self.put(f"{number}.pcap")
+        hanging: list[Deferred[Any]] = []
 
-        def hanging(function: Any, *args: Any) -> Deferred[Any]:
-            return Deferred() if function.__name__ == "remove" else run_now(function, *args)
+        def hang(function: Any, *args: Any) -> Deferred[Any]:
+            if function.__name__ != "remove":
+                return run_now(function, *args)
+            hanging.append(Deferred())
+            return hanging[-1].addCallback(lambda _: function(*args))
 
-        self.run_in_thread = hanging
+        self.run_in_thread = hang
         putting = self.spool.put(replace_id(make_artifact(self.content, name="x.pcap"), "x"), "one", "503")
         putting.cancel()
         self.successResultOf(putting)
         self.run_in_thread = run_now
-        self.assertEqual(self.spool.entries, 11)
-        self.put("y.pcap")
+        self.assertEqual((self.spool.entries, self.lost()), (11, []))
+        late = self.spool.put(replace_id(make_artifact(self.content, name="y.pcap"), "y"), "one", "503")
+        self.assertNoResult(late)
+        hanging[0].callback(None)
+        self.successResultOf(late)
+        self.assertEqual((self.spool.entries, len(self.names())), (10, 10))
         self.assertEqual([capture for capture, _ in self.lost()], ["0", "1"])
 
     def test_age(self) -> None:
