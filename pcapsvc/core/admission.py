@@ -41,8 +41,9 @@ class Admission:
 
     def impossible(self, captures: int, max_bytes: int) -> Problem | None:
         """The problem that so many captures, each of up to C{max_bytes}, can never have room; or L{None}."""
-        if captures > self._max_captures:
-            rule = f"means {captures} captures, and at most {self._max_captures} may run at once on this node"
+        most = min(self._max_captures, self._max_in_memory or self._max_captures)
+        if captures > most:
+            rule = f"means {captures} captures, and at most {most} may run at once on this node"
             return Problem(path="interface", rule=rule)
         if captures * max_bytes > self._max_memory:
             rule = f"comes to {captures * max_bytes} on {captures} interfaces, and at most {self._max_memory}"

@@ -22,8 +22,8 @@ class Artifact:
     @ivar name: the file's name: ASCII letters, digits, '.', '_' and '-', and no path.
     @ivar tags: joined by commas; any text of one line.
     @ivar s3: what the request says of S3, by the request's field.
-    @ivar may_be_there: whether there was an attempt before this one, of which nobody knows
-        for sure that it didn't arrive.
+    @ivar may_be_there: whether there was an attempt before this one, which may have arrived,
+        whatever came of it.
     """
 
     capture_id: str

@@ -12,7 +12,10 @@ if TYPE_CHECKING:
 
 _MOST_BYTES = 1024 * 1024
 _ONE_LINE = re.compile(r"[^\x00-\x1f\x7f]+")
-_CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
+# With the labels of old as well (RFC 7468, section 4; openssl-x509(1), -trustout).
+_CERTIFICATE = re.compile(
+    r"-----BEGIN (TRUSTED |X509 |)CERTIFICATE-----.+?-----END \1CERTIFICATE-----", re.DOTALL
+)
 
 
 def is_one_line(text: str) -> bool:
@@ -63,13 +66,17 @@ def check_certificates(path: str) -> None:
 
     @raise ValueError: as L{read_text}, and where it holds none, or one that is broken.
     """
-    found = _CERTIFICATE.findall(read_text(path))
+    found = list(_CERTIFICATE.finditer(read_text(path)))
     if not found:
         raise ValueError("must be a file of certificates in PEM, and it holds none")
     context = _tls_context()
     for number, certificate in enumerate(found, 1):
         try:
-            context.load_verify_locations(cadata=certificate)
+            if certificate[1].strip() == "TRUSTED":
+                # Behind the certificate is what it is trusted for, which is read from files only.
+                context.load_verify_locations(cafile=path)
+            else:
+                context.load_verify_locations(cadata=certificate[0].replace(certificate[1], "", 2))
         except (TypeError, ValueError, OSError):
             which = f"certificate {number} of {len(found)} in it" if len(found) > 1 else "what is in it"
             raise ValueError(f"must be a file of certificates in PEM, and {which} is broken") from None

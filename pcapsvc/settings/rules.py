@@ -158,7 +158,8 @@ def _certificate_names(settings: Settings) -> Iterator[_Rule]:
             cloudshark.upload and cloudshark.scheme == "https" and cloudshark.verify is not False,
         ),
     ):
-        problem = _certificate_name_problem(host) if verified else None
+        # An IPv6 address may stand in brackets, as in a URL.
+        problem = _certificate_name_problem(host.strip("[]")) if verified else None
         yield _Rule(
             problem is None,
             keys,

@@ -79,6 +79,9 @@ class AdmissionTests(unittest.SynchronousTestCase):
         self.assertEqual(getattr(admission.impossible(2, 501), "path", None), "bytes")
         admission.started("a", 1000)
         self.assertIsNone(admission.impossible(2, 500))
+        few = Admission(max_captures=3, max_memory_bytes=1000, max_in_memory=2)
+        self.assertIsNone(few.impossible(2, 1))
+        self.assertIn("at most 2 may run", str(few.impossible(3, 1)))
 
     def test_done_without_end(self) -> None:
         """A capture that failed holds nothing; and is done only once."""

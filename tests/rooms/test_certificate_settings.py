@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 
 from twisted.internet import reactor
 
@@ -38,6 +39,17 @@ class CertificatesTests(SettingsTestCase):
                     self.only_problem(f"{LEAST}{line} = '{path}'"),
                 )
 
+    def test_labels_of_old(self) -> None:
+        """A certificate may be called as it was once, or say what it is trusted for."""
+        ours = self.issue()
+        old = ours.certificate.read_text().replace("CERTIFICATE", "X509 CERTIFICATE")
+        trusted = subprocess.run(
+            ["openssl", "x509", "-trustout", "-in", str(ours.certificate)], check=True, capture_output=True
+        )
+        for content in (old, old * 2, trusted.stdout.decode()):
+            path = self.file(content)
+            self.load(f"{LEAST}[kafka]\nsecurity_protocol = 'SSL'\nssl_cafile = '{path}'\n")
+
     def test_what_else_is_in_the_file(self) -> None:
         """Comments, in whatever language, and a key beside the certificates don't matter."""
         ours = self.issue()
@@ -55,6 +67,7 @@ class CertificatesTests(SettingsTestCase):
                         f"{key}.host = {host!r}: must be a name that a certificate can have, or an address, "
                     )
                 )
+        self.load(f"{LEAST}{cloudshark}host = '[::1]'")
         for host in ("a", "a.example.", "é.example", "192.0.2.1", "::1", "fe80::1%lo"):
             self.assertEqual(host, self.load(f"{LEAST}tls = true\nhost = '{host}'").redis.host)
 

@@ -430,10 +430,10 @@ class SearchTests(CloudSharkCase):
 
     NAME = "web1-eth0-1700000000-abc.pcap"
 
-    async def again(self) -> str:
+    async def again(self, **changes: Any) -> str:
         """Deliver a capture of which an attempt may have arrived. Its link, without the server."""
         artifact = replace(make_artifact(self.content, name=self.NAME), may_be_there=True)
-        receipt = await self.make().store(artifact)
+        receipt = await self.make(**changes).store(artifact)
         self.assertTrue(self.content.all_closed)
         self.assertNoToken(receipt.location)
         return receipt.location.rpartition("/captures/")[2]
@@ -479,6 +479,13 @@ class SearchTests(CloudSharkCase):
             self.assertEqual(self.methods, [b"GET", b"POST"])
             self.assertIn("which is uploaded again", "".join(self.logged))
             self.assertNoToken()
+
+    async def test_slow_search(self) -> None:
+        """So is it where no answer comes in time."""
+        self.server.search = lambda request: NOT_DONE_YET
+        self.assertEqual(await self.again(search_seconds=0.05), "f00")
+        self.assertEqual(self.methods, [b"GET", b"POST"])
+        self.assertIn("answered nothing when it was asked for", "".join(self.logged))
 
     async def test_later(self) -> None:
         """Where the server asks to be left alone, it is."""

@@ -306,6 +306,17 @@ class ReaderTests(ReaderTestCase):
         self.assertTrue(self.reader.read().is_connected)
         self.assertEqual(("assign", {ZERO: 11, ONE: 20}), self.broker.calls[-1])
 
+    def test_no_leader_beside_a_busy_one(self) -> None:
+        """So it is where there is always a message of another partition, of which none is lost."""
+        self.broker.ends, self.broker.leaderless = {ZERO: 10, ONE: 20}, {ONE}
+        self.broker.batches.extend({ZERO: [Record(number)]} for number in range(10, 14))
+        heard = [self.reader.read() for _ in range(3)]
+        self.now += ANEW_SECONDS + 1
+        heard.append(self.reader.read())
+        words = "partition 1 of topic 'capture' has no leader"
+        self.assertEqual([None, words, words, words], [each.lost for each in heard])
+        self.assertEqual([(False, 1)] * 4, [(each.is_connected, len(each.messages)) for each in heard])
+
     def test_what_goes_on_by_itself(self) -> None:
         """What the client gets over by itself ends no connection; it is told where it comes twice."""
         gone = kafka_errors.KafkaConnectionError("hunter2")

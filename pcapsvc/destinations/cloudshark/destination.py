@@ -10,7 +10,7 @@ from urllib.parse import quote, urlencode
 from OpenSSL import SSL
 from service_identity import VerificationError
 from treq.multipart import MultiPartProducer
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, TimeoutError
 from twisted.internet.interfaces import IConsumer
 from twisted.internet.task import Cooperator
 from twisted.logger import Logger
@@ -48,7 +48,8 @@ class CloudShark:
     Each upload makes a new capture there, though there be one of its name. So where an
     earlier one may have arrived, its answer lost, the capture is looked for first, by its
     file name, which holds its id: GET of C{…/search?search[filename]=NAME} (CloudShark's API,
-    "Search"). A token that may not search is no hindrance: what can't be found is uploaded.
+    "Search"). A token that may not search is no hindrance, nor a search that takes too long:
+    what can't be found is uploaded.
 
     Retryable are what fails on the way, time-outs, and the answers 408, 429 and 5xx;
     not any other answer, nor a certificate that can't be verified.
@@ -61,6 +62,8 @@ class CloudShark:
         last of its answer; L{None} for no limit.
     @param verify: whether the server's certificate is verified, or the path of the
         certificates, in PEM, to verify it with. The file is read for each upload.
+    @param search_seconds: how long the search may take. After that, it is better to have a
+        capture there twice than never.
     """
 
     name = "cloudshark"
@@ -77,6 +80,7 @@ class CloudShark:
         token: str,
         timeout_seconds: float | None = None,
         verify: bool | str = True,
+        search_seconds: float = 10.0,
     ) -> None:
         self._reactor = reactor
         self._scheme = scheme
@@ -84,6 +88,7 @@ class CloudShark:
         self._port = port
         self._timeout_seconds = timeout_seconds
         self._verify = verify
+        self._search_seconds = search_seconds
         shown_host = f"[{self._host}]" if ":" in self._host else self._host
         usual = port == {"http": 80, "https": 443}[scheme]
         self._authority = shown_host if usual else f"{shown_host}:{port}"
@@ -129,22 +134,31 @@ class CloudShark:
 
         @raise DestinationError: where the server asks to be left alone.
         """
-        answer = await self._exchange("GET", f"search?{urlencode({'search[filename]': artifact.name})}")
+        what = f"search?{urlencode({'search[filename]': artifact.name})}"
+        asked = Deferred.fromCoroutine(self._exchange("GET", what))
+        try:
+            answer = await asked.addTimeout(self._search_seconds, self._reactor)
+        except TimeoutError:
+            self._tell_not_found(artifact, "nothing")
+            return None
         captures = _object(answer.body).get("captures")
         if answer.code in _BUSY:
             self._judged(answer)
         if answer.code != 200 or not isinstance(captures, list):
-            self._log.info(
-                "{capture_id}: {base} answered {code} when it was asked for {name}, which is uploaded again",
-                capture_id=artifact.capture_id,
-                base=self._base,
-                code=answer.code,
-                name=artifact.name,
-            )
+            self._tell_not_found(artifact, str(answer.code))
             return None
         # The server takes a name for a part of one.
         links = (self._link(each.get("id")) for each in captures if _is_called(each, artifact.name))
         return next((link for link in links if link is not None), None)
+
+    def _tell_not_found(self, artifact: Artifact, answer: str) -> None:
+        self._log.info(
+            "{capture_id}: {base} answered {answer} when it was asked for {name}, which is uploaded again",
+            capture_id=artifact.capture_id,
+            base=self._base,
+            answer=answer,
+            name=artifact.name,
+        )
 
     async def _upload(self, artifact: Artifact) -> Answer:
         with artifact.content.open() as file:

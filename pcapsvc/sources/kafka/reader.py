@@ -217,23 +217,18 @@ class Reader:
         messages = tuple(
             message for partition, records in polled.items() for message in self._unheard(partition, records)
         )
-        if messages:
-            # Of one partition, where another may be lost all the same.
-            is_connected = self._lost_since is None or self._lost(connection, partitions) is None
-            if is_connected:
-                self._lost_since = None
-            return Heard(messages=messages, is_connected=is_connected)
+        # Messages are of some partitions, where others may be lost all the same.
         lost = self._lost(connection, partitions) or trouble
         if lost is None:
             self._lost_since = None
-            return Heard(messages=())
+            return Heard(messages=messages)
         if self._lost_since is None:
             # It may be about to connect just now: the next read tells.
             self._lost_since = self._seconds()
-            return Heard(messages=(), is_connected=False)
-        if self._seconds() - self._lost_since > ANEW_SECONDS:
+            return Heard(messages=messages, is_connected=False)
+        if not messages and self._seconds() - self._lost_since > ANEW_SECONDS:
             raise LongGone(lost)
-        return Heard(messages=(), is_connected=False, lost=lost)
+        return Heard(messages=messages, is_connected=False, lost=lost)
 
     def _lost(self, connection: Connection, partitions: frozenset[TopicPartition]) -> str | None:
         """What can't be read now, in words; L{None} where there is nothing."""
