@@ -108,15 +108,7 @@ class RedeliveryTests(SpoolCase):
         """What is being dropped just then isn't tried any more: it would arrive, and be told to be lost."""
         self.put()
         self.clock.advance(DAY + 1)
-        hanging: list[Deferred[Any]] = []
-
-        def later(function: Any, *args: Any) -> Deferred[Any]:
-            if function.__name__ != "remove":
-                return run_now(function, *args)
-            hanging.append(Deferred())
-            return hanging[-1].addCallback(lambda _: function(*args))
-
-        self.run_in_thread = later
+        hanging = self.hang("remove")
         tidying = self.spool.tidy()
         self.assertEqual(self.spool.due("one"), [])
         [removal] = hanging

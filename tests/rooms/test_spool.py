@@ -112,6 +112,19 @@ class SpoolCase(unittest.SynchronousTestCase):
         putting = self.spool.put(replace_id(make_artifact(self.content, name=name), name), "one", "503")
         return str(self.failureResultOf(putting, SpoolError).value)
 
+    def hang(self, name: str) -> list[Deferred[Any]]:
+        """Have the disk hang at one kind of work, which is done when the test fires its Deferred."""
+        hanging: list[Deferred[Any]] = []
+
+        def run(function: Any, *args: Any) -> Deferred[Any]:
+            if function.__name__ != name:
+                return run_now(function, *args)
+            hanging.append(Deferred())
+            return hanging[-1].addCallback(lambda _: function(*args))
+
+        self.run_in_thread = run
+        return hanging
+
     def names(self) -> list[str]:
         """What is in the folder, the lock left out."""
         return sorted(name for name in os.listdir(self.path) if name != "lock")
@@ -379,19 +392,6 @@ class FolderTests(SpoolCase):
         self.run_in_thread = run_now
         writing.errback(error)
         self.assertEqual((self.names(), self.errors()), ([], []))
-
-    def hang(self, name: str) -> list[Deferred[Any]]:
-        """Have the disk hang at one kind of work, which is done when the test fires its Deferred."""
-        hanging: list[Deferred[Any]] = []
-
-        def run(function: Any, *args: Any) -> Deferred[Any]:
-            if function.__name__ != name:
-                return run_now(function, *args)
-            hanging.append(Deferred())
-            return hanging[-1].addCallback(lambda _: function(*args))
-
-        self.run_in_thread = run
-        return hanging
 
     def test_too_late(self) -> None:
         """What is on the disk when it was given up already is taken out before anything else is written."""

@@ -9,8 +9,6 @@ from functools import partial
 from types import FrameType
 from typing import Any
 
-from twisted.internet.defer import Deferred
-
 from pcapsvc.core.errors import SpoolError
 from pcapsvc.delivery.inventory import ENTRY_BYTES
 from pcapsvc.testing import run_now
@@ -122,15 +120,7 @@ class BoundsTests(SpoolCase):
         """
         for number in range(10):
             self.put(f"{number}.pcap")
-        hanging: list[Deferred[Any]] = []
-
-        def hang(function: Any, *args: Any) -> Deferred[Any]:
-            if function.__name__ != "remove":
-                return run_now(function, *args)
-            hanging.append(Deferred())
-            return hanging[-1].addCallback(lambda _: function(*args))
-
-        self.run_in_thread = hang
+        hanging = self.hang("remove")
         putting = self.spool.put(replace_id(make_artifact(self.content, name="x.pcap"), "x"), "one", "503")
         putting.cancel()
         self.successResultOf(putting)
