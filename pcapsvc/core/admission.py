@@ -36,7 +36,7 @@ class Admission:
         self._max_waiting = max_waiting
         self._running: set[str] = set()
         self._waiting: set[str] = set()
-        self._in_memory: set[str] = set()
+        # Of those in memory, and of no others.
         self._bytes: dict[str, int] = {}
 
     def impossible(self, captures: int, max_bytes: int) -> Problem | None:
@@ -62,9 +62,9 @@ class Admission:
                 f"{len(self._running)} captures are running, and {captures} more would be over"
                 f" the {self._max_captures} that may run at once"
             )
-        if self._max_in_memory is not None and len(self._in_memory) + captures > self._max_in_memory:
+        if self._max_in_memory is not None and len(self._bytes) + captures > self._max_in_memory:
             return (
-                f"{len(self._in_memory)} captures are in memory, and {captures} more would be over"
+                f"{len(self._bytes)} captures are in memory, and {captures} more would be over"
                 f" the {self._max_in_memory} for which there are descriptors"
             )
         if len(self._waiting) >= self._max_waiting:
@@ -80,7 +80,6 @@ class Admission:
     def started(self, capture_id: str, max_bytes: int) -> None:
         """A capture has begun, and may grow to so many bytes."""
         self._running.add(capture_id)
-        self._in_memory.add(capture_id)
         self._bytes[capture_id] = max_bytes
 
     def ended(self, capture_id: str, size: int) -> None:
@@ -91,12 +90,10 @@ class Admission:
 
     def on_disk(self, capture_id: str) -> None:
         """A capture has ended, and what it brought is on the disk."""
-        self._in_memory.discard(capture_id)
         self._bytes.pop(capture_id, None)
 
     def done(self, capture_id: str) -> None:
         """A capture holds nothing any more."""
         self._running.discard(capture_id)
         self._waiting.discard(capture_id)
-        self._in_memory.discard(capture_id)
         self._bytes.pop(capture_id, None)
