@@ -88,6 +88,13 @@ class IPacketHandle(Interface):
         @raise CaptureUnavailable: where the interface went down or away.
         """
 
+    def drain() -> None:
+        """
+        Throw away what has arrived.
+
+        @raise CaptureUnavailable: where the interface went down or away.
+        """
+
     def rearm(bpf: str) -> None:
         """
         Begin anew with another filter: what has arrived is thrown away, and not counted. A

@@ -246,10 +246,14 @@ class MemoryHandle:
         """Write packets: see L{IPacketHandle.dump}."""
         return self.dispatch(count, dumper.dump)
 
-    def rearm(self, bpf: str) -> None:
-        """Begin anew with another filter: see L{IPacketHandle.rearm}."""
+    def drain(self) -> None:
+        """Throw away what has arrived: see L{IPacketHandle.drain}."""
         while self.dispatch(1, lambda header, data: None):
             pass
+
+    def rearm(self, bpf: str) -> None:
+        """Begin anew with another filter: see L{IPacketHandle.rearm}."""
+        self.drain()
         self.promiscuous = True
         self._filter, self._left_out = self._compile(bpf), _nothing
         self._received = 0

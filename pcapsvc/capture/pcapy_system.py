@@ -279,9 +279,12 @@ class _PcapyHandle:
         except LibpcapError as error:
             raise CaptureUnavailable(self._interface, str(error)) from None
 
-    def rearm(self, bpf: str) -> None:
+    def drain(self) -> None:
         while self.dispatch(_STEP_PACKETS, _throw_away):
             pass
+
+    def rearm(self, bpf: str) -> None:
+        self.drain()
         if self.promiscuous_from_rearm:
             self.promiscuous_from_rearm = False
             self._become_promiscuous()

@@ -154,6 +154,9 @@ class _SelflessHandle:
         self._leave_out()
         return self._handle.dump(count, dumper)
 
+    def drain(self) -> None:
+        self._handle.drain()
+
     def rearm(self, bpf: str) -> None:
         self._handle.rearm(bpf)
         self._left_out = ""

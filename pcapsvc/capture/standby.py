@@ -21,9 +21,6 @@ REPLACE_SECONDS = 0.25
 # or no memory for it, or no filter on its link type.
 _EXPECTED = (OSError, RequestRejected)
 
-# What a waiting handle is emptied by, in packets: those that came before its filter was set.
-_STEP_PACKETS = 4096
-
 
 @implementer(IPacketSystem)
 class StandbySystem(Service):
@@ -105,8 +102,8 @@ class StandbySystem(Service):
 
     def _check(self, interface: str) -> None:
         try:
-            while self._waiting[interface].dispatch(_STEP_PACKETS, _throw_away):
-                pass
+            # Of what came before its filter was set.
+            self._waiting[interface].drain()
         except Exception as error:  # noqa: BLE001 - whatever it is, the next handle is opened in time
             self._tell(interface, error)
             self._waiting.pop(interface).close()
@@ -126,7 +123,3 @@ class StandbySystem(Service):
             self._log.debug(line, interface=interface, problem=str(error))
         else:
             self._log.failure(line, interface=interface, problem="a fault")
-
-
-def _throw_away(header: object, data: bytes) -> None:
-    """For packets that nobody wants."""
