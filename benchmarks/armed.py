@@ -26,14 +26,14 @@ from statistics import median, quantiles
 
 from benchmarks.publisher import Publisher
 from benchmarks.table import print_table, print_target, tell
-from pcapsvc.capture.standby import REPLACE_SECONDS
-from tests.peers.daemon import Daemon
-from tests.peers.frames import number_of
-from tests.peers.process import OwnProcess
-from tests.peers.redis import RedisServer
-from tests.peers.requirement import require_command
-from tests.peers.tcpdump import Packet, read_packets
-from tests.peers.wire import Wire
+from pcapsvc.packets.standby import REPLACE_SECONDS
+from peers.daemon import Daemon
+from peers.frames import number_of
+from peers.process import OwnProcess
+from peers.redis import RedisServer
+from peers.requirement import require_command
+from peers.tcpdump import Packet, read_packets
+from peers.wire import Wire
 
 ROUNDS = 100
 ARMED_SECONDS = 0.003

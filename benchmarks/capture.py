@@ -38,10 +38,10 @@ from statistics import median
 
 from benchmarks import usage
 from benchmarks.table import print_table, print_target, tell
-from tests.peers.daemon import Daemon
-from tests.peers.process import OwnProcess
-from tests.peers.requirement import require_command
-from tests.peers.wire import Wire
+from peers.daemon import Daemon
+from peers.process import OwnProcess
+from peers.requirement import require_command
+from peers.wire import Wire
 
 ROUNDS = 3
 CPU_RATIO = 2.5

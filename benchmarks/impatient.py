@@ -13,8 +13,8 @@ from typing import Any
 from twisted.scripts.twistd import run
 
 from pcapsvc.sources.polling import Backoff
-from pcapsvc.sources.redis import RedisSource
-from pcapsvc.sources.sqs import SQSSource
+from pcapsvc.sources.redis.source import RedisSource
+from pcapsvc.sources.sqs.source import SQSSource
 
 _RETRY_SECONDS = (0.05, 0.2)
 

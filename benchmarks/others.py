@@ -23,8 +23,8 @@ from statistics import median
 from benchmarks import usage
 from benchmarks.publisher import Publisher
 from benchmarks.table import print_table, print_target, tell
-from tests.peers.daemon import Daemon
-from tests.peers.redis import RedisServer
+from peers.daemon import Daemon
+from peers.redis import RedisServer
 
 ROUNDS = 3
 MESSAGES_A_SECOND = 15_000

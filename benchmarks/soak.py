@@ -27,12 +27,12 @@ from benchmarks.cutter import Cutter
 from benchmarks.publisher import CHANNEL
 from benchmarks.table import print_table, print_target, tell
 from pcapsvc.reports.ledger import REMEMBERED_CAPTURES
-from tests.peers.daemon import Daemon
-from tests.peers.frames import udp_frame
-from tests.peers.kafka import KafkaBroker
-from tests.peers.redis import RedisServer
-from tests.peers.sqs import SQSServer
-from tests.peers.wire import Wire
+from peers.daemon import Daemon
+from peers.frames import udp_frame
+from peers.kafka import KafkaBroker
+from peers.redis import RedisServer
+from peers.sqs import SQSServer
+from peers.wire import Wire
 
 MINUTES = 15.0
 CAPTURES = 10_000

@@ -10,12 +10,6 @@ from typing import Any
 from twisted.application.service import IService
 
 from pcapsvc.capture.capturer import Capturer
-from pcapsvc.capture.meanwhile import Meanwhile, reading
-from pcapsvc.capture.own_sockets import SocketTable
-from pcapsvc.capture.pcapy_system import PcapySystem
-from pcapsvc.capture.permission import PermissionCheck
-from pcapsvc.capture.selfless import SelflessSystem
-from pcapsvc.capture.standby import StandbySystem
 from pcapsvc.core.admission import Admission
 from pcapsvc.core.plan import NodeView
 from pcapsvc.core.rate import RequestRate
@@ -26,17 +20,27 @@ from pcapsvc.delivery.folder import SpoolFolder
 from pcapsvc.delivery.lane import Lane
 from pcapsvc.delivery.redelivery import Redelivery
 from pcapsvc.delivery.spool import Spool
-from pcapsvc.descriptors import DescriptorLimit, most_captures
-from pcapsvc.interfaces import IDestination, IPatientPacketSystem, IReporter, IRequestSink, RunInThread
+from pcapsvc.host.descriptors import DescriptorLimit, most_captures
+from pcapsvc.host.permission import PermissionCheck
+from pcapsvc.host.signals import Signals
+from pcapsvc.host.syslog import SyslogService
+from pcapsvc.host.systemd import Readiness
+from pcapsvc.interfaces.capture import IPatientPacketSystem
+from pcapsvc.interfaces.delivery import IDestination
+from pcapsvc.interfaces.reports import IReporter
+from pcapsvc.interfaces.requests import IRequestSink
+from pcapsvc.interfaces.threads import RunInThread
 from pcapsvc.lifecycle import OrderedServices
-from pcapsvc.notify import Readiness
+from pcapsvc.packets.meanwhile import Meanwhile, reading
+from pcapsvc.packets.own_sockets import SocketTable
+from pcapsvc.packets.own_traffic import OwnTrafficFilter
+from pcapsvc.packets.pcapy_system import PcapySystem
+from pcapsvc.packets.standby import StandbySystem
 from pcapsvc.pipeline import Pipeline
-from pcapsvc.reports.everyone import Everyone
+from pcapsvc.reports.fan_out import FanOutReporter
 from pcapsvc.reports.ledger import Ledger
 from pcapsvc.reports.log import LogReporter
 from pcapsvc.settings import Kafka, Secret, Settings
-from pcapsvc.signals import Signals
-from pcapsvc.syslog import SyslogService
 from pcapsvc.threads import Threads
 
 # One writes, and the others read for each way of each destination.
@@ -67,7 +71,7 @@ def build(
     destinations = _destinations(settings, reactor, threads_of_its_own)
     ledger = Ledger([destination.name for destination in destinations])
     told = LogReporter(reactor, wall_clock)
-    reporter = Everyone([told, ledger])
+    reporter = FanOutReporter([told, ledger])
     delivery, redelivery, spool = _deliveries(
         settings, reactor, destinations, reporter, threads_of_its_own, wall_clock
     )
@@ -79,7 +83,7 @@ def build(
     )
     capturer = Capturer(
         reactor,
-        SelflessSystem(reactor, packets, table=SocketTable) if settings.general.exclude_self else packets,
+        OwnTrafficFilter(reactor, packets, table=SocketTable) if settings.general.exclude_self else packets,
         wall_clock=wall_clock,
         read_timeout_ms=settings.capture.read_timeout_ms,
         packet_debug=settings.general.packet_debug,
@@ -225,7 +229,7 @@ def _destinations(
     most = 2 * settings.delivery.concurrency
     destinations: list[IDestination] = []
     if general.write_local and general.local_dir is not None:
-        from pcapsvc.destinations.localdir import LocalDirectory
+        from pcapsvc.destinations.local.destination import LocalDirectory
 
         destinations.append(LocalDirectory(general.local_dir, threads_of_its_own(most)))
     if cloudshark.upload and cloudshark.token is not None:
@@ -269,7 +273,7 @@ def _sources(settings: Settings, reactor: Any, sink: IRequestSink, ledger: Ledge
     redis, sqs, http = settings.redis, settings.sqs, settings.http
     sources: list[IService] = []
     if redis.listen:
-        from pcapsvc.sources.redis import RedisSource
+        from pcapsvc.sources.redis.source import RedisSource
 
         sources.append(
             RedisSource(
@@ -287,7 +291,7 @@ def _sources(settings: Settings, reactor: Any, sink: IRequestSink, ledger: Ledge
     if settings.kafka.listen:
         sources.append(_kafka(settings.kafka, reactor, sink))
     if sqs.listen and sqs.url is not None:
-        from pcapsvc.sources.sqs import SQSSource
+        from pcapsvc.sources.sqs.source import SQSSource
 
         sources.append(
             SQSSource(
@@ -306,7 +310,7 @@ def _sources(settings: Settings, reactor: Any, sink: IRequestSink, ledger: Ledge
             )
         )
     if http.listen is not None:
-        from pcapsvc.sources.http import HTTPSource, http_endpoint
+        from pcapsvc.sources.http.source import HTTPSource, http_endpoint
 
         sources.append(
             HTTPSource(
@@ -322,7 +326,7 @@ def _sources(settings: Settings, reactor: Any, sink: IRequestSink, ledger: Ledge
 
 
 def _kafka(kafka: Kafka, reactor: Any, sink: IRequestSink) -> IService:
-    from pcapsvc.sources.kafka import KafkaSecurity, KafkaSource
+    from pcapsvc.sources.kafka.source import KafkaSecurity, KafkaSource
 
     return KafkaSource(
         reactor,

@@ -10,7 +10,7 @@ from twisted.internet.defer import CancelledError, Deferred, DeferredList, maybe
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
-from pcapsvc.interfaces import IHurriable
+from pcapsvc.interfaces.lifecycle import IHurriable
 
 # How much of the time to stop is left, at least, for keeping what could not be finished.
 _HURRIED_PART = 0.25

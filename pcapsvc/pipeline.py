@@ -43,7 +43,10 @@ from pcapsvc.core.result import (
     Verdict,
 )
 from pcapsvc.core.session import StopReason
-from pcapsvc.interfaces import ICapture, ICapturer, IDelivery, IReporter, IRequestSink
+from pcapsvc.interfaces.capture import ICapture, ICapturer
+from pcapsvc.interfaces.delivery import IDelivery
+from pcapsvc.interfaces.reports import IReporter
+from pcapsvc.interfaces.requests import IRequestSink
 
 _NOT_FOR_THIS_NODE = NotForThisNode()
 # Of a request that is logged, in characters.

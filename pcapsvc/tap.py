@@ -14,8 +14,8 @@ from twisted.application.service import IService
 from twisted.python import usage
 
 from pcapsvc.core.errors import PcapsvcError, Problem, SettingsError
+from pcapsvc.host.signals import ignore_reload
 from pcapsvc.settings import OPTIONS, Settings, load_settings
-from pcapsvc.signals import ignore_reload
 
 #: The variable of the environment that names the configuration, where there is no command line for it.
 CONFIG_VARIABLE = "PCAPSVC_CONFIG"

@@ -22,16 +22,10 @@ from pcapsvc.core.artifact import Artifact
 from pcapsvc.core.errors import CaptureUnavailable, Problem, RequestRejected
 from pcapsvc.core.recording import PacketCounts
 from pcapsvc.core.result import Accepted, Event, Receipt, Verdict
-from pcapsvc.interfaces import (
-    IDestination,
-    IHeldCapture,
-    IPacketDumper,
-    IPacketHandle,
-    IPatientPacketSystem,
-    IReporter,
-    IRequestSink,
-    ISpool,
-)
+from pcapsvc.interfaces.capture import IPacketDumper, IPacketHandle, IPatientPacketSystem
+from pcapsvc.interfaces.delivery import IDestination, IHeldCapture, ISpool
+from pcapsvc.interfaces.reports import IReporter
+from pcapsvc.interfaces.requests import IRequestSink
 
 _PACKET_HEADER = struct.Struct("=IIII")
 # What stdio holds back of a file (setbuf(3)).
@@ -39,7 +33,7 @@ _STDIO_BUFFER_BYTES = 4096
 
 
 def run_now(function: Callable[..., Any], *args: Any) -> defer.Deferred[Any]:
-    """A L{pcapsvc.interfaces.RunInThread} that has no thread: it runs the function at once."""
+    """A L{pcapsvc.interfaces.threads.RunInThread} that has no thread: it runs the function at once."""
     return defer.maybeDeferred(function, *args)
 
 

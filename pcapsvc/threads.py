@@ -40,7 +40,7 @@ class Threads(Service):
     A pool of daemon threads, apart from the reactor's own: a client that hangs
     delays neither a DNS look-up nor the process's exit.
 
-    L{run} is a L{pcapsvc.interfaces.RunInThread}.
+    L{run} is a L{pcapsvc.interfaces.threads.RunInThread}.
 
     @param most: the number of threads, at most. Each begins when it is needed first,
         and work that finds none free waits for one.

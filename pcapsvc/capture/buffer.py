@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, BinaryIO, Protocol
 
 from pcapsvc.core.session import FILE_HEADER_BYTES, PACKET_HEADER_BYTES, Batch
-from pcapsvc.interfaces import IPacketDumper, IPacketHandle
+from pcapsvc.interfaces.capture import IPacketDumper, IPacketHandle
 
 # As much memory is taken at once as the next packets may need, and so much more, in bytes.
 _RESERVE_BYTES = 1 << 20

@@ -13,7 +13,7 @@ from pcapsvc.capture.buffer import RecordingBuffer
 from pcapsvc.capture.port import CapturePort, ICaptureReactor
 from pcapsvc.core.errors import NodeBusy
 from pcapsvc.core.plan import CapturePlan
-from pcapsvc.interfaces import ICapture, ICapturer, IPacketSystem
+from pcapsvc.interfaces.capture import ICapture, ICapturer, IPacketSystem
 
 if TYPE_CHECKING:
     from pcapsvc.capture.decode import PacketLog

@@ -17,7 +17,7 @@ from pcapsvc.core.errors import CaptureUnavailable
 from pcapsvc.core.plan import CapturePlan
 from pcapsvc.core.recording import Recording
 from pcapsvc.core.session import CaptureSession, StopReason
-from pcapsvc.interfaces import ICapture, IPacketHandle
+from pcapsvc.interfaces.capture import ICapture, IPacketHandle
 
 # What a turn of the reactor reads at most, in packets: about 2 ms.
 _TURN_PACKETS = 4096

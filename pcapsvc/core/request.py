@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from pcapsvc.core.bpf import follows_header_chains, names_needing_dns
 from pcapsvc.core.endpoint import EndpointError, endpoint_url
 from pcapsvc.core.errors import Problem, RequestRejected, shown
 from pcapsvc.core.fields import check_fields
+from pcapsvc.core.filter import follows_header_chains, names_needing_dns
 from pcapsvc.core.values import (
     S3_FIELDS,
     Acl,

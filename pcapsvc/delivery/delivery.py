@@ -21,7 +21,9 @@ from pcapsvc.core.errors import FAULT, DestinationError, SpoolError
 from pcapsvc.core.result import CaptureDelivered, DeliveryFailed, DeliveryPostponed
 from pcapsvc.core.retry import RetryPolicy
 from pcapsvc.delivery.lane import Lane
-from pcapsvc.interfaces import IDelivery, IHeldCapture, IHurriable, IReporter, ISpool
+from pcapsvc.interfaces.delivery import IDelivery, IHeldCapture, ISpool
+from pcapsvc.interfaces.lifecycle import IHurriable
+from pcapsvc.interfaces.reports import IReporter
 
 _T = TypeVar("_T")
 

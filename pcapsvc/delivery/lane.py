@@ -14,7 +14,7 @@ from twisted.python.failure import Failure
 from pcapsvc.core.artifact import Artifact
 from pcapsvc.core.errors import FAULT, DestinationError
 from pcapsvc.core.result import Receipt
-from pcapsvc.interfaces import IDestination
+from pcapsvc.interfaces.delivery import IDestination
 
 
 class Lane:

@@ -23,7 +23,8 @@ from pcapsvc.core.retry import RetryPolicy
 from pcapsvc.delivery.inventory import Kept
 from pcapsvc.delivery.lane import Lane
 from pcapsvc.delivery.spool import Spool
-from pcapsvc.interfaces import IHurriable, IReporter
+from pcapsvc.interfaces.lifecycle import IHurriable
+from pcapsvc.interfaces.reports import IReporter
 
 # A destination that is down for long is asked this many intervals apart.
 _LONGEST_WAIT_INTERVALS = 30

@@ -21,7 +21,9 @@ from pcapsvc.core.spool_entry import SpoolEntry
 from pcapsvc.core.text import one_line
 from pcapsvc.delivery.folder import Aside, NotWhole, SpoolFolder
 from pcapsvc.delivery.inventory import ENTRY_BYTES, Inventory, Kept
-from pcapsvc.interfaces import IHeldCapture, IReporter, ISpool, RunInThread
+from pcapsvc.interfaces.delivery import IHeldCapture, ISpool
+from pcapsvc.interfaces.reports import IReporter
+from pcapsvc.interfaces.threads import RunInThread
 
 _GONE = "it is gone from the spool"
 

@@ -22,7 +22,7 @@ from pcapsvc.core.result import (
     DeliveryPostponed,
     Event,
 )
-from pcapsvc.interfaces import IReporter
+from pcapsvc.interfaces.reports import IReporter
 
 #: How many captures that have ended are remembered.
 REMEMBERED_CAPTURES = 1000

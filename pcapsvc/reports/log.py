@@ -23,7 +23,7 @@ from pcapsvc.core.result import (
     Rejected,
     RequestRefused,
 )
-from pcapsvc.interfaces import IReporter
+from pcapsvc.interfaces.reports import IReporter
 
 #: How many refused requests of each source are logged in a second; the others are counted.
 REFUSALS_A_SECOND = 20

@@ -15,7 +15,7 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from twisted.python.threadpool import ThreadPool
 
-from pcapsvc.interfaces import RunInThread
+from pcapsvc.interfaces.threads import RunInThread
 from pcapsvc.threads import DaemonThreadPool
 
 #: How long to wait after a failure: at first, and at most.
@@ -104,7 +104,7 @@ class Outage:
 class OwnThread:
     """
     A pool of one daemon thread, that runs one function after the other. L{run} is a
-    L{pcapsvc.interfaces.RunInThread}.
+    L{pcapsvc.interfaces.threads.RunInThread}.
 
     A poll that can't be interrupted (20 s, of SQS) delays nothing here: neither the
     reactor's pool, nor others of ours, nor the stop.

@@ -12,14 +12,14 @@ from typing import Any
 
 from twisted.trial import unittest
 
-from pcapsvc.capture.libpcap import Libpcap
-from pcapsvc.capture.pcapy_system import PcapySystem
 from pcapsvc.core.errors import CaptureUnavailable, RequestRejected
-from pcapsvc.interfaces import IPacketHandle, IPatientPacketSystem
+from pcapsvc.interfaces.capture import IPacketHandle, IPatientPacketSystem
+from pcapsvc.packets.libpcap import Libpcap
+from pcapsvc.packets.pcapy_system import PcapySystem
 from pcapsvc.testing import MemoryPacketSystem
-from tests.peers.frames import udp_frame
-from tests.peers.requirement import require_root
-from tests.peers.wire import Wire
+from peers.frames import udp_frame
+from peers.requirement import require_root
+from peers.wire import Wire
 
 
 class PacketSystemContract:

@@ -6,7 +6,7 @@ import struct
 
 from twisted.trial import unittest
 
-from pcapsvc.core.bpf_program import without
+from pcapsvc.core.filter import without
 
 # "ip", as libpcap compiles it for Ethernet: ldh [12]; jeq #0x800 jt 2 jf 3; ret #512; ret #0.
 _IP = ((0x28, 0, 0, 12), (0x15, 0, 1, 0x800), (0x06, 0, 0, 512), (0x06, 0, 0, 0))

@@ -24,12 +24,13 @@ from pcapsvc.delivery.folder import SpoolFolder
 from pcapsvc.delivery.lane import Lane
 from pcapsvc.delivery.redelivery import Redelivery
 from pcapsvc.delivery.spool import Spool
-from pcapsvc.interfaces import IDestination, RunInThread
+from pcapsvc.interfaces.delivery import IDestination
+from pcapsvc.interfaces.threads import RunInThread
 from pcapsvc.lifecycle import OrderedServices
 from pcapsvc.settings import Settings
 from pcapsvc.testing import MemoryReporter
 from pcapsvc.threads import Threads
-from tests.rooms.contents import MemfdContent, make_artifact, resident_bytes
+from tests.unit.contents import MemfdContent, make_artifact, resident_bytes
 
 _PATIENCE_SECONDS = 20.0
 # As L{pcapsvc.app.build} has it by default.

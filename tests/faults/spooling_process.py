@@ -29,9 +29,10 @@ from pcapsvc.delivery.folder import SpoolFolder
 from pcapsvc.delivery.lane import Lane
 from pcapsvc.delivery.redelivery import Redelivery
 from pcapsvc.delivery.spool import Spool
-from pcapsvc.interfaces import IDestination, IReporter
+from pcapsvc.interfaces.delivery import IDestination
+from pcapsvc.interfaces.reports import IReporter
 from pcapsvc.threads import Threads
-from tests.rooms.contents import MemfdContent
+from tests.unit.contents import MemfdContent
 
 
 def content_of(capture_id: str) -> bytes:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.peers.cloudshark import CloudSharkServer, accept, refuse
-from tests.peers.daemon import Daemon
-from tests.peers.frames import udp_frame
-from tests.peers.wire import Wire
+from peers.cloudshark import CloudSharkServer, accept, refuse
+from peers.daemon import Daemon
+from peers.frames import udp_frame
+from peers.wire import Wire
 
 DAY = 86_400.0
 

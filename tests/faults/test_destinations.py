@@ -21,13 +21,12 @@ from twisted.trial.unittest import TestCase
 
 from pcapsvc.core.result import CaptureDelivered, DeliveryFailed
 from pcapsvc.destinations.cloudshark import CloudShark
-from pcapsvc.destinations.localdir import LocalDirectory
+from pcapsvc.destinations.local.destination import LocalDirectory
 from pcapsvc.destinations.s3 import S3
-from pcapsvc.interfaces import IDestination, RunInThread
-from tests.faults.house import House, left_as, memory_bytes, possessions, until
-from tests.faults.proxy import Fault, FaultyProxy, answer
-from tests.peers.certificates import Authority
-from tests.peers.cloudshark import (
+from pcapsvc.interfaces.delivery import IDestination
+from pcapsvc.interfaces.threads import RunInThread
+from peers.certificates import Authority
+from peers.cloudshark import (
     Behaviour,
     CloudSharkServer,
     accept,
@@ -38,8 +37,10 @@ from tests.peers.cloudshark import (
     reset,
     slow,
 )
-from tests.peers.requirement import require, require_root
-from tests.peers.s3 import S3Server
+from peers.requirement import require, require_root
+from peers.s3 import S3Server
+from tests.faults.house import House, left_as, memory_bytes, possessions, until
+from tests.faults.proxy import Fault, FaultyProxy, answer
 
 # What Twisted says of a reset, and what botocore does.
 _RESET = "Connection to the other side was lost in a non-clean fashion"

@@ -12,7 +12,7 @@ from twisted.logger import Logger, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from pcapsvc.capture.decode import DecodeFailed, PacketLog
-from tests.peers.frames import udp_frame
+from peers.frames import udp_frame
 
 _PACKETS = 200_000
 _IN_PANIC = 20_000

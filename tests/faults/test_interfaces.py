@@ -9,12 +9,12 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from peers.daemon import Daemon
+from peers.frames import number_of, udp_frame
+from peers.tcpdump import read_packets
+from peers.wire import Wire
 from tests.faults.test_links import possessions
 from tests.integration.test_all_sources import until
-from tests.peers.daemon import Daemon
-from tests.peers.frames import number_of, udp_frame
-from tests.peers.tcpdump import read_packets
-from tests.peers.wire import Wire
 
 # `any` has what else there is on this host, another run of these tests as well.
 _PORT = 10_000 + os.getpid() % 50_000

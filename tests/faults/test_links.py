@@ -22,16 +22,16 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from pcapsvc.sources.sqs import HIDDEN_SECONDS
+from pcapsvc.sources.sqs.source import HIDDEN_SECONDS
+from peers.daemon import Daemon
+from peers.frames import udp_frame
+from peers.kafka import KafkaBroker
+from peers.link import Link
+from peers.redis import RedisServer
+from peers.sqs import SQSServer
+from peers.tcpdump import read_packets
+from peers.wire import Wire
 from tests.integration.test_all_sources import until
-from tests.peers.daemon import Daemon
-from tests.peers.frames import udp_frame
-from tests.peers.kafka import KafkaBroker
-from tests.peers.link import Link
-from tests.peers.redis import RedisServer
-from tests.peers.sqs import SQSServer
-from tests.peers.tcpdump import read_packets
-from tests.peers.wire import Wire
 
 #: How long a request takes to its capture, and a source until it is heard again: at most.
 HEARD_SECONDS = 5.0

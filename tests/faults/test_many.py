@@ -26,17 +26,17 @@ from pcapsvc.delivery.lane import Lane
 from pcapsvc.delivery.redelivery import Redelivery
 from pcapsvc.delivery.spool import Spool
 from pcapsvc.pipeline import Pipeline
-from pcapsvc.reports.everyone import Everyone
+from pcapsvc.reports.fan_out import FanOutReporter
 from pcapsvc.testing import MemoryDestination, MemoryPacketSystem, MemoryReporter, run_now
+from peers.cloudshark import CloudSharkServer
+from peers.daemon import Daemon
+from peers.frames import udp_frame
+from peers.s3 import S3Server
+from peers.wire import Wire
 from tests.core.test_request import BOUNDS
 from tests.faults.house import possessions
 from tests.faults.proxy import Fault, FaultyProxy, answer
-from tests.peers.cloudshark import CloudSharkServer
-from tests.peers.daemon import Daemon
-from tests.peers.frames import udp_frame
-from tests.peers.s3 import S3Server
-from tests.peers.wire import Wire
-from tests.rooms.test_pipeline import packets_in
+from tests.unit.test_pipeline import packets_in
 
 CAPTURES = 1000
 FAILING = 0.3
@@ -69,7 +69,7 @@ class ManyTests(SynchronousTestCase):
         self.reactor = MemoryReactorClock()
         self.system = MemoryPacketSystem("mem0")
         self.reporter = MemoryReporter()
-        everyone = Everyone([self.reporter])
+        everyone = FanOutReporter([self.reporter])
         self.destinations = [self.destination(name) for name in ("one", "two")]
         lanes = [Lane(self.reactor, one, at_once=4, timeout_seconds=300) for one in self.destinations]
         self.spool = Spool(

@@ -17,11 +17,11 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.peers.cloudshark import CloudSharkServer, accept, hang, refuse, reset
-from tests.peers.daemon import Daemon
-from tests.peers.frames import udp_frame
-from tests.peers.tcpdump import read_packets
-from tests.peers.wire import Wire
+from peers.cloudshark import CloudSharkServer, accept, hang, refuse, reset
+from peers.daemon import Daemon
+from peers.frames import udp_frame
+from peers.tcpdump import read_packets
+from peers.wire import Wire
 
 _ROUNDS = 8
 _STOP_SECONDS = 4

@@ -13,11 +13,11 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.peers.cloudshark import CloudSharkServer, accept, hang, refuse
-from tests.peers.daemon import Daemon
-from tests.peers.frames import udp_frame
-from tests.peers.tcpdump import read_packets
-from tests.peers.wire import Wire
+from peers.cloudshark import CloudSharkServer, accept, hang, refuse
+from peers.daemon import Daemon
+from peers.frames import udp_frame
+from peers.tcpdump import read_packets
+from peers.wire import Wire
 
 _STOP_SECONDS = 4
 

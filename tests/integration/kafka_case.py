@@ -11,11 +11,11 @@ from twisted.internet import reactor, task, threads
 from twisted.logger import formatEvent, globalLogPublisher
 from twisted.trial import unittest
 
-from pcapsvc.sources.kafka import KafkaSecurity, KafkaSource
 from pcapsvc.sources.kafka.connection import Connection
+from pcapsvc.sources.kafka.source import KafkaSecurity, KafkaSource
 from pcapsvc.sources.polling import Backoff
 from pcapsvc.testing import MemorySink
-from tests.peers.kafka import KafkaBroker
+from peers.kafka import KafkaBroker
 
 _shared: list[KafkaBroker] = []
 

@@ -14,13 +14,13 @@ from typing import Any, TypeVar
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.peers.daemon import Daemon
-from tests.peers.frames import number_of, udp_frame
-from tests.peers.kafka import KafkaBroker
-from tests.peers.redis import RedisServer
-from tests.peers.sqs import SQSServer
-from tests.peers.tcpdump import read_packets
-from tests.peers.wire import Wire
+from peers.daemon import Daemon
+from peers.frames import number_of, udp_frame
+from peers.kafka import KafkaBroker
+from peers.redis import RedisServer
+from peers.sqs import SQSServer
+from peers.tcpdump import read_packets
+from peers.wire import Wire
 
 BROKERS = ("redis", "kafka", "sqs")
 SOURCES = (*BROKERS, "http")

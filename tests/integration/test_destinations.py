@@ -13,9 +13,9 @@ from pcapsvc.core.result import Receipt
 from pcapsvc.destinations.cloudshark import CloudShark
 from pcapsvc.destinations.s3 import S3
 from pcapsvc.threads import Threads
-from tests.peers.cloudshark import CloudSharkServer, Shown, accept, answer, hang, refuse, reset, slow
-from tests.peers.s3 import S3Server
-from tests.rooms.contents import MemfdContent, PeakMemory, make_artifact
+from peers.cloudshark import CloudSharkServer, Shown, accept, answer, hang, refuse, reset, slow
+from peers.s3 import S3Server
+from tests.unit.contents import MemfdContent, PeakMemory, make_artifact
 
 _LARGE_BYTES = 60_000_000
 # By how much the process may grow while it uploads that.

@@ -20,15 +20,15 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from peers.cloudshark import CloudSharkServer
+from peers.daemon import Daemon
+from peers.kafka import KafkaBroker
+from peers.redis import RedisServer
+from peers.requirement import require, require_root
+from peers.s3 import S3Server
+from peers.sqs import shared_server
+from peers.tcpdump import read_packets
 from tests.integration.strangers import Relay, Strangers
-from tests.peers.cloudshark import CloudSharkServer
-from tests.peers.daemon import Daemon
-from tests.peers.kafka import KafkaBroker
-from tests.peers.redis import RedisServer
-from tests.peers.requirement import require, require_root
-from tests.peers.s3 import S3Server
-from tests.peers.sqs import shared_server
-from tests.peers.tcpdump import read_packets
 
 #: The bytes before the network layer's header, by interface (pcap-linktype(7): EN10MB and LINUX_SLL).
 LINK_HEADERS = {"lo": 14, "any": 16}

@@ -17,8 +17,8 @@ import pcapy
 from twisted.trial import unittest
 
 from pcapsvc.core import bpf as room
-from pcapsvc.core.bpf import names_needing_dns
-from tests.peers.requirement import require_command, require_root
+from pcapsvc.core.filter import names_needing_dns
+from peers.requirement import require_command, require_root
 
 _ETHERNET, _LINUX_SLL, _IEEE802_11 = 1, 113, 105
 _numbers = itertools.count()

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.peers.daemon import Daemon
-from tests.peers.frames import number_of, udp_frame
-from tests.peers.redis import RedisServer
-from tests.peers.tcpdump import read_packets
-from tests.peers.wire import Wire
+from peers.daemon import Daemon
+from peers.frames import number_of, udp_frame
+from peers.redis import RedisServer
+from peers.tcpdump import read_packets
+from peers.wire import Wire
 
 _REQUESTS = 10_000
 _FRAMES = 6_000

@@ -18,10 +18,10 @@ from twisted.trial import unittest
 from pcapsvc.core.errors import SettingsError
 from pcapsvc.core.request import MAX_BODY_BYTES
 from pcapsvc.core.result import Accepted, StartedCapture
-from pcapsvc.sources.http import HTTPSource, http_endpoint
+from pcapsvc.sources.http.source import HTTPSource, http_endpoint
 from pcapsvc.testing import MemorySink
-from tests.peers.certificates import Authority
-from tests.peers.requirement import require_command
+from peers.certificates import Authority
+from peers.requirement import require_command
 
 BODY = b'{"node":"any","interface":["eth0"]}'
 

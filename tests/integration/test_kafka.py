@@ -12,10 +12,10 @@ from typing import Any, Self
 from kafka.errors import SaslAuthenticationFailedError
 from twisted.internet import threads
 
-from pcapsvc.sources.kafka import KafkaSecurity
 from pcapsvc.sources.kafka.connection import Connection
+from pcapsvc.sources.kafka.source import KafkaSecurity
+from peers.certificates import Authority
 from tests.integration.kafka_case import KafkaTestCase
-from tests.peers.certificates import Authority
 
 #: How fast requests are sent in a stream.
 A_SECOND = 150

@@ -17,12 +17,12 @@ from kafka.errors import KafkaTimeoutError
 from twisted.internet import defer, reactor, task, threads
 from twisted.trial import unittest
 
-from pcapsvc.sources.kafka import KafkaSecurity, KafkaSource
 from pcapsvc.sources.kafka.connection import Connection, Unreachable
 from pcapsvc.sources.kafka.reader import Reader
+from pcapsvc.sources.kafka.source import KafkaSecurity, KafkaSource
 from pcapsvc.testing import MemorySink
+from peers.process import free_port
 from tests.integration.kafka_case import KafkaTestCase
-from tests.peers.process import free_port
 
 REQUESTS = 1000
 #: How long the broker stays away, and how fast requests are sent meanwhile.

@@ -14,13 +14,13 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.peers.cloudshark import CloudSharkServer
-from tests.peers.daemon import Daemon
-from tests.peers.frames import number_of, udp_frame
-from tests.peers.requirement import require, require_command
-from tests.peers.s3 import S3Server
-from tests.peers.tcpdump import read_packets
-from tests.peers.wire import Wire
+from peers.cloudshark import CloudSharkServer
+from peers.daemon import Daemon
+from peers.frames import number_of, udp_frame
+from peers.requirement import require, require_command
+from peers.s3 import S3Server
+from peers.tcpdump import read_packets
+from peers.wire import Wire
 
 _PACKAGING = Path(__file__).parents[2] / "packaging"
 # Nobody's, on every distribution.

@@ -11,13 +11,13 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.peers.cloudshark import CloudSharkServer, refuse
-from tests.peers.daemon import Daemon
-from tests.peers.frames import number_of, udp_frame
-from tests.peers.redis import RedisServer
-from tests.peers.s3 import S3Server
-from tests.peers.tcpdump import Packet, Tcpdump, read_packets, tshark_complaint
-from tests.peers.wire import Wire
+from peers.cloudshark import CloudSharkServer, refuse
+from peers.daemon import Daemon
+from peers.frames import number_of, udp_frame
+from peers.redis import RedisServer
+from peers.s3 import S3Server
+from peers.tcpdump import Packet, Tcpdump, read_packets, tshark_complaint
+from peers.wire import Wire
 
 
 def _content(packets: list[Packet]) -> list[tuple[int, bytes]]:

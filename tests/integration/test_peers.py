@@ -14,13 +14,13 @@ from unittest import SkipTest
 from botocore.exceptions import ClientError
 from twisted.trial.unittest import FailTest, SynchronousTestCase
 
-from tests.peers.cloudshark import CloudSharkServer, Shown, accept, answer, hang, refuse, reset, slow
-from tests.peers.frames import number_of, udp_frame
-from tests.peers.redis import RedisRefused, RedisServer
-from tests.peers.requirement import require
-from tests.peers.s3 import S3Server
-from tests.peers.tcpdump import Tcpdump, tshark_complaint
-from tests.peers.wire import Wire
+from peers.cloudshark import CloudSharkServer, Shown, accept, answer, hang, refuse, reset, slow
+from peers.frames import number_of, udp_frame
+from peers.redis import RedisRefused, RedisServer
+from peers.requirement import require
+from peers.s3 import S3Server
+from peers.tcpdump import Tcpdump, tshark_complaint
+from peers.wire import Wire
 
 
 class RequirementTests(SynchronousTestCase):

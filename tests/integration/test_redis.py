@@ -11,10 +11,10 @@ from twisted.internet import reactor, task, tcp, threads
 from twisted.logger import formatEvent, globalLogPublisher
 from twisted.trial import unittest
 
-from pcapsvc.sources.redis import MAX_MESSAGE_BYTES, RedisSource
+from pcapsvc.sources.redis.source import MAX_MESSAGE_BYTES, RedisSource
 from pcapsvc.testing import MemorySink
-from tests.peers.certificates import Authority
-from tests.peers.redis import RedisServer
+from peers.certificates import Authority
+from peers.redis import RedisServer
 
 CHECK_SECONDS = 0.4
 # This process may stand still for a while; and where a server is frozen, that is to be noticed soon.

@@ -21,16 +21,16 @@ from twisted.trial import unittest
 from zope.interface import implementer
 
 from pcapsvc.core.result import Accepted, Busy, NotForThisNode, Verdict
-from pcapsvc.interfaces import IRequestSink
-from pcapsvc.sources.sqs import SQSSource
+from pcapsvc.interfaces.requests import IRequestSink
+from pcapsvc.sources.sqs.source import SQSSource
 from pcapsvc.testing import MemorySink
-from tests.peers.daemon import Daemon
-from tests.peers.frames import udp_frame
-from tests.peers.process import free_port
-from tests.peers.s3 import S3Server
-from tests.peers.sqs import ForgetfulProxy, SQSServer, shared_server
-from tests.peers.tcpdump import read_packets
-from tests.peers.wire import Wire
+from peers.daemon import Daemon
+from peers.frames import udp_frame
+from peers.process import free_port
+from peers.s3 import S3Server
+from peers.sqs import ForgetfulProxy, SQSServer, shared_server
+from peers.tcpdump import read_packets
+from peers.wire import Wire
 
 numbers = itertools.count()
 

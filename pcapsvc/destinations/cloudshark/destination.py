@@ -29,7 +29,7 @@ from pcapsvc.destinations.cloudshark.exchange import (
     exchange,
     server_endpoint,
 )
-from pcapsvc.interfaces import IDestination
+from pcapsvc.interfaces.delivery import IDestination
 
 _LONGEST_ID = 256
 # Request Timeout, Too Many Requests, Service Unavailable (RFC 9110, RFC 6585): another request would fare

@@ -20,7 +20,8 @@ from pcapsvc.core.result import Receipt
 from pcapsvc.core.retry import asked_delay
 from pcapsvc.core.text import one_line
 from pcapsvc.core.values import S3_FIELDS
-from pcapsvc.interfaces import IDestination, RunInThread
+from pcapsvc.interfaces.delivery import IDestination
+from pcapsvc.interfaces.threads import RunInThread
 
 _CONNECT_SECONDS = 10
 _READ_SECONDS = 60

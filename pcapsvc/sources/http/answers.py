@@ -25,7 +25,7 @@ from typing import Any, Protocol
 from twisted.web.http_headers import Headers
 
 from pcapsvc.core.result import Accepted, Busy, NotForThisNode, Verdict
-from pcapsvc.interfaces import IRequestSink
+from pcapsvc.interfaces.requests import IRequestSink
 
 #: When a client may come back after there was no room.
 RETRY_AFTER_SECONDS = 10

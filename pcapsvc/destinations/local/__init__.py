@@ -1,0 +1,1 @@
+"""Captures in a directory of this host."""

@@ -1,0 +1,184 @@
+"""Captures into a folder of this host."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import stat
+from collections.abc import Callable, Mapping
+from typing import Any, BinaryIO
+
+from twisted.internet.defer import CancelledError, Deferred
+from zope.interface import implementer
+
+from pcapsvc.core.artifact import Artifact
+from pcapsvc.core.errors import DestinationError
+from pcapsvc.core.result import Receipt
+from pcapsvc.interfaces.delivery import IDestination
+from pcapsvc.interfaces.threads import RunInThread
+
+#: What a file may be done with: read and written by us, read by our group.
+MODE = 0o640
+
+_CHUNK_BYTES = 256 * 1024
+
+# Somebody has to do something about these. All the others may pass: a full disk, a
+# quota, an I/O error, a network file system that went away.
+_LASTING = frozenset(
+    {
+        errno.ENOENT,
+        errno.ENOTDIR,
+        errno.EACCES,
+        errno.EPERM,
+        errno.EROFS,
+        errno.EEXIST,
+        errno.ELOOP,
+        errno.ENAMETOOLONG,
+        errno.EINVAL,
+    }
+)
+
+# What file systems without hard links answer to link(2).
+_NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
+
+
+@implementer(IDestination)
+class LocalDirectory:
+    """
+    Stores captures in a folder, whole or not at all: under a hidden name first
+    (C{.NAME.XXXXXXXX}), which is left behind only where the process is killed.
+    A file that is there already is never written over: where it has the size of the
+    capture, an earlier attempt came through, as names are unique by their captures' ids.
+
+    A folder that is missing or that we may not write to is an error that can't be
+    retried: that is the operator's to mend. A full disk can.
+
+    @param directory: an absolute path, since the daemon may change its working directory.
+    """
+
+    name = "local"
+    ways = ("usual",)
+
+    def __init__(self, directory: str, run_in_thread: RunInThread) -> None:
+        self._directory = directory
+        self._run_in_thread = run_in_thread
+
+    def way(self, s3: Mapping[str, Any]) -> str:
+        """See L{IDestination.way}: there is one."""
+        return self.ways[0]
+
+    def store(self, artifact: Artifact) -> Deferred[Receipt]:
+        """See L{IDestination.store}. The receipt's location is the file's path."""
+        return Deferred.fromCoroutine(self._store(artifact))
+
+    async def _store(self, artifact: Artifact) -> Receipt:
+        cancelled = False
+        path = os.path.join(self._directory, artifact.name)
+        try:
+            # Here, not in the thread: by the time that it runs, the content may have been let go of.
+            source = artifact.content.open()
+            try:
+                await self._run_in_thread(
+                    _write_file, self._directory, artifact.name, source, lambda: cancelled
+                )
+            except CancelledError:
+                # The thread notices, and closes what it reads.
+                cancelled = True
+                raise
+            except BaseException:
+                source.close()
+                raise
+        except CancelledError:
+            raise
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise DestinationError(f"{path}: {reason}", retryable=error.errno not in _LASTING) from error
+        except Exception as error:
+            # Such as threads that have stopped.
+            raise DestinationError(f"{path}: {error}", retryable=True) from error
+        return Receipt(destination=self.name, location=path)
+
+
+def _write_file(directory: str, name: str, source: BinaryIO, cancelled: Callable[[], bool]) -> None:
+    with source:
+        folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            hidden = f".{name[:200]}.{secrets.token_hex(4)}"
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            target = os.open(hidden, flags, 0o600, dir_fd=folder)
+            try:
+                try:
+                    size = _copy(source, target, cancelled)
+                    os.fchmod(target, MODE)
+                    os.fsync(target)
+                finally:
+                    os.close(target)
+                if not _publish(folder, hidden, name) and not _has_size(folder, name, size):
+                    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+            finally:
+                _remove(folder, hidden)
+        finally:
+            os.close(folder)
+
+
+def _copy(source: BinaryIO, target: int, cancelled: Callable[[], bool]) -> int:
+    """Copy all, and count the bytes."""
+    size = 0
+    while chunk := source.read(_CHUNK_BYTES):
+        if cancelled():
+            raise CancelledError()
+        size += len(chunk)
+        rest = memoryview(chunk)
+        while rest:
+            rest = rest[os.write(target, rest) :]
+    return size
+
+
+def _publish(folder: int, hidden: str, name: str) -> bool:
+    """Give a file its name: whether that was free."""
+    made = True
+    try:
+        # Unlike a rename, a link never replaces a file.
+        os.link(hidden, name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
+    except FileExistsError:
+        made = False
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        made = _rename(folder, hidden, name)
+    try:
+        # Where the name was made earlier, too: nobody knows how far that came.
+        os.fsync(folder)
+    except OSError:
+        if made:
+            # It did not arrive, then: another attempt must find its name free.
+            _remove(folder, name)
+        raise
+    return made
+
+
+def _has_size(folder: int, name: str, size: int) -> bool:
+    """Whether it is a file, no link, of so many bytes."""
+    found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+    return stat.S_ISREG(found.st_mode) and found.st_size == size
+
+
+def _rename(folder: int, hidden: str, name: str) -> bool:
+    """
+    Rename where there are no hard links: whether the name was free. Names are unique by
+    their captures' ids, so that nobody makes this one between the two calls.
+    """
+    try:
+        os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        os.rename(hidden, name, src_dir_fd=folder, dst_dir_fd=folder)
+        return True
+    return False
+
+
+def _remove(folder: int, name: str) -> None:
+    try:
+        os.unlink(name, dir_fd=folder)
+    except OSError:
+        pass

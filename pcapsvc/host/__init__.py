@@ -1,0 +1,1 @@
+"""The host that the daemon runs on: systemd, signals, descriptors, syslog, permissions."""

@@ -1,0 +1,352 @@
+"""
+Requests from a queue of Amazon SQS, or of what speaks as it does.
+
+A queue is no channel: a message goes to one of those who poll, until somebody
+deletes it. So what is for another node goes back, for that node to find.
+
+The numbers are those of the Amazon SQS API Reference and Developer Guide.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from twisted.application import service
+from twisted.internet import defer, task
+from twisted.logger import Logger
+
+from pcapsvc.core.result import Accepted, Busy, NotForThisNode, Rejected
+from pcapsvc.core.text import one_line
+from pcapsvc.interfaces.requests import IRequestSink
+from pcapsvc.interfaces.threads import RunInThread
+from pcapsvc.sources.polling import RETRY_SECONDS, Backoff, Outage, OwnThread, Poller
+from pcapsvc.sources.sqs.queue import Message, Queue, Received, Step, Unsettled, described, make_boto3_client
+
+#: How long a message that was received is hidden from others, whatever the queue's own time-out is:
+#: until it is deleted or given back, which takes a moment, and for so long where its node dies meanwhile.
+HIDDEN_SECONDS = 30
+
+#: How long after its long poll a server has to answer.
+ANSWER_SECONDS = 10.0
+
+#: How long a message for another node stays hidden after it went back: any time up to 1 s and one more
+#: for each so many times that it was received, at most so long; without the fraction, as SQS takes whole
+#: seconds. So it is 0 as a rule while few have seen it, as the right node finds it by being asked, not by
+#: waiting: with three nodes, from 0 or 1 s on, it took four times as long, and as many receptions. For a
+#: node that never comes, it goes round more and more slowly.
+RELEASE_ROUNDS = 200
+RELEASE_MOST_SECONDS = 60
+
+#: For how long a node that was given nothing but messages for others doesn't poll, for each time that they
+#: were received, and at most: half as long to one and a half times, by chance. The others come first
+#: meanwhile, where a queue would give a message back to the same few who wait again and again.
+STAND_BACK_SECONDS = (0.03, 2.0)
+
+#: From how long to how long a message stays hidden for which there was no room.
+BUSY_SECONDS = (5, 15)
+
+#: How long and how many messages are remembered that were seen to.
+REMEMBERED_SECONDS = 2 * 3600.0
+REMEMBERED_MESSAGES = 20_000
+
+#: How often it is tried to delete messages, or to give them back; and the pauses between.
+SETTLE_PAUSES_SECONDS = (0.1, 0.3)
+
+#: The least time from poll to poll while nothing comes: without it, short polls would never rest.
+IDLE_SECONDS = 1.0
+
+
+class SQSSource(service.Service):
+    """
+    Submits each message of a queue, and polls for ever.
+
+    - Accepted and rejected messages are deleted.
+    - For those for other nodes, C{unmatched} decides.
+    - Those for which there is no room go back, for a few seconds.
+
+    A message that comes again though it was accepted or rejected (SQS delivers at least
+    once) is deleted again, and not submitted.
+
+    An outage is told once, and so is its end.
+
+    @ivar name: what the sink hears as the source.
+    """
+
+    name = "sqs"
+    _log = Logger()
+
+    def __init__(
+        self,
+        reactor: Any,
+        sink: IRequestSink,
+        *,
+        url: str,
+        region: str | None = None,
+        endpoint: str | None = None,
+        access_id: str | None = None,
+        access_key: str | None = None,
+        wait_seconds: int = 20,
+        chunk_size: int = 10,
+        unmatched: str = "release",
+        hidden_seconds: int = HIDDEN_SECONDS,
+        answer_seconds: float = ANSWER_SECONDS,
+        busy_seconds: tuple[int, int] = BUSY_SECONDS,
+        retry_seconds: tuple[float, float] = RETRY_SECONDS,
+        remembered_seconds: float = REMEMBERED_SECONDS,
+        remembered_messages: int = REMEMBERED_MESSAGES,
+        run_in_thread: RunInThread | None = None,
+        make_client: Callable[[], Any] | None = None,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        """
+        @param reactor: provides time, and takes calls from threads.
+        @param url: the queue's.
+        @param region: L{None} is that of the URL, and where it names none, the one that
+            Amazon's tools are set to.
+        @param endpoint: the URL of a service that speaks as SQS does; L{None} is Amazon's,
+            or where the queue's URL isn't Amazon's, the server in it.
+        @param access_id: with C{access_key}, the credentials. Without, they are looked for
+            where Amazon's tools do: the environment, a profile, a role.
+        @param access_key: the secret; it is in no log.
+        @param wait_seconds: how long a poll waits for a message: 0 to 20.
+        @param chunk_size: how many messages a poll brings at most: 1 to 10.
+        @param unmatched: C{release} gives messages for other nodes back; C{delete} is for
+            queues of which each node has one of its own.
+        @param hidden_seconds: see L{HIDDEN_SECONDS}; likewise the others.
+        @param run_in_thread: runs one function after the other; L{None} is a thread of our own.
+        @param make_client: what to poll with, in place of boto3's client. It is called in
+            the thread.
+        @param chance: gives a number from 0 up to 1, which it never is.
+        """
+        self._reactor = reactor
+        self._sink = sink
+        self._url = url
+        self._secrets = () if access_key is None else ((access_key, "[access key]"),)
+        self._wait_seconds = wait_seconds
+        self._chunk_size = chunk_size
+        self._deletes_unmatched = unmatched == "delete"
+        self._hidden_seconds = hidden_seconds
+        self._busy_seconds = busy_seconds
+        self._retry_seconds = retry_seconds
+        self._settled = _Memory(remembered_seconds, remembered_messages)
+        self._chance = chance
+        self._own_thread = OwnThread(reactor, "pcapsvc-sqs") if run_in_thread is None else None
+        self._run_in_thread = run_in_thread or self._in_own_thread
+        self._make_client = make_client or (
+            lambda: make_boto3_client(
+                url, region, endpoint, access_id, access_key, wait_seconds + answer_seconds
+            )
+        )
+        self._queue: Queue | None = None
+        self._poller: Poller[Received] | None = None
+        self._pause: defer.Deferred[None] | None = None
+        self._polled_at = 0.0
+        self._empty_polls = 0
+        # Whether messages could be deleted or given back, the last time that there were any.
+        self._settles = True
+
+    def startService(self) -> None:
+        """Begin to poll."""
+        super().startService()  # type: ignore[no-untyped-call]
+        self._outage = Outage(self._log, f"SQS {self._url}")
+        self._queue = Queue(
+            self._make_client,
+            self._url,
+            wait_seconds=self._wait_seconds,
+            chunk_size=self._chunk_size,
+            hidden_seconds=self._hidden_seconds,
+        )
+        self._polled_at = self._reactor.seconds()
+        self._empty_polls = 0
+        self._settles = True
+        self._poller = Poller(
+            self._reactor,
+            self._queue.receive,
+            lambda received: defer.Deferred.fromCoroutine(self._hear(received)),
+            failed=self._failed,
+            backoff=Backoff(*self._retry_seconds, chance=self._chance),
+            run_in_thread=self._run_in_thread,
+        )
+        self._poller.start()
+
+    def stopService(self) -> defer.Deferred[None]:
+        """
+        Poll no more. A poll that waits is not waited for: what it still brings goes back
+        to the queue at once, and where the process has ended, after L{HIDDEN_SECONDS}.
+
+        @return: fires when the messages that were submitted are deleted or given back,
+            and after L{pcapsvc.sources.polling.STOP_SECONDS} at the latest.
+        """
+        super().stopService()  # type: ignore[no-untyped-call]
+        queue, self._queue = self._queue, None
+        poller, self._poller = self._poller, None
+        if queue is None or poller is None:
+            return defer.succeed(None)
+        queue.close()
+        stopped = poller.stop()
+        if self._pause is not None:
+            self._pause.cancel()
+        return stopped.addBoth(self._stopped, queue)
+
+    def _stopped(self, result: None, queue: Queue) -> None:
+        # Nobody waits for this: the thread may still be in its poll.
+        self._run_in_thread(queue.end).addErrback(lambda why: None)
+        if self._own_thread is not None:
+            self._own_thread.stop()
+
+    def _in_own_thread(self, function: Callable[..., Any], *args: Any) -> defer.Deferred[Any]:
+        assert self._own_thread is not None
+        return self._own_thread.run(function, *args)
+
+    def _failed(self, problem: Exception) -> None:
+        kind, words = described(problem)
+        self._outage.tell(kind, one_line(words, secrets=self._secrets))
+
+    async def _hear(self, received: Received) -> None:
+        queue = self._queue
+        if queue is None or not queue.take():
+            return
+        messages = received.messages
+        if received.strange:
+            self._log.error(
+                "SQS {url}: {count} messages can't be understood, and stay in the queue",
+                url=self._url,
+                count=received.strange,
+            )
+        if messages:
+            self._empty_polls = 0
+            self._settles = False
+            steps = [self._judge(message) for message in messages]
+            await self._settle(queue, steps)
+            self._settles = True
+            await self._stand_back(steps)
+        if self._settles:
+            self._outage.over("listening")
+        if not messages:
+            await self._rest()
+        self._polled_at = self._reactor.seconds()
+
+    async def _rest(self) -> None:
+        """Pause, where the server says at once, and not for the first time, that there is nothing."""
+        self._empty_polls += 1
+        left = self._polled_at + IDLE_SECONDS - self._reactor.seconds()
+        if left > 0 and self._empty_polls > 1:
+            await self._wait(left)
+
+    async def _stand_back(self, steps: list[Step]) -> None:
+        """Pause, where all was for other nodes: one of them is to have it next."""
+        if all(step.elsewhere for step in steps):
+            each, longest = STAND_BACK_SECONDS
+            seconds = each * min(step.message.received_times for step in steps)
+            await self._wait(min(longest, seconds) * (0.5 + self._chance()))
+
+    async def _wait(self, seconds: float) -> None:
+        if self._queue is None:
+            return
+        self._pause = task.deferLater(self._reactor, seconds)
+        try:
+            await self._pause
+        except defer.CancelledError:
+            pass  # The source is being stopped.
+        finally:
+            self._pause = None
+
+    def _judge(self, message: Message) -> Step:
+        """Submit a message, and say what is to become of it."""
+        now = self._reactor.seconds()
+        body, envelope_id = _opened(message.body)
+        # Both kinds of ids are their givers' own: they may be alike.
+        keys = [f"SQS {message.message_id}", *([] if envelope_id is None else [f"SNS {envelope_id}"])]
+        if any(self._settled.knows(key, now) for key in keys):
+            self._log.info("SQS {url}: message {id} came again", url=self._url, id=message.message_id)
+            return Step(message=message, hide_seconds=None)
+        try:
+            verdict = self._sink.submit(
+                self.name, body.encode("utf-8", "surrogatepass"), sent_at=message.sent_at
+            )
+        except Exception:  # noqa: BLE001 - one message must not keep us from the others
+            self._log.failure("SQS {url}: message {id} failed", url=self._url, id=message.message_id)
+            verdict = Busy(reason="it failed")
+        if isinstance(verdict, Accepted | Rejected):
+            for key in keys:
+                self._settled.remember(key, now)
+            return Step(message=message, hide_seconds=None)
+        if isinstance(verdict, NotForThisNode):
+            if self._deletes_unmatched:
+                return Step(message=message, hide_seconds=None)
+            longest = min(RELEASE_MOST_SECONDS, 1 + message.received_times / RELEASE_ROUNDS)
+            return Step(message=message, hide_seconds=int(self._chance() * longest), elsewhere=True)
+        low, high = self._busy_seconds
+        return Step(message=message, hide_seconds=min(high, low + int(self._chance() * (high - low + 1))))
+
+    async def _settle(self, queue: Queue, steps: list[Step]) -> None:
+        """
+        Delete messages, or give them back.
+
+        @raise Exception: where that didn't work. They come again when their time is up:
+            what was submitted is remembered.
+        """
+        for pause_seconds in (*SETTLE_PAUSES_SECONDS, None):
+            try:
+                steps = await self._run_in_thread(queue.settle, steps)
+                if not steps:
+                    return
+                problem: Exception = Unsettled(f"{len(steps)} messages could not be deleted or given back")
+            except defer.CancelledError:
+                raise
+            except Exception as error:  # noqa: BLE001 - a client that is not ours, with errors of many libraries
+                problem = error
+            if pause_seconds is None:
+                raise problem
+            await task.deferLater(self._reactor, pause_seconds)
+
+
+class _Memory:
+    """The messages that were seen to, for a while."""
+
+    def __init__(self, seconds: float, most: int) -> None:
+        self._seconds = seconds
+        self._most = most
+        self._since: OrderedDict[str, float] = OrderedDict()
+
+    def remember(self, key: str, now: float) -> None:
+        """Remember a message from now on; where there are too many, forget the oldest."""
+        self._since[key] = now
+        self._since.move_to_end(key)
+        if len(self._since) > self._most:
+            self._since.popitem(last=False)
+
+    def knows(self, key: str, now: float) -> bool:
+        """Whether a message is remembered."""
+        while self._since and next(iter(self._since.values())) + self._seconds <= now:
+            self._since.popitem(last=False)
+        return key in self._since
+
+
+class _Envelope(msgspec.Struct):
+    """What SNS puts around a message, where delivery is not raw (SNS Developer Guide, "HTTP/HTTPS JSON")."""
+
+    kind: str = msgspec.field(name="Type")
+    message: str = msgspec.field(name="Message")
+    message_id: str | None = msgspec.field(name="MessageId", default=None)
+
+
+_read_envelope = msgspec.json.Decoder(_Envelope).decode
+
+
+def _opened(body: str) -> tuple[str, str | None]:
+    """The message itself, and the id of the envelope that it came in; L{None} where there was none."""
+    if '"Notification"' not in body:
+        return body, None
+    try:
+        envelope = _read_envelope(body)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return body, None
+    if envelope.kind != "Notification":
+        return body, None
+    # Not every service that makes such envelopes gives them ids.
+    return envelope.message, envelope.message_id or None

@@ -1,0 +1,211 @@
+"""A real Apache Kafka broker, of its own process."""
+
+from __future__ import annotations
+
+import base64
+import json
+import signal
+import subprocess
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kafka import KafkaAdminClient, KafkaProducer
+from kafka.admin import NewPartitions, NewTopic
+from kafka.errors import KafkaError
+
+from pcapsvc.sources.kafka.connection import KafkaSecurity
+from peers.certificates import Authority
+from peers.jars import java_command
+from peers.process import OwnProcess, answers, free_port
+
+_PROGRAM = "kafka_2.13-4.3.1"
+_PATIENCE_SECONDS = 30.0
+
+
+def _inline(module: str, **options: str) -> str:
+    """A login module of JAAS, as it stands in one line."""
+    words = " ".join(f'{name}="{value}"' for name, value in options.items())
+    return f"org.apache.kafka.common.security.{module} required {words};"
+
+
+class KafkaBroker:
+    """
+    A broker of one node, that is its own controller (KRaft), on free ports.
+
+    It speaks in the clear on one port, and SASL_SSL on another, where it knows one user by
+    PLAIN, SCRAM-SHA-256 and SCRAM-SHA-512, and takes any unsigned token by OAUTHBEARER. It
+    creates topics for whoever asks for one, as brokers do unless they are told otherwise.
+
+    @ivar server: C{HOST:PORT}, in the clear; the same after a restart.
+    @ivar secure_server: C{HOST:PORT}, for SASL_SSL.
+    @ivar ca_file: the path of the authority that signed its certificate.
+    """
+
+    user = "capture"
+    password = "correct horse"
+
+    def __init__(self, *, host: str = "127.0.0.1", wrapper: Sequence[str] = ()) -> None:
+        """
+        @param host: the address of C{server}; all others are of 127.0.0.1.
+        @param wrapper: words before the command: C{ip netns exec NAME}.
+        """
+        self._process = OwnProcess("kafka")
+        self._folder = self._process.folder
+        self._host, self._port = host, free_port()
+        self._secure_port, controller = free_port(), free_port()
+        self.server = f"{host}:{self._port}"
+        self.secure_server = f"localhost:{self._secure_port}"
+        authority = Authority(self._folder)
+        own = authority.issue("kafka")
+        self.ca_file: Path = authority.file
+        store = self._folder / "kafka.pem"
+        store.touch(mode=0o600)
+        store.write_text(own.key.read_text() + own.certificate.read_text())
+        logins = {
+            "plain": _inline("plain.PlainLoginModule", **{f"user_{self.user}": self.password}),
+            "scram-sha-256": _inline("scram.ScramLoginModule"),
+            "scram-sha-512": _inline("scram.ScramLoginModule"),
+            "oauthbearer": _inline(
+                "oauthbearer.OAuthBearerLoginModule", unsecuredLoginStringClaim_sub="broker"
+            ),
+        }
+        self._file = self._folder / "server.properties"
+        self._write(
+            {
+                "process.roles": "broker,controller",
+                "node.id": "1",
+                "controller.quorum.voters": f"1@127.0.0.1:{controller}",
+                "controller.listener.names": "CONTROLLER",
+                "inter.broker.listener.name": "CLEAR",
+                "listeners": f"CONTROLLER://127.0.0.1:{controller},CLEAR://{self.server},"
+                f"SECURE://127.0.0.1:{self._secure_port}",
+                "advertised.listeners": f"CLEAR://{self.server},SECURE://{self.secure_server}",
+                "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,CLEAR:PLAINTEXT,SECURE:SASL_SSL",
+                "listener.name.secure.ssl.keystore.type": "PEM",
+                "listener.name.secure.ssl.keystore.location": str(store),
+                "listener.name.secure.sasl.enabled.mechanisms": ",".join(logins).upper(),
+                **{f"listener.name.secure.{name}.sasl.jaas.config": login for name, login in logins.items()},
+                "log.dirs": str(self._folder / "data"),
+                "offsets.topic.replication.factor": "1",
+                "offsets.topic.num.partitions": "1",
+                "group.initial.rebalance.delay.ms": "0",
+                # One that was killed comes back only when its own controller has missed it.
+                "broker.session.timeout.ms": "2000",
+                "broker.heartbeat.interval.ms": "500",
+            }
+        )
+        self._command = [*wrapper, *java_command(_PROGRAM, "kafka.Kafka")]
+        format_it = java_command(_PROGRAM, "kafka.tools.StorageTool")
+        cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+        credentials = [
+            f"--add-scram={mechanism}=[name={self.user},password={self.password}]"
+            for mechanism in ("SCRAM-SHA-256", "SCRAM-SHA-512")
+        ]
+        # An id may begin with a dash.
+        arguments = ["format", f"--cluster-id={cluster}", "--config", str(self._file), *credentials]
+        formatted = subprocess.run([*format_it, *arguments], check=False, capture_output=True, timeout=60)
+        if formatted.returncode != 0:
+            said = (formatted.stdout + formatted.stderr).decode(errors="replace")
+            raise RuntimeError(f"the storage of kafka could not be formatted:\n{said}")
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        self._process.start(
+            [*self._command, str(self._file)],
+            lambda: answers(self._port, self._host) and self._knows_itself(),
+            patience_seconds=60,
+        )
+
+    def stop(self) -> None:
+        """End it for good. It may be frozen, or not running."""
+        self._process.clean_up()
+
+    def kill(self) -> None:
+        """End it at once: nobody is told goodbye."""
+        self._process.signal(signal.SIGKILL)
+        self._process.end()
+
+    def freeze(self) -> None:
+        """Stop its process: connections stay up, and nothing answers."""
+        self._process.signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        self._process.signal(signal.SIGCONT)
+
+    def security(self, **changed: Any) -> KafkaSecurity:
+        """How to log in on C{secure_server}; by SCRAM-SHA-512, unless it is changed."""
+        right = {
+            "security_protocol": "SASL_SSL",
+            "ssl_cafile": str(self.ca_file),
+            "sasl_mechanism": "SCRAM-SHA-512",
+            "sasl_plain_username": self.user,
+            "sasl_plain_password": self.password,
+        }
+        return KafkaSecurity(**{**right, **changed})
+
+    def token(self, lifetime_seconds: float = 3600) -> str:
+        """A token that it takes: a JWT that nobody signed (RFC 7519, section 6)."""
+        now = int(time.time())
+        claims = {"sub": self.user, "iat": now - 60, "exp": now + int(lifetime_seconds)}
+        parts = [
+            base64.urlsafe_b64encode(json.dumps(part).encode()).decode().rstrip("=")
+            for part in ({"alg": "none"}, claims)
+        ]
+        return ".".join([*parts, ""])
+
+    def create_topic(self, name: str, partitions: int = 1, **settings: str) -> None:
+        """
+        Create a topic.
+
+        @param settings: its own, with underscores for dots: C{compression_type="zstd"}.
+        """
+        dotted = {key.replace("_", "."): value for key, value in settings.items()}
+        self._administer("create_topics", [NewTopic(name, partitions, 1, topic_configs=dotted)])
+
+    def delete_topic(self, name: str) -> None:
+        """Delete a topic."""
+        self._administer("delete_topics", [name])
+
+    def add_partitions(self, name: str, total: int) -> None:
+        """Give a topic more partitions."""
+        self._administer("create_partitions", {name: NewPartitions(total)})
+
+    def topics(self) -> set[str]:
+        """The topics that there are."""
+        return set(self._administer("list_topics"))
+
+    def producer(self, **settings: Any) -> Any:
+        """A producer, to be closed. It waits for the broker where that is away."""
+        return KafkaProducer(bootstrap_servers=self.server, acks="all", delivery_timeout_ms=60000, **settings)
+
+    def produce(self, topic: str, bodies: Sequence[bytes], partition: int | None = None) -> None:
+        """Send messages, and wait until the broker has them."""
+        producer = self.producer()
+        try:
+            sent = [producer.send(topic, body, partition=partition) for body in bodies]
+            for each in sent:
+                each.get(_PATIENCE_SECONDS)
+        finally:
+            producer.close(_PATIENCE_SECONDS)
+
+    def _administer(self, method: str, *args: Any) -> Any:
+        admin = KafkaAdminClient(bootstrap_servers=self.server)
+        try:
+            return getattr(admin, method)(*args)
+        finally:
+            admin.close()
+
+    def _knows_itself(self) -> bool:
+        try:
+            self.topics()
+        except KafkaError:
+            return False
+        return True
+
+    def _write(self, settings: Mapping[str, str]) -> None:
+        self._file.touch(mode=0o600)
+        self._file.write_text("".join(f"{key}={value}\n" for key, value in settings.items()))

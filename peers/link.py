@@ -1,0 +1,100 @@
+"""A link: two hosts, one of them in a network namespace of its own, and a cable that can be cut."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import time
+from collections.abc import Callable
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import TypeVar
+
+from peers.requirement import require_command
+from peers.wire import Wire, within
+
+_numbers = itertools.count(os.getpid())
+
+Result = TypeVar("Result")
+
+
+class Link:
+    """
+    A L{Wire} with an address at each end (198.18.0.0/15 is for tests of networks: RFC 2544), others
+    in each process.
+
+    While it is down, nothing that is sent arrives, and nobody is told: no reset, no ICMP,
+    and no ARP that fails, as where the fault is some hops away. In the namespace, the far
+    address goes on to answer.
+
+    @ivar near: the address of the namespace of the test.
+    @ivar far: the address in the other namespace.
+    @ivar wrapper: the words that run a command there.
+    """
+
+    def __init__(self) -> None:
+        self._wire = Wire()
+        self._program = require_command("ip", "iproute2")
+        network = int(IPv4Address("198.18.0.0")) + 4 * (next(_numbers) % 32_768)
+        self.near, self.far = str(IPv4Address(network + 1)), str(IPv4Address(network + 2))
+        self.wrapper = (self._program, "netns", "exec", self._wire.namespace)
+
+    def start(self) -> None:
+        """Make it, and bring it up."""
+        self._wire.start()
+        self._ip_there("link", "set", "lo", "up")
+        # Without a carrier, packets must not take another route: they would leave this host.
+        Path("/proc/sys/net/ipv4/conf", self._wire.interface, "ignore_routes_with_linkdown").write_text("0")
+        self._ip("address", "add", f"{self.near}/30", "dev", self._wire.interface)
+        self._ip_there("address", "add", f"{self.far}/30", "dev", self._wire.far)
+        there = self._ip_there("-br", "link", "show", self._wire.far).split()[2]
+        self._ip(*self._neighbour(self.far, there, self._wire.interface))
+        self._know_the_near_end()
+
+    def stop(self) -> None:
+        """Take all of it away."""
+        self._wire.stop()
+
+    def down(self) -> None:
+        """Take the far end down. The near one stays up, and has no carrier."""
+        self._ip_there("link", "set", self._wire.far, "down")
+        self._wait_for_carrier("0")
+
+    def up(self) -> None:
+        """Bring it up again."""
+        self._ip_there("link", "set", self._wire.far, "up")
+        self._wait_for_carrier("1")
+        self._know_the_near_end()
+
+    def there(self, function: Callable[..., Result], *args: object) -> Result:
+        """
+        Call a function at the far end: the sockets that it makes are there.
+
+        @return: what it returns.
+        """
+        return within(self._wire.namespace, lambda: function(*args))
+
+    def _know_the_near_end(self) -> None:
+        # An end that was down has forgotten its neighbours, these, too.
+        here = Path("/sys/class/net", self._wire.interface, "address").read_text().strip()
+        self._ip_there(*self._neighbour(self.near, here, self._wire.far))
+
+    @staticmethod
+    def _neighbour(address: str, hardware: str, interface: str) -> list[str]:
+        return ["neighbour", "replace", address, "lladdr", hardware, "nud", "permanent", "dev", interface]
+
+    def _ip(self, *words: str) -> str:
+        run = subprocess.run([self._program, *words], check=True, capture_output=True, text=True, timeout=20)
+        return run.stdout
+
+    def _ip_there(self, *words: str) -> str:
+        return self._ip("-n", self._wire.namespace, *words)
+
+    def _wait_for_carrier(self, carrier: str) -> None:
+        file = Path("/sys/class/net", self._wire.interface, "carrier")
+        deadline = time.monotonic() + 5
+        while file.read_text().strip() != carrier:
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"the carrier of {self._wire.interface} is not {carrier}")
+            time.sleep(0.005)

@@ -1,0 +1,107 @@
+"""
+An S3 server of its own process, that checks signatures.
+
+It is moto's server with its IAM checks on: the secret of an access key is
+known to the server, the signature (AWS Signature Version 4) is computed anew
+for every request, and a request with another is refused. What moto leaves out
+is in L{peers.s3_process}.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import boto3
+from botocore.config import Config
+
+from peers.process import OwnProcess, answers, free_port
+
+# CreateUser, CreateAccessKey, PutUserPolicy: nobody is known before the third.
+_ACTIONS_BEFORE_CHECKS = 3
+_MAY_ALL_OF_S3 = (
+    '{"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "s3:*", "Resource": "*"}]}'
+)
+
+
+class S3Server:
+    """
+    An S3 server on a free port of 127.0.0.1, with one user and one bucket.
+
+    @ivar endpoint: its URL.
+    @ivar region: the region of the bucket.
+    @ivar access_key: the user's access key.
+    @ivar secret_key: and its secret, which the server made.
+    @ivar bucket: the bucket's name.
+    """
+
+    region = "us-east-1"
+    bucket = "captures"
+
+    def __init__(self) -> None:
+        self._process = OwnProcess("s3")
+        self._port = free_port()
+        self.endpoint = f"http://127.0.0.1:{self._port}"
+        self.access_key = ""
+        self.secret_key = ""
+
+    def start(self) -> None:
+        """Start it, make the user, and from then on check every signature."""
+        self._process.start(
+            [sys.executable, str(Path(__file__).with_name("s3_process.py")), str(self._port)],
+            lambda: answers(self._port),
+            environment={**os.environ, "INITIAL_NO_AUTH_ACTION_COUNT": str(_ACTIONS_BEFORE_CHECKS)},
+        )
+        iam = self.client("iam", "nobody", "nothing")
+        iam.create_user(UserName="pcapsvc")
+        made = iam.create_access_key(UserName="pcapsvc")["AccessKey"]
+        iam.put_user_policy(UserName="pcapsvc", PolicyName="s3", PolicyDocument=_MAY_ALL_OF_S3)
+        iam.close()
+        self.access_key = made["AccessKeyId"]
+        self.secret_key = made["SecretAccessKey"]
+        self._own = self.client("s3", self.access_key, self.secret_key)
+        self._own.create_bucket(Bucket=self.bucket)
+
+    def stop(self) -> None:
+        """End it."""
+        if self.access_key:
+            self._own.close()
+        self._process.clean_up()
+
+    def client(self, service: str, access_key: str, secret_key: str) -> Any:
+        """A boto3 client of this server, with some credentials. It doesn't try anything twice."""
+        return boto3.session.Session().client(
+            service,
+            endpoint_url=self.endpoint,
+            region_name=self.region,
+            aws_access_key_id=access_key,
+            aws_secret_access_key=secret_key,
+            config=Config(retries={"total_max_attempts": 1}, s3={"addressing_style": "path"}),
+        )
+
+    def keys(self, bucket: str | None = None) -> list[str]:
+        """The keys of all objects in a bucket."""
+        answer = self._own.list_objects_v2(Bucket=bucket or self.bucket)
+        return [one["Key"] for one in answer.get("Contents", [])]
+
+    def get(self, key: str, bucket: str | None = None) -> tuple[bytes, dict[str, str], dict[str, Any]]:
+        """
+        An object.
+
+        @return: its bytes, its metadata, and the answer to C{HeadObject}.
+        """
+        where = {"Bucket": bucket or self.bucket, "Key": key}
+        head: dict[str, Any] = self._own.head_object(**where)
+        return self._own.get_object(**where)["Body"].read(), head["Metadata"], head
+
+    def grants(self, key: str, bucket: str | None = None) -> list[dict[str, Any]]:
+        """The grants of an object's access control list."""
+        answer = self._own.get_object_acl(Bucket=bucket or self.bucket, Key=key)
+        grants: list[dict[str, Any]] = answer["Grants"]
+        return grants
+
+    def make_bucket(self, name: str) -> None:
+        """Make another bucket."""
+        self._own.create_bucket(Bucket=name)

@@ -1,0 +1,88 @@
+"""
+The process of L{peers.s3.S3Server}: moto, behind what it doesn't check.
+
+moto verifies that a request's signature was made with the user's secret key.
+These are AWS's rules that it leaves out (Amazon S3 API Reference, "Common
+Request Headers" and "Error Responses"): a request is signed at all, its body is
+the one that was signed, its date is within 15 minutes, and its metadata, of
+names and values, has at most 2 KB of ASCII.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import sys
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from moto.moto_server.werkzeug_app import (
+    DomainDispatcherApplication,
+    MotoRequestHandler,
+    create_backend_app,
+)
+from werkzeug.serving import run_simple
+from werkzeug.wsgi import get_input_stream
+
+_METADATA = "HTTP_X_AMZ_META_"
+_MOST_METADATA_BYTES = 2048
+_LONGEST_SKEW = timedelta(minutes=15)
+
+
+class Refusal(Exception):
+    """What S3 answers: a status and a code."""
+
+    def __init__(self, status: str, code: str) -> None:
+        super().__init__(code)
+        self.status = status
+        self.code = code
+
+
+def check(environ: dict[str, Any], body: bytes) -> None:
+    """Raise a L{Refusal} where a request breaks a rule."""
+    if not environ.get("HTTP_AUTHORIZATION", "").startswith("AWS4-HMAC-SHA256 "):
+        raise Refusal("403 Forbidden", "AccessDenied")
+    try:
+        date = datetime.strptime(environ["HTTP_X_AMZ_DATE"], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
+    except (KeyError, ValueError):
+        raise Refusal("403 Forbidden", "AccessDenied") from None
+    if abs(datetime.now(UTC) - date) > _LONGEST_SKEW:
+        raise Refusal("403 Forbidden", "RequestTimeTooSkewed")
+    signed = environ.get("HTTP_X_AMZ_CONTENT_SHA256", "UNSIGNED-PAYLOAD")
+    # Other words than a hash are those of unsigned and of chunked bodies.
+    if len(signed) == 64 and signed != hashlib.sha256(body).hexdigest():
+        raise Refusal("400 Bad Request", "XAmzContentSHA256Mismatch")
+    metadata = {
+        name.removeprefix(_METADATA): value for name, value in environ.items() if name.startswith(_METADATA)
+    }
+    if not all(value.isascii() for value in metadata.values()):
+        raise Refusal("400 Bad Request", "InvalidArgument")
+    if sum(len(name) + len(value) for name, value in metadata.items()) > _MOST_METADATA_BYTES:
+        raise Refusal("400 Bad Request", "MetadataTooLarge")
+
+
+class Strict:
+    """A WSGI application in front of another."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        body = get_input_stream(environ).read()
+        environ |= {"wsgi.input": io.BytesIO(body), "CONTENT_LENGTH": str(len(body))}
+        try:
+            check(environ, body)
+        except Refusal as refusal:
+            answer = f"<Error><Code>{refusal.code}</Code><Message>refused</Message></Error>".encode()
+            start_response(
+                refusal.status, [("Content-Type", "application/xml"), ("Content-Length", str(len(answer)))]
+            )
+            return [answer]
+        answers: Iterable[bytes] = self._inner(environ, start_response)
+        return answers
+
+
+if __name__ == "__main__":
+    moto = DomainDispatcherApplication(create_backend_app)
+    run_simple("127.0.0.1", int(sys.argv[1]), Strict(moto), threaded=True, request_handler=MotoRequestHandler)

@@ -1,0 +1,269 @@
+"""
+A queue server of its own process: ElasticMQ, which speaks as SQS does.
+
+It hides messages for as long as it is told to, holds long polls, and can keep its queues
+and messages on disk, so that they outlive it as SQS's do. It checks no signature:
+L{peers.s3} has a server that does.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import boto3
+from botocore.config import Config
+
+from peers.jars import java_command
+from peers.process import OwnProcess, answers, free_port
+
+_PROGRAM = "elasticmq-server_2.13-1.6.11"
+_CONFIGURATION = """
+include classpath("application.conf")
+node-address {{ protocol = http, host = "{host}", port = {port}, context-path = "" }}
+rest-sqs {{ enabled = true, bind-hostname = "{host}", bind-port = {port}, sqs-limits = strict }}
+rest-stats {{ enabled = false }}
+"""
+_DURABLE = """
+queues-storage {{ enabled = true, path = "{folder}/queues.conf" }}
+messages-storage {{ enabled = true, uri = "jdbc:h2:{folder}/messages;WRITE_DELAY=0" }}
+"""
+_BATCH = 10
+
+
+_shared: list[SQSServer] = []
+
+
+def shared_server() -> SQSServer:
+    """
+    A server for all tests that leave it as it is, for it takes seconds to start. It ends
+    with this process.
+    """
+    if not _shared:
+        server = SQSServer()
+        server.start()
+        _shared.append(server)
+    return _shared[0]
+
+
+class SQSServer:
+    """
+    A queue server on a free port.
+
+    @ivar endpoint: its URL.
+    """
+
+    region = "elasticmq"
+
+    def __init__(
+        self, *, durable: bool = False, host: str = "127.0.0.1", wrapper: Sequence[str] = ()
+    ) -> None:
+        """
+        @param durable: keep queues and messages on disk, about a second after they came.
+        @param host: its address.
+        @param wrapper: words before the command: C{ip netns exec NAME}.
+        """
+        self._process = OwnProcess("sqs")
+        self._host, self._port = host, free_port()
+        self.endpoint = f"http://{host}:{self._port}"
+        self._file = self._process.folder / "elasticmq.conf"
+        configuration = _CONFIGURATION + (_DURABLE if durable else "")
+        self._file.write_text(configuration.format(host=host, port=self._port, folder=self._process.folder))
+        main, encoding = "org.elasticmq.server.Main", "-Dstdout.encoding=UTF-8"
+        self._command = [*wrapper, *java_command(_PROGRAM, main, f"-Dconfig.file={self._file}", encoding)]
+        self._client: Any = None
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        self._process.start(self._command, lambda: answers(self._port, self._host))
+        self._client = client(self.endpoint)
+
+    def stop(self) -> None:
+        """End it for good. It may be frozen, or not running."""
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+        self._process.clean_up()
+
+    def kill(self) -> None:
+        """End it at once: nobody is told goodbye."""
+        self._process.signal(signal.SIGKILL)
+        self._process.end()
+
+    def restart(self) -> None:
+        """Start it again, on the same port and with what it had."""
+        self._process.start(self._command, lambda: answers(self._port, self._host))
+
+    def freeze(self) -> None:
+        """Stop its process: connections stay up, and nothing answers."""
+        self._process.signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        self._process.signal(signal.SIGCONT)
+
+    def create_queue(self, name: str, **attributes: str) -> str:
+        """
+        Make a queue.
+
+        @param attributes: as in the SQS API Reference, "CreateQueue".
+        @return: its URL.
+        """
+        url: str = self._client.create_queue(QueueName=name, Attributes=attributes)["QueueUrl"]
+        return url
+
+    def send(self, url: str, bodies: Sequence[str], **more: Any) -> list[str]:
+        """
+        Send messages.
+
+        @param more: for each of them, as in the SQS API Reference, "SendMessageBatch".
+        @return: their ids.
+        """
+        ids: list[str] = []
+        for start in range(0, len(bodies), _BATCH):
+            batch = bodies[start : start + _BATCH]
+            entries = [{"Id": str(at), "MessageBody": body, **more} for at, body in enumerate(batch)]
+            answer = self._client.send_message_batch(QueueUrl=url, Entries=entries)
+            assert not answer.get("Failed"), answer
+            ids += [
+                sent["MessageId"] for sent in sorted(answer["Successful"], key=lambda one: int(one["Id"]))
+            ]
+        return ids
+
+    def counts(self, url: str) -> tuple[int, int]:
+        """How many messages are visible in a queue, and how many are hidden."""
+        visible, hidden = "ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"
+        answer = self._client.get_queue_attributes(QueueUrl=url, AttributeNames=[visible, hidden])
+        return int(answer["Attributes"][visible]), int(answer["Attributes"][hidden])
+
+    def receive(self, url: str, **more: Any) -> list[dict[str, Any]]:
+        """Receive messages, as another client."""
+        found: list[dict[str, Any]] = self._client.receive_message(QueueUrl=url, **more).get("Messages", [])
+        return found
+
+
+def client(endpoint: str, access_id: str = "anybody", access_key: str = "anything") -> Any:
+    """A client of boto3 that doesn't try anything twice."""
+    return boto3.session.Session().client(
+        "sqs",
+        endpoint_url=endpoint,
+        region_name=SQSServer.region,
+        aws_access_key_id=access_id,
+        aws_secret_access_key=access_key,
+        config=Config(retries={"total_max_attempts": 1}),
+    )
+
+
+class ForgetfulProxy:
+    """
+    Stands before a queue server, and makes messages come twice, as SQS may: of each that
+    is deleted for the first time, a part isn't, though it says so, and is visible again.
+
+    "On rare occasions, one of the servers that stores a copy of a message might be
+    unavailable when you receive or delete a message": SQS Developer Guide, "At-least-once
+    delivery". Here the occasions are not rare.
+
+    @ivar endpoint: its URL.
+    @ivar forgotten: how many deletions were forgotten.
+    """
+
+    def __init__(self, endpoint: str, every: int = 2) -> None:
+        """
+        @param every: one in so many messages comes twice.
+        """
+        self._server = endpoint
+        self._every = every
+        self._lock = threading.Lock()
+        self._seen: set[str] = set()
+        self.forgotten = 0
+        proxy = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                headers = {
+                    name: value
+                    for name, value in self.headers.items()
+                    if name.lower() in ("content-type", "x-amz-target", "authorization", "x-amz-date")
+                }
+                try:
+                    status, answer = proxy._answer(headers, body)
+                    self.send_response(status)
+                    self.send_header("Content-Type", "application/x-amz-json-1.0")
+                    self.send_header("Content-Length", str(len(answer)))
+                    self.end_headers()
+                    self.wfile.write(answer)
+                except OSError:
+                    # The server is gone, or the client.
+                    self.close_connection = True
+
+            def log_message(self, format: str, *args: Any) -> None:
+                pass
+
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._http.daemon_threads = True
+        self._http.block_on_close = False
+        self.endpoint = f"http://127.0.0.1:{self._http.server_address[1]}"
+        self._thread = threading.Thread(target=self._http.serve_forever, args=(0.05,), daemon=True)
+
+    def start(self) -> None:
+        """Listen."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Listen no more."""
+        self._http.shutdown()
+        self._thread.join()
+        self._http.server_close()
+
+    def _answer(self, headers: dict[str, str], body: bytes) -> tuple[int, bytes]:
+        target = next(value for name, value in headers.items() if name.lower() == "x-amz-target")
+        if not target.endswith(".DeleteMessageBatch"):
+            return self._pass_on(headers, body)
+        asked = json.loads(body)
+        forgotten, kept = [], []
+        for entry in asked["Entries"]:
+            (forgotten if self._forgets(entry["ReceiptHandle"]) else kept).append(entry)
+        answer: dict[str, Any] = {"Successful": [], "Failed": []}
+        if kept:
+            status, raw = self._pass_on(headers, json.dumps({**asked, "Entries": kept}).encode())
+            if status != 200:
+                return status, raw
+            answer |= json.loads(raw)
+        if forgotten:
+            entries = [{**entry, "VisibilityTimeout": 0} for entry in forgotten]
+            shown = {name: value for name, value in headers.items() if name.lower() != "x-amz-target"}
+            shown["X-Amz-Target"] = target.replace("DeleteMessageBatch", "ChangeMessageVisibilityBatch")
+            self._pass_on(shown, json.dumps({**asked, "Entries": entries}).encode())
+            answer["Successful"] = [*answer["Successful"], *({"Id": entry["Id"]} for entry in forgotten)]
+        return 200, json.dumps(answer).encode()
+
+    def _forgets(self, receipt: str) -> bool:
+        # ElasticMQ's receipts begin with the message's id.
+        message = receipt.partition("#")[0]
+        with self._lock:
+            if message in self._seen:
+                return False
+            self._seen.add(message)
+            if len(self._seen) % self._every:
+                return False
+            self.forgotten += 1
+            return True
+
+    def _pass_on(self, headers: dict[str, str], body: bytes) -> tuple[int, bytes]:
+        request = urllib.request.Request(self._server, body, headers)
+        # No proxy of the environment's.
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        try:
+            with opener.open(request, timeout=40) as answer:
+                return answer.status, answer.read()
+        except urllib.error.HTTPError as refusal:
+            return refusal.code, refusal.read()

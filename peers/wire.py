@@ -1,0 +1,179 @@
+"""A wire: a veth pair whose far end is in a network namespace of its own."""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import os
+import socket
+import subprocess
+import threading
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from peers.requirement import require_command, require_root
+
+_CLONE_NEWNET = 0x40000000  # sched.h, setns(2)
+_LONGEST_SEND_SECONDS = 30.0
+_SEND_BUFFER_BYTES = 4 << 20
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_numbers = itertools.count()
+
+Made = TypeVar("Made")
+
+
+def _ip(program: str, *words: str) -> None:
+    subprocess.run([program, *words], check=True, capture_output=True, timeout=20)
+
+
+def _no_ipv6(interface: str) -> None:
+    switch = Path("/proc/sys/net/ipv6/conf", interface, "disable_ipv6")
+    if switch.exists():
+        switch.write_text("1")
+
+
+def _clean_up(program: str, interface: str, namespace: str) -> None:
+    """The link first: a namespace gives its links up later, when it pleases."""
+    for words in (["link", "delete", interface], ["netns", "delete", namespace]):
+        subprocess.run([program, *words], check=False, capture_output=True, timeout=20)
+
+
+def within(namespace: str, make: Callable[[], Made]) -> Made:
+    """
+    Call a function in another network namespace (network_namespaces(7)).
+
+    A socket belongs for ever to the namespace of the thread that made it. So a
+    thread goes there, makes some, and ends. Threads that it starts are there, too.
+
+    @return: what the function returns.
+    @raise Exception: what it raises.
+    """
+    made: list[Made] = []
+    errors: list[Exception] = []
+
+    def run() -> None:
+        try:
+            with open(f"/run/netns/{namespace}") as there:
+                if _libc.setns(there.fileno(), _CLONE_NEWNET) != 0:
+                    raise OSError(ctypes.get_errno(), "setns")
+            made.append(make())
+        except Exception as error:  # noqa: BLE001 - it is raised in the thread that waits
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name="wire")
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+    return made[0]
+
+
+def _packet_socket(interface: str) -> socket.socket:
+    """A packet socket (packet(7)) that sends, and receives nothing."""
+    packets = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+    packets.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
+    packets.bind((interface, 0))
+    return packets
+
+
+class Wire:
+    """
+    A veth pair (veth(4)) with nothing on it but what a test sends.
+
+    Neither end has an address, ARP, multicast or IPv6, so the counts are exact.
+
+    @ivar interface: the near end, in the namespace of the test: capture here.
+    @ivar far: the far end, in the namespace.
+    @ivar namespace: the namespace's name, for C{ip netns exec}.
+    """
+
+    def __init__(self) -> None:
+        require_root("to make a network namespace")
+        self._program = require_command("ip", "iproute2")
+        own = f"pw{os.getpid():x}n{next(_numbers)}"
+        self.interface = f"{own}a"
+        self.far = f"{own}b"
+        self.namespace = f"pcapsvc-{own}"
+        self._socket: socket.socket | None = None
+        self._finalizer: weakref.finalize[[str, str, str], Wire] | None = None
+
+    def start(self) -> None:
+        """Make both ends, and bring them up."""
+        self._finalizer = weakref.finalize(self, _clean_up, self._program, self.interface, self.namespace)
+        _ip(self._program, "netns", "add", self.namespace)
+        inside = ["netns", "exec", self.namespace]
+        default = "/proc/sys/net/ipv6/conf/default/disable_ipv6"
+        _ip(self._program, *inside, "sh", "-c", f"! test -e {default} || echo 1 >{default}")
+        self.make()
+
+    def make(self) -> None:
+        """Make both ends, where L{delete} took them away."""
+        self._close()
+        _ip(
+            self._program,
+            *("link", "add", self.interface, "type", "veth"),
+            *("peer", "name", self.far, "netns", self.namespace),
+        )
+        _no_ipv6(self.interface)
+        quiet = ["addrgenmode", "none", "arp", "off", "multicast", "off", "up"]
+        _ip(self._program, "link", "set", self.interface, *quiet)
+        _ip(self._program, "-n", self.namespace, "link", "set", self.far, *quiet)
+        self._wait_for_carrier()
+        self._socket = within(self.namespace, lambda: _packet_socket(self.far))
+
+    def stop(self) -> None:
+        """Take all of it away, whatever is left."""
+        self._close()
+        if self._finalizer is not None:
+            self._finalizer()
+            self._finalizer = None
+
+    def send(self, frames: Sequence[bytes], rate: float | None = None) -> int:
+        """
+        Send frames from the far end. It blocks until the last one is sent: at a rate, use a thread.
+
+        @param rate: frames a second; L{None} is as fast as it goes.
+        @return: how many were sent: all of them.
+        @raise ValueError: it would take longer than 30 seconds.
+        """
+        assert self._socket is not None, "the wire is not up"
+        if rate is not None and len(frames) / rate > _LONGEST_SEND_SECONDS:
+            raise ValueError(f"{len(frames)} frames at {rate} a second take too long")
+        started = time.monotonic()
+        for number, frame in enumerate(frames):
+            if rate is not None:
+                wait = started + number / rate - time.monotonic()
+                if wait > 0:
+                    time.sleep(wait)
+            self._socket.send(frame)
+        return len(frames)
+
+    def down(self) -> None:
+        """Take the near end down."""
+        _ip(self._program, "link", "set", self.interface, "down")
+
+    def up(self) -> None:
+        """Bring the near end up again."""
+        _ip(self._program, "link", "set", self.interface, "up")
+        self._wait_for_carrier()
+
+    def delete(self) -> None:
+        """Delete the pair: both ends are gone, as when a device is pulled."""
+        _ip(self._program, "link", "delete", self.interface)
+
+    def _close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def _wait_for_carrier(self) -> None:
+        carrier = Path("/sys/class/net", self.interface, "carrier")
+        deadline = time.monotonic() + 5
+        while carrier.read_text().strip() != "1":
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"{self.interface} has no carrier")
+            time.sleep(0.005)

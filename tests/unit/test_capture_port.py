@@ -1,0 +1,250 @@
+"""A capture on the reactor. What becomes of it in the whole flow: see C{test_pipeline}."""
+
+from __future__ import annotations
+
+import gc
+import os
+
+from twisted.internet.defer import Deferred
+from twisted.internet.testing import MemoryReactorClock
+from twisted.trial import unittest
+
+from pcapsvc.capture.buffer import RecordingBuffer
+from pcapsvc.capture.port import CapturePort
+from pcapsvc.core.errors import CaptureUnavailable
+from pcapsvc.core.plan import CapturePlan
+from pcapsvc.core.recording import PacketCounts, Recording
+from pcapsvc.core.request import CaptureRequest
+from pcapsvc.core.session import CaptureLimits, StopReason
+from pcapsvc.testing import MemoryPacketSystem
+from peers.frames import udp_frame
+
+HAND_OVER = 0.018
+
+
+class _FullReactor(MemoryReactorClock):
+    def addReader(self, reader: object) -> None:
+        raise OSError(28, "No space left on device")
+
+
+class CapturePortTests(unittest.SynchronousTestCase):
+    """From its start to its recording, on a clock of our own."""
+
+    def setUp(self) -> None:
+        """An interface, and a reactor."""
+        self.before = len(os.listdir("/proc/self/fd"))
+        self.reactor = MemoryReactorClock()
+        self.system = MemoryPacketSystem("mem0")
+        self.wall_clock = 1_700_000_000.0
+        self.addCleanup(self.assert_nothing_left)
+
+    def assert_nothing_left(self) -> None:
+        """No handle, no descriptor, no reader, no timer."""
+        self.assertEqual(self.system.open_handles, 0)
+        self.assertEqual(self.reactor.getReaders(), [])
+        self.assertEqual(self.reactor.getDelayedCalls(), [])
+        self.assertEqual(len(os.listdir("/proc/self/fd")), self.before)
+
+    def port(
+        self,
+        *,
+        packets: int = 10,
+        size: int = 10**7,
+        idle: float = 5,
+        duration: float = 60,
+        snap: int = 100,
+    ) -> CapturePort:
+        """A capture that has not begun."""
+        limits = CaptureLimits(
+            max_packets=packets, max_bytes=size, idle_seconds=idle, duration_seconds=duration
+        )
+        plan = CapturePlan(
+            node="sensor1",
+            interface="mem0",
+            alias=None,
+            bpf="",
+            snap_length=snap,
+            limits=limits,
+            request=CaptureRequest(node="any", interface=("mem0",)),
+            s3={},
+        )
+        handle = self.system.open("mem0", snap_length=snap, bpf="")
+        return CapturePort(
+            self.reactor,
+            handle,
+            RecordingBuffer(handle, "test", snap_length=snap),
+            plan,
+            capture_id="abc",
+            wall_clock=lambda: self.wall_clock,
+            hand_over_seconds=HAND_OVER,
+        )
+
+    def arrive(self, *packets: bytes) -> None:
+        """Packets arrive, and the reactor sees them."""
+        self.system.deliver("mem0", *packets)
+        for reader in list(self.reactor.getReaders()):
+            reader.doRead()
+
+    def recorded(self, recording: Deferred[Recording]) -> Recording:
+        """The recording, once the kernel has handed over what it held back; its content is closed."""
+        self.reactor.pump([0.01] * 10)
+        result = self.successResultOf(recording)
+        self.addCleanup(result.content.close)
+        return result
+
+    def test_recording(self) -> None:
+        """A recording has the time from which packets were kept, and the kernel's counts."""
+        port = self.port(packets=2)
+        self.wall_clock = 1_700_000_007.0
+        recording = port.start()
+        self.system.seconds = 1_700_000_010.25
+        self.arrive(udp_frame(1))
+        self.assertEqual(port.progress()[0], 1)
+        self.system.seconds = 1_700_000_011.5
+        self.arrive(udp_frame(2), udp_frame(3))
+        made = self.recorded(recording)
+        self.assertEqual((made.capture_id, made.packets, made.link_type), ("abc", 2, 1))
+        self.assertEqual(made.started, 1_700_000_000.0)
+        assert made.counts is not None
+        self.assertEqual(made.counts.received, 3)
+        self.assertEqual(made.content.size, 24 + 2 * 116)
+
+    def test_before_the_start(self) -> None:
+        """What arrived between opening and starting is in the recording."""
+        port = self.port(packets=1)
+        self.system.deliver("mem0", udp_frame(1))
+        recording = port.start()
+        self.arrive()
+        self.assertEqual(self.recorded(recording).packets, 1)
+
+    def test_read_before_the_start(self) -> None:
+        """What is read before the start counts: a limit that it meets ends the capture at its start."""
+        port = self.port(packets=3)
+        self.system.deliver("mem0", udp_frame(1), udp_frame(2))
+        port.read_all()
+        self.assertEqual(port.progress()[0], 2)
+        self.system.deliver("mem0", udp_frame(3), udp_frame(4))
+        port.read_all()
+        port.read_all()
+        made = self.recorded(port.start())
+        self.assertEqual((made.reason, made.packets), (StopReason.PACKETS, 3))
+
+    def test_lost_before_the_start(self) -> None:
+        """An interface that goes away before the start leaves what there is."""
+        port = self.port()
+        self.system.deliver("mem0", udp_frame(1))
+        self.system.lose("mem0")
+        port.read_all()
+        port.read_all()
+        made = self.recorded(port.start())
+        self.assertEqual((made.reason, made.packets), (StopReason.DEVICE_LOST, 1))
+
+    def test_discard_after_reading(self) -> None:
+        """A capture that was read before it is given up leaves nothing, either."""
+        for packets in (1, 2):
+            port = self.port(packets=packets)
+            self.system.deliver("mem0", udp_frame(1))
+            port.read_all()
+            port.discard()
+
+    def test_fault_before_the_start(self) -> None:
+        """What can't be kept before the start fails the capture at its start, or is nobody's matter."""
+        for end in (CapturePort.start, CapturePort.discard):
+            port = self.port()
+            self.system.deliver("mem0", udp_frame(1))
+            port._buffer.read = self.fail_to_read  # type: ignore[method-assign]
+            port.read_all()
+            result = end(port)
+            if result is not None:
+                self.failureResultOf(result, CaptureUnavailable)
+            del port, result
+            gc.collect()
+        self.assertEqual(self.flushLoggedErrors(), [])
+
+    def fail_to_read(self, batch: object) -> int:
+        """There is no memory."""
+        raise OSError(12, "Cannot allocate memory")
+
+    def test_counts(self) -> None:
+        """No fewer packets are told as received than were read and dropped."""
+        counts = PacketCounts(received=7, dropped=2, interface_dropped=1)
+        self.assertEqual(counts.with_at_least(5), counts)
+        self.assertEqual(counts.with_at_least(6).received, 8)
+
+    def test_discard(self) -> None:
+        """A capture that is given up before its start leaves nothing."""
+        self.port().discard()
+
+    def test_end(self) -> None:
+        """An end from outside keeps what has arrived, and comes once."""
+        port = self.port()
+        recording = port.start()
+        self.arrive(udp_frame(1))
+        self.system.deliver("mem0", udp_frame(2))
+        port.end(StopReason.SHUTDOWN)
+        port.end(StopReason.DEVICE_LOST)
+        made = self.recorded(recording)
+        port.end(StopReason.CANCELLED)
+        self.assertEqual((made.reason, made.packets), (StopReason.SHUTDOWN, 2))
+
+    def test_lost_within_a_batch(self) -> None:
+        """What was read of a batch when the interface went away counts for the limits of what is read yet."""
+        port = self.port(packets=20, snap=262144)
+        recording = port.start()
+        self.system.deliver("mem0", *[udp_frame(number) for number in range(15)])
+        [handle] = self.system.interfaces["mem0"].handles
+        self.system.lose("mem0")
+        for reader in list(self.reactor.getReaders()):
+            reader.doRead()
+        # What arrived, and is handed over only now.
+        handle.lost = False
+        for number in range(15, 30):
+            handle.arrive(udp_frame(number), self.system.seconds)
+        made = self.recorded(recording)
+        self.assertEqual((made.reason, made.packets), (StopReason.DEVICE_LOST, 20))
+
+    def test_cancel(self) -> None:
+        """A cancelled capture ends with what there is."""
+        recording = self.port().start()
+        self.arrive(udp_frame(1))
+        recording.cancel()
+        made = self.recorded(recording)
+        self.assertEqual((made.reason, made.packets), (StopReason.CANCELLED, 1))
+
+    def test_limits_hold_for_the_rest(self) -> None:
+        """What is read at an end from outside keeps to the limits, too."""
+        port = self.port(packets=3)
+        recording = port.start()
+        self.arrive(udp_frame(1))
+        self.system.deliver("mem0", *[udp_frame(number) for number in range(2, 9)])
+        port.end(StopReason.SHUTDOWN)
+        self.assertEqual(self.recorded(recording).packets, 3)
+
+    def test_no_end_before_the_deadline(self) -> None:
+        """No limit of time is judged before its time, and each within a tenth of a second."""
+        for limits, reason in (
+            ({"idle": 5, "duration": 60}, StopReason.IDLE),
+            ({"idle": 60, "duration": 5}, StopReason.DURATION),
+        ):
+            recording = self.port(**limits).start()
+            self.reactor.advance(4.999)
+            self.assertNoResult(recording)
+            self.reactor.advance(0.1)
+            made = self.successResultOf(recording)
+            made.content.close()
+            self.assertEqual((made.reason, made.packets), (reason, 0))
+
+    def test_no_room_on_the_reactor(self) -> None:
+        """Where the reactor can't watch it, the capture is unavailable, and leaves nothing."""
+        self.reactor = _FullReactor()
+        error = self.failureResultOf(self.port().start(), CaptureUnavailable).value
+        self.assertIn("No space left on device", str(error))
+
+    def test_spurious_wake_up(self) -> None:
+        """A descriptor that is readable without a packet changes nothing."""
+        port = self.port(size=1)
+        recording = port.start()
+        self.arrive()
+        self.assertNoResult(recording)
+        port.end(StopReason.CANCELLED)
+        self.assertEqual(self.recorded(recording).packets, 0)

@@ -1,0 +1,165 @@
+"""The configuration of certificates, their keys, and the names that they are for."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+
+from twisted.internet import reactor
+
+from pcapsvc.core.errors import shown
+from pcapsvc.settings.listen import check_listener, read_listener
+from pcapsvc.sources.http.source import http_endpoint
+from tests.unit.test_settings import LEAST, SettingsTestCase
+
+
+class CertificatesTests(SettingsTestCase):
+    """Files of certificates, and the names that these are for, are found to be good before the start."""
+
+    def test_no_certificates(self) -> None:
+        """A private key, a certificate that is broken, or a broken one among others, is a problem."""
+        ours = self.issue()
+        good = ours.certificate.read_text()
+        broken = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
+        for content, rule in (
+            (ours.key.read_text(), "and it holds none"),
+            ("-----BEGIN CERTIFICATE-----\n", "and it holds none"),
+            (broken, "and what is in it is broken"),
+            (broken.replace("AAAA", "é"), "and what is in it is broken"),
+            (good + broken, "and certificate 2 of 2 in it is broken"),
+        ):
+            path = self.file(content)
+            for line, key in (
+                ("tls = true\ncafile", "redis.cafile"),
+                ("[cloudshark]\nverify", "cloudshark.verify"),
+                ("[kafka]\nsecurity_protocol = 'SSL'\nssl_cafile", "kafka.ssl_cafile"),
+            ):
+                self.assertEqual(
+                    f"{key} = {shown(path)}: must be a file of certificates in PEM, {rule}",
+                    self.only_problem(f"{LEAST}{line} = '{path}'"),
+                )
+
+    def test_labels_of_old(self) -> None:
+        """A certificate may be called as it was once, or say what it is trusted for."""
+        ours = self.issue()
+        old = ours.certificate.read_text().replace("CERTIFICATE", "X509 CERTIFICATE")
+        trusted = subprocess.run(
+            ["openssl", "x509", "-trustout", "-in", str(ours.certificate)], check=True, capture_output=True
+        )
+        for content in (old, old * 2, trusted.stdout.decode()):
+            path = self.file(content)
+            self.load(f"{LEAST}[kafka]\nsecurity_protocol = 'SSL'\nssl_cafile = '{path}'\n")
+
+    def test_what_else_is_in_the_file(self) -> None:
+        """Comments, in whatever language, and a key beside the certificates don't matter."""
+        ours = self.issue()
+        path = self.file("# é\n" + ours.key.read_text() + ours.certificate.read_text() * 2)
+        settings = self.load(f"{LEAST}tls = true\ncafile = '{path}'")
+        self.assertEqual(os.path.abspath(path), settings.redis.ca_file)
+
+    def test_names(self) -> None:
+        """Where a server's certificate is verified, its host has a name that one can have, or an address."""
+        cloudshark = "[cloudshark]\nupload = true\ntoken = 't'\n"
+        for host in ("foo_bar..x", "a..b", "-a", "a" * 64, "redis:6379"):
+            for text, key in ((f"{LEAST}tls = true\n", "redis"), (f"{LEAST}{cloudshark}", "cloudshark")):
+                self.assertTrue(
+                    self.only_problem(f"{text}host = '{host}'").startswith(
+                        f"{key}.host = {host!r}: must be a name that a certificate can have, or an address, "
+                    )
+                )
+        self.load(f"{LEAST}{cloudshark}host = '[::1]'")
+        for host in ("a", "a.example.", "é.example", "192.0.2.1", "::1", "fe80::1%lo"):
+            self.assertEqual(host, self.load(f"{LEAST}tls = true\nhost = '{host}'").redis.host)
+
+    def test_names_without_certificates(self) -> None:
+        """Where none is verified, names as those of container networks are taken."""
+        self.assertEqual("a_b", self.load(f"{LEAST}host = 'a_b'").redis.host)
+        for more in ("verify = false", "scheme = 'http'"):
+            text = f"{LEAST}[cloudshark]\nupload = true\ntoken = 't'\nhost = 'a_b'\n{more}"
+            self.assertEqual("a_b", self.load(text).cloudshark.host)
+
+
+class EndpointTests(SettingsTestCase):
+    """What an endpoint needs is found to be there before the start."""
+
+    def listen_problem(self, listen: str) -> str:
+        """What is wrong with an endpoint."""
+        return self.only_problem(f"{LEAST}[http]\nlisten = '{listen}'")
+
+    def test_tls(self) -> None:
+        """A certificate and its key, in a file each or in one, are taken, by Twisted, too."""
+        ours = self.issue()
+        chain = self.file(ours.certificate.read_text())
+        both = self.file(ours.key.read_text() + ours.certificate.read_text())
+        for files in (
+            f"privateKey={ours.key}:certKey={ours.certificate}",
+            f"privateKey={both}:extraCertChain={chain}:sslmethod=TLS_METHOD",
+        ):
+            settings = self.load(f"{LEAST}[http]\nlisten = 'ssl:0:interface=127.0.0.1:{files}'")
+            assert settings.http.listen is not None
+            http_endpoint(reactor, settings.http.listen)
+
+    def test_tls_methods(self) -> None:
+        """Each method that may be named is one that Twisted's TLS has."""
+        ours = self.issue()
+        files = f"privateKey={ours.key}:certKey={ours.certificate}"
+        methods = self.listen_problem(f"ssl:0:{files}:sslmethod=foo").rpartition("one of ")[2].split(", ")
+        self.assertIn("TLSv1_2_METHOD", methods)
+        for method in methods:
+            http_endpoint(reactor, f"ssl:0:{files}:sslmethod={method}")
+
+    def test_tls_without(self) -> None:
+        """What is missing, is something else, or doesn't go together is told, all of it."""
+        ours, other = self.issue(), self.issue()
+        nothing = self.file("nothing")
+        start = "ssl:8443:interface=127.0.0.1"
+        missing = "must be a file that can be read (No such file or directory)"
+        for more, rules in (
+            ("", (f"its 'privateKey', 'server.pem', {missing}", f"its 'certKey', 'server.pem', {missing}")),
+            (
+                f":privateKey=/nope.pem:certKey={ours.certificate}",
+                (f"its 'privateKey', '/nope.pem', {missing}",),
+            ),
+            (
+                ":privateKey=/etc/passwd",
+                (
+                    "its 'privateKey', '/etc/passwd', must be a file with a private key in PEM",
+                    "its 'certKey', ",
+                ),
+            ),
+            (
+                f":privateKey={other.key}:certKey={ours.certificate}",
+                ("its 'privateKey' must hold the private key of the certificate in 'certKey'",),
+            ),
+            (
+                f":privateKey={ours.key}:certKey={ours.certificate}:extraCertChain={ours.key}"
+                f":dhParameters={nothing}",
+                ("its 'extraCertChain', ", "its 'dhParameters', "),
+            ),
+        ):
+            problem = self.listen_problem(start + more)
+            self.assertTrue(problem.startswith("http.listen = 'ssl:8443:"), problem)
+            for rule in rules:
+                self.assertIn(rule, problem)
+            self.assertEqual(len(rules), 1 + problem.count("; its "), problem)
+
+    def test_systemd(self) -> None:
+        """A socket is one of those that systemd opened for this process."""
+        opened = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "2", "LISTEN_FDNAMES": "http:other"}
+        for good in ("index=0", "index=1", "name=http"):
+            check_listener(read_listener(f"systemd:domain=UNIX:{good}"), opened)
+        self.assertEqual("2", opened["LISTEN_FDS"])
+        for wrong, environment, rule in (
+            ("index=0", {}, "must be a socket that systemd opened for this process, and it opened none"),
+            ("index=0", {**opened, "LISTEN_PID": "1"}, "and it opened none"),
+            ("index=2", opened, "must give 'index' as less than the number of sockets"),
+            (
+                "name=htp",
+                opened,
+                "must give 'name' as one of the sockets that systemd opened: 'http', 'other'",
+            ),
+        ):
+            listener = read_listener(f"systemd:domain=UNIX:{wrong}")
+            problem = self.assertRaises(ValueError, check_listener, listener, environment)
+            self.assertIn(rule, str(problem))
+        check_listener(read_listener("systemd:domain=UNIX:index=2"), None)

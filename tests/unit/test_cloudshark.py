@@ -1,0 +1,537 @@
+"""Captures to CloudShark, with a server in the same process."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from multipart import MultipartParser, parse_options_header
+from twisted.internet import defer, reactor
+from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.task import deferLater
+from twisted.logger import eventAsText, globalLogPublisher
+from twisted.trial.unittest import SynchronousTestCase, TestCase
+from twisted.web.http import Request
+from twisted.web.resource import Resource
+from twisted.web.server import NOT_DONE_YET, Site
+from zope.interface.verify import verifyObject
+
+from pcapsvc.core.errors import DestinationError
+from pcapsvc.destinations.cloudshark import CloudShark
+from pcapsvc.interfaces.delivery import IDestination
+from tests.unit.contents import MemfdContent, make_artifact
+
+TOKEN = "s3cr3t/To%ken +ü"
+TOKEN_IN_URL = b"s3cr3t%2FTo%25ken%20%2B%C3%BC"
+
+
+class Upload(Resource):
+    """Answers every request as it is told to, and keeps it."""
+
+    isLeaf = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.search: Callable[[Request], Any] = lambda request: {"captures": []}
+        self.answer: Callable[[Request], Any] = lambda request: {"filename": "x", "id": "f00"}
+        self.requests: list[Request] = []
+        self.parts: dict[str, Any] = {}
+
+    def render(self, request: Request) -> bytes | int:
+        self.requests.append(request)
+        if request.method == b"GET":
+            return self.encoded(self.search(request))
+        _, options = parse_options_header(request.getHeader("content-type"))
+        length = int(request.getHeader("content-length"))
+        form = MultipartParser(request.content, options["boundary"], content_length=length, strict=True)
+        self.parts = {part.name: part for part in form}
+        return self.encoded(self.answer(request))
+
+    def encoded(self, answer: Any) -> bytes | int:
+        if isinstance(answer, dict):
+            return json.dumps(answer).encode()
+        return answer  # type: ignore[no-any-return]
+
+
+def refusal(code: int, *exceptions: Any) -> Callable[[Request], Any]:
+    def answer(request: Request) -> Any:
+        request.setResponseCode(code)
+        return {"status": code, "exceptions": list(exceptions)}
+
+    return answer
+
+
+class Ssh(Protocol):
+    """Speaks before it is spoken to."""
+
+    def connectionMade(self) -> None:
+        self.transport.write(b"SSH-2.0-x\r\n")  # type: ignore[union-attr]
+        self.transport.loseConnection()  # type: ignore[union-attr]
+
+
+class QuietSite(Site):
+    """A site that logs no requests, whose paths hold the token."""
+
+    noisy = False
+
+    def log(self, request: Request) -> None:
+        pass
+
+
+class CloudSharkCase(TestCase):
+    """With a server on the loopback, and a look at all that is logged."""
+
+    def setUp(self) -> None:
+        self.server = Upload()
+        self.port = reactor.listenTCP(0, QuietSite(self.server), interface="127.0.0.1")
+        self.addCleanup(self.port.stopListening)
+        self.content = MemfdContent(os.urandom(300_000))
+        self.addCleanup(self.content.close)
+        self.logged: list[str] = []
+        observer = lambda event: self.logged.append(eventAsText(event) + repr(event))  # noqa: E731
+        globalLogPublisher.addObserver(observer)
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
+
+    def make(self, **changes: Any) -> CloudShark:
+        values: dict[str, Any] = {
+            "scheme": "http",
+            "host": "127.0.0.1",
+            "port": self.port.getHost().port,
+            "token": TOKEN,
+            "timeout_seconds": 10,
+        }
+        return CloudShark(reactor, **{**values, **changes})
+
+    def listen(self, protocol: type[Protocol]) -> int:
+        """The port of a server that speaks a protocol of its own."""
+        self.connections: list[Protocol] = []
+
+        class Listener(Factory):
+            noisy = False
+
+            def buildProtocol(inner, address: object) -> Protocol:
+                self.connections.append(protocol())
+                return self.connections[-1]
+
+        port = reactor.listenTCP(0, Listener(), interface="127.0.0.1")
+        self.addCleanup(port.stopListening)
+        number: int = port.getHost().port
+        return number
+
+    async def refused(self, *, tags: str = "", **changes: Any) -> DestinationError:
+        destination = self.make(**changes)
+        error = await self.assertFailure(destination.store(make_artifact(self.content)), DestinationError)
+        assert isinstance(error, DestinationError)
+        self.assertNoToken(str(error), repr(error))
+        self.assertTrue(self.content.all_closed)
+        return error
+
+    def assertNoToken(self, *texts: str) -> None:
+        for text in (*texts, *self.logged):
+            for form in (TOKEN, TOKEN_IN_URL.decode(), TOKEN_IN_URL.decode().lower(), "s3cr3t"):
+                self.assertNotIn(form, text)
+
+
+class CloudSharkTests(CloudSharkCase):
+    """L{CloudShark}."""
+
+    def test_interface(self) -> None:
+        """It is a destination, called cloudshark, and its repr says nothing."""
+        destination = self.make()
+        self.assertTrue(verifyObject(IDestination, destination))
+        self.assertEqual([destination.way({"endpoint": "x"})], list(destination.ways))
+        self.assertEqual(destination.name, "cloudshark")
+        self.assertNoToken(repr(destination))
+
+    async def test_upload(self) -> None:
+        """A capture is uploaded as the API asks for it, with its length told beforehand."""
+        artifact = make_artifact(self.content, name="a.pcap", tags="customer:Zoë,node:web1")
+        receipt = await self.make().store(artifact)
+        base = f"http://127.0.0.1:{self.port.getHost().port}"
+        self.assertEqual((receipt.destination, receipt.location), ("cloudshark", f"{base}/captures/f00"))
+        [request] = self.server.requests
+        self.assertEqual(request.method, b"POST")
+        self.assertEqual(request.uri, b"/api/v1/" + TOKEN_IN_URL + b"/upload")
+        self.assertEqual(request.getHeader("host"), base.removeprefix("http://"))
+        self.assertEqual(set(self.server.parts), {"file", "additional_tags"})
+        file = self.server.parts["file"]
+        self.assertEqual((file.filename, file.content_type), ("a.pcap", "application/octet-stream"))
+        with self.content.open() as reader:
+            self.assertEqual(file.raw, reader.read())
+        self.assertEqual(self.server.parts["additional_tags"].value, "customer:Zoë,node:web1")
+        self.assertTrue(self.content.all_closed)
+        self.assertNoToken(receipt.location)
+
+    async def test_side_by_side(self) -> None:
+        """Uploads at once share nothing."""
+        destination = self.make()
+        receipts = await defer.gatherResults(
+            [destination.store(make_artifact(self.content, name=f"{n}.pcap")) for n in range(5)]
+        )
+        self.assertEqual(len(receipts), 5)
+
+    async def test_id_within_link(self) -> None:
+        """The id may be a number, and is quoted in the link."""
+        for id, shown in ((17, "17"), ("a/b c", "a%2Fb%20c")):
+            self.server.answer = lambda request, id=id: {"filename": "x", "id": id}
+            receipt = await self.make().store(make_artifact(self.content))
+            self.assertEqual(receipt.location.rpartition("/captures/")[2], shown)
+
+    async def test_refusal(self) -> None:
+        """An error tells what the server says, on one line, without the token."""
+        self.server.answer = refusal(401, "Bad\r\n\x1b[31mtoken " + TOKEN, "s3cr3t%2fTo%25ken%20%2b%c3%bc", 3)
+        error = await self.refused()
+        self.assertFalse(error.retryable)
+        self.assertTrue(str(error).endswith("answered 401: Bad [31mtoken [token]; [token]; 3"), str(error))
+
+    async def test_long_refusal(self) -> None:
+        """Its words are shortened."""
+        self.server.answer = refusal(400, "x" * 5000)
+        self.assertLess(len(str(await self.refused())), 400)
+
+    async def test_retryable(self) -> None:
+        """408, 429 and 5xx may be tried again; other answers not."""
+        for code in (408, 429, 500, 502, 503, 599):
+            self.server.answer = refusal(code, "no")
+            self.assertTrue((await self.refused()).retryable)
+        for code in (400, 403, 404, 413, 301, 201):
+            self.server.answer = refusal(code, "no")
+            self.assertFalse((await self.refused()).retryable)
+
+    async def test_asked_to_wait(self) -> None:
+        """How long the server asks to be left alone is told."""
+
+        def answer(request: Request) -> Any:
+            request.setHeader("retry-after", "17")
+            return refusal(429, "no")(request)
+
+        self.server.answer = answer
+        self.assertEqual((await self.refused()).retry_after_seconds, 17.0)
+        self.server.answer = refusal(429, "no")
+        self.assertIsNone((await self.refused()).retry_after_seconds)
+
+    async def test_no_redirect(self) -> None:
+        """A redirect is not followed."""
+
+        def answer(request: Request) -> bytes:
+            request.setResponseCode(307)
+            request.setHeader("location", f"http://127.0.0.1:{self.port.getHost().port}/elsewhere")
+            return b""
+
+        self.server.answer = answer
+        error = await self.refused()
+        self.assertIn("answered 307: a redirect, which is not followed", str(error))
+        self.assertEqual(len(self.server.requests), 1)
+
+    async def test_answers_that_are_none(self) -> None:
+        """200 with no id is a failure, whatever else comes with it."""
+        for body in (b"", b"<html>", b"[]", b'{"id": null}', b'{"id": true}', b'{"id": ""}', b"[" * 50000):
+            self.server.answer = lambda request, body=body: body
+            self.assertIn("answered 200: with no id of a capture", str(await self.refused()))
+
+    async def test_endless_answer(self) -> None:
+        """No more of an answer is read than an answer can have."""
+
+        def answer(request: Request) -> int:
+            request.write(b"x" * 65536)
+            return NOT_DONE_YET
+
+        self.server.answer = answer
+        self.assertIn("with no id of a capture", str(await self.refused()))
+
+    async def test_endless_headers(self) -> None:
+        """Nor of its headers, and of what comes before it."""
+        for start, more in (
+            (b"HTTP/1.1 200 OK\r\n", b"X: " + b"y" * 1000 + b"\r\n"),
+            (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+        ):
+
+            class Chatterbox(Protocol):
+                written = 0
+
+                def dataReceived(self, data: bytes) -> None:
+                    if not self.written:
+                        self.transport.write(start)  # type: ignore[union-attr]  # noqa: B023
+                        self.transport.registerProducer(self, False)  # type: ignore[union-attr]
+
+                def resumeProducing(self) -> None:
+                    block = more * 100  # noqa: B023
+                    self.written += len(block)
+                    self.transport.write(block)  # type: ignore[union-attr]
+
+                def stopProducing(self) -> None:
+                    pass
+
+            error = await self.refused(port=self.listen(Chatterbox))
+            self.assertTrue(error.retryable)
+            self.assertIn("an answer of more than 262144 bytes", str(error))
+            [connection] = self.connections
+            self.assertLess(connection.written, 50_000_000)  # type: ignore[attr-defined]
+
+    async def test_timeout_of_the_answer(self) -> None:
+        """An answer that does not come is a time-out."""
+        self.server.answer = lambda request: NOT_DONE_YET
+        error = await self.refused(timeout_seconds=0.2)
+        self.assertTrue(error.retryable)
+        self.assertIn("no answer within 0.2 s", str(error))
+
+    async def test_timeout_of_the_body(self) -> None:
+        """So is an answer that begins, and does not end."""
+
+        def answer(request: Request) -> int:
+            request.write(b'{"id":')
+            return NOT_DONE_YET
+
+        self.server.answer = answer
+        self.assertIn("no answer within", str(await self.refused(timeout_seconds=0.2)))
+
+    async def test_cancel(self) -> None:
+        """On cancel the connection is ended, and the content closed."""
+        gone: defer.Deferred[Any] = defer.Deferred()
+
+        def answer(request: Request) -> int:
+            request.notifyFinish().addBoth(lambda _: gone.callback(None))
+            stored.cancel()
+            return NOT_DONE_YET
+
+        self.server.answer = answer
+        stored = self.make().store(make_artifact(self.content))
+        await self.assertFailure(stored, defer.CancelledError)
+        self.assertTrue(self.content.all_closed)
+        await gone
+
+    async def test_cancel_while_sending(self) -> None:
+        """So is it where the server has not read all of it yet."""
+
+        class Deaf(Protocol):
+            lost: defer.Deferred[Any]
+
+            def connectionMade(self) -> None:
+                self.lost = defer.Deferred()
+
+            def dataReceived(self, data: bytes) -> None:
+                self.transport.pauseProducing()  # type: ignore[union-attr]
+                reactor.callLater(0, stored.cancel)
+                reactor.callLater(0.05, self.transport.resumeProducing)  # type: ignore[union-attr]
+
+            def connectionLost(self, reason: object = None) -> None:
+                self.lost.callback(None)
+
+        content = MemfdContent(zeros=50_000_000)
+        self.addCleanup(content.close)
+        stored = self.make(port=self.listen(Deaf)).store(make_artifact(content))
+        await self.assertFailure(stored, defer.CancelledError)
+        self.assertTrue(content.all_closed)
+        await self.connections[0].lost  # type: ignore[attr-defined]
+
+    async def test_cancel_at_once(self) -> None:
+        """So is it before there is a connection."""
+        stored = self.make().store(make_artifact(self.content))
+        stored.cancel()
+        await self.assertFailure(stored, defer.CancelledError)
+        self.assertTrue(self.content.all_closed)
+
+    async def test_early_answer(self) -> None:
+        """
+        An answer before the upload is through is an answer; what nobody reads is not
+        sent any further, though the server keeps the connection.
+        """
+
+        class Hasty(Protocol):
+            received = 0
+            lost: defer.Deferred[Any]
+
+            def connectionMade(self) -> None:
+                self.lost = defer.Deferred()
+
+            def dataReceived(self, data: bytes) -> None:
+                if not self.received:
+                    body = b'{"status": 413, "exceptions": ["Too large"]}'
+                    self.transport.write(  # type: ignore[union-attr]
+                        b"HTTP/1.1 413 No\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+                    )
+                self.received += len(data)
+
+            def connectionLost(self, reason: object = None) -> None:
+                self.lost.callback(None)
+
+        content = MemfdContent(zeros=200_000_000)
+        self.addCleanup(content.close)
+        stored = self.make(port=self.listen(Hasty)).store(make_artifact(content))
+        error = await self.assertFailure(stored, DestinationError)
+        self.assertIn("answered 413: Too large", str(error))
+        [connection] = self.connections
+        await connection.lost  # type: ignore[attr-defined]
+        self.assertLess(connection.received, 50_000_000)  # type: ignore[attr-defined]
+        self.assertTrue(content.all_closed)
+
+    async def test_reset(self) -> None:
+        """A connection that is reset may be tried again."""
+
+        class Resetting(Protocol):
+            def dataReceived(self, data: bytes) -> None:
+                self.transport.abortConnection()  # type: ignore[union-attr]
+
+        self.assertTrue((await self.refused(port=self.listen(Resetting))).retryable)
+
+    async def test_no_http(self) -> None:
+        """
+        A server that speaks something else fails the delivery, even where there is no
+        time-out. (The agent fails to handle that itself, and logs so.)
+        """
+        await self.refused(port=self.listen(Ssh), timeout_seconds=None)
+        await deferLater(reactor, 0.01)
+        gc.collect()
+        for failure in self.flushLoggedErrors():
+            self.assertNoToken(failure.getTraceback())
+
+    async def test_refused(self) -> None:
+        """A refused connection may be tried again."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            error = await self.refused(port=free.getsockname()[1])
+        self.assertTrue(error.retryable)
+        self.assertIn("refused", str(error))
+
+    async def test_unknown_host(self) -> None:
+        """So may a name that is not found."""
+        error = await self.refused(host="nowhere.invalid")
+        self.assertTrue(error.retryable)
+        self.assertIn("nowhere.invalid", str(error))
+
+    async def test_no_tls(self) -> None:
+        """TLS with a server that does not speak it tells so."""
+        self.assertIn("TLS: ", str(await self.refused(scheme="https", port=self.listen(Ssh))))
+
+    async def test_unusable_certificates(self) -> None:
+        """A file of certificates that is missing, or holds none, is told by its path."""
+        empty = self.mktemp()
+        with open(empty, "w") as file:
+            file.write("-----BEGIN CERTIFICATE-----\nnothing\n-----END CERTIFICATE-----\n")
+        for path in ("/nowhere/ca.pem", empty, "/dev/null"):
+            error = await self.refused(scheme="https", verify=path)
+            self.assertFalse(error.retryable)
+            self.assertIn(path, str(error))
+
+    async def test_content_that_is_gone(self) -> None:
+        """A content that can't be opened is an error as any other."""
+        gone = MemfdContent(b"x")
+        gone.close()
+        await self.assertFailure(self.make().store(make_artifact(gone)), DestinationError)
+
+
+class SearchTests(CloudSharkCase):
+    """L{CloudShark}, where a capture may be there already."""
+
+    NAME = "web1-eth0-1700000000-abc.pcap"
+
+    async def again(self, **changes: Any) -> str:
+        """Deliver a capture of which an attempt may have arrived. Its link, without the server."""
+        artifact = replace(make_artifact(self.content, name=self.NAME), may_be_there=True)
+        receipt = await self.make(**changes).store(artifact)
+        self.assertTrue(self.content.all_closed)
+        self.assertNoToken(receipt.location)
+        return receipt.location.rpartition("/captures/")[2]
+
+    @property
+    def methods(self) -> list[bytes]:
+        return [request.method for request in self.server.requests]
+
+    async def test_found(self) -> None:
+        """What is found by its name is not uploaded again."""
+        self.server.search = lambda request: {"captures": [{"filename": self.NAME, "id": "a/b"}]}
+        self.assertEqual(await self.again(), "a%2Fb")
+        [request] = self.server.requests
+        self.assertEqual(request.method, b"GET")
+        self.assertEqual(request.path, b"/api/v1/" + TOKEN_IN_URL + b"/search")
+        self.assertEqual(request.args, {b"search[filename]": [self.NAME.encode()]})
+
+    async def test_not_found(self) -> None:
+        """What isn't, is; a longer name, and what is no capture, are not it."""
+        for captures in (
+            [],
+            [{"filename": f"copy of {self.NAME}", "id": "1"}],
+            [{"filename": self.NAME}, {"filename": self.NAME, "id": ""}, None, "x", {"id": "1"}],
+        ):
+            self.server.requests.clear()
+            self.server.search = lambda request, captures=captures: {"captures": captures}
+            self.assertEqual(await self.again(), "f00")
+            self.assertEqual(self.methods, [b"GET", b"POST"])
+
+    async def test_no_search(self) -> None:
+        """So is a capture where the server can't be asked, which is told."""
+        for answer in (
+            refusal(401, "not permitted"),
+            refusal(404, "no"),
+            refusal(500, "no"),
+            lambda request: b"<html>",
+            lambda request: {"captures": None},
+        ):
+            self.server.requests.clear()
+            self.logged.clear()
+            self.server.search = answer
+            self.assertEqual(await self.again(), "f00")
+            self.assertEqual(self.methods, [b"GET", b"POST"])
+            self.assertIn("which is uploaded again", "".join(self.logged))
+            self.assertNoToken()
+
+    async def test_slow_search(self) -> None:
+        """So is it where no answer comes in time."""
+        self.server.search = lambda request: NOT_DONE_YET
+        self.assertEqual(await self.again(search_seconds=0.05), "f00")
+        self.assertEqual(self.methods, [b"GET", b"POST"])
+        self.assertIn("answered nothing when it was asked for", "".join(self.logged))
+
+    async def test_later(self) -> None:
+        """Where the server asks to be left alone, it is."""
+
+        def later(request: Request) -> Any:
+            request.setHeader("retry-after", "17")
+            return refusal(503, "slow down")(request)
+
+        self.server.search = later
+        error = await self.assertFailure(defer.ensureDeferred(self.again()), DestinationError)
+        self.assertEqual((error.retryable, error.retry_after_seconds), (True, 17.0))
+        self.assertIn("answered 503: slow down", str(error))
+        self.assertEqual(self.methods, [b"GET"])
+
+    async def test_gone(self) -> None:
+        """A connection that is lost while it is asked may be tried again."""
+        self.server.search = lambda request: request.transport.abortConnection() or NOT_DONE_YET
+        error = await self.assertFailure(defer.ensureDeferred(self.again()), DestinationError)
+        self.assertTrue(error.retryable)
+        self.assertEqual(self.methods, [b"GET"])
+        self.assertNoToken(str(error))
+
+
+class Ipv6CloudSharkTests(CloudSharkCase):
+    """L{CloudShark} with an address of IPv6."""
+
+    async def test_upload(self) -> None:
+        """The address is put in brackets where it belongs."""
+        port = reactor.listenTCP(0, QuietSite(self.server), interface="::1")
+        self.addCleanup(port.stopListening)
+        number = port.getHost().port
+        for host in ("::1", "[::1]"):
+            receipt = await self.make(host=host, port=number).store(make_artifact(self.content))
+            self.assertEqual(receipt.location, f"http://[::1]:{number}/captures/f00")
+            self.assertEqual(self.server.requests[-1].getHeader("host"), f"[::1]:{number}")
+
+
+class LinkTests(SynchronousTestCase):
+    """The links of L{CloudShark}."""
+
+    def test_usual_port(self) -> None:
+        """The usual port of a scheme is not shown, any other is."""
+        for scheme, port, base in (
+            ("https", 443, "https://shark"),
+            ("http", 80, "http://shark"),
+            ("https", 80, "https://shark:80"),
+        ):
+            destination = CloudShark(reactor, scheme=scheme, host="shark", port=port, token="t")
+            self.assertEqual(destination._base, base)

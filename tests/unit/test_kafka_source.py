@@ -1,0 +1,237 @@
+"""The Kafka source, with a connection that a test speaks for."""
+
+from __future__ import annotations
+
+import ssl
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from kafka import errors as kafka_errors
+from twisted.internet import defer
+from twisted.internet.task import Clock
+from twisted.logger import formatEvent, globalLogPublisher
+from twisted.trial import unittest
+
+from pcapsvc.sources.kafka.connection import MissingTopic, Unreachable
+from pcapsvc.sources.kafka.reader import LongGone, NewTopic
+from pcapsvc.sources.kafka.source import STOP_SECONDS, KafkaSecurity, KafkaSource
+from pcapsvc.sources.kafka.token import TokenFile, UnusableToken
+from pcapsvc.sources.polling import Backoff
+from pcapsvc.testing import MemorySink
+from tests.unit.test_kafka_reader import BEGAN, ZERO, Broker, Record
+
+
+class _Thread:
+    """A thread runner whose functions run when a test says so."""
+
+    def __init__(self) -> None:
+        self.waiting: deque[tuple[defer.Deferred[Any], Callable[..., Any], tuple[Any, ...]]] = deque()
+
+    def run(self, function: Callable[..., Any], *args: Any) -> defer.Deferred[Any]:
+        self.waiting.append((defer.Deferred(), function, args))
+        return self.waiting[-1][0]
+
+    def turn(self) -> None:
+        """Run the next function, and what its result leads to."""
+        result, function, args = self.waiting.popleft()
+        try:
+            outcome = function(*args)
+        except Exception as problem:  # noqa: BLE001 - it is what is asked for
+            result.errback(problem)
+        else:
+            result.callback(outcome)
+
+
+class KafkaSourceTests(unittest.SynchronousTestCase):
+    """L{KafkaSource} submits, tells, and stops."""
+
+    def setUp(self) -> None:
+        self.lines: list[str] = []
+        globalLogPublisher.addObserver(self.observe)
+        self.addCleanup(globalLogPublisher.removeObserver, self.observe)
+        self.clock, self.thread, self.broker, self.sink = Clock(), _Thread(), Broker(), MemorySink()
+        self.source = self.make_source()
+        self.source.startService()
+
+    def make_source(self, group: str | None = None) -> KafkaSource:
+        """A source that isn't started."""
+        return KafkaSource(
+            self.clock,
+            self.sink,
+            servers=("a.example:9092", "b.example:9092"),
+            topic="capture",
+            group=group,
+            wall_clock=lambda: BEGAN,
+            connect=self.broker.connect,
+            backoff=Backoff(0.5, 10.0, chance=lambda: 1.0),
+            run_in_thread=self.thread.run,
+        )
+
+    def observe(self, event: Any) -> None:
+        """Keep what the source logs."""
+        if "kafka" in event.get("log_namespace", ""):
+            self.lines.append(f"{event['log_level'].name}: {formatEvent(event)}")
+
+    def test_submits(self) -> None:
+        """Each message is submitted, with the broker's time."""
+        self.broker.batches.append({ZERO: [Record(10, b"one"), Record(11, b"two", None)]})
+        self.thread.turn()
+        self.assertEqual([("kafka", b"one"), ("kafka", b"two")], self.sink.submitted)
+        self.assertEqual([BEGAN, None], self.sink.sent_at)
+
+    def test_an_outage(self) -> None:
+        """An outage is told once, however long, and so is its end."""
+        self.thread.turn()
+        self.broker.batches.append(kafka_errors.UnknownError("what the server said"))
+        self.thread.turn()
+        self.broker.problem = Unreachable("a.example:9092 can't be connected to: Connection refused")
+        for _ in range(5):
+            self.clock.advance(10)
+            self.thread.turn()
+        self.broker.problem = None
+        self.clock.advance(10)
+        self.thread.turn()
+        self.thread.turn()
+        who = "Kafka a.example:9092, b.example:9092"
+        silent = "it failed (UnknownError)"
+        down = "a.example:9092 can't be connected to: Connection refused"
+        self.assertEqual(
+            [
+                f"info: {who}: reading topic 'capture'",
+                f"warn: {who}: {silent}; trying until it works",
+                f"warn: {who}: {down}; trying until it works",
+                f"info: {who}: reading topic 'capture'",
+            ],
+            self.lines,
+        )
+
+    def test_a_lost_connection(self) -> None:
+        """A connection that is lost while it reads is told once, though nothing is raised."""
+        self.broker.lost = "there is no connection to a.example:9092"
+        for _ in range(4):
+            self.thread.turn()
+        self.assertEqual(
+            [
+                "warn: Kafka a.example:9092, b.example:9092: there is no connection to a.example:9092; "
+                "trying until it works"
+            ],
+            self.lines,
+        )
+
+    def test_in_words(self) -> None:
+        """Each kind of problem has words of its own, and no words of a server's, which may tell a secret."""
+        for problem, words in (
+            (kafka_errors.KafkaTimeoutError("hunter2"), "don't answer as they should"),
+            (MissingTopic(), "there is no topic 'capture', and none is created"),
+            (NewTopic(), "topic 'capture' was created anew"),
+            (LongGone("no connection"), "no connection"),
+            (kafka_errors.SaslAuthenticationFailedError("hunter2"), "the login was refused"),
+            (kafka_errors.UnsupportedSaslMechanismError("hunter2"), "sasl_mechanism is none"),
+            (kafka_errors.TopicAuthorizationFailedError({"hunter2"}), "no right to read topic 'capture'"),
+            (kafka_errors.GroupAuthorizationFailedError("hunter2"), "no right to use the group"),
+            (kafka_errors.ClusterAuthorizationFailedError("hunter2"), "ClusterAuthorizationFailedError"),
+            (kafka_errors.KafkaConfigurationError("hunter2"), "it failed (KafkaConfigurationError)"),
+            (ssl.SSLError(1, "hunter2"), "a file of certificates or keys is wrong"),
+            (FileNotFoundError(2, "No such file", "/ca.pem"), "No such file (/ca.pem)"),
+            (UnusableToken("it is not UTF-8 (/token)"), "it is not UTF-8 (/token)"),
+            (ZeroDivisionError("hunter2"), "it failed (ZeroDivisionError)"),
+        ):
+            self.broker.batches.append(kafka_errors.UnknownError())
+            self.thread.turn()
+            self.lines.clear()
+            self.broker.problem = problem
+            self.clock.advance(10)
+            self.thread.turn()
+            self.assertIn(words, self.lines[0])
+            self.assertNotIn("hunter2", self.lines[0])
+            self.broker.problem = None
+            self.clock.advance(10)
+            self.thread.turn()
+
+    def test_a_gap(self) -> None:
+        """What is passed over is an error in the log."""
+        self.broker.stuck = ZERO
+        self.broker.batches.append(kafka_errors.UnsupportedCodecError("no zstd"))
+        self.thread.turn()
+        self.assertIn("error: Kafka, topic 'capture': partition 0 has what can't be read", self.lines[0])
+
+    def test_stop(self) -> None:
+        """A stop ends polling, and waits until everything is closed."""
+        self.thread.turn()
+        stopped = self.source.stopService()
+        self.assertNoResult(stopped)
+        while self.thread.waiting:
+            self.thread.turn()
+        self.successResultOf(stopped)
+        self.assertEqual(0, self.broker.open_connections)
+        self.assertEqual([], self.clock.getDelayedCalls())
+
+    def test_stop_while_a_message_comes(self) -> None:
+        """What a poll brings after the stop is dropped, and not committed: the group hears it later."""
+        self.thread.waiting.clear()
+        source = self.make_source("sharing")
+        source.startService()
+        self.broker.batches.extend([{ZERO: [Record(10, b"heard")]}, {ZERO: [Record(11, b"dropped")]}])
+        self.thread.turn()
+        stopped = source.stopService()
+        while self.thread.waiting:
+            self.thread.turn()
+        self.successResultOf(stopped)
+        self.assertEqual([("kafka", b"heard")], self.sink.submitted)
+        self.assertEqual(["subscribe", ("commit", {ZERO: 11})], self.broker.calls)
+
+    def test_stop_of_what_hangs(self) -> None:
+        """A stop waits no longer than it must; then the connection is cut."""
+        self.thread.turn()
+        stopped = self.source.stopService()
+        self.clock.advance(STOP_SECONDS)
+        self.successResultOf(stopped)
+        self.assertTrue(self.broker.connections[0].aborted.wait(5))
+        self.assertEqual([], self.clock.getDelayedCalls())
+
+    def test_begins_anew(self) -> None:
+        """After a stop it can be started again, and begins at the newest offset."""
+        self.thread.turn()
+        stopped = self.source.stopService()
+        while self.thread.waiting:
+            self.thread.turn()
+        self.successResultOf(stopped)
+        self.broker.ends = {ZERO: 99}
+        self.source.startService()
+        self.thread.turn()
+        self.assertEqual(("assign", {ZERO: 99}), self.broker.calls[-1])
+
+    def test_passwords_are_not_shown(self) -> None:
+        """What says how to log in shows no password."""
+        self.assertNotIn("hunter2", repr(KafkaSecurity(sasl_plain_password="hunter2")))
+
+
+class TokenFileTests(unittest.SynchronousTestCase):
+    """L{TokenFile} gives the token in a file."""
+
+    def setUp(self) -> None:
+        self.file = Path(self.mktemp())
+        self.file.write_text("one\n")
+
+    def test_as_it_is_now(self) -> None:
+        """The token is that of the file at that time, without the end of its line."""
+        tokens = TokenFile(str(self.file))
+        self.assertEqual("one", tokens.token())
+        self.file.write_text(" two")
+        self.assertEqual("two", tokens.token())
+
+    def test_no_text(self) -> None:
+        """That it is no UTF-8 is told by words that don't show it, nor does anything behind them."""
+        self.file.write_bytes(b"hunter2\xff")
+        problem = self.assertRaises(UnusableToken, TokenFile, str(self.file))
+        self.assertIn(f"it is not UTF-8 ({self.file})", str(problem))
+        self.assertIs(None, problem.__cause__ or problem.__context__)
+
+    def test_no_file(self) -> None:
+        """A file that goes away is told, at the next login."""
+        tokens = TokenFile(str(self.file))
+        self.file.unlink()
+        problem = self.assertRaises(UnusableToken, tokens.token)
+        self.assertIn(f"No such file or directory ({self.file})", str(problem))

@@ -1,0 +1,332 @@
+"""Captures without the daemon's own packets."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import sys
+from collections.abc import Callable
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.testing import MemoryReactorClock
+from twisted.logger import formatEvent, globalLogPublisher
+from twisted.trial import unittest
+
+from pcapsvc.core.errors import CaptureUnavailable, RequestRejected
+from pcapsvc.core.own_traffic import Connection, Listener, OwnSockets, OwnTraffic
+from pcapsvc.packets.own_sockets import SocketTable
+from pcapsvc.packets.own_traffic import FRESH_SECONDS, OwnTrafficFilter
+from pcapsvc.testing import MemoryPacketSystem
+from peers.requirement import require
+
+_OWN = Connection(
+    local=ip_address("10.0.0.1"), local_port=40000, remote=ip_address("192.0.2.1"), remote_port=443
+)
+
+
+def require_ipv6() -> None:
+    """Go on only where loopback has IPv6."""
+    table = Path("/proc/net/if_inet6")
+    require(table.exists() and f"{1:032x}" in table.read_text(), "IPv6 is needed on loopback")
+
+
+class Reactor(MemoryReactorClock):
+    """A reactor that does at once what threads give it to do."""
+
+    def callFromThread(self, callable: Callable[..., object], *args: object, **kwargs: object) -> None:
+        """Call it."""
+        callable(*args, **kwargs)
+
+
+class Table:
+    """A table of sockets that a test fills."""
+
+    def __init__(self, connecting: Callable[[], object]) -> None:
+        self.connecting = connecting
+        self.sockets = OwnSockets()
+        self.unfinished = False
+        self.watched = False
+        self.looks = 0
+        self.later: list[OwnSockets] = []
+
+    def watch(self) -> None:
+        """Take note."""
+        self.watched = True
+
+    def unwatch(self) -> None:
+        """Take note."""
+        self.watched = False
+
+    def look(self) -> OwnSockets:
+        """What the test says."""
+        self.looks += 1
+        if self.later:
+            self.sockets = self.later.pop(0)
+            self.unfinished = bool(self.later)
+        return self.sockets
+
+
+class SelflessSystemTests(unittest.SynchronousTestCase):
+    """Filters that change while a capture runs."""
+
+    def setUp(self) -> None:
+        """A packet system that knows the filter without the daemon's one connection."""
+        self.reactor = Reactor()
+        self.memory = MemoryPacketSystem("mem0")
+        traffic = OwnTraffic()
+        traffic.update(OwnSockets(connections=frozenset({_OWN})), 0.0)
+        self.memory.filters["udp"] = lambda data: data.startswith((b"u", b"own"))
+        self.memory.filters[traffic.bpf] = lambda data: data.startswith(b"own")
+        self.tables: list[Table] = []
+        self.system = OwnTrafficFilter(self.reactor, self.memory, table=self.make_table)
+
+    def make_table(self, connecting: Callable[[], object]) -> Table:
+        """A table, kept."""
+        self.tables.append(Table(connecting))
+        return self.tables[-1]
+
+    def read(self, handle: object) -> list[bytes]:
+        """All packets that have arrived."""
+        found: list[bytes] = []
+        handle.dispatch(100, lambda _, data: found.append(data))  # type: ignore[attr-defined]
+        return found
+
+    def test_left_out(self) -> None:
+        """What came before the connection was known is left out as well, and all else is there."""
+        handle = self.system.open("mem0", snap_length=100, bpf="udp")
+        self.memory.deliver("mem0", b"u1", b"own1", b"u2")
+        [table] = self.tables
+        table.sockets = OwnSockets(connections=frozenset({_OWN}))
+        self.assertEqual(self.read(handle), [b"u1", b"u2"])
+        self.memory.deliver("mem0", b"own2", b"u3")
+        self.assertEqual(self.read(handle), [b"u3"])
+        handle.close()
+
+    def test_no_way(self) -> None:
+        """Where they can't be left out, that is told of the interface, once, and all is there."""
+        handle = self.system.open("mem0", snap_length=100, bpf="udp")
+        self.memory.deliver("mem0", b"u1", b"own1")
+        [table] = self.tables
+        table.sockets = OwnSockets(connections=frozenset({_OWN}))
+        self.memory.filters = {}
+        events: list[Any] = []
+        globalLogPublisher.addObserver(events.append)
+        self.addCleanup(globalLogPublisher.removeObserver, events.append)
+        self.assertEqual(self.read(handle), [b"u1", b"own1"])
+        self.read(handle)
+        [line] = [formatEvent(event) for event in events]
+        self.assertTrue(line.startswith("mem0: the daemon's own packets can't be left out: bpf = "), line)
+        handle.close()
+
+    def test_looks_are_few(self) -> None:
+        """Reads within a millisecond share a look; a connection that begins is one more."""
+        handle = self.system.open("mem0", snap_length=100, bpf="udp")
+        [table] = self.tables
+        for _ in range(5):
+            self.read(handle)
+        self.assertEqual(table.looks, 1)
+        table.connecting()
+        self.assertEqual(table.looks, 2)
+        self.reactor.advance(FRESH_SECONDS)
+        self.read(handle)
+        self.assertEqual(table.looks, 3)
+        handle.close()
+
+    def test_unfinished(self) -> None:
+        """A connection whose addresses aren't known yet is looked for soon, though no packet comes."""
+        handle = self.system.open("mem0", snap_length=100, bpf="udp")
+        [table] = self.tables
+        table.unfinished = True
+        table.connecting()
+        self.reactor.advance(FRESH_SECONDS)
+        self.assertEqual(table.looks, 2)
+        handle.close()
+        self.assertEqual(self.reactor.getDelayedCalls(), [])
+
+    def test_just_beginning(self) -> None:
+        """One that another thread begins is waited for, before packets are read."""
+        handle = self.system.open("mem0", snap_length=100, bpf="udp")
+        [table] = self.tables
+        self.memory.deliver("mem0", b"u1", b"own1", b"u2")
+        table.unfinished = True
+        table.later = [OwnSockets(), OwnSockets(connections=frozenset({_OWN}))]
+        self.assertEqual(self.read(handle), [b"u1", b"u2"])
+        self.assertFalse(table.unfinished)
+        handle.close()
+
+    def test_never_begins(self) -> None:
+        """One that doesn't get on keeps no packets from being read."""
+        handle = self.system.open("mem0", snap_length=100, bpf="udp")
+        [table] = self.tables
+        table.unfinished = True
+        self.memory.deliver("mem0", b"u1")
+        self.assertEqual(self.read(handle), [b"u1"])
+        handle.close()
+
+    def test_watched_while_needed(self) -> None:
+        """Connections are heard of only while something captures."""
+        [table] = self.tables
+        self.assertRaises(CaptureUnavailable, self.system.open, "nosuch0", snap_length=100, bpf="")
+        self.assertFalse(table.watched)
+        one = self.system.open("mem0", snap_length=100, bpf="udp")
+        other = self.system.open("mem0", snap_length=100, bpf="udp")
+        for handle in (one, one):
+            handle.close()
+        self.assertTrue(table.watched)
+        other.close()
+        self.assertFalse(table.watched)
+        # One that a thread was just about to tell is let go of.
+        table.watched = True
+        table.connecting()
+        self.assertEqual((table.looks, table.watched), (0, False))
+
+    def test_judged_by_itself(self) -> None:
+        """A filter that is one only within the brackets of another is refused."""
+        self.assertRaises(RequestRejected, self.system.open, "mem0", snap_length=100, bpf="udp) or (udp")
+
+
+class SocketTableTests(unittest.SynchronousTestCase):
+    """The sockets of this very process."""
+
+    def setUp(self) -> None:
+        """A listener, and a table that watches."""
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.addCleanup(self.listener.close)
+        self.port: int = self.listener.getsockname()[1]
+        self.heard = 0
+        self.table = SocketTable(self.hear)
+        self.table.watch()
+        self.addCleanup(self.table.unwatch)
+
+    def hear(self) -> None:
+        """Count."""
+        self.heard += 1
+
+    def to_listener(self) -> set[int]:
+        """The local ports of the connections to the listener that are known now."""
+        return {one.local_port for one in self.table.look().connections if one.remote_port == self.port}
+
+    def test_open(self) -> None:
+        """What listens and what is connected, both its ends, as often as it is asked."""
+        with socket.create_connection(("127.0.0.1", self.port)) as client:
+            port = client.getsockname()[1]
+            server = self.listener.accept()[0]
+            self.addCleanup(server.close)
+            here = ip_address("127.0.0.1")
+            for _ in range(2):
+                found = self.table.look()
+                self.assertIn(Listener(local=here, port=self.port), found.listeners)
+                for ends in ((port, self.port), (self.port, port)):
+                    self.assertIn(
+                        Connection(local=here, local_port=ends[0], remote=here, remote_port=ends[1]),
+                        found.connections,
+                    )
+        self.assertEqual(self.to_listener(), set())
+
+    def test_come_and_gone(self) -> None:
+        """One that was opened and closed since the last look is known at the next, and its descriptors go."""
+        before = len(os.listdir("/proc/self/fd"))
+        client = socket.create_connection(("127.0.0.1", self.port))
+        port = client.getsockname()[1]
+        client.close()
+        self.assertEqual(self.heard, 1)
+        self.assertEqual(self.to_listener(), {port})
+        self.assertEqual(self.to_listener(), set())
+        self.assertEqual(len(os.listdir("/proc/self/fd")), before)
+
+    def test_before_the_answer(self) -> None:
+        """One whose peer has not answered yet is known."""
+        client = socket.socket()
+        self.addCleanup(client.close)
+        client.setblocking(False)
+        # TEST-NET-1 (RFC 5737): nobody answers.
+        if client.connect_ex(("192.0.2.77", 9)) != 115:
+            return  # there is no route
+        self.assertIn(9, {one.remote_port for one in self.table.look().connections})
+
+    def test_no_way(self) -> None:
+        """One that can't begin leaves nothing behind: no descriptor, and nothing to look for."""
+        require_ipv6()
+        before = len(os.listdir("/proc/self/fd"))
+        for family, nowhere in ((socket.AF_INET, "255.255.255.255"), (socket.AF_INET6, "ff02::1")):
+            with socket.socket(family) as client:
+                # TCP has no broadcast and no multicast (RFC 9293, section 3.9.2.3).
+                self.assertRaises(OSError, client.connect, (nowhere, 9))
+                self.assertEqual(
+                    {one for one in self.table.look().connections if one.remote_port == 9}, set()
+                )
+        self.assertEqual(self.heard, 2)
+        self.table.look()
+        self.assertFalse(self.table.unfinished)
+        self.assertEqual(len(os.listdir("/proc/self/fd")), before)
+
+    def test_not_begun(self) -> None:
+        """One of which nothing is known yet is looked for until it is closed."""
+        with socket.socket() as client:
+            sys.audit("socket.connect", client, ("127.0.0.1", self.port))
+            for _ in range(2):
+                self.assertEqual(self.to_listener(), set())
+                self.assertTrue(self.table.unfinished)
+            client.connect(("127.0.0.1", self.port))
+            self.assertEqual(self.to_listener(), {client.getsockname()[1]})
+            self.assertFalse(self.table.unfinished)
+
+    def test_refused(self) -> None:
+        """One that was refused is known by all that was sent, also where it was asked for once more."""
+        require_ipv6()
+        for family, here in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+            # Bound, and not listening: it is nobody else's.
+            with socket.socket(family) as closed, socket.socket(family) as client:
+                closed.bind((here, 0))
+                port = closed.getsockname()[1]
+                client.setblocking(False)
+                self.assertEqual(client.connect_ex((here, port)), errno.EINPROGRESS)
+                local_port = client.getsockname()[1]
+                self.assertEqual(client.connect_ex((here, port)), errno.ECONNREFUSED)
+                address = ip_address(here)
+                sent = Connection(local=address, local_port=local_port, remote=address, remote_port=port)
+                found = {one for one in self.table.look().connections if one.remote_port == port}
+                self.assertEqual(found, {sent})
+
+    def test_mapped(self) -> None:
+        """One of an IPv6 socket to an IPv4 address is of IPv4, as its packets are."""
+        require_ipv6()
+        with socket.socket(socket.AF_INET6) as client:
+            client.connect(("::ffff:127.0.0.1", self.port))
+            here = ip_address("127.0.0.1")
+            own = Connection(
+                local=here, local_port=client.getsockname()[1], remote=here, remote_port=self.port
+            )
+            for _ in range(2):
+                self.assertIn(own, self.table.look().connections)
+
+    def test_unwatched(self) -> None:
+        """What is not watched for leaves no descriptor."""
+        socket.create_connection(("127.0.0.1", self.port)).close()
+        self.table.unwatch()
+        before = len(os.listdir("/proc/self/fd"))
+        socket.create_connection(("127.0.0.1", self.port)).close()
+        self.assertEqual(len(os.listdir("/proc/self/fd")), before)
+        self.assertEqual(self.heard, 1)
+
+    def test_every_address(self) -> None:
+        """A listener on all addresses listens on each; not on those of other hosts."""
+        with socket.create_server(("", 0)) as everywhere:
+            port = everywhere.getsockname()[1]
+            found = {one.local for one in self.table.look().listeners if one.port == port}
+        self.assertIn(ip_address("127.0.0.1"), found)
+        self.assertNotIn(ip_address("0.0.0.0"), found)
+
+    def test_every_address_of_ipv6(self) -> None:
+        """One on all addresses of IPv6 listens on those of IPv4 as well, unless it is of IPv6 alone."""
+        require_ipv6()
+        for both in (True, False):
+            everywhere = socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=both)
+            with everywhere:
+                port = everywhere.getsockname()[1]
+                found = {one.local for one in self.table.look().listeners if one.port == port}
+            self.assertIn(ip_address("::1"), found)
+            self.assertEqual(ip_address("127.0.0.1") in found, both)

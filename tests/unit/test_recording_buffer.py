@@ -1,0 +1,338 @@
+"""A pcap file in memory: exact to the packet, and nothing of it left behind."""
+
+from __future__ import annotations
+
+import os
+import resource
+import struct
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twisted.trial import unittest
+
+from pcapsvc.capture.buffer import MemoryFile, RecordingBuffer
+from pcapsvc.core.errors import CaptureUnavailable
+from pcapsvc.core.session import Batch, CaptureLimits, CaptureSession, StopReason
+from pcapsvc.interfaces.capture import IPacketHandle
+from pcapsvc.testing import MemoryDumper, MemoryHandle, MemoryPacketSystem
+
+
+def packets_of(content: MemoryFile) -> list[tuple[int, bytes]]:
+    """The length on the wire and the data of each packet of a pcap file."""
+    with content.open() as file:
+        data = file.read()
+    found, at = [], 24
+    while at < len(data):
+        _, _, kept, length = struct.unpack_from("=IIII", data, at)
+        found.append((length, data[at + 16 : at + 16 + kept]))
+        at += 16 + kept
+    return found
+
+
+def descriptors() -> int:
+    """How many descriptors are open."""
+    return len(os.listdir("/proc/self/fd"))
+
+
+class _Forgetful(MemoryDumper):
+    """A dumper that loses packets, in silence: memory is full."""
+
+    lost = 1
+
+    def dump(self, header: object, data: bytes) -> None:
+        """Lose the first packets, and write the others."""
+        if self.lost:
+            self.lost -= 1
+        else:
+            super().dump(header, data)
+
+
+def allocated(buffer: RecordingBuffer) -> int:
+    """The bytes of memory that a buffer holds."""
+    return sum(os.stat(file.path).st_blocks * 512 for file in buffer._files)
+
+
+class _Watcher:
+    """An observer that keeps what it sees, and fails where it is told to."""
+
+    def __init__(self, fail_at: int | None = None) -> None:
+        self.seen: list[bytes] = []
+        self.lengths: list[int] = []
+        self.dones = 0
+        self._fail_at = fail_at
+
+    def packet(self, data: bytes, length: int) -> None:
+        """See one packet."""
+        self.seen.append(data)
+        self.lengths.append(length)
+        if len(self.seen) == self._fail_at:
+            raise ZeroDivisionError
+
+    def done(self) -> None:
+        """No more."""
+        self.dones += 1
+
+
+class RecordingBufferTests(unittest.SynchronousTestCase):
+    """Batches of a handle in memory."""
+
+    def setUp(self) -> None:
+        """An interface."""
+        self.before = descriptors()
+        self.system = MemoryPacketSystem("mem0")
+        self.addCleanup(self.assert_nothing_left)
+
+    def assert_nothing_left(self) -> None:
+        """Every descriptor is closed."""
+        self.assertEqual(descriptors(), self.before)
+
+    def handle(self, snap_length: int = 100) -> IPacketHandle:
+        """An open handle, closed in the end."""
+        handle = self.system.open("mem0", snap_length=snap_length, bpf="")
+        self.addCleanup(handle.close)
+        return handle
+
+    def finish(self, buffer: RecordingBuffer) -> MemoryFile:
+        """The content, closed in the end."""
+        content = buffer.finish()
+        self.addCleanup(content.close)
+        return content
+
+    def test_uncounted(self) -> None:
+        """A batch without counting takes what has arrived, and no more than it may."""
+        buffer = RecordingBuffer(self.handle(), "test", snap_length=100)
+        self.system.deliver("mem0", b"a", b"bb", b"c" * 200)
+        self.assertEqual(buffer.read(Batch(packets=2, stop_at_bytes=None)), 2)
+        self.assertEqual(buffer.read(Batch(packets=2, stop_at_bytes=None)), 1)
+        self.assertEqual(buffer.read(Batch(packets=2, stop_at_bytes=None)), 0)
+        self.assertEqual(buffer.packets, 3)
+        content = self.finish(buffer)
+        self.assertEqual(packets_of(content), [(1, b"a"), (2, b"bb"), (200, b"c" * 100)])
+        self.assertEqual(buffer.written, content.size)
+
+    def test_counted(self) -> None:
+        """A counted batch ends with the packet that brings the file to the size; the next ones wait."""
+        buffer = RecordingBuffer(self.handle(), "test", snap_length=100)
+        self.system.deliver("mem0", *[b"x" * 10] * 5)
+        stop = 24 + 2 * 26
+        self.assertEqual(buffer.read(Batch(packets=5, stop_at_bytes=stop)), 2)
+        self.assertEqual(buffer.size, stop)
+        self.assertEqual(buffer.read(Batch(packets=5, stop_at_bytes=stop + 27)), 2)
+        self.assertEqual(self.finish(buffer).size, stop + 52)
+
+    def test_two_parts(self) -> None:
+        """What was counted is put behind what was not, as one file."""
+        buffer = RecordingBuffer(self.handle(), "test", snap_length=100)
+        packets = [bytes([number]) * (number + 1) for number in range(60)]
+        self.system.deliver("mem0", *packets)
+        buffer.read(Batch(packets=50, stop_at_bytes=None))
+        self.assertGreaterEqual(buffer.size, 24 + sum(16 + len(data) for data in packets[:50]))
+        buffer.read(Batch(packets=50, stop_at_bytes=10**6))
+        whole = 24 + sum(16 + len(data) for data in packets)
+        self.assertEqual(buffer.size, whole)
+        content = self.finish(buffer)
+        self.assertEqual(content.size, whole)
+        self.assertEqual([data for _, data in packets_of(content)], packets)
+
+    def test_second_part_empty(self) -> None:
+        """A counted part that got no packet adds nothing."""
+        buffer = RecordingBuffer(self.handle(), "test", snap_length=100)
+        self.system.deliver("mem0", b"a")
+        buffer.read(Batch(packets=5, stop_at_bytes=None))
+        buffer.read(Batch(packets=5, stop_at_bytes=1000))
+        self.assertEqual(buffer.size, 24 + 17)
+        self.assertEqual(packets_of(self.finish(buffer)), [(1, b"a")])
+
+    def test_no_packet(self) -> None:
+        """A file without a packet is its header."""
+        self.assertEqual(self.finish(RecordingBuffer(self.handle(), "test", snap_length=100)).size, 24)
+
+    def test_lost_interface(self) -> None:
+        """What had been read when the interface went away is in the file."""
+        buffer = RecordingBuffer(self.handle(), "test", snap_length=100)
+        self.system.deliver("mem0", b"a")
+        self.system.lose("mem0")
+        self.assertEqual(buffer.read(Batch(packets=5, stop_at_bytes=None)), 1)
+        self.assertRaises(CaptureUnavailable, buffer.read, Batch(packets=5, stop_at_bytes=None))
+        self.assertRaises(CaptureUnavailable, buffer.read, Batch(packets=5, stop_at_bytes=1000))
+        self.assertEqual(packets_of(self.finish(buffer)), [(1, b"a")])
+
+    def test_lost_packets(self) -> None:
+        """A counted file that is not of the size it should be is refused, and not left open."""
+        handle = self.handle()
+        assert isinstance(handle, MemoryHandle)
+
+        def forgetful(path: str) -> MemoryDumper:
+            return _Forgetful(open(path, "wb"), 1, 100)
+
+        handle.open_dumper = forgetful  # type: ignore[method-assign]
+        buffer = RecordingBuffer(handle, "test", snap_length=100)
+        self.system.deliver("mem0", b"a", b"b")
+        buffer.read(Batch(packets=5, stop_at_bytes=1000))
+        error = self.assertRaises(OSError, buffer.finish)
+        self.assertEqual(str(error), "58 bytes were captured, and 41 could be kept")
+
+    def test_no_second_part(self) -> None:
+        """Where no second file can be begun, that is told, and the first can be thrown away."""
+        handle = self.handle()
+        assert isinstance(handle, MemoryHandle)
+        buffer = RecordingBuffer(handle, "test", snap_length=100)
+        self.system.deliver("mem0", b"a", b"b")
+        buffer.read(Batch(packets=1, stop_at_bytes=None))
+
+        def no_memory(path: str) -> MemoryDumper:
+            raise OSError(12, "no memory")
+
+        handle.open_dumper = no_memory  # type: ignore[method-assign]
+        self.assertRaises(OSError, buffer.read, Batch(packets=1, stop_at_bytes=1000))
+        buffer.discard()
+
+    def test_no_first_part(self) -> None:
+        """Where no file can be begun at all, nothing is left open."""
+        handle = self.handle()
+        assert isinstance(handle, MemoryHandle)
+
+        def no_memory(path: str) -> MemoryDumper:
+            raise OSError(12, "no memory")
+
+        handle.open_dumper = no_memory  # type: ignore[method-assign]
+        self.assertRaises(OSError, RecordingBuffer, handle, "test", snap_length=100)
+
+    def test_discard(self) -> None:
+        """What is thrown away is gone, whole; a second time does nothing."""
+        buffer = RecordingBuffer(self.handle(), "test", snap_length=100)
+        self.system.deliver("mem0", b"a", b"b")
+        buffer.read(Batch(packets=1, stop_at_bytes=None))
+        buffer.read(Batch(packets=1, stop_at_bytes=1000))
+        buffer.discard()
+        self.assertEqual(descriptors(), self.before + 1)
+        buffer.discard()
+
+    def test_observer(self) -> None:
+        """An observer sees each packet as it is kept, in counted batches and others, and the end once."""
+        watcher = _Watcher()
+        buffer = RecordingBuffer(self.handle(2), "test", snap_length=100, observer=watcher)
+        self.system.deliver("mem0", b"abc", b"de", b"f")
+        self.assertEqual(buffer.read(Batch(packets=2, stop_at_bytes=None)), 2)
+        self.assertEqual(buffer.read(Batch(packets=2, stop_at_bytes=1000)), 1)
+        self.assertEqual(packets_of(self.finish(buffer)), [(3, b"ab"), (2, b"de"), (1, b"f")])
+        self.assertEqual((watcher.seen, watcher.dones), ([b"ab", b"de", b"f"], 1))
+        self.assertEqual(watcher.lengths, [3, 2, 1])
+        buffer.discard()
+        self.assertEqual(watcher.dones, 1)
+
+    def test_observer_fails(self) -> None:
+        """What an observer raises comes out of the batch, and the observer hears of the end."""
+        watcher = _Watcher(fail_at=2)
+        buffer = RecordingBuffer(self.handle(), "test", snap_length=100, observer=watcher)
+        self.system.deliver("mem0", b"a", b"b", b"c")
+        self.assertRaises(ZeroDivisionError, buffer.read, Batch(packets=3, stop_at_bytes=None))
+        buffer.discard()
+        self.assertEqual((watcher.seen, watcher.dones), ([b"a", b"b"], 1))
+
+    def test_readers_of_their_own(self) -> None:
+        """Two readers do not share a place, and what is open outlives the content."""
+        buffer = RecordingBuffer(self.handle(), "test", snap_length=100)
+        content = buffer.finish()
+        with content.open() as one, content.open() as other:
+            self.assertEqual(one.read(4), other.read(4))
+            content.close()
+            content.close()
+            self.assertEqual(len(other.read()), 20)
+
+    def test_memory_is_there_before(self) -> None:
+        """The memory for a batch is allocated before it is read, and given back in the end."""
+        buffer = RecordingBuffer(self.handle(), "test", snap_length=100)
+        buffer.read(Batch(packets=4096, stop_at_bytes=None))
+        self.assertGreaterEqual(allocated(buffer), 4096 * 116)
+        self.system.deliver("mem0", b"x" * 60)
+        buffer.read(Batch(packets=4096, stop_at_bytes=None))
+        content = self.finish(buffer)
+        self.assertEqual(content.size, 100)
+        self.assertLessEqual(os.stat(content.path).st_blocks * 512, 4096)
+
+    def test_memory_is_bounded(self) -> None:
+        """With the longest snap length a batch is as large as with any other, and takes no more memory."""
+        buffer = RecordingBuffer(self.handle(262144), "test", snap_length=262144)
+        self.system.deliver("mem0", *[b"x" * 60] * 100)
+        self.assertEqual(buffer.read(Batch(packets=90, stop_at_bytes=None)), 90)
+        self.assertLess(allocated(buffer), 6 << 20)
+        self.assertEqual(buffer.read(Batch(packets=4096, stop_at_bytes=10**6)), 10)
+        self.assertLess(allocated(buffer), 12 << 20)
+        self.assertEqual(len(packets_of(self.finish(buffer))), 100)
+
+    def test_lost_within_a_batch(self) -> None:
+        """Where the interface is gone in the middle of a batch, what was read of it is counted."""
+        buffer = RecordingBuffer(self.handle(262144), "test", snap_length=262144)
+        self.system.deliver("mem0", *[b"x" * 60] * 15)
+        self.system.lose("mem0")
+        self.assertRaises(CaptureUnavailable, buffer.read, Batch(packets=4096, stop_at_bytes=None))
+        self.assertEqual(buffer.packets, 15)
+        self.assertEqual(len(packets_of(self.finish(buffer))), 15)
+
+    def test_no_memory(self) -> None:
+        """Where there is none for a batch, nothing of it is read."""
+        buffer = RecordingBuffer(self.handle(), "test", snap_length=100)
+        self.addCleanup(buffer.discard)
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+        try:
+            self.system.deliver("mem0", b"x" * 60)
+            self.assertRaises(OSError, buffer.read, Batch(packets=4096, stop_at_bytes=None))
+        finally:
+            # The log of the tests has the same limit.
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        self.assertEqual(buffer.packets, 0)
+
+    @settings(max_examples=200)
+    @given(st.data())
+    def test_limits(self, data: st.DataObject) -> None:
+        """Whatever arrives, and in which portions, the file has just the packets that the limits allow."""
+        snap = data.draw(st.integers(1, 2000), "snap")
+        most = data.draw(st.integers(1, 300), "packets")
+        size = data.draw(st.integers(1, 100_000), "bytes")
+        lengths = data.draw(st.lists(st.integers(1, 2500), max_size=250), "lengths")
+        observed = data.draw(st.booleans(), "observed")
+
+        expected, reason, whole = 0, None, 24
+        for length in lengths:
+            expected += 1
+            whole += 16 + min(length, snap)
+            if whole >= size:
+                reason = StopReason.BYTES
+            elif expected == most:
+                reason = StopReason.PACKETS
+            if reason is not None:
+                break
+
+        limits = CaptureLimits(max_packets=most, max_bytes=size, idle_seconds=1, duration_seconds=1)
+        followed = CaptureSession(limits, snap_length=snap, now=0)
+        handle = self.system.open("mem0", snap_length=snap, bpf="")
+        buffer = RecordingBuffer(handle, "test", snap_length=snap, observer=_Watcher() if observed else None)
+        waiting = [bytes([number % 256]) * length for number, length in enumerate(lengths)]
+        packets, stopped = list(waiting), None
+        try:
+            while stopped is None and packets:
+                portion = data.draw(st.integers(1, 100), "portion")
+                self.system.deliver("mem0", *packets[:portion])
+                packets = packets[portion:]
+                count = -1
+                while stopped is None and count:
+                    batch = followed.next_batch()
+                    count = buffer.read(batch)
+                    self.assertLessEqual(count, batch.packets)
+                    real = 24 + sum(16 + min(length, snap) for length in lengths[: buffer.packets])
+                    self.assertGreaterEqual(buffer.size, real)
+                    if batch.stop_at_bytes is not None:
+                        self.assertEqual(buffer.size, real)
+                    stopped = followed.recorded(count, buffer.size, 0)
+            content = buffer.finish()
+            self.assertIs(stopped, reason)
+            self.assertEqual((buffer.packets, content.size), (expected, whole))
+            kept = [(len(packet), packet[:snap]) for packet in waiting[:expected]]
+            self.assertEqual(packets_of(content), kept)
+            content.close()
+        finally:
+            # Hypothesis gives an example up in the middle, too.
+            handle.close()
+            buffer.discard()

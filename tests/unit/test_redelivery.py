@@ -1,0 +1,357 @@
+"""Captures that wait in the spool are delivered in the end."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
+
+from pcapsvc.core.errors import DestinationError, SpoolError
+from pcapsvc.core.result import CaptureDelivered, DeliveryPostponed
+from pcapsvc.core.retry import LONGEST_ASKED_SECONDS, RetryPolicy
+from pcapsvc.delivery.delivery import Delivery
+from pcapsvc.delivery.lane import Lane
+from pcapsvc.testing import run_now
+from tests.unit.contents import make_artifact
+from tests.unit.test_spool import DAY, WALL, SpoolCase
+
+
+class RedeliveryTests(SpoolCase):
+    """From the spool to the destination."""
+
+    def answers(self, *answers: Callable[[], Deferred[Any]]) -> None:
+        """What the destination answers to its attempts, the last one to all that follow."""
+        left = list(answers)
+        self.one.answer = lambda: (left.pop(0) if len(left) > 1 else left[0])()
+
+    def broken(self) -> Deferred[Any]:
+        """An attempt that fails."""
+        return fail(DestinationError("503", retryable=True))
+
+    def test_after_a_restart(self) -> None:
+        """What is in the spool is delivered after a start, the oldest first, once, and told."""
+        for name in ("c.pcap", "a.pcap", "b.pcap"):
+            self.put(name)
+        self.restart()
+        self.redelivery.startService()
+        self.assertEqual(list(self.one.files), ["c.pcap", "a.pcap", "b.pcap"])
+        self.assertEqual(len(self.events(CaptureDelivered)), 3)
+        self.assertEqual((self.names(), self.spool.entries, self.spool.size), ([], 0, 0))
+        # Nobody knows what the process before had come to.
+        self.assertTrue(all(artifact.may_be_there for artifact in self.one.artifacts))
+        self.restart()
+        self.redelivery.startService()
+        self.assertEqual(len(self.one.artifacts), 3)
+
+    def test_periodically(self) -> None:
+        """What is spooled later has its turn, too, not at once."""
+        self.redelivery.startService()
+        self.put()
+        self.clock.advance(58)
+        self.assertEqual(self.one.artifacts, [])
+        self.clock.pump([1] * 62)
+        self.assertEqual(len(self.one.files), 1)
+        self.clock.pump([60] * 10)
+        self.assertEqual(len(self.one.artifacts), 1)
+
+    def test_back_off(self) -> None:
+        """Each failure doubles the pause, up to half an hour; each is told."""
+        self.put()
+        self.answers(self.broken)
+        self.restart()
+        self.redelivery.startService()
+        self.clock.pump([60] * 200)
+        tries = [event.next_try - WALL - 1 for event in self.events(DeliveryPostponed)]
+        pauses = [later - earlier for earlier, later in pairwise(tries)]
+        self.assertEqual(pauses[:5], [120, 240, 480, 960, 1800])
+        self.assertTrue(all(event.spooled for event in self.events(DeliveryPostponed)))
+        self.assertEqual(len(tries), 11)
+
+    def test_asked(self) -> None:
+        """A destination that asks to be left alone is."""
+        self.put()
+        self.answers(lambda: fail(DestinationError("429", retryable=True, retry_after_seconds=1000)))
+        self.restart()
+        self.redelivery.startService()
+        self.clock.pump([60] * 16)
+        self.assertEqual(len(self.one.artifacts), 1)
+        self.clock.pump([60] * 2)
+        self.assertEqual(len(self.one.artifacts), 2)
+
+    def test_asked_for_ages(self) -> None:
+        """A destination that asks for ages gets an hour, from memory's last attempt on as well."""
+        delivery = Delivery(
+            self.clock,
+            [Lane(self.clock, self.one, at_once=2, timeout_seconds=300)],
+            policy=RetryPolicy(attempts=5, first_delay_seconds=1, max_delay_seconds=60),
+            reporter=self.reporter,
+            spool=self.spool,
+        )
+        self.answers(
+            *[lambda: fail(DestinationError("429", retryable=True, retry_after_seconds=1e12))] * 2,
+            lambda: succeed(None),
+        )
+        self.successResultOf(delivery.deliver(make_artifact(self.content, name="a.pcap"), lambda: None))
+        self.redelivery.startService()
+        for attempts in (2, 3):
+            self.clock.pump([60] * (int(LONGEST_ASKED_SECONDS) // 60 - 2))
+            self.assertEqual(len(self.one.artifacts), attempts - 1)
+            self.clock.pump([60] * 2)
+            self.assertEqual(len(self.one.artifacts), attempts)
+        self.assertEqual(list(self.one.files), ["a.pcap"])
+
+    def test_dropped_meanwhile(self) -> None:
+        """What is being dropped just then isn't tried any more: it would arrive, and be told to be lost."""
+        self.put()
+        self.clock.advance(DAY + 1)
+        hanging = self.hang("remove")
+        tidying = self.spool.tidy()
+        self.assertEqual(self.spool.due("one"), [])
+        [removal] = hanging
+        removal.callback(None)
+        self.successResultOf(tidying)
+        self.run_in_thread = run_now
+        self.assertEqual([capture for capture, _ in self.lost()], ["a"])
+
+    def test_gone_meanwhile(self) -> None:
+        """What went away while it was tried, and did not arrive, is told to be lost."""
+        self.put()
+        attempt: Deferred[Any] = Deferred()
+        self.answers(lambda: attempt)
+        self.restart()
+        self.redelivery.startService()
+        self.replace_folder()
+        self.assertEqual(self.lost(), [])
+        attempt.errback(DestinationError("503", retryable=True))
+        self.assertEqual(self.lost(), [("a", "it is gone from the spool")])
+        self.assertEqual(self.events(DeliveryPostponed), [])
+
+    def test_gone_and_delivered(self) -> None:
+        """What went away while it was tried, and arrived all the same, is not."""
+        self.put()
+        self.restart()
+        [kept] = self.spool.due("one")
+        kept.busy = True
+        self.replace_folder()
+        self.successResultOf(self.spool.delivered(kept))
+        self.spool.leave(kept)
+        self.assertEqual(self.lost(), [])
+
+    def replace_folder(self) -> None:
+        """Have another folder in the place of the spool's, and the spool notice."""
+        self.path.rename(self.path.with_name(f"{self.path.name}-away"))
+        self.path.mkdir(0o700)
+        self.successResultOf(self.spool.tidy())
+
+    def test_away_and_back(self) -> None:
+        """A capture that is away and back while it is tried is the same, and nobody else's to try."""
+        self.put()
+        hanging: list[Deferred[Any]] = [Deferred()]
+        self.answers(lambda: hanging[0], lambda: succeed(None))
+        self.restart()
+        self.redelivery.startService()
+        away = self.path.with_name(f"{self.path.name}-away")
+        self.path.rename(away)
+        self.path.mkdir(0o700)
+        self.successResultOf(self.spool.tidy())
+        self.assertEqual(self.spool.entries, 0)
+        shutil.rmtree(self.path)
+        away.rename(self.path)
+        self.successResultOf(self.spool.tidy())
+        self.assertEqual((self.spool.entries, self.spool.due("one")), (1, []))
+        hanging[0].callback(None)
+        self.assertEqual((self.spool.entries, self.names(), self.lost()), (0, [], []))
+        self.clock.advance(61)
+        self.assertEqual(len(self.one.artifacts), 1)
+
+    def test_for_good(self) -> None:
+        """What nobody but an operator can mend is tried rarely, and not given up."""
+        self.put()
+        self.answers(lambda: fail(DestinationError("403", retryable=False)), lambda: succeed(None))
+        self.restart()
+        self.redelivery.startService()
+        self.clock.pump([60] * 29)
+        self.assertEqual(len(self.one.artifacts), 1)
+        self.clock.pump([60] * 2)
+        self.assertEqual(len(self.one.files), 1)
+
+    def test_one_fails(self) -> None:
+        """One capture that is refused holds up no other."""
+        for name in ("a.pcap", "b.pcap", "c.pcap"):
+            self.put(name)
+        self.answers(self.broken, lambda: succeed(None))
+        self.restart()
+        self.redelivery.startService()
+        self.assertEqual(list(self.one.files), ["b.pcap", "c.pcap"])
+        self.clock.pump([60] * 3)
+        self.assertEqual(list(self.one.files), ["b.pcap", "c.pcap", "a.pcap"])
+
+    def test_one_at_a_time(self) -> None:
+        """One is tried at a time, so that captures from memory have places."""
+        self.put("a.pcap")
+        self.put("b.pcap")
+        self.answers(Deferred)
+        self.restart()
+        self.redelivery.startService()
+        self.clock.pump([60] * 4)
+        self.assertEqual([artifact.name for artifact in self.one.artifacts], ["a.pcap"])
+        self.stop_hurried()
+
+    def test_one_at_a_time_on_each_way(self) -> None:
+        """What hangs on one way to a destination holds up nothing that goes another way."""
+        for name in ("a.pcap", "b.pcap"):
+            self.put(name, endpoint="https://slow.example.com")
+        for name in ("c.pcap", "d.pcap", "e.pcap"):
+            self.put(name)
+        self.answers(lambda: Deferred() if "endpoint" in self.one.artifacts[-1].s3 else succeed(None))
+        self.restart()
+        self.redelivery.startService()
+        self.put("f.pcap")
+        self.clock.pump([60] * 2)
+        self.assertEqual({artifact.name for artifact in self.one.artifacts}, {f"{x}.pcap" for x in "acdef"})
+        self.assertEqual(list(self.one.files), ["c.pcap", "d.pcap", "e.pcap", "f.pcap"])
+        self.stop_hurried()
+
+    def test_another_destination(self) -> None:
+        """What is for a destination that isn't configured any more stays, and is told."""
+        self.put(destination="old")
+        self.restart()
+        self.redelivery.startService()
+        self.assertEqual((self.one.artifacts, self.spool.entries), ([], 1))
+        self.assertIn("for old, which is not configured", " ".join(line for _, line in self.lines))
+
+    def test_rotten(self) -> None:
+        """What is not what was written is not delivered, and the next one is."""
+        self.put("a.pcap")
+        self.put("b.pcap")
+        (self.entry() / "capture.pcap").write_bytes(b"xxxx packets")
+        self.restart()
+        self.redelivery.startService()
+        self.assertEqual(list(self.one.files), ["b.pcap"])
+        self.assertEqual([capture for capture, _ in self.lost()], ["a"])
+        self.assertEqual(self.events(DeliveryPostponed), [])
+
+    def test_unreadable(self) -> None:
+        """What can't be read now is tried later."""
+        self.put()
+        self.restart()
+        opened = self.run_in_thread
+
+        def failing(function: Any, *args: Any) -> Deferred[Any]:
+            if function.__name__ == "read":
+                return fail(SpoolError("Input/output error"))
+            return opened(function, *args)
+
+        self.run_in_thread = failing
+        self.redelivery.startService()
+        self.assertEqual(
+            [event.problem for event in self.events(DeliveryPostponed)], ["the spool: Input/output error"]
+        )
+        self.run_in_thread = opened
+        self.clock.pump([60] * 2)
+        self.assertEqual(len(self.one.files), 1)
+
+    def test_not_removed(self) -> None:
+        """What was delivered and can't be removed is told, and not delivered again; it goes when it can."""
+        self.put()
+        self.restart()
+        rename = os.rename
+
+        def failing(old: str, new: str) -> None:
+            if ".gone-" in new:
+                raise OSError(30, "Read-only file system")
+            rename(old, new)
+
+        with_failures = self.patch(os, "rename", failing)
+        self.redelivery.startService()
+        self.clock.pump([60] * 40)
+        self.assertEqual(len(self.one.artifacts), 1)
+        self.assertIn("may be delivered again after a restart", self.errors()[0])
+        self.assertEqual(self.spool.entries, 0)
+        with_failures.restore()
+        self.clock.pump([60])
+        self.assertEqual(self.names(), [])
+
+    def test_stop(self) -> None:
+        """A stop begins no more, and waits for what goes on."""
+        self.put("a.pcap")
+        self.put("b.pcap")
+        hanging: Deferred[Any] = Deferred()
+        self.answers(lambda: hanging)
+        self.restart()
+        self.redelivery.startService()
+        self.redelivery.hurry()
+        stopping = self.redelivery.stopService()
+        self.assertNoResult(stopping)
+        hanging.callback(None)
+        self.successResultOf(stopping)
+        self.assertEqual((list(self.one.files), self.spool.entries), (["a.pcap"], 1))
+
+    def stop_hurried(self) -> None:
+        stopping = self.redelivery.stopService()
+        self.redelivery.hurry()
+        self.successResultOf(stopping)
+
+    def test_stop_in_a_hurry(self) -> None:
+        """In a hurry, what goes on is ended, and stays; so it does where the stop is cancelled."""
+        self.put()
+        self.answers(Deferred)
+        self.restart()
+        self.redelivery.startService()
+        self.stop_hurried()
+        self.assertEqual(self.spool.entries, 1)
+        self.restart()
+        self.redelivery.startService()
+        stopping = self.redelivery.stopService()
+        stopping.cancel()
+        self.successResultOf(stopping)
+        self.assertEqual((self.spool.entries, len(self.one.artifacts)), (1, 2))
+
+    def test_fault(self) -> None:
+        """A fault in one round is logged, and the next round comes."""
+        self.put()
+        self.answers(self.broken, lambda: succeed(None))
+        self.restart()
+        chance, self.redelivery._chance = self.redelivery._chance, lambda: 1 / 0
+        self.redelivery.startService()
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        self.redelivery._chance = chance
+        self.clock.pump([60])
+        self.assertEqual(len(self.one.files), 1)
+
+    def test_cancelled_round(self) -> None:
+        """A round that is cancelled, as by threads that are given up at a stop, is no fault."""
+        self.redelivery.startService()
+        hanging: list[Deferred[Any]] = []
+        self.run_in_thread = lambda *args: hanging.append(Deferred()) or hanging[-1]  # type: ignore[func-returns-value]
+        self.clock.pump([60])
+        stopping = self.redelivery.stopService()
+        stopping.cancel()
+        self.successResultOf(stopping)
+        [tidying] = hanging
+        tidying.cancel()
+        self.assertEqual(self.errors(), [])
+        self.run_in_thread = run_now
+
+    def test_slow_disk(self) -> None:
+        """A start that waits for the disk can be stopped."""
+        self.stop()
+        self.start()
+        hanging: list[Deferred[Any]] = []
+
+        def later(function: Any, *args: Any) -> Deferred[Any]:
+            hanging.append(Deferred())
+            return hanging[-1].addCallback(lambda _: maybeDeferred(function, *args))
+
+        self.run_in_thread = later
+        self.redelivery.startService()
+        stopping = self.redelivery.stopService()
+        self.assertNoResult(stopping)
+        stopping.cancel()
+        self.successResultOf(stopping)
+        self.run_in_thread = run_now
+        hanging[0].callback(None)

@@ -1,0 +1,607 @@
+"""Captures to S3, with a server in the same process that takes anything."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from twisted.internet import defer, reactor, task
+from twisted.trial.unittest import SynchronousTestCase, TestCase
+from zope.interface.verify import verifyObject
+
+from pcapsvc.core.errors import DestinationError
+from pcapsvc.destinations.s3 import S3, metadata_value
+from pcapsvc.destinations.s3 import destination as s3
+from pcapsvc.interfaces.delivery import IDestination
+from pcapsvc.testing import run_now
+from pcapsvc.threads import Threads
+from tests.unit.contents import MemfdContent, PeakMemory, make_artifact
+
+SECRET = "v3ry/s3cr3t+k3y"
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Keeps what is put, and answers as the server is told to."""
+
+    protocol_version = "HTTP/1.1"
+    server: Server
+
+    def do_PUT(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.headers["x-client"] = str(self.client_address)
+        self.server.requests.append((self.path, self.headers, body))
+        status, answer = self.server.answer()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(answer)))
+        for name, value in self.server.headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def do_HEAD(self) -> None:
+        self.server.heads += 1
+        status, _ = self.server.answer()
+        self.send_response(status)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+class Server(ThreadingHTTPServer):
+    """On the loopback, on any port."""
+
+    daemon_threads = True
+    request_queue_size = 64
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.heads = 0
+        self.requests: list[tuple[str, Any, bytes]] = []
+        self.answer: Callable[[], tuple[int, bytes]] = lambda: (200, b"")
+        self.headers: dict[str, str] = {}
+        self.endpoint = f"http://127.0.0.1:{self.server_address[1]}"
+
+
+def refusal(status: int, code: str, message: str = "no") -> Callable[[], tuple[int, bytes]]:
+    body = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>".encode()
+    return lambda: (status, body)
+
+
+class S3Case(TestCase):
+    """With a server, and threads."""
+
+    def setUp(self) -> None:
+        self.server = Server()
+        serving = threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True)
+        serving.start()
+        self.addCleanup(self.server.server_close)
+        self.addCleanup(self.server.shutdown)
+        self.threads = Threads(reactor)
+        self.threads.startService()
+        self.addCleanup(self.threads.stopService)
+        self.content = MemfdContent(os.urandom(300_000))
+        self.addCleanup(self.content.close)
+
+    def make(self, **changes: Any) -> S3:
+        values: dict[str, Any] = {
+            "access_id": "AKIDEXAMPLE",
+            "access_key": SECRET,
+            "endpoint": self.server.endpoint,
+            "bucket": "captures",
+        }
+        return S3(self.threads.run, self.threads.run, **{**values, **changes})
+
+    async def refused(self, asked: dict[str, Any] | None = None, **changes: Any) -> DestinationError:
+        stored = self.make(**changes).store(make_artifact(self.content, **(asked or {})))
+        error = await self.assertFailure(stored, DestinationError)
+        assert isinstance(error, DestinationError)
+        self.assertNotIn(SECRET, str(error))
+        self.assertTrue(self.content.all_closed)
+        return error
+
+
+class S3Tests(S3Case):
+    """L{S3}."""
+
+    def test_interface(self) -> None:
+        """It is a destination, called s3, and its repr says nothing."""
+        destination = self.make()
+        self.assertTrue(verifyObject(IDestination, destination))
+        self.assertEqual(destination.name, "s3")
+        self.assertNotIn(SECRET, repr(destination))
+
+    def test_ways(self) -> None:
+        """The endpoint that is configured is one way, however a request spells it; all others are another."""
+        amazon, own = self.make(endpoint=None), self.make(endpoint="http://s3.example.com")
+        ways: list[tuple[S3, dict[str, Any], bool]] = [
+            (own, {}, True),
+            (own, {"bucket": "b", "endpoint": "http://s3.example.com/"}, True),
+            (own, {"endpoint": "s3.example.com"}, False),
+            (own, {"endpoint": "http://"}, False),
+            (own, {"endpoint": ""}, False),
+            (amazon, {}, True),
+            (amazon, {"endpoint": ""}, True),
+            (amazon, {"endpoint": "s3.example.com"}, False),
+        ]
+        for destination, asked, is_configured in ways:
+            self.assertEqual(destination.ways.index(destination.way(asked)) == 0, is_configured, asked)
+
+    async def test_put(self) -> None:
+        """An object is put by path-style address, byte for byte, with its tags; no ACL, no encryption."""
+        receipt = await self.make().store(make_artifact(self.content, name="a.pcap", tags="node:web1"))
+        self.assertEqual((receipt.destination, receipt.location), ("s3", "s3://captures/a.pcap"))
+        [(path, headers, body)] = self.server.requests
+        self.assertEqual(path, "/captures/a.pcap")
+        with self.content.open() as reader:
+            self.assertEqual(body, reader.read())
+        self.assertEqual(headers["x-amz-meta-tags"], "node:web1")
+        self.assertIsNone(headers["x-amz-acl"])
+        self.assertIsNone(headers["x-amz-server-side-encryption"])
+        self.assertFalse([name for name in headers if "checksum" in name.lower()])
+        self.assertTrue(self.content.all_closed)
+
+    async def test_options(self) -> None:
+        """Folder, ACL, encryption and region are as configured."""
+        destination = self.make(folder="/a/b/", acl="public-read", encryption=True, region="eu-north-1")
+        receipt = await destination.store(make_artifact(self.content, name="a.pcap"))
+        self.assertEqual(receipt.location, "s3://captures/a/b/a.pcap")
+        [(path, headers, _)] = self.server.requests
+        self.assertEqual(path, "/captures/a/b/a.pcap")
+        self.assertEqual(headers["x-amz-acl"], "public-read")
+        self.assertEqual(headers["x-amz-server-side-encryption"], "AES256")
+        self.assertIn("/eu-north-1/s3/aws4_request", headers["authorization"])
+
+    async def test_request_overrides(self) -> None:
+        """What the request says goes before what is configured, and stays with that request."""
+        destination = self.make(folder="x", acl="public-read", endpoint="127.0.0.1:1", encryption=True)
+        asked = {
+            "bucket": "other",
+            "folder": "y",
+            "acl": "private",
+            "region": "eu-west-3",
+            "endpoint": self.server.endpoint,
+            "encryption": False,
+        }
+        await destination.store(make_artifact(self.content, name="a.pcap", **asked))
+        [(path, headers, _)] = self.server.requests
+        self.assertEqual(path, "/other/y/a.pcap")
+        self.assertIsNone(headers["x-amz-acl"])
+        self.assertIsNone(headers["x-amz-server-side-encryption"])
+        self.assertIn("/eu-west-3/s3/aws4_request", headers["authorization"])
+        stored = destination.store(make_artifact(self.content, name="a.pcap"))
+        self.assertIn("127.0.0.1:1", str(await self.assertFailure(stored, DestinationError)))
+
+    async def test_side_by_side(self) -> None:
+        """Many at once each arrive whole."""
+        destination = self.make()
+        for around in range(5):
+            stores = [
+                destination.store(make_artifact(self.content, name=f"{around}{n}.pcap")) for n in range(10)
+            ]
+            await defer.gatherResults(stores)
+        with self.content.open() as reader:
+            data = reader.read()
+        self.assertEqual(len({path for path, _, _ in self.server.requests}), 50)
+        self.assertTrue(all(body == data for _, _, body in self.server.requests))
+
+    async def test_bounded_clients(self) -> None:
+        """The clients for the endpoints that requests name are kept, but not without bound."""
+        destination = self.make()
+        for n in range(s3._MOST_CLIENTS + 3):
+            await destination.store(make_artifact(self.content, region=f"region-{n}"))
+        self.assertEqual(len(destination._own[1]._clients), s3._MOST_CLIENTS)
+
+    async def test_not_allowed(self) -> None:
+        """What requests may not say is refused, whenever they said it, and waits for an operator."""
+        narrow = self.make(overrides=frozenset({"folder", "endpoint"}), endpoints=("https://s3.example.com",))
+        for said, words in (
+            ({"bucket": "theirs"}, "bucket = 'theirs': must not be set by a request"),
+            ({"endpoint": "https://evil.example.com"}, "must be one of https://s3.example.com"),
+        ):
+            stored = narrow.store(make_artifact(self.content, **said))
+            error = await self.assertFailure(stored, DestinationError)
+            self.assertFalse(error.retryable)
+            self.assertIn(f"the request's {next(iter(said))}", str(error))
+            self.assertIn(words, str(error))
+        self.assertEqual(self.server.requests, [])
+        await narrow.store(make_artifact(self.content, folder="theirs"))
+
+    async def test_no_bucket(self) -> None:
+        """Without a bucket there is nothing to do, and nothing is connected to."""
+        error = await self.refused(bucket=None)
+        self.assertFalse(error.retryable)
+        self.assertIn("no bucket", str(error))
+        self.assertEqual(self.server.requests, [])
+
+    async def test_retryable(self) -> None:
+        """Throttling, 408, 429 and 5xx may be tried again; what is refused for good not."""
+        for status, code in (
+            (503, "SlowDown"),
+            (400, "RequestTimeout"),
+            (400, "ThrottlingException"),
+            (429, "x"),
+            (408, "x"),
+            (500, "InternalError"),
+            (502, "x"),
+            (403, "RequestTimeTooSkewed"),
+        ):
+            self.server.answer = refusal(status, code)
+            error = await self.refused()
+            self.assertTrue(error.retryable, (status, code))
+            self.assertIn(f"{code}: no", str(error))
+        for status, code in (
+            (403, "SignatureDoesNotMatch"),
+            (403, "AccessDenied"),
+            (404, "NoSuchBucket"),
+            (400, "MetadataTooLarge"),
+        ):
+            self.server.answer = refusal(status, code)
+            error = await self.refused()
+            self.assertFalse(error.retryable, (status, code))
+            self.assertIn(f"s3://captures/web1-eth0-1700000000-abc.pcap: {code}: no", str(error))
+
+    async def test_redirects(self) -> None:
+        """A redirect is followed to another region of the service only, which is asked for once."""
+        for status in (301, 302, 307, 308):
+            self.server.requests.clear()
+            self.server.heads = 0
+            self.server.headers = {"Location": f"{self.server.endpoint}/elsewhere"}
+            self.server.answer = refusal(status, "Moved")
+            error = await self.refused()
+            self.assertFalse(error.retryable, status)
+            self.assertIn("Moved: no", str(error))
+            self.assertEqual(len(self.server.requests), 1, status)
+            self.assertLessEqual(self.server.heads, 1, status)
+
+    async def test_asked_to_wait(self) -> None:
+        """How long the service asks to be left alone is told; it isn't asked again meanwhile."""
+        for status, code in ((429, "TooManyRequests"), (503, "SlowDown")):
+            self.server.answer = refusal(status, code)
+            self.server.headers = {"Retry-After": "17"}
+            self.assertEqual((await self.refused()).retry_after_seconds, 17.0)
+            self.server.headers = {}
+            self.assertIsNone((await self.refused()).retry_after_seconds)
+        self.assertEqual(len(self.server.requests), 4)
+
+    async def test_words(self) -> None:
+        """What a server says is told on one line, shortened, without the key."""
+        self.server.answer = refusal(403, "Denied", "a\n\tb " + SECRET + " v3ry%2Fs3cr3t%2Bk3y" + "x" * 5000)
+        words = str(await self.refused())
+        self.assertIn("Denied: a b [access key] [access key]xxx", words)
+        self.assertLess(len(words), 400)
+
+    async def test_rubbish(self) -> None:
+        """An answer that is no S3's is an error."""
+        for status in (500, 404):
+            self.server.answer = lambda status=status: (status, b"<html>\x00")
+            await self.refused()
+
+    async def test_no_connection(self) -> None:
+        """A refused connection may be tried again."""
+        error = await self.refused({"endpoint": "http://127.0.0.1:1"})
+        self.assertTrue(error.retryable)
+        self.assertIn("Could not connect", str(error))
+
+    async def test_unknown_host(self) -> None:
+        """So may a host that is not found."""
+        self.assertTrue((await self.refused({"endpoint": "http://nowhere.invalid"})).retryable)
+
+    async def test_no_credentials(self) -> None:
+        """Without credentials anywhere it fails for good, and says so."""
+        empty = self.mktemp()
+        environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("AWS_")},
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "AWS_SHARED_CREDENTIALS_FILE": empty,
+            "AWS_CONFIG_FILE": empty,
+        }
+        self.patch(os, "environ", environment)
+        error = await self.refused(access_id=None, access_key=None)
+        self.assertFalse(error.retryable)
+        self.assertIn("Unable to locate credentials", str(error))
+
+    async def test_credentials_anew(self) -> None:
+        """
+        Credentials of a profile are looked for again where there were none, and where the
+        configured endpoint refuses what was there; no other endpoint has a say in that.
+        """
+        path = os.path.abspath(self.mktemp())
+        environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("AWS_")},
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "AWS_SHARED_CREDENTIALS_FILE": path,
+            "AWS_CONFIG_FILE": path,
+        }
+        self.patch(os, "environ", environment)
+        destination = self.make(access_id=None, access_key=None)
+
+        def write(id: str) -> None:
+            with open(path, "w") as file:
+                file.write(f"[default]\naws_access_key_id = {id}\naws_secret_access_key = x\n")
+
+        async def used(**asked: Any) -> str:
+            with contextlib.suppress(DestinationError):
+                await destination.store(make_artifact(self.content, **asked))
+            found: str = self.server.requests[-1][1]["authorization"]
+            return found.partition("Credential=")[2].partition("/")[0]
+
+        await self.assertFailure(destination.store(make_artifact(self.content)), DestinationError)
+        self.assertEqual(self.server.requests, [])
+        write("FIRST")
+        self.assertEqual(await used(), "FIRST")
+        self.assertEqual(await used(endpoint=self.server.endpoint + "/"), "FIRST")
+        write("SECOND")
+        self.server.answer = refusal(403, "AccessDenied")
+        self.assertEqual(await used(), "FIRST")
+        self.server.answer = refusal(403, "ExpiredToken")
+        self.assertEqual([await used(), await used()], ["FIRST", "SECOND"])
+        elsewhere = self.server.endpoint.replace("127.0.0.1", "localhost")
+        self.assertEqual(await used(endpoint=elsewhere), "SECOND")
+        write("THIRD")
+        self.assertEqual(await used(endpoint=elsewhere), "SECOND")
+
+    async def test_cancel(self) -> None:
+        """On cancel the Deferred fires at once; the thread notices, and closes what it reads."""
+        content = MemfdContent(zeros=100_000_000)
+        self.addCleanup(content.close)
+        stored = self.make().store(make_artifact(content))
+        stored.cancel()
+        await self.assertFailure(stored, defer.CancelledError)
+        await self.threads.stopService()
+        self.assertTrue(content.all_closed)
+        self.assertEqual(self.server.requests, [])
+
+    async def test_content_that_is_gone(self) -> None:
+        """A content that can't be opened is an error as any other."""
+        gone = MemfdContent(b"x")
+        gone.close()
+        await self.assertFailure(self.make().store(make_artifact(gone)), DestinationError)
+
+
+class BadPeer:
+    """
+    A server of one port that speaks as it likes.
+
+    @param speak: is given each connection, in a thread of its own.
+    """
+
+    def __init__(self, speak: Callable[[socket.socket], None], **options: Any) -> None:
+        self._speak = speak
+        self._listening = socket.create_server(("127.0.0.1", 0), **options)
+        self._open: list[socket.socket] = []
+        self.endpoint = f"http://127.0.0.1:{self._listening.getsockname()[1]}"
+        self.closed = threading.Event()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def stop(self) -> None:
+        """End it, and its connections."""
+        self.closed.set()
+        for one in (self._listening, *self._open):
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+            one.close()
+
+    def drip(self, connection: socket.socket, data: bytes) -> None:
+        """Send the same again and again, ten times a second."""
+        while not self.closed.wait(0.1):
+            connection.sendall(data)
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self._listening.accept()
+                self._open.append(connection)
+                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            self._speak(connection)
+
+
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+class BadPeerTests(S3Case):
+    """L{S3}, and who means it harm, or has lost all sense."""
+
+    timeout = 30
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.one_thread = Threads(reactor, most=1)
+        self.one_thread.startService()
+        self.addCleanup(self.one_thread.stopService)
+
+    def peer(self, speak: Callable[[socket.socket], None], **options: Any) -> BadPeer:
+        peer = BadPeer(speak, **options)
+        self.addCleanup(peer.stop)
+        return peer
+
+    def destination(self, **changes: Any) -> S3:
+        """With one thread for what requests name."""
+        values = {"access_id": "AKIDEXAMPLE", "access_key": SECRET, "bucket": "captures", **changes}
+        return S3(self.threads.run, self.one_thread.run, endpoint=self.server.endpoint, **values)
+
+    async def ends(self, endpoint: str, content: MemfdContent | None = None) -> None:
+        """An attempt is cut short within a connection: its thread is free at once."""
+        artifact = make_artifact(content or self.content, endpoint=endpoint)
+        destination = self.destination()
+        # With all that is imported and made for the first.
+        await destination.store(make_artifact(self.content, endpoint=self.server.endpoint + "/"))
+        stored = destination.store(artifact)
+        stored.addTimeout(0.7, reactor)
+        await self.assertFailure(stored, defer.TimeoutError)
+        await self.one_thread.run(lambda: None).addTimeout(3, reactor)
+        self.assertTrue((content or self.content).all_closed)
+
+    async def test_drips_before_the_body(self) -> None:
+        """A byte now and then in place of "100 Continue"."""
+        peer = self.peer(lambda connection: peer.drip(connection, b"H"))
+        await self.ends(peer.endpoint)
+
+    async def test_drips_headers(self) -> None:
+        """A header now and then."""
+
+        def speak(connection: socket.socket) -> None:
+            connection.sendall(CONTINUE + b"HTTP/1.1 200 OK\r\n")
+            peer.drip(connection, b"X: y\r\n")
+
+        peer = self.peer(speak)
+        await self.ends(peer.endpoint)
+
+    async def test_drips_body(self) -> None:
+        """A byte of the answer's body now and then."""
+
+        def speak(connection: socket.socket) -> None:
+            connection.sendall(CONTINUE + b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+            peer.drip(connection, b"x")
+
+        peer = self.peer(speak)
+        await self.ends(peer.endpoint)
+
+    async def test_reads_slowly(self) -> None:
+        """The object is read, a little now and then."""
+
+        def speak(connection: socket.socket) -> None:
+            connection.sendall(CONTINUE)
+            while not peer.closed.wait(0.1):
+                connection.recv(1000)
+
+        content = MemfdContent(zeros=20_000_000)
+        self.addCleanup(content.close)
+        peer = self.peer(speak)
+        await self.ends(peer.endpoint, content)
+
+    async def test_silent(self) -> None:
+        """Nothing is said, neither in HTTP nor in TLS."""
+        peer = self.peer(lambda connection: peer.drip(connection, b""))
+        await self.ends(peer.endpoint)
+        await self.ends(peer.endpoint.replace("http:", "https:"))
+
+    async def test_not_accepted(self) -> None:
+        """Connections are not even accepted."""
+        with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
+            waiting = [socket.socket() for _ in range(3)]
+            for one in waiting:
+                self.addCleanup(one.close)
+                one.setblocking(False)
+                one.connect_ex(full.getsockname())
+            await self.ends(f"http://127.0.0.1:{full.getsockname()[1]}")
+
+    async def test_ends_within_continue(self) -> None:
+        """An end within the headers of "100 Continue" is an error, and nothing is tried for ever."""
+
+        def speak(connection: socket.socket) -> None:
+            connection.recv(65536)
+            connection.sendall(b"HTTP/1.1 100 Continue\r\n")
+            connection.shutdown(socket.SHUT_WR)
+
+        stored = self.destination().store(make_artifact(self.content, endpoint=self.peer(speak).endpoint))
+        error = await self.assertFailure(stored.addTimeout(10, reactor), DestinationError)
+        self.assertTrue(error.retryable)
+
+    async def test_endless_answers(self) -> None:
+        """No more of an answer is read than an answer can have: of its body, or of its headers."""
+        for start, more in (
+            (b"", b"x"),
+            (CONTINUE[:-2], b"x"),
+            (CONTINUE, CONTINUE),
+            (CONTINUE + b"HTTP/1.1 200 OK\r\n", b"X: y\r\n"),
+            (CONTINUE + b"HTTP/1.1 500 No\r\nContent-Length: 400000000\r\n\r\n", b"<a>"),
+            (CONTINUE + b"HTTP/1.1 200 No\r\nTransfer-Encoding: chunked\r\n\r\n", b"3\r\n<a>\r\n"),
+        ):
+
+            def speak(connection: socket.socket, start: bytes = start, more: bytes = more) -> None:
+                connection.recv(65536)
+                connection.sendall(start)
+                block = more * 10000
+                while True:
+                    connection.sendall(block)
+
+            peer = self.peer(speak)
+            destination = self.destination()
+            await destination.store(make_artifact(self.content))
+            with PeakMemory() as memory:
+                stored = destination.store(make_artifact(self.content, endpoint=peer.endpoint))
+                error = await self.assertFailure(stored.addTimeout(10, reactor), DestinationError)
+            self.assertTrue(error.retryable)
+            if more != b"X: y\r\n":
+                # Of headers, the HTTP client itself takes so many only.
+                self.assertIn("an answer of more than 262144 bytes", str(error))
+            self.assertLess(memory.grown_bytes, 32_000_000)
+            peer.stop()
+
+    async def test_apart(self) -> None:
+        """What hangs at an endpoint that requests name leaves the configured one alone."""
+        peer = self.peer(lambda connection: peer.drip(connection, b"H"))
+        destination = self.destination()
+        hanging = [destination.store(make_artifact(self.content, endpoint=peer.endpoint)) for _ in range(30)]
+        await destination.store(make_artifact(self.content)).addTimeout(10, reactor)
+        # Such a one is the configured one, too.
+        asked = make_artifact(self.content, endpoint=self.server.endpoint)
+        await destination.store(asked).addTimeout(10, reactor)
+        for stored in hanging:
+            stored.cancel()
+            await self.assertFailure(stored, defer.CancelledError)
+        await self.one_thread.run(lambda: None).addTimeout(3, reactor)
+
+    async def test_nothing_kept(self) -> None:
+        """A connection ends with its attempt."""
+        destination = self.destination()
+        await destination.store(make_artifact(self.content))
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(5):
+            await destination.store(make_artifact(self.content))
+        for _ in range(200):
+            # The server, of this process too, may be a bit later.
+            if len(os.listdir("/proc/self/fd")) <= before:
+                break
+            await task.deferLater(reactor, 0.01)
+        self.assertLessEqual(len(os.listdir("/proc/self/fd")), before)
+        self.assertEqual(len({request[1]["x-client"] for request in self.server.requests}), 6)
+
+
+class LazyImportTests(SynchronousTestCase):
+    """What L{S3} costs that is not used."""
+
+    def test_nothing_before_the_first(self) -> None:
+        """Nothing is made, and nothing connected to, by the constructor."""
+        self.assertIsNone(S3(run_now, run_now, bucket="b")._own[1]._session)
+
+
+class MetadataTests(SynchronousTestCase):
+    """L{metadata_value}."""
+
+    def test_plain(self) -> None:
+        """Printable ASCII stays as it is."""
+        self.assertEqual(metadata_value("customer:Big Co,node:web1"), "customer:Big Co,node:web1")
+
+    def test_encoded(self) -> None:
+        """Anything else is percent-encoded, and the percent sign and the outermost spaces, too."""
+        self.assertEqual(metadata_value("ü,50%\n"), "%C3%BC,50%25%0A")
+        self.assertEqual(metadata_value(" a  b  "), "%20a  b%20%20")
+        self.assertEqual(metadata_value("\ud800"), "%3F")
+
+    def test_longest(self) -> None:
+        """2 KB are taken, with the name."""
+        self.assertEqual(metadata_value("x" * 2044), "x" * 2044)
+
+    def test_cut_at_comma(self) -> None:
+        """What is longer ends at a comma."""
+        self.assertEqual(metadata_value("a" * 2000 + "," + "b" * 43), "a" * 2000 + "," + "b" * 43)
+        self.assertEqual(metadata_value("a" * 2000 + "," + "b" * 44), "a" * 2000)
+        self.assertEqual(metadata_value("a" * 2044 + ",b"), "a" * 2044)
+
+    def test_cut_without_comma(self) -> None:
+        """Where there is none, not within an encoded byte."""
+        for extra in range(4):
+            value = metadata_value("x" * extra + "%" * 1000)
+            self.assertLessEqual(len(value), 2044)
+            self.assertTrue(value.endswith("%25"))

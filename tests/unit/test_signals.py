@@ -1,0 +1,96 @@
+"""What signals mean."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from typing import Any
+
+from twisted.trial import unittest
+
+from pcapsvc.host.signals import Signals, ignore_reload
+
+
+class Reactor:
+    """A reactor that does at once what it is told to do in its turn."""
+
+    def __init__(self) -> None:
+        self.stops = 0
+        self.started: list[Callable[[], None]] = []
+
+    def callWhenRunning(self, function: Callable[[], None]) -> None:
+        self.started.append(function)
+
+    def callFromThread(self, function: Callable[..., Any], *args: Any) -> None:
+        function(*args)
+
+    def stop(self) -> None:
+        self.stops += 1
+
+
+class SignalsTests(unittest.SynchronousTestCase):
+    """L{Signals}, with a table of handlers in place of the process's."""
+
+    def setUp(self) -> None:
+        """Signals that are taken."""
+        self.handlers: dict[int, Any] = dict.fromkeys((1, 2, 15), "before")
+        self.reactor = Reactor()
+        self.hurried = 0
+        self.signals = Signals(self.reactor, hurry=self.hurry, install=self.install)
+        self.signals.startService()
+
+    def hurry(self) -> None:
+        """Count."""
+        self.hurried += 1
+
+    def install(self, number: int, handler: Any) -> Any:
+        """As C{signal.signal} does."""
+        before, self.handlers[number] = self.handlers[number], handler
+        return before
+
+    def run_reactor(self) -> None:
+        """The reactor starts to run."""
+        for function in self.reactor.started:
+            function()
+
+    def test_not_before_the_reactor_runs(self) -> None:
+        """The reactor's own handlers, set when it starts, don't replace these."""
+        self.assertEqual(set(self.handlers.values()), {"before"})
+        self.run_reactor()
+        self.assertNotIn("before", self.handlers.values())
+
+    def test_stop_then_hurry(self) -> None:
+        """The first signal stops the reactor, and each further one hurries, whichever they are."""
+        self.run_reactor()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
+            self.handlers[number](number, None)
+        self.assertEqual((self.reactor.stops, self.hurried), (1, 2))
+
+    def test_nothing_is_reloaded(self) -> None:
+        """SIGHUP does nothing."""
+        self.run_reactor()
+        self.handlers[signal.SIGHUP](signal.SIGHUP, None)
+        self.assertEqual((self.reactor.stops, self.hurried), (0, 0))
+
+    def test_ignored_after_the_end(self) -> None:
+        """When all has stopped since a signal said so, no further one can end the process otherwise."""
+        self.run_reactor()
+        self.handlers[signal.SIGTERM](signal.SIGTERM, None)
+        self.signals.stopService()
+        self.assertEqual(self.handlers, dict.fromkeys((1, 2, 15), signal.SIG_IGN))
+
+    def test_ignored_before_the_start(self) -> None:
+        """SIGHUP alone is ignored before the reactor runs."""
+        ignore_reload(self.install)
+        self.assertEqual(self.handlers, {1: signal.SIG_IGN, 2: "before", 15: "before"})
+
+    def test_given_back(self) -> None:
+        """
+        Where the service is stopped without a signal, the handlers are those from before; a reactor
+        that starts late changes nothing.
+        """
+        self.run_reactor()
+        self.signals.stopService()
+        self.assertEqual(set(self.handlers.values()), {"before"})
+        self.run_reactor()
+        self.assertEqual(set(self.handlers.values()), {"before"})

@@ -1,0 +1,204 @@
+"""The spool's bounds: no more than so much, and no longer than so long."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from functools import partial
+from types import FrameType
+from typing import Any
+
+from pcapsvc.core.errors import SpoolError
+from pcapsvc.delivery.inventory import ENTRY_BYTES
+from pcapsvc.testing import run_now
+from tests.unit.contents import MemfdContent, make_artifact
+from tests.unit.test_spool import DAY, WALL, SpoolCase, replace_id
+
+
+def steps_of(work: Callable[[], object]) -> int:
+    """How many lines of the deliveries' code some work runs."""
+    steps = 0
+
+    def trace(frame: FrameType, event: str, argument: object) -> Any:
+        nonlocal steps
+        if "/pcapsvc/delivery/" not in frame.f_code.co_filename:
+            return None
+        steps += 1
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        work()
+    finally:
+        sys.settrace(before)
+    return steps
+
+
+class BoundsTests(SpoolCase):
+    """No more than so much, and no longer than so long."""
+
+    def test_size(self) -> None:
+        """Over the size, the oldest go, and each is told; what is being delivered stays."""
+        for number in range(10):
+            self.put(f"{number}.pcap")
+        self.assertEqual(self.lost(), [])
+        self.clock.advance(60)
+        self.spool.due("one")[0].busy = True
+        self.put("x.pcap")
+        self.put("y.pcap")
+        self.assertEqual([capture for capture, _ in self.lost()], ["1", "2"])
+        self.assertIn("the spool is full", self.lost()[0][1])
+        self.assertIn("the last problem was: 503", self.lost()[0][1])
+        self.assertLessEqual(self.spool.size, self.max_bytes)
+        self.assertEqual(len(self.names()), 10)
+
+    def test_what_a_capture_costs(self) -> None:
+        """A capture that finds room costs as much however many are in the spool already."""
+        self.spool._max_bytes *= 100
+        self.put("first.pcap")
+        costs = [steps_of(partial(self.put, f"{number}.pcap")) for number in range(100)]
+        # The least of ten, as garbage may be collected within one.
+        self.assertEqual(min(costs[:10]), min(costs[-10:]), costs)
+
+    def test_oldest_first(self) -> None:
+        """What is oldest is so by a clock that nobody sets: it goes first, and is tried first."""
+        for number in range(10):
+            self.put(f"{number}.pcap")
+            self.wall -= 60
+        self.put("x.pcap")
+        self.assertEqual([capture for capture, _ in self.lost()], ["0"])
+        self.clock.advance(60)
+        self.assertEqual([kept.capture_id for kept in self.spool.due("one")], [*"123456789x"])
+
+    def test_too_large(self) -> None:
+        """What is larger than all of it pushes nothing out."""
+        self.put()
+        self.spool._max_bytes = ENTRY_BYTES
+        self.assertIn("the spool may have", self.refused("b.pcap"))
+        self.assertEqual(self.spool.entries, 1)
+
+    def test_all_busy(self) -> None:
+        """Where everything is being delivered, a new capture has no place."""
+        for number in range(10):
+            self.put(f"{number}.pcap")
+        self.clock.advance(60)
+        for kept in self.spool.due("one"):
+            kept.busy = True
+        self.assertIn("being delivered now", self.refused("x.pcap"))
+
+    def test_busy_ones_in_the_way(self) -> None:
+        """Where taking all others away would not suffice, none is."""
+        for number in range(10):
+            self.put(f"{number}.pcap")
+        self.clock.advance(60)
+        for kept in self.spool.due("one")[:5]:
+            kept.busy = True
+        large = MemfdContent(bytes(5 * ENTRY_BYTES))
+        self.addCleanup(large.close)
+        putting = self.spool.put(make_artifact(large, name="x.pcap"), "one", "503")
+        self.assertIn("being delivered now", str(self.failureResultOf(putting, SpoolError).value))
+        self.assertEqual((self.lost(), self.spool.entries), ([], 10))
+
+    def test_not_written(self) -> None:
+        """What can't be written costs no older one its place."""
+        for number in range(10):
+            self.put(f"{number}.pcap")
+        full = self.patch(os, "write", lambda *args: (_ for _ in ()).throw(OSError(28, "No space left")))
+        for _ in range(3):
+            self.assertIn("No space left", self.refused("x.pcap"))
+        self.assertEqual((self.lost(), self.spool.entries), ([], 10))
+        full.restore()
+        self.put("x.pcap")
+        self.assertEqual([capture for capture, _ in self.lost()], ["0"])
+
+    def test_given_up_while_others_go(self) -> None:
+        """
+        A capture that is given up when it is in the spool already is told to be there; what had to
+        go for it goes yet, and is told, before anything else is written.
+        """
+        for number in range(10):
+            self.put(f"{number}.pcap")
+        hanging = self.hang("remove")
+        putting = self.spool.put(replace_id(make_artifact(self.content, name="x.pcap"), "x"), "one", "503")
+        putting.cancel()
+        self.successResultOf(putting)
+        self.run_in_thread = run_now
+        self.assertEqual((self.spool.entries, self.lost()), (11, []))
+        late = self.spool.put(replace_id(make_artifact(self.content, name="y.pcap"), "y"), "one", "503")
+        self.assertNoResult(late)
+        hanging[0].callback(None)
+        self.successResultOf(late)
+        self.assertEqual((self.spool.entries, len(self.names())), (10, 10))
+        self.assertEqual([capture for capture, _ in self.lost()], ["0", "1"])
+
+    def test_age(self) -> None:
+        """After the longest age a capture is lost, and told to be, after a restart as before."""
+        self.put("a.pcap")
+        self.clock.advance(DAY - 10)
+        self.put("b.pcap")
+        self.successResultOf(self.spool.tidy())
+        self.assertEqual(self.lost(), [])
+        self.clock.advance(20)
+        self.restart()
+        [(capture, why)] = self.lost()
+        self.assertEqual(capture, "a")
+        self.assertIn("could not be delivered within 86400 s; the last problem was: 503", why)
+        self.assertEqual(len(self.names()), 1)
+
+    def test_clock_set(self) -> None:
+        """A wall clock that jumps makes nothing older, before a restart or by it."""
+        self.wall = 0.0
+        self.put("a.pcap")
+        self.wall = WALL
+        self.put("b.pcap")
+        self.successResultOf(self.spool.tidy())
+        self.restart()
+        self.assertEqual((self.lost(), self.spool.entries), ([], 2))
+        self.wall = 0.0
+        self.restart()
+        self.wall = WALL
+        self.successResultOf(self.spool.tidy())
+        self.assertEqual((self.lost(), self.spool.entries), ([], 2))
+        self.clock.advance(DAY + 1)
+        self.successResultOf(self.spool.tidy())
+        self.assertEqual([capture for capture, _ in self.lost()], ["a", "b"])
+
+    def test_too_old_to_remove(self) -> None:
+        """Where one that is too old can't be removed, that is told, and tried again."""
+        self.put()
+        self.clock.advance(DAY + 1)
+
+        def failing(old: str, new: str) -> None:
+            raise OSError(30, "Read-only file system")
+
+        failures = self.patch(os, "rename", failing)
+        for _ in range(2):
+            self.successResultOf(self.spool.tidy())
+        self.assertEqual((len(self.errors()), self.spool.entries), (1, 1))
+        failures.restore()
+        self.successResultOf(self.spool.tidy())
+        self.assertEqual([capture for capture, _ in self.lost()], ["a"])
+
+    def test_broken_ones_go(self) -> None:
+        """What is broken is kept as long as anything else, and gives way first."""
+        self.put("a.pcap")
+        self.stop()
+        (self.entry() / "manifest.json").unlink()
+        os.utime(self.entry(), (WALL, WALL))
+        self.start()
+        self.successResultOf(self.spool.tidy())
+        for number in range(10):
+            self.put(f"b{number}.pcap")
+        self.assertEqual((os.listdir(self.path / "broken"), self.lost()), ([], []))
+
+    def test_broken_ones_age(self) -> None:
+        """After the longest age, they go as well."""
+        (self.path / ".new-0123456789abcdef").mkdir()
+        os.utime(self.path / ".new-0123456789abcdef", (WALL, WALL))
+        self.restart()
+        self.assertEqual(len(os.listdir(self.path / "broken")), 1)
+        self.clock.advance(DAY + 1)
+        self.successResultOf(self.spool.tidy())
+        self.assertEqual(os.listdir(self.path / "broken"), [])

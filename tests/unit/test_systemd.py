@@ -1,0 +1,98 @@
+"""What the service manager is told."""
+
+from __future__ import annotations
+
+import os
+import socket
+import tempfile
+from collections.abc import Callable
+
+from twisted.logger import LogEvent, formatEvent, globalLogPublisher
+from twisted.trial import unittest
+
+from pcapsvc.host.systemd import Readiness
+
+
+class Reactor:
+    """A reactor that a test lets run."""
+
+    def __init__(self) -> None:
+        self.calls: list[Callable[[], None]] = []
+
+    def callWhenRunning(self, function: Callable[[], None]) -> None:
+        """Keep it for L{run}."""
+        self.calls.append(function)
+
+    def run(self) -> None:
+        """Begin to run."""
+        for call in self.calls:
+            call()
+
+
+class ReadinessTests(unittest.SynchronousTestCase):
+    """L{Readiness}, beside a socket that is as systemd's."""
+
+    def setUp(self) -> None:
+        """A reactor that doesn't run yet, and a manager's socket."""
+        self.reactor = Reactor()
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.path = os.path.join(folder.name, "notify")
+
+    def manager(self, address: str) -> socket.socket:
+        """A manager that listens."""
+        manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.addCleanup(manager.close)
+        manager.bind(address)
+        manager.setblocking(False)
+        return manager
+
+    def readiness(self, address: str | None) -> Readiness:
+        """The service."""
+        return Readiness(self.reactor, address, stop_timeout_seconds=20)
+
+    def test_ready_and_stopping(self) -> None:
+        """It is ready when the reactor runs, and not before; and asks for the time that the stop may take."""
+        manager = self.manager(self.path)
+        readiness = self.readiness(self.path)
+        readiness.startService()
+        self.assertRaises(BlockingIOError, manager.recv, 100)
+        self.reactor.run()
+        self.assertEqual(manager.recv(100), b"READY=1")
+        readiness.stopService()
+        self.assertEqual(manager.recv(100), b"STOPPING=1\nEXTEND_TIMEOUT_USEC=25000000")
+
+    def test_abstract(self) -> None:
+        """An address that begins with an at sign is in the abstract namespace."""
+        name = f"pcapsvc-test-{os.getpid()}"
+        manager = self.manager(f"\0{name}")
+        self.readiness(f"@{name}").startService()
+        self.reactor.run()
+        self.assertEqual(manager.recv(100), b"READY=1")
+
+    def test_stopped_before_it_was_ready(self) -> None:
+        """What was stopped before the reactor ran is not ready."""
+        manager = self.manager(self.path)
+        readiness = self.readiness(self.path)
+        readiness.startService()
+        readiness.stopService()
+        self.reactor.run()
+        self.assertTrue(manager.recv(100).startswith(b"STOPPING=1"))
+        self.assertRaises(BlockingIOError, manager.recv, 100)
+
+    def test_no_manager(self) -> None:
+        """Without a manager nothing is told; one that isn't there is a warning, and no more."""
+        lines: list[str] = []
+
+        def keep(event: LogEvent) -> None:
+            lines.append(formatEvent(event))
+
+        globalLogPublisher.addObserver(keep)
+        self.addCleanup(globalLogPublisher.removeObserver, keep)
+        for address in (None, "", self.path):
+            readiness = self.readiness(address)
+            readiness.startService()
+            self.reactor.run()
+            self.reactor.calls.clear()
+        self.assertEqual(len(lines), 1)
+        self.assertIn("could not be told 'READY=1'", lines[0])

@@ -1,0 +1,293 @@
+"""What C{twistd} sees of the service."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from twisted.application.service import IService, IServiceMaker
+from twisted.internet import reactor
+from twisted.internet.utils import getProcessOutputAndValue
+from twisted.plugin import getPlugins
+from twisted.python.usage import UsageError
+from twisted.trial import unittest
+
+from pcapsvc import tap
+from pcapsvc.settings import OPTIONS
+from peers.certificates import Authority
+
+ROOT = Path(__file__).resolve().parents[2]
+QUICK_START = str(ROOT / "examples" / "quickstart.toml")
+
+
+def options(*given: str) -> tap.Options:
+    parsed = tap.Options()
+    parsed.parseOptions(list(given))
+    return parsed
+
+
+class OptionsTests(unittest.TestCase):
+    """The options of the command line."""
+
+    def test_only_what_was_given(self) -> None:
+        """An option that isn't given overrides nothing."""
+        self.assertEqual({}, options().overrides())
+        self.assertEqual({}, options("--config", "/etc/pcapsvc.toml").overrides())
+
+    def test_each(self) -> None:
+        """Each option is taken by its name, its value as it was typed; a flag is true."""
+        for name, option in OPTIONS.items():
+            if option.kind == "flag":
+                self.assertEqual({name: True}, options(f"--{name}").overrides())
+            else:
+                self.assertEqual({name: "07x"}, options(f"--{name}", "07x").overrides())
+                self.assertEqual({name: ""}, options(f"--{name}=").overrides())
+
+    def test_one_dash(self) -> None:
+        """One dash is enough, as the original had them: for each, with its value beside it or after it."""
+        for name, option in OPTIONS.items():
+            if option.kind == "flag":
+                self.assertEqual({name: True}, options(f"-{name}").overrides())
+            else:
+                for value in ("07x", "", "-upload", "a=b", "--"):
+                    self.assertEqual({name: value}, options(f"-{name}", value).overrides())
+                    self.assertEqual({name: value}, options(f"-{name}={value}").overrides())
+        given = options("-config", "a.toml", "-cshost", "h", "--csport", "1", "-upload", "-redisport=2")
+        self.assertEqual("a.toml", given["config"])
+        self.assertEqual({"cshost": "h", "csport": "1", "upload": True, "redisport": "2"}, given.overrides())
+
+    def test_flag_values(self) -> None:
+        """A flag may have the values that Go takes; the last one that is given counts."""
+        for name in ("upload", "writelocal", "panic"):
+            for dashes in ("-", "--"):
+                for value in ("1", "t", "T", "true", "TRUE", "True"):
+                    self.assertEqual({name: True}, options(f"{dashes}{name}={value}").overrides())
+                for value in ("0", "f", "F", "false", "FALSE", "False"):
+                    self.assertEqual({name: False}, options(f"{dashes}{name}={value}").overrides())
+        self.assertEqual({"upload": False}, options("-upload", "--upload=f").overrides())
+        self.assertEqual({"upload": True}, options("-upload=f", "--upload").overrides())
+
+    def test_shortened(self) -> None:
+        """Twisted takes a long name that is cut, where it is clear."""
+        self.assertEqual({"upload": True}, options("--uplo").overrides())
+        self.assertEqual({"redischannel": "c"}, options("--redisc", "c").overrides())
+
+    def test_refused(self) -> None:
+        """An option that isn't known, one without its value, and what is no option are refused."""
+        for given in (
+            ("--cshots", "x"),
+            ("-cshots", "x"),
+            ("-uplo",),
+            ("---upload",),
+            ("-csport",),
+            ("--csport",),
+            ("-upload", "false"),
+            ("--", "-upload"),
+            ("-", "-upload"),
+        ):
+            self.assertRaises(UsageError, options, *given)
+
+    def test_help(self) -> None:
+        """The help names each option, and that a token is safer in a file."""
+        text = str(tap.Options())
+        for name in ("config", *OPTIONS):
+            self.assertIn(f"--{name}", text)
+        self.assertIn("tokenfile", text)
+
+
+class MakeServiceTests(unittest.TestCase):
+    """From options to a service."""
+
+    def setUp(self) -> None:
+        """
+        Whoever makes a service ignores SIGHUP, gives the reactor another clock, and changes how the end
+        of the process is told.
+        """
+        self.patch(reactor, "seconds", reactor.seconds)
+        self.addCleanup(signal.signal, signal.SIGHUP, signal.getsignal(signal.SIGHUP))
+        self.addCleanup(setattr, sys, "excepthook", sys.excepthook)
+
+    def refused(self, make: Callable[..., IService], *arguments: Any) -> list[str]:
+        """The lines that are printed when no service can be made."""
+        printed = io.StringIO()
+        with contextlib.redirect_stderr(printed):
+            self.assertEqual(1, self.assertRaises(SystemExit, make, *arguments).code)
+        return printed.getvalue().splitlines()
+
+    def test_a_service(self) -> None:
+        """A configuration without problems makes a service, which isn't started."""
+        service = tap.makeService(options("--config", QUICK_START))
+        self.assertTrue(IService.providedBy(service))
+        self.assertFalse(service.running)
+
+    def test_problems(self) -> None:
+        """Each problem is a line on standard error, after a heading, and the process is to end with 1."""
+        self.assertEqual(
+            [
+                "pcapsvc cannot start; the configuration has problems:",
+                "  --maxpackets = 0: must be a whole number from 1 to 9223372036854775807",
+                "  --csport = 'x': must be a whole number from 1 to 65535",
+            ],
+            self.refused(
+                tap.makeService, options("--config", QUICK_START, "--csport", "x", "--maxpackets", "0")
+            ),
+        )
+
+    def test_what_only_twisted_refuses(self) -> None:
+        """An endpoint that Twisted can make nothing of, for reasons of its own, is a problem like others."""
+        folder = Path(self.mktemp()).absolute()
+        folder.mkdir()
+        ours = Authority(folder).issue("http")
+        chain = folder / "chain.pem"
+        # Twisted looks for the certificates of a chain by their lines, as Unix ends them.
+        chain.write_bytes(ours.certificate.read_bytes().replace(b"\n", b"\r\n"))
+        files = f"privateKey={ours.key}:certKey={ours.certificate}:extraCertChain={chain}"
+        listen = f"ssl:0:{files}:interface=127.0.0.1"
+        configuration = folder / "pcapsvc.toml"
+        configuration.write_text(
+            f"[general]\nwritelocal = true\nlocaldir = '/'\n[http]\nlisten = '{listen}'\n"
+        )
+        heading, problem = self.refused(tap.makeService, options("--config", str(configuration)))
+        self.assertEqual("pcapsvc cannot start; the configuration has problems:", heading)
+        self.assertTrue(problem.startswith("  http.listen = 'ssl:0:privateKey="), problem)
+        self.assertIn("must be an endpoint that can be listened on (Specified chain file", problem)
+
+    def test_flag_over_the_file(self) -> None:
+        """A flag that is set to false overrides the file; one that is set to nonsense is a problem."""
+        arguments = ("-config", QUICK_START, "-writelocal=false")
+        self.assertEqual(
+            [
+                "  --writelocal: at least one destination must be enabled: general.writelocal, "
+                "cloudshark.upload or s3.upload"
+            ],
+            self.refused(tap.makeService, options(*arguments))[1:],
+        )
+        self.assertEqual(
+            ["  --panic = 'no': must be true or false"],
+            self.refused(tap.makeService, options("-config", QUICK_START, "-panic=no"))[1:],
+        )
+
+    def test_from_the_environment(self) -> None:
+        """The environment names the configuration, too."""
+        service = tap.service_from_environment({"PCAPSVC_CONFIG": QUICK_START})
+        self.assertTrue(IService.providedBy(service))
+
+    def test_no_environment(self) -> None:
+        """Without the variable that names it, that is the problem which is told."""
+        for environment in ({}, {"PCAPSVC_CONFIG": ""}):
+            self.assertEqual(
+                "  PCAPSVC_CONFIG: must name the configuration's path",
+                self.refused(tap.service_from_environment, environment)[1],
+            )
+
+
+class PluginTests(unittest.TestCase):
+    """How C{twistd} finds the service."""
+
+    def test_found(self) -> None:
+        """One plugin bears our name, and leads to the options and the maker."""
+        (found,) = [each for each in getPlugins(IServiceMaker) if each.tapname == "pcapsvc"]
+        self.assertIs(tap.Options, found.options)
+        self.assertIs(tap.makeService, found.makeService)
+
+    def test_no_packages(self) -> None:
+        """The plugin's folders are no packages, which would hide Twisted itself."""
+        for folder in (ROOT / "twisted", ROOT / "twisted" / "plugins"):
+            self.assertFalse((folder / "__init__.py").exists())
+
+
+class TwistdTests(unittest.TestCase):
+    """The real C{twistd}, with a wrong configuration."""
+
+    async def twistd(self, *arguments: str, opened: str = "", **environment: str) -> tuple[str, str, int]:
+        """
+        Run it in an empty folder; what it printed, on both channels, and its status.
+
+        @param opened: the name of a socket that it is told to have been opened by systemd.
+        """
+        sockets = f"LISTEN_PID=str(os.getpid()), LISTEN_FDS='1', LISTEN_FDNAMES={opened!r}"
+        told = f"import os; os.environ.update({sockets})"
+        folder = Path(self.mktemp())
+        folder.mkdir()
+        out, err, status = await getProcessOutputAndValue(
+            sys.executable,
+            [
+                "-c",
+                f"{told if opened else ''}\nfrom twisted.scripts.twistd import run; run()",
+                *arguments,
+            ],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path)), **environment},
+            path=str(folder),
+            reactor=reactor,
+        )
+        self.assertEqual([], [each.name for each in folder.iterdir()])
+        return out.decode(), err.decode(), status
+
+    async def test_in_the_foreground(self) -> None:
+        """In the foreground the problems are printed, with no traceback, and the status is 1."""
+        out, err, status = await self.twistd("-n", "pcapsvc", "--csport", "x")
+        self.assertEqual(("", 1), (out, status))
+        self.assertTrue(err.startswith("pcapsvc cannot start"), err)
+        self.assertIn("\n  --csport = 'x': ", err)
+        self.assertIn("\n  redis.listen: at least one source", err)
+        self.assertNotIn("Traceback", err)
+
+    async def test_as_the_original(self) -> None:
+        """With one dash, options of twistd before the command and ours after it stay apart."""
+        out, err, status = await self.twistd("-n", "pcapsvc", "-csport", "x", "-upload=maybe")
+        self.assertEqual(("", 1), (out, status))
+        self.assertIn("\n  --csport = 'x': ", err)
+        self.assertIn("\n  --upload = 'maybe': must be true or false", err)
+
+    async def test_as_a_daemon(self) -> None:
+        """It doesn't become a daemon with a wrong configuration: whoever starts it sees the status."""
+        out, err, status = await self.twistd("pcapsvc", "--config", "/nowhere.toml")
+        self.assertEqual(("", 1), (out, status))
+        self.assertIn("\n  /nowhere.toml: must be a file that can be read", err)
+        self.assertNotIn("Traceback", err)
+
+    async def test_taken(self) -> None:
+        """Where the address is taken, that is told in words alone, and the status is 1."""
+        taken = socket.create_server(("127.0.0.1", 0))
+        self.addCleanup(taken.close)
+        listen = f"tcp:{taken.getsockname()[1]}:interface=127.0.0.1"
+        configuration = Path(self.mktemp()).absolute()
+        configuration.write_text(
+            f"[general]\nwritelocal = true\nlocaldir = '/'\n[http]\nlisten = '{listen}'\n"
+        )
+        for flags in (("-n",), ("--logfile", os.devnull)):
+            out, err, status = await self.twistd(*flags, "pcapsvc", "--config", str(configuration))
+            self.assertEqual(1, status)
+            self.assertIn("http.listen = ", err)
+            self.assertIn(listen, err)
+            self.assertNotIn("Traceback", out + err)
+
+    async def test_no_socket_of_systemd(self) -> None:
+        """A socket that systemd has not opened is a problem beside the others; one that it has is none."""
+        configuration = Path(self.mktemp()).absolute()
+        configuration.write_text("[http]\nlisten = 'systemd:domain=UNIX:name=http'\n")
+        arguments = ("-n", "pcapsvc", "--config", str(configuration))
+        _, err, status = await self.twistd(*arguments)
+        self.assertEqual(1, status)
+        self.assertIn("must be a socket that systemd opened for this process, and it opened none", err)
+        self.assertIn("at least one destination", err)
+        _, err, status = await self.twistd(*arguments, opened="http")
+        self.assertEqual(1, status)
+        self.assertNotIn("systemd", err)
+
+    async def test_by_the_tac(self) -> None:
+        """The same by C{pcapsvc.tac}."""
+        for flags in ("-ny", "-y"):
+            out, err, status = await self.twistd(
+                flags, str(ROOT / "pcapsvc.tac"), PCAPSVC_CONFIG="/nowhere.toml"
+            )
+            self.assertEqual(("", 1), (out, status))
+            self.assertIn("\n  /nowhere.toml: must be a file that can be read", err)
+            self.assertNotIn("Traceback", err)
