@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import subprocess
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,6 +14,25 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 LOOPBACK = ("localhost", "127.0.0.1")
+
+#: The labels that PEM files have for certificates.
+LABELS = ("CERTIFICATE", "X509 CERTIFICATE", "TRUSTED CERTIFICATE")
+
+
+def labelled(certificate: Path, label: str, *trust: str) -> Path:
+    """
+    A copy of a certificate's file with one of L{LABELS}.
+
+    @param trust: which trust settings C{TRUSTED CERTIFICATE} carries, as options of openssl-x509(1);
+        without any, it is trusted for TLS servers.
+    """
+    copy = certificate.with_name(f"{certificate.stem}-{label.replace(' ', '-').lower()}.pem")
+    if label == "TRUSTED CERTIFICATE":
+        command = ["openssl", "x509", "-trustout", "-in", str(certificate), "-out", str(copy)]
+        subprocess.run([*command, *(trust or ("-addtrust", "serverAuth"))], check=True, capture_output=True)
+    else:
+        copy.write_text(certificate.read_text().replace("CERTIFICATE", label))
+    return copy
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from pcapsvc.net.pem import UnusableCertificates, read_certificates
 from pcapsvc.settings.secret import Secret
 
 if TYPE_CHECKING:
@@ -12,10 +13,6 @@ if TYPE_CHECKING:
 
 _MOST_BYTES = 1024 * 1024
 _ONE_LINE = re.compile(r"[^\x00-\x1f\x7f]+")
-# With the labels of old as well (RFC 7468, section 4; openssl-x509(1), -trustout).
-_CERTIFICATE = re.compile(
-    r"-----BEGIN (TRUSTED |X509 |)CERTIFICATE-----.+?-----END \1CERTIFICATE-----", re.DOTALL
-)
 
 
 def is_one_line(text: str) -> bool:
@@ -61,25 +58,22 @@ def read_secret(path: str) -> Secret:
 
 def check_certificates(path: str) -> None:
     """
-    Find out whether a file holds certificates in PEM (RFC 7468, section 5), each of
-    which can be understood. What else is in it doesn't matter.
+    Check that a file contains PEM certificates that can be parsed.
 
-    @raise ValueError: as L{read_text}, and where it holds none, or one that is broken.
+    @raise ValueError: if it doesn't; the message is a rule that continues from the path.
     """
-    found = list(_CERTIFICATE.finditer(read_text(path)))
-    if not found:
-        raise ValueError("must be a file of certificates in PEM, and it holds none")
     context = _tls_context()
-    for number, certificate in enumerate(found, 1):
+
+    def parse(der: bytes) -> None:
         try:
-            if certificate[1].strip() == "TRUSTED":
-                # Behind the certificate is what it is trusted for, which is read from files only.
-                context.load_verify_locations(cafile=path)
-            else:
-                context.load_verify_locations(cadata=certificate[0].replace(certificate[1], "", 2))
-        except (TypeError, ValueError, OSError):
-            which = f"certificate {number} of {len(found)} in it" if len(found) > 1 else "what is in it"
-            raise ValueError(f"must be a file of certificates in PEM, and {which} is broken") from None
+            context.load_verify_locations(cadata=der)
+        except OSError as error:
+            raise ValueError(str(error)) from error
+
+    try:
+        read_certificates(path, parse)
+    except UnusableCertificates as error:
+        raise ValueError(error.rule) from None
 
 
 def check_key(path: str) -> None:

@@ -13,6 +13,7 @@ from pcapsvc.core.result import Receipt
 from pcapsvc.destinations.cloudshark import CloudShark
 from pcapsvc.destinations.s3 import S3
 from pcapsvc.threads import Threads
+from peers.certificates import LABELS, labelled
 from peers.cloudshark import CloudSharkServer, Shown, accept, answer, hang, refuse, reset, slow
 from peers.s3 import S3Server
 from tests.unit.contents import MemfdContent, PeakMemory, make_artifact
@@ -72,6 +73,15 @@ class CloudSharkTests(DestinationCase):
         self.assertEqual(upload.fields, {"additional_tags": "customer:Zoë,node:web1"})
         self.assertTrue(upload.has_length)
         self.assertTrue(self.content.all_closed)
+
+    async def test_labels(self) -> None:
+        """The server is verified with a file whose certificates have any of their labels."""
+        server = self.serve()
+        for label in LABELS:
+            await self.make(server, verify=str(labelled(server.ca_file, label))).store(
+                make_artifact(self.content)
+            )
+        self.assertEqual(len(server.uploads()), len(LABELS))
 
     async def test_by_address(self) -> None:
         """A certificate may be for an address."""

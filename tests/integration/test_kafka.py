@@ -14,7 +14,7 @@ from twisted.internet import threads
 
 from pcapsvc.sources.kafka.connection import Connection
 from pcapsvc.sources.kafka.source import KafkaSecurity
-from peers.certificates import Authority
+from peers.certificates import LABELS, Authority, labelled
 from tests.integration.kafka_case import KafkaTestCase
 
 #: How fast requests are sent in a stream.
@@ -253,6 +253,18 @@ class SecureTests(KafkaTestCase):
                 bootstrap_seconds=5.0,
             )
             self.assertRaises(SaslAuthenticationFailedError, connection.open)
+
+    async def test_labels(self) -> None:
+        """The server is verified with a file whose certificates have any of their labels."""
+        ca_file = self.broker.security().ssl_cafile
+        assert ca_file is not None
+        for label in LABELS:
+            security = self.broker.security(ssl_cafile=str(labelled(Path(ca_file), label)))
+            connection = Connection(
+                [self.broker.secure_server], self.topic, group=None, client_id="test", security=security
+            )
+            await threads.deferToThread(connection.open)
+            await threads.deferToThread(connection.close)
 
     async def test_wrong_authority(self) -> None:
         """A certificate that a stranger signed is refused, and that is told."""

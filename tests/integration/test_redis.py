@@ -13,7 +13,7 @@ from twisted.trial import unittest
 
 from pcapsvc.sources.redis.source import MAX_MESSAGE_BYTES, RedisSource
 from pcapsvc.testing import MemorySink
-from peers.certificates import Authority
+from peers.certificates import LABELS, Authority, labelled
 from peers.redis import RedisServer
 
 CHECK_SECONDS = 0.4
@@ -162,6 +162,16 @@ class RedisSourceTests(unittest.TestCase):
                 server, host=host, tls=True, ca_file=str(server.ca_file), password=server.password
             )
             await self.hears(server, b"x")
+            await source.stopService()
+        self.assertEqual(self.warnings(), [])
+
+    async def test_labels(self) -> None:
+        """The server is verified with a file whose certificates have any of their labels."""
+        server = self.server(tls=True)
+        server.start()
+        for label in LABELS:
+            source = self.listen(server, tls=True, ca_file=str(labelled(server.ca_file, label)))
+            await self.hears(server, label.encode())
             await source.stopService()
         self.assertEqual(self.warnings(), [])
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
 
 from twisted.internet import reactor
 
 from pcapsvc.core.errors import shown
 from pcapsvc.settings.listen import check_listener, read_listener
 from pcapsvc.sources.http.source import http_endpoint
+from peers.certificates import LABELS, labelled
 from tests.unit.test_settings import LEAST, SettingsTestCase
 
 
@@ -22,11 +22,11 @@ class CertificatesTests(SettingsTestCase):
         good = ours.certificate.read_text()
         broken = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
         for content, rule in (
-            (ours.key.read_text(), "and it holds none"),
-            ("-----BEGIN CERTIFICATE-----\n", "and it holds none"),
-            (broken, "and what is in it is broken"),
-            (broken.replace("AAAA", "é"), "and what is in it is broken"),
-            (good + broken, "and certificate 2 of 2 in it is broken"),
+            (ours.key.read_text(), "contains none"),
+            ("-----BEGIN CERTIFICATE-----\n", "contains none"),
+            (broken, "its certificate is malformed"),
+            (broken.replace("AAAA", "é"), "its certificate is malformed"),
+            (good + broken, "certificate 2 of 2 is malformed"),
         ):
             path = self.file(content)
             for line, key in (
@@ -35,20 +35,21 @@ class CertificatesTests(SettingsTestCase):
                 ("[kafka]\nsecurity_protocol = 'SSL'\nssl_cafile", "kafka.ssl_cafile"),
             ):
                 self.assertEqual(
-                    f"{key} = {shown(path)}: must be a file of certificates in PEM, {rule}",
+                    f"{key} = {shown(path)}: must be a file of PEM certificates, but {rule}",
                     self.only_problem(f"{LEAST}{line} = '{path}'"),
                 )
 
-    def test_labels_of_old(self) -> None:
-        """A certificate may be called as it was once, or say what it is trusted for."""
+    def test_labels(self) -> None:
+        """A certificate may have any of its labels, for each component alike."""
         ours = self.issue()
-        old = ours.certificate.read_text().replace("CERTIFICATE", "X509 CERTIFICATE")
-        trusted = subprocess.run(
-            ["openssl", "x509", "-trustout", "-in", str(ours.certificate)], check=True, capture_output=True
-        )
-        for content in (old, old * 2, trusted.stdout.decode()):
-            path = self.file(content)
-            self.load(f"{LEAST}[kafka]\nsecurity_protocol = 'SSL'\nssl_cafile = '{path}'\n")
+        for label in LABELS:
+            path = labelled(ours.certificate, label)
+            for line in (
+                "tls = true\ncafile",
+                "[cloudshark]\nverify",
+                "[kafka]\nsecurity_protocol = 'SSL'\nssl_cafile",
+            ):
+                self.load(f"{LEAST}{line} = '{path}'\n")
 
     def test_what_else_is_in_the_file(self) -> None:
         """Comments, in whatever language, and a key beside the certificates don't matter."""

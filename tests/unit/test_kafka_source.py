@@ -14,6 +14,7 @@ from twisted.internet.task import Clock
 from twisted.logger import formatEvent, globalLogPublisher
 from twisted.trial import unittest
 
+from pcapsvc.net.pem import UnusableCertificates
 from pcapsvc.sources.kafka.connection import MissingTopic, Unreachable
 from pcapsvc.sources.kafka.reader import LongGone, NewTopic
 from pcapsvc.sources.kafka.source import STOP_SECONDS, KafkaSecurity, KafkaSource
@@ -134,6 +135,7 @@ class KafkaSourceTests(unittest.SynchronousTestCase):
             (kafka_errors.ClusterAuthorizationFailedError("hunter2"), "ClusterAuthorizationFailedError"),
             (kafka_errors.KafkaConfigurationError("hunter2"), "it failed (KafkaConfigurationError)"),
             (ssl.SSLError(1, "hunter2"), "a file of certificates or keys is wrong"),
+            (UnusableCertificates("/ca.pem", "must be"), "TLS can't be set up: ssl_cafile must be"),
             (FileNotFoundError(2, "No such file", "/ca.pem"), "No such file (/ca.pem)"),
             (UnusableToken("it is not UTF-8 (/token)"), "it is not UTF-8 (/token)"),
             (ZeroDivisionError("hunter2"), "it failed (ZeroDivisionError)"),

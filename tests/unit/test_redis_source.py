@@ -535,4 +535,4 @@ class CertificateTests(unittest.SynchronousTestCase):
         path.write_text("-----BEGIN CERTIFICATE-----\nno\n-----END CERTIFICATE-----\n")
         self.assertIn("must be a file of PEM certificates", self.problem_with(str(path)))
         path.write_text("no")
-        self.assertIn("it holds none", self.problem_with(str(path)))
+        self.assertIn("contains none", self.problem_with(str(path)))

@@ -23,13 +23,9 @@ from pcapsvc.core.artifact import Artifact
 from pcapsvc.core.errors import DestinationError
 from pcapsvc.core.result import Receipt
 from pcapsvc.core.text import one_line, without_secrets
-from pcapsvc.destinations.cloudshark.exchange import (
-    Answer,
-    UnusableCertificates,
-    exchange,
-    server_endpoint,
-)
 from pcapsvc.interfaces.delivery import IDestination
+from pcapsvc.net.http_client import Answer, exchange, server_endpoint
+from pcapsvc.net.pem import UnusableCertificates
 
 _LONGEST_ID = 256
 # Request Timeout, Too Many Requests, Service Unavailable (RFC 9110, RFC 6585): another request would fare

@@ -13,6 +13,7 @@ from kafka import KafkaConsumer, OffsetAndMetadata, TopicPartition
 from kafka import errors as kafka_errors
 from kafka.net.selector import NetworkSelector
 
+from pcapsvc.net.pem import read_certificates
 from pcapsvc.sources.kafka.manager import Client, Manager
 from pcapsvc.sources.kafka.token import TokenFile
 
@@ -327,7 +328,13 @@ def _tls_context(security: KafkaSecurity) -> ssl.SSLContext | None:
     """How to verify servers, and to show who we are; L{None} where there is no TLS."""
     if not security.security_protocol.endswith("SSL"):
         return None
-    context = ssl.create_default_context(cafile=security.ssl_cafile)
+    if security.ssl_cafile is None:
+        context = ssl.create_default_context()
+    else:
+        authorities = b"".join(read_certificates(security.ssl_cafile, bytes))
+        context = ssl.create_default_context(cadata=authorities)
+        # As Python does since 3.13: trust each certificate in the file, not only self-signed ones.
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     context.check_hostname = security.ssl_check_hostname
     if security.ssl_certfile is not None:
         # With no password it would ask for one, at the terminal.

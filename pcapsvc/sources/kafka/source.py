@@ -22,6 +22,7 @@ from twisted.logger import Logger
 
 from pcapsvc.interfaces.requests import IRequestSink
 from pcapsvc.interfaces.threads import RunInThread
+from pcapsvc.net.pem import UnusableCertificates
 from pcapsvc.sources.kafka.connection import Connection, KafkaSecurity, MissingTopic, Unreachable
 from pcapsvc.sources.kafka.reader import Heard, LongGone, NewTopic, Reader
 from pcapsvc.sources.kafka.token import UnusableToken
@@ -169,6 +170,8 @@ def _described(problem: Exception, topic: str) -> tuple[str, str]:
         return "silence", "the servers can be connected to, and don't answer as they should"
     if isinstance(problem, kafka_errors.KafkaError):
         return type(problem).__name__, f"it failed ({type(problem).__name__})"
+    if isinstance(problem, UnusableCertificates):
+        return "tls", f"TLS can't be set up: ssl_cafile {problem.rule}"
     if isinstance(problem, ssl.SSLError):
         return "tls", "TLS can't be set up: a file of certificates or keys is wrong"
     if isinstance(problem, OSError):

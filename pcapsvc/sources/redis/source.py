@@ -9,15 +9,11 @@ So this source's whole duty is to be subscribed, and to notice when it is not.
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from OpenSSL import SSL
-from service_identity import VerificationError
 from twisted.application import service
-from twisted.internet import defer, error, protocol, ssl, task
+from twisted.internet import defer, error, protocol, task
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.logger import Logger
@@ -26,6 +22,8 @@ from txredisapi import ResponseError, SubscriberProtocol
 
 from pcapsvc.core.errors import Problem, SettingsError
 from pcapsvc.interfaces.requests import IRequestSink
+from pcapsvc.net.pem import UnusableCertificates
+from pcapsvc.net.tls import tls_problem, verified_tls
 from pcapsvc.sources.polling import RETRY_SECONDS, Backoff, Outage
 
 #: How long a server has to accept a connection. TCP itself tries more and more rarely: when the network is
@@ -47,8 +45,6 @@ CLOSE_SECONDS = 1.0
 #: The longest message that is kept until it is whole. A longer one ends its connection: Redis would take
 #: half a gigabyte (proto-max-bulk-len), and a request has 64 KiB at most.
 MAX_MESSAGE_BYTES = 1024 * 1024
-
-_CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 
 
 class RedisSource(service.Service):
@@ -208,23 +204,16 @@ def _endpoint(reactor: Any, host: str, port: int, tls: bool, ca_file: str | None
     plain: IStreamClientEndpoint = HostnameEndpoint(reactor, host, port, timeout=CONNECT_SECONDS)
     if not tls:
         return plain
-    trust = None
-    if ca_file is not None:
-        try:
-            found = _CERTIFICATE.findall(Path(ca_file).read_bytes())
-            if not found:
-                raise ValueError("it holds none")
-            certificates = [ssl.Certificate.loadPEM(pem) for pem in found]
-            trust = ssl.trustRootFromCertificates(certificates)  # type: ignore[no-untyped-call]
-        except Exception as problem:
-            rule = f"must be a file of PEM certificates ({problem})"
-            raise SettingsError([Problem(path="redis.cafile", value=repr(ca_file), rule=rule)]) from problem
     try:
-        options = ssl.optionsForClientTLS(host, trustRoot=trust)
-    except (ValueError, TypeError) as problem:
+        creator = verified_tls(host, ca_file)
+    except UnusableCertificates as problem:
+        raise SettingsError(
+            [Problem(path="redis.cafile", value=repr(ca_file), rule=problem.rule)]
+        ) from problem
+    except ValueError as problem:
         rule = f"must be a name that a certificate can have ({problem})"
         raise SettingsError([Problem(path="redis.host", value=repr(host), rule=rule)]) from problem
-    wrapped: IStreamClientEndpoint = wrapClientTLS(options, plain)
+    wrapped: IStreamClientEndpoint = wrapClientTLS(creator, plain)
     return wrapped
 
 
@@ -275,11 +264,8 @@ def _described(problem: Exception) -> tuple[str, str]:
             said = _ERR_TO_AUTH
         # To AUTH, an answer in the server's own words might repeat the password.
         return problem.code, f"{problem.command} was refused ({said or problem.code})"
-    if isinstance(problem, SSL.Error):
-        reasons = problem.args[0] if problem.args and isinstance(problem.args[0], list) else []
-        return "tls", f"TLS failed: {', '.join(entry[-1] for entry in reasons) or 'the connection was cut'}"
-    if isinstance(problem, VerificationError):
-        return "tls", "TLS failed: the server's certificate is for another name"
+    if (words := tls_problem(problem)) is not None:
+        return "tls", f"TLS failed: {words}"
     if isinstance(problem, _LOST):
         return "connection", str(problem).strip().rstrip(".")
     # Its own words may hold a secret.

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from OpenSSL import SSL, crypto
-from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
 from twisted.internet.error import ConnectionLost
@@ -19,12 +16,6 @@ from twisted.internet.interfaces import (
     IStreamClientEndpoint,
 )
 from twisted.internet.protocol import Protocol, connectionDone
-from twisted.internet.ssl import (
-    Certificate,
-    CertificateOptions,
-    optionsForClientTLS,
-    trustRootFromCertificates,
-)
 from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from twisted.python.failure import Failure
 from twisted.web.client import Agent, ResponseDone
@@ -34,14 +25,11 @@ from twisted.web.iweb import IAgentEndpointFactory, IBodyProducer, IResponse
 from zope.interface import implementer
 
 from pcapsvc.core.retry import asked_delay
+from pcapsvc.net.tls import UnverifiedTLS, verified_tls
 
 _MOST_ANSWER_BYTES = 64 * 1024
 # With its headers, of which the HTTP client takes any number.
 _MOST_RECEIVED_BYTES = 256 * 1024
-
-_PEM_CERTIFICATE = re.compile(
-    rb"-----BEGIN (?:TRUSTED |X509 )?CERTIFICATE-----.*?-----END [A-Z0-9 ]+-----", re.DOTALL
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,10 +80,6 @@ async def exchange(
         connection.abort()
 
 
-class UnusableCertificates(Exception):
-    """The file of certificates can't be used: its words say why."""
-
-
 def server_endpoint(
     reactor: Any, scheme: str, host: str, port: int, verify: bool | str
 ) -> IStreamClientEndpoint:
@@ -110,44 +94,12 @@ def server_endpoint(
     plain = HostnameEndpoint(reactor, host, port)
     if scheme == "http":
         return plain
-    creator: IOpenSSLClientConnectionCreator
     if verify is False:
-        creator = _Unverified(host)
-    elif verify is True:
-        creator = optionsForClientTLS(host)
+        creator: IOpenSSLClientConnectionCreator = UnverifiedTLS(host)
     else:
-        trusted = trustRootFromCertificates(_certificates(verify))  # type: ignore[no-untyped-call]
-        creator = optionsForClientTLS(host, trustRoot=trusted)
+        creator = verified_tls(host, None if verify is True else verify)
     endpoint: IStreamClientEndpoint = wrapClientTLS(creator, plain)
     return endpoint
-
-
-def _certificates(path: str) -> list[Certificate]:
-    try:
-        with open(path, "rb") as file:
-            found = [Certificate.loadPEM(pem) for pem in _PEM_CERTIFICATE.findall(file.read())]
-    except OSError as error:
-        raise UnusableCertificates(f"{path}: {error.strerror}") from error
-    except (ValueError, crypto.Error) as error:
-        raise UnusableCertificates(f"{path}: is not made of certificates in PEM") from error
-    if not found:
-        raise UnusableCertificates(f"{path}: holds no certificate in PEM")
-    return found
-
-
-@implementer(IOpenSSLClientConnectionCreator)
-class _Unverified:
-    """TLS with whoever answers."""
-
-    def __init__(self, host: str) -> None:
-        self._host = host
-
-    def clientConnectionForTLS(self, tlsProtocol: Any) -> SSL.Connection:
-        connection = SSL.Connection(CertificateOptions(verify=False).getContext(), None)
-        if not (isIPAddress(self._host) or isIPv6Address(self._host)):
-            # RFC 6066, section 3: no addresses.
-            connection.set_tlsext_host_name(self._host.encode("idna"))
-        return connection
 
 
 @implementer(IAgentEndpointFactory, IStreamClientEndpoint)

@@ -1,0 +1,1 @@
+"""The network protocols that more than one component speaks: TLS trust, HTTP clients and servers."""

@@ -1,0 +1,85 @@
+"""TLS clients on Twisted: whom they trust, and what went wrong, in words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from OpenSSL import SSL, crypto
+from service_identity import VerificationError
+from twisted.internet.abstract import isIPAddress, isIPv6Address
+from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
+from twisted.internet.ssl import (
+    Certificate,
+    CertificateOptions,
+    optionsForClientTLS,
+    trustRootFromCertificates,
+)
+from zope.interface import implementer
+
+from pcapsvc.net.pem import read_certificates
+
+
+def verified_tls(host: str, ca_file: str | None = None) -> IOpenSSLClientConnectionCreator:
+    """
+    TLS with a server whose certificate must be valid for a host.
+
+    @param ca_file: the path of the PEM certificates to verify the server's with; L{None} is the platform's.
+        It is read here.
+
+    @raise UnusableCertificates: if C{ca_file} can't be used.
+    @raise ValueError: if no certificate can be valid for C{host}.
+    """
+    if ca_file is None:
+        return optionsForClientTLS(host)
+    trust = trustRootFromCertificates(read_certificates(ca_file, _parse))  # type: ignore[no-untyped-call]
+    return _Anchored(optionsForClientTLS(host, trustRoot=trust))
+
+
+def _parse(der: bytes) -> Certificate:
+    try:
+        return Certificate.load(der)
+    except crypto.Error as error:
+        raise ValueError("not a certificate") from error
+
+
+@implementer(IOpenSSLClientConnectionCreator)
+class _Anchored:
+    """
+    Trusts each certificate that it was given, not only self-signed ones, as Python's own TLS does since 3.13
+    (ssl.create_default_context, VERIFY_X509_PARTIAL_CHAIN).
+    """
+
+    def __init__(self, creator: IOpenSSLClientConnectionCreator) -> None:
+        self._creator = creator
+
+    def clientConnectionForTLS(self, tlsProtocol: Any) -> SSL.Connection:
+        connection: SSL.Connection = self._creator.clientConnectionForTLS(tlsProtocol)
+        store = connection.get_context().get_cert_store()
+        assert store is not None
+        store.set_flags(crypto.X509StoreFlags.PARTIAL_CHAIN)
+        return connection
+
+
+@implementer(IOpenSSLClientConnectionCreator)
+class UnverifiedTLS:
+    """TLS with whoever answers."""
+
+    def __init__(self, host: str) -> None:
+        self._host = host
+
+    def clientConnectionForTLS(self, tlsProtocol: Any) -> SSL.Connection:
+        connection = SSL.Connection(CertificateOptions(verify=False).getContext(), None)
+        if not (isIPAddress(self._host) or isIPv6Address(self._host)):
+            # RFC 6066, section 3: a server name is never an address.
+            connection.set_tlsext_host_name(self._host.encode("idna"))
+        return connection
+
+
+def tls_problem(error: BaseException) -> str | None:
+    """What went wrong in TLS, in words; L{None} if C{error} has another cause."""
+    if isinstance(error, VerificationError):
+        return "the server's certificate is for another name"
+    if isinstance(error, SSL.Error):
+        reasons = error.args[0] if error.args and isinstance(error.args[0], list) else []
+        return "; ".join(str(reason[-1]) for reason in reasons if reason) or "the connection was cut"
+    return None
