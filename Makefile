@@ -1,24 +1,30 @@
 # Two commands are enough on a bare Debian or Ubuntu with Python 3.11 or later:
-# `make run` and `make test`. Both set up what they need first, only what is missing.
+# `make run` and `make test`. Every command first installs what it needs and is missing.
 
 CONFIG ?= examples/quickstart.toml
 TESTS ?= tests
+# What needs neither servers nor root. As root, the contracts run against real interfaces as well.
+CHECKS ?= tests.core tests.unit tests.contracts tests.fuzz
 SECONDS ?= 300
 export PYTHON CONFIG
 
-.PHONY: help run test lint fuzz bench wheel clean setup setup-dev
+.PHONY: help run test check lint fuzz bench wheel clean setup setup-check setup-dev
 
 help:
-	@echo "make run     the daemon in the foreground (CONFIG=$(CONFIG))"
-	@echo "make test    the whole suite, against real peers (TESTS=$(TESTS))"
+	@echo "make run     run the daemon in the foreground (CONFIG=$(CONFIG))"
+	@echo "make check   the tests that need neither servers nor root, and make lint: under a minute"
+	@echo "make test    the whole test suite, against real servers (TESTS=$(TESTS))"
 	@echo "make lint    ruff, mypy and the import contract"
-	@echo "make fuzz    the readers of messages and of the configuration, fuzzed (SECONDS=$(SECONDS), each)"
-	@echo "make bench   the capture beside tcpdump"
-	@echo "make wheel   the sdist and the wheel, in dist/"
-	@echo "make clean   take away what these made"
+	@echo "make fuzz    fuzz the parsers of messages and of the configuration (SECONDS=$(SECONDS) each)"
+	@echo "make bench   compare the capture engine with tcpdump"
+	@echo "make wheel   build the sdist and the wheel in dist/"
+	@echo "make clean   remove everything that these commands create"
 
 setup:
 	@scripts/setup run
+
+setup-check:
+	@scripts/setup check
 
 setup-dev:
 	@scripts/setup test
@@ -27,9 +33,17 @@ run: setup
 	@scripts/run
 
 test: setup-dev
-	.venv/bin/python -m twisted.trial $(TESTS)
+	.venv/bin/python -m tests.runner $(TESTS)
 
-lint: setup-dev
+# Both at once: each leaves a core idle now and then.
+check: setup-check
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target check-tests lint
+
+.PHONY: check-tests
+check-tests:
+	.venv/bin/python -m tests.runner --processes 2 $(CHECKS)
+
+lint: setup-check
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
@@ -42,7 +56,7 @@ fuzz:
 bench: setup-dev
 	.venv/bin/python -m benchmarks $(BENCH)
 
-wheel: setup-dev
+wheel: setup-check
 	rm -rf dist
 	.venv/bin/python -m build
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import subprocess
 import time
 from collections.abc import Callable
@@ -11,10 +10,15 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import TypeVar
 
+from peers.claim import claim
 from peers.requirement import require_command
 from peers.wire import Wire, within
 
-_numbers = itertools.count(os.getpid())
+# 198.18.0.0/15 has room for 32,768 networks of four addresses: 64 for each process, and then again.
+_FIRST = int(IPv4Address("198.18.0.0"))
+_OWN = 64
+_own_first = _OWN * claim("networks", 32_768 // _OWN)
+_numbers = itertools.count()
 
 Result = TypeVar("Result")
 
@@ -36,7 +40,7 @@ class Link:
     def __init__(self) -> None:
         self._wire = Wire()
         self._program = require_command("ip", "iproute2")
-        network = int(IPv4Address("198.18.0.0")) + 4 * (next(_numbers) % 32_768)
+        network = _FIRST + 4 * (_own_first + next(_numbers) % _OWN)
         self.near, self.far = str(IPv4Address(network + 1)), str(IPv4Address(network + 2))
         self.wrapper = (self._program, "netns", "exec", self._wire.namespace)
 

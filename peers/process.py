@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import ctypes
-import random
 import signal
 import socket
 import subprocess
 import tempfile
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+
+from peers.claim import claim
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 # Looked up here: in a child that was forked from threads, the loader may be locked for ever.
@@ -21,16 +22,26 @@ _prctl = ctypes.CDLL(None, use_errno=True).prctl
 # could take the port of a server that is down for a moment, or connect to itself there.
 _outgoing = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
 _ports = range(10240, _outgoing) or range(10240, 65536)
-_given: set[int] = set()
+_BLOCK = 256
+
+
+def _claimed_block() -> Iterator[int]:
+    start = _BLOCK * claim("ports", len(_ports) // _BLOCK)
+    return iter(_ports[start : start + _BLOCK])
+
+
+# Claimed here, and not with the first port: some tests count descriptors.
+_block = _claimed_block()
 
 
 def free_port() -> int:
-    """A TCP port that is free on 127.0.0.1, another one each time."""
+    """A TCP port that is free on 127.0.0.1: another one each time, and in each process."""
+    global _block
     while True:
-        port = random.choice(_ports)
-        if port not in _given and _can_be_bound(port):
-            _given.add(port)
-            return port
+        for port in _block:
+            if _can_be_bound(port):
+                return port
+        _block = _claimed_block()
 
 
 def _can_be_bound(port: int) -> bool:

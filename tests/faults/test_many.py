@@ -33,6 +33,7 @@ from peers.daemon import Daemon
 from peers.frames import udp_frame
 from peers.s3 import S3Server
 from peers.wire import Wire
+from tests.chance import SEED, VARIABLE, chance
 from tests.core.test_request import BOUNDS
 from tests.faults.house import possessions
 from tests.faults.proxy import Fault, FaultyProxy, answer
@@ -61,8 +62,8 @@ class ManyTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         """Build it."""
-        self.seed = random.SystemRandom().randrange(2**32)
-        self.chance = random.Random(self.seed)
+        self.seed = f"{VARIABLE}={SEED}"
+        self.chance = chance(self.id())
         self.before = possessions()
         self.path = Path(self.mktemp()).absolute()
         self.path.mkdir()
@@ -222,14 +223,14 @@ class ManyOnTheWireTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         """A wire, the servers, and a daemon."""
-        self.seed = random.SystemRandom().randrange(2**32)
-        chance = random.Random(self.seed)
+        self.seed = f"{VARIABLE}={SEED}"
+        own = chance(self.id())
         self.wire, self.cloudshark, self.s3 = Wire(), CloudSharkServer(), S3Server()
         for peer in (self.wire, self.cloudshark, self.s3):
             self.addCleanup(peer.stop)
             peer.start()
-        self.before_cloudshark = RandomProxy(self.cloudshark.port, chance, self.cloudshark.ca_file)
-        self.before_s3 = RandomProxy(int(self.s3.endpoint.rpartition(":")[2]), chance)
+        self.before_cloudshark = RandomProxy(self.cloudshark.port, own, self.cloudshark.ca_file)
+        self.before_s3 = RandomProxy(int(self.s3.endpoint.rpartition(":")[2]), own)
         for proxy in (self.before_cloudshark, self.before_s3):
             proxy.start()
             self.addCleanup(proxy.stop)

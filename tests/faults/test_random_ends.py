@@ -22,6 +22,7 @@ from peers.daemon import Daemon
 from peers.frames import udp_frame
 from peers.tcpdump import read_packets
 from peers.wire import Wire
+from tests.chance import SEED, VARIABLE, chance
 
 _ROUNDS = 8
 _STOP_SECONDS = 4
@@ -38,8 +39,8 @@ class RandomEndCase(SynchronousTestCase):
 
     def setUp(self) -> None:
         """A wire, a server, and a spool."""
-        self.seed = random.SystemRandom().randrange(2**32)
-        self.chance = random.Random(self.seed)
+        self.seed = f"{VARIABLE}={SEED}"
+        self.chance = chance(self.id())
         self.wire = Wire()
         self.addCleanup(self.wire.stop)
         self.wire.start()
@@ -68,16 +69,16 @@ class RandomEndCase(SynchronousTestCase):
         self.daemons.append(daemon)
         return daemon
 
-    def work(self, daemon: Daemon, stopped: threading.Event, seed: int) -> None:
+    def work(self, daemon: Daemon, stopped: threading.Event, seed: float) -> None:
         """Requests and packets, until the daemon has ended."""
-        chance = random.Random(seed)
+        own = random.Random(seed)
         while not stopped.wait(0.02):
-            message = {"node": "any", "interface": [self.wire.interface], "packets": chance.randint(1, 4)}
+            message = {"node": "any", "interface": [self.wire.interface], "packets": own.randint(1, 4)}
             try:
                 daemon.request("POST", "/captures", json.dumps(message).encode())
             except (OSError, http.client.HTTPException, ValueError):
                 pass  # it has ended, or ends
-            self.wire.send([udp_frame(number) for number in range(chance.randint(0, 3))])
+            self.wire.send([udp_frame(number) for number in range(own.randint(0, 3))])
 
     def end_at_random(self, daemon: Daemon, *numbers: int) -> int:
         """Give it work, for a while, and then these signals. Its exit status."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import random
 import signal
 import subprocess
 import sys
@@ -12,6 +10,8 @@ from collections import Counter
 from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
+
+from tests.chance import SEED, VARIABLE, chance
 
 _SECONDS = 15.0
 _FEWEST_ROUNDS = 5
@@ -28,8 +28,7 @@ class CrashTests(SynchronousTestCase):
         self.spool.mkdir(parents=True)
         self.account = self.folder / "account"
         self.account.touch()
-        self.seed = int.from_bytes(os.urandom(4), "big")
-        self.chance = random.Random(self.seed)
+        self.chance = chance(self.id())
 
     def lines(self) -> list[str]:
         """What happened; a line that was being written is left out."""
@@ -63,7 +62,7 @@ class CrashTests(SynchronousTestCase):
 
     def errors(self) -> str:
         """What the processes complained of."""
-        return f"seed {self.seed}: {(self.folder / 'errors').read_text()}"
+        return f"{VARIABLE}={SEED}: {(self.folder / 'errors').read_text()}"
 
     def wait_for(self, condition: object, process: subprocess.Popen[bytes]) -> None:
         """Wait until a condition holds."""

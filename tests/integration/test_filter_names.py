@@ -16,7 +16,7 @@ from pathlib import Path
 import pcapy
 from twisted.trial import unittest
 
-from pcapsvc.core import bpf as room
+from pcapsvc.core import filter as room
 from pcapsvc.core.filter import names_needing_dns
 from peers.requirement import require_command, require_root
 

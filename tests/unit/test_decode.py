@@ -13,6 +13,7 @@ from twisted.trial import unittest
 
 from pcapsvc.capture.decode import LINES_A_SECOND, DecodeFailed, PacketLog, describe
 from peers.frames import udp_frame
+from tests.chance import seeded
 
 IPV4 = udp_frame(1)[14:]
 TCP = bytes.fromhex("4500002800010000400600 00c0000201c6336401".replace(" ", "")) + struct.pack(
@@ -155,6 +156,7 @@ class PacketLogTests(unittest.SynchronousTestCase):
             "1 bytes that can't be decoded", str(self.assertRaises(DecodeFailed, log.packet, b"\x00"))
         )
 
+    @seeded
     @settings(max_examples=500, deadline=None)
     @given(st.sampled_from([0, 1, 12, 101, 113, 228, 229, 276, 147]), st.data())
     def test_hostile(self, link_type: int, data: st.DataObject) -> None:

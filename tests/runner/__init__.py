@@ -1,0 +1,14 @@
+"""
+Runs the tests in several processes: C{python -m tests.runner tests}.
+
+The parent process (L{tests.runner.pool}) gives batches of test modules, the longest first, to worker
+processes (L{tests.runner.worker}). Each worker runs its batch with trial's own runner, in a temporary
+directory of its own, and reports every outcome as it happens.
+
+Why not C{trial -j}: it distributes single tests, and wraps each in a suite of its own, so that a server that
+several tests share is started in every worker, and the reactor is shut down after every test. It does not
+end a worker that hangs, and can't give a test the machine to itself.
+
+Tests that measure time, lost packets or memory say so with C{needs_machine_alone = True} on their class or
+module. They run one after the other, when all others are done.
+"""

@@ -1,0 +1,152 @@
+"""Runs jobs in processes, so many at a time, and collects what came of them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from tests.runner.outcome import JobProgress, Tally
+from tests.runner.schedule import Job
+
+# After this long without an event a process is taken to hang: trial ends an asynchronous test after 120 s.
+PATIENCE_SECONDS = 300.0
+# How long a process may take to exit after its last test. It never exits if a test leaves a thread behind.
+EXIT_SECONDS = 60.0
+# How long faulthandler may take to write the stacks.
+_STACKS_SECONDS = 5.0
+
+
+class Pool:
+    """
+    Runs jobs.
+
+    @ivar tally: what came of them.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        directory: Path,
+        *,
+        say: Callable[[str], None],
+        patience_seconds: float = PATIENCE_SECONDS,
+        exit_seconds: float = EXIT_SECONDS,
+    ) -> None:
+        """
+        @param root: where the processes start: the directory with the C{tests} package.
+        @param directory: for their temporary directories and their output.
+        @param say: prints a line.
+        @param patience_seconds: how long a process may go without reporting anything.
+        @param exit_seconds: how long it may take to exit after its last test.
+        """
+        self._root = root
+        self._directory = directory
+        self._say = say
+        self._patience_seconds = patience_seconds
+        self._exit_seconds = exit_seconds
+        self._started = 0
+        self.tally = Tally()
+
+    async def run(self, jobs: Sequence[Job], processes: int) -> None:
+        """Run all jobs: up to so many at a time, and then, one by one, those that need the machine alone."""
+        await self._run_all((job for job in jobs if not job.alone), processes)
+        await self._run_all((job for job in jobs if job.alone), 1)
+
+    async def _run_all(self, jobs: Iterable[Job], processes: int) -> None:
+        waiting = deque(jobs)
+
+        async def take() -> None:
+            while waiting:
+                left = await self._run_one(waiting.popleft())
+                if left is not None:
+                    waiting.append(left)
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(processes, len(waiting))):
+                group.create_task(take())
+
+    async def _run_one(self, job: Job) -> Job | None:
+        """
+        Run one job in a process.
+
+        @return: what is left of it, if the process died.
+        """
+        self._started += 1
+        place = self._directory / f"{self._started}"
+        output = place.with_suffix(".log")
+        progress = JobProgress(job, self.tally)
+        reading, writing = os.pipe()
+        with output.open("wb") as log:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "tests.runner.worker"),
+                *("--events", str(writing), "--directory", str(place)),
+                *(["--alone"] if job.alone else []),
+                *job.names,
+                cwd=self._root,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=[writing],
+                # What it starts can be ended with it.
+                start_new_session=True,
+            )
+        os.close(writing)
+        try:
+            problem = await self._follow(reading, process, progress)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
+        if problem is None:
+            return None
+        test = progress.running or f"the process of {' '.join(job.names)}"
+        self.tally.add_failure(test, f"{problem}\n\n{output.read_text(errors='replace')}")
+        self._say(f"FAILED {test}: {problem}")
+        left = progress.unfinished()
+        return Job(names=left, alone=job.alone, seconds=0) if left and not progress.ended else None
+
+    async def _follow(
+        self, reading: int, process: asyncio.subprocess.Process, progress: JobProgress
+    ) -> str | None:
+        """
+        Read the events of a process until it has exited.
+
+        @return: what is wrong with the process, as opposed to its tests; L{None} if nothing is.
+        """
+        loop = asyncio.get_running_loop()
+        stream = asyncio.StreamReader(limit=1 << 24)
+        with os.fdopen(reading, "rb", buffering=0) as pipe:
+            transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(stream), pipe)
+            try:
+                while True:
+                    line = await asyncio.wait_for(stream.readline(), self._patience_seconds)
+                    if not line:
+                        break
+                    before = len(self.tally.failures)
+                    summary = progress.event(json.loads(line))
+                    if summary is not None:
+                        self._say(summary)
+                    for test, _ in self.tally.failures[before:]:
+                        self._say(f"FAILED {test}")
+                    if progress.ended:
+                        break
+                await asyncio.wait_for(process.wait(), self._exit_seconds)
+            except TimeoutError:
+                process.send_signal(signal.SIGABRT)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(process.wait(), _STACKS_SECONDS)
+                if progress.ended:
+                    return f"did not exit within {self._exit_seconds:.0f} s after its last test"
+                return f"hangs: nothing happened for {self._patience_seconds:.0f} s"
+            finally:
+                transport.close()
+        if progress.ended:
+            return None
+        return f"exited with status {process.returncode} before its tests were done"

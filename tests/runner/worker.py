@@ -1,0 +1,127 @@
+"""
+One process of a run: it runs some tests with trial's runner, and reports each outcome as a line of JSON.
+
+usage: python -m tests.runner.worker --events FD --directory DIR [--alone] NAME...
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import faulthandler
+import json
+import os
+import signal
+import sys
+import time
+import unittest
+from collections.abc import Iterator
+from typing import Any, TextIO
+
+from twisted.python.failure import Failure
+from twisted.trial.reporter import Reporter
+from twisted.trial.runner import TestLoader, TrialRunner
+from twisted.trial.unittest import TestSuite
+
+from tests.runner.schedule import MARK
+
+_PR_SET_PDEATHSIG = 1  # prctl(2)
+
+
+class EventReporter(Reporter):
+    """trial's reporter, that also writes every outcome to a stream, as JSON."""
+
+    events: TextIO
+
+    def startTest(self, test: Any) -> None:
+        """A test starts."""
+        super().startTest(test)
+        self._tell("start", test)
+
+    def stopTest(self, test: Any) -> None:
+        """A test has ended."""
+        super().stopTest(test)
+        self._tell("stop", test)
+
+    def addSuccess(self, test: Any) -> None:
+        """It passed."""
+        super().addSuccess(test)
+        self._tell("passed", test)
+
+    def addFailure(self, test: Any, fail: Any) -> None:
+        """An assertion failed."""
+        super().addFailure(test, fail)
+        self._tell("failed", test, _traceback(fail))
+
+    def addError(self, test: Any, error: Any) -> None:
+        """It raised, or left something behind, or logged an error."""
+        super().addError(test, error)
+        self._tell("failed", test, _traceback(error))
+
+    def addSkip(self, test: Any, reason: Any) -> None:
+        """It was skipped."""
+        super().addSkip(test, reason)
+        self._tell("skipped", test, str(reason))
+
+    def addExpectedFailure(self, test: Any, error: Any, todo: Any = None) -> None:
+        """It failed as expected."""
+        super().addExpectedFailure(test, error, todo)
+        self._tell("passed", test)
+
+    def addUnexpectedSuccess(self, test: Any, todo: Any = None) -> None:
+        """It passed, which was not expected."""
+        super().addUnexpectedSuccess(test, todo)
+        self._tell("failed", test, "unexpected success")
+
+    def _tell(self, event: str, test: Any, text: str = "") -> None:
+        _write({"event": event, "test": test.id(), "text": text})
+
+
+def _write(event: dict[str, Any]) -> None:
+    EventReporter.events.write(json.dumps(event | {"time": time.monotonic()}) + "\n")
+    EventReporter.events.flush()
+
+
+def _traceback(error: Any) -> str:
+    failure = error if isinstance(error, Failure) else Failure(error[1], error[0], error[2])
+    return failure.getTraceback()
+
+
+def tests_of(suite: unittest.TestSuite) -> Iterator[Any]:
+    """All tests of a suite, in its order."""
+    for test in suite:
+        if isinstance(test, unittest.TestSuite):
+            yield from tests_of(test)
+        else:
+            yield test
+
+
+def is_marked(test: Any) -> bool:
+    """Whether a test needs the machine to itself."""
+    module = sys.modules.get(type(test).__module__)
+    return bool(getattr(test, MARK, False) or getattr(module, MARK, False))
+
+
+def main() -> int:
+    """Run the tests. The exit status."""
+    parser = argparse.ArgumentParser(prog="python -m tests.runner.worker")
+    parser.add_argument("--events", type=int, required=True)
+    parser.add_argument("--directory", required=True)
+    parser.add_argument("--alone", action="store_true")
+    parser.add_argument("names", nargs="+")
+    arguments = parser.parse_args()
+    # It ends with its parent, and where it hangs or crashes, it leaves the stacks of its threads.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    faulthandler.enable(file=sys.stderr, all_threads=True)
+    os.set_inheritable(arguments.events, False)
+    EventReporter.events = os.fdopen(arguments.events, "w")
+    loaded = TestLoader().loadByNames(arguments.names, True)
+    suite = TestSuite(test for test in tests_of(loaded) if is_marked(test) is arguments.alone)
+    _write({"event": "ready"})
+    result: Any = TrialRunner(EventReporter, workingDirectory=arguments.directory).run(suite)
+    _write({"event": "end"})
+    return int(not result.wasSuccessful())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,301 @@
+"""The runner of the tests: what runs where, and what is reported of it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.runner.pool import Pool
+from tests.runner.schedule import Job, find_modules, marks, plan
+
+_ROOT = Path(__file__).resolve().parents[2]
+
+_ONE = "class A(Base):\n    def test_one(self): pass\n"
+_MARKED = "class B(Base):\n    needs_machine_alone = True\n    def test_two(self): pass\n"
+
+
+class ScheduleTests(SynchronousTestCase):
+    """Which modules run, in which order, and together with which."""
+
+    def setUp(self) -> None:
+        """A project."""
+        self.root = Path(self.mktemp())
+
+    def write(self, **modules: str) -> None:
+        """Write modules of C{tests.unit}."""
+        package = self.root / "tests" / "unit"
+        package.mkdir(parents=True)
+        for name, source in modules.items():
+            (package / f"{name}.py").write_text(source)
+
+    def jobs(self, durations: dict[str, float], processes: int = 2) -> list[tuple[tuple[str, ...], bool]]:
+        """The names in each job for all modules, without their package, and whether it runs alone."""
+        names = find_modules(self.root, ["tests"])
+        known = {f"tests.unit.{name}": seconds for name, seconds in durations.items()}
+        return [
+            (tuple(name.rpartition(".")[2] for name in job.names), job.alone)
+            for job in plan(self.root, names, known, processes)
+        ]
+
+    def test_targets(self) -> None:
+        """A target is a package, a directory, a file, a module, a class or a method."""
+        self.write(test_a=_ONE, test_b=_ONE, helper="")
+        both, one = ["tests.unit.test_a", "tests.unit.test_b"], ["tests.unit.test_a"]
+        for target, names in {
+            "tests": both,
+            "tests.unit": both,
+            "tests/unit/": both,
+            "tests/unit/test_a.py": one,
+            "tests.unit.test_a": one,
+            "tests.unit.test_a.A.test_one": ["tests.unit.test_a.A.test_one"],
+        }.items():
+            self.assertEqual(list(find_modules(self.root, [target])), names, target)
+
+    def test_longest_first(self) -> None:
+        """The longest start first, each in a process of its own; short ones share one."""
+        self.write(test_a=_ONE, test_b=_ONE, test_c=_ONE, test_d=_ONE)
+        jobs = self.jobs({"test_a": 0.5, "test_b": 40, "test_c": 0.25, "test_d": 60})
+        self.assertEqual(jobs, [(("test_d",), False), (("test_b",), False), (("test_a", "test_c"), False)])
+
+    def test_alone_last(self) -> None:
+        """What needs the machine alone comes last, apart from the other tests of its module."""
+        self.write(test_a=_ONE + _MARKED, test_b=_ONE, test_c=f"needs_machine_alone = True\n{_ONE}")
+        jobs = self.jobs({"test_a": 30, "test_b": 20, "test_a alone": 30, "test_c alone": 5})
+        self.assertEqual(
+            jobs, [(("test_a",), False), (("test_b",), False), (("test_a",), True), (("test_c",), True)]
+        )
+
+    def test_twice(self) -> None:
+        """A module that is named twice runs once."""
+        self.write(test_a=_ONE)
+        jobs = plan(self.root, find_modules(self.root, ["tests", "tests.unit.test_a"]), {}, 2)
+        self.assertEqual([job.names for job in jobs], [("tests.unit.test_a",)])
+
+    def test_class_of_a_marked_module(self) -> None:
+        """Whether a class that was asked for runs alone is found out by the process that loads it."""
+        self.write(test_a=_ONE + _MARKED)
+        jobs = plan(self.root, ["tests.unit.test_a.B"], {}, 2)
+        self.assertEqual([job.alone for job in jobs], [False, True])
+
+    def test_marks(self) -> None:
+        """A module's marks are read without importing it."""
+        for source, found in {
+            "raise Exception": (False, True),
+            _ONE: (False, True),
+            _MARKED: (True, False),
+            _ONE + _MARKED: (True, True),
+            f"needs_machine_alone = True\n{_ONE}": (True, False),
+        }.items():
+            self.assertEqual(marks(source), found, source)
+
+
+class PoolTests(SynchronousTestCase):
+    """Processes run tests, whatever the tests do to them."""
+
+    def setUp(self) -> None:
+        """A package of samples, that the processes find."""
+        self.package = Path(self.mktemp()).absolute() / "samples"
+        self.package.mkdir(parents=True)
+        (self.package / "__init__.py").touch()
+        before = os.environ.get("PYTHONPATH")
+        os.environ["PYTHONPATH"] = str(self.package.parent)
+        if before is None:
+            self.addCleanup(os.environ.pop, "PYTHONPATH")
+        else:
+            self.addCleanup(os.environ.__setitem__, "PYTHONPATH", before)
+        self.lines: list[str] = []
+
+    def write(self, name: str, body: str) -> str:
+        """Write a module with one class. Its name."""
+        (self.package / f"{name}.py").write_text(
+            "import os, signal, subprocess, threading, time\n"
+            "from unittest import SkipTest\n"
+            "from twisted.trial.unittest import SynchronousTestCase\n"
+            f"class Tests(SynchronousTestCase):\n{textwrap.indent(textwrap.dedent(body), '    ')}\n"
+        )
+        return f"samples.{name}"
+
+    def pool(self, *jobs: Job, processes: int = 2, **bounds: float) -> Pool:
+        """Run jobs. The pool that ran them."""
+        directory = Path(self.mktemp()).absolute()
+        directory.mkdir()
+        pool = Pool(_ROOT, directory, say=self.lines.append, **bounds)
+        asyncio.run(pool.run(jobs, processes))
+        return pool
+
+    def job(self, *names: str, alone: bool = False) -> Job:
+        """A job of some modules."""
+        return Job(names=names, alone=alone, seconds=1)
+
+    def test_outcomes(self) -> None:
+        """Tests pass, fail, raise, and are skipped; each failure is reported in full."""
+        name = self.write(
+            "test_outcomes",
+            """
+            def test_error(self): raise ValueError("quite wrong")
+            def test_failure(self): self.assertEqual(1, 2)
+            def test_pass(self): pass
+            def test_skip(self): raise SkipTest("no such thing")
+            def test_todo(self): self.fail("later")
+            test_todo.todo = "later"
+            """,
+        )
+        tally = self.pool(self.job(name)).tally
+        self.assertEqual(tally.line, "2 passed, 2 failed, 1 skipped")
+        details = "\n".join(tally.details())
+        self.assertIn(f"FAILED {name}.Tests.test_error", details)
+        self.assertIn("ValueError: quite wrong", details)
+        self.assertIn("skipped 1: no such thing", details)
+        self.assertIn(f"{name}: 2 passed, 2 failed, 1 skipped", self.lines[-1])
+        self.assertEqual(list(tally.seconds), [name])
+
+    def test_no_such_module(self) -> None:
+        """A module that can't be imported is a failure."""
+        pool = self.pool(self.job("samples.test_missing"))
+        self.assertEqual(pool.tally.line, "0 passed, 1 failed, 0 skipped")
+
+    def test_hangs(self) -> None:
+        """
+        A process that hangs is ended, with all that it started. It is reported which test hangs, and where.
+        The modules that were to follow run in another process.
+        """
+        first = self.write(
+            "test_a",
+            """
+            def test_hangs(self):
+                self.child = subprocess.Popen(["sleep", "1000"])
+                with open(os.environ["PYTHONPATH"] + "/pid", "w") as file:
+                    file.write(str(self.child.pid))
+                time.sleep(1000)
+            """,
+        )
+        second = self.write("test_b", "def test_pass(self): pass")
+        pool = self.pool(self.job(first, second), patience_seconds=3)
+        self.assertEqual(pool.tally.line, "1 passed, 1 failed, 0 skipped")
+        ((test, text),) = pool.tally.failures
+        self.assertEqual(test, f"{first}.Tests.test_hangs")
+        self.assertIn("hangs: nothing happened for 3 s", text)
+        self.assertIn("in test_hangs", text)
+        child = Path("/proc", (self.package.parent / "pid").read_text(), "stat")
+        deadline = time.monotonic() + 60
+        # Whoever inherited it may leave it as a zombie.
+        while child.exists() and child.read_text().rpartition(")")[2].split()[0] != "Z":
+            self.assertLess(time.monotonic(), deadline)
+            time.sleep(0.01)
+
+    def test_dies(self) -> None:
+        """A process that dies is a failure of the test that it died in. What was to follow runs."""
+        first = self.write(
+            "test_a",
+            """
+            def test_a(self): pass
+            def test_dies(self): os._exit(3)
+            """,
+        )
+        second = self.write("test_b", "def test_pass(self): pass")
+        pool = self.pool(self.job(first, second))
+        self.assertEqual(pool.tally.line, "2 passed, 1 failed, 0 skipped")
+        ((test, text),) = pool.tally.failures
+        self.assertEqual(test, f"{first}.Tests.test_dies")
+        self.assertIn("exited with status 3 before its tests were done", text)
+
+    def test_does_not_exit(self) -> None:
+        """A thread that a test left behind, and that keeps the process alive, is a failure."""
+        name = self.write(
+            "test_a", "def test_thread(self): threading.Thread(target=time.sleep, args=(1000,)).start()"
+        )
+        pool = self.pool(self.job(name), exit_seconds=1)
+        self.assertEqual(pool.tally.line, "1 passed, 1 failed, 0 skipped")
+        self.assertIn("did not exit within 1 s", pool.tally.failures[0][1])
+
+    def test_alone(self) -> None:
+        """Tests that need the machine alone run when no other runs, and only they."""
+        log = self.package.parent / "log"
+        body = f"""
+            {{mark}}
+            def note(self, word):
+                with open({str(log)!r}, "a") as file: file.write(word)
+            def test_a(self):
+                self.note("(")
+                time.sleep(0.3)
+                self.note(")")
+            """
+        mark = "needs_machine_alone = True"
+        marked = [self.write(f"test_{number}", body.format(mark=mark)) for number in (1, 2)]
+        other = self.write("test_3", body.format(mark=""))
+        jobs = [self.job(name, alone=True) for name in marked]
+        pool = self.pool(*jobs, self.job(other, *marked))
+        self.assertEqual(pool.tally.line, "3 passed, 0 failed, 0 skipped")
+        self.assertEqual(log.read_text(), "()" * 3)
+
+
+class CommandTests(SynchronousTestCase):
+    """C{python -m tests.runner}, and its seed."""
+
+    def run_it(self, *names: str, seed: str = "") -> tuple[int, list[str]]:
+        """Run it. Its exit status, and the lines that it printed."""
+        environment = {**os.environ, "PCAPSVC_SEED": seed}
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.runner", *names],
+            cwd=_ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=100,
+        )
+        return done.returncode, done.stdout.splitlines()
+
+    def test_passes(self) -> None:
+        """The last line sums up, and the first has the seed."""
+        status, lines = self.run_it("tests.core.test_line_limit", seed="17")
+        self.assertEqual(status, 0, lines)
+        self.assertEqual(lines[0], "PCAPSVC_SEED=17")
+        self.assertRegex(lines[-1], "^[1-9][0-9]* passed, 0 failed, 0 skipped$")
+
+    def test_fails(self) -> None:
+        """A failure is in the exit status, and the seed that repeats it is shown with it."""
+        status, lines = self.run_it("tests.unit.no_such_module", seed="17")
+        self.assertEqual(status, 1)
+        self.assertEqual(lines[-1], "0 passed, 1 failed, 0 skipped")
+        (logs,) = (line for line in lines if line.startswith("logs: "))
+        self.assertIn("PCAPSVC_SEED=17", logs)
+        directory = _ROOT / logs.split()[1].rstrip(";")
+        subprocess.run(["rm", "-r", str(directory)], check=True)
+
+    def choices(self, seed: str) -> str:
+        """What a process chose at random, by our helper and by Hypothesis, and the seed that it printed."""
+        script = """if True:
+            from hypothesis import given, settings, strategies
+            from tests.chance import chance, seeded
+            print(chance("a").random(), chance("b").random())
+            @seeded
+            @settings(database=None, max_examples=5)
+            @given(strategies.integers())
+            def show(number): print(number)
+            show()
+            """
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            cwd=_ROOT,
+            env={**os.environ, "PCAPSVC_SEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=100,
+        )
+        return done.stdout
+
+    def test_seed(self) -> None:
+        """The seed that a run printed makes its random choices again; without one they are others."""
+        first, second = self.choices(""), self.choices("")
+        self.assertNotEqual(first, second)
+        seed = first.splitlines()[0].removeprefix("PCAPSVC_SEED=")
+        self.assertEqual(self.choices(seed), first)
