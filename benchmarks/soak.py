@@ -26,7 +26,7 @@ from benchmarks import usage
 from benchmarks.cutter import Cutter
 from benchmarks.publisher import CHANNEL
 from benchmarks.table import print_table, print_target, tell
-from pcapsvc.reports.ledger import REMEMBERED_CAPTURES
+from pcapsvc.captures import REMEMBERED_CAPTURES
 from peers.daemon import Daemon
 from peers.frames import udp_frame
 from peers.kafka import KafkaBroker

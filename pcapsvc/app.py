@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import time
+import uuid
 from collections.abc import Callable
 from typing import Any
 
 from twisted.application.service import IService
 
 from pcapsvc.capture.capturer import Capturer
+from pcapsvc.captures import Captures
 from pcapsvc.core.admission import Admission
+from pcapsvc.core.event import EventFactory
 from pcapsvc.core.plan import NodeView
 from pcapsvc.core.rate import RequestRate
 from pcapsvc.core.request import RequestBounds
@@ -38,7 +41,6 @@ from pcapsvc.packets.pcapy_system import PcapySystem
 from pcapsvc.packets.standby import StandbySystem
 from pcapsvc.pipeline import Pipeline
 from pcapsvc.reports.fan_out import FanOutReporter
-from pcapsvc.reports.ledger import Ledger
 from pcapsvc.reports.log import LogReporter
 from pcapsvc.settings import Kafka, Secret, Settings
 from pcapsvc.threads import Threads
@@ -69,11 +71,12 @@ def build(
         return pools[-1].run
 
     destinations = _destinations(settings, reactor, threads_of_its_own)
-    ledger = Ledger([destination.name for destination in destinations])
-    told = LogReporter(reactor, wall_clock)
-    reporter = FanOutReporter([told, ledger])
+    captures = Captures([destination.name for destination in destinations])
+    log_reporter = LogReporter(reactor)
+    reporter = FanOutReporter([log_reporter, captures])
+    events = EventFactory(settings.general.node_name, wall_clock=wall_clock, new_id=lambda: uuid.uuid4().hex)
     delivery, redelivery, spool = _deliveries(
-        settings, reactor, destinations, reporter, threads_of_its_own, wall_clock
+        settings, reactor, destinations, reporter, events, threads_of_its_own, wall_clock
     )
     packets = StandbySystem(
         reactor,
@@ -94,6 +97,8 @@ def build(
         capturer=capturer,
         delivery=delivery,
         reporter=reporter,
+        events=events,
+        captures=captures,
         admission=Admission(
             max_captures=settings.general.max_captures,
             max_memory_bytes=settings.general.max_memory_bytes,
@@ -106,7 +111,7 @@ def build(
         ignore_unknown=settings.general.unknown_keys == "ignore",
         log_requests=settings.general.log_requests,
     )
-    sources = _sources(settings, reactor, pipeline, ledger)
+    sources = _sources(settings, reactor, pipeline, captures)
     log = [] if settings.syslog is None else [SyslogService(settings.syslog.priority, settings.syslog.tag)]
     signals = Signals(reactor, hurry=lambda: services.hurry())
     checks = [] if system is not None else [PermissionCheck()]
@@ -125,6 +130,7 @@ def build(
             *spool,
             packets,
             pools,
+            log_reporter,
             [*log, signals, DescriptorLimit(), *checks],
         ],
         stop_timeout_seconds=settings.general.stop_timeout_seconds,
@@ -172,6 +178,7 @@ def _deliveries(
     reactor: Any,
     destinations: list[IDestination],
     reporter: IReporter,
+    events: EventFactory,
     threads_of_its_own: Callable[[int], RunInThread],
     wall_clock: Callable[[], float],
 ) -> tuple[Delivery, list[Redelivery], list[Spool]]:
@@ -189,6 +196,7 @@ def _deliveries(
             SpoolFolder(chosen.spool_dir),
             threads_of_its_own(_SPOOL_THREADS),
             reporter=reporter,
+            events=events,
             max_bytes=chosen.spool_size_bytes,
             max_age_seconds=chosen.max_age_seconds,
             retry_seconds=chosen.retry_interval_seconds,
@@ -202,6 +210,7 @@ def _deliveries(
                 lanes,
                 interval_seconds=chosen.retry_interval_seconds,
                 reporter=reporter,
+                events=events,
                 wall_clock=wall_clock,
             )
         )
@@ -214,6 +223,7 @@ def _deliveries(
             max_delay_seconds=chosen.max_delay_seconds,
         ),
         reporter=reporter,
+        events=events,
         spool=spools[0] if spools else None,
         spool_first=chosen.spool_first,
         wall_clock=wall_clock,
@@ -269,7 +279,7 @@ def _destinations(
     return destinations
 
 
-def _sources(settings: Settings, reactor: Any, sink: IRequestSink, ledger: Ledger) -> list[IService]:
+def _sources(settings: Settings, reactor: Any, sink: IRequestSink, captures: Captures) -> list[IService]:
     redis, sqs, http = settings.redis, settings.sqs, settings.http
     sources: list[IService] = []
     if redis.listen:
@@ -317,7 +327,7 @@ def _sources(settings: Settings, reactor: Any, sink: IRequestSink, ledger: Ledge
                 reactor,
                 http_endpoint(reactor, http.listen),
                 sink,
-                lookup=ledger.lookup,
+                lookup=captures.get,
                 token=_revealed(http.token),
                 endpoint_name=http.listen,
             )

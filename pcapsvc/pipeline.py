@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred, DeferredList
@@ -13,7 +14,7 @@ from zope.interface import implementer
 
 from pcapsvc.core.admission import Admission
 from pcapsvc.core.age import too_old
-from pcapsvc.core.artifact import make_artifact
+from pcapsvc.core.artifact import file_name, make_artifact
 from pcapsvc.core.errors import (
     FAULT,
     CaptureForbidden,
@@ -24,26 +25,24 @@ from pcapsvc.core.errors import (
     RequestRejected,
     shown_words,
 )
-from pcapsvc.core.node import NodeMatcher
-from pcapsvc.core.plan import CapturePlan, NodeView, plan_captures
-from pcapsvc.core.rate import RequestRate
-from pcapsvc.core.recording import Recording
-from pcapsvc.core.request import asks_to_be_logged, parse_request, read_address
-from pcapsvc.core.result import (
-    Accepted,
-    Busy,
+from pcapsvc.core.event import (
     CaptureDone,
     CaptureFailed,
     CaptureStarted,
     CaptureStopped,
-    NotForThisNode,
-    Rejected,
-    RequestRefused,
-    StartedCapture,
-    Verdict,
+    EventFactory,
+    Payload,
+    verdict_payload,
 )
+from pcapsvc.core.node import NodeMatcher
+from pcapsvc.core.plan import CapturePlan, NodeView, plan_captures
+from pcapsvc.core.rate import RequestRate
+from pcapsvc.core.recording import Recording
+from pcapsvc.core.request import asks_to_be_logged, parse_request, read_address, read_labels
+from pcapsvc.core.result import Accepted, Busy, NotForThisNode, Rejected, StartedCapture, Verdict
 from pcapsvc.core.session import StopReason
 from pcapsvc.interfaces.capture import ICapture, ICapturer
+from pcapsvc.interfaces.captures import ICaptureRegistry
 from pcapsvc.interfaces.delivery import IDelivery
 from pcapsvc.interfaces.reports import IReporter
 from pcapsvc.interfaces.requests import IRequestSink
@@ -60,6 +59,8 @@ class Pipeline(Service):
 
     @param delivery: brings what captures bring to the destinations.
     @param reporter: hears what becomes of requests and captures.
+    @param events: makes the events.
+    @param captures: knows the captures that are running.
     @param rate: how many requests each source may bring; L{None} is no bound.
     @param wall_clock: the time in seconds since the Unix epoch.
     @param now: the time in seconds of the clock by which the rate is judged.
@@ -77,6 +78,8 @@ class Pipeline(Service):
         capturer: ICapturer,
         delivery: IDelivery,
         reporter: IReporter,
+        events: EventFactory,
+        captures: ICaptureRegistry,
         admission: Admission,
         rate: RequestRate | None = None,
         wall_clock: Callable[[], float] = time.time,
@@ -90,6 +93,8 @@ class Pipeline(Service):
         self._capturer = capturer
         self._delivery = delivery
         self._reporter = reporter
+        self._events = events
+        self._captures = captures
         self._admission = admission
         self._rate = rate or RequestRate(None)
         self._wall_clock = wall_clock
@@ -138,7 +143,7 @@ class Pipeline(Service):
             self._log.failure("a request from {source} could not be judged", source=source)
             verdict = Rejected(problems=(Problem(path="request", rule=f"met {FAULT}"),))
         if isinstance(verdict, Rejected | Busy):
-            self._reporter.report(RequestRefused(source=source, verdict=verdict))
+            self._reporter.report(self._events.event(verdict_payload(verdict), read_labels(body, source)))
         return verdict
 
     def _judge(self, source: str, body: bytes, sent_at: float | None) -> Verdict:
@@ -169,19 +174,19 @@ class Pipeline(Service):
         if self._log_requests or asks_to_be_logged(body):
             self._log_request(source, body)
         request = parse_request(body, self._node.bounds, ignore_unknown=self._ignore_unknown, found=found)
-        plans = plan_captures(request, self._node)
+        plans = plan_captures(request, self._node, source)
         needs = (len(plans), plans[0].most_bytes)
         if (impossible := self._admission.impossible(*needs)) is not None:
             return Rejected(problems=(impossible,))
         if (refusal := self._admission.refusal(*needs)) is not None:
             return Busy(reason=refusal)
-        return self._begin(source, plans)
+        return self._begin(plans)
 
     def _log_request(self, source: str, body: bytes) -> None:
         text = shown_words(body.decode("utf-8", "replace"), _MOST_LOGGED)
         self._log.info("request from {source}: {request}", source=source, request=text)
 
-    def _begin(self, source: str, plans: Sequence[CapturePlan]) -> Verdict:
+    def _begin(self, plans: Sequence[CapturePlan]) -> Verdict:
         """Open all before any starts, so that a filter which one interface refuses starts none."""
         prepared: list[ICapture] = []
         problems: list[Problem] = []
@@ -201,15 +206,18 @@ class Pipeline(Service):
             raise
         if not prepared:
             return Rejected(problems=tuple(problems))
-        for capture in prepared:
-            self._hold(capture.capture_id, Deferred.fromCoroutine(self._flow(source, capture)))
-        return Accepted(
+        accepted = Accepted(
             captures=tuple(
                 StartedCapture(capture_id=capture.capture_id, interface=capture.plan.interface)
                 for capture in prepared
             ),
             problems=tuple(problems),
         )
+        labels = replace(plans[0].labels, interface=None)
+        self._reporter.report(self._events.event(verdict_payload(accepted), labels))
+        for capture in prepared:
+            self._hold(capture.capture_id, Deferred.fromCoroutine(self._flow(capture)))
+        return accepted
 
     def _hold(self, capture_id: str, flow: Deferred[None]) -> None:
         def fault(failure: Failure) -> None:
@@ -222,37 +230,42 @@ class Pipeline(Service):
         flow.addErrback(fault)
         flow.addBoth(done)
 
-    async def _flow(self, source: str, capture: ICapture) -> None:
+    def _report(self, capture: ICapture, data: Payload) -> None:
+        self._reporter.report(self._events.event(data, capture.plan.labels, capture.capture_id))
+
+    async def _flow(self, capture: ICapture) -> None:
         """One capture, from its start until every destination has had its turn."""
         capture_id, plan = capture.capture_id, capture.plan
         self._admission.started(capture_id, plan.most_bytes)
         self._running.add(capture)
+        self._captures.add(capture)
         try:
             recording = capture.start()
-            self._reporter.report(
+            self._report(
+                capture,
                 CaptureStarted(
-                    capture_id=capture_id,
-                    source=source,
-                    plan=plan,
-                    link_type=capture.link_type,
+                    bpf=plan.bpf,
+                    snap_length=plan.snap_length,
+                    limits=plan.limits,
                     started=self._wall_clock(),
-                    progress=capture.progress,
-                )
+                    link_type=capture.link_type,
+                    alertstr=plan.request.alertstr,
+                ),
             )
             try:
                 recorded = await recording
             except (PcapsvcError, CancelledError) as error:
-                self._reporter.report(CaptureFailed(capture_id=capture_id, problem=str(error) or "given up"))
+                self._report(capture, CaptureFailed(problem=str(error) or "given up"))
                 return
             except Exception:  # noqa: BLE001 - one capture fails, and no other
                 self._log.failure("{capture_id}: the capture met a fault", capture_id=capture_id)
-                self._reporter.report(CaptureFailed(capture_id=capture_id, problem=FAULT))
+                self._report(capture, CaptureFailed(problem=FAULT))
                 return
             finally:
                 self._running.discard(capture)
             try:
                 self._admission.ended(capture_id, recorded.content.size)
-                self._reporter.report(CaptureStopped(capture_id=capture_id, recording=recorded))
+                self._report(capture, _stopped(recorded))
                 if recorded.packets:
                     await self._delivery.deliver(make_artifact(recorded), lambda: self._let_go(recorded))
             finally:
@@ -260,12 +273,22 @@ class Pipeline(Service):
         finally:
             self._running.discard(capture)
             self._admission.done(capture_id)
-            self._reporter.report(CaptureDone(capture_id=capture_id))
+            self._report(capture, CaptureDone())
 
     def _let_go(self, recorded: Recording) -> None:
         """The capture is on the disk: its memory is for others."""
         recorded.content.close()
         self._admission.on_disk(recorded.capture_id)
+
+
+def _stopped(recorded: Recording) -> CaptureStopped:
+    return CaptureStopped(
+        reason=recorded.reason,
+        packets=recorded.packets,
+        bytes=recorded.content.size,
+        counts=recorded.counts,
+        file=file_name(recorded) if recorded.packets else None,
+    )
 
 
 def _discard(captures: Sequence[ICapture]) -> None:

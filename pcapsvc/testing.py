@@ -7,6 +7,7 @@ Each passes the same tests as the real thing: see C{tests/contracts}.
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import struct
 from collections import deque
@@ -20,8 +21,9 @@ from zope.interface import implementer
 
 from pcapsvc.core.artifact import Artifact
 from pcapsvc.core.errors import CaptureUnavailable, Problem, RequestRejected
+from pcapsvc.core.event import Event, EventFactory, Payload
 from pcapsvc.core.recording import PacketCounts
-from pcapsvc.core.result import Accepted, Event, Receipt, Verdict
+from pcapsvc.core.result import Accepted, Receipt, Verdict
 from pcapsvc.interfaces.capture import IPacketDumper, IPacketHandle, IPatientPacketSystem
 from pcapsvc.interfaces.delivery import IDestination, IHeldCapture, ISpool
 from pcapsvc.interfaces.reports import IReporter
@@ -59,6 +61,14 @@ class MemorySink:
         return self.verdict
 
 
+def event_factory(
+    node: str = "sensor1", wall_clock: Callable[[], float] = lambda: 1_700_000_000.0
+) -> EventFactory:
+    """Makes events with the ids C{event-0}, C{event-1}, …"""
+    ids = itertools.count()
+    return EventFactory(node, wall_clock=wall_clock, new_id=lambda: f"event-{next(ids)}")
+
+
 @implementer(IReporter)
 class MemoryReporter:
     """
@@ -73,6 +83,11 @@ class MemoryReporter:
     def report(self, event: Event) -> None:
         """Keep the event."""
         self.events.append(event)
+
+    @property
+    def data(self) -> list[Payload]:
+        """The payloads of all events, in their order."""
+        return [event.data for event in self.events]
 
 
 @dataclass

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pcapsvc.core.labels import Labels
 from pcapsvc.core.plan import CapturePlan
 from pcapsvc.core.recording import Content, Recording
 
@@ -22,6 +23,7 @@ class Artifact:
     @ivar name: the file's name: ASCII letters, digits, '.', '_' and '-', and no path.
     @ivar tags: joined by commas; any text of one line.
     @ivar s3: what the request says of S3, by the request's field.
+    @ivar labels: what the events about it repeat.
     @ivar may_be_there: whether there was an attempt before this one, which may have arrived,
         whatever came of it.
     """
@@ -31,6 +33,7 @@ class Artifact:
     tags: str
     content: Content
     s3: Mapping[str, Any]
+    labels: Labels
     may_be_there: bool = False
 
 
@@ -42,6 +45,7 @@ def make_artifact(recording: Recording) -> Artifact:
         tags=",".join(_tags(recording.plan)),
         content=recording.content,
         s3=recording.plan.s3,
+        labels=recording.plan.labels,
     )
 
 

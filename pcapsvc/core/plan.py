@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pcapsvc.core.labels import Labels
 from pcapsvc.core.request import CaptureRequest, RequestBounds
 from pcapsvc.core.session import FILE_HEADER_BYTES, PACKET_HEADER_BYTES, CaptureLimits
 from pcapsvc.core.values import S3_FIELDS
@@ -37,6 +38,7 @@ class CapturePlan:
     @ivar alias: the alias by which the interface was asked for, or L{None}.
     @ivar snap_length: how much of each packet is kept, in bytes.
     @ivar s3: what the request says of S3, by the request's field.
+    @ivar via: the name of the source that the request arrived through.
     @ivar most_bytes: the size that its file may come to, in bytes.
     """
 
@@ -48,6 +50,20 @@ class CapturePlan:
     limits: CaptureLimits
     request: CaptureRequest
     s3: Mapping[str, Any]
+    via: str
+
+    @property
+    def labels(self) -> Labels:
+        """What the events about this capture repeat."""
+        request = self.request
+        return Labels(
+            via=self.via,
+            requestid=request.requestid,
+            alertid=request.alertid,
+            customer=request.customer,
+            tags=request.tags,
+            interface=self.interface,
+        )
 
     @property
     def most_bytes(self) -> int:
@@ -56,10 +72,12 @@ class CapturePlan:
         return min(self.limits.max_bytes, FILE_HEADER_BYTES + all_packets)
 
 
-def plan_captures(request: CaptureRequest, node: NodeView) -> tuple[CapturePlan, ...]:
+def plan_captures(request: CaptureRequest, node: NodeView, via: str) -> tuple[CapturePlan, ...]:
     """
     The captures that a request means on this node: one for each interface, each
     interface once, whether it is there now or not.
+
+    @param via: the name of the source that the request arrived through.
     """
     limits = CaptureLimits(
         max_packets=node.bounds.max_packets if request.packets is None else request.packets,
@@ -78,6 +96,7 @@ def plan_captures(request: CaptureRequest, node: NodeView) -> tuple[CapturePlan,
             limits=limits,
             request=request,
             s3={name: value for name, value in asked.items() if value is not None},
+            via=via,
         )
         for interface, alias in _interfaces(request, node).items()
     )

@@ -13,6 +13,7 @@ from pcapsvc.core.endpoint import EndpointError, endpoint_url
 from pcapsvc.core.errors import Problem, RequestRejected, shown
 from pcapsvc.core.fields import check_fields
 from pcapsvc.core.filter import follows_header_chains, names_needing_dns
+from pcapsvc.core.labels import Labels
 from pcapsvc.core.values import (
     S3_FIELDS,
     Acl,
@@ -28,6 +29,7 @@ from pcapsvc.core.values import (
     Pattern,
     Positive,
     Region,
+    RequestId,
 )
 
 #: The longest body that is looked at, in bytes.
@@ -45,6 +47,7 @@ class CaptureRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     node: Name | None = None
     nodere: Pattern | None = None
+    requestid: RequestId | None = None
     interface: InterfaceNames | None = None
     alias: Aliases | None = None
     tags: Label | None = None
@@ -98,12 +101,23 @@ class Address(msgspec.Struct, frozen=True):
     nodere: Any = None
 
 
+_NULL = msgspec.Raw(b"null")
+
+
+class _Labels(msgspec.Struct, frozen=True):
+    requestid: msgspec.Raw = _NULL
+    alertid: msgspec.Raw = _NULL
+    customer: msgspec.Raw = _NULL
+    tags: msgspec.Raw = _NULL
+
+
 class _Logging(msgspec.Struct, frozen=True):
     logrequest: Any = None
 
 
 _Decoded = TypeVar("_Decoded")
 _address_decoder = msgspec.json.Decoder(Address)
+_labels_decoder = msgspec.json.Decoder(_Labels)
 _logging_decoder = msgspec.json.Decoder(_Logging)
 _object_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _value_decoder = msgspec.json.Decoder(Any)
@@ -124,6 +138,24 @@ def read_address(body: bytes) -> Address:
     @raise RequestRejected: where C{body} is no JSON object at all.
     """
     return _decoded(body, _address_decoder)
+
+
+def read_labels(body: bytes, via: str) -> Labels:
+    """
+    Read the labels of a message that need not be valid: those that are valid by themselves. Costs
+    little, and never raises.
+
+    @param via: the name of the source that the message arrived through.
+    """
+    try:
+        found = _decoded(body, _labels_decoder)
+        given = {name: _value(getattr(found, name)) for name in found.__struct_fields__}
+    except RequestRejected:
+        return Labels(via=via)
+    values, _ = check_fields(
+        CaptureRequest, {name: value for name, value in given.items() if not _means_nothing(name, value)}
+    )
+    return Labels(via=via, **values)
 
 
 def asks_to_be_logged(body: bytes) -> bool:
@@ -213,7 +245,7 @@ def _not_a_request(rule: str) -> RequestRejected:
 # What the original took as "not given", by field: the empty value of the field's own kind.
 _NOTHING: Mapping[str, tuple[Any, ...]] = {
     **dict.fromkeys(CaptureRequest.__struct_fields__, (None,)),
-    **dict.fromkeys(("node", "nodere", "tags", "bpf", "customer"), (None, "")),
+    **dict.fromkeys(("node", "nodere", "requestid", "tags", "bpf", "customer"), (None, "")),
     **dict.fromkeys(("folder", "bucket", "acl", "region", "endpoint"), (None, "")),
     **dict.fromkeys(("interface", "alias"), (None, [])),
     **dict.fromkeys(("snap", "timeout", "duration", "bytes"), (None, 0)),

@@ -13,6 +13,7 @@ from pcapsvc.core.artifact import Artifact
 from pcapsvc.core.endpoint import EndpointError, endpoint_url
 from pcapsvc.core.errors import Problem, SpoolError, shown, shown_words
 from pcapsvc.core.fields import check_fields
+from pcapsvc.core.labels import Labels
 from pcapsvc.core.recording import Content
 from pcapsvc.core.request import CaptureRequest
 from pcapsvc.core.text import one_line as made_one_line
@@ -78,7 +79,19 @@ class SpoolEntry(msgspec.Struct, frozen=True, kw_only=True):
 
     def artifact(self, content: Content) -> Artifact:
         """What is to be delivered, just as it was at first."""
-        return Artifact(capture_id=self.capture, name=self.name, tags=self.tags, content=content, s3=self.s3)
+        return Artifact(
+            capture_id=self.capture,
+            name=self.name,
+            tags=self.tags,
+            content=content,
+            s3=self.s3,
+            labels=self.labels,
+        )
+
+    @property
+    def labels(self) -> Labels:
+        """The labels of its request, which this version of the manifest doesn't record."""
+        return Labels(via=None)
 
 
 def entry_name(capture_id: str, destination: str, created: float) -> str:

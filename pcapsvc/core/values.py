@@ -42,6 +42,7 @@ Flag = Annotated[bool, Meta(description="true or false")]
 Positive = Annotated[int, Meta(ge=1, description="a whole number, 1 or more")]
 Name = Annotated[str, one_line(255)]
 Label = Annotated[str, one_line(1024)]
+RequestId = Annotated[str, one_line(128)]
 Pattern = Annotated[str, one_line(1024, "a regular expression on one line")]
 Filter = Annotated[
     str,

@@ -18,7 +18,14 @@ from zope.interface import implementer
 
 from pcapsvc.core.artifact import Artifact
 from pcapsvc.core.errors import FAULT, DestinationError, SpoolError
-from pcapsvc.core.result import CaptureDelivered, DeliveryFailed, DeliveryPostponed
+from pcapsvc.core.event import (
+    CaptureDelivered,
+    DeliveryFailed,
+    DeliveryPostponed,
+    DeliverySpooled,
+    EventFactory,
+    Payload,
+)
 from pcapsvc.core.retry import RetryPolicy
 from pcapsvc.delivery.lane import Lane
 from pcapsvc.interfaces.delivery import IDelivery, IHeldCapture, ISpool
@@ -44,6 +51,7 @@ class Delivery(Service):
 
     @param policy: how many attempts, and the pauses between them.
     @param reporter: hears what becomes of each delivery.
+    @param events: makes the events.
     @param spool: keeps what could not be delivered; L{None} where that is lost.
     @param spool_first: whether it keeps each capture before it is tried, too.
     @param wall_clock: the time in seconds since the Unix epoch.
@@ -60,6 +68,7 @@ class Delivery(Service):
         *,
         policy: RetryPolicy,
         reporter: IReporter,
+        events: EventFactory,
         spool: ISpool | None = None,
         spool_first: bool = False,
         wall_clock: Callable[[], float] = time.time,
@@ -69,6 +78,7 @@ class Delivery(Service):
         self._lanes = tuple(lanes)
         self._policy = policy
         self._reporter = reporter
+        self._events = events
         self._spool = spool
         self._spool_first = spool_first
         self._wall_clock = wall_clock
@@ -156,15 +166,15 @@ class Delivery(Service):
             problem = f"{error}; "
             failed = await self._keep(lane, artifact, error, held)
         except CancelledError:
-            failed = _failed(lane, artifact, f"{problem}given up", held)
+            failed = _failed(lane, f"{problem}given up", held)
         except Exception:  # noqa: BLE001 - one delivery fails, and no other
             self._log.failure(
                 "{capture_id}: the delivery to {destination} met a fault",
                 capture_id=artifact.capture_id,
                 destination=lane.name,
             )
-            failed = _failed(lane, artifact, FAULT, held)
-        self._reporter.report(failed)
+            failed = _failed(lane, FAULT, held)
+        self._report(artifact, failed)
 
     async def _try(
         self, lane: Lane, artifact: Artifact, held: IHeldCapture | None
@@ -188,21 +198,23 @@ class Delivery(Service):
             else:
                 if held is not None:
                     await self._take_out(held, lane)
-                self._reporter.report(CaptureDelivered(capture_id=artifact.capture_id, receipt=receipt))
+                self._report(
+                    artifact, CaptureDelivered(destination=receipt.destination, location=receipt.location)
+                )
                 return None
             failures += 1
             artifact = replace(artifact, may_be_there=True)
             delay = self._delay(last, failures)
             if delay is None:
                 break
-            self._reporter.report(
+            self._report(
+                artifact,
                 DeliveryPostponed(
-                    capture_id=artifact.capture_id,
                     destination=lane.name,
                     problem=str(last),
                     attempts=failures,
                     next_try=self._wall_clock() + delay,
-                )
+                ),
             )
             try:
                 await self._unless_hurried(deferLater(self._reactor, delay))
@@ -247,7 +259,7 @@ class Delivery(Service):
 
     async def _keep(
         self, lane: Lane, artifact: Artifact, error: DestinationError, held: IHeldCapture | None
-    ) -> DeliveryFailed:
+    ) -> DeliveryFailed | DeliverySpooled:
         problem, spooled = str(error), False
         if held is None and self._spool is not None:
             try:
@@ -255,7 +267,10 @@ class Delivery(Service):
                 spooled = True
             except SpoolError as reason:
                 problem = f"{problem}; and not kept in the spool: {reason}"
-        return _failed(lane, artifact, problem, held, error.retry_after_seconds, spooled=spooled)
+        return _failed(lane, problem, held, error.retry_after_seconds, spooled=spooled)
+
+    def _report(self, artifact: Artifact, data: Payload) -> None:
+        self._reporter.report(self._events.event(data, artifact.labels, artifact.capture_id))
 
     async def _unless_hurried(self, waiting: Deferred[_T]) -> _T:
         """What is waited for; to be cancelled by L{hurry}."""
@@ -274,21 +289,15 @@ def _too_slow(result: Any, seconds: float) -> Any:
 
 def _failed(
     lane: Lane,
-    artifact: Artifact,
     problem: str,
     held: IHeldCapture | None,
     asked_seconds: float | None = None,
     *,
     spooled: bool = False,
-) -> DeliveryFailed:
+) -> DeliveryFailed | DeliverySpooled:
     """What is told of a delivery that came to nothing; what the spool holds is left to it."""
     if held is not None:
         spooled = held.release(problem, asked_seconds)
         if not spooled:
             problem = f"{problem}; and it is gone from the spool"
-    return DeliveryFailed(
-        capture_id=artifact.capture_id,
-        destination=lane.name,
-        problem=problem,
-        spooled=spooled,
-    )
+    return (DeliverySpooled if spooled else DeliveryFailed)(destination=lane.name, problem=problem)

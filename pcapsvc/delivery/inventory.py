@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
+from pcapsvc.core.labels import Labels
 from pcapsvc.delivery.folder import Aside
 
 #: What an entry takes of the disk beside its capture, in bytes: two folders' blocks and a manifest.
@@ -33,6 +34,7 @@ class Kept:
     capture_id: str
     destination: str
     s3: Mapping[str, Any]
+    labels: Labels
     size: int
     since: float
     problem: str

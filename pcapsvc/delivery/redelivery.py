@@ -18,7 +18,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from pcapsvc.core.errors import DestinationError, SpoolError
-from pcapsvc.core.result import CaptureDelivered, DeliveryPostponed
+from pcapsvc.core.event import CaptureDelivered, DeliveryPostponed, EventFactory, Payload
 from pcapsvc.core.retry import RetryPolicy
 from pcapsvc.delivery.inventory import Kept
 from pcapsvc.delivery.lane import Lane
@@ -42,6 +42,7 @@ class Redelivery(Service):
 
     @param interval_seconds: between two rounds; the back-off grows from it to thirty times as much.
     @param reporter: hears what becomes of each delivery.
+    @param events: makes the events.
     @param wall_clock: the time in seconds since the Unix epoch.
     @param chance: a number from 0 to 1, another one each time, for the jitter.
     """
@@ -57,6 +58,7 @@ class Redelivery(Service):
         *,
         interval_seconds: float,
         reporter: IReporter,
+        events: EventFactory,
         wall_clock: Callable[[], float] = time.time,
         chance: Callable[[], float] = random.random,
     ) -> None:
@@ -65,6 +67,7 @@ class Redelivery(Service):
         self._lanes = tuple(lanes)
         self._interval = interval_seconds
         self._reporter = reporter
+        self._events = events
         self._wall_clock = wall_clock
         self._chance = chance
         self._policy = RetryPolicy(
@@ -183,7 +186,7 @@ class Redelivery(Service):
         else:
             # First of all: from here on no restart may find it again.
             await self._spool.delivered(kept)
-            self._reporter.report(CaptureDelivered(capture_id=kept.capture_id, receipt=receipt))
+            self._report(kept, CaptureDelivered(destination=receipt.destination, location=receipt.location))
 
     def _postpone(self, kept: Kept, error: DestinationError) -> None:
         if not self._spool.holds(kept):
@@ -196,13 +199,16 @@ class Redelivery(Service):
         if not error.retryable:
             delay = self._policy.max_delay_seconds
         kept.due = self._reactor.seconds() + delay
-        self._reporter.report(
+        self._report(
+            kept,
             DeliveryPostponed(
-                capture_id=kept.capture_id,
                 destination=kept.destination,
                 problem=kept.problem,
                 attempts=kept.attempts,
                 next_try=self._wall_clock() + delay,
                 spooled=True,
-            )
+            ),
         )
+
+    def _report(self, kept: Kept, data: Payload) -> None:
+        self._reporter.report(self._events.event(data, kept.labels, kept.capture_id))

@@ -15,7 +15,7 @@ from zope.interface import implementer
 
 from pcapsvc.core.artifact import Artifact
 from pcapsvc.core.errors import SpoolError
-from pcapsvc.core.result import DeliveryFailed
+from pcapsvc.core.event import DeliveryFailed, EventFactory
 from pcapsvc.core.retry import honoured_seconds
 from pcapsvc.core.spool_entry import SpoolEntry
 from pcapsvc.core.text import one_line
@@ -39,6 +39,7 @@ class Spool(Service):
 
     @param folder: where.
     @param reporter: hears of captures that are lost.
+    @param events: makes the events.
     @param max_bytes: what all entries may take of the disk.
     @param max_age_seconds: how long one is kept.
     @param retry_seconds: how long one waits, at least, until it is tried first.
@@ -55,6 +56,7 @@ class Spool(Service):
         run_in_thread: RunInThread,
         *,
         reporter: IReporter,
+        events: EventFactory,
         max_bytes: int,
         max_age_seconds: float,
         retry_seconds: float,
@@ -64,6 +66,7 @@ class Spool(Service):
         self._folder = folder
         self._run_in_thread = run_in_thread
         self._reporter = reporter
+        self._events = events
         self._max_bytes = max_bytes
         self._max_age = max_age_seconds
         self._retry_seconds = retry_seconds
@@ -318,7 +321,9 @@ class Spool(Service):
 
     def _lost(self, kept: Kept, problem: str) -> None:
         self._reporter.report(
-            DeliveryFailed(capture_id=kept.capture_id, destination=kept.destination, problem=problem)
+            self._events.event(
+                DeliveryFailed(destination=kept.destination, problem=problem), kept.labels, kept.capture_id
+            )
         )
 
     async def _remove(self, kept: Kept) -> None:
@@ -341,6 +346,7 @@ class Spool(Service):
             capture_id=entry.capture,
             destination=entry.destination,
             s3=entry.s3,
+            labels=entry.labels,
             size=entry.size + ENTRY_BYTES,
             since=self._reactor.seconds() - age,
             problem=entry.problem,

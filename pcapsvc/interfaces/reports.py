@@ -1,14 +1,14 @@
-"""What reports an event."""
+"""What the pipeline and deliveries need to report events."""
 
 from __future__ import annotations
 
 from zope.interface import Interface
 
-from pcapsvc.core.result import Event
+from pcapsvc.core.event import Event
 
 
 class IReporter(Interface):
-    """Somebody who wants to hear what becomes of requests."""
+    """Receives every event: what happens to requests, captures and deliveries."""
 
     def report(event: Event) -> None:
-        """Take note of an event. Never raises."""
+        """Take an event. Never raises, and never waits."""

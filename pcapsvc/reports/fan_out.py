@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from pcapsvc.core.result import Event
+from pcapsvc.core.event import Event
 from pcapsvc.interfaces.reports import IReporter
 
 

@@ -1,28 +1,25 @@
-"""What became of requests, in the log."""
+"""Events in the log."""
 
 from __future__ import annotations
-
-import time
-from collections.abc import Callable
 
 from twisted.application.service import Service
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from pcapsvc.core.line_limit import LineLimit
-from pcapsvc.core.result import (
+from pcapsvc.core.event import (
     CaptureDelivered,
-    CaptureDone,
     CaptureFailed,
     CaptureStarted,
     CaptureStopped,
     DeliveryFailed,
     DeliveryPostponed,
+    DeliverySpooled,
     Event,
-    Rejected,
-    RequestRefused,
+    RequestBusy,
+    RequestRejected,
 )
+from pcapsvc.core.line_limit import LineLimit
 from pcapsvc.interfaces.reports import IReporter
 
 #: How many refused requests of each source are logged in a second; the others are counted.
@@ -34,98 +31,89 @@ _MOST_PROBLEMS = 10
 @implementer(IReporter)
 class LogReporter(Service):
     """
-    Logs every event; a capture's id begins each line about it. A flood of requests
-    that are refused fills no disk, and leaves time for the captures. A stop tells
-    what is still to be counted.
+    Logs events. Every line about a capture begins with its id.
 
-    @param wall_clock: the time in seconds since the Unix epoch.
+    Refused requests are logged up to a rate, and counted above it, so that a flood of them
+    neither fills the disk nor takes time from captures. The count is logged within a second,
+    or at the stop.
     """
 
     _log = Logger()
 
-    def __init__(self, reactor: IReactorTime, wall_clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, reactor: IReactorTime) -> None:
         self._reactor = reactor
-        self._wall_clock = wall_clock
         self._refusals: dict[str, LineLimit] = {}
-        # By source: when the number of its refusals that were not told is told.
+        # By source: when the number of refusals that were not logged is.
         self._counts_due: dict[str, IDelayedCall] = {}
 
     def stopService(self) -> None:
-        """Tell what is still to be counted."""
+        """Log the counts that are due."""
         super().stopService()  # type: ignore[no-untyped-call]
         for source, due in tuple(self._counts_due.items()):
             due.cancel()
             self._count(source)
 
     def report(self, event: Event) -> None:
-        """Log an event."""
-        match event:
-            case RequestRefused():
-                self._refused(event)
-            case CaptureStarted():
-                self._started(event)
-            case CaptureStopped():
-                self._stopped(event)
-            case CaptureFailed():
+        """Log an event. L{IReporter.report}."""
+        match event.data:
+            case RequestRejected() | RequestBusy() as refused:
+                self._refused(event.labels.via or "", refused)
+            case CaptureStarted() as started:
+                self._started(event, started)
+            case CaptureStopped() as stopped:
+                self._stopped(event, stopped)
+            case CaptureFailed(problem=problem):
                 self._log.error(
-                    "{capture_id}: the capture failed: {problem}",
-                    capture_id=event.capture_id,
-                    problem=event.problem,
+                    "{capture_id}: the capture failed: {problem}", capture_id=event.subject, problem=problem
                 )
-            case CaptureDelivered():
+            case CaptureDelivered() as delivered:
                 self._log.info(
                     "{capture_id}: delivered to {destination}: {location}",
-                    capture_id=event.capture_id,
-                    destination=event.receipt.destination,
-                    location=event.receipt.location,
+                    capture_id=event.subject,
+                    destination=delivered.destination,
+                    location=delivered.location,
                 )
-            case DeliveryPostponed():
+            case DeliveryPostponed() as postponed:
                 self._log.warn(
                     "{capture_id}: attempt {attempts} to deliver to {destination}{spooled} failed, the next"
                     " is in {seconds} s: {problem}",
-                    capture_id=event.capture_id,
-                    attempts=event.attempts,
-                    destination=event.destination,
-                    spooled=" from the spool" if event.spooled else "",
-                    seconds=f"{max(0.0, event.next_try - self._wall_clock()):.1f}",
-                    problem=event.problem,
+                    capture_id=event.subject,
+                    attempts=postponed.attempts,
+                    destination=postponed.destination,
+                    spooled=" from the spool" if postponed.spooled else "",
+                    seconds=f"{max(0.0, postponed.next_try - event.time):.1f}",
+                    problem=postponed.problem,
                 )
-            case DeliveryFailed(spooled=True):
+            case DeliverySpooled(destination=destination, problem=problem):
                 self._log.warn(
                     "{capture_id}: not delivered to {destination} yet, and kept in the spool: {problem}",
-                    capture_id=event.capture_id,
-                    destination=event.destination,
-                    problem=event.problem,
+                    capture_id=event.subject,
+                    destination=destination,
+                    problem=problem,
                 )
-            case DeliveryFailed():
+            case DeliveryFailed(destination=destination, problem=problem):
                 self._log.error(
                     "{capture_id}: not delivered to {destination}, and lost to it: {problem}",
-                    capture_id=event.capture_id,
-                    destination=event.destination,
-                    problem=event.problem,
+                    capture_id=event.subject,
+                    destination=destination,
+                    problem=problem,
                 )
-            case CaptureDone():
-                pass
 
-    def _refused(self, event: RequestRefused) -> None:
-        limit = self._refusals.setdefault(event.source, LineLimit(REFUSALS_A_SECOND))
+    def _refused(self, source: str, refused: RequestRejected | RequestBusy) -> None:
+        limit = self._refusals.setdefault(source, LineLimit(REFUSALS_A_SECOND))
         if not limit.may_log(self._reactor.seconds()):
-            if event.source not in self._counts_due:
-                self._counts_due[event.source] = self._reactor.callLater(1.0, self._count, event.source)
+            if source not in self._counts_due:
+                self._counts_due[source] = self._reactor.callLater(1.0, self._count, source)
             return
-        if isinstance(event.verdict, Rejected):
-            problems = [str(problem) for problem in event.verdict.problems]
+        if isinstance(refused, RequestRejected):
+            problems = [str(problem) for problem in refused.problems]
             if (more := len(problems) - _MOST_PROBLEMS) > 0:
                 problems[_MOST_PROBLEMS:] = [f"{more} more problems"]
             for problem in problems:
-                self._log.warn(
-                    "request from {source} refused: {problem}", source=event.source, problem=problem
-                )
+                self._log.warn("request from {source} refused: {problem}", source=source, problem=problem)
         else:
             self._log.warn(
-                "request from {source} refused: busy: {reason}",
-                source=event.source,
-                reason=event.verdict.reason,
+                "request from {source} refused: busy: {reason}", source=source, reason=refused.reason
             )
 
     def _count(self, source: str) -> None:
@@ -136,40 +124,37 @@ class LogReporter(Service):
             source=source,
         )
 
-    def _started(self, event: CaptureStarted) -> None:
-        plan = event.plan
+    def _started(self, event: Event, started: CaptureStarted) -> None:
         self._log.info(
             "{capture_id}: capturing on {interface} for {source}, filter {bpf!r}, snap length {snap_length},"
             " until {packets} packets, {bytes} bytes, {idle} s without one or {duration} s",
-            capture_id=event.capture_id,
-            interface=plan.interface,
-            source=event.source,
-            bpf=plan.bpf,
-            snap_length=plan.snap_length,
-            packets=plan.limits.max_packets,
-            bytes=plan.limits.max_bytes,
-            idle=plan.limits.idle_seconds,
-            duration=plan.limits.duration_seconds,
+            capture_id=event.subject,
+            interface=event.labels.interface,
+            source=event.labels.via,
+            bpf=started.bpf,
+            snap_length=started.snap_length,
+            packets=started.limits.max_packets,
+            bytes=started.limits.max_bytes,
+            idle=started.limits.idle_seconds,
+            duration=started.limits.duration_seconds,
         )
 
-    def _stopped(self, event: CaptureStopped) -> None:
-        recording = event.recording
+    def _stopped(self, event: Event, stopped: CaptureStopped) -> None:
         self._log.info(
             "{capture_id}: stopped by {reason}: {packets} packets, {bytes} bytes{nothing}",
-            capture_id=event.capture_id,
-            reason=recording.reason.value,
-            packets=recording.packets,
-            bytes=recording.content.size,
-            nothing="" if recording.packets else "; there is nothing to deliver",
+            capture_id=event.subject,
+            reason=stopped.reason.value,
+            packets=stopped.packets,
+            bytes=stopped.bytes,
+            nothing="" if stopped.packets else "; there is nothing to deliver",
         )
-        counts = recording.counts
-        if counts is None:
+        if (counts := stopped.counts) is None:
             return
         dropped = counts.dropped + counts.interface_dropped
         (self._log.warn if dropped else self._log.info)(
             "{capture_id}: {received} packets received by the filter, {dropped} dropped by the kernel,"
             " {interface_dropped} dropped by the interface",
-            capture_id=event.capture_id,
+            capture_id=event.subject,
             received=counts.received,
             dropped=counts.dropped,
             interface_dropped=counts.interface_dropped,

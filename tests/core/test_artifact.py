@@ -51,6 +51,7 @@ def recording(
         limits=CaptureLimits(max_packets=10, max_bytes=1000, idle_seconds=5, duration_seconds=60),
         request=CaptureRequest(node=node, interface=(interface,), **request),
         s3={},
+        via="test",
     )
     return Recording(
         capture_id=capture_id,

@@ -27,7 +27,7 @@ class PlanTests(unittest.SynchronousTestCase):
 
     def plans(self, node: NodeView = NODE, **fields: Any) -> tuple[CapturePlan, ...]:
         """The captures of a request with these fields."""
-        return plan_captures(CaptureRequest(node="sensor1", **fields), node)
+        return plan_captures(CaptureRequest(node="sensor1", **fields), node, "test")
 
     def test_defaults(self) -> None:
         """What a request leaves out is the node's: the largest of everything, and an idle time."""

@@ -34,6 +34,7 @@ BOUNDS = RequestBounds(
 FIELDS: dict[str, Any] = {
     "node": "sensor1",
     "nodere": "^sensor",
+    "requestid": "r-1",
     "interface": ["eth0", "eth1.100"],
     "alias": ["uplink"],
     "tags": "one,two",
@@ -55,7 +56,7 @@ FIELDS: dict[str, Any] = {
     "endpoint": "s3.amazonaws.com",
     "encryption": False,
 }
-TEXTS = ("tags", "bpf", "customer", "folder", "bucket", "acl", "region", "endpoint")
+TEXTS = ("requestid", "tags", "bpf", "customer", "folder", "bucket", "acl", "region", "endpoint")
 NUMBERS = ("snap", "timeout", "duration", "bytes")
 _EITHER = {"nodere", "alias"}
 
@@ -85,7 +86,7 @@ class FieldsTests(_Requests, unittest.SynchronousTestCase):
     def test_all_fields(self) -> None:
         """There are 22 fields, and each keeps the value that it was given."""
         self.assertEqual(set(CaptureRequest.__struct_fields__), set(FIELDS))
-        self.assertEqual(len(FIELDS), 22)
+        self.assertEqual(len(FIELDS), 23)
         for left_out in (("nodere", "alias"), ("node", "interface")):
             given = {key: value for key, value in FIELDS.items() if key not in left_out}
             request = self.parse(json.dumps(given).encode())
@@ -194,7 +195,7 @@ class FieldsTests(_Requests, unittest.SynchronousTestCase):
 
     def test_one_line(self) -> None:
         """Texts that stand in tags and logs are of one line, and bounded."""
-        for field, most in (("tags", 1024), ("customer", 1024)):
+        for field, most in (("tags", 1024), ("customer", 1024), ("requestid", 128)):
             self.assertEqual(getattr(self.parse(message(**{field: "ü" * most})), field), "ü" * most)
             for bad in (
                 "x" * (most + 1),

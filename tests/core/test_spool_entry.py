@@ -12,6 +12,7 @@ from twisted.trial import unittest
 
 from pcapsvc.core.artifact import Artifact
 from pcapsvc.core.errors import SpoolError
+from pcapsvc.core.labels import Labels
 from pcapsvc.core.spool_entry import SpoolEntry, decode_entry, encode_entry, is_entry_name, make_entry
 
 
@@ -30,7 +31,12 @@ class NoContent:
 def entry(tags: str = "customer:Zoë", **s3: Any) -> SpoolEntry:
     """An entry of a capture for S3."""
     artifact = Artifact(
-        capture_id="f3a9c2d41b07", name="web1-eth0-1-f3a9c2d41b07.pcap", tags=tags, content=NoContent(), s3=s3
+        capture_id="f3a9c2d41b07",
+        name="web1-eth0-1-f3a9c2d41b07.pcap",
+        tags=tags,
+        content=NoContent(),
+        s3=s3,
+        labels=Labels(via="test"),
     )
     return make_entry(artifact, "s3", size=40, sha256="0" * 64, created=1_795_316_400.104, problem="503")
 

@@ -17,7 +17,7 @@ from typing import Any
 from twisted.internet import reactor, task
 
 from pcapsvc.app import _SPOOL_THREADS
-from pcapsvc.core.result import CaptureDelivered, DeliveryFailed, DeliveryPostponed
+from pcapsvc.core.event import CaptureDelivered, DeliveryFailed, DeliveryPostponed, DeliverySpooled
 from pcapsvc.core.retry import RetryPolicy
 from pcapsvc.delivery.delivery import Delivery
 from pcapsvc.delivery.folder import SpoolFolder
@@ -28,7 +28,7 @@ from pcapsvc.interfaces.delivery import IDestination
 from pcapsvc.interfaces.threads import RunInThread
 from pcapsvc.lifecycle import OrderedServices
 from pcapsvc.settings import Settings
-from pcapsvc.testing import MemoryReporter
+from pcapsvc.testing import MemoryReporter, event_factory
 from pcapsvc.threads import Threads
 from tests.unit.contents import MemfdContent, make_artifact, resident_bytes
 
@@ -69,7 +69,7 @@ class House:
 
     def start(self) -> None:
         """Start it, as after a start of the daemon."""
-        self.reporter = MemoryReporter()
+        self.reporter, events = MemoryReporter(), event_factory(wall_clock=time.time)
         theirs, ours = Threads(reactor, most=_DESTINATION_THREADS), Threads(reactor, most=_SPOOL_THREADS)
         self._theirs = theirs
         destination = self._make(theirs.run)
@@ -79,15 +79,21 @@ class House:
             SpoolFolder(str(self._path)),
             ours.run,
             reporter=self.reporter,
+            events=events,
             max_bytes=1 << 30,
             max_age_seconds=3600,
             retry_seconds=self._retry_seconds,
         )
         redelivery = Redelivery(
-            reactor, self.spool, [lane], interval_seconds=self._retry_seconds, reporter=self.reporter
+            reactor,
+            self.spool,
+            [lane],
+            interval_seconds=self._retry_seconds,
+            reporter=self.reporter,
+            events=events,
         )
         self.delivery = Delivery(
-            reactor, [lane], policy=self._policy, reporter=self.reporter, spool=self.spool
+            reactor, [lane], policy=self._policy, reporter=self.reporter, events=events, spool=self.spool
         )
         self._services = OrderedServices(
             reactor, [[redelivery], self.delivery, self.spool, [theirs, ours]], stop_timeout_seconds=10
@@ -111,12 +117,13 @@ class House:
 
     def told(self, kind: type) -> list[Any]:
         """What was told of a kind since the last start."""
-        return [event for event in self.reporter.events if isinstance(event, kind)]
+        return [data for data in self.reporter.data if isinstance(data, kind)]
 
     @property
     def problems(self) -> list[str]:
         """Why attempts failed, since the last start."""
-        return [event.problem for event in self.told(DeliveryPostponed) + self.told(DeliveryFailed)]
+        kinds = (DeliveryPostponed, DeliverySpooled, DeliveryFailed)
+        return [data.problem for kind in kinds for data in self.told(kind)]
 
     @property
     def busy_threads(self) -> int:

@@ -24,13 +24,16 @@ from zope.interface import implementer
 
 from pcapsvc.core.artifact import Artifact
 from pcapsvc.core.errors import DestinationError
-from pcapsvc.core.result import DeliveryFailed, Event, Receipt
+from pcapsvc.core.event import DeliveryFailed, Event
+from pcapsvc.core.labels import Labels
+from pcapsvc.core.result import Receipt
 from pcapsvc.delivery.folder import SpoolFolder
 from pcapsvc.delivery.lane import Lane
 from pcapsvc.delivery.redelivery import Redelivery
 from pcapsvc.delivery.spool import Spool
 from pcapsvc.interfaces.delivery import IDestination
 from pcapsvc.interfaces.reports import IReporter
+from pcapsvc.testing import event_factory
 from pcapsvc.threads import Threads
 from tests.unit.contents import MemfdContent
 
@@ -88,14 +91,21 @@ class Reporter:
 
     def report(self, event: Event) -> None:
         """Take note of an event."""
-        if isinstance(event, DeliveryFailed):
-            self._account.write(f"lost {event.capture_id}")
+        if isinstance(event.data, DeliveryFailed):
+            self._account.write(f"lost {event.subject}")
 
 
 async def put(spool: Spool, account: Account, capture_id: str) -> None:
     """Spool a capture."""
     content = MemfdContent(content_of(capture_id))
-    artifact = Artifact(capture_id=capture_id, name=f"{capture_id}.pcap", tags="", content=content, s3={})
+    artifact = Artifact(
+        capture_id=capture_id,
+        name=f"{capture_id}.pcap",
+        tags="",
+        content=content,
+        s3={},
+        labels=Labels(via="test"),
+    )
     await spool.put(artifact, "one", "503")
     content.close()
     account.write(f"spooled {capture_id}")
@@ -113,12 +123,15 @@ async def main(reactor: Any, path: str, account_path: str, seed: str, *drain: st
         SpoolFolder(path),
         ours.run,
         reporter=Reporter(account),
+        events=event_factory(),
         max_bytes=1 << 30,
         max_age_seconds=3600,
         retry_seconds=0.001,
     )
     lane = Lane(reactor, Destination(account, chance), at_once=4, timeout_seconds=5)
-    redelivery = Redelivery(reactor, spool, [lane], interval_seconds=0.001, reporter=Reporter(account))
+    redelivery = Redelivery(
+        reactor, spool, [lane], interval_seconds=0.001, reporter=Reporter(account), events=event_factory()
+    )
     redelivery.startService()
     await spool.tidy()
     while drain and spool.entries:

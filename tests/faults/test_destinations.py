@@ -19,7 +19,7 @@ from twisted.internet import reactor, task
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import TestCase
 
-from pcapsvc.core.result import CaptureDelivered, DeliveryFailed
+from pcapsvc.core.event import CaptureDelivered, DeliveryFailed, DeliverySpooled
 from pcapsvc.destinations.cloudshark import CloudShark
 from pcapsvc.destinations.local.destination import LocalDirectory
 from pcapsvc.destinations.s3 import S3
@@ -75,8 +75,8 @@ class FaultCase(TestCase):
         """Deliver a capture in vain: it is in the spool, byte for byte, and that is what is told."""
         await house.deliver(self.data)
         self.assertEqual(house.told(CaptureDelivered), [])
-        [failed] = house.told(DeliveryFailed)
-        self.assertTrue(failed.spooled, failed)
+        self.assertEqual(house.told(DeliveryFailed), [])
+        self.assertEqual(len(house.told(DeliverySpooled)), 1)
         self.assertEqual(house.spool.entries, 1)
         [file] = (self.path / "spool").glob("*/capture.pcap")
         self.assertEqual(file.read_bytes(), self.data)
@@ -176,7 +176,6 @@ class LocalDirectoryTests(FaultCase):
         house = self.house(self.make)
         await house.deliver(self.data)
         [failed] = house.told(DeliveryFailed)
-        self.assertFalse(failed.spooled)
         self.assertIn("No such file or directory; and not kept in the spool:", failed.problem)
         self.assertIn("No space left on device", failed.problem)
         self.assertEqual({path.name for path in (self.path / "spool").iterdir()}, {"lock"})
@@ -258,7 +257,7 @@ class CloudSharkTests(FaultCase):
             self.server.behave(refuse(429, "slow down", retry_after="1"), accept())
             house = self.house(self.make, max_delay_seconds=max_delay_seconds)
             await house.deliver(self.data, f"{earlier}.pcap")
-            self.assertEqual(len(house.told(DeliveryFailed)), 0 if max_delay_seconds else 1)
+            self.assertEqual(len(house.told(DeliverySpooled)), 0 if max_delay_seconds else 1)
             await house.emptied()
             self.assert_asked([upload.time for upload in self.uploads()[earlier:]])
             await house.stop()
@@ -323,9 +322,8 @@ class CloudSharkTests(FaultCase):
         self.assertEqual(len(house.told(CaptureDelivered)), 1)
         self.server.behave(refuse(401, "Unauthorized"))
         await house.deliver(self.data)
-        [failed] = house.told(DeliveryFailed)
-        self.assertTrue(failed.spooled)
-        self.assertIn("answered 401: Unauthorized", failed.problem)
+        [spooled] = house.told(DeliverySpooled)
+        self.assertIn("answered 401: Unauthorized", spooled.problem)
         self.server.behave(accept())
         await until(lambda: len(house.told(CaptureDelivered)) == 2)
         self.assertEqual(house.spool.entries, 0)
@@ -453,7 +451,7 @@ class S3Tests(FaultCase):
                 await until(lambda house=house: bool(house.problems))  # type: ignore[misc]
                 self.proxy.fault = None
                 await delivering
-                self.assertEqual(len(house.told(DeliveryFailed)), 0 if max_delay_seconds else 1)
+                self.assertEqual(len(house.told(DeliverySpooled)), 0 if max_delay_seconds else 1)
                 await house.emptied()
                 self.assert_asked(self.proxy.times)
                 await house.stop()

@@ -15,10 +15,12 @@ from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import SynchronousTestCase
 
 from pcapsvc.capture.capturer import Capturer
+from pcapsvc.captures import Captures
 from pcapsvc.core.admission import Admission
 from pcapsvc.core.errors import DestinationError
+from pcapsvc.core.event import CaptureDelivered, CaptureDone, DeliveryFailed, DeliverySpooled
 from pcapsvc.core.plan import NodeView
-from pcapsvc.core.result import Accepted, CaptureDelivered, CaptureDone, DeliveryFailed
+from pcapsvc.core.result import Accepted
 from pcapsvc.core.retry import RetryPolicy
 from pcapsvc.delivery.delivery import Delivery
 from pcapsvc.delivery.folder import SpoolFolder
@@ -27,7 +29,7 @@ from pcapsvc.delivery.redelivery import Redelivery
 from pcapsvc.delivery.spool import Spool
 from pcapsvc.pipeline import Pipeline
 from pcapsvc.reports.fan_out import FanOutReporter
-from pcapsvc.testing import MemoryDestination, MemoryPacketSystem, MemoryReporter, run_now
+from pcapsvc.testing import MemoryDestination, MemoryPacketSystem, MemoryReporter, event_factory, run_now
 from peers.cloudshark import CloudSharkServer
 from peers.daemon import Daemon
 from peers.frames import udp_frame
@@ -70,7 +72,9 @@ class ManyTests(SynchronousTestCase):
         self.reactor = MemoryReactorClock()
         self.system = MemoryPacketSystem("mem0")
         self.reporter = MemoryReporter()
-        everyone = FanOutReporter([self.reporter])
+        captures = Captures(["one", "two"])
+        everyone = FanOutReporter([self.reporter, captures])
+        events = event_factory(wall_clock=self.wall_clock)
         self.destinations = [self.destination(name) for name in ("one", "two")]
         lanes = [Lane(self.reactor, one, at_once=4, timeout_seconds=300) for one in self.destinations]
         self.spool = Spool(
@@ -78,6 +82,7 @@ class ManyTests(SynchronousTestCase):
             SpoolFolder(str(self.path)),
             run_now,
             reporter=everyone,
+            events=events,
             max_bytes=1 << 30,
             max_age_seconds=86400,
             retry_seconds=60,
@@ -89,6 +94,7 @@ class ManyTests(SynchronousTestCase):
             lanes,
             interval_seconds=60,
             reporter=everyone,
+            events=events,
             wall_clock=self.wall_clock,
             chance=self.chance.random,
         )
@@ -97,6 +103,7 @@ class ManyTests(SynchronousTestCase):
             lanes,
             policy=RetryPolicy(attempts=3, first_delay_seconds=1, max_delay_seconds=60),
             reporter=everyone,
+            events=events,
             spool=self.spool,
             wall_clock=self.wall_clock,
             chance=self.chance.random,
@@ -106,6 +113,8 @@ class ManyTests(SynchronousTestCase):
             capturer=Capturer(self.reactor, self.system, wall_clock=self.wall_clock, read_timeout_ms=10),
             delivery=self.delivery,
             reporter=everyone,
+            events=events,
+            captures=captures,
             admission=Admission(max_captures=1, max_memory_bytes=10**9),
             wall_clock=self.wall_clock,
         )
@@ -147,15 +156,16 @@ class ManyTests(SynchronousTestCase):
                 reader.doRead()
             self.reactor.advance(0.05)
         self.reactor.pump([1] * 20)
-        self.assertEqual(len([one for one in self.reporter.events if isinstance(one, CaptureDone)]), CAPTURES)
-        failed = [one for one in self.reporter.events if isinstance(one, DeliveryFailed)]
-        self.assertGreater(len(failed), 10, self.seed)
-        self.assertTrue(all(one.spooled for one in failed))
+        self.assertEqual(len([one for one in self.reporter.data if isinstance(one, CaptureDone)]), CAPTURES)
+        failed = [one for one in self.reporter.data if isinstance(one, DeliveryFailed)]
+        spooled = [one for one in self.reporter.data if isinstance(one, DeliverySpooled)]
+        self.assertGreater(len(spooled), 10, self.seed)
+        self.assertEqual(failed, [], self.seed)
         self.reactor.pump([30] * 400)
         delivered = Counter(
-            (one.capture_id, one.receipt.destination)
+            (one.subject, one.data.destination)
             for one in self.reporter.events
-            if isinstance(one, CaptureDelivered)
+            if isinstance(one.data, CaptureDelivered)
         )
         self.assertEqual(
             delivered, Counter({(id, name): 1 for id in sent for name in ("one", "two")}), self.seed

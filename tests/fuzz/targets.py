@@ -62,7 +62,7 @@ def request(body: bytes) -> bool:
     @return: whether it was taken.
     """
     try:
-        plans = plan_captures(parse_request(body, _NODE.bounds), _NODE)
+        plans = plan_captures(parse_request(body, _NODE.bounds), _NODE, "fuzz")
     except RequestRejected as rejection:
         _check_told(rejection.problems)
         return False

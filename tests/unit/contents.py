@@ -6,6 +6,7 @@ import os
 from typing import Any, BinaryIO
 
 from pcapsvc.core.artifact import Artifact
+from pcapsvc.core.labels import Labels
 
 
 class MemfdContent:
@@ -42,7 +43,7 @@ class MemfdContent:
 def make_artifact(
     content: MemfdContent, *, name: str = "web1-eth0-1700000000-abc.pcap", tags: str = "node:web1", **s3: Any
 ) -> Artifact:
-    return Artifact(capture_id="abc", name=name, tags=tags, content=content, s3=s3)
+    return Artifact(capture_id="abc", name=name, tags=tags, content=content, s3=s3, labels=Labels(via="test"))
 
 
 def resident_bytes() -> int:

@@ -67,6 +67,7 @@ class CapturePortTests(unittest.SynchronousTestCase):
             limits=limits,
             request=CaptureRequest(node="any", interface=("mem0",)),
             s3={},
+            via="test",
         )
         handle = self.system.open("mem0", snap_length=snap, bpf="")
         return CapturePort(

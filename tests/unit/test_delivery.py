@@ -14,13 +14,13 @@ from twisted.trial import unittest
 from zope.interface.verify import verifyObject
 
 from pcapsvc.core.errors import DestinationError, SpoolError
-from pcapsvc.core.result import CaptureDelivered, DeliveryFailed, DeliveryPostponed
+from pcapsvc.core.event import CaptureDelivered, DeliveryFailed, DeliveryPostponed, DeliverySpooled
 from pcapsvc.core.retry import RetryPolicy
 from pcapsvc.delivery.delivery import LONGEST_HOLD_SECONDS, Delivery
 from pcapsvc.delivery.lane import Lane
 from pcapsvc.interfaces.delivery import IDelivery, ISpool
 from pcapsvc.interfaces.lifecycle import IHurriable
-from pcapsvc.testing import MemoryDestination, MemoryReporter, MemorySpool
+from pcapsvc.testing import MemoryDestination, MemoryReporter, MemorySpool, event_factory
 from tests.unit.contents import MemfdContent, make_artifact
 
 WALL = 1_700_000_000.0
@@ -188,6 +188,7 @@ class DeliveryCase(unittest.SynchronousTestCase):
             [Lane(self.clock, one, at_once=2, timeout_seconds=300) for one in (self.one, self.two)],
             policy=RetryPolicy(attempts=self.attempts, first_delay_seconds=1, max_delay_seconds=10),
             reporter=self.reporter,
+            events=event_factory(),
             spool=self.spool,
             spool_first=self.spool_first,
             wall_clock=lambda: WALL + self.clock.seconds(),
@@ -209,11 +210,11 @@ class DeliveryCase(unittest.SynchronousTestCase):
         self.one.answer = lambda: (left.pop(0) if len(left) > 1 else left[0])()
 
     def events(self, kind: type) -> list[Any]:
-        """The events of one kind that are about the first destination."""
+        """The payloads of the events of one kind that are about the first destination."""
         return [
-            event
-            for event in self.reporter.events
-            if isinstance(event, kind) and getattr(event, "destination", "one") == "one"
+            data
+            for data in self.reporter.data
+            if isinstance(data, kind) and getattr(data, "destination", "one") == "one"
         ]
 
 
@@ -229,7 +230,7 @@ class DeliveryTests(DeliveryCase):
     def test_at_once(self) -> None:
         """What succeeds at once is told, and done."""
         self.successResultOf(self.deliver())
-        self.assertEqual([type(event) for event in self.reporter.events], [CaptureDelivered] * 2)
+        self.assertEqual([type(data) for data in self.reporter.data], [CaptureDelivered] * 2)
 
     def test_again(self) -> None:
         """What may pass is tried again, after a pause that doubles; each failure is told."""
@@ -270,7 +271,7 @@ class DeliveryTests(DeliveryCase):
         self.successResultOf(delivery)
         self.assertEqual(len(self.one.artifacts), 3)
         [failed] = self.events(DeliveryFailed)
-        self.assertEqual((failed.problem, failed.spooled), ("503", False))
+        self.assertEqual(failed.problem, "503")
 
     def test_for_good(self) -> None:
         """What can't pass is not tried again."""
@@ -373,8 +374,8 @@ class SpoolingTests(DeliveryCase):
         self.clock.advance(2)
         self.successResultOf(delivery)
         self.assertEqual(self.spooled().files, {("a.pcap", "one"): b"packets"})
-        [failed] = self.events(DeliveryFailed)
-        self.assertEqual((failed.problem, failed.spooled), ("503", True))
+        [spooled] = self.events(DeliverySpooled)
+        self.assertEqual((spooled.problem, self.events(DeliveryFailed)), ("503", []))
 
     def test_for_good(self) -> None:
         """What can't pass is spooled, too: an operator may mend it."""
@@ -394,9 +395,7 @@ class SpoolingTests(DeliveryCase):
         self.answers(lambda: broken("403", retryable=False))
         self.successResultOf(self.deliver())
         [failed] = self.events(DeliveryFailed)
-        self.assertEqual(
-            (failed.problem, failed.spooled), ("403; and not kept in the spool: no space left", False)
-        )
+        self.assertEqual(failed.problem, "403; and not kept in the spool: no space left")
 
     def test_fault_of_the_spool(self) -> None:
         """So is one at which the spool meets a fault."""
@@ -404,7 +403,7 @@ class SpoolingTests(DeliveryCase):
         self.answers(lambda: broken("403", retryable=False))
         self.successResultOf(self.deliver())
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
-        self.assertEqual([event.spooled for event in self.events(DeliveryFailed)], [False])
+        self.assertEqual((len(self.events(DeliveryFailed)), self.events(DeliverySpooled)), (1, []))
 
     def test_hurry(self) -> None:
         """In a hurry all is spooled: what is tried, what pauses, what waits for a place, what comes later."""
@@ -434,7 +433,6 @@ class SpoolingTests(DeliveryCase):
         self.successResultOf(delivery)
         [failed] = self.events(DeliveryFailed)
         self.assertTrue(failed.problem.endswith("; given up"), failed.problem)
-        self.assertFalse(failed.spooled)
 
     def test_started_again(self) -> None:
         """After another start, there is time again."""
@@ -484,14 +482,14 @@ class SpoolFirstTests(DeliveryCase):
         self.successResultOf(self.deliver())
         self.assertEqual((self.kept.held, set(self.kept.files)), (set(), {("a.pcap", "one")}))
         self.assertEqual(self.kept.problems[("a.pcap", "one")], "403")
-        self.assertEqual([event.spooled for event in self.events(DeliveryFailed)], [True])
+        self.assertEqual((len(self.events(DeliverySpooled)), self.events(DeliveryFailed)), (1, []))
 
     def test_gone(self) -> None:
         """What is gone from the spool when its attempts are used up is told to be lost."""
         self.answers(lambda: self.kept.files.clear() or broken("403", retryable=False))  # type: ignore[func-returns-value]
         self.successResultOf(self.deliver())
         [failed] = self.events(DeliveryFailed)
-        self.assertEqual((failed.problem, failed.spooled), ("403; and it is gone from the spool", False))
+        self.assertEqual(failed.problem, "403; and it is gone from the spool")
 
     def test_broken_off(self) -> None:
         """A delivery that is given up, hurried, or meets a fault is left to the spool, too."""
@@ -499,7 +497,7 @@ class SpoolFirstTests(DeliveryCase):
             self.reporter.events.clear()
             end(f"{number}.pcap")
             self.assertIn((f"{number}.pcap", "one"), self.kept.files)
-            self.assertEqual([event.spooled for event in self.events(DeliveryFailed)], [True], end)
+            self.assertEqual((len(self.events(DeliverySpooled)), self.events(DeliveryFailed)), (1, []), end)
         self.assertEqual(self.kept.held, set())
 
     def give_up(self, name: str) -> None:
@@ -554,7 +552,7 @@ class SpoolFirstTests(DeliveryCase):
         self.assertEqual(self.reporter.events, [])
         self.clock.advance(LONGEST_HOLD_SECONDS)
         self.successResultOf(delivery)
-        self.assertEqual([type(event) for event in self.reporter.events], [CaptureDelivered] * 2)
+        self.assertEqual([type(data) for data in self.reporter.data], [CaptureDelivered] * 2)
         self.assertEqual(len(warnings), 2)
         self.assertIn("may be delivered again after a restart", warnings[0])
 

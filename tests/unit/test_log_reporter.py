@@ -9,9 +9,7 @@ from twisted.logger import LogLevel, formatEvent, globalLogPublisher
 from twisted.trial import unittest
 
 from pcapsvc.core.errors import Problem
-from pcapsvc.core.recording import PacketCounts
-from pcapsvc.core.result import (
-    Busy,
+from pcapsvc.core.event import (
     CaptureDelivered,
     CaptureDone,
     CaptureFailed,
@@ -19,13 +17,26 @@ from pcapsvc.core.result import (
     CaptureStopped,
     DeliveryFailed,
     DeliveryPostponed,
+    DeliverySpooled,
     Event,
-    Receipt,
-    Rejected,
-    RequestRefused,
+    Payload,
+    RequestAccepted,
+    RequestBusy,
+    RequestRejected,
 )
+from pcapsvc.core.labels import Labels
+from pcapsvc.core.recording import PacketCounts
+from pcapsvc.core.session import CaptureLimits, StopReason
 from pcapsvc.reports.log import REFUSALS_A_SECOND, LogReporter
-from tests.core.test_artifact import recording
+from pcapsvc.testing import event_factory
+
+EVENTS = event_factory()
+
+
+def event(data: Payload, via: str = "redis") -> Event:
+    """An event about the capture C{abc}, or about a request."""
+    is_of_request = isinstance(data, RequestAccepted | RequestBusy | RequestRejected)
+    return EVENTS.event(data, Labels(via=via, interface="eth0"), None if is_of_request else "abc")
 
 
 class LogReporterTests(unittest.SynchronousTestCase):
@@ -38,33 +49,29 @@ class LogReporterTests(unittest.SynchronousTestCase):
         globalLogPublisher.addObserver(self._line)
         self.addCleanup(globalLogPublisher.removeObserver, self._line)
 
-    def _line(self, event: Any) -> None:
-        if event.get("log_namespace", "").startswith("pcapsvc."):
-            self.lines.append((event["log_level"], formatEvent(event)))
+    def _line(self, line: Any) -> None:
+        if line.get("log_namespace", "").startswith("pcapsvc."):
+            self.lines.append((line["log_level"], formatEvent(line)))
 
-    def report(self, event: Event) -> list[tuple[LogLevel, str]]:
+    def report(self, data: Payload) -> list[tuple[LogLevel, str]]:
         """The lines of an event."""
         self.lines.clear()
-        LogReporter(self.clock, lambda: 1_700_000_000.0).report(event)
+        LogReporter(self.clock).report(event(data))
         return list(self.lines)
 
     def stopped(self, counts: PacketCounts | None, packets: int = 3) -> list[tuple[LogLevel, str]]:
         """The lines of a capture's end."""
-        made = recording(capture_id="abc", counts=counts, packets=packets)
-        return self.report(CaptureStopped(capture_id="abc", recording=made))
+        return self.report(
+            CaptureStopped(reason=StopReason.IDLE, packets=packets, bytes=700, counts=counts, file=None)
+        )
 
     def test_started(self) -> None:
         """The start has the filter and the limits, and no more of the request than that."""
-        plan = recording(bpf="tcp\nport 80", customer="ACME").plan
-        event = CaptureStarted(
-            capture_id="abc",
-            source="redis",
-            plan=plan,
-            link_type=1,
-            started=1_700_000_000.0,
-            progress=lambda: (0, 0),
+        limits = CaptureLimits(max_packets=10, max_bytes=1000, idle_seconds=5, duration_seconds=60)
+        started = CaptureStarted(
+            bpf="tcp\nport 80", snap_length=500, limits=limits, started=1_700_000_000.0, link_type=1
         )
-        [(level, line)] = self.report(event)
+        [(level, line)] = self.report(started)
         self.assertIs(level, LogLevel.info)
         self.assertEqual(
             line,
@@ -77,7 +84,7 @@ class LogReporterTests(unittest.SynchronousTestCase):
         self.assertEqual(
             self.stopped(PacketCounts(received=3, dropped=0, interface_dropped=0)),
             [
-                (LogLevel.info, "abc: stopped by idle: 3 packets, 0 bytes"),
+                (LogLevel.info, "abc: stopped by idle: 3 packets, 700 bytes"),
                 (
                     LogLevel.info,
                     "abc: 3 packets received by the filter, 0 dropped by the kernel,"
@@ -99,38 +106,37 @@ class LogReporterTests(unittest.SynchronousTestCase):
     def test_nothing_to_deliver(self) -> None:
         """A capture without a packet says that nothing is delivered."""
         [(_, line)] = self.stopped(None, packets=0)
-        self.assertEqual(line, "abc: stopped by idle: 0 packets, 0 bytes; there is nothing to deliver")
+        self.assertEqual(line, "abc: stopped by idle: 0 packets, 700 bytes; there is nothing to deliver")
 
     def test_ends(self) -> None:
         """What failed is an error; what arrived is not; the end of all is no line at all."""
-        for event, level in (
-            (CaptureFailed(capture_id="abc", problem="no memory"), LogLevel.error),
-            (DeliveryFailed(capture_id="abc", destination="s3", problem="no memory"), LogLevel.error),
+        for data, level in (
+            (CaptureFailed(problem="no memory"), LogLevel.error),
+            (DeliveryFailed(destination="s3", problem="no memory"), LogLevel.error),
             (
-                CaptureDelivered(capture_id="abc", receipt=Receipt(destination="s3", location="no memory")),
+                CaptureDelivered(destination="s3", location="no memory"),
                 LogLevel.info,
             ),
         ):
-            [(found, line)] = self.report(event)
+            [(found, line)] = self.report(data)
             self.assertIs(found, level)
             self.assertTrue(line.startswith("abc: "), line)
             self.assertTrue(line.endswith("no memory"), line)
-        self.assertEqual(self.report(CaptureDone(capture_id="abc")), [])
+        self.assertEqual(self.report(CaptureDone()), [])
 
     def test_delivered_to_cloudshark(self) -> None:
         """What arrived at CloudShark is told by its link, which ends in the id that CloudShark gave it."""
         link = "https://shark.example/captures/f00"
-        event = CaptureDelivered(capture_id="abc", receipt=Receipt(destination="cloudshark", location=link))
+        delivered = CaptureDelivered(destination="cloudshark", location=link)
         self.assertEqual(
-            self.report(event),
+            self.report(delivered),
             [(LogLevel.info, "abc: delivered to cloudshark: https://shark.example/captures/f00")],
         )
 
     def test_postponed(self) -> None:
         """A delivery that is tried again, or spooled, is a warning, with why and when."""
         for spooled, words in ((False, ""), (True, " from the spool")):
-            event = DeliveryPostponed(
-                capture_id="abc",
+            postponed = DeliveryPostponed(
                 destination="s3",
                 problem="503",
                 attempts=2,
@@ -138,7 +144,7 @@ class LogReporterTests(unittest.SynchronousTestCase):
                 spooled=spooled,
             )
             self.assertEqual(
-                self.report(event),
+                self.report(postponed),
                 [
                     (
                         LogLevel.warn,
@@ -147,7 +153,7 @@ class LogReporterTests(unittest.SynchronousTestCase):
                 ],
             )
         self.assertEqual(
-            self.report(DeliveryFailed(capture_id="abc", destination="s3", problem="503", spooled=True)),
+            self.report(DeliverySpooled(destination="s3", problem="503")),
             [(LogLevel.warn, "abc: not delivered to s3 yet, and kept in the spool: 503")],
         )
 
@@ -158,24 +164,24 @@ class LogReporterTests(unittest.SynchronousTestCase):
             Problem(path="x", rule="is odd"),
         )
         self.assertEqual(
-            self.report(RequestRefused(source="redis", verdict=Rejected(problems=problems))),
+            self.report(RequestRejected(problems=problems)),
             [
                 (LogLevel.warn, "request from redis refused: packets = 0: must be 1 or more"),
                 (LogLevel.warn, "request from redis refused: x: is odd"),
             ],
         )
         self.assertEqual(
-            self.report(RequestRefused(source="redis", verdict=Busy(reason="all is full"))),
+            self.report(RequestBusy(reason="all is full")),
             [(LogLevel.warn, "request from redis refused: busy: all is full")],
         )
 
     def test_flood(self) -> None:
         """Of many refused requests of one source in a second some are told, and the others counted."""
         reporter = LogReporter(self.clock)
-        refused = Busy(reason="all is full")
+        refused = RequestBusy(reason="all is full")
         for _ in range(1000):
-            reporter.report(RequestRefused(source="redis", verdict=refused))
-        reporter.report(RequestRefused(source="http", verdict=refused))
+            reporter.report(event(refused))
+        reporter.report(event(refused, "http"))
         lines = ["request from redis refused: busy: all is full"] * REFUSALS_A_SECOND
         self.assertEqual(
             [line for _, line in self.lines], [*lines, "request from http refused: busy: all is full"]
@@ -184,14 +190,14 @@ class LogReporterTests(unittest.SynchronousTestCase):
         self.clock.advance(1)
         more = (LogLevel.warn, f"{1000 - REFUSALS_A_SECOND} more requests from redis refused")
         self.assertEqual(self.lines, [more])
-        reporter.report(RequestRefused(source="redis", verdict=refused))
+        reporter.report(event(refused))
         self.assertEqual([line for _, line in self.lines[1:]], lines[:1])
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_many_problems(self) -> None:
         """Of very many problems of one request some are told, and the others counted."""
         problems = tuple(Problem(path=f"x{at}", rule="is odd") for at in range(500))
-        lines = self.report(RequestRefused(source="redis", verdict=Rejected(problems=problems)))
+        lines = self.report(RequestRejected(problems=problems))
         self.assertEqual(len(lines), 11)
         self.assertEqual(lines[-1][1], "request from redis refused: 490 more problems")
 
@@ -200,7 +206,7 @@ class LogReporterTests(unittest.SynchronousTestCase):
         reporter = LogReporter(self.clock)
         reporter.startService()
         for _ in range(REFUSALS_A_SECOND + 70):
-            reporter.report(RequestRefused(source="redis", verdict=Busy(reason="all is full")))
+            reporter.report(event(RequestBusy(reason="all is full")))
         self.lines.clear()
         reporter.stopService()
         self.assertEqual([line for _, line in self.lines], ["70 more requests from redis refused"])
@@ -208,6 +214,6 @@ class LogReporterTests(unittest.SynchronousTestCase):
 
     def test_braces(self) -> None:
         """Values are never taken for a format."""
-        event = CaptureFailed(capture_id="abc", problem="{capture_id} {nosuch} %s {")
-        [(_, line)] = self.report(event)
+        failed = CaptureFailed(problem="{capture_id} {nosuch} %s {")
+        [(_, line)] = self.report(failed)
         self.assertEqual(line, "abc: the capture failed: {capture_id} {nosuch} %s {")

@@ -15,13 +15,10 @@ from twisted.logger import LogLevel, formatEvent, globalLogPublisher
 from twisted.trial import unittest
 
 from pcapsvc.capture.capturer import Capturer
+from pcapsvc.captures import Captures
 from pcapsvc.core.admission import Admission
 from pcapsvc.core.errors import DestinationError
-from pcapsvc.core.plan import NodeView
-from pcapsvc.core.recording import PacketCounts
-from pcapsvc.core.result import (
-    Accepted,
-    Busy,
+from pcapsvc.core.event import (
     CaptureDelivered,
     CaptureDone,
     CaptureFailed,
@@ -29,11 +26,13 @@ from pcapsvc.core.result import (
     CaptureStopped,
     DeliveryFailed,
     Event,
-    NotForThisNode,
-    Rejected,
-    RequestRefused,
-    Verdict,
+    RequestAccepted,
+    RequestBusy,
+    RequestRejected,
 )
+from pcapsvc.core.plan import NodeView
+from pcapsvc.core.recording import PacketCounts
+from pcapsvc.core.result import Accepted, Busy, NotForThisNode, Rejected, Verdict
 from pcapsvc.core.retry import RetryPolicy
 from pcapsvc.core.session import StopReason
 from pcapsvc.delivery.delivery import Delivery
@@ -41,9 +40,8 @@ from pcapsvc.delivery.lane import Lane
 from pcapsvc.interfaces.reports import IReporter
 from pcapsvc.pipeline import Pipeline
 from pcapsvc.reports.fan_out import FanOutReporter
-from pcapsvc.reports.ledger import Ledger
 from pcapsvc.reports.log import LogReporter
-from pcapsvc.testing import MemoryDestination, MemoryPacketSystem, MemoryReporter
+from pcapsvc.testing import MemoryDestination, MemoryPacketSystem, MemoryReporter, event_factory
 from peers.frames import udp_frame
 from tests.core.test_request import BOUNDS
 
@@ -94,9 +92,9 @@ class PipelineCase(unittest.SynchronousTestCase):
         self.reactor = MemoryReactorClock()
         self.system = MemoryPacketSystem("mem0", "mem1")
         self.one, self.two = MemoryDestination("one"), MemoryDestination("two")
-        self.reporter = MemoryReporter()
-        self.ledger = Ledger(["one", "two"])
-        everyone = FanOutReporter([*self.reporters, LogReporter(self.reactor), self.ledger, self.reporter])
+        self.reporter, self.event_factory = MemoryReporter(), event_factory()
+        self.captures = Captures(["one", "two"])
+        everyone = FanOutReporter([*self.reporters, LogReporter(self.reactor), self.captures, self.reporter])
         self.pipeline = Pipeline(
             NodeView(
                 name="sensor1",
@@ -120,8 +118,11 @@ class PipelineCase(unittest.SynchronousTestCase):
                 ],
                 policy=RetryPolicy(attempts=1, first_delay_seconds=1, max_delay_seconds=1),
                 reporter=everyone,
+                events=self.event_factory,
             ),
             reporter=everyone,
+            events=self.event_factory,
+            captures=self.captures,
             admission=Admission(max_captures=self.max_captures, max_memory_bytes=self.max_memory),
             **self.options,
         )
@@ -161,12 +162,12 @@ class PipelineCase(unittest.SynchronousTestCase):
             reader.doRead()
 
     def events(self, *kinds: type) -> list[Any]:
-        """The events of these kinds."""
-        return [event for event in self.reporter.events if isinstance(event, kinds)]
+        """The payloads of the events of these kinds."""
+        return [data for data in self.reporter.data if isinstance(data, kinds)]
 
     def state(self, capture_id: str) -> dict[str, Any]:
-        """What the ledger says of a capture."""
-        found = self.ledger.lookup(capture_id)
+        """The state of a capture."""
+        found = self.captures.get(capture_id)
         assert found is not None
         return dict(found)
 
@@ -208,7 +209,7 @@ class JudgingTests(PipelineCase):
             verdict = self.pipeline.submit("test", body)
             assert isinstance(verdict, Rejected)
             self.assertTrue(verdict.problems)
-            self.assertEqual(self.reporter.events[-1], RequestRefused(source="test", verdict=verdict))
+            self.assertEqual(self.reporter.data[-1], RequestRejected(problems=verdict.problems))
         self.assertEqual(len(self.reporter.events), len(bodies))
 
     def test_all_problems(self) -> None:
@@ -321,7 +322,7 @@ class JudgingTests(PipelineCase):
         refused = self.submit(interface=["mem0"], bytes=501)
         assert isinstance(refused, Busy)
         self.assertIn("over the 2000", refused.reason)
-        self.assertIsInstance(self.events(RequestRefused)[-1].verdict, Busy)
+        self.assertEqual(self.events(RequestBusy)[-1].reason, refused.reason)
         self.assertIsInstance(self.submit(alias=["both"], bytes=251), Busy)
         self.arrive(b"x" * 60)
         self.assertEqual(self.state(first)["state"], "delivering")
@@ -376,12 +377,19 @@ class CapturingTests(PipelineCase):
                 destination.artifacts[0].tags, "customer:ACME,node:sensor1,interface:mem0,snaplength:500"
             )
         self.assertEqual(
-            [type(event) for event in self.reporter.events],
-            [CaptureStarted, CaptureStopped, CaptureDelivered, CaptureDelivered, CaptureDone],
+            [type(data) for data in self.reporter.data],
+            [
+                RequestAccepted,
+                CaptureStarted,
+                CaptureStopped,
+                CaptureDelivered,
+                CaptureDelivered,
+                CaptureDone,
+            ],
         )
         [stopped] = self.events(CaptureStopped)
-        self.assertEqual((stopped.recording.reason, stopped.recording.packets), (StopReason.PACKETS, 2))
-        self.assertEqual(stopped.recording.counts, PacketCounts(received=3, dropped=0, interface_dropped=0))
+        self.assertEqual((stopped.reason, stopped.packets), (StopReason.PACKETS, 2))
+        self.assertEqual(stopped.counts, PacketCounts(received=3, dropped=0, interface_dropped=0))
         self.assertEqual(self.state(capture_id)["state"], "done")
         self.assertEqual({line.split(":")[0] for _, line in self.lines}, {capture_id})
 
@@ -390,7 +398,7 @@ class CapturingTests(PipelineCase):
         self.begin(bytes=24 + 2 * 76)
         self.arrive(*[bytes([number]) * 60 for number in range(5)])
         [stopped] = self.events(CaptureStopped)
-        self.assertEqual((stopped.recording.reason, stopped.recording.packets), (StopReason.BYTES, 2))
+        self.assertEqual((stopped.reason, stopped.packets), (StopReason.BYTES, 2))
         self.assertEqual(len(next(iter(self.one.files.values()))), 24 + 2 * 76)
 
     def test_one_byte(self) -> None:
@@ -400,7 +408,7 @@ class CapturingTests(PipelineCase):
         self.assertEqual(self.events(CaptureStopped), [])
         self.arrive(b"x" * 60, b"y" * 60)
         [stopped] = self.events(CaptureStopped)
-        self.assertEqual((stopped.recording.reason, stopped.recording.packets), (StopReason.BYTES, 1))
+        self.assertEqual((stopped.reason, stopped.packets), (StopReason.BYTES, 1))
 
     def test_counted_tail(self) -> None:
         """A file of two parts, one counted and one not, is one file, in order."""
@@ -428,7 +436,7 @@ class CapturingTests(PipelineCase):
         self.assertEqual(self.events(CaptureStopped), [])
         self.hand_over()
         [stopped] = self.events(CaptureStopped)
-        self.assertEqual((stopped.recording.reason, stopped.recording.packets), (StopReason.IDLE, 2))
+        self.assertEqual((stopped.reason, stopped.packets), (StopReason.IDLE, 2))
 
     def test_duration(self) -> None:
         """The duration ends a busy capture, with all that had arrived, within a tenth of a second."""
@@ -440,16 +448,14 @@ class CapturingTests(PipelineCase):
         self.assertEqual(self.events(CaptureStopped), [])
         self.hand_over()
         [stopped] = self.events(CaptureStopped)
-        self.assertEqual((stopped.recording.reason, stopped.recording.packets), (StopReason.DURATION, 13))
+        self.assertEqual((stopped.reason, stopped.packets), (StopReason.DURATION, 13))
 
     def test_limit_at_the_deadline(self) -> None:
         """Where the last read meets a limit, that is the reason, and there is no second end."""
         self.begin(duration=2, packets=1)
         self.system.deliver("mem0", udp_frame(1), udp_frame(2))
         self.reactor.advance(3)
-        self.assertEqual(
-            [event.recording.reason for event in self.events(CaptureStopped)], [StopReason.PACKETS]
-        )
+        self.assertEqual([event.reason for event in self.events(CaptureStopped)], [StopReason.PACKETS])
 
     def test_no_packet(self) -> None:
         """A capture without a packet is delivered nowhere, and is done."""
@@ -457,19 +463,19 @@ class CapturingTests(PipelineCase):
         self.reactor.advance(3)
         self.assertEqual((self.one.artifacts, self.two.artifacts), ([], []))
         self.assertEqual(
-            [type(event) for event in self.reporter.events], [CaptureStarted, CaptureStopped, CaptureDone]
+            [type(data) for data in self.reporter.data],
+            [RequestAccepted, CaptureStarted, CaptureStopped, CaptureDone],
         )
         self.assertEqual(self.state(capture_id)["deliveries"], [])
 
     def test_flood(self) -> None:
         """A flood keeps the reactor for a bounded number of packets, and loses none."""
-        self.begin(packets=50_000)
+        capture_id = self.begin(packets=50_000)
         self.system.deliver("mem0", *[b"x" * 20] * 10_000)
         self.turn()
-        [started] = self.events(CaptureStarted)
-        self.assertTrue(0 < started.progress()[0] <= 8192)
+        self.assertTrue(0 < self.state(capture_id)["packets"] <= 8192)
         self.successResultOf(self.stop())
-        self.assertEqual(self.events(CaptureStopped)[0].recording.packets, 10_000)
+        self.assertEqual(self.events(CaptureStopped)[0].packets, 10_000)
 
     def test_device_lost(self) -> None:
         """An interface that goes away ends its capture alone, with what there is."""
@@ -482,8 +488,8 @@ class CapturingTests(PipelineCase):
         self.turn()
         self.hand_over()
         [stopped] = self.events(CaptureStopped)
-        self.assertEqual((stopped.recording.reason, stopped.recording.packets), (StopReason.DEVICE_LOST, 2))
-        self.assertIsNone(stopped.recording.counts)
+        self.assertEqual((stopped.reason, stopped.packets), (StopReason.DEVICE_LOST, 2))
+        self.assertIsNone(stopped.counts)
         self.assertEqual(self.system.open_handles, 1)
         self.successResultOf(self.stop())
 
@@ -497,7 +503,7 @@ class CapturingTests(PipelineCase):
         port.connectionLost(None)
         self.hand_over()
         [stopped] = self.events(CaptureStopped)
-        self.assertEqual((stopped.recording.reason, stopped.recording.packets), (StopReason.DEVICE_LOST, 1))
+        self.assertEqual((stopped.reason, stopped.packets), (StopReason.DEVICE_LOST, 1))
 
     def test_memory_while_capturing(self) -> None:
         """Where memory runs out in the middle, that capture fails, is told to, and holds nothing."""
@@ -528,7 +534,10 @@ class CapturingTests(PipelineCase):
         handle.dispatch = faulty  # type: ignore[method-assign]
         self.arrive(udp_frame(1))
         self.arrive(udp_frame(1), interface="mem1")
-        self.assertEqual([event.capture_id for event in self.events(CaptureFailed)], [capture_id])
+        self.assertEqual(
+            [event.subject for event in self.reporter.events if event.type == CaptureFailed.type],
+            [capture_id],
+        )
         self.assertEqual(self.state(capture_id)["state"], "failed")
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
         self.assertEqual(
@@ -657,7 +666,7 @@ class StoppingTests(PipelineCase):
         self.system.deliver("mem0", udp_frame(2))
         stopping = self.stop()
         [stopped] = self.events(CaptureStopped)
-        self.assertEqual((stopped.recording.reason, stopped.recording.packets), (StopReason.SHUTDOWN, 2))
+        self.assertEqual((stopped.reason, stopped.packets), (StopReason.SHUTDOWN, 2))
         self.assertEqual(len(self.two.files), 1)
         self.assertNoResult(stopping)
         hanging.callback(None)
@@ -730,6 +739,6 @@ class PanicTests(PipelineCase):
         self.arrive(b"\x00")
         self.arrive(udp_frame(1), interface="mem1")
         [failed] = self.events(CaptureFailed)
-        self.assertEqual(failed.capture_id, capture_id)
+        self.assertEqual(self.state(capture_id)["problem"], failed.problem)
         self.assertIn("can't be decoded", failed.problem)
         self.assertEqual(len(self.one.files), 1)

@@ -11,11 +11,11 @@ from typing import Any
 from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
 
 from pcapsvc.core.errors import DestinationError, SpoolError
-from pcapsvc.core.result import CaptureDelivered, DeliveryPostponed
+from pcapsvc.core.event import CaptureDelivered, DeliveryPostponed
 from pcapsvc.core.retry import LONGEST_ASKED_SECONDS, RetryPolicy
 from pcapsvc.delivery.delivery import Delivery
 from pcapsvc.delivery.lane import Lane
-from pcapsvc.testing import run_now
+from pcapsvc.testing import event_factory, run_now
 from tests.unit.contents import make_artifact
 from tests.unit.test_spool import DAY, WALL, SpoolCase
 
@@ -89,6 +89,7 @@ class RedeliveryTests(SpoolCase):
             [Lane(self.clock, self.one, at_once=2, timeout_seconds=300)],
             policy=RetryPolicy(attempts=5, first_delay_seconds=1, max_delay_seconds=60),
             reporter=self.reporter,
+            events=event_factory(),
             spool=self.spool,
         )
         self.answers(

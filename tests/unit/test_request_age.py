@@ -7,7 +7,8 @@ from typing import Any
 
 from twisted.logger import LogLevel
 
-from pcapsvc.core.result import Accepted, NotForThisNode, Rejected, RequestRefused, Verdict
+from pcapsvc.core.event import RequestRejected
+from pcapsvc.core.result import Accepted, NotForThisNode, Rejected, Verdict
 from tests.unit import test_pipeline
 
 NOW = 1_700_000_000.0
@@ -31,7 +32,7 @@ class RequestAgeTests(test_pipeline.PipelineCase):
         self.assertEqual(
             ["was sent 3600 s ago, and must be at most 60 s old on this node"], self.rules(verdict)
         )
-        self.assertEqual(1, len(self.events(RequestRefused)))
+        self.assertEqual(1, len(self.events(RequestRejected)))
         ((level, line),) = self.lines
         self.assertEqual(LogLevel.warn, level)
         self.assertIn("was sent 3600 s ago", line)

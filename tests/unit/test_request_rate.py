@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from pcapsvc.core.event import RequestBusy
 from pcapsvc.core.rate import RequestRate
-from pcapsvc.core.result import Accepted, Busy, NotForThisNode, Rejected, RequestRefused
+from pcapsvc.core.result import Accepted, Busy, NotForThisNode, Rejected
 from pcapsvc.core.session import StopReason
 from peers.frames import udp_frame
 from tests.unit.contents import PeakMemory
@@ -32,7 +33,7 @@ class RequestRateTests(PipelineCase):
         refused = verdicts[4]
         assert isinstance(refused, Busy)
         self.assertEqual(refused.reason, "more than 3 requests a second come from test")
-        self.assertEqual(self.events(RequestRefused)[-1], RequestRefused(source="test", verdict=refused))
+        self.assertEqual(self.events(RequestBusy)[-1], RequestBusy(reason=refused.reason))
         self.assertEqual(self.system.open_handles, 3)
         self.seconds += 1
         self.assertIsInstance(self.submit(interface=["mem0"]), Accepted)

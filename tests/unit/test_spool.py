@@ -17,7 +17,7 @@ from twisted.trial import unittest
 from zope.interface.verify import verifyObject
 
 from pcapsvc.core.errors import SpoolError
-from pcapsvc.core.result import DeliveryFailed
+from pcapsvc.core.event import DeliveryFailed
 from pcapsvc.delivery import folder
 from pcapsvc.delivery.folder import SpoolFolder
 from pcapsvc.delivery.inventory import ENTRY_BYTES
@@ -26,7 +26,7 @@ from pcapsvc.delivery.redelivery import Redelivery
 from pcapsvc.delivery.spool import Spool
 from pcapsvc.interfaces.delivery import ISpool
 from pcapsvc.interfaces.lifecycle import IHurriable
-from pcapsvc.testing import MemoryDestination, MemoryReporter, run_now
+from pcapsvc.testing import MemoryDestination, MemoryReporter, event_factory, run_now
 from tests.unit.contents import MemfdContent, PeakMemory, make_artifact
 
 WALL = 1_700_000_000.0
@@ -71,6 +71,7 @@ class SpoolCase(unittest.SynchronousTestCase):
             SpoolFolder(str(self.path)),
             lambda *args: self.run_in_thread(*args),
             reporter=self.reporter,
+            events=event_factory(),
             max_bytes=self.max_bytes,
             max_age_seconds=DAY,
             retry_seconds=60,
@@ -83,6 +84,7 @@ class SpoolCase(unittest.SynchronousTestCase):
             [Lane(self.clock, self.one, at_once=2, timeout_seconds=300)],
             interval_seconds=60,
             reporter=self.reporter,
+            events=event_factory(),
             wall_clock=self.wall_clock,
             chance=lambda: 1.0,
         )
@@ -134,17 +136,17 @@ class SpoolCase(unittest.SynchronousTestCase):
         """The folder of an entry, by age."""
         return self.path / [name for name in self.names() if name[0].isdigit()][number]
 
-    def lost(self) -> list[tuple[str, str]]:
+    def lost(self) -> list[tuple[str | None, str]]:
         """The captures that were told to be lost, and why."""
         return [
-            (event.capture_id, event.problem)
+            (event.subject, event.data.problem)
             for event in self.reporter.events
-            if isinstance(event, DeliveryFailed) and not event.spooled
+            if isinstance(event.data, DeliveryFailed)
         ]
 
     def events(self, kind: type) -> list[Any]:
-        """The events of a kind."""
-        return [event for event in self.reporter.events if isinstance(event, kind)]
+        """The payloads of the events of a kind."""
+        return [data for data in self.reporter.data if isinstance(data, kind)]
 
     def errors(self) -> list[str]:
         """What was logged as an error."""

@@ -1,0 +1,209 @@
+"""The captures that are running, and the last ones that are done: list, get, end, watch."""
+
+from __future__ import annotations
+
+import itertools
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from pcapsvc.core.event import (
+    CaptureDelivered,
+    CaptureDone,
+    CaptureFailed,
+    CaptureStarted,
+    CaptureStopped,
+    DeliveryFailed,
+    DeliveryPostponed,
+    DeliverySpooled,
+    Event,
+)
+from pcapsvc.core.session import StopReason
+from pcapsvc.interfaces.capture import ICapture
+from pcapsvc.interfaces.captures import EndResult, ICaptureRegistry, ICaptures
+from pcapsvc.interfaces.reports import IReporter
+
+#: How many captures are remembered after they are done.
+REMEMBERED_CAPTURES = 1000
+
+_STATES = ("capturing", "delivering", "done", "failed")
+
+
+@dataclass(kw_only=True)
+class _Entry:
+    """
+    A capture that has started.
+
+    @ivar number: later captures have larger ones.
+    @ivar facts: the part of its state that does not change.
+    @ivar stopped: what is known since it stopped with a recording.
+    @ivar problem: why it failed.
+    @ivar deliveries: the state of each delivery, by destination.
+    """
+
+    number: int
+    facts: dict[str, Any]
+    stopped: dict[str, Any] | None = None
+    problem: str | None = None
+    done: bool = False
+    deliveries: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def state(self) -> str:
+        """One of L{_STATES}."""
+        if self.problem is not None:
+            return "failed"
+        if self.done:
+            return "done"
+        return "capturing" if self.stopped is None else "delivering"
+
+
+@implementer(ICaptures, ICaptureRegistry, IReporter)
+class Captures:
+    """
+    See L{ICaptures}. Events update it; the pipeline registers each capture that it starts.
+
+    @param destinations: the names of all destinations.
+    """
+
+    _log = Logger()
+
+    def __init__(self, destinations: Sequence[str]) -> None:
+        self._destinations = tuple(destinations)
+        self._numbers = itertools.count()
+        # Handles of the captures that are running: not to be kept any longer.
+        self._running: dict[str, ICapture] = {}
+        self._current: dict[str, _Entry] = {}
+        self._past: OrderedDict[str, _Entry] = OrderedDict()
+        self._watchers: dict[object, Callable[[Mapping[str, Any]], object]] = {}
+
+    def add(self, capture: ICapture) -> None:
+        """See L{ICaptureRegistry.add}."""
+        self._running[capture.capture_id] = capture
+
+    def report(self, event: Event) -> None:
+        """Update the capture that an event is about."""
+        if (capture_id := event.subject) is None:
+            return
+        if isinstance(event.data, CaptureStarted):
+            self._current[capture_id] = _Entry(number=next(self._numbers), facts=_facts(event, event.data))
+        elif isinstance(event.data, CaptureStopped | CaptureFailed | CaptureDone):
+            self._running.pop(capture_id, None)
+        # The spool may deliver a capture long after it is done.
+        entry = self._current.get(capture_id) or self._past.get(capture_id)
+        if entry is not None:
+            self._update(entry, capture_id, event)
+            self._notify(capture_id, entry)
+
+    def _update(self, entry: _Entry, capture_id: str, event: Event) -> None:
+        match event.data:
+            case CaptureStopped() as stopped:
+                entry.stopped = stopped.values()
+                if stopped.packets:
+                    entry.deliveries = {name: {"state": "pending"} for name in self._destinations}
+            case CaptureFailed(problem=problem):
+                entry.problem = problem
+            case CaptureDone():
+                self._is_done(entry, capture_id)
+            case CaptureDelivered() as delivered:
+                entry.deliveries[delivered.destination] = {
+                    "state": "delivered",
+                    "location": delivered.location,
+                }
+            case DeliveryPostponed() as postponed:
+                values = postponed.values()
+                entry.deliveries[postponed.destination] = {
+                    "state": "spooled" if postponed.spooled else "retrying",
+                    **{key: values[key] for key in ("problem", "attempts", "next_try")},
+                }
+            case DeliverySpooled(destination=destination, problem=problem):
+                entry.deliveries[destination] = {"state": "spooled", "problem": problem}
+            case DeliveryFailed(destination=destination, problem=problem):
+                entry.deliveries[destination] = {"state": "failed", "problem": problem}
+
+    def _is_done(self, entry: _Entry, capture_id: str) -> None:
+        entry.done = True
+        if self._current.pop(capture_id, None) is None:
+            return
+        self._past[capture_id] = entry
+        if len(self._past) > REMEMBERED_CAPTURES:
+            self._past.popitem(last=False)
+
+    def list(self, state: str | None = None) -> Sequence[Mapping[str, Any]]:
+        """See L{ICaptures.list}."""
+        if state is not None and state not in _STATES:
+            raise ValueError(f"state must be one of {', '.join(_STATES)}, not {state!r}")
+        known = [*self._current.items(), *self._past.items()]
+        known.sort(key=lambda item: item[1].number, reverse=True)
+        return [self._state(*item) for item in known if state in (None, item[1].state)]
+
+    def get(self, capture_id: str) -> Mapping[str, Any] | None:
+        """See L{ICaptures.get}."""
+        entry = self._current.get(capture_id) or self._past.get(capture_id)
+        return None if entry is None else self._state(capture_id, entry)
+
+    def end(self, capture_id: str) -> EndResult:
+        """See L{ICaptures.end}."""
+        if (capture := self._running.get(capture_id)) is not None:
+            self._log.info("{capture_id}: ended by hand", capture_id=capture_id)
+            capture.end(StopReason.CANCELLED)
+            return EndResult.ENDED
+        known = capture_id in self._current or capture_id in self._past
+        return EndResult.ALREADY_ENDED if known else EndResult.UNKNOWN
+
+    def watch(self, callback: Callable[[Mapping[str, Any]], object]) -> Callable[[], None]:
+        """See L{ICaptures.watch}."""
+        key = object()
+        self._watchers[key] = callback
+
+        def unsubscribe() -> None:
+            self._watchers.pop(key, None)
+
+        return unsubscribe
+
+    def _notify(self, capture_id: str, entry: _Entry) -> None:
+        if not self._watchers:
+            return
+        state = self._state(capture_id, entry)
+        for callback in list(self._watchers.values()):
+            try:
+                callback(state)
+            except Exception:  # noqa: BLE001 - a watcher must not change what happens to captures
+                self._log.failure("a watcher of captures failed")
+
+    def _state(self, capture_id: str, entry: _Entry) -> dict[str, Any]:
+        state = {**entry.facts, "state": entry.state}
+        if entry.problem is not None:
+            state["problem"] = entry.problem
+        elif entry.stopped is not None:
+            state.update(entry.stopped)
+        elif (capture := self._running.get(capture_id)) is not None:
+            state["packets"], state["bytes"] = capture.progress()
+        state["deliveries"] = [{"destination": name, **what} for name, what in entry.deliveries.items()]
+        return state
+
+
+def _facts(event: Event, started: CaptureStarted) -> dict[str, Any]:
+    labels = event.labels
+    asked = {
+        "customer": labels.customer,
+        "requestid": labels.requestid,
+        "alertid": labels.alertid,
+        "alertstr": started.alertstr,
+        "tags": labels.tags,
+    }
+    values = started.values()
+    del values["alertstr"]
+    return {
+        "id": event.subject,
+        "state": "capturing",
+        "source": labels.via,
+        "node": event.node,
+        "interface": labels.interface,
+        "request": {name: value for name, value in asked.items() if value is not None},
+        **values,
+    }

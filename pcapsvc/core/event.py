@@ -1,0 +1,315 @@
+"""
+Events: what happens to requests, captures and deliveries, as data that may leave the process.
+
+An L{Event} is a header and a payload. The header is that of CloudEvents 1.0
+(U{https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/spec.md}); there is one payload
+class for each event type. C{event.schema.json}, next to this file, describes their JSON.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+from urllib.parse import quote
+
+from pcapsvc.core.errors import Problem
+from pcapsvc.core.labels import Labels
+from pcapsvc.core.recording import PacketCounts
+from pcapsvc.core.result import Accepted, Busy, Rejected, StartedCapture
+from pcapsvc.core.session import CaptureLimits, StopReason
+from pcapsvc.core.timestamp import rfc3339
+
+
+class Payload:
+    """
+    The data of an event: frozen, and made of plain values.
+
+    @cvar type: the CloudEvents type.
+    """
+
+    type: ClassVar[str]
+
+    def values(self) -> dict[str, Any]:
+        """The payload in values that JSON has; what is absent is L{None}."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestAccepted(Payload):
+    """
+    The captures of a request are about to start.
+
+    @ivar problems: of those interfaces that can't be captured on, if others can.
+    """
+
+    type: ClassVar[str] = "pcapsvc.request.accepted"
+    captures: tuple[StartedCapture, ...]
+    problems: tuple[Problem, ...] = ()
+
+    def values(self) -> dict[str, Any]:
+        """See L{Payload.values}."""
+        captures = [{"id": one.capture_id, "interface": one.interface} for one in self.captures]
+        return {"captures": captures, "problems": _problems(self.problems)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestRejected(Payload):
+    """A request for this node is invalid, or can't be met here; sending it again would not help."""
+
+    type: ClassVar[str] = "pcapsvc.request.rejected"
+    problems: tuple[Problem, ...]
+
+    def values(self) -> dict[str, Any]:
+        """See L{Payload.values}."""
+        return {"problems": _problems(self.problems)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestBusy(Payload):
+    """A request for this node is valid, but there is no capacity for it now."""
+
+    type: ClassVar[str] = "pcapsvc.request.busy"
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptureStarted(Payload):
+    """
+    A capture has started.
+
+    @ivar alertstr: as in the request.
+    @ivar snap_length: how much of each packet is kept, in bytes.
+    @ivar link_type: the link-layer type of the file, a number of draft-ietf-opsawg-pcaplinktype.
+    @ivar started: when, in seconds since the Unix epoch.
+    """
+
+    type: ClassVar[str] = "pcapsvc.capture.started"
+    bpf: str
+    snap_length: int
+    limits: CaptureLimits
+    started: float
+    link_type: int
+    alertstr: int | str | None = None
+
+    def values(self) -> dict[str, Any]:
+        """See L{Payload.values}. The limits have the names of the request's fields."""
+        limits = {
+            "packets": self.limits.max_packets,
+            "bytes": self.limits.max_bytes,
+            "timeout": self.limits.idle_seconds,
+            "duration": self.limits.duration_seconds,
+        }
+        return {**super().values(), "limits": limits, "started": rfc3339(self.started)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptureProgress(Payload):
+    """
+    A capture is running.
+
+    @ivar packets: how many were captured so far.
+    @ivar bytes: the size of the file so far; it may lag by a few kilobytes.
+    """
+
+    type: ClassVar[str] = "pcapsvc.capture.progress"
+    packets: int
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptureStopped(Payload):
+    """
+    A capture has stopped, with a recording.
+
+    @ivar packets: how many are in the file, perhaps none.
+    @ivar bytes: the size of the file.
+    @ivar counts: the kernel's statistics; L{None} if the interface was gone before they could be read.
+    @ivar file: the name of the file; L{None} if there is no packet in it, so that it is not delivered.
+    """
+
+    type: ClassVar[str] = "pcapsvc.capture.stopped"
+    reason: StopReason
+    packets: int
+    bytes: int
+    counts: PacketCounts | None
+    file: str | None
+
+    def values(self) -> dict[str, Any]:
+        """See L{Payload.values}. The statistics stand among the others."""
+        counts = self.counts
+        return {
+            "reason": self.reason.value,
+            "packets": self.packets,
+            "bytes": self.bytes,
+            "received": None if counts is None else counts.received,
+            "dropped": None if counts is None else counts.dropped,
+            "interface_dropped": None if counts is None else counts.interface_dropped,
+            "file": self.file,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptureFailed(Payload):
+    """A capture has ended without a recording."""
+
+    type: ClassVar[str] = "pcapsvc.capture.failed"
+    problem: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptureDone(Payload):
+    """A capture is delivered, spooled or lost for each destination: only the spool may deliver it yet."""
+
+    type: ClassVar[str] = "pcapsvc.capture.done"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptureDelivered(Payload):
+    """
+    A destination has a capture.
+
+    @ivar location: its path or URL there. It contains no secret.
+    """
+
+    type: ClassVar[str] = "pcapsvc.delivery.delivered"
+    destination: str
+    location: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeliveryPostponed(Payload):
+    """
+    A delivery attempt failed, and another will follow.
+
+    @ivar attempts: how many have been made so far; from the spool, since the daemon started or the
+        capture was spooled.
+    @ivar next_try: when the next one is due, in seconds since the Unix epoch.
+    @ivar spooled: whether the capture waits in the spool, or else in memory.
+    """
+
+    type: ClassVar[str] = "pcapsvc.delivery.postponed"
+    destination: str
+    problem: str
+    attempts: int
+    next_try: float
+    spooled: bool = False
+
+    def values(self) -> dict[str, Any]:
+        """See L{Payload.values}."""
+        return {**super().values(), "next_try": rfc3339(self.next_try)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeliverySpooled(Payload):
+    """A capture could not be delivered to a destination yet, and is kept in the spool for it."""
+
+    type: ClassVar[str] = "pcapsvc.delivery.spooled"
+    destination: str
+    problem: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeliveryFailed(Payload):
+    """A capture will not be delivered to a destination."""
+
+    type: ClassVar[str] = "pcapsvc.delivery.failed"
+    destination: str
+    problem: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """
+    Something that happened on a node.
+
+    @ivar id: unique among all events.
+    @ivar time: when, in seconds since the Unix epoch.
+    @ivar subject: the id of the capture that it is about; L{None} if it is about a request.
+    """
+
+    id: str
+    node: str
+    time: float
+    subject: str | None
+    labels: Labels
+    data: Payload
+
+    @property
+    def type(self) -> str:
+        """The CloudEvents type."""
+        return self.data.type
+
+
+class EventFactory:
+    """
+    Makes the events of a node.
+
+    @param node: the node's name.
+    @param wall_clock: returns the time in seconds since the Unix epoch.
+    @param new_id: returns a string that it has never returned before, on any node.
+    """
+
+    def __init__(self, node: str, *, wall_clock: Callable[[], float], new_id: Callable[[], str]) -> None:
+        self._node = node
+        self._wall_clock = wall_clock
+        self._new_id = new_id
+
+    def event(self, data: Payload, labels: Labels, subject: str | None = None) -> Event:
+        """
+        An event that happens now.
+
+        @param subject: as in L{Event}.
+        """
+        return Event(
+            id=self._new_id(),
+            node=self._node,
+            time=self._wall_clock(),
+            subject=subject,
+            labels=labels,
+            data=data,
+        )
+
+
+def verdict_payload(verdict: Accepted | Rejected | Busy) -> Payload:
+    """What an event says of a verdict."""
+    match verdict:
+        case Accepted():
+            return RequestAccepted(captures=verdict.captures, problems=verdict.problems)
+        case Rejected():
+            return RequestRejected(problems=verdict.problems)
+        case Busy():
+            return RequestBusy(reason=verdict.reason)
+
+
+def as_json(event: Event) -> dict[str, Any]:
+    """
+    An event in the structured mode of CloudEvents 1.0, in values that JSON has. Attributes and
+    data without a value are left out. All text can be encoded in UTF-8.
+    """
+    document = {
+        "specversion": "1.0",
+        "id": event.id,
+        "source": f"/pcapsvc/nodes/{quote(event.node, safe='', errors='replace')}",
+        "type": event.type,
+        "subject": event.subject,
+        "time": rfc3339(event.time),
+        "datacontenttype": "application/json",
+        "data": {**event.labels.as_mapping(), **event.data.values()},
+    }
+    return _plain(document)  # type: ignore[no-any-return]
+
+
+def _problems(problems: tuple[Problem, ...]) -> list[dict[str, str | None]]:
+    return [{"path": one.path, "value": one.value, "rule": one.rule} for one in problems]
+
+
+def _plain(value: Any) -> Any:
+    match value:
+        case str():
+            return value.encode("utf-8", "replace").decode("utf-8")
+        case Mapping():
+            return {key: _plain(item) for key, item in value.items() if item is not None}
+        case list():
+            return [_plain(item) for item in value]
+    return value

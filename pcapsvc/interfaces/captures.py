@@ -1,0 +1,66 @@
+"""What the pipeline needs to register captures, and what APIs, pages and consoles need to look at them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from enum import Enum
+from typing import Any
+
+from zope.interface import Interface
+
+from pcapsvc.interfaces.capture import ICapture
+
+
+class EndResult(Enum):
+    """What L{ICaptures.end} found."""
+
+    #: The capture was running, and is stopped now.
+    ENDED = "ended"
+    #: It had stopped before.
+    ALREADY_ENDED = "already_ended"
+    #: There is no such capture, or it has been forgotten.
+    UNKNOWN = "unknown"
+
+
+class ICaptures(Interface):
+    """
+    The captures that are running, and the last ones that are done.
+
+    The state of a capture is a mapping of values that JSON has; C{docs/messages.md} describes
+    its keys. Nobody may change it.
+    """
+
+    def list(state: str | None = None) -> Sequence[Mapping[str, Any]]:
+        """
+        The states of all captures, the newest first.
+
+        @param state: only captures in this state: C{capturing}, C{delivering}, C{done} or C{failed}.
+
+        @raise ValueError: if there is no such state.
+        """
+
+    def get(capture_id: str) -> Mapping[str, Any] | None:
+        """The state of a capture; L{None} if it is unknown or forgotten."""
+
+    def end(capture_id: str) -> EndResult:
+        """Stop a capture. What it has recorded is delivered."""
+
+    def watch(callback: Callable[[Mapping[str, Any]], object]) -> Callable[[], None]:
+        """
+        Call C{callback} with the state of a capture after each change of it, except for its
+        progress. What the callback raises is logged.
+
+        @return: a function that ends this. Further calls of it do nothing.
+        """
+
+
+class ICaptureRegistry(Interface):
+    """Knows the captures that are running."""
+
+    def add(capture: ICapture) -> None:
+        """
+        Register a capture that is about to start. It is kept until its
+        L{CaptureStopped<pcapsvc.core.event.CaptureStopped>},
+        L{CaptureFailed<pcapsvc.core.event.CaptureFailed>} or
+        L{CaptureDone<pcapsvc.core.event.CaptureDone>} is reported.
+        """
