@@ -13,7 +13,11 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from ipaddress import IPv6Address
+
+from pcapsvc.core import own_traffic
+from pcapsvc.core.errors import Problem, RequestRejected, shown
 
 # After one of these a name is that of a service, a protocol or a field's value: files or tables, no DNS.
 _NAMES_ARE_LOCAL = frozenset(
@@ -143,6 +147,58 @@ _INSTRUCTION = struct.Struct("=HBBI")
 # linux/bpf_common.h
 _GO_ON_AT = 0x05  # BPF_JMP | BPF_JA
 _RETURN = 0x06  # BPF_RET | BPF_K
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """
+    A filter, compiled for handles of one link type and snap length.
+
+    @ivar bpf: the filter as text, of pcap-filter(7).
+    @ivar instructions: what it was compiled to: each a C{struct sock_filter}.
+    @ivar is_optimized: whether libpcap's optimizer finished it. If not, it is longer and takes more time
+        for each packet, but means the same.
+    @ivar compile_seconds: how long another process was busy with it; 0 if it had been compiled before.
+    """
+
+    bpf: str
+    instructions: bytes
+    is_optimized: bool = True
+    compile_seconds: float = field(default=0.0, compare=False)
+
+    def without(self, left_out: Program) -> Program:
+        """A filter that lets pass what this one does, except what C{left_out} lets pass."""
+        return Program(
+            bpf=own_traffic.without(left_out.bpf, self.bpf),
+            instructions=without(left_out.instructions, self.instructions),
+            is_optimized=self.is_optimized,
+        )
+
+
+def everything(snap_length: int) -> Program:
+    """
+    The filter that every packet passes.
+
+    @param snap_length: of the handle, in bytes.
+    """
+    return Program(bpf="", instructions=_INSTRUCTION.pack(_RETURN, 0, 0, snap_length))
+
+
+#: The filter that no packet passes. No packet is as long as its text says; libpcap itself refuses to compile
+#: a filter that it finds to be false.
+NOTHING = Program(bpf="greater 2000000000", instructions=_INSTRUCTION.pack(_RETURN, 0, 0, 0))
+
+
+class FilterRejected(RequestRejected):
+    """
+    The sender's fault: the filter can't be used.
+
+    @ivar compile_seconds: how long another process was busy with it.
+    """
+
+    def __init__(self, bpf: str, rule: str, *, compile_seconds: float = 0.0) -> None:
+        super().__init__([Problem(path="bpf", value=shown(bpf), rule=rule)])
+        self.compile_seconds = compile_seconds
 
 
 def without(left_out: bytes, program: bytes) -> bytes:

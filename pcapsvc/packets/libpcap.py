@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import socket
 import struct
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 # Whose objects are known from within: each begins with its pointer to libpcap's (pcapobj.cc,
@@ -18,6 +20,11 @@ _HEAD_BYTES = object.__basicsize__
 _NOT_OPTIMIZED, _OPTIMIZED = 0, 1
 _INSTRUCTION_BYTES = 8
 _ANY_MASK = 0
+
+
+# The link type of cooked handles (LINUX_SLL), and how much of each packet they keep at least, in bytes.
+_COOKED = 113
+_LEAST_COOKED_BYTES = 21
 
 
 class LibpcapError(Exception):
@@ -178,6 +185,45 @@ def find_libpcap(extension: str) -> Libpcap | None:
         return Libpcap(extension) if version("pcapy-ng") in _KNOWN_VERSIONS else None
     except (PackageNotFoundError, OSError, AttributeError):
         return None
+
+
+def kept_length(link_type: int, snap_length: int) -> int:
+    """
+    The snap length that a live handle really has, in bytes: a cooked one keeps at least the header that
+    libpcap makes up (C{activate_new()} in pcap-linux.c).
+
+    @param snap_length: what the handle was asked for, in bytes.
+    """
+    return max(snap_length, _LEAST_COOKED_BYTES) if link_type == _COOKED else snap_length
+
+
+class _Origin(ctypes.Structure):
+    """C{Dl_info} of dlfcn.h."""
+
+    _fields_ = (
+        *(("file_name", ctypes.c_char_p), ("file_address", ctypes.c_void_p)),
+        *(("symbol_name", ctypes.c_char_p), ("symbol_address", ctypes.c_void_p)),
+    )
+
+
+def library_path(extension: str) -> str:
+    """
+    The path of the shared library that libpcap's functions are in, as the dynamic linker found them for
+    pcapy (dladdr(3)): the wheel's own, or the system's.
+
+    @param extension: the path of pcapy's extension module.
+
+    @raise OSError: if it has no libpcap.
+    """
+    origin = _Origin()
+    try:
+        function = ctypes.cast(ctypes.CDLL(extension).pcap_compile, ctypes.c_void_p)
+    except AttributeError as error:
+        raise OSError(str(error)) from None
+    if not ctypes.CDLL(None).dladdr(function, ctypes.byref(origin)):
+        raise OSError(f"{extension}: libpcap is in no file")
+    path: bytes = origin.file_name
+    return str(Path(os.fsdecode(path)).resolve())
 
 
 def _pointer(holder: Any, size: int) -> int:

@@ -1,0 +1,463 @@
+"""
+Compiles the filters of requests, in processes that can be killed.
+
+Filters come from strangers. The optimizer of libpcap 1.9 never ends on some of them (its issue 112), and on
+others its time grows with the cube of their length. While it runs, only the end of its process stops it.
+
+One process, the quick one, serves all filters in the order in which they arrive. A filter that it has not
+finished within L{QUICK_SECONDS} is a hard one: the process stays with it, and the next filter gets a new
+process. So a hard filter delays an easy one by no more than that. Only so many hard ones are compiled at a
+time; the others are given up for now, and start again, in their order, when there is room.
+
+If the optimizer takes too long, the program is used without optimization: to compile that takes milliseconds,
+and the kernel accepts any program of up to 4096 instructions.
+
+A process takes 16 ms to start, and 11 MB of memory (7 MB of its own). So there is none at rest: it is started
+for the first filter, and ended when none has come for L{IDLE_SECONDS}.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import replace
+
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred, DeferredList, DeferredSemaphore, TimeoutError, fail, succeed
+from twisted.internet.interfaces import IDelayedCall, IReactorProcess, IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from pcapsvc.core.errors import NodeBusy
+from pcapsvc.core.filter import FilterRejected, Program, everything
+from pcapsvc.core.text import one_line
+from pcapsvc.packets.filter_child import LONG, MEMORY, MOST_INSTRUCTIONS, PROGRAM
+from pcapsvc.packets.filter_worker import FilterKey, FilterWorker, Outcome, WorkerFailed
+
+#: How long a filter may keep the quick process, in seconds. Ordinary filters take less than a millisecond, 35
+#: ports take 15 ms, and the longest list of ports that fits into 512 characters (general.maxfilter) 0.1 s.
+QUICK_SECONDS = 0.03
+#: How long the optimizer may take, in seconds, if the program can do without it.
+OPTIMIZER_SECONDS = 2.0
+#: How long a filter may take to compile, in seconds. 200 ports take 1.3 s on an idle machine.
+LIMIT_SECONDS = 5.0
+#: How long a filter may wait until it is compiled, in seconds.
+WAIT_SECONDS = 30.0
+#: How long a process may take to start, in seconds.
+START_SECONDS = 5.0
+#: How long a process is kept for the next filter, in seconds.
+IDLE_SECONDS = 60.0
+
+# The programs that are kept for the next request, in bytes of their instructions, and how many they may be.
+_CACHED_BYTES = 1 << 20
+_CACHED_PROGRAMS = 256
+
+
+class IFilterReactor(IReactorTime, IReactorProcess):
+    """What is asked of the reactor here."""
+
+
+class FilterCompiler(Service):
+    """
+    Compiles filters as libpcap's live handles would.
+
+    @param library: the path of the shared library that libpcap is in.
+    @param keep_ready: have a process ready at all times, for whoever can spare the memory for 16 ms.
+    @param most_hard: how many hard filters are compiled at once. The default is half of the
+        processors: the others are for captures.
+    @param limit_seconds: how long a filter may take to compile.
+    @param optimizer_seconds: likewise, if its program is usable without the optimizer.
+    @param quick_seconds: how long a filter may keep the quick process.
+    @param wait_seconds: how long a filter may wait before it is compiled.
+    @param idle_seconds: how long a process is kept for the next filter.
+    """
+
+    name = "filter compiler"
+    _log = Logger()
+
+    def __init__(
+        self,
+        reactor: IFilterReactor,
+        library: str,
+        *,
+        keep_ready: bool = False,
+        most_hard: int | None = None,
+        limit_seconds: float = LIMIT_SECONDS,
+        optimizer_seconds: float = OPTIMIZER_SECONDS,
+        quick_seconds: float = QUICK_SECONDS,
+        wait_seconds: float = WAIT_SECONDS,
+        idle_seconds: float = IDLE_SECONDS,
+    ) -> None:
+        self._reactor = reactor
+        self._library = library
+        self._keep_ready = keep_ready
+        self._limit = limit_seconds
+        self._optimizer_limit = min(optimizer_seconds, limit_seconds)
+        self._quick_limit = quick_seconds
+        self._wait_limit = wait_seconds
+        self._idle_limit = idle_seconds
+        self._quick_places = DeferredSemaphore(1)
+        self._hard_places = DeferredSemaphore(most_hard or max(1, (os.cpu_count() or 1) // 2))
+        self._jobs: dict[FilterKey, _Job] = {}
+        self._cache = _Cache()
+        # Those that have not been reaped, and the one of them that is ready for the next filter.
+        self._workers: set[FilterWorker] = set()
+        self._ready: FilterWorker | None = None
+        self._idle_timer: IDelayedCall | None = None
+
+    def startService(self) -> None:
+        """Take filters from here on."""
+        super().startService()  # type: ignore[no-untyped-call]
+        if self._keep_ready:
+            self._prepare_worker()
+
+    def stopService(self) -> Deferred[None]:
+        """
+        End all processes; what they were compiling fails with L{NodeBusy}.
+
+        @return: fires when all have been reaped.
+        """
+        super().stopService()  # type: ignore[no-untyped-call]
+        self._stop_idling()
+        self._ready = None
+        for job in tuple(self._jobs.values()):
+            job.stop(NodeBusy("the daemon is stopping"))
+        ended = DeferredList([worker.kill() for worker in tuple(self._workers)])
+        return ended.addCallback(lambda _: None)
+
+    def compile(self, bpf: str, *, link_type: int, snap_length: int, netmask: int = 0) -> Deferred[Program]:
+        """
+        Compile a filter for handles of this kind.
+
+        @param bpf: a filter of pcap-filter(7).
+        @param snap_length: in bytes.
+        @param netmask: of the interface, as inet_aton(3) has it.
+
+        @return: fires with the program, at once if it is known; fails with L{FilterRejected}, or with
+            L{NodeBusy} if it waited for too long or no process could be started. On cancel, it is no
+            longer compiled, unless somebody else wants it.
+        """
+        if not bpf.strip():
+            return succeed(everything(snap_length))
+        if not uses_netmask(bpf):
+            netmask = 0
+        key = FilterKey(bpf=bpf, link_type=link_type, snap_length=snap_length, netmask=netmask)
+        if (known := self._cache.get(key)) is not None:
+            return succeed(known)
+        if not self.running:
+            return fail(NodeBusy("the filter compiler is not running"))
+        job = self._jobs.get(key)
+        if job is None:
+            job = self._jobs[key] = _Job(lambda: self._jobs.pop(key, None))
+            job.begin(Deferred.fromCoroutine(self._compile(key)))
+        return job.wait()
+
+    async def _compile(self, key: FilterKey) -> Program:
+        """One filter, from its turn to its program."""
+        due = self._reactor.seconds() + self._wait_limit
+        attempt = _Attempt(self._reactor, key)
+        outcome: Outcome | None = None
+        problem = None
+        try:
+            await self._begin(attempt, self._quick_places, due)
+            outcome = await attempt.wait_until(self._quick_limit)
+            if outcome is None:
+                if self._hard_places.tokens:
+                    await attempt.take_place(self._hard_places, due)
+                else:
+                    attempt.kill()
+                    await self._begin(attempt, self._hard_places, due)
+                if self._keep_ready:
+                    self._prepare_worker()
+                outcome = await attempt.wait_until(self._optimizer_limit)
+                if outcome is None and not attempt.rough:
+                    outcome = await attempt.wait_until(self._limit)
+        except WorkerFailed as error:
+            self._log.warn("the filter {bpf!r} ended its compiler: {error}", bpf=key.bpf, error=error)
+            problem = f"can't be compiled: {error}"
+        finally:
+            self._let_go(attempt)
+        program = self._judge(key, outcome, attempt, problem)
+        self._cache.put(key, program)
+        return program
+
+    def _judge(
+        self, key: FilterKey, outcome: Outcome | None, attempt: _Attempt, problem: str | None
+    ) -> Program:
+        """What a filter was compiled to, or why it wasn't."""
+        seconds = attempt.spent_seconds
+        if outcome is None:
+            limit = self._optimizer_limit if attempt.rough else self._limit
+            problem = problem or f"did not compile within {limit:g} s"
+        elif outcome.kind == PROGRAM:
+            return Program(bpf=key.bpf, instructions=outcome.payload, compile_seconds=seconds)
+        elif outcome.kind == MEMORY:
+            problem = "takes too much memory to compile"
+        else:
+            words = outcome.payload.decode("utf-8", "replace")
+            problem = f"libpcap says: {one_line(words)}"
+            if outcome.kind == LONG:
+                problem = f"compiles to {words} instructions, and the kernel accepts {MOST_INSTRUCTIONS}"
+            raise FilterRejected(key.bpf, problem, compile_seconds=seconds)
+        if not attempt.rough:
+            raise FilterRejected(key.bpf, problem, compile_seconds=seconds)
+        self._log.info(
+            "the filter {bpf!r} is used without optimization: with it, it {problem}",
+            bpf=key.bpf,
+            problem=problem,
+        )
+        return Program(bpf=key.bpf, instructions=attempt.rough, is_optimized=False, compile_seconds=seconds)
+
+    async def _begin(self, attempt: _Attempt, places: DeferredSemaphore, due: float) -> None:
+        """Have a filter compiled as soon as there is a place."""
+        try:
+            await attempt.take_place(places, due)
+        except TimeoutError:
+            raise NodeBusy(f"the filter waited {self._wait_limit:g} s for others to be compiled") from None
+        worker = self._take_ready() or self._start_worker()
+        attempt.worker = worker
+        try:
+            await worker.when_ready().addTimeout(START_SECONDS, self._reactor)
+        except TimeoutError:
+            raise NodeBusy(f"the filter compiler did not start within {START_SECONDS:g} s") from None
+        except WorkerFailed as error:
+            self._log.error("the filter compiler did not start: {error}", error=error)
+            raise NodeBusy("the filter compiler did not start") from None
+        attempt.begin()
+
+    def _start_worker(self) -> FilterWorker:
+        cpu_seconds = math.ceil(self._limit) + 1
+        try:
+            worker = FilterWorker.start(self._reactor, self._library, cpu_seconds=cpu_seconds)
+        except OSError as error:
+            raise NodeBusy(f"there is no room for the filter compiler: {error}") from None
+        self._workers.add(worker)
+        worker.when_ended().addCallback(lambda _: self._on_end(worker))
+        return worker
+
+    def _on_end(self, worker: FilterWorker) -> None:
+        self._workers.discard(worker)
+        if self._ready is worker:
+            self._ready = None
+            self._stop_idling()
+
+    def _take_ready(self) -> FilterWorker | None:
+        self._stop_idling()
+        worker, self._ready = self._ready, None
+        return worker
+
+    def _let_go(self, attempt: _Attempt) -> None:
+        """An attempt is over: its process, if it can compile more, is kept for the next filter."""
+        worker = attempt.take_idle_worker()
+        if worker is not None and (self._ready is not None or not self.running):
+            worker.kill()
+        elif worker is not None:
+            self._ready = worker
+            if not self._keep_ready:
+                self._idle_timer = self._reactor.callLater(self._idle_limit, self._end_ready)
+        # The next filter takes its turn here.
+        attempt.kill()
+
+    def _end_ready(self) -> None:
+        if (worker := self._take_ready()) is not None:
+            worker.kill()
+
+    def _prepare_worker(self) -> None:
+        if self._ready is not None:
+            return
+        try:
+            self._ready = self._start_worker()
+        except NodeBusy as error:
+            self._log.warn("{error}", error=error)
+
+    def _stop_idling(self) -> None:
+        if self._idle_timer is not None and self._idle_timer.active():
+            self._idle_timer.cancel()
+        self._idle_timer = None
+
+
+class _Job:
+    """
+    A filter that is being compiled, for whoever wants it.
+
+    @param done: called when it is over.
+    """
+
+    def __init__(self, done: Callable[[], object]) -> None:
+        self._done = done
+        self._work: Deferred[Program] | None = None
+        self._waiting: list[Deferred[Program]] = []
+        self._result: Program | Failure | None = None
+
+    def begin(self, work: Deferred[Program]) -> None:
+        """What compiles it. On cancel, it ends whatever it is doing."""
+        self._work = work
+        work.addBoth(self._over)
+
+    def wait(self) -> Deferred[Program]:
+        """Wait for the program. The last to cancel ends the work."""
+        wanted: Deferred[Program] = Deferred(self._cancel)
+        self._waiting.append(wanted)
+        if self._result is not None:
+            self._tell()
+        return wanted
+
+    def stop(self, reason: Exception) -> None:
+        """End the work, and have all that wait fail."""
+        self._over(Failure(reason))  # type: ignore[no-untyped-call]
+        if self._work is not None:
+            self._work.cancel()
+
+    def _cancel(self, wanted: Deferred[Program]) -> None:
+        if wanted in self._waiting:
+            self._waiting.remove(wanted)
+        if not self._waiting and self._work is not None:
+            self._work.cancel()
+
+    def _over(self, result: Program | Failure) -> None:
+        if self._result is None:
+            self._result = result
+            self._done()
+            self._tell()
+
+    def _tell(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for wanted in waiting:
+            wanted.callback(self._result)  # type: ignore[arg-type]
+
+
+class _Attempt:
+    """
+    A filter on its way through places and processes.
+
+    @ivar worker: the process that compiles it, or is about to.
+    @ivar spent_seconds: how long processes were busy with it.
+    """
+
+    def __init__(self, reactor: IReactorTime, key: FilterKey) -> None:
+        self._reactor = reactor
+        self._key = key
+        self._places: DeferredSemaphore | None = None
+        self._began: float | None = None
+        self._outcome: Outcome | Failure | None = None
+        self._waiter: Deferred[None] | None = None
+        self.worker: FilterWorker | None = None
+        self._rough = b""
+        self.spent_seconds = 0.0
+
+    @property
+    def rough(self) -> bytes:
+        """Its program without optimization, if one is known that the kernel accepts; else empty."""
+        if self.worker is not None:
+            self._rough = self.worker.rough or self._rough
+        return self._rough
+
+    async def take_place(self, places: DeferredSemaphore, due: float) -> None:
+        """
+        Wait for a place, and then leave the one that it has.
+
+        @raise TimeoutError: if there was none by then.
+        """
+        place: Deferred[DeferredSemaphore] = places.acquire()
+        if not place.called:
+            place.addTimeout(max(0.0, due - self._reactor.seconds()), self._reactor)
+        await place
+        self._leave_place()
+        self._places = places
+
+    def begin(self) -> None:
+        """Have the process compile."""
+        assert self.worker is not None
+        self._began = self._reactor.seconds()
+        worker = self.worker
+
+        def on_outcome(outcome: Outcome | Failure) -> None:
+            if worker is self.worker:
+                self._outcome = outcome
+                self._take_note()
+                self._wake()
+
+        worker.compile(self._key).addBoth(on_outcome)
+
+    async def wait_until(self, seconds: float) -> Outcome | None:
+        """
+        Wait for the outcome until so many seconds after the process began; L{None} if there is none by then.
+
+        @raise WorkerFailed: if there can't be any.
+        """
+        if self._outcome is None and self._began is not None:
+            left = self._began + seconds - self._reactor.seconds()
+            self._waiter = Deferred()
+            timer = self._reactor.callLater(max(0.0, left), self._wake)
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+                if timer.active():
+                    timer.cancel()
+        if isinstance(self._outcome, Failure):
+            self._outcome.raiseException()
+        return self._outcome
+
+    def kill(self) -> None:
+        """Give up what is being done, and the place for it."""
+        self._take_note()
+        self._rough = self.rough
+        worker, self.worker = self.worker, None
+        if worker is not None:
+            worker.kill()
+        self._leave_place()
+
+    def take_idle_worker(self) -> FilterWorker | None:
+        """The process, if it is done; it is nobody's then."""
+        if not isinstance(self._outcome, Outcome):
+            return None
+        self._rough = self.rough
+        worker, self.worker = self.worker, None
+        return worker
+
+    def _take_note(self) -> None:
+        if self._began is not None:
+            self.spent_seconds += self._reactor.seconds() - self._began
+            self._began = None
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.called:
+            self._waiter.callback(None)
+
+    def _leave_place(self) -> None:
+        places, self._places = self._places, None
+        if places is not None:
+            places.release()
+
+
+class _Cache:
+    """The programs that were used last."""
+
+    def __init__(self) -> None:
+        self._programs: OrderedDict[FilterKey, Program] = OrderedDict()
+        self._bytes = 0
+
+    def get(self, key: FilterKey) -> Program | None:
+        """The program, if it is known."""
+        program = self._programs.get(key)
+        if program is not None:
+            self._programs.move_to_end(key)
+        return program
+
+    def put(self, key: FilterKey, program: Program) -> None:
+        """Keep a program, and forget the oldest if there are too many."""
+        self._programs[key] = replace(program, compile_seconds=0.0)
+        self._bytes += len(program.instructions)
+        while self._bytes > _CACHED_BYTES or len(self._programs) > _CACHED_PROGRAMS:
+            _, oldest = self._programs.popitem(last=False)
+            self._bytes -= len(oldest.instructions)
+
+
+def uses_netmask(bpf: str) -> bool:
+    """
+    Whether a filter depends on the netmask of the interface: only C{ip broadcast} does (pcap_compile(3PCAP)).
+    """
+    return "broadcast" in bpf

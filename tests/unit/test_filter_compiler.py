@@ -1,0 +1,500 @@
+"""Filters compiled in processes: the order in which they are, and what a real process does."""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+import pcapy
+from twisted.internet import reactor
+from twisted.internet.defer import CancelledError, Deferred, gatherResults
+from twisted.internet.error import ProcessExitedAlready, ProcessTerminated
+from twisted.internet.task import Clock, deferLater
+from twisted.python.failure import Failure
+from twisted.trial import unittest
+
+from pcapsvc.core.errors import NodeBusy
+from pcapsvc.core.filter import FilterRejected, Program, everything
+from pcapsvc.packets.filter_child import ANSWER, ERROR, LONG, MEMORY, PROGRAM, READY, REQUEST, ROUGH
+from pcapsvc.packets.filter_compiler import START_SECONDS, FilterCompiler
+from pcapsvc.packets.filter_worker import FilterWorker
+from pcapsvc.packets.libpcap import library_path
+
+QUICK, OPTIMIZER, LIMIT, WAIT, IDLE = 1.0, 10.0, 20.0, 100.0, 60.0
+# libpcap 1.9.1 never comes to an end on these (its issue 112).
+ENDLESS = (
+    "ip and (dst host 1.2.3.4 or host 10.0.0.1) and (dst host 1.2.3.4 or host 10.0.0.2)",
+    "(ip[12:4]=1 or ip[16:4]=1)and(ip[12:4]=2 or ip[16:4]=2)",
+)
+
+
+class Process:
+    """
+    A process in place of one that compiles: a test says what it answers.
+
+    @ivar asked: the filters that it was asked to compile.
+    """
+
+    def __init__(self, protocol: FilterWorker) -> None:
+        self.protocol = protocol
+        self.asked: list[str] = []
+        self.is_alive = True
+
+    def write(self, data: bytes) -> None:
+        """A request."""
+        self.asked.append(data[REQUEST.size :].decode())
+
+    def signalProcess(self, signal: str) -> None:
+        """It is killed."""
+        if not self.is_alive:
+            raise ProcessExitedAlready
+        self.end()
+
+    def end(self, stderr: bytes = b"") -> None:
+        """It ends, and is reaped."""
+        self.is_alive = False
+        self.protocol.errReceived(stderr)
+        self.protocol.processEnded(Failure(ProcessTerminated(signal=9)))
+
+    def answer(self, kind: bytes, payload: bytes = b"") -> None:
+        """An answer, that comes in two parts."""
+        data = ANSWER.pack(kind, len(payload)) + payload
+        self.protocol.outReceived(data[:3])
+        self.protocol.outReceived(data[3:])
+
+
+class ProcessClock(Clock):
+    """
+    A clock with processes.
+
+    @ivar processes: all that were started.
+    @ivar starts: whether a new process is ready at once.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.processes: list[Process] = []
+        self.starts = True
+        self.error: OSError | None = None
+
+    def spawnProcess(self, protocol: FilterWorker, *args: Any, **kwargs: Any) -> Process:
+        """Start one."""
+        if self.error is not None:
+            raise self.error
+        process = Process(protocol)
+        protocol.transport = process  # type: ignore[assignment]
+        self.processes.append(process)
+        if self.starts:
+            process.answer(READY)
+        return process
+
+    @property
+    def alive(self) -> list[Process]:
+        """Those that have not ended."""
+        return [process for process in self.processes if process.is_alive]
+
+
+class FilterCompilerTests(unittest.SynchronousTestCase):
+    """L{FilterCompiler}, with processes and time of our own."""
+
+    def setUp(self) -> None:
+        """A compiler with one place for hard filters."""
+        self.clock = ProcessClock()
+        self.compiler = self.make()
+
+    def make(self, **more: Any) -> FilterCompiler:
+        """A compiler that is stopped in the end; nothing of it is left then."""
+        compiler = FilterCompiler(
+            self.clock,  # type: ignore[arg-type]
+            "libpcap.so",
+            most_hard=1,
+            quick_seconds=QUICK,
+            optimizer_seconds=OPTIMIZER,
+            limit_seconds=LIMIT,
+            wait_seconds=WAIT,
+            idle_seconds=IDLE,
+            **more,
+        )
+        compiler.startService()
+
+        def stop() -> None:
+            self.successResultOf(compiler.stopService())
+            self.assertEqual(self.clock.alive, [])
+            self.assertEqual(self.clock.getDelayedCalls(), [])
+
+        self.addCleanup(stop)
+        return compiler
+
+    def compile(self, bpf: str, *, netmask: int = 0, snap_length: int = 100) -> Deferred[Program]:
+        """Compile a filter."""
+        return self.compiler.compile(bpf, link_type=1, snap_length=snap_length, netmask=netmask)
+
+    def rejection(self, compiled: Deferred[Program]) -> FilterRejected:
+        """Why a filter was rejected."""
+        error = self.failureResultOf(compiled, FilterRejected).value
+        assert isinstance(error, FilterRejected)
+        return error
+
+    def test_compiled(self) -> None:
+        """A filter is compiled by one process, and the next one by the same."""
+        first = self.compile("one")
+        [process] = self.clock.processes
+        process.answer(ROUGH, b"rough")
+        self.assertNoResult(first)
+        process.answer(PROGRAM, b"program")
+        self.assertEqual(self.successResultOf(first), Program(bpf="one", instructions=b"program"))
+        second = self.compile("two")
+        process.answer(ERROR, b"syntax\nerror")
+        self.assertIn("libpcap says: syntax error", str(self.rejection(second)))
+        self.assertEqual((process.asked, len(self.clock.processes)), (["one", "two"], 1))
+
+    def test_empty(self) -> None:
+        """The empty filter needs no process."""
+        for bpf in ("", " \t"):
+            self.assertEqual(self.successResultOf(self.compile(bpf)), everything(100))
+        self.assertEqual(self.clock.processes, [])
+
+    def test_known(self) -> None:
+        """What was compiled is known for handles of the same kind; the netmask counts only if it is used."""
+        for bpf, kinds in (("one", 2), ("ip broadcast", 3)):
+            for kind in ({}, {"netmask": 7}, {"snap_length": 99}, {}):
+                compiled = self.compile(bpf, **kind)
+                if not compiled.called:
+                    self.clock.processes[0].answer(PROGRAM, b"program")
+                self.successResultOf(compiled)
+            self.assertEqual(self.clock.processes[0].asked.count(bpf), kinds)
+        self.assertEqual(self.successResultOf(self.compile("one")).compile_seconds, 0.0)
+
+    def test_cache_is_bounded(self) -> None:
+        """Only so many programs are kept: those that were used last."""
+        for number in range(40):
+            self.compile("filter 0")
+            self.compile(f"filter {number}")
+            self.clock.processes[0].answer(PROGRAM, bytes(32768))
+        asked = self.clock.processes[0].asked
+        self.assertEqual((len(asked), len(self.clock.processes)), (40, 1))
+        self.successResultOf(self.compile("filter 0"))
+        self.compile("filter 1")
+        self.assertEqual(asked[-1], "filter 1")
+        self.clock.processes[0].answer(PROGRAM)
+
+    def test_same_filter_at_once(self) -> None:
+        """A filter for several interfaces is compiled once, and each gets the result."""
+        compiled = [self.compile("one") for _ in range(3)]
+        compiled[1].cancel()
+        self.failureResultOf(compiled[1], CancelledError)
+        self.clock.processes[0].answer(PROGRAM, b"program")
+        for one in (compiled[0], compiled[2]):
+            self.successResultOf(one)
+        self.assertEqual(self.clock.processes[0].asked, ["one"])
+
+    def test_in_turn(self) -> None:
+        """Filters are compiled in the order in which they came."""
+        compiled = [self.compile(str(number)) for number in range(4)]
+        [process] = self.clock.processes
+        for number, one in enumerate(compiled):
+            self.assertEqual(process.asked[-1], str(number))
+            process.answer(PROGRAM, b"program")
+            self.successResultOf(one)
+
+    def test_hard_filter_delays_no_other(self) -> None:
+        """After a moment, a filter that takes long leaves the turn to the next, and goes on by itself."""
+        hard, easy = self.compile("hard"), self.compile("easy")
+        self.clock.advance(QUICK)
+        process, other = self.clock.processes
+        other.answer(PROGRAM, b"program")
+        self.successResultOf(easy)
+        self.assertNoResult(hard)
+        process.answer(PROGRAM, b"hard program")
+        self.assertEqual(self.successResultOf(hard).instructions, b"hard program")
+        self.assertEqual(len(self.clock.alive), 1)
+
+    def test_hard_filters_in_turn(self) -> None:
+        """Hard filters for which there is no place give up their processes, and start again in order."""
+        hard = [self.compile(f"hard {number}") for number in range(3)]
+        for _ in hard:
+            self.clock.advance(QUICK)
+        self.assertEqual(len(self.clock.alive), 1)
+        easy = self.compile("easy")
+        self.clock.alive[1].answer(PROGRAM, b"program")
+        self.successResultOf(easy)
+        for number, one in enumerate(hard):
+            [process] = [process for process in self.clock.alive if process.asked[-1] == f"hard {number}"]
+            process.answer(PROGRAM, b"program")
+            self.successResultOf(one)
+
+    def test_without_optimization(self) -> None:
+        """A filter whose optimization takes too long is used as it was before, and its process is ended."""
+        compiled = self.compile("endless")
+        [process] = self.clock.processes
+        process.answer(ROUGH, b"rough")
+        self.clock.pump([QUICK, OPTIMIZER - QUICK])
+        program = self.successResultOf(compiled)
+        self.assertEqual((program.instructions, program.is_optimized), (b"rough", False))
+        self.assertEqual(program.compile_seconds, OPTIMIZER)
+        self.assertFalse(process.is_alive)
+        self.assertEqual(self.successResultOf(self.compile("endless")).instructions, b"rough")
+
+    def test_without_optimization_by_another_process(self) -> None:
+        """What a process had found before it was given up is used, too."""
+        first = self.compile("first")
+        self.clock.advance(QUICK)
+        compiled = self.compile("second")
+        self.clock.processes[1].answer(ROUGH, b"rough")
+        self.clock.pump([QUICK, LIMIT, OPTIMIZER])
+        self.rejection(first)
+        self.assertEqual(self.successResultOf(compiled).instructions, b"rough")
+
+    def test_too_slow(self) -> None:
+        """A filter that can't be used without optimization gets more time, and is rejected in the end."""
+        compiled = self.compile("endless")
+        [process] = self.clock.processes
+        process.answer(ROUGH, b"")
+        self.clock.pump([QUICK, OPTIMIZER])
+        self.assertNoResult(compiled)
+        self.clock.advance(LIMIT - OPTIMIZER)
+        error = self.rejection(compiled)
+        self.assertEqual(str(error), "bpf = 'endless': did not compile within 20 s")
+        self.assertGreaterEqual(error.compile_seconds, LIMIT)
+        self.assertFalse(process.is_alive)
+
+    def test_too_long(self) -> None:
+        """A program that is too long for the kernel is rejected."""
+        compiled = self.compile("long")
+        self.clock.processes[0].answer(LONG, b"5000")
+        self.assertIn(
+            "compiles to 5000 instructions, and the kernel accepts 4096", str(self.rejection(compiled))
+        )
+
+    def test_too_much_memory(self) -> None:
+        """A filter that takes too much memory is used without optimization, or rejected."""
+        for rough in (b"rough", b""):
+            compiled = self.compile(f"large {len(rough)}")
+            self.clock.processes[0].answer(ROUGH, rough)
+            self.clock.processes[0].answer(MEMORY)
+            if rough:
+                self.assertFalse(self.successResultOf(compiled).is_optimized)
+            else:
+                self.assertIn("takes too much memory to compile", str(self.rejection(compiled)))
+
+    def test_crash(self) -> None:
+        """A filter on which libpcap crashes is rejected; the next one gets a new process."""
+        compiled = self.compile("crash")
+        self.clock.processes[0].end()
+        self.assertIn("can't be compiled: ", str(self.rejection(compiled)))
+        following = self.compile("next")
+        self.clock.processes[1].answer(PROGRAM, b"program")
+        self.successResultOf(following)
+
+    def test_nonsense(self) -> None:
+        """A process that answers more than it may is ended."""
+        compiled = self.compile("one")
+        self.clock.processes[0].protocol.outReceived(ANSWER.pack(PROGRAM, 1 << 20))
+        self.rejection(compiled)
+        self.assertEqual(self.clock.alive, [])
+
+    def test_cancel(self) -> None:
+        """What nobody waits for any more is not compiled, whether it waits or is being compiled."""
+        first, second = self.compile("first"), self.compile("second")
+        third = self.compile("third")
+        for one in (second, first):
+            one.cancel()
+            self.failureResultOf(one, CancelledError)
+        self.assertFalse(self.clock.processes[0].is_alive)
+        self.clock.processes[1].answer(PROGRAM, b"program")
+        self.successResultOf(third)
+        self.assertEqual(self.clock.processes[1].asked, ["third"])
+
+    def test_cancel_of_a_hard_filter(self) -> None:
+        """One that is hard makes room for the next."""
+        first, second = self.compile("first"), self.compile("second")
+        self.clock.pump([QUICK, QUICK])
+        first.cancel()
+        self.failureResultOf(first, CancelledError)
+        [process] = self.clock.alive
+        self.assertEqual(process.asked, ["second"])
+        process.answer(PROGRAM, b"program")
+        self.successResultOf(second)
+
+    def test_waited_too_long(self) -> None:
+        """A filter that gets no turn in time is not the sender's fault."""
+        hard = [self.compile(f"hard {number}") for number in range(7)]
+        self.clock.pump([QUICK] * 8 + [LIMIT] * 6)
+        self.rejection(hard[0])
+        error = self.failureResultOf(hard[6], NodeBusy).value
+        self.assertIn("the filter waited 100 s for others to be compiled", str(error))
+        for one in hard:
+            one.addErrback(lambda _: None)
+
+    def test_no_process(self) -> None:
+        """If no process can be started, the node is busy; and the next filter tries again."""
+        self.clock.error = OSError(11, "Resource temporarily unavailable")
+        error = self.failureResultOf(self.compile("one"), NodeBusy).value
+        self.assertIn("Resource temporarily unavailable", str(error))
+        self.clock.error = None
+        compiled = self.compile("one")
+        self.clock.processes[0].answer(PROGRAM, b"program")
+        self.successResultOf(compiled)
+
+    def test_does_not_start(self) -> None:
+        """A process that doesn't become ready, or ends before, makes the node busy."""
+        self.clock.starts = False
+        compiled = self.compile("one")
+        self.clock.advance(START_SECONDS)
+        self.failureResultOf(compiled, NodeBusy)
+        compiled = self.compile("one")
+        self.clock.processes[1].end(b"Traceback:\nOSError: no such library\n")
+        self.failureResultOf(compiled, NodeBusy)
+        self.assertEqual(self.clock.alive, [])
+
+    def test_idle(self) -> None:
+        """A process that has nothing to do for a while is ended; the next filter gets a new one."""
+        for number in range(2):
+            compiled = self.compile(f"filter {number}")
+            self.clock.advance(IDLE * 0.01)
+            self.clock.alive[0].answer(PROGRAM, b"program")
+            self.successResultOf(compiled)
+        self.assertEqual(len(self.clock.processes), 1)
+        self.clock.advance(IDLE)
+        self.assertEqual(self.clock.alive, [])
+        compiled = self.compile("next")
+        self.clock.alive[0].answer(PROGRAM, b"program")
+        self.successResultOf(compiled)
+
+    def test_died_while_idle(self) -> None:
+        """A process that ends while it has nothing to do is replaced."""
+        compiled = self.compile("one")
+        self.clock.processes[0].answer(PROGRAM, b"program")
+        self.successResultOf(compiled)
+        self.clock.processes[0].end()
+        compiled = self.compile("two")
+        self.clock.processes[1].answer(PROGRAM, b"program")
+        self.successResultOf(compiled)
+
+    def test_kept_ready(self) -> None:
+        """On request, a process is ready from the start, for as long as the service runs."""
+        self.compiler = self.make(keep_ready=True)
+        [process] = self.clock.processes
+        self.clock.advance(IDLE * 2)
+        hard = self.compile("hard")
+        self.assertEqual(process.asked, ["hard"])
+        self.clock.advance(QUICK)
+        self.assertEqual(len(self.clock.alive), 2)
+        process.answer(PROGRAM, b"program")
+        self.successResultOf(hard)
+        self.assertEqual(len(self.clock.alive), 1)
+
+    def test_stop(self) -> None:
+        """A stop ends all processes, and what they compiled or would have is not the sender's fault."""
+        hard, waiting = self.compile("hard"), self.compile("waiting")
+        self.clock.advance(QUICK)
+        late = self.compile("late")
+        self.successResultOf(self.compiler.stopService())
+        for one in (hard, waiting, late, self.compile("after")):
+            self.failureResultOf(one, NodeBusy)
+        self.assertEqual(self.clock.alive, [])
+
+
+class FilterProcessTests(unittest.TestCase):
+    """L{FilterCompiler}, with real processes."""
+
+    async def setUp(self) -> None:
+        """No child, and no descriptor more than before, is left in the end."""
+        await deferLater(reactor, 0, lambda: None)  # type: ignore[arg-type] # it has all of its own by then
+        self.descriptors = len(os.listdir("/proc/self/fd"))
+        self.compiler = self.make()
+
+    def make(self, **more: Any) -> FilterCompiler:
+        """A compiler for the libpcap that pcapy uses."""
+        self.compiler = FilterCompiler(reactor, library_path(pcapy.__file__), **more)  # type: ignore[arg-type]
+        self.compiler.startService()
+        return self.compiler
+
+    async def stop(self) -> None:
+        """Stop it, and look for what it left."""
+        await self.compiler.stopService()
+        self.assertEqual(children(), [])
+        self.assertEqual(len(os.listdir("/proc/self/fd")), self.descriptors)
+
+    def compile(self, bpf: str) -> Deferred[Program]:
+        """Compile a filter for Ethernet."""
+        return self.compiler.compile(bpf, link_type=1, snap_length=512)
+
+    async def test_endless(self) -> None:
+        """Filters on which libpcap's optimizer never ends can be used, and meanwhile others are compiled."""
+        if b"1.9.1" not in Path(library_path(pcapy.__file__)).read_bytes():
+            raise unittest.SkipTest("this libpcap's optimizer comes to an end")
+        self.make(optimizer_seconds=0.5, limit_seconds=0.5)
+        endless = [self.compile(bpf) for bpf in ENDLESS]
+        easy = await self.compile("udp port 53")
+        self.assertTrue(easy.is_optimized)
+        self.assertFalse(any(one.called for one in endless))
+        for program in await gatherResults(endless):
+            self.assertFalse(program.is_optimized)
+            self.assertLess(len(program.instructions), 100 * 8)
+        await self.stop()
+
+    async def test_child_is_bounded(self) -> None:
+        """The child inherits nothing, has little memory, and the kernel bounds it."""
+        secret = "PCAPSVC_TEST_SECRET"
+        os.environ[secret] = "x"
+        self.addCleanup(os.environ.pop, secret)
+        inherited = os.open("/dev/null", os.O_RDONLY)
+        os.set_inheritable(inherited, True)
+        await self.compile("udp")
+        [child] = children()
+        self.assertEqual(sorted(os.listdir(f"/proc/{child}/fd")), ["0", "1", "2"])
+        self.assertNotIn(secret, Path(f"/proc/{child}/environ").read_text())
+        self.assertLess(resource.prlimit(child, resource.RLIMIT_AS)[0], 300 << 20)
+        self.assertLess(resource.prlimit(child, resource.RLIMIT_CPU)[0], 10)
+        status = Path(f"/proc/{child}/status").read_text()
+        resident = next(line for line in status.splitlines() if line.startswith("VmRSS"))
+        self.assertLess(int(resident.split()[1]), 16 << 10)
+        os.close(inherited)
+        await self.stop()
+
+    async def test_in_another_directory(self) -> None:
+        """It works wherever the daemon goes."""
+        before = os.getcwd()
+        os.chdir("/")
+        self.addCleanup(os.chdir, before)
+        await self.compile("udp")
+        await self.stop()
+
+    async def test_stop_while_compiling(self) -> None:
+        """A stop leaves nothing, whatever is being compiled."""
+        compiling = [self.compile(bpf) for bpf in (*ENDLESS, "udp")]
+        await deferLater(reactor, 0.1, lambda: None)  # type: ignore[arg-type]
+        begun = time.monotonic()
+        await self.stop()
+        self.assertLess(time.monotonic() - begun, 1)
+        for one in compiling:
+            one.addErrback(lambda failure: failure.trap(NodeBusy))
+            await one
+
+    async def test_killed_by_the_kernel(self) -> None:
+        """A process that is killed from outside fails its filter, and no other."""
+        await self.compile("tcp")
+        [child] = children()
+        compiling = self.compile(" or ".join(f"port {number}" for number in range(300)))
+        os.kill(child, 9)
+        with self.assertRaises(FilterRejected):
+            await compiling
+        await self.compile("udp")
+        await self.stop()
+
+    async def test_memory(self) -> None:
+        """What takes more memory than it may does not compile, and harms nothing else."""
+        many = " or ".join(f"port {number}" for number in range(20000))
+        with self.assertRaises(FilterRejected):
+            await self.compile(many)
+        await self.compile("udp")
+        await self.stop()
+
+
+def children() -> list[int]:
+    """The processes that this one has started, and that have not been reaped."""
+    return [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
