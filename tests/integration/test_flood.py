@@ -106,7 +106,7 @@ class FloodTests(SynchronousTestCase):
             if status != 202:
                 break
         self.assertEqual(status, 503)
-        self.assertRegex(answer["error"], "the requests from http take too much time|more than 100 requests")
+        self.assertRegex(answer["detail"], "the requests from http take too much time|more than 100 requests")
         sender.join()
         state = daemon.done(capture)
         self.assertEqual((state["reason"], state["packets"], state["dropped"]), ("packets", _FRAMES, 0))

@@ -297,12 +297,12 @@ class MainJobTests(SynchronousTestCase):
         daemon.capture(**body)
         status, answer = daemon.request("POST", "/captures", json.dumps(body).encode())
         self.assertEqual(status, 503)
-        self.assertIn("bytes", answer["error"])
+        self.assertIn("bytes", answer["detail"])
         small = {**body, "bytes": 1000}
         daemon.capture(**small)
         status, answer = daemon.request("POST", "/captures", json.dumps(small).encode())
         self.assertEqual(status, 503)
-        self.assertIn("2 captures are running", answer["error"])
+        self.assertIn("2 captures are running", answer["detail"])
 
     def test_stop_keeps_what_there_is(self) -> None:
         """At SIGTERM a running capture ends with what it has, and is delivered; the exit status is 0."""

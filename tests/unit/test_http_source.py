@@ -2,169 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from twisted.internet import defer, error
-from twisted.internet.address import IPv4Address, UNIXAddress
-from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
-from twisted.internet.task import Clock
-from twisted.internet.testing import MemoryReactor, StringTransport
-from twisted.logger import LogLevel, formatEvent, globalLogPublisher
-from twisted.python.failure import Failure
+from twisted.internet.address import UNIXAddress
+from twisted.internet.testing import MemoryReactor
+from twisted.logger import LogLevel, formatEvent
 from twisted.trial import unittest
-from zope.interface import implementer
 
 from pcapsvc.core.errors import Problem, SettingsError
-from pcapsvc.core.request import MAX_BODY_BYTES
 from pcapsvc.core.result import Accepted, Busy, NotForThisNode, Rejected, StartedCapture
-from pcapsvc.sources.http.source import (
-    CLOSE_SECONDS,
-    LINGER_SECONDS,
-    REQUEST_SECONDS,
-    HTTPSource,
-    http_endpoint,
-)
+from pcapsvc.net.http_server import CLOSE_SECONDS
+from pcapsvc.sources.http.source import HTTPSource, http_endpoint
 from pcapsvc.testing import MemorySink
-
-ADDRESS = IPv4Address("TCP", "127.0.0.1", 8480)
-ONE = Accepted(captures=(StartedCapture(capture_id="abc1", interface="eth0"),))
-
-
-@implementer(IListeningPort)
-class FakePort:
-    """A port that is open until it is told not to be."""
-
-    def __init__(self) -> None:
-        self.is_open = True
-
-    def startListening(self) -> None:
-        """It listens already."""
-
-    def stopListening(self) -> defer.Deferred[None]:
-        self.is_open = False
-        return defer.succeed(None)
-
-    def getHost(self) -> IPv4Address:
-        return ADDRESS
-
-
-@implementer(IStreamServerEndpoint)
-class FakeEndpoint:
-    """
-    An endpoint that keeps the factory.
-
-    @ivar answer: what C{listen} answers; L{None} is a port that is open.
-    """
-
-    def __init__(self) -> None:
-        self.factory: Any = None
-        self.port = FakePort()
-        self.answer: defer.Deferred[Any] | None = None
-
-    def listen(self, factory: Any) -> defer.Deferred[Any]:
-        self.factory = factory
-        return defer.succeed(self.port) if self.answer is None else self.answer
-
-
-class Transport(StringTransport):
-    """
-    A connection that closes when it is told to, unless its client is stubborn.
-
-    @ivar aborted: whether it was closed by force.
-    """
-
-    def __init__(self, host_address: Any, stubborn: bool = False) -> None:
-        super().__init__(hostAddress=host_address, peerAddress=ADDRESS)
-        self.stubborn = stubborn
-        self.protocol: Any = None
-        self.is_lost = False
-        self.aborted = False
-
-    def loseConnection(self) -> None:
-        super().loseConnection()
-        if not self.stubborn:
-            self.lose(error.ConnectionDone())
-
-    def abortConnection(self) -> None:
-        self.aborted = True
-        self.lose(error.ConnectionAborted())
-
-    def lose(self, reason: Exception) -> None:
-        """The connection is gone."""
-        if not self.is_lost:
-            self.is_lost = True
-            self.protocol.connectionLost(Failure(reason))
-
-
-class Response:
-    """The first answer in what a client was sent; C{rest} is what follows it."""
-
-    def __init__(self, raw: bytes, *, has_body: bool = True) -> None:
-        head, _, rest = raw.partition(b"\r\n\r\n")
-        status, *lines = head.decode().split("\r\n")
-        _, code, self.reason = status.split(" ", 2)
-        self.code = int(code)
-        self.headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
-        length = int(self.headers["content-length"]) if has_body else 0
-        self.rest = rest[length:]
-        self.content = json.loads(rest[:length]) if has_body else None
-
-
-class HTTPTestCase(unittest.SynchronousTestCase):
-    """A source that listens, and clients for it."""
-
-    token: str | None = None
-    max_connections = 4
-    host_address: Any = ADDRESS
-
-    def setUp(self) -> None:
-        self.clock = Clock()
-        self.endpoint = FakeEndpoint()
-        self.sink = MemorySink(ONE)
-        self.states: dict[str, Any] = {"abc1": {"id": "abc1", "state": "running"}}
-        self.source = HTTPSource(
-            self.clock,
-            self.endpoint,
-            self.sink,
-            lookup=self.look_up,
-            token=self.token,
-            endpoint_name="tcp:8480",
-            max_connections=self.max_connections,
-        )
-        self.source.startService()
-        self.events: list[dict[str, Any]] = []
-        globalLogPublisher.addObserver(self.events.append)
-        self.addCleanup(globalLogPublisher.removeObserver, self.events.append)
-
-    def look_up(self, capture_id: str) -> Any:
-        """The state of a capture."""
-        return self.states.get(capture_id)
-
-    def connect(self, *, stubborn: bool = False) -> Transport:
-        """A client's connection."""
-        transport = Transport(self.host_address, stubborn)
-        transport.protocol = self.endpoint.factory.buildProtocol(ADDRESS)
-        transport.protocol.makeConnection(transport)
-        return transport
-
-    def say(self, raw: bytes) -> Transport:
-        """Connect, and send."""
-        transport = self.connect()
-        transport.protocol.dataReceived(raw)
-        return transport
-
-    def ask(self, method: str, path: str, body: bytes = b"", **headers: str) -> Response:
-        """One request on a connection of its own, and its answer."""
-        given = {"Host": "localhost", "Content-Length": str(len(body)), "Connection": "close", **headers}
-        head = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in given.items())
-        transport = self.say(f"{method} {path} HTTP/1.1\r\n{head}\r\n".encode("latin-1") + body)
-        response = Response(transport.value(), has_body=method != "HEAD")
-        self.assertEqual(response.rest, b"")
-        self.assertEqual(response.headers["content-type"], "application/json")
-        self.assertNotIn("server", response.headers)
-        self.assertTrue(transport.is_lost)
-        return response
+from tests.unit.http_case import ADDRESS, HTTPTestCase, Response
 
 
 class PostTests(HTTPTestCase):
@@ -210,10 +61,14 @@ class PostTests(HTTPTestCase):
         self.assertEqual(
             response.content,
             {
+                "type": "/pcapsvc/problems/request-rejected",
+                "title": "Request rejected",
+                "status": 400,
+                "detail": "packets = -1: is wrong; node: is no",
                 "problems": [
                     {"path": "packets", "value": "-1", "rule": "is wrong"},
                     {"path": "node", "value": None, "rule": "is no"},
-                ]
+                ],
             },
         )
 
@@ -221,7 +76,16 @@ class PostTests(HTTPTestCase):
         """A client hears why, and when to come back."""
         self.sink.verdict = Busy(reason="32 captures run")
         response = self.ask("POST", "/captures", b"{}")
-        self.assertEqual((response.code, response.content), (503, {"error": "32 captures run"}))
+        self.assertEqual(
+            response.content,
+            {
+                "type": "/pcapsvc/problems/busy",
+                "title": "Busy",
+                "status": 503,
+                "detail": "32 captures run",
+            },
+        )
+        self.assertEqual(response.code, 503)
         self.assertEqual(response.headers["retry-after"], "10")
 
     def test_for_others(self) -> None:
@@ -229,7 +93,7 @@ class PostTests(HTTPTestCase):
         self.sink.verdict = NotForThisNode()
         response = self.ask("POST", "/captures", b"{}")
         self.assertEqual(response.code, 404)
-        self.assertIn("not for this node", response.content["error"])
+        self.assertEqual(response.content["type"], "/pcapsvc/problems/not-for-this-node")
 
     def test_form(self) -> None:
         """The type doesn't matter: what C{curl -d} calls a form is not taken for one."""
@@ -312,7 +176,7 @@ class GetTests(HTTPTestCase):
         for path in "/ /captures/ /captures/zz /captures/a/b /captures/.. /%00 * captures".split():
             response = self.ask("GET", path)
             self.assertEqual(response.code, 404, path)
-            self.assertIn("error", response.content)
+            self.assertEqual(response.content["type"], "about:blank")
 
     def test_method(self) -> None:
         """Another method hears which there are."""
@@ -342,7 +206,7 @@ class BrowserTests(HTTPTestCase):
         for origin in ("http://evil.example", "null", "http://localhost:8480"):
             response = self.ask("POST", "/captures", b"{}", Origin=origin)
             self.assertEqual(response.code, 403)
-            self.assertIn("Origin", response.content["error"])
+            self.assertIn("Origin", response.content["detail"])
         self.assertEqual(self.sink.submitted, [])
 
     def test_names(self) -> None:
@@ -438,116 +302,6 @@ class TokenTests(HTTPTestCase):
     def right() -> str:
         """The token's bytes, one character each."""
         return TokenTests.token.encode().decode("latin-1")
-
-
-class BoundTests(HTTPTestCase):
-    """Nobody gets more of us than is his due."""
-
-    def assert_refused(self, transport: Transport, code: int) -> None:
-        """There is an answer, of one error; then nothing more is heard, and the connection closes."""
-        response = Response(transport.value())
-        self.assertEqual((response.code, list(response.content)), (code, ["error"]))
-        self.assertEqual(response.headers["connection"], "close")
-        self.assertEqual(response.rest, b"")
-        self.assertFalse(transport.is_lost)
-        transport.protocol.dataReceived(b"\r\n\r\nGET /captures/abc1 HTTP/1.1\r\nHost: localhost\r\n\r\n" * 9)
-        self.assertEqual(Response(transport.value()).rest, b"")
-        self.clock.advance(LINGER_SECONDS)
-        self.assertTrue(transport.is_lost)
-        self.assertEqual(self.clock.getDelayedCalls(), [])
-        self.assertEqual(self.sink.submitted, [])
-
-    def test_longest_body(self) -> None:
-        """A body of just the most is taken, whole and in chunks."""
-        body = b" " * MAX_BODY_BYTES
-        self.assertEqual(self.ask("POST", "/captures", body).code, 202)
-        head = b"POST /captures HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
-        transport = self.say(head + b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body))
-        self.assertEqual(Response(transport.value()).code, 202)
-
-    def test_long_body(self) -> None:
-        """One that says it is longer is refused before it comes; nobody is told to go on."""
-        transport = self.say(
-            b"POST /captures HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\n"
-            b"Content-Length: %d\r\n\r\n" % (MAX_BODY_BYTES + 1)
-        )
-        self.assert_refused(transport, 413)
-
-    def test_long_chunks(self) -> None:
-        """One in chunks is refused when it gets longer, though it came at once, with its end."""
-        head = b"POST /captures HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
-        chunk = b"8000\r\n" + b" " * 0x8000 + b"\r\n"
-        self.assert_refused(self.say(head + chunk * 3), 413)
-        self.assert_refused(self.say(head + chunk * 3 + b"0\r\n\r\n"), 413)
-
-    def test_nonsense(self) -> None:
-        """What is no HTTP is told so, in JSON."""
-        for raw in (
-            b"\x16\x03\x01\x02\x00\x01\r\n",
-            b"GET\r\n",
-            b"GET / HTTP/1.1\r\nno colon\r\n\r\n",
-            b"GET / HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
-            b"POST /captures HTTP/1.1\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n",
-            b"POST /captures HTTP/1.1\r\nContent-Length: " + b"9" * 5000 + b"\r\nHost: localhost\r\n\r\n{}",
-            b"GET / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
-            b"GET / HTTP/1.1\r\nHost: a\x00b\r\n\r\n",
-            b"POST /captures HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n",
-            b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 600 + b"\r\n",
-            b"GET / HTTP/1.1\r\n" + b"".join(b"A: %s\r\n" % (b"b" * 4000) for _ in range(9)) + b"\r\n",
-        ):
-            self.assert_refused(self.say(raw), 400)
-
-    def test_long_line(self) -> None:
-        """A line without an end is told so, by the reason that goes with the status."""
-        transport = self.say(b"GET /" + b"x" * 20000)
-        self.assertEqual(Response(transport.value()).reason, "Request Header Fields Too Large")
-        self.assert_refused(transport, 431)
-
-    def test_silent(self) -> None:
-        """A client that says nothing is closed, without an answer."""
-        transport = self.connect()
-        self.clock.advance(REQUEST_SECONDS)
-        self.assertTrue(transport.is_lost)
-        self.assertEqual(transport.value(), b"")
-
-    def test_slow(self) -> None:
-        """One that sends a byte now and then doesn't get more time."""
-        transport = self.connect()
-        for byte in b"GET /captu":
-            transport.protocol.dataReceived(bytes([byte]))
-            self.clock.advance(REQUEST_SECONDS / 10)
-        self.assert_refused(transport, 408)
-
-    def test_idle_between(self) -> None:
-        """The time starts anew with each answer."""
-        one = b"GET /captures/abc1 HTTP/1.1\r\nHost: localhost\r\n\r\n"
-        transport = self.say(one)
-        for _ in range(3):
-            self.clock.advance(REQUEST_SECONDS - 1)
-            transport.clear()
-            transport.protocol.dataReceived(one)
-            self.assertEqual(Response(transport.value()).code, 200)
-        transport.clear()
-        self.clock.advance(REQUEST_SECONDS)
-        self.assertEqual((transport.is_lost, transport.value()), (True, b""))
-
-    def test_stubborn(self) -> None:
-        """A connection that doesn't close is closed by force."""
-        transport = self.connect(stubborn=True)
-        self.clock.advance(REQUEST_SECONDS)
-        self.assertFalse(transport.is_lost)
-        self.clock.advance(CLOSE_SECONDS)
-        self.assertTrue(transport.aborted)
-        self.assertEqual(self.clock.getDelayedCalls(), [])
-
-    def test_connections(self) -> None:
-        """More connections than there may be are not let in, which is told once, until there is room."""
-        open_ones = [self.connect() for _ in range(self.max_connections)]
-        for _ in range(3):
-            self.assertIsNone(self.endpoint.factory.buildProtocol(ADDRESS))
-        self.assertEqual([event["log_level"] for event in self.events], [LogLevel.warn])
-        open_ones[0].lose(error.ConnectionDone())
-        self.connect()
 
 
 class LifeTests(HTTPTestCase):

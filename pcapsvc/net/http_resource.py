@@ -1,0 +1,134 @@
+"""
+What an HTTP server answers: resources in a tree, JSON, and errors as problem details.
+
+The tree is Twisted's (L{twisted.web.resource}), so that its resources, and those of libraries for it, can be
+put into it as they are. Ours differ in two ways: they return an L{Answer}, or a Deferred of one; and an error
+is an L{HTTPProblem}, never a page of HTML.
+"""
+
+# twisted.web has hardly any types.
+# mypy: disallow-untyped-calls=False
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any
+
+from twisted.web import resource
+from twisted.web.error import UnsupportedMethod
+
+#: The media type of problem details (RFC 9457, section 3).
+PROBLEM_JSON = "application/problem+json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """
+    A whole answer.
+
+    @ivar status: the HTTP status code.
+    @ivar headers: more than those about the content.
+    """
+
+    status: int = 200
+    media_type: str
+    body: bytes
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def json(
+        cls, content: Mapping[str, Any], *, status: int = 200, headers: Mapping[str, str] | None = None
+    ) -> Answer:
+        """
+        An answer in JSON.
+
+        @raise ValueError: if C{content} can't be put in JSON.
+        """
+        return cls(
+            status=status, media_type="application/json", body=_json(content), headers=dict(headers or {})
+        )
+
+
+class HTTPProblem(Exception):
+    """
+    An error that a client gets as problem details (RFC 9457).
+
+    @ivar status: the HTTP status code.
+    @ivar detail: what went wrong, for a person.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        detail: str,
+        *,
+        type: str = "about:blank",
+        title: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        **members: Any,
+    ) -> None:
+        """
+        @param type: a stable URI reference of the kind of problem. C{about:blank} is one that the status says
+            enough about.
+        @param title: the kind of problem, for a person; L{None} is the status in words.
+        @param headers: of the answer.
+        @param members: more members of the problem details.
+        """
+        super().__init__(status, detail)
+        self.status = status
+        self.detail = detail
+        self._type = type
+        self._title = title or HTTPStatus(status).phrase
+        self._headers = dict(headers or {})
+        self._members = members
+
+    def answer(self) -> Answer:
+        """The answer that says so."""
+        content = {"type": self._type, "title": self._title, "status": self.status, "detail": self.detail}
+        return Answer(
+            status=self.status,
+            media_type=PROBLEM_JSON,
+            body=_json({**content, **self._members}),
+            headers=self._headers,
+        )
+
+
+def _json(content: Mapping[str, Any]) -> bytes:
+    return json.dumps(content, allow_nan=False).encode() + b"\n"
+
+
+class Resource(resource.Resource):
+    """
+    A node of the tree. A subclass sets C{allowedMethods}, and has a method C{render_METHOD} for each, which
+    takes the request, and may be a coroutine. It returns
+
+      - an L{Answer}, or a Deferred that fires with one;
+      - L{None}, or a Deferred of that, after it has written the whole answer to the request, which is an
+        L{IConsumer<twisted.internet.interfaces.IConsumer>}: a stream registers a producer there;
+
+    or raises L{HTTPProblem}. A client that disconnects cancels nothing. Whoever wants to know asks
+    C{request.notifyFinish()}.
+    """
+
+    allowedMethods: Sequence[bytes] = ()
+
+    def getChild(self, path: bytes, request: Any) -> Resource:
+        """
+        See L{twisted.web.resource.Resource.getChild}.
+
+        @raise HTTPProblem: this resource has no such child.
+        """
+        raise HTTPProblem(404, "There is no resource at this path.")
+
+    def render(self, request: Any) -> Any:
+        """
+        See L{twisted.web.resource.Resource.render}.
+
+        @raise UnsupportedMethod: if the method is not among C{allowedMethods}.
+        """
+        if request.method not in self.allowedMethods:
+            raise UnsupportedMethod(self.allowedMethods)
+        return super().render(request)

@@ -1,0 +1,172 @@
+"""An HTTP source without a network, and clients for it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from twisted.internet import defer, error
+from twisted.internet.address import IPv4Address
+from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+from twisted.logger import globalLogPublisher
+from twisted.python.failure import Failure
+from twisted.trial import unittest
+from zope.interface import implementer
+
+from pcapsvc.core.result import Accepted, StartedCapture
+from pcapsvc.sources.http.source import HTTPSource
+from pcapsvc.testing import MemorySink
+
+ADDRESS = IPv4Address("TCP", "127.0.0.1", 8480)
+ONE = Accepted(captures=(StartedCapture(capture_id="abc1", interface="eth0"),))
+
+
+@implementer(IListeningPort)
+class FakePort:
+    """A port that is open until it is told not to be."""
+
+    def __init__(self) -> None:
+        self.is_open = True
+
+    def startListening(self) -> None:
+        """It listens already."""
+
+    def stopListening(self) -> defer.Deferred[None]:
+        self.is_open = False
+        return defer.succeed(None)
+
+    def getHost(self) -> IPv4Address:
+        return ADDRESS
+
+
+@implementer(IStreamServerEndpoint)
+class FakeEndpoint:
+    """
+    An endpoint that keeps the factory.
+
+    @ivar answer: what C{listen} answers; L{None} is a port that is open.
+    """
+
+    def __init__(self) -> None:
+        self.factory: Any = None
+        self.port = FakePort()
+        self.answer: defer.Deferred[Any] | None = None
+
+    def listen(self, factory: Any) -> defer.Deferred[Any]:
+        self.factory = factory
+        return defer.succeed(self.port) if self.answer is None else self.answer
+
+
+class Transport(StringTransport):
+    """
+    A connection that closes when it is told to, unless its client is stubborn.
+
+    @ivar aborted: whether it was closed by force.
+    """
+
+    def __init__(self, host_address: Any, stubborn: bool = False) -> None:
+        super().__init__(hostAddress=host_address, peerAddress=ADDRESS)
+        self.stubborn = stubborn
+        self.protocol: Any = None
+        self.is_lost = False
+        self.aborted = False
+
+    def loseConnection(self) -> None:
+        super().loseConnection()
+        if not self.stubborn:
+            self.lose(error.ConnectionDone())
+
+    def abortConnection(self) -> None:
+        self.aborted = True
+        self.lose(error.ConnectionAborted())
+
+    def lose(self, reason: Exception) -> None:
+        """The connection is gone."""
+        if not self.is_lost:
+            self.is_lost = True
+            self.protocol.connectionLost(Failure(reason))
+
+
+class Response:
+    """The first answer in what a client was sent; C{rest} is what follows it."""
+
+    def __init__(self, raw: bytes, *, has_body: bool = True) -> None:
+        head, _, rest = raw.partition(b"\r\n\r\n")
+        status, *lines = head.decode().split("\r\n")
+        _, code, self.reason = status.split(" ", 2)
+        self.code = int(code)
+        self.headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
+        length = int(self.headers["content-length"]) if has_body else 0
+        self.rest = rest[length:]
+        self.content = json.loads(rest[:length]) if has_body else None
+
+
+class HTTPTestCase(unittest.SynchronousTestCase):
+    """A source that listens, and clients for it."""
+
+    token: str | None = None
+    max_connections = 4
+    host_address: Any = ADDRESS
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.endpoint = FakeEndpoint()
+        self.sink = MemorySink(ONE)
+        self.states: dict[str, Any] = {"abc1": {"id": "abc1", "state": "running"}}
+        self.source = HTTPSource(
+            self.clock,
+            self.endpoint,
+            self.sink,
+            lookup=self.look_up,
+            token=self.token,
+            endpoint_name="tcp:8480",
+            max_connections=self.max_connections,
+        )
+        self.source.startService()
+        self.events: list[dict[str, Any]] = []
+        globalLogPublisher.addObserver(self.events.append)
+        self.addCleanup(globalLogPublisher.removeObserver, self.events.append)
+
+    def look_up(self, capture_id: str) -> Any:
+        """The state of a capture."""
+        return self.states.get(capture_id)
+
+    def connect(self, *, stubborn: bool = False) -> Transport:
+        """A client's connection."""
+        transport = Transport(self.host_address, stubborn)
+        transport.protocol = self.endpoint.factory.buildProtocol(ADDRESS)
+        transport.protocol.makeConnection(transport)
+        return transport
+
+    def say(self, raw: bytes) -> Transport:
+        """Connect, and send."""
+        transport = self.connect()
+        transport.protocol.dataReceived(raw)
+        return transport
+
+    def ask(self, method: str, path: str, body: bytes = b"", **headers: str) -> Response:
+        """One request on a connection of its own, and its answer."""
+        given = {"Host": "localhost", "Content-Length": str(len(body)), "Connection": "close", **headers}
+        head = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in given.items())
+        transport = self.say(f"{method} {path} HTTP/1.1\r\n{head}\r\n".encode("latin-1") + body)
+        response = Response(transport.value(), has_body=method != "HEAD")
+        self.assertEqual(response.rest, b"")
+        if response.code < 400:
+            self.assertEqual(response.headers["content-type"], "application/json")
+        else:
+            self.assert_problem(response)
+        self.assertNotIn("server", response.headers)
+        self.assertTrue(transport.is_lost)
+        return response
+
+    def assert_problem(self, response: Response) -> None:
+        """An error is a problem document: its members go with the status."""
+        self.assertEqual(response.headers["content-type"], "application/problem+json")
+        if response.content is None:
+            return
+        self.assertEqual(response.content["status"], response.code)
+        if response.content["type"] == "about:blank":
+            self.assertEqual(response.content["title"], response.reason)
+            self.assertEqual(set(response.content), {"type", "title", "status", "detail"})

@@ -1,0 +1,300 @@
+"""The HTTP server and its tree of resources, without a network."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from twisted.internet import defer, error
+from twisted.internet.task import Clock
+from twisted.logger import globalLogPublisher
+from twisted.trial import unittest
+from twisted.web.resource import Resource as TwistedResource
+
+from pcapsvc.net.http_resource import Answer, HTTPProblem, Resource
+from pcapsvc.net.http_server import ANSWER_SECONDS, CLOSE_SECONDS, HTTPServer
+from tests.unit.http_case import ADDRESS, Response, Transport
+
+
+class Slow(Resource):
+    """
+    A resource whose answers take their time.
+
+    @ivar waiting: the answers that are to come.
+    """
+
+    allowedMethods = (b"GET", b"HEAD", b"POST")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waiting: list[defer.Deferred[Answer]] = []
+
+    def render_GET(self, request: Any) -> defer.Deferred[Answer]:
+        self.waiting.append(defer.Deferred())
+        return self.waiting[-1]
+
+    async def render_POST(self, request: Any) -> Answer:
+        body = request.content.read().decode()
+        answer = await self.render_GET(request)
+        return Answer.json({**json.loads(answer.body), "body": body})
+
+
+class Stream(Resource):
+    """A resource that writes a stream until C{ended} fires; a registered producer is paused and resumed."""
+
+    allowedMethods = (b"GET",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[str] = []
+        self.request: Any = None
+        self.ended: defer.Deferred[None] = defer.Deferred()
+        self.lost: defer.Deferred[None] | None = None
+
+    def pauseProducing(self) -> None:
+        self.calls.append("pause")
+
+    def resumeProducing(self) -> None:
+        self.calls.append("resume")
+
+    def stopProducing(self) -> None:
+        self.calls.append("stop")
+
+    async def render_GET(self, request: Any) -> None:
+        self.request = request
+        self.lost = request.notifyFinish()
+        request.setHeader("Content-Type", "text/event-stream")
+        request.registerProducer(self, True)
+        request.write(b"data: 1\n\n")
+        await self.ended
+        request.unregisterProducer()
+
+
+class Twisteds(TwistedResource):
+    """A resource of Twisted's kind, that writes its answer later."""
+
+    def render_GET(self, request: Any) -> Any:
+        self.request = request
+        return 1 if request.args == {} and request.postpath == [] and b"later" in request.uri else b"now"
+
+
+class Broken(Resource):
+    """A resource that fails after it began to write."""
+
+    allowedMethods = (b"GET",)
+
+    def render_GET(self, request: Any) -> None:
+        request.write(b"half")
+        raise HTTPProblem(500, "no")
+
+
+class ServerTestCase(unittest.SynchronousTestCase):
+    """A server, and clients for it."""
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.root = Resource()
+        self.slow, self.stream, self.twisteds = Slow(), Stream(), Twisteds()
+        self.root.putChild(b"slow", self.slow)
+        self.root.putChild(b"stream", self.stream)
+        self.root.putChild(b"twisted", self.twisteds)
+        self.root.putChild(b"broken", Broken())
+        self.server = HTTPServer(self.clock, self.root, check=self.check, max_body_bytes=100)
+        self.server.open()
+        self.refused: set[bytes] = set()
+        self.events: list[dict[str, Any]] = []
+        globalLogPublisher.addObserver(self.events.append)
+        self.addCleanup(globalLogPublisher.removeObserver, self.events.append)
+
+    def check(self, request: Any) -> None:
+        """Admit a request."""
+        if request.path in self.refused:
+            raise HTTPProblem(403, "Not you.")
+
+    def ask(self, path: str, *, method: str = "GET", body: bytes = b"", stubborn: bool = False) -> Transport:
+        """A client that has sent a request."""
+        transport = Transport(ADDRESS, stubborn)
+        transport.protocol = self.server.buildProtocol(ADDRESS)
+        transport.protocol.makeConnection(transport)
+        head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+        transport.protocol.dataReceived(head.encode() + body)
+        return transport
+
+    def close(self) -> defer.Deferred[None]:
+        """Stop the server."""
+        return defer.Deferred.fromCoroutine(self.server.close())
+
+
+class AnswerTests(ServerTestCase):
+    """An answer may come later."""
+
+    def test_later(self) -> None:
+        """A Deferred and a coroutine are answered when they fire."""
+        for method, body in (("GET", {"a": 1}), ("POST", {"a": 1, "body": "x"})):
+            transport = self.ask("/slow", method=method, body=b"x" if method == "POST" else b"")
+            self.assertEqual(transport.value(), b"")
+            self.slow.waiting.pop().callback(Answer.json({"a": 1}))
+            response = Response(transport.value())
+            self.assertEqual((response.code, response.content), (200, body))
+            self.assertFalse(transport.is_lost)
+
+    def test_problem_later(self) -> None:
+        """So is a problem, and an internal error."""
+        transport = self.ask("/slow")
+        self.slow.waiting.pop().errback(HTTPProblem(429, "Slowly.", headers={"Retry-After": "3"}, more=[1]))
+        response = Response(transport.value())
+        self.assertEqual((response.code, response.headers["retry-after"]), (429, "3"))
+        self.assertEqual(
+            response.content,
+            {
+                "type": "about:blank",
+                "title": "Too Many Requests",
+                "status": 429,
+                "detail": "Slowly.",
+                "more": [1],
+            },
+        )
+        transport = self.ask("/slow")
+        self.slow.waiting.pop().errback(ZeroDivisionError("secret"))
+        self.assertEqual(Response(transport.value()).code, 500)
+        self.assertNotIn(b"secret", transport.value())
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+    def test_no_time_limit(self) -> None:
+        """An answer that takes long is not taken for a slow client."""
+        transport = self.ask("/slow")
+        self.clock.advance(3600)
+        self.slow.waiting.pop().callback(Answer.json({}))
+        self.assertEqual(Response(transport.value()).code, 200)
+
+    def test_one_at_a_time(self) -> None:
+        """The next request on a connection waits for the answer to the one before."""
+        transport = self.ask("/slow")
+        transport.protocol.dataReceived(b"GET /slow HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        self.assertEqual(len(self.slow.waiting), 1)
+        self.slow.waiting.pop().callback(Answer.json({"number": 1}))
+        self.slow.waiting.pop().callback(Answer.json({"number": 2}))
+        first = Response(transport.value())
+        self.assertEqual(first.content, {"number": 1})
+        self.assertEqual(Response(first.rest).content, {"number": 2})
+
+    def test_client_gone(self) -> None:
+        """A client that disconnects before the answer cancels nothing, and nothing is logged about it."""
+        for result in (Answer.json({}), HTTPProblem(404, "no")):
+            transport = self.ask("/slow")
+            transport.lose(error.ConnectionLost())
+            waiting = self.slow.waiting.pop()
+            self.assertFalse(waiting.called)
+            if isinstance(result, Answer):
+                waiting.callback(result)
+            else:
+                waiting.errback(result)
+            self.assertEqual(transport.value(), b"")
+        self.assertEqual(self.events, [])
+        self.successResultOf(self.close())
+
+    def test_not_admitted(self) -> None:
+        """A request that isn't admitted reaches no resource."""
+        self.refused.add(b"/slow")
+        self.assertEqual(Response(self.ask("/slow").value()).code, 403)
+        self.assertEqual(self.slow.waiting, [])
+
+    def test_bound_of_bodies(self) -> None:
+        """A body may be as long as the server says."""
+        self.assertEqual(Response(self.ask("/slow", method="POST", body=bytes(101)).value()).code, 413)
+        self.ask("/slow", method="POST", body=bytes(100))
+        self.assertEqual(len(self.slow.waiting), 1)
+
+
+class StreamTests(ServerTestCase):
+    """A resource may write the answer by itself."""
+
+    def test_stream(self) -> None:
+        """What it writes is sent as it comes, and the answer ends when it returns."""
+        transport = self.ask("/stream")
+        self.assertIn(b"\r\n\r\n9\r\ndata: 1\n\n\r\n", transport.value())
+        self.stream.request.write(b"more")
+        self.stream.ended.callback(None)
+        self.assertTrue(transport.value().endswith(b"4\r\nmore\r\n0\r\n\r\n"))
+        self.assertFalse(transport.is_lost)
+
+    def test_back_pressure(self) -> None:
+        """A client that reads slowly pauses the producer."""
+        transport = self.ask("/stream")
+        transport.producer.pauseProducing()
+        transport.producer.resumeProducing()
+        self.assertEqual(self.stream.calls, ["pause", "resume"])
+
+    def test_client_gone(self) -> None:
+        """The resource can find out that the client is gone, and its end does no harm then."""
+        transport = self.ask("/stream")
+        transport.lose(error.ConnectionLost())
+        assert self.stream.lost is not None
+        self.failureResultOf(self.stream.lost, error.ConnectionLost)
+        self.stream.ended.callback(None)
+        self.assertEqual(self.server.answering, set())
+
+    def test_failed_halfway(self) -> None:
+        """An answer that fails halfway is cut off, so that it isn't taken for a whole one."""
+        transport = self.ask("/broken")
+        self.assertTrue(transport.aborted)
+        self.assertTrue(transport.value().endswith(b"4\r\nhalf\r\n"))
+
+    def test_resources_of_twisted(self) -> None:
+        """A resource of Twisted's own kind is served as it is, and may answer later."""
+        transport = self.ask("/twisted")
+        self.assertTrue(transport.value().endswith(b"Content-Length: 3\r\n\r\nnow"), transport.value())
+        transport = self.ask("/twisted?later")
+        self.assertEqual(transport.value(), b"")
+        self.twisteds.request.write(b"later")
+        self.twisteds.request.finish()
+        self.assertTrue(transport.value().endswith(b"later\r\n0\r\n\r\n"))
+
+    def test_method_that_twisted_refuses(self) -> None:
+        """Its refusal of a method is a problem document, too."""
+        response = Response(self.ask("/twisted", method="PUT").value())
+        self.assertEqual((response.code, response.content["status"]), (405, 405))
+        self.assertIn("GET", response.headers["allow"])
+
+
+class CloseTests(ServerTestCase):
+    """The stop lets answers arrive, and waits for none for long."""
+
+    def test_answer_in_time(self) -> None:
+        """An answer that comes in time is sent, and the connection closes then."""
+        transport = self.ask("/slow")
+        idle = self.ask("/nowhere")
+        closed = self.close()
+        self.assertTrue(idle.is_lost)
+        self.assertFalse(transport.is_lost)
+        self.clock.advance(ANSWER_SECONDS / 2)
+        self.assertNoResult(closed)
+        self.slow.waiting.pop().callback(Answer.json({}))
+        self.assertEqual(Response(transport.value()).code, 200)
+        self.assertTrue(transport.is_lost)
+        self.successResultOf(closed)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_answer_too_late(self) -> None:
+        """One that doesn't is no longer waited for; when it comes, it does no harm."""
+        transport, stubborn = self.ask("/slow"), self.ask("/slow", stubborn=True)
+        closed = self.close()
+        self.clock.advance(ANSWER_SECONDS)
+        self.assertTrue(transport.is_lost)
+        self.assertNoResult(closed)
+        self.clock.advance(CLOSE_SECONDS)
+        self.assertTrue(stubborn.aborted)
+        self.successResultOf(closed)
+        for waiting in self.slow.waiting:
+            waiting.callback(Answer.json({}))
+        self.assertEqual((transport.value(), stubborn.value()), (b"", b""))
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_stream(self) -> None:
+        """A stream is ended at once."""
+        transport = self.ask("/stream")
+        closed = self.close()
+        self.assertTrue(transport.is_lost)
+        self.stream.ended.callback(None)
+        self.successResultOf(closed)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
