@@ -1,4 +1,9 @@
-"""One request to an HTTP server on a connection of its own, and its answer."""
+"""
+An HTTP client: one request on a connection of its own, and the response.
+
+The connection never outlives the request, and what a server sends is bounded, whatever the server does. No
+redirect is followed, as a request may carry credentials.
+"""
 
 from __future__ import annotations
 
@@ -27,20 +32,27 @@ from zope.interface import implementer
 from pcapsvc.core.retry import asked_delay
 from pcapsvc.net.tls import UnverifiedTLS, verified_tls
 
-_MOST_ANSWER_BYTES = 64 * 1024
-# With its headers, of which the HTTP client takes any number.
-_MOST_RECEIVED_BYTES = 256 * 1024
+#: How much of a body is read. The rest is not waited for.
+MAX_BODY_BYTES = 64 * 1024
+
+# With the headers, of which Twisted's client accepts any number.
+_MAX_RECEIVED_BYTES = 256 * 1024
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
+class Response:
     """
-    An answer.
+    A response.
 
-    @ivar asked_seconds: how long the server asks to be left alone, where it does.
+    @ivar code: the HTTP status code.
+    @ivar headers: by name in lower case; the first value of each.
+    @ivar asked_seconds: how long the server asks clients to wait before the next request; L{None} if it
+        doesn't.
+    @ivar body: up to L{MAX_BODY_BYTES} of it.
     """
 
     code: int
+    headers: Mapping[str, str]
     asked_seconds: float | None
     body: bytes
 
@@ -52,14 +64,16 @@ async def exchange(
     url: str,
     headers: Mapping[str, str],
     body: IBodyProducer | None = None,
-) -> Answer:
+) -> Response:
     """
-    Ask a server, and read what it answers, up to 64 KiB of it. The connection ends with this,
-    whatever the server does.
+    Send a request, and read the response. It has no time limit of its own. Cancelling it closes the
+    connection.
 
+    @param endpoint: the server, see L{server_endpoint}. The URL's host is not connected to.
     @param url: ASCII.
+    @param headers: these have precedence over those that Twisted's client adds.
 
-    @raise Exception: what the HTTP client raises; it may show the URL.
+    @raise Exception: what went wrong. It may contain the URL.
     """
     connection = _Connection(endpoint)
     agent = Agent.usingEndpointFactory(reactor, connection)  # type: ignore[no-untyped-call]
@@ -71,13 +85,27 @@ async def exchange(
             body,
         )
         response = await connection.answer(request)
-        return Answer(
+        received = {
+            name.decode("latin-1").lower(): values[0].decode("latin-1")
+            for name, values in response.headers.getAllRawHeaders()
+        }
+        return Response(
             code=response.code,
-            asked_seconds=asked_delay(_header(response, "retry-after"), _header(response, "date")),
+            headers=received,
+            asked_seconds=asked_delay(received.get("retry-after"), received.get("date")),
             body=await _read(response),
         )
+    except Exception as error:  # noqa: BLE001 - raised again, unwrapped
+        raise _innermost(error) from None
     finally:
         connection.abort()
+
+
+def _innermost(error: BaseException) -> BaseException:
+    """What is inside the wrappers of Twisted's client."""
+    while reasons := getattr(error, "reasons", None):
+        error = reasons[0].value
+    return error
 
 
 def server_endpoint(
@@ -86,10 +114,9 @@ def server_endpoint(
     """
     How to connect to a server.
 
-    @param verify: whether its certificate is verified, or the path of the certificates, in PEM, to verify
-        it with.
+    @param verify: whether its certificate is verified; or the path of the PEM certificates to verify it with.
 
-    @raise Exception: where the file of certificates can't be used.
+    @raise Exception: if the certificates can't be used, or no certificate can be valid for C{host}.
     """
     plain = HostnameEndpoint(reactor, host, port)
     if scheme == "http":
@@ -105,8 +132,8 @@ def server_endpoint(
 @implementer(IAgentEndpointFactory, IStreamClientEndpoint)
 class _Connection:
     """
-    The connection of one request, so that it can be ended whatever state the HTTP
-    client is in: one that was answered early goes on to send what nobody reads.
+    The connection of one request. It can be ended whatever state Twisted's client is in, which goes on
+    sending a body after an early response.
     """
 
     def __init__(self, endpoint: IStreamClientEndpoint) -> None:
@@ -120,7 +147,7 @@ class _Connection:
     def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:
         def connected(protocol: Any) -> Any:
             self._open = protocol
-            # A peer that went away without a word is noticed, even where no time-out is set.
+            # Detects a peer that has vanished, even if the caller sets no time limit.
             protocol.setTcpKeepAlive(True)
             return protocol.wrappedProtocol
 
@@ -129,14 +156,14 @@ class _Connection:
 
     def answer(self, request: Deferred[IResponse]) -> Deferred[IResponse]:
         """
-        What a request on this connection fires with. Where an answer can't be parsed
-        before the request was sent in full, the agent's own Deferred never fires: this
-        one does, when the connection is lost.
+        What a request on this connection fires with. If a response is malformed, and arrives before the
+        request was sent in full, the agent's own Deferred never fires. This one does, when the connection is
+        lost.
         """
         cancelled = False
 
         def cancel(_: object) -> None:
-            # What the agent says to this depends on how far it was.
+            # How the agent fails then depends on how far it was.
             nonlocal cancelled
             cancelled = True
             request.cancel()
@@ -156,25 +183,27 @@ class _Connection:
         return answered
 
     def abort(self) -> None:
-        """End it, now. Nothing happens where it has ended, or never begun."""
+        """Close it at once. Does nothing if it is closed, or was never open."""
         if self._open is not None:
             self._open.abortConnection()
 
     def _too_much(self) -> None:
         if self._answered is not None and not self._answered.called:
-            self._answered.errback(ConnectionError(f"an answer of more than {_MOST_RECEIVED_BYTES} bytes"))
+            self._answered.errback(
+                ConnectionError(f"the response is longer than {_MAX_RECEIVED_BYTES} bytes")
+            )
         self.abort()
 
     def _lost(self, reason: Failure) -> None:
         self._open = None
         if self._answered is not None and not self._answered.called:
-            self._answered.errback(ConnectionLost("the connection was lost within an answer that is no HTTP"))
+            self._answered.errback(ConnectionLost("the connection was lost after a malformed HTTP response"))
 
 
 class _Watched(ProtocolWrapper):
     """
-    A connection whose loss is told, after whoever uses it has heard of it; and that
-    something arrives that is too long, of which no more is passed on.
+    A connection that reports its loss, after its user has been notified of it. It also reports that more
+    arrives than allowed, which is not passed on.
     """
 
     factory: _Watching
@@ -182,7 +211,7 @@ class _Watched(ProtocolWrapper):
 
     def dataReceived(self, data: bytes) -> None:
         self._received_bytes += len(data)
-        if self._received_bytes <= _MOST_RECEIVED_BYTES:
+        if self._received_bytes <= _MAX_RECEIVED_BYTES:
             super().dataReceived(data)  # type: ignore[no-untyped-call]
         else:
             self.factory.too_much()
@@ -213,8 +242,8 @@ class _Body(Protocol):
         self.done: Deferred[bytes] = Deferred()
 
     def dataReceived(self, data: bytes) -> None:
-        self._data = (self._data + data)[:_MOST_ANSWER_BYTES]
-        if len(self._data) == _MOST_ANSWER_BYTES and not self.done.called:
+        self._data = (self._data + data)[:MAX_BODY_BYTES]
+        if len(self._data) == MAX_BODY_BYTES and not self.done.called:
             self.done.callback(self._data)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
@@ -224,11 +253,6 @@ class _Body(Protocol):
             self.done.callback(self._data)
         else:
             self.done.errback(reason)
-
-
-def _header(response: IResponse, name: str) -> str | None:
-    values: list[str] = response.headers.getRawHeaders(name) or []
-    return values[0] if values else None
 
 
 def _read(response: IResponse) -> Deferred[bytes]:

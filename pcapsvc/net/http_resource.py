@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
-from twisted.web import resource
+from twisted.web import http, resource
 from twisted.web.error import UnsupportedMethod
 
 #: The media type of problem details (RFC 9457, section 3).
@@ -50,6 +50,16 @@ class Answer:
         return cls(
             status=status, media_type="application/json", body=_json(content), headers=dict(headers or {})
         )
+
+    def all_headers(self) -> dict[str, str]:
+        """The headers of the answer, with those about its content."""
+        return {
+            "Date": http.datetimeToString().decode("ascii"),
+            "Cache-Control": "no-store",
+            "Content-Type": self.media_type,
+            "Content-Length": str(len(self.body)),
+            **self.headers,
+        }
 
 
 class HTTPProblem(Exception):

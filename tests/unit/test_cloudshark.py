@@ -269,7 +269,7 @@ class CloudSharkTests(CloudSharkCase):
 
             error = await self.refused(port=self.listen(Chatterbox))
             self.assertTrue(error.retryable)
-            self.assertIn("an answer of more than 262144 bytes", str(error))
+            self.assertIn("the response is longer than 262144 bytes", str(error))
             [connection] = self.connections
             self.assertLess(connection.written, 50_000_000)  # type: ignore[attr-defined]
 

@@ -24,7 +24,7 @@ from pcapsvc.core.errors import DestinationError
 from pcapsvc.core.result import Receipt
 from pcapsvc.core.text import one_line, without_secrets
 from pcapsvc.interfaces.delivery import IDestination
-from pcapsvc.net.http_client import Answer, exchange, server_endpoint
+from pcapsvc.net.http_client import Response, exchange, server_endpoint
 from pcapsvc.net.pem import UnusableCertificates
 
 _LONGEST_ID = 256
@@ -117,10 +117,9 @@ class CloudShark:
         except DestinationError:
             raise
         except Exception as error:  # noqa: BLE001 - what an HTTP client raises may show the URL, and the token in it
-            cause = _innermost(error)
-            if isinstance(cause, CancelledError):
+            if isinstance(error, CancelledError):
                 raise CancelledError() from None
-            words, retryable = self._told(cause)
+            words, retryable = self._told(error)
             raise DestinationError(f"{self._base}: {words}", retryable=retryable) from None
         return Receipt(destination=self.name, location=link)
 
@@ -156,7 +155,7 @@ class CloudShark:
             name=artifact.name,
         )
 
-    async def _upload(self, artifact: Artifact) -> Answer:
+    async def _upload(self, artifact: Artifact) -> Response:
         with artifact.content.open() as file:
             form = _Form(artifact, file, self._cooperator)
             try:
@@ -164,7 +163,7 @@ class CloudShark:
             finally:
                 form.stopProducing()
 
-    async def _exchange(self, method: str, what: str, form: _Form | None = None) -> Answer:
+    async def _exchange(self, method: str, what: str, form: _Form | None = None) -> Response:
         """One request to the API."""
         headers = {
             # The agent's own is wrong for an IPv6 address.
@@ -182,7 +181,7 @@ class CloudShark:
             form,
         )
 
-    def _judged(self, answered: Answer) -> str:
+    def _judged(self, answered: Response) -> str:
         """
         What the answer says: the link of the capture.
 
@@ -301,10 +300,3 @@ def _ascii(host: str) -> str:
     except UnicodeError:
         # An IPv6 address may be longer than what is between two dots of a name.
         return host
-
-
-def _innermost(error: BaseException) -> BaseException:
-    """What is within the wrappings of the HTTP client."""
-    while reasons := getattr(error, "reasons", None):
-        error = reasons[0].value
-    return error

@@ -27,7 +27,7 @@ class Arrived(Protocol):
     """
     What admission looks at in a request that has arrived.
 
-    @ivar target_host: see L{pcapsvc.net.http_server.Request}; likewise the others.
+    @ivar target_host: see L{pcapsvc.net.http_request.Request}; likewise the others.
     """
 
     target_host: bytes | None

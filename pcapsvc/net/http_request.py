@@ -1,0 +1,172 @@
+"""A request to the HTTP server: it finds its resource, and sends the answer."""
+
+# twisted.web has hardly any types.
+# mypy: disallow-untyped-calls=False
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from http import HTTPStatus
+from io import BytesIO
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+from twisted.internet import defer
+from twisted.internet.address import UNIXAddress
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.web import http, resource
+from twisted.web.error import UnsupportedMethod
+
+from pcapsvc.net.http_resource import Answer, HTTPProblem
+
+# What Twisted's resources return that finish the request themselves (twisted.web.server.NOT_DONE_YET, whose
+# module costs 3 MB).
+_NOT_DONE_YET = 1
+
+# A request target in absolute form, without its query (RFC 9112, section 3.2.2): the host, and the path.
+_ABSOLUTE = re.compile(rb"\Ahttps?://([^/@]+)(/.*)?\Z", re.IGNORECASE)
+
+
+class Request(http.Request):
+    """
+    A request. Its body is kept in memory, and is never parsed as a form.
+
+    @ivar path: the path in the request target, without the query.
+    @ivar target_host: the host in the request target, which then counts rather than the C{Host} header (RFC
+        9112, section 3.2.2); L{None} if there is only a path.
+    @ivar prepath: the segments of the path that have been traversed; likewise C{postpath}, those to come.
+    @ivar responding: fires when the answer was sent, or the client is gone and nobody works on one any more.
+    @ivar is_disconnected: whether the client has gone before it got the whole answer.
+    """
+
+    responding: defer.Deferred[None]
+    target_host: bytes | None = None
+    is_disconnected = False
+    channel: Any
+    content: Any
+    _log = Logger()
+
+    @property
+    def over_unix_socket(self) -> bool:
+        """Whether it came over a unix socket."""
+        return isinstance(self.host, UNIXAddress)
+
+    def gotLength(self, length: int | None) -> None:
+        self.content = BytesIO()
+
+    def handleContentChunk(self, data: bytes) -> None:
+        # The channel has refused a body that is announced to be longer.
+        if self.channel.refused:
+            return
+        if self.content.tell() + len(data) > self.channel.factory.max_body_bytes:
+            self.channel.refuse_body()
+            return
+        self.content.write(data)
+
+    def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
+        self.content.seek(0)
+        self.args = {}
+        self.method, self.uri, self.clientproto = command, path, version
+        self.path = path.partition(b"?")[0]
+        if absolute := _ABSOLUTE.match(self.path):
+            self.target_host, self.path = absolute[1], absolute[2] or b"/"
+        self.prepath: list[bytes] = []
+        self.postpath = [unquote_to_bytes(segment) for segment in self.path[1:].split(b"/")]
+        self.process()
+
+    def process(self) -> None:
+        self.channel.factory.answer(self)
+
+    def connectionLost(self, reason: Failure) -> None:
+        self.is_disconnected = True
+        super().connectionLost(reason)
+
+    def unregisterProducer(self) -> None:
+        # Twisted's own fails once the client is gone, when a stream has yet to end.
+        if self.is_disconnected:
+            self.producer = None
+        else:
+            super().unregisterProducer()
+
+    async def respond(self, root: resource.IResource, check: Callable[[Request], None]) -> None:
+        """
+        Find the answer, and send it, if the client is still there. Never raises.
+
+        @param root: the tree of resources.
+        @param check: raises L{HTTPProblem} if the request is not admitted.
+        """
+        try:
+            answer = await self._answer(root, check)
+            if answer is not None and not self.is_disconnected:
+                self._send(answer)
+        except Exception:  # noqa: BLE001 - whatever it is, the connection must not stay open
+            self._log.failure("HTTP: an answer could not be sent")
+            self._abort()
+
+    async def _answer(self, root: resource.IResource, check: Callable[[Request], None]) -> Answer | None:
+        """The answer; L{None} if a resource sends one by itself."""
+        try:
+            self._check_host()
+            check(self)
+            found = self._resource(root)
+            result = await defer.maybeDeferred(found.render, self)
+        except HTTPProblem as problem:
+            return self._failed(problem)
+        except UnsupportedMethod as refusal:
+            allowed = b", ".join(refusal.allowedMethods).decode("ascii")
+            detail = f"This resource supports {allowed} only."
+            return HTTPProblem(405, detail, headers={"Allow": allowed}).answer()
+        except Exception:  # noqa: BLE001 - whatever it is, the client gets an answer
+            self._log.failure(
+                "HTTP: {method} {path} failed", method=_shown(self.method), path=_shown(self.path)
+            )
+            return self._failed(HTTPProblem(500, "Internal error: see the log of this node."))
+        if isinstance(result, Answer):
+            return result
+        if result != _NOT_DONE_YET and not self.is_disconnected:
+            self._finish(result)
+        return None
+
+    def _finish(self, body: bytes | None) -> None:
+        """End an answer as Twisted's resources leave it: all but the body, or in full."""
+        if body is not None:
+            self.setHeader(b"Content-Length", b"%d" % len(body))
+            self.write(body)
+        self.finish()
+
+    def _failed(self, problem: HTTPProblem) -> Answer | None:
+        if not self.startedWriting:
+            return problem.answer()
+        # What was sent so far must not be taken for the whole.
+        self._abort()
+        return None
+
+    def _resource(self, root: resource.IResource) -> resource.IResource:
+        if not self.path.startswith(b"/"):
+            raise HTTPProblem(404, "There is no resource at this path.")
+        found: resource.IResource = resource.getChildForRequest(root, self)
+        return found
+
+    def _check_host(self) -> None:
+        # RFC 9112, section 3.2.
+        hosts = self.requestHeaders.getRawHeaders(b"Host", [])
+        if len(hosts) > 1 or (not hosts and self.clientproto == b"HTTP/1.1"):
+            raise HTTPProblem(400, "A request must have exactly one Host header.")
+
+    def _abort(self) -> None:
+        if not self.is_disconnected:
+            self.channel.transport.abortConnection()
+
+    def _send(self, answer: Answer) -> None:
+        self.setResponseCode(answer.status, HTTPStatus(answer.status).phrase.encode())
+        for name, value in answer.all_headers().items():
+            self.setHeader(name, value)
+        self.write(answer.body)
+        self.finish()
+
+
+def _shown(word: bytes) -> str:
+    """A word of a request, for the log: ASCII, with anything else escaped."""
+    return word.decode("latin-1").encode("unicode_escape").decode("ascii")
