@@ -6,6 +6,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from twisted.application.service import IService
@@ -16,13 +17,15 @@ from pcapsvc.core.admission import Admission
 from pcapsvc.core.event import EventFactory
 from pcapsvc.core.plan import NodeView
 from pcapsvc.core.rate import RequestRate
-from pcapsvc.core.request import RequestBounds
+from pcapsvc.core.request import OptionFields, RequestBounds
 from pcapsvc.core.retry import RetryPolicy
 from pcapsvc.delivery.delivery import Delivery
 from pcapsvc.delivery.folder import SpoolFolder
 from pcapsvc.delivery.lane import Lane
 from pcapsvc.delivery.redelivery import Redelivery
 from pcapsvc.delivery.spool import Spool
+from pcapsvc.destinations.s3.options import S3Options, check_options
+from pcapsvc.encoders.pcap import PcapEncoder
 from pcapsvc.host.descriptors import DescriptorLimit, most_captures
 from pcapsvc.host.permission import PermissionCheck
 from pcapsvc.host.signals import Signals
@@ -95,6 +98,7 @@ def build(
     pipeline = Pipeline(
         _node(settings),
         capturer=capturer,
+        encoder=PcapEncoder(),
         delivery=delivery,
         reporter=reporter,
         events=events,
@@ -154,8 +158,15 @@ def _node(settings: Settings) -> NodeView:
             max_snap_length=general.max_snap_length,
             max_filter_characters=general.max_filter_characters,
             aliases=frozenset(interfaces),
-            s3_overrides=s3.overrides if s3.upload else None,
-            s3_endpoints=s3.endpoints,
+            options=(
+                OptionFields(
+                    destination="s3",
+                    structure=S3Options,
+                    check=partial(check_options, allowed=s3.overrides, endpoints=s3.endpoints)
+                    if s3.upload
+                    else None,
+                ),
+            ),
         ),
         default_timeout_seconds=general.default_timeout_seconds,
         snap_length=general.snap_length,
@@ -241,9 +252,11 @@ def _destinations(
     if general.write_local and general.local_dir is not None:
         from pcapsvc.destinations.local.destination import LocalDirectory
 
-        destinations.append(LocalDirectory(general.local_dir, threads_of_its_own(most)))
+        destinations.append(
+            LocalDirectory(directory=general.local_dir, run_in_thread=threads_of_its_own(most))
+        )
     if cloudshark.upload and cloudshark.token is not None:
-        from pcapsvc.destinations.cloudshark import CloudShark
+        from pcapsvc.destinations.cloudshark.destination import CloudShark
 
         destinations.append(
             CloudShark(
@@ -257,13 +270,13 @@ def _destinations(
             )
         )
     if s3.upload:
-        from pcapsvc.destinations.s3 import S3
+        from pcapsvc.destinations.s3.destination import S3
 
         destinations.append(
             S3(
-                threads_of_its_own(most),
-                # What hangs at an endpoint that a request names takes none of the others.
-                threads_of_its_own(most),
+                run_in_thread=threads_of_its_own(most),
+                # An endpoint that a request names and that hangs must not use up the others' threads.
+                run_elsewhere=threads_of_its_own(most),
                 access_id=s3.access_id,
                 access_key=_revealed(s3.access_key),
                 endpoint=s3.endpoint,

@@ -37,13 +37,13 @@ from pcapsvc.core.event import (
 from pcapsvc.core.node import NodeMatcher
 from pcapsvc.core.plan import CapturePlan, NodeView, plan_captures
 from pcapsvc.core.rate import RequestRate
-from pcapsvc.core.recording import Recording
+from pcapsvc.core.recording import Content, Recording
 from pcapsvc.core.request import asks_to_be_logged, parse_request, read_address, read_labels
 from pcapsvc.core.result import Accepted, Busy, NotForThisNode, Rejected, StartedCapture, Verdict
 from pcapsvc.core.session import StopReason
 from pcapsvc.interfaces.capture import ICapture, ICapturer
 from pcapsvc.interfaces.captures import ICaptureRegistry
-from pcapsvc.interfaces.delivery import IDelivery
+from pcapsvc.interfaces.delivery import IDelivery, IEncoder
 from pcapsvc.interfaces.reports import IReporter
 from pcapsvc.interfaces.requests import IRequestSink
 
@@ -57,6 +57,7 @@ class Pipeline(Service):
     """
     Where every request goes through.
 
+    @param encoder: makes the file that is delivered from a recording.
     @param delivery: brings what captures bring to the destinations.
     @param reporter: hears what becomes of requests and captures.
     @param events: makes the events.
@@ -76,6 +77,7 @@ class Pipeline(Service):
         node: NodeView,
         *,
         capturer: ICapturer,
+        encoder: IEncoder,
         delivery: IDelivery,
         reporter: IReporter,
         events: EventFactory,
@@ -91,6 +93,7 @@ class Pipeline(Service):
         self._node = node
         self._matcher = NodeMatcher(node.name)
         self._capturer = capturer
+        self._encoder = encoder
         self._delivery = delivery
         self._reporter = reporter
         self._events = events
@@ -265,9 +268,9 @@ class Pipeline(Service):
                 self._running.discard(capture)
             try:
                 self._admission.ended(capture_id, recorded.content.size)
-                self._report(capture, _stopped(recorded))
+                self._report(capture, _stopped(recorded, self._encoder.suffix))
                 if recorded.packets:
-                    await self._delivery.deliver(make_artifact(recorded), lambda: self._let_go(recorded))
+                    await self._deliver(capture, recorded)
             finally:
                 recorded.content.close()
         finally:
@@ -275,19 +278,41 @@ class Pipeline(Service):
             self._admission.done(capture_id)
             self._report(capture, CaptureDone())
 
-    def _let_go(self, recorded: Recording) -> None:
-        """The capture is on the disk: its memory is for others."""
-        recorded.content.close()
-        self._admission.on_disk(recorded.capture_id)
+    async def _deliver(self, capture: ICapture, recorded: Recording) -> None:
+        """Encode a recording and deliver it. If it can't be encoded, this capture fails, and no other."""
+        capture_id = recorded.capture_id
+        try:
+            content = await self._encoder.encode(recorded)
+        except (PcapsvcError, CancelledError) as error:
+            problem = f"not encoded as {self._encoder.name}: {str(error) or 'cancelled'}"
+            self._report(capture, CaptureFailed(problem=problem))
+            return
+        except Exception:  # noqa: BLE001 - one capture fails, and no other
+            self._log.failure("{capture_id}: internal error in the encoder", capture_id=capture_id)
+            self._report(capture, CaptureFailed(problem=FAULT))
+            return
+        if content is not recorded.content:
+            recorded.content.close()
+        suffix, media_type = self._encoder.suffix, self._encoder.media_type
+        artifact = make_artifact(recorded, content, suffix=suffix, media_type=media_type)
+        try:
+            await self._delivery.deliver(artifact, lambda: self._let_go(capture_id, content))
+        finally:
+            content.close()
+
+    def _let_go(self, capture_id: str, content: Content) -> None:
+        """The capture is on disk: its memory is free for others."""
+        content.close()
+        self._admission.on_disk(capture_id)
 
 
-def _stopped(recorded: Recording) -> CaptureStopped:
+def _stopped(recorded: Recording, suffix: str) -> CaptureStopped:
     return CaptureStopped(
         reason=recorded.reason,
         packets=recorded.packets,
         bytes=recorded.content.size,
         counts=recorded.counts,
-        file=file_name(recorded) if recorded.packets else None,
+        file=file_name(recorded, suffix) if recorded.packets else None,
     )
 
 

@@ -11,7 +11,7 @@ import itertools
 import os
 import struct
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO
@@ -320,23 +320,29 @@ class MemoryDestination:
     """
     A destination that keeps what it is given.
 
-    @ivar ways: a capture goes the one that is called like the endpoint of its request, or the first.
+    @ivar routes: a capture takes the one that its option C{endpoint} names, or the first.
+    @ivar problems: what is wrong with options: the default accepts any.
     @ivar files: the name and the bytes of each artifact.
     @ivar artifacts: each artifact.
     @ivar answer: makes the Deferred of a delivery; the default succeeds at once.
     """
 
-    def __init__(self, name: str = "memory", ways: tuple[str, ...] = ("usual",)) -> None:
+    def __init__(self, name: str = "memory", routes: tuple[str, ...] = ("usual",)) -> None:
         self.name = name
-        self.ways = ways
+        self.routes = routes
+        self.problems: Callable[[Mapping[str, Any]], Iterable[Problem]] = lambda options: ()
         self.files: dict[str, bytes] = {}
         self.artifacts: list[Artifact] = []
         self.answer: Callable[[], defer.Deferred[Any]] = lambda: defer.succeed(None)
 
-    def way(self, s3: Mapping[str, Any]) -> str:
-        """Which way a capture goes: see L{IDestination.way}."""
-        endpoint = str(s3.get("endpoint"))
-        return endpoint if endpoint in self.ways else self.ways[0]
+    def route(self, options: Mapping[str, Any]) -> str:
+        """Which route a capture takes: see L{IDestination.route}."""
+        endpoint = str(options.get("endpoint"))
+        return endpoint if endpoint in self.routes else self.routes[0]
+
+    def check(self, options: Mapping[str, Any]) -> Iterator[Problem]:
+        """What is wrong with options: see L{IDestination.check}."""
+        return iter(self.problems(options))
 
     def store(self, artifact: Artifact) -> defer.Deferred[Receipt]:
         """Keep an artifact: see L{IDestination.store}."""

@@ -11,50 +11,61 @@ from pcapsvc.core.labels import Labels
 from pcapsvc.core.plan import CapturePlan
 from pcapsvc.core.recording import Content, Recording
 
-# What stands in a file name for a character that a file system, a URL or a shell may take amiss.
+#: The media type of a pcap file (IANA's registry).
+PCAP_MEDIA_TYPE = "application/vnd.tcpdump.pcap"
+
+# Characters that could mean something to a file system, a URL or a shell.
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Artifact:
     """
-    A pcap file, ready to be delivered.
+    A file, ready to be delivered.
 
     @ivar name: the file's name: ASCII letters, digits, '.', '_' and '-', and no path.
+    @ivar media_type: the file's media type (RFC 6838).
     @ivar tags: joined by commas; any text of one line.
-    @ivar s3: what the request says of S3, by the request's field.
+    @ivar options: what the request says of each destination: its fields, by the destination's name.
     @ivar labels: what the events about it repeat.
-    @ivar may_be_there: whether there was an attempt before this one, which may have arrived,
-        whatever came of it.
+    @ivar may_be_there: whether an earlier attempt may have arrived, although it failed.
     """
 
     capture_id: str
     name: str
+    media_type: str
     tags: str
     content: Content
-    s3: Mapping[str, Any]
+    options: Mapping[str, Mapping[str, Any]]
     labels: Labels
     may_be_there: bool = False
 
 
-def make_artifact(recording: Recording) -> Artifact:
-    """The artifact of a recording."""
+def make_artifact(recording: Recording, content: Content, *, suffix: str, media_type: str) -> Artifact:
+    """
+    The artifact of a recording.
+
+    @param content: the recording, encoded.
+    @param suffix: of the file's name, with the dot.
+    @param media_type: as in L{Artifact}.
+    """
     return Artifact(
         capture_id=recording.capture_id,
-        name=file_name(recording),
+        name=file_name(recording, suffix),
+        media_type=media_type,
         tags=",".join(_tags(recording.plan)),
-        content=recording.content,
-        s3=recording.plan.s3,
+        content=content,
+        options=recording.plan.options,
         labels=recording.plan.labels,
     )
 
 
-def file_name(recording: Recording) -> str:
-    """The name of a recording's file: C{NODE-INTERFACE-UNIXSECONDS-ID.pcap}."""
+def file_name(recording: Recording, suffix: str) -> str:
+    """The name of a recording's file: C{NODE-INTERFACE-UNIXSECONDS-ID}, and the suffix."""
     plan = recording.plan
     node, interface = (_UNSAFE.sub("_", part) for part in (plan.node, plan.interface))
-    # A file system takes 255 bytes; a leading dot would hide the file.
-    return f"{node[:150].lstrip('.')}-{interface}-{int(recording.started)}-{recording.capture_id}.pcap"
+    # A file name may have up to 255 bytes, and a leading dot would hide the file.
+    return f"{node[:150].lstrip('.')}-{interface}-{int(recording.started)}-{recording.capture_id}{suffix}"
 
 
 def _tags(plan: CapturePlan) -> Iterator[str]:

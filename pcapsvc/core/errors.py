@@ -92,6 +92,10 @@ class NodeBusy(PcapsvcError):
     """The node's fault, and a passing one: there is no memory, or no descriptor, for one more capture."""
 
 
+class EncoderError(PcapsvcError):
+    """The node's fault: a recording could not be encoded."""
+
+
 class DestinationError(PcapsvcError):
     """
     The remote's fault: a destination did not take a capture.

@@ -9,7 +9,6 @@ from typing import Any
 from pcapsvc.core.labels import Labels
 from pcapsvc.core.request import CaptureRequest, RequestBounds
 from pcapsvc.core.session import FILE_HEADER_BYTES, PACKET_HEADER_BYTES, CaptureLimits
-from pcapsvc.core.values import S3_FIELDS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +36,7 @@ class CapturePlan:
 
     @ivar alias: the alias by which the interface was asked for, or L{None}.
     @ivar snap_length: how much of each packet is kept, in bytes.
-    @ivar s3: what the request says of S3, by the request's field.
+    @ivar options: what the request says of each destination that is enabled, as in L{CaptureRequest}.
     @ivar via: the name of the source that the request arrived through.
     @ivar most_bytes: the size that its file may come to, in bytes.
     """
@@ -49,7 +48,7 @@ class CapturePlan:
     snap_length: int
     limits: CaptureLimits
     request: CaptureRequest
-    s3: Mapping[str, Any]
+    options: Mapping[str, Mapping[str, Any]]
     via: str
 
     @property
@@ -85,7 +84,7 @@ def plan_captures(request: CaptureRequest, node: NodeView, via: str) -> tuple[Ca
         idle_seconds=node.default_timeout_seconds if request.timeout is None else request.timeout,
         duration_seconds=node.bounds.max_duration_seconds if request.duration is None else request.duration,
     )
-    asked = {name: getattr(request, name) for name in S3_FIELDS if node.bounds.s3_overrides is not None}
+    enabled = {fields.destination for fields in node.bounds.options if fields.check is not None}
     return tuple(
         CapturePlan(
             node=node.name,
@@ -95,7 +94,7 @@ def plan_captures(request: CaptureRequest, node: NodeView, via: str) -> tuple[Ca
             snap_length=node.snap_length if request.snap is None else request.snap,
             limits=limits,
             request=request,
-            s3={name: value for name, value in asked.items() if value is not None},
+            options={name: said for name, said in request.options.items() if name in enabled},
             via=via,
         )
         for interface, alias in _interfaces(request, node).items()

@@ -10,7 +10,7 @@ from pcapsvc.core.session import StopReason
 
 
 class Content(Protocol):
-    """The bytes of a pcap file that stands in memory."""
+    """The bytes of a file, in memory or on disk."""
 
     @property
     def size(self) -> int:
@@ -20,7 +20,7 @@ class Content(Protocol):
         """A reader of its own, at the first byte. The caller closes it."""
 
     def close(self) -> None:
-        """Let go of the memory. What is open stays readable until it is closed."""
+        """Free the memory. Readers that are open stay readable. A second call does nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from functools import cached_property
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import msgspec
 
-from pcapsvc.core.endpoint import EndpointError, endpoint_url
 from pcapsvc.core.errors import Problem, RequestRejected, shown
 from pcapsvc.core.fields import check_fields
 from pcapsvc.core.filter import follows_header_chains, names_needing_dns
 from pcapsvc.core.labels import Labels
 from pcapsvc.core.values import (
-    S3_FIELDS,
-    Acl,
     AlertId,
     Aliases,
-    Bucket,
     Filter,
     Flag,
-    Folder,
     InterfaceNames,
     Label,
     Name,
     Pattern,
     Positive,
-    Region,
     RequestId,
 )
 
@@ -36,10 +32,9 @@ from pcapsvc.core.values import (
 MAX_BODY_BYTES = 65536
 
 
-class CaptureRequest(msgspec.Struct, frozen=True, kw_only=True):
+class RequestFields(msgspec.Struct, frozen=True, kw_only=True):
     """
-    A request as its sender gave it: each field is what the message holds, and
-    L{None} where it holds none.
+    The fields of a message that belong to no destination. Each is what the message says, or L{None}.
 
     C{timeout} (the idle time) and C{duration} are in seconds, C{bytes} and
     C{snap} in bytes.
@@ -62,12 +57,37 @@ class CaptureRequest(msgspec.Struct, frozen=True, kw_only=True):
     bytes: Positive | None = None
     packetdebug: Flag | None = None
     logrequest: Flag | None = None
-    folder: Folder | None = None
-    bucket: Bucket | None = None
-    acl: Acl | None = None
-    region: Region | None = None
-    endpoint: Name | None = None
-    encryption: Flag | None = None
+
+
+class CaptureRequest(RequestFields, frozen=True, kw_only=True):
+    """
+    A request as its sender wrote it.
+
+    @ivar options: what it says of each destination: its fields, by the destination's name. A
+        destination of which it says nothing is left out.
+    """
+
+    options: Mapping[str, Mapping[str, Any]] = msgspec.field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptionFields:
+    """
+    The fields of a message that belong to one destination. In the message, they stand beside all others.
+
+    @ivar destination: the destination's name.
+    @ivar structure: the fields and their types. All of them are optional.
+    @ivar check: the operator's rules for the values, by field. L{None} if this node delivers nothing to
+        the destination: then the fields have no effect, and only their types are checked.
+    """
+
+    destination: str
+    structure: type[msgspec.Struct]
+    check: Callable[[Mapping[str, Any]], Iterable[Problem]] | None = None
+
+    def of(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of the values that belong to this destination."""
+        return {name: values[name] for name in self.structure.__struct_fields__ if name in values}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,9 +98,7 @@ class RequestBounds:
     @ivar max_timeout_seconds: of the idle time; L{max_duration_seconds}, of the whole.
     @ivar max_filter_characters: a filter's compilation costs grow with the cube of its length.
     @ivar aliases: of interfaces, that are known here.
-    @ivar s3_overrides: which of L{S3_FIELDS} a request may set; L{None} where nothing is
-        delivered to S3 here, so that they mean nothing.
-    @ivar s3_endpoints: the endpoints (as URLs) that a request may name; empty for any.
+    @ivar options: the fields that belong to destinations. Destinations may share a field of the same type.
     """
 
     max_packets: int
@@ -90,8 +108,28 @@ class RequestBounds:
     max_snap_length: int
     max_filter_characters: int
     aliases: frozenset[str] = frozenset()
-    s3_overrides: frozenset[str] | None = None
-    s3_endpoints: tuple[str, ...] = ()
+    options: tuple[OptionFields, ...] = ()
+
+    def __post_init__(self) -> None:
+        # A destination whose fields contradict another's must not wait for the first request.
+        _ = self.message
+
+    @cached_property
+    def message(self) -> type[msgspec.Struct]:
+        """All fields that a message may have on this node."""
+        types: dict[str, Any] = {}
+        for options in self.options:
+            for field in msgspec.structs.fields(options.structure):
+                taken = field.name in RequestFields.__struct_fields__
+                if taken or types.setdefault(field.name, field.type) != field.type:
+                    raise TypeError(f"{options.destination}: {field.name!r} is another field already")
+        fields = [(name, kind, None) for name, kind in types.items()]
+        return msgspec.defstruct("Message", fields, bases=(RequestFields,), frozen=True, kw_only=True)
+
+    @cached_property
+    def nothing(self) -> Mapping[str, tuple[Any, ...]]:
+        """The values that mean the same as leaving a field out, by field."""
+        return _nothings(self.message)
 
 
 class Address(msgspec.Struct, frozen=True):
@@ -152,10 +190,10 @@ def read_labels(body: bytes, via: str) -> Labels:
         given = {name: _value(getattr(found, name)) for name in found.__struct_fields__}
     except RequestRejected:
         return Labels(via=via)
-    values, _ = check_fields(
-        CaptureRequest, {name: value for name, value in given.items() if not _means_nothing(name, value)}
-    )
-    return Labels(via=via, **values)
+    meant = {
+        name: value for name, value in given.items() if not _means_nothing(value, _GENERAL_NOTHINGS.get(name))
+    }
+    return Labels(via=via, **check_fields(RequestFields, meant)[0])
 
 
 def asks_to_be_logged(body: bytes) -> bool:
@@ -184,15 +222,15 @@ def parse_request(
     @raise RequestRejected: with every problem, by field.
     """
     given = {key: _value(raw) for key, raw in _decoded(body, _object_decoder).items()}
-    values, problems = check_fields(
-        CaptureRequest,
-        {key: value for key, value in given.items() if not _means_nothing(key, value)},
-        ignore_unknown=ignore_unknown,
-    )
-    problems = [*found, *problems, *_rules_broken(values, bounds, given)]
+    meant = {key: value for key, value in given.items() if not _means_nothing(value, bounds.nothing.get(key))}
+    values, problems = check_fields(bounds.message, meant, ignore_unknown=ignore_unknown)
+    problems = [*found, *problems, *_rules_broken(values, bounds, meant)]
     if problems:
         raise RequestRejected(problems)
-    return CaptureRequest(**values)
+    return CaptureRequest(
+        **{name: values[name] for name in RequestFields.__struct_fields__ if name in values},
+        options={fields.destination: said for fields in bounds.options if (said := fields.of(values))},
+    )
 
 
 def _decoded(body: bytes, decoder: msgspec.json.Decoder[_Decoded]) -> _Decoded:
@@ -242,26 +280,41 @@ def _not_a_request(rule: str) -> RequestRejected:
     return RequestRejected([Problem(path="request", rule=rule)])
 
 
-# What the original took as "not given", by field: the empty value of the field's own kind.
+# What the original took as "not given", of the fields with numbers: no limit of packets is 0.
 _NOTHING: Mapping[str, tuple[Any, ...]] = {
-    **dict.fromkeys(CaptureRequest.__struct_fields__, (None,)),
-    **dict.fromkeys(("node", "nodere", "requestid", "tags", "bpf", "customer"), (None, "")),
-    **dict.fromkeys(("folder", "bucket", "acl", "region", "endpoint"), (None, "")),
-    **dict.fromkeys(("interface", "alias"), (None, [])),
     **dict.fromkeys(("snap", "timeout", "duration", "bytes"), (None, 0)),
     **dict.fromkeys(("alertid", "alertstr"), (None, 0, "")),
 }
 
 
-def _means_nothing(key: str, value: Any) -> bool:
-    return any(type(value) is type(nothing) and value == nothing for nothing in _NOTHING.get(key, ()))
+def _nothing_of(kind: Any) -> tuple[Any, ...]:
+    """What the original took as "not given" in a field of a type: the empty text, or the empty list."""
+    if get_origin(kind) is Annotated:
+        return _nothing_of(get_args(kind)[0])
+    if get_origin(kind) in (Union, UnionType):
+        return tuple(nothing for part in get_args(kind) for nothing in _nothing_of(part))
+    if kind is str:
+        return (None, "")
+    return (None, []) if get_origin(kind) in (tuple, list) else (None,)
+
+
+def _nothings(structure: type[msgspec.Struct]) -> Mapping[str, tuple[Any, ...]]:
+    fields = msgspec.structs.fields(structure)
+    return {**{field.name: _nothing_of(field.type) for field in fields}, **_NOTHING}
+
+
+_GENERAL_NOTHINGS = _nothings(RequestFields)
+
+
+def _means_nothing(value: Any, nothings: tuple[Any, ...] | None) -> bool:
+    return any(type(value) is type(nothing) and value == nothing for nothing in nothings or ())
 
 
 def _rules_broken(
-    values: Mapping[str, Any], bounds: RequestBounds, given: Mapping[str, Any]
+    values: Mapping[str, Any], bounds: RequestBounds, meant: Mapping[str, Any]
 ) -> Iterator[Problem]:
-    yield from _exactly_one(given, "node", "nodere")
-    yield from _exactly_one(given, "interface", "alias")
+    yield from _exactly_one(meant, "node", "nodere")
+    yield from _exactly_one(meant, "interface", "alias")
     if "alias" in values:
         yield from _aliases_unknown(values["alias"], bounds.aliases)
     for field, most in (
@@ -275,13 +328,14 @@ def _rules_broken(
             yield Problem(path=field, value=shown(values[field]), rule=f"must be at most {most} on this node")
     if "bpf" in values:
         yield from _filter_rules_broken(values["bpf"], bounds.max_filter_characters)
-    if bounds.s3_overrides is not None:
-        yield from s3_rules_broken(values, bounds.s3_overrides, bounds.s3_endpoints)
+    for fields in bounds.options:
+        if fields.check is not None:
+            yield from fields.check(fields.of(values))
 
 
-def _exactly_one(given: Mapping[str, Any], one: str, other: str) -> Iterator[Problem]:
+def _exactly_one(meant: Mapping[str, Any], one: str, other: str) -> Iterator[Problem]:
     """Judged by what the message holds, so that a field which is wrong in itself isn't called missing."""
-    count = sum(not _means_nothing(key, given.get(key)) for key in (one, other))
+    count = sum(key in meant for key in (one, other))
     if count != 1:
         found = "none is" if count == 0 else "both are"
         yield Problem(path=one, rule=f"exactly one of {one!r} and {other!r} must be given, and {found}")
@@ -310,32 +364,3 @@ def _filter_rules_broken(bpf: str, most: int) -> Iterator[Problem]:
             value=shown(name),
             rule="must be an address: names of hosts and networks are not looked up",
         )
-
-
-def s3_rules_broken(
-    values: Mapping[str, Any], allowed: frozenset[str], endpoints: tuple[str, ...]
-) -> Iterator[Problem]:
-    """
-    What an operator doesn't let requests say of S3.
-
-    @param values: by the request's field; other fields than L{S3_FIELDS} are passed over.
-    @param allowed: the fields that may be given.
-    @param endpoints: as in L{RequestBounds.s3_endpoints}.
-    """
-    for field in S3_FIELDS:
-        if field in values and field not in allowed:
-            yield Problem(
-                path=field, value=shown(values[field]), rule="must not be set by a request on this node"
-            )
-    if "endpoint" in values and "endpoint" in allowed:
-        try:
-            url = endpoint_url(values["endpoint"])
-        except EndpointError as error:
-            yield Problem(path="endpoint", value=shown(values["endpoint"]), rule=str(error))
-        else:
-            if endpoints and url not in endpoints:
-                yield Problem(
-                    path="endpoint",
-                    value=shown(values["endpoint"]),
-                    rule=f"must be one of {', '.join(endpoints)} on this node",
-                )

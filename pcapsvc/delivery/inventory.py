@@ -19,7 +19,7 @@ class Kept:
     """
     An entry that is known to be on the disk.
 
-    @ivar s3: what its request says of S3, as in L{pcapsvc.core.artifact.Artifact}.
+    @ivar options: what its request says of the destination, by field.
     @ivar size: what it counts for, in bytes.
     @ivar since: when it was spooled, by the reactor's clock, which nobody sets.
     @ivar problem: why it could not be delivered the last time.
@@ -33,7 +33,7 @@ class Kept:
     name: str
     capture_id: str
     destination: str
-    s3: Mapping[str, Any]
+    options: Mapping[str, Any]
     labels: Labels
     size: int
     since: float

@@ -38,14 +38,14 @@ class Lane:
     ) -> None:
         self._reactor = reactor
         self._destination = destination
-        self._places = {way: _Places(at_once) for way in destination.ways}
+        self._places = {route: _Places(at_once) for route in destination.routes}
         self._timeout_seconds = timeout_seconds
         self.name = destination.name
-        self.ways = destination.ways
+        self.routes = destination.routes
 
-    def way(self, s3: Mapping[str, Any]) -> str:
-        """Which way a capture goes: see L{IDestination.way}."""
-        return self._destination.way(s3)
+    def route(self, options: Mapping[str, Any]) -> str:
+        """Which route a capture takes: see L{IDestination.route}."""
+        return self._destination.route(options)
 
     def attempt(self, artifact: Artifact) -> Deferred[Receipt]:
         """
@@ -58,9 +58,12 @@ class Lane:
 
     async def _attempt(self, artifact: Artifact) -> Receipt:
         # Without a place while it waits for the next attempt: those may be minutes.
-        places = self._places[self.way(artifact.s3)]
+        options = artifact.options.get(self.name, {})
+        places = self._places[self.route(options)]
         await places.acquire()
         try:
+            for problem in self._destination.check(options):
+                raise DestinationError(f"the request's {problem}", retryable=False)
             stored = self._destination.store(artifact)
             if self._timeout_seconds is not None:
                 stored.addTimeout(self._timeout_seconds, self._reactor, _timed_out)

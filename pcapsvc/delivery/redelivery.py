@@ -121,8 +121,8 @@ class Redelivery(Service):
             )
         self._hold(Deferred.fromCoroutine(self._repeat(self._spool.tidy)))
         for lane in self._lanes:
-            for way in lane.ways:
-                self._hold(Deferred.fromCoroutine(self._repeat(partial(self._round, lane, way))))
+            for route in lane.routes:
+                self._hold(Deferred.fromCoroutine(self._repeat(partial(self._round, lane, route))))
 
     def _hold(self, going_on: Deferred[None]) -> None:
         self._rounds.add(going_on)
@@ -153,12 +153,12 @@ class Redelivery(Service):
             finally:
                 self._pauses.discard(pause)
 
-    async def _round(self, lane: Lane, way: str) -> None:
-        """Each capture that is due on one way to one destination, once."""
+    async def _round(self, lane: Lane, route: str) -> None:
+        """Each capture that is due on one route to one destination, once."""
         for kept in self._spool.due(lane.name):
             if self._stopping:
                 return
-            if lane.way(kept.s3) == way and self._spool.holds(kept) and not kept.busy:
+            if lane.route(kept.options) == route and self._spool.holds(kept) and not kept.busy:
                 kept.busy = True
                 try:
                     await self._try(lane, kept)

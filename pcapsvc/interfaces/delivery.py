@@ -2,33 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from twisted.internet.defer import Deferred
 from zope.interface import Attribute, Interface
 
 from pcapsvc.core.artifact import Artifact
+from pcapsvc.core.errors import Problem
+from pcapsvc.core.recording import Content, Recording
 from pcapsvc.core.result import Receipt
+
+
+class IEncoder(Interface):
+    """Makes the file that is delivered from a recording."""
+
+    name: str = Attribute("Its name in the configuration.")
+    suffix: str = Attribute("The suffix of the file's name, with the dot. Up to 40 characters.")
+    media_type: str = Attribute("The file's media type (RFC 6838).")
+
+    def encode(recording: Recording) -> Deferred[Content]:
+        """
+        Encode a recording. The caller closes the recording's content and the result, which may be
+        the same. If this fails or is cancelled, the encoder closes all else that it opened.
+
+        @param recording: its content stays open until the Deferred has fired.
+
+        @return: fires with the file's content; fails with L{EncoderError}; on cancel, with
+            L{twisted.internet.defer.CancelledError}.
+        """
 
 
 class IDestination(Interface):
     """Somewhere a capture can be delivered to."""
 
     name: str = Attribute("For the log and the events: C{local}, C{cloudshark}, C{s3}.")
-    ways: tuple[str, ...] = Attribute("The ways there, one or more: what hangs on one holds up no other.")
+    routes: tuple[str, ...] = Attribute("One or more. What hangs on one of them delays no other.")
 
-    def way(s3: Mapping[str, Any]) -> str:
+    def route(options: Mapping[str, Any]) -> str:
         """
-        Which of the C{ways} a capture goes. Never raises.
+        Which of the C{routes} a capture takes. Never raises.
 
-        @param s3: what its request says of S3, as in L{Artifact}.
+        @param options: what its request says of this destination, by field. They may break any rule.
+        """
+
+    def check(options: Mapping[str, Any]) -> Iterator[Problem]:
+        """
+        Everything that is wrong with what a request says of this destination. A capture with a problem
+        is not delivered: it may come from the spool, and what was allowed before need not be allowed now.
+
+        @param options: by field; of any type that JSON has.
         """
 
     def store(artifact: Artifact) -> Deferred[Receipt]:
         """
-        Deliver a capture, once. To deliver the same artifact again, after an attempt
-        that may have arrived, is a success, and should leave one capture there.
+        Deliver a capture, once. L{check} has accepted its options. To deliver the same artifact again,
+        after an attempt that may have arrived, is a success, and should leave one capture there.
 
         @return: fires with the receipt; fails with L{DestinationError}; on cancel, the
             attempt ends, and may or may not have arrived.

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial import unittest
 
-from pcapsvc.core.artifact import file_name, make_artifact
+from pcapsvc.core.artifact import PCAP_MEDIA_TYPE, Artifact, file_name
+from pcapsvc.core.artifact import make_artifact as make
 from pcapsvc.core.plan import CapturePlan
 from pcapsvc.core.recording import PacketCounts, Recording
 from pcapsvc.core.request import CaptureRequest
@@ -50,7 +51,7 @@ def recording(
         snap_length=snap,
         limits=CaptureLimits(max_packets=10, max_bytes=1000, idle_seconds=5, duration_seconds=60),
         request=CaptureRequest(node=node, interface=(interface,), **request),
-        s3={},
+        options={},
         via="test",
     )
     return Recording(
@@ -65,34 +66,44 @@ def recording(
     )
 
 
+def name_of(recording: Recording) -> str:
+    """The name of a recording's pcap file."""
+    return file_name(recording, ".pcap")
+
+
+def make_artifact(recording: Recording) -> Artifact:
+    """The artifact of a recording as a pcap file."""
+    return make(recording, recording.content, suffix=".pcap", media_type=PCAP_MEDIA_TYPE)
+
+
 class FileNameTests(unittest.SynchronousTestCase):
     """The name of a recording's file."""
 
     def test_parts(self) -> None:
         """The node, the interface, the second of its start, and its id."""
-        self.assertEqual(file_name(recording()), "sensor1-eth0-1700000000-0123456789ab.pcap")
+        self.assertEqual(name_of(recording()), "sensor1-eth0-1700000000-0123456789ab.pcap")
         self.assertEqual(
-            file_name(recording(node="a.b_c-d", interface="eth0.100")),
+            name_of(recording(node="a.b_c-d", interface="eth0.100")),
             "a.b_c-d-eth0.100-1700000000-0123456789ab.pcap",
         )
 
     def test_unique(self) -> None:
         """Two captures of one interface in one second differ by their ids."""
-        self.assertNotEqual(file_name(recording(capture_id="a")), file_name(recording(capture_id="b")))
+        self.assertNotEqual(name_of(recording(capture_id="a")), name_of(recording(capture_id="b")))
 
     def test_hostile(self) -> None:
         """No name leads elsewhere, hides its file, or says anything to a shell."""
         self.assertEqual(
-            file_name(recording(node="../../etc/passwd", interface="$(x)`'\" ")),
+            name_of(recording(node="../../etc/passwd", interface="$(x)`'\" ")),
             "_.._etc_passwd-__x_____-1700000000-0123456789ab.pcap",
         )
-        self.assertEqual(file_name(recording(node=".hidden")), "hidden-eth0-1700000000-0123456789ab.pcap")
-        self.assertEqual(file_name(recording(node="ü\0\n")), "___-eth0-1700000000-0123456789ab.pcap")
+        self.assertEqual(name_of(recording(node=".hidden")), "hidden-eth0-1700000000-0123456789ab.pcap")
+        self.assertEqual(name_of(recording(node="ü\0\n")), "___-eth0-1700000000-0123456789ab.pcap")
 
     @given(st.text(max_size=300), st.text(min_size=1, max_size=15))
     def test_any(self, node: str, interface: str) -> None:
         """Whatever the names are, the file's is ASCII, short enough, and no path."""
-        name = file_name(recording(node=node, interface=interface))
+        name = name_of(recording(node=node, interface=interface))
         self.assertRegex(name, r"\A(?!\.)[A-Za-z0-9._-]{1,255}\Z")
         self.assertTrue(name.endswith("-1700000000-0123456789ab.pcap"))
 
@@ -115,10 +126,18 @@ class ArtifactTests(unittest.SynchronousTestCase):
         self.assertEqual(make_artifact(recording()).tags, "node:sensor1,interface:eth0,snaplength:500")
         self.assertTrue(make_artifact(recording(alertid="0")).tags.startswith("alertid:0,"))
 
+    def test_encoded(self) -> None:
+        """The suffix, the media type and the content are the encoder's."""
+        content = NoContent()
+        artifact = make(recording(), content, suffix=".pcapng.gz", media_type="application/gzip")
+        self.assertEqual(artifact.name, "sensor1-eth0-1700000000-0123456789ab.pcapng.gz")
+        self.assertEqual(artifact.media_type, "application/gzip")
+        self.assertIs(artifact.content, content)
+
     def test_whole(self) -> None:
         """The name, the id and the content are the recording's."""
         made = recording()
         artifact = make_artifact(made)
-        self.assertEqual((artifact.name, artifact.capture_id), (file_name(made), made.capture_id))
+        self.assertEqual((artifact.name, artifact.capture_id), (name_of(made), made.capture_id))
         self.assertIs(artifact.content, made.content)
-        self.assertIs(artifact.s3, made.plan.s3)
+        self.assertIs(artifact.options, made.plan.options)

@@ -8,9 +8,9 @@ from typing import Any
 from twisted.trial import unittest
 
 from pcapsvc.core.plan import CapturePlan, NodeView, plan_captures
-from pcapsvc.core.request import CaptureRequest
+from pcapsvc.core.request import CaptureRequest, OptionFields
 from pcapsvc.core.session import CaptureLimits
-from pcapsvc.core.values import S3_FIELDS
+from pcapsvc.destinations.s3.options import S3Options
 from tests.core.test_request import BOUNDS
 
 NODE = NodeView(
@@ -37,7 +37,7 @@ class PlanTests(unittest.SynchronousTestCase):
             CaptureLimits(max_packets=50_000, max_bytes=100_000_000, idle_seconds=10, duration_seconds=3600),
         )
         self.assertEqual((plan.snap_length, plan.bpf, plan.node, plan.alias), (500, "", "sensor1", None))
-        self.assertEqual(plan.s3, {})
+        self.assertEqual(plan.options, {})
 
     def test_own_limits(self) -> None:
         """What a request gives, it gets."""
@@ -83,13 +83,15 @@ class PlanTests(unittest.SynchronousTestCase):
         """Beside one that is known, an unknown alias is another node's."""
         self.assertEqual([plan.interface for plan in self.plans(alias=("dmz", "uplink"))], ["eth0", "eth1"])
 
-    def test_s3(self) -> None:
-        """What a request says of S3 goes along, and C{false} is something said."""
-        [plan] = self.plans(interface=("eth0",), bucket="b", encryption=False)
-        self.assertEqual(plan.s3, {"bucket": "b", "encryption": False})
+    def test_options(self) -> None:
+        """What a request says of a destination is in the plan."""
+        options = {"s3": {"bucket": "b", "encryption": False}}
+        [plan] = self.plans(interface=("eth0",), options=options)
+        self.assertEqual(plan.options, options)
 
-    def test_no_s3(self) -> None:
-        """Where nothing goes to S3, it is left behind."""
-        node = dataclasses.replace(NODE, bounds=dataclasses.replace(BOUNDS, s3_overrides=None))
-        [plan] = self.plans(node, interface=("eth0",), bucket="b", **{S3_FIELDS[1]: "f"})
-        self.assertEqual(plan.s3, {})
+    def test_disabled_destination(self) -> None:
+        """If nothing is delivered to a destination, what a request says of it is left out."""
+        disabled = (OptionFields(destination="s3", structure=S3Options),)
+        node = dataclasses.replace(NODE, bounds=dataclasses.replace(BOUNDS, options=disabled))
+        [plan] = self.plans(node, interface=("eth0",), options={"s3": {"bucket": "b", "folder": "f"}})
+        self.assertEqual(plan.options, {})

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from typing import Any
 
+import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial import unittest
@@ -14,12 +16,15 @@ from pcapsvc.core.errors import Problem, RequestRejected
 from pcapsvc.core.request import (
     MAX_BODY_BYTES,
     CaptureRequest,
+    OptionFields,
     RequestBounds,
+    RequestFields,
     asks_to_be_logged,
     parse_request,
     read_address,
 )
-from pcapsvc.core.values import CANNED_ACLS, S3_FIELDS
+from pcapsvc.core.values import CANNED_ACLS
+from pcapsvc.destinations.s3.options import S3_FIELDS, S3Options, check_options
 
 BOUNDS = RequestBounds(
     max_packets=50_000,
@@ -29,7 +34,7 @@ BOUNDS = RequestBounds(
     max_snap_length=262_144,
     max_filter_characters=512,
     aliases=frozenset({"uplink", "inside", "y"}),
-    s3_overrides=frozenset(S3_FIELDS),
+    options=(OptionFields(destination="s3", structure=S3Options, check=check_options),),
 )
 FIELDS: dict[str, Any] = {
     "node": "sensor1",
@@ -84,15 +89,16 @@ class FieldsTests(_Requests, unittest.SynchronousTestCase):
     """Every field: its kind, and its absence."""
 
     def test_all_fields(self) -> None:
-        """There are 22 fields, and each keeps the value that it was given."""
-        self.assertEqual(set(CaptureRequest.__struct_fields__), set(FIELDS))
+        """There are 23 fields, and each keeps the value that it was given. S3's fields are its options."""
+        self.assertEqual({*RequestFields.__struct_fields__, *S3_FIELDS}, set(FIELDS))
         self.assertEqual(len(FIELDS), 23)
         for left_out in (("nodere", "alias"), ("node", "interface")):
             given = {key: value for key, value in FIELDS.items() if key not in left_out}
             request = self.parse(json.dumps(given).encode())
             for key, value in FIELDS.items():
                 expected = None if key in left_out else tuple(value) if isinstance(value, list) else value
-                self.assertEqual(getattr(request, key), expected, key)
+                found = request.options["s3"] if key in S3_FIELDS else msgspec.structs.asdict(request)
+                self.assertEqual(found[key], expected, key)
 
     def test_null(self) -> None:
         """C{null} is as if a field were left out, whichever it is."""
@@ -213,14 +219,14 @@ class FieldsTests(_Requests, unittest.SynchronousTestCase):
     def test_folder(self) -> None:
         """A folder has no part that leads elsewhere."""
         for good in ("a", "a/b", "a/b/", "...", "a..b", ".hidden", "a/.b", "ü"):
-            self.assertEqual(self.parse(message(folder=good)).folder, good)
+            self.assertEqual(self.parse(message(folder=good)).options, {"s3": {"folder": good}})
         for bad in (".", "..", "../a", "a/..", "a/../b", "a/./b", "/..", "a\\b", "a\nb", "x" * 513):
             self.assertEqual(list(self.problems(message(folder=bad))), ["folder"], bad)
 
     def test_s3_fields(self) -> None:
         """Buckets, ACLs and regions are what S3 takes."""
         for acl in CANNED_ACLS:
-            self.assertEqual(self.parse(message(acl=acl)).acl, acl)
+            self.assertEqual(self.parse(message(acl=acl)).options, {"s3": {"acl": acl}})
         for field, bad in (
             ("acl", "Private"),
             ("acl", "private\n"),
@@ -410,8 +416,13 @@ class OverridesTests(_Requests, unittest.SynchronousTestCase):
             max_duration_seconds=1,
             max_snap_length=1,
             max_filter_characters=1,
-            s3_overrides=frozenset(allowed),
-            s3_endpoints=endpoints,
+            options=(
+                OptionFields(
+                    destination="s3",
+                    structure=S3Options,
+                    check=partial(check_options, allowed=frozenset(allowed), endpoints=endpoints),
+                ),
+            ),
         )
 
     def test_not_allowed(self) -> None:
@@ -428,7 +439,7 @@ class OverridesTests(_Requests, unittest.SynchronousTestCase):
         """An endpoint is compared with the list as a URL, whatever its spelling."""
         bounds = self.bounds("endpoint", endpoints=("https://s3.example", "http://minio:9000"))
         for good in ("s3.example", "https://s3.example/", "HTTPS://S3.Example", "http://minio:9000"):
-            self.assertEqual(self.parse(message(endpoint=good), bounds).endpoint, good)
+            self.assertEqual(self.parse(message(endpoint=good), bounds).options["s3"]["endpoint"], good)
         for bad in ("http://s3.example", "s3.example.evil", "minio:9000", "s3.example:444"):
             self.assertEqual(
                 self.problems(message(endpoint=bad), bounds),
@@ -445,6 +456,7 @@ class OverridesTests(_Requests, unittest.SynchronousTestCase):
             max_duration_seconds=1,
             max_snap_length=1,
             max_filter_characters=1,
+            options=(OptionFields(destination="s3", structure=S3Options),),
         )
         self.parse(message(bucket="other", endpoint="not/an endpoint"), bounds)
         self.assertEqual(list(self.problems(message(bucket=5), bounds)), ["bucket"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from hypothesis import given
@@ -28,15 +29,21 @@ class NoContent:
         pass
 
 
-def entry(tags: str = "customer:Zoë", **s3: Any) -> SpoolEntry:
+LABELS = Labels(via="kafka", requestid="r-1", alertid=17, customer="Zoë", tags="one,two", interface="eth0")
+#: As version 1 wrote it.
+MANIFEST_1 = (Path(__file__).parent / "manifests" / "version1.json").read_bytes()
+
+
+def entry(tags: str = "customer:Zoë", **options: Any) -> SpoolEntry:
     """An entry of a capture for S3."""
     artifact = Artifact(
         capture_id="f3a9c2d41b07",
         name="web1-eth0-1-f3a9c2d41b07.pcap",
+        media_type="application/gzip",
         tags=tags,
         content=NoContent(),
-        s3=s3,
-        labels=Labels(via="test"),
+        options={"s3": options, "other": {"field": "of another destination"}},
+        labels=LABELS,
     )
     return make_entry(artifact, "s3", size=40, sha256="0" * 64, created=1_795_316_400.104, problem="503")
 
@@ -55,8 +62,14 @@ class SpoolEntryTests(unittest.SynchronousTestCase):
             self.assertEqual(decode_entry(encode_entry(one)), one)
         artifact = decode_entry(encode_entry(entry(folder="x"))).artifact(NoContent())
         self.assertEqual(
-            (artifact.capture_id, artifact.name, artifact.tags, artifact.s3),
-            ("f3a9c2d41b07", "web1-eth0-1-f3a9c2d41b07.pcap", "customer:Zoë", {"folder": "x"}),
+            (artifact.capture_id, artifact.name, artifact.media_type, artifact.tags, artifact.options),
+            (
+                "f3a9c2d41b07",
+                "web1-eth0-1-f3a9c2d41b07.pcap",
+                "application/gzip",
+                "customer:Zoë",
+                {"s3": {"folder": "x"}},
+            ),
         )
 
     @given(st.text(st.characters(exclude_categories=("Cc", "Cf", "Zl", "Zp"))))
@@ -81,14 +94,65 @@ class SpoolEntryTests(unittest.SynchronousTestCase):
         self.assertEqual(decode_entry(self.changed(tags="x\r\nHeader: y  z")).tags, "x Header: y z")
         self.assertEqual(len(decode_entry(self.changed(tags="x" * 10_000)).tags), 8193)
 
-    def test_s3(self) -> None:
-        """All that a request may say of S3 is read as it was written."""
+    def test_options(self) -> None:
+        """Options of any destination are read as they were written."""
         for one in (
             entry(bucket="b.c-d", folder="x/y", acl="private", region="eu-1", encryption=False),
-            entry(endpoint="s3.example.org"),
             entry(endpoint="http://[::1]:9000"),
+            entry(recipients=["a@example.org", "b@example.org"], priority=7, share=0.5),
         ):
             self.assertEqual(decode_entry(encode_entry(one)), one)
+        self.assertEqual(decode_entry(encode_entry(entry(parts=("a", "b")))).options, {"parts": ["a", "b"]})
+
+    def test_labels(self) -> None:
+        """The labels of the request are read as they were written."""
+        self.assertEqual(decode_entry(encode_entry(entry())).artifact(NoContent()).labels, LABELS)
+
+    def test_any_labels(self) -> None:
+        """No label is worth a capture: each is one line, shortened, and what is none is left out."""
+        labels = {"via": "a\r\nb", "alertid": "x" * 4000, "customer": 5, "colour": "red"}
+        read = decode_entry(self.changed(labels=labels)).artifact(NoContent()).labels
+        self.assertEqual((read.via, read.customer), ("a b", None))
+        self.assertLess(len(str(read.alertid)), 1100)
+
+    def test_not_written(self) -> None:
+        """What could not be read again is not written."""
+        for one, words in (
+            (entry(bucket=None), "$.options"),
+            (entry(nested={"a": {}}), "$.options"),
+            (entry(text="x" * 5000), "$.options"),
+            (entry(**{f"field{number}": "x" * 4000 for number in range(20)}), "is longer than 65536 bytes"),
+        ):
+            self.assertIn(words, str(self.assertRaises(SpoolError, encode_entry, one)))
+
+    def test_version_1(self) -> None:
+        """A manifest of version 1 is read: what it says of S3 becomes S3's options, and the file is pcap."""
+        read = decode_entry(MANIFEST_1)
+        artifact = read.artifact(NoContent())
+        self.assertEqual(artifact.media_type, "application/vnd.tcpdump.pcap")
+        self.assertEqual(
+            artifact.options, {"s3": {"bucket": "captures-eu", "folder": "web/1", "encryption": False}}
+        )
+        self.assertEqual(artifact.labels, Labels(via=None))
+        self.assertEqual((artifact.capture_id, artifact.tags[:12]), ("f3a9c2d41b07", "customer:Zoë"))
+        self.assertEqual((read.size, read.created, read.destination), (12, 1_795_316_400.104, "s3"))
+        self.assertEqual(decode_entry(encode_entry(read)), read)
+
+    def test_version_1_of_another_destination(self) -> None:
+        """There, what was said of S3 is in every manifest, and means nothing to other destinations."""
+        manifest = json.dumps({**json.loads(MANIFEST_1), "destination": "cloudshark"}).encode()
+        self.assertEqual(decode_entry(manifest).artifact(NoContent()).options, {})
+
+    def test_problems_of_version_1(self) -> None:
+        """A manifest of version 1 is checked as strictly."""
+        for changes, words in (
+            ({"name": "../../etc/passwd"}, "$.name"),
+            ({"s3": {"bucket": {"a": "b"}}}, "$.s3"),
+            ({"s3": None}, "$.s3"),
+            ({"size": 0}, "$.size"),
+        ):
+            manifest = json.dumps({**json.loads(MANIFEST_1), **changes}).encode()
+            self.assertIn(words, str(self.assertRaises(SpoolError, decode_entry, manifest)))
 
     def test_age(self) -> None:
         """An age is told where both clocks can have been right."""
@@ -112,15 +176,15 @@ class SpoolEntryTests(unittest.SynchronousTestCase):
     def test_problems(self) -> None:
         """What is no manifest is refused, in clear words."""
         for manifest, words in (
-            (b"", "is no JSON"),
-            (encode_entry(entry())[:-5], "is no JSON"),
-            (bytes(500), "is no JSON"),
-            (b"\xff", "is no JSON"),
-            (b"[" * 60_000, "is no JSON"),
+            (b"", "is not JSON"),
+            (encode_entry(entry())[:-5], "is not JSON"),
+            (bytes(500), "is not JSON"),
+            (b"\xff", "is not JSON"),
+            (b"[" * 60_000, "is not JSON"),
             (b" " * 70_000, "is longer than 65536 bytes"),
-            (b"[]", "is no manifest of ours"),
-            (b"{}", "has the version None, and 1 is the only one known here"),
-            (self.changed(v=2), "has the version 2, and 1 is the only one known here"),
+            (b"[]", "is not a pcapsvc manifest"),
+            (b"{}", "has the unknown version None; the latest known is 2"),
+            (self.changed(v=3), "has the unknown version 3; the latest known is 2"),
             (self.changed(tags=None), "missing required field `tags`"),
             (self.changed(name="../../etc/passwd"), "$.name"),
             (self.changed(name=".hidden"), "$.name"),
@@ -128,20 +192,19 @@ class SpoolEntryTests(unittest.SynchronousTestCase):
             (self.changed(size=0), "$.size"),
             (self.changed(sha256="xyz"), "$.sha256"),
             (self.changed(created="now"), "$.created"),
-            (self.changed(s3={"bucket": ["b"]}), "$.s3"),
-            (self.changed(s3={"key": "b"}), "says of S3: key: is not a known key"),
-            (self.changed(s3={"bpf": "b"}), "says of S3: bpf: is not a known key"),
-            (
-                self.changed(s3={"bucket": "../../evil"}),
-                "bucket = '../../evil': must be the name of a bucket",
-            ),
-            (self.changed(s3={"folder": "../../../etc"}), "folder = '../../../etc': must be a path"),
-            (self.changed(s3={"folder": True}), "folder = True: must be a path"),
-            (self.changed(s3={"encryption": "no"}), "encryption = 'no': must be true or false"),
-            (self.changed(s3={"acl": "all"}), "acl = 'all': must be one of"),
-            (self.changed(s3={"region": "x.evil"}), "region = 'x.evil': must be the name of a region"),
-            (self.changed(s3={"endpoint": "http://evil/?x="}), "endpoint = 'http://evil/?x=': must be HOST"),
-            (self.changed(s3={"endpoint": True}), "endpoint = True: must be one line of text"),
+            (self.changed(media_type="text/html\r\nX: y"), "$.media_type"),
+            (self.changed(media_type="gzip"), "$.media_type"),
+            (self.changed(labels=None), "missing required field `labels`"),
+            (self.changed(labels={"via": ["b"]}), "$.labels"),
+            (self.changed(labels={f"k{number}": "b" for number in range(17)}), "$.labels"),
+            (self.changed(options=["b"]), "$.options"),
+            (self.changed(options={"bucket": {"b": "c"}}), "$.options"),
+            (self.changed(options={"bucket": [["b"]]}), "$.options"),
+            (self.changed(options={"bucket": ["b"] * 300}), "$.options"),
+            (self.changed(options={"bucket": "b" * 5000}), "$.options"),
+            (self.changed(options={"": "b"}), "$.options"),
+            (self.changed(options={"k" * 65: "b"}), "$.options"),
+            (self.changed(options={f"k{number}": "b" for number in range(65)}), "$.options"),
         ):
             error = self.assertRaises(SpoolError, decode_entry, manifest)
             self.assertIn(words, str(error))

@@ -16,16 +16,16 @@ import hashlib
 import os
 import random
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from twisted.internet import defer, task
 from zope.interface import implementer
 
 from pcapsvc.core.artifact import Artifact
-from pcapsvc.core.errors import DestinationError
+from pcapsvc.core.errors import DestinationError, Problem
 from pcapsvc.core.event import DeliveryFailed, Event
-from pcapsvc.core.labels import Labels
 from pcapsvc.core.result import Receipt
 from pcapsvc.delivery.folder import SpoolFolder
 from pcapsvc.delivery.lane import Lane
@@ -35,7 +35,7 @@ from pcapsvc.interfaces.delivery import IDestination
 from pcapsvc.interfaces.reports import IReporter
 from pcapsvc.testing import event_factory
 from pcapsvc.threads import Threads
-from tests.unit.contents import MemfdContent
+from tests.unit.contents import MemfdContent, make_artifact
 
 
 def content_of(capture_id: str) -> bytes:
@@ -60,15 +60,19 @@ class Destination:
     """Takes what is whole, now and then at the second attempt, and says whatever isn't."""
 
     name = "one"
-    ways = ("usual",)
+    routes = ("usual",)
 
     def __init__(self, account: Account, chance: random.Random) -> None:
         self._account = account
         self._chance = chance
 
-    def way(self, s3: Mapping[str, Any]) -> str:
-        """There is one: see L{IDestination.way}."""
-        return self.ways[0]
+    def route(self, options: Mapping[str, Any]) -> str:
+        """There is one: see L{IDestination.route}."""
+        return self.routes[0]
+
+    def check(self, options: Mapping[str, Any]) -> Iterator[Problem]:
+        """Any options will do: see L{IDestination.check}."""
+        return iter(())
 
     def store(self, artifact: Artifact) -> defer.Deferred[Receipt]:
         """Take a capture: see L{IDestination.store}."""
@@ -98,14 +102,7 @@ class Reporter:
 async def put(spool: Spool, account: Account, capture_id: str) -> None:
     """Spool a capture."""
     content = MemfdContent(content_of(capture_id))
-    artifact = Artifact(
-        capture_id=capture_id,
-        name=f"{capture_id}.pcap",
-        tags="",
-        content=content,
-        s3={},
-        labels=Labels(via="test"),
-    )
+    artifact = replace(make_artifact(content, name=f"{capture_id}.pcap", tags=""), capture_id=capture_id)
     await spool.put(artifact, "one", "503")
     content.close()
     account.write(f"spooled {capture_id}")

@@ -20,9 +20,9 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import TestCase
 
 from pcapsvc.core.event import CaptureDelivered, DeliveryFailed, DeliverySpooled
-from pcapsvc.destinations.cloudshark import CloudShark
+from pcapsvc.destinations.cloudshark.destination import CloudShark
 from pcapsvc.destinations.local.destination import LocalDirectory
-from pcapsvc.destinations.s3 import S3
+from pcapsvc.destinations.s3.destination import S3
 from pcapsvc.interfaces.delivery import IDestination
 from pcapsvc.interfaces.threads import RunInThread
 from peers.certificates import Authority
@@ -134,7 +134,7 @@ class LocalDirectoryTests(FaultCase):
         self.before = possessions()
 
     def make(self, run_in_thread: RunInThread) -> IDestination:
-        return LocalDirectory(str(self.folder), run_in_thread)
+        return LocalDirectory(directory=str(self.folder), run_in_thread=run_in_thread)
 
     def there(self) -> list[bytes]:
         """What is in the folder."""
@@ -393,8 +393,8 @@ class S3Tests(FaultCase):
 
     def make(self, run_in_thread: RunInThread) -> IDestination:
         return S3(
-            run_in_thread,
-            run_in_thread,
+            run_in_thread=run_in_thread,
+            run_elsewhere=run_in_thread,
             endpoint=self.endpoint,
             bucket=self.server.bucket,
             region=self.server.region,

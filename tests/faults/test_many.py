@@ -27,6 +27,7 @@ from pcapsvc.delivery.folder import SpoolFolder
 from pcapsvc.delivery.lane import Lane
 from pcapsvc.delivery.redelivery import Redelivery
 from pcapsvc.delivery.spool import Spool
+from pcapsvc.encoders.pcap import PcapEncoder
 from pcapsvc.pipeline import Pipeline
 from pcapsvc.reports.fan_out import FanOutReporter
 from pcapsvc.testing import MemoryDestination, MemoryPacketSystem, MemoryReporter, event_factory, run_now
@@ -111,6 +112,7 @@ class ManyTests(SynchronousTestCase):
         self.pipeline = Pipeline(
             NodeView(name="sensor1", bounds=BOUNDS, default_timeout_seconds=10, snap_length=500),
             capturer=Capturer(self.reactor, self.system, wall_clock=self.wall_clock, read_timeout_ms=10),
+            encoder=PcapEncoder(),
             delivery=self.delivery,
             reporter=everyone,
             events=events,

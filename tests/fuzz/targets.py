@@ -8,13 +8,14 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from pcapsvc.core.errors import Problem, RequestRejected, SettingsError
 from pcapsvc.core.node import NodeMatcher
 from pcapsvc.core.plan import NodeView, plan_captures
-from pcapsvc.core.request import CaptureRequest, RequestBounds, parse_request, read_address
-from pcapsvc.core.values import S3_FIELDS
+from pcapsvc.core.request import OptionFields, RequestBounds, RequestFields, parse_request, read_address
+from pcapsvc.destinations.s3.options import S3_FIELDS, S3Options, check_options
 from pcapsvc.settings import load_settings
 from pcapsvc.settings.schema import SECTIONS, keys_of
 
@@ -29,8 +30,17 @@ _NODE = NodeView(
         max_snap_length=262_144,
         max_filter_characters=512,
         aliases=frozenset(_ALIASES),
-        s3_overrides=frozenset({"bucket", "folder", "acl", "endpoint"}),
-        s3_endpoints=("https://s3.amazonaws.com",),
+        options=(
+            OptionFields(
+                destination="s3",
+                structure=S3Options,
+                check=partial(
+                    check_options,
+                    allowed=frozenset({"bucket", "folder", "acl", "endpoint"}),
+                    endpoints=("https://s3.amazonaws.com",),
+                ),
+            ),
+        ),
     ),
     default_timeout_seconds=60,
     snap_length=512,
@@ -159,7 +169,7 @@ TARGETS: Mapping[str, Target] = {
     "request": Target(
         run=request,
         seeds=_MESSAGES,
-        words=(*_JSON, *(f'"{name}":' for name in CaptureRequest.__struct_fields__), *S3_FIELDS),
+        words=(*_JSON, *(f'"{name}":' for name in RequestFields.__struct_fields__), *S3_FIELDS),
         max_bytes=4096,
     ),
     "address": Target(

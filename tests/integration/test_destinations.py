@@ -10,8 +10,8 @@ from twisted.trial.unittest import TestCase
 
 from pcapsvc.core.errors import DestinationError
 from pcapsvc.core.result import Receipt
-from pcapsvc.destinations.cloudshark import CloudShark
-from pcapsvc.destinations.s3 import S3
+from pcapsvc.destinations.cloudshark.destination import CloudShark
+from pcapsvc.destinations.s3.destination import S3
 from pcapsvc.threads import Threads
 from peers.certificates import LABELS, labelled
 from peers.cloudshark import CloudSharkServer, Shown, accept, answer, hang, refuse, reset, slow
@@ -185,7 +185,7 @@ class S3Tests(DestinationCase):
             "bucket": self.server.bucket,
             "region": self.server.region,
         }
-        return S3(self.threads.run, self.threads.run, **{**values, **changes})
+        return S3(run_in_thread=self.threads.run, run_elsewhere=self.threads.run, **{**values, **changes})
 
     async def test_put(self) -> None:
         """A capture arrives byte for byte, with its tags, and private."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any, BinaryIO
 
-from pcapsvc.core.artifact import Artifact
+from pcapsvc.core.artifact import PCAP_MEDIA_TYPE, Artifact
 from pcapsvc.core.labels import Labels
 
 
@@ -41,9 +41,25 @@ class MemfdContent:
 
 
 def make_artifact(
-    content: MemfdContent, *, name: str = "web1-eth0-1700000000-abc.pcap", tags: str = "node:web1", **s3: Any
+    content: MemfdContent,
+    *,
+    name: str = "web1-eth0-1700000000-abc.pcap",
+    tags: str = "node:web1",
+    media_type: str = PCAP_MEDIA_TYPE,
+    destination: str = "s3",
+    **options: Any,
 ) -> Artifact:
-    return Artifact(capture_id="abc", name=name, tags=tags, content=content, s3=s3, labels=Labels(via="test"))
+    """An artifact, with options of one destination."""
+    by_destination = {destination: options} if options else {}
+    return Artifact(
+        capture_id="abc",
+        name=name,
+        media_type=media_type,
+        tags=tags,
+        content=content,
+        options=by_destination,
+        labels=Labels(via="test"),
+    )
 
 
 def resident_bytes() -> int:

@@ -66,7 +66,7 @@ class CapturePortTests(unittest.SynchronousTestCase):
             snap_length=snap,
             limits=limits,
             request=CaptureRequest(node="any", interface=("mem0",)),
-            s3={},
+            options={},
             via="test",
         )
         handle = self.system.open("mem0", snap_length=snap, bpf="")

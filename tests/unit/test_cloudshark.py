@@ -22,7 +22,7 @@ from twisted.web.server import NOT_DONE_YET, Site
 from zope.interface.verify import verifyObject
 
 from pcapsvc.core.errors import DestinationError
-from pcapsvc.destinations.cloudshark import CloudShark
+from pcapsvc.destinations.cloudshark.destination import CloudShark
 from pcapsvc.interfaces.delivery import IDestination
 from tests.unit.contents import MemfdContent, make_artifact
 
@@ -144,7 +144,10 @@ class CloudSharkTests(CloudSharkCase):
         """It is a destination, called cloudshark, and its repr says nothing."""
         destination = self.make()
         self.assertTrue(verifyObject(IDestination, destination))
-        self.assertEqual([destination.way({"endpoint": "x"})], list(destination.ways))
+        self.assertEqual([destination.route({"endpoint": "x"})], list(destination.routes))
+        self.assertEqual(
+            [str(problem) for problem in destination.check({"bucket": "b"})], ["bucket: is not a known key"]
+        )
         self.assertEqual(destination.name, "cloudshark")
         self.assertNoToken(repr(destination))
 

@@ -50,9 +50,9 @@ class LaneTests(unittest.SynchronousTestCase):
         self.answers.append(Deferred())
         return self.answers[-1]
 
-    def attempt(self, **s3: str) -> Deferred[Any]:
+    def attempt(self, **options: str) -> Deferred[Any]:
         """One attempt."""
-        return self.lane.attempt(make_artifact(self.content, **s3))
+        return self.lane.attempt(make_artifact(self.content, destination="one", **options))
 
     def test_ways(self) -> None:
         """So many go on at once on each way of the destination, as it says, whatever the requests name."""

@@ -28,7 +28,7 @@ class LocalDirectoryTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.directory = os.path.abspath(self.mktemp())
         os.mkdir(self.directory)
-        self.destination = LocalDirectory(self.directory, run_now)
+        self.destination = LocalDirectory(directory=self.directory, run_in_thread=run_now)
 
     def content(self, data: bytes = b"some packets", **kwargs: int) -> MemfdContent:
         content = MemfdContent(data, **kwargs)
@@ -43,7 +43,11 @@ class LocalDirectoryTests(SynchronousTestCase):
     def test_interface(self) -> None:
         """It is a destination, called local."""
         self.assertTrue(verifyObject(IDestination, self.destination))
-        self.assertEqual([self.destination.way({"endpoint": "x"})], list(self.destination.ways))
+        self.assertEqual([self.destination.route({"endpoint": "x"})], list(self.destination.routes))
+        self.assertEqual(
+            [str(problem) for problem in self.destination.check({"bucket": "b"})],
+            ["bucket: is not a known key"],
+        )
         self.assertEqual(self.destination.name, "local")
 
     def test_store(self) -> None:
@@ -209,7 +213,9 @@ class LocalDirectoryTests(SynchronousTestCase):
 
     def test_threads_stopped(self) -> None:
         """Where there is no thread any more, nothing stays open."""
-        destination = LocalDirectory(self.directory, lambda *args: defer.fail(NotRunning("stopped")))
+        destination = LocalDirectory(
+            directory=self.directory, run_in_thread=lambda *args: defer.fail(NotRunning("stopped"))
+        )
         content = self.content()
         failure = self.failureResultOf(destination.store(make_artifact(content)), DestinationError)
         self.assertTrue(failure.value.retryable)
@@ -233,7 +239,7 @@ class ThreadedLocalDirectoryTests(TestCase):
         self.threads = Threads(reactor)
         self.threads.startService()
         self.addCleanup(self.threads.stopService)
-        self.destination = LocalDirectory(self.directory, self.threads.run)
+        self.destination = LocalDirectory(directory=self.directory, run_in_thread=self.threads.run)
 
     async def test_side_by_side(self) -> None:
         """One content is stored many times at once, each with a reader of its own."""

@@ -37,6 +37,8 @@ from pcapsvc.core.retry import RetryPolicy
 from pcapsvc.core.session import StopReason
 from pcapsvc.delivery.delivery import Delivery
 from pcapsvc.delivery.lane import Lane
+from pcapsvc.encoders.pcap import PcapEncoder
+from pcapsvc.interfaces.delivery import IEncoder
 from pcapsvc.interfaces.reports import IReporter
 from pcapsvc.pipeline import Pipeline
 from pcapsvc.reports.fan_out import FanOutReporter
@@ -81,6 +83,7 @@ class PipelineCase(unittest.SynchronousTestCase):
     reporters: tuple[IReporter, ...] = ()
     options: dict[str, Any] = {}
     capturer_options: dict[str, Any] = {}
+    encoder: IEncoder = PcapEncoder()
 
     def setUp(self) -> None:
         """Build it."""
@@ -96,13 +99,7 @@ class PipelineCase(unittest.SynchronousTestCase):
         self.captures = Captures(["one", "two"])
         everyone = FanOutReporter([*self.reporters, LogReporter(self.reactor), self.captures, self.reporter])
         self.pipeline = Pipeline(
-            NodeView(
-                name="sensor1",
-                bounds=dataclasses.replace(BOUNDS, aliases=frozenset({"both"})),
-                default_timeout_seconds=10,
-                snap_length=500,
-                interfaces_by_alias={"both": ("mem0", "mem1")},
-            ),
+            self.node(),
             capturer=Capturer(
                 self.reactor,
                 self.system,
@@ -110,6 +107,7 @@ class PipelineCase(unittest.SynchronousTestCase):
                 read_timeout_ms=10,
                 **self.capturer_options,
             ),
+            encoder=self.encoder,
             delivery=Delivery(
                 self.reactor,
                 [
@@ -132,6 +130,16 @@ class PipelineCase(unittest.SynchronousTestCase):
     def _line(self, event: Any) -> None:
         if event.get("log_namespace", "").startswith("pcapsvc."):
             self.lines.append((event["log_level"], formatEvent(event)))
+
+    def node(self) -> NodeView:
+        """The node."""
+        return NodeView(
+            name="sensor1",
+            bounds=dataclasses.replace(BOUNDS, aliases=frozenset({"both"})),
+            default_timeout_seconds=10,
+            snap_length=500,
+            interfaces_by_alias={"both": ("mem0", "mem1")},
+        )
 
     def assert_nothing_left(self) -> None:
         """No handle, no descriptor, no reader and no timer is left."""

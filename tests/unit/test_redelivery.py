@@ -208,7 +208,11 @@ class RedeliveryTests(SpoolCase):
             self.put(name, endpoint="https://slow.example.com")
         for name in ("c.pcap", "d.pcap", "e.pcap"):
             self.put(name)
-        self.answers(lambda: Deferred() if "endpoint" in self.one.artifacts[-1].s3 else succeed(None))
+        self.answers(
+            lambda: (
+                Deferred() if "endpoint" in self.one.artifacts[-1].options.get("one", {}) else succeed(None)
+            )
+        )
         self.restart()
         self.redelivery.startService()
         self.put("f.pcap")

@@ -10,13 +10,15 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import boto3.session
 from twisted.internet import defer, reactor, task
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface.verify import verifyObject
 
 from pcapsvc.core.errors import DestinationError
-from pcapsvc.destinations.s3 import S3, metadata_value
-from pcapsvc.destinations.s3 import destination as s3
+from pcapsvc.destinations.s3 import clients
+from pcapsvc.destinations.s3.clients import metadata_value
+from pcapsvc.destinations.s3.destination import S3
 from pcapsvc.interfaces.delivery import IDestination
 from pcapsvc.testing import run_now
 from pcapsvc.threads import Threads
@@ -96,7 +98,7 @@ class S3Case(TestCase):
             "endpoint": self.server.endpoint,
             "bucket": "captures",
         }
-        return S3(self.threads.run, self.threads.run, **{**values, **changes})
+        return S3(run_in_thread=self.threads.run, run_elsewhere=self.threads.run, **{**values, **changes})
 
     async def refused(self, asked: dict[str, Any] | None = None, **changes: Any) -> DestinationError:
         stored = self.make(**changes).store(make_artifact(self.content, **(asked or {})))
@@ -117,10 +119,10 @@ class S3Tests(S3Case):
         self.assertEqual(destination.name, "s3")
         self.assertNotIn(SECRET, repr(destination))
 
-    def test_ways(self) -> None:
-        """The endpoint that is configured is one way, however a request spells it; all others are another."""
+    def test_routes(self) -> None:
+        """The configured endpoint is one route, however a request spells it; all others are another."""
         amazon, own = self.make(endpoint=None), self.make(endpoint="http://s3.example.com")
-        ways: list[tuple[S3, dict[str, Any], bool]] = [
+        routes: list[tuple[S3, dict[str, Any], bool]] = [
             (own, {}, True),
             (own, {"bucket": "b", "endpoint": "http://s3.example.com/"}, True),
             (own, {"endpoint": "s3.example.com"}, False),
@@ -129,9 +131,11 @@ class S3Tests(S3Case):
             (amazon, {}, True),
             (amazon, {"endpoint": ""}, True),
             (amazon, {"endpoint": "s3.example.com"}, False),
+            (amazon, {"endpoint": True}, False),
+            (amazon, {"endpoint": ["x"]}, False),
         ]
-        for destination, asked, is_configured in ways:
-            self.assertEqual(destination.ways.index(destination.way(asked)) == 0, is_configured, asked)
+        for destination, asked, is_configured in routes:
+            self.assertEqual(destination.routes.index(destination.route(asked)) == 0, is_configured, asked)
 
     async def test_put(self) -> None:
         """An object is put by path-style address, byte for byte, with its tags; no ACL, no encryption."""
@@ -192,26 +196,44 @@ class S3Tests(S3Case):
         self.assertTrue(all(body == data for _, _, body in self.server.requests))
 
     async def test_bounded_clients(self) -> None:
-        """The clients for the endpoints that requests name are kept, but not without bound."""
-        destination = self.make()
-        for n in range(s3._MOST_CLIENTS + 3):
-            await destination.store(make_artifact(self.content, region=f"region-{n}"))
-        self.assertEqual(len(destination._own[1]._clients), s3._MOST_CLIENTS)
+        """Clients for the regions and endpoints that requests name are reused, up to a number."""
+        made: list[str] = []
+        make = boto3.session.Session.client
 
-    async def test_not_allowed(self) -> None:
-        """What requests may not say is refused, whenever they said it, and waits for an operator."""
+        def noted(session: Any, *args: Any, **options: Any) -> Any:
+            made.append(options["region_name"])
+            return make(session, *args, **options)
+
+        self.patch(boto3.session.Session, "client", noted)
+        destination = self.make()
+        regions = [f"region-{number}" for number in range(clients.MAX_CLIENTS + 1)]
+        for region in (*regions, *reversed(regions)):
+            await destination.store(make_artifact(self.content, region=region))
+        # Only the first one had been evicted.
+        self.assertEqual(made, [*regions, regions[0]])
+
+    def test_check(self) -> None:
+        """Options are checked by their types and by the operator's rules, each by its field."""
         narrow = self.make(overrides=frozenset({"folder", "endpoint"}), endpoints=("https://s3.example.com",))
-        for said, words in (
+        for options, words in (
             ({"bucket": "theirs"}, "bucket = 'theirs': must not be set by a request"),
             ({"endpoint": "https://evil.example.com"}, "must be one of https://s3.example.com"),
+            ({"key": "b"}, "key: is not a known key"),
+            ({"bpf": "b"}, "bpf: is not a known key"),
+            ({"bucket": ["b"]}, "bucket = ['b']: must be the name of a bucket"),
+            ({"bucket": "../../evil"}, "bucket = '../../evil': must be the name of a bucket"),
+            ({"folder": "../../../etc"}, "folder = '../../../etc': must be a path"),
+            ({"folder": True}, "folder = True: must be a path"),
+            ({"encryption": "no"}, "encryption = 'no': must be true or false"),
+            ({"acl": "all"}, "acl = 'all': must be one of"),
+            ({"region": "x.evil"}, "region = 'x.evil': must be the name of a region"),
+            ({"endpoint": "http://evil/?x="}, "endpoint = 'http://evil/?x=': must be HOST"),
+            ({"endpoint": True}, "endpoint = True: must be one line of text"),
         ):
-            stored = narrow.store(make_artifact(self.content, **said))
-            error = await self.assertFailure(stored, DestinationError)
-            self.assertFalse(error.retryable)
-            self.assertIn(f"the request's {next(iter(said))}", str(error))
-            self.assertIn(words, str(error))
-        self.assertEqual(self.server.requests, [])
-        await narrow.store(make_artifact(self.content, folder="theirs"))
+            [problem] = narrow.check(options)
+            self.assertIn(words, str(problem))
+            self.assertEqual(problem.path, next(iter(options)))
+        self.assertEqual(list(narrow.check({"folder": "theirs", "endpoint": "s3.example.com"})), [])
 
     async def test_no_bucket(self) -> None:
         """Without a bucket there is nothing to do, and nothing is connected to."""
@@ -427,7 +449,12 @@ class BadPeerTests(S3Case):
     def destination(self, **changes: Any) -> S3:
         """With one thread for what requests name."""
         values = {"access_id": "AKIDEXAMPLE", "access_key": SECRET, "bucket": "captures", **changes}
-        return S3(self.threads.run, self.one_thread.run, endpoint=self.server.endpoint, **values)
+        return S3(
+            run_in_thread=self.threads.run,
+            run_elsewhere=self.one_thread.run,
+            endpoint=self.server.endpoint,
+            **values,
+        )
 
     async def ends(self, endpoint: str, content: MemfdContent | None = None) -> None:
         """An attempt is cut short within a connection: its thread is free at once."""
@@ -573,7 +600,8 @@ class LazyImportTests(SynchronousTestCase):
 
     def test_nothing_before_the_first(self) -> None:
         """Nothing is made, and nothing connected to, by the constructor."""
-        self.assertIsNone(S3(run_now, run_now, bucket="b")._own[1]._session)
+        self.patch(boto3.session, "Session", lambda **_: self.fail("a session was made"))
+        S3(run_in_thread=run_now, run_elsewhere=run_now, bucket="b")
 
 
 class MetadataTests(SynchronousTestCase):

@@ -106,7 +106,7 @@ class SpoolCase(unittest.SynchronousTestCase):
 
     def put(self, name: str = "a.pcap", destination: str = "one", **values: Any) -> None:
         """Spool a capture, whose id is its name's beginning, and let a second pass."""
-        artifact = make_artifact(self.content, name=name, **values)
+        artifact = make_artifact(self.content, name=name, destination=destination, **values)
         self.successResultOf(self.spool.put(replace_id(artifact, name), destination, "503"))
         self.clock.advance(1)
 
@@ -194,14 +194,18 @@ class FolderTests(SpoolCase):
             self.assertEqual((entry / "capture.pcap").read_bytes(), DATA)
         manifest = json.loads((self.entry() / "manifest.json").read_text())
         self.assertEqual(
-            {key: manifest[key] for key in ("v", "capture", "destination", "name", "tags", "s3", "size")},
             {
-                "v": 1,
+                key: manifest[key]
+                for key in ("v", "capture", "destination", "name", "media_type", "tags", "options", "size")
+            },
+            {
+                "v": 2,
                 "capture": "a",
                 "destination": "d0",
                 "name": "a.pcap",
                 "tags": "customer:Zoë",
-                "s3": {"bucket": "b", "encryption": True},
+                "media_type": "application/vnd.tcpdump.pcap",
+                "options": {"bucket": "b", "encryption": True},
                 "size": len(DATA),
             },
         )
@@ -529,7 +533,7 @@ class RestartTests(SpoolCase):
             lambda entry: (entry / "manifest.json").unlink(),
             lambda entry: (entry / "manifest.json").write_bytes(b""),
             lambda entry: (entry / "manifest.json").write_bytes(bytes(300)),
-            lambda entry: (entry / "manifest.json").write_text('{"v": 2}'),
+            lambda entry: (entry / "manifest.json").write_text('{"v": 3}'),
             lambda entry: (entry / "capture.pcap").unlink(),
             lambda entry: (entry / "capture.pcap").write_bytes(DATA[:-1]),
             lambda entry: (entry / "capture.pcap").write_bytes(DATA + b"x"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 from urllib.parse import quote, urlencode
 
@@ -20,7 +20,8 @@ from twisted.web.iweb import IBodyProducer
 from zope.interface import implementer
 
 from pcapsvc.core.artifact import Artifact
-from pcapsvc.core.errors import DestinationError
+from pcapsvc.core.errors import DestinationError, Problem
+from pcapsvc.core.fields import unknown_key
 from pcapsvc.core.result import Receipt
 from pcapsvc.core.text import one_line, without_secrets
 from pcapsvc.interfaces.delivery import IDestination
@@ -63,7 +64,7 @@ class CloudShark:
     """
 
     name = "cloudshark"
-    ways = ("usual",)
+    routes = ("usual",)
     _log = Logger()
 
     def __init__(
@@ -93,9 +94,13 @@ class CloudShark:
         self._secrets = ((token, "[token]"),)
         self._cooperator = Cooperator(scheduler=lambda work: reactor.callLater(0, work))
 
-    def way(self, s3: Mapping[str, Any]) -> str:
-        """See L{IDestination.way}: there is one."""
-        return self.ways[0]
+    def route(self, options: Mapping[str, Any]) -> str:
+        """See L{IDestination.route}: there is one."""
+        return self.routes[0]
+
+    def check(self, options: Mapping[str, Any]) -> Iterator[Problem]:
+        """See L{IDestination.check}: there are no options."""
+        return (unknown_key(key, ()) for key in options)
 
     def store(self, artifact: Artifact) -> Deferred[Receipt]:
         """See L{IDestination.store}. The receipt's location is the link of the capture."""

@@ -6,14 +6,15 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO
 
 from twisted.internet.defer import CancelledError, Deferred
 from zope.interface import implementer
 
 from pcapsvc.core.artifact import Artifact
-from pcapsvc.core.errors import DestinationError
+from pcapsvc.core.errors import DestinationError, Problem
+from pcapsvc.core.fields import unknown_key
 from pcapsvc.core.result import Receipt
 from pcapsvc.interfaces.delivery import IDestination
 from pcapsvc.interfaces.threads import RunInThread
@@ -58,15 +59,19 @@ class LocalDirectory:
     """
 
     name = "local"
-    ways = ("usual",)
+    routes = ("usual",)
 
-    def __init__(self, directory: str, run_in_thread: RunInThread) -> None:
+    def __init__(self, *, directory: str, run_in_thread: RunInThread) -> None:
         self._directory = directory
         self._run_in_thread = run_in_thread
 
-    def way(self, s3: Mapping[str, Any]) -> str:
-        """See L{IDestination.way}: there is one."""
-        return self.ways[0]
+    def route(self, options: Mapping[str, Any]) -> str:
+        """See L{IDestination.route}: there is one."""
+        return self.routes[0]
+
+    def check(self, options: Mapping[str, Any]) -> Iterator[Problem]:
+        """See L{IDestination.check}: there are no options."""
+        return (unknown_key(key, ()) for key in options)
 
     def store(self, artifact: Artifact) -> Deferred[Receipt]:
         """See L{IDestination.store}. The receipt's location is the file's path."""

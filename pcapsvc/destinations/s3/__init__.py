@@ -1,5 +1,1 @@
-"""Captures to Amazon S3, and to what speaks as it does."""
-
-from pcapsvc.destinations.s3.destination import S3, metadata_value
-
-__all__ = ["S3", "metadata_value"]
+"""Captures to Amazon S3, and to services that speak its protocol."""

@@ -1,0 +1,311 @@
+"""The clients of boto3 that put objects, and what their errors mean."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+from twisted.internet.defer import CancelledError
+
+from pcapsvc.core.errors import DestinationError
+from pcapsvc.core.retry import asked_delay
+
+_CONNECT_SECONDS = 10
+_READ_SECONDS = 60
+# Retries are the outbox's, each on a connection of its own.
+_ATTEMPTS = 1
+#: How many clients are kept. Each costs a few megabytes.
+MAX_CLIENTS = 8
+
+_TAGS = "tags"
+# S3 User Guide, "User-defined object metadata": 2 KB of names and values.
+_MOST_TAGS_BYTES = 2048 - len(_TAGS)
+# What a header can't carry, spaces that would be stripped from it, and the percent sign.
+_UNSAFE = re.compile(r"[^\x20-\x24\x26-\x7e]|\A +| +\Z")
+
+# S3 API Reference, "List of error codes": credentials that are outdated.
+_STALE_CODES = frozenset({"ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch"})
+
+# Those of botocore's standard retry mode (botocore.retries.standard), and S3's own.
+_RETRYABLE_CODES = frozenset(
+    {
+        "BandwidthLimitExceeded",
+        "EC2ThrottledException",
+        "InternalError",
+        "LimitExceededException",
+        "OperationAborted",
+        "PriorRequestNotComplete",
+        "ProvisionedThroughputExceededException",
+        "RequestLimitExceeded",
+        "RequestThrottled",
+        "RequestThrottledException",
+        "RequestTimeout",
+        "RequestTimeTooSkewed",
+        "RequestTimeoutException",
+        "ServiceUnavailable",
+        "SlowDown",
+        "ThrottledException",
+        "Throttling",
+        "ThrottlingException",
+        "TooManyRequestsException",
+        "TransactionInProgressException",
+    }
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """
+    Where and how to put an object.
+
+    @ivar is_configured: whether this is the configured endpoint.
+    """
+
+    endpoint: str | None
+    is_configured: bool
+    region: str | None
+    bucket: str
+    key: str
+    acl: str
+    encryption: bool
+
+
+class Body:
+    """The file that boto3 reads an object from, until the attempt is cancelled."""
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self._file = file
+        self.size = size
+        self._lock = threading.Lock()
+        self._is_cancelled = False
+        self._cut: Callable[[], None] | None = None
+
+    def cancel(self) -> None:
+        """Cancel the attempt, from the reactor's thread."""
+        with self._lock:
+            self._is_cancelled = True
+            if self._cut is not None:
+                self._cut()
+
+    def begin(self, cut: Callable[[], None]) -> None:
+        """
+        Set what ends the attempt's connections, when the attempt begins.
+
+        @raise CancelledError: if the attempt is cancelled already.
+        """
+        with self._lock:
+            self._cut = cut
+        self.check()
+
+    def check(self) -> None:
+        """Raise L{CancelledError} if the attempt is cancelled."""
+        if self._is_cancelled:
+            raise CancelledError()
+
+    def read(self, size: int = -1) -> bytes:
+        self.check()
+        return self._file.read(size)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self.check()
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class Clients:
+    """
+    A client of boto3 for each endpoint and region. Clients are thread-safe, the session that makes
+    them is not.
+
+    They are made and used in threads only: the first one imports boto3.
+    """
+
+    def __init__(self, access_id: str | None, access_key: str | None) -> None:
+        self._access_id = access_id
+        self._access_key = access_key
+        self._lock = threading.Lock()
+        self._session: Any = None
+        self._clients: OrderedDict[tuple[str | None, str | None], Any] = OrderedDict()
+
+    def put(self, target: Target, body: Body, media_type: str, tags: str) -> None:
+        """
+        Put an object, and close its body.
+
+        @raise DestinationError: with the client's message.
+        """
+        problem = None
+        try:
+            # Before boto3 is imported for nothing.
+            body.check()
+            from pcapsvc.destinations.s3.exchange import Exchange
+
+            exchange = Exchange()
+            body.begin(exchange.cut)
+            with exchange.here():
+                try:
+                    self._put(target, body, media_type, tags)
+                finally:
+                    problem = exchange.problem
+        except CancelledError:
+            raise
+        except Exception as error:  # noqa: BLE001 - a client that is not ours, with errors of many libraries
+            body.check()
+            words, retryable = (problem, True) if problem else _described(error)
+            if _is_without_credentials(error, target.is_configured):
+                self._forget()
+            raise DestinationError(
+                words, retryable=retryable, retry_after_seconds=_asked_seconds(error)
+            ) from None
+        finally:
+            body.close()
+
+    def _put(self, target: Target, body: Body, media_type: str, tags: str) -> None:
+        options: dict[str, Any] = {}
+        if target.acl != "private":
+            options["ACL"] = target.acl
+        if target.encryption:
+            options["ServerSideEncryption"] = "AES256"
+        self._client(target.endpoint, target.region).put_object(
+            Bucket=target.bucket,
+            Key=target.key,
+            Body=body,
+            ContentLength=body.size,
+            ContentType=media_type,
+            Metadata={_TAGS: metadata_value(tags)},
+            **options,
+        )
+
+    def _client(self, endpoint: str | None, region: str | None) -> Any:
+        with self._lock:
+            client = self._clients.pop((endpoint, region), None)
+            if client is None:
+                client = self._make(endpoint, region)
+            self._clients[endpoint, region] = client
+            if len(self._clients) > MAX_CLIENTS:
+                # Not closed, as another thread may be using it. It is freed with its last user.
+                self._clients.popitem(last=False)
+            return client
+
+    def _forget(self) -> None:
+        """Look up the credentials again the next time: boto3 reads a profile only once."""
+        if self._access_key is None:
+            with self._lock:
+                self._session = None
+                self._clients.clear()
+
+    def _make(self, endpoint: str | None, region: str | None) -> Any:
+        import boto3.session
+        from botocore.config import Config
+
+        from pcapsvc.destinations.s3.exchange import make_ending
+
+        if self._session is None:
+            self._session = boto3.session.Session(
+                aws_access_key_id=self._access_id, aws_secret_access_key=self._access_key
+            )
+        if region is None and self._session.region_name is None:
+            # A signature needs one, and this is what stores without regions expect.
+            region = "us-east-1"
+        client = self._session.client(
+            "s3",
+            endpoint_url=endpoint,
+            region_name=region,
+            config=Config(
+                signature_version="s3v4",
+                s3={"addressing_style": "path"},
+                # Many stores don't know the newer checksums.
+                request_checksum_calculation="when_required",
+                response_checksum_validation="when_required",
+                connect_timeout=_CONNECT_SECONDS,
+                read_timeout=_READ_SECONDS,
+                retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
+            ),
+        )
+        make_ending(client)
+        # After botocore's own handler of this event, which makes the context.
+        client.meta.events.register_last("before-parameter-build.s3", _ask_once)
+        return client
+
+
+def _ask_once(model: Any, context: dict[str, Any], **_: Any) -> None:
+    """
+    If a redirect doesn't name the bucket's region, botocore sends a HeadBucket to find it. If that is
+    redirected too, botocore would send another, and so on.
+    """
+    if model.name == "HeadBucket":
+        context.setdefault("s3_redirect", {})["redirected"] = True
+
+
+def metadata_value(tags: str) -> str:
+    """
+    Tags as an object's metadata, which must be printable ASCII: anything else, and the percent sign, is
+    percent-encoded as UTF-8. If the result is too long, it is cut at a comma.
+    """
+    safe = _UNSAFE.sub(lambda found: _percent_encoded(found[0]), tags)
+    if len(safe) <= _MOST_TAGS_BYTES:
+        return safe
+    comma = safe.rfind(",", 0, _MOST_TAGS_BYTES + 1)
+    if comma >= 0:
+        return safe[:comma]
+    # Not within an encoded byte.
+    return re.sub(r"%.?\Z", "", safe[:_MOST_TAGS_BYTES])
+
+
+def _percent_encoded(text: str) -> str:
+    return "".join(f"%{byte:02X}" for byte in text.encode("utf-8", "replace"))
+
+
+def _asked_seconds(error: Exception) -> float | None:
+    """How long the service asks us to wait, or L{None}."""
+    metadata = getattr(error, "response", None) or {}
+    headers = metadata.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    return asked_delay(headers.get("retry-after"), headers.get("date"))
+
+
+def _is_without_credentials(error: Exception, is_trusted: bool) -> bool:
+    """
+    Whether there were no credentials, or the service says that they are outdated.
+
+    @param is_trusted: whether to believe the service. Each time makes us read the files again.
+    """
+    from botocore import exceptions
+
+    if isinstance(error, exceptions.ClientError):
+        return is_trusted and error.response.get("Error", {}).get("Code") in _STALE_CODES
+    return isinstance(error, exceptions.NoCredentialsError | exceptions.PartialCredentialsError)
+
+
+def _described(error: Exception) -> tuple[str, bool]:
+    """What went wrong, in words, and whether it is retryable."""
+    from botocore import exceptions
+    from botocore.parsers import ResponseParserError
+
+    if isinstance(error, exceptions.ClientError):
+        problem = error.response.get("Error", {})
+        code, message = str(problem.get("Code", "")), str(problem.get("Message", ""))
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        words = ": ".join(part for part in (code, message) if part) or f"answered {status}"
+        return words, code in _RETRYABLE_CODES or status in (408, 429) or status >= 500
+    if isinstance(error, exceptions.SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return str(error), False
+    retryable = (
+        exceptions.ConnectionError,
+        exceptions.HTTPClientError,
+        exceptions.CredentialRetrievalError,
+        ResponseParserError,
+        OSError,
+    )
+    if isinstance(error, retryable):
+        return str(error), True
+    if isinstance(error, exceptions.BotoCoreError | ValueError):
+        return str(error), False
+    return f"{type(error).__name__}: {error}", True

@@ -1,0 +1,66 @@
+"""What a request may say of S3."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import msgspec
+
+from pcapsvc.core.endpoint import EndpointError, endpoint_url
+from pcapsvc.core.errors import Problem, shown
+from pcapsvc.core.fields import check_fields
+from pcapsvc.core.values import Acl, Bucket, Flag, Folder, Name, Region
+
+
+class S3Options(msgspec.Struct, frozen=True, kw_only=True):
+    """The fields of a request that belong to S3, with their types. L{None} is what the message leaves out."""
+
+    bucket: Bucket | None = None
+    folder: Folder | None = None
+    acl: Acl | None = None
+    region: Region | None = None
+    endpoint: Name | None = None
+    encryption: Flag | None = None
+
+
+#: The names of these fields.
+S3_FIELDS = S3Options.__struct_fields__
+
+
+def check_options(
+    options: Mapping[str, Any],
+    *,
+    allowed: frozenset[str] = frozenset(S3_FIELDS),
+    endpoints: tuple[str, ...] = (),
+) -> Iterator[Problem]:
+    """
+    Everything that is wrong with what a request says of S3: first the types, then the operator's rules.
+
+    @param options: by the request's field.
+    @param allowed: the fields that a request may set.
+    @param endpoints: the endpoints (as URLs) that a request may name; empty for any.
+    """
+    values, problems = check_fields(S3Options, options)
+    yield from problems
+    for field in S3_FIELDS:
+        if field in values and field not in allowed:
+            yield Problem(
+                path=field, value=shown(values[field]), rule="must not be set by a request on this node"
+            )
+    if "endpoint" in values and "endpoint" in allowed:
+        yield from _check_endpoint(values["endpoint"], endpoints)
+
+
+def _check_endpoint(endpoint: str, allowed: tuple[str, ...]) -> Iterator[Problem]:
+    try:
+        url = endpoint_url(endpoint)
+    except EndpointError as error:
+        yield Problem(path="endpoint", value=shown(endpoint), rule=str(error))
+        return
+    if allowed and url not in allowed:
+        yield Problem(
+            path="endpoint",
+            value=shown(endpoint),
+            rule=f"must be one of {', '.join(allowed)} on this node",
+        )

@@ -1,0 +1,1 @@
+"""From a recording to the bytes of the file that is delivered, one module for each format."""
