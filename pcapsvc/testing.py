@@ -32,6 +32,7 @@ from pcapsvc.interfaces.requests import IRequestSink
 _PACKET_HEADER = struct.Struct("=IIII")
 # What stdio holds back of a file (setbuf(3)).
 _STDIO_BUFFER_BYTES = 4096
+_EVENT_NUMBERS = itertools.count()
 
 
 def run_now(function: Callable[..., Any], *args: Any) -> defer.Deferred[Any]:
@@ -64,9 +65,8 @@ class MemorySink:
 def event_factory(
     node: str = "sensor1", wall_clock: Callable[[], float] = lambda: 1_700_000_000.0
 ) -> EventFactory:
-    """Makes events with the ids C{event-0}, C{event-1}, …"""
-    ids = itertools.count()
-    return EventFactory(node, wall_clock=wall_clock, new_id=lambda: f"event-{next(ids)}")
+    """Makes events whose ids are unique in this process."""
+    return EventFactory(node, wall_clock=wall_clock, new_id=lambda: f"event-{next(_EVENT_NUMBERS)}")
 
 
 @implementer(IReporter)

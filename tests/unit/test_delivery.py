@@ -20,8 +20,9 @@ from pcapsvc.delivery.delivery import LONGEST_HOLD_SECONDS, Delivery
 from pcapsvc.delivery.lane import Lane
 from pcapsvc.interfaces.delivery import IDelivery, ISpool
 from pcapsvc.interfaces.lifecycle import IHurriable
-from pcapsvc.testing import MemoryDestination, MemoryReporter, MemorySpool, event_factory
+from pcapsvc.testing import MemoryDestination, MemorySpool, event_factory
 from tests.unit.contents import MemfdContent, make_artifact
+from tests.unit.event_schema import checked_reporter
 
 WALL = 1_700_000_000.0
 
@@ -175,7 +176,7 @@ class DeliveryCase(unittest.SynchronousTestCase):
         self.content = MemfdContent(b"packets")
         self.addCleanup(self.content.close)
         self.one, self.two = MemoryDestination("one"), MemoryDestination("two")
-        self.reporter = MemoryReporter()
+        self.reporter = checked_reporter(self)
         self.let_gos = 0
         self.build()
         self.addCleanup(lambda: self.assertEqual(self.clock.getDelayedCalls(), []))

@@ -46,6 +46,7 @@ from pcapsvc.reports.log import LogReporter
 from pcapsvc.testing import MemoryDestination, MemoryPacketSystem, MemoryReporter, event_factory
 from peers.frames import udp_frame
 from tests.core.test_request import BOUNDS
+from tests.unit.event_schema import checked_reporter
 
 # So long after a limit of time, or an end from outside, a capture has what the kernel held back, and is over.
 HAND_OVER = 0.1
@@ -95,7 +96,7 @@ class PipelineCase(unittest.SynchronousTestCase):
         self.reactor = MemoryReactorClock()
         self.system = MemoryPacketSystem("mem0", "mem1")
         self.one, self.two = MemoryDestination("one"), MemoryDestination("two")
-        self.reporter, self.event_factory = MemoryReporter(), event_factory()
+        self.reporter, self.event_factory = checked_reporter(self), event_factory()
         self.captures = Captures(["one", "two"])
         everyone = FanOutReporter([*self.reporters, LogReporter(self.reactor), self.captures, self.reporter])
         self.pipeline = Pipeline(

@@ -26,8 +26,9 @@ from pcapsvc.delivery.redelivery import Redelivery
 from pcapsvc.delivery.spool import Spool
 from pcapsvc.interfaces.delivery import ISpool
 from pcapsvc.interfaces.lifecycle import IHurriable
-from pcapsvc.testing import MemoryDestination, MemoryReporter, event_factory, run_now
+from pcapsvc.testing import MemoryDestination, event_factory, run_now
 from tests.unit.contents import MemfdContent, PeakMemory, make_artifact
+from tests.unit.event_schema import checked_reporter
 
 WALL = 1_700_000_000.0
 DATA = b"some packets"
@@ -49,7 +50,7 @@ class SpoolCase(unittest.SynchronousTestCase):
         self.clock = Clock()
         self.addCleanup(lambda: self.assertEqual(self.clock.getDelayedCalls(), []))
         self.before = len(os.listdir("/proc/self/fd"))
-        self.reporter = MemoryReporter()
+        self.reporter = checked_reporter(self)
         self.run_in_thread: Callable[..., Deferred[Any]] = run_now
         self.wall = WALL
         self.one = MemoryDestination("one", ("usual", "https://slow.example.com"))

@@ -1,0 +1,262 @@
+"""Events, as CloudEvents."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.trial import unittest
+
+from pcapsvc.core.errors import Problem
+from pcapsvc.core.event import (
+    CaptureDelivered,
+    CaptureDone,
+    CaptureFailed,
+    CaptureProgress,
+    CaptureStarted,
+    CaptureStopped,
+    DeliveryFailed,
+    DeliveryPostponed,
+    DeliverySpooled,
+    EventFactory,
+    Payload,
+    RequestAccepted,
+    RequestBusy,
+    RequestRejected,
+    as_json,
+    verdict_payload,
+)
+from pcapsvc.core.labels import Labels
+from pcapsvc.core.recording import PacketCounts
+from pcapsvc.core.result import Accepted, Busy, Rejected, StartedCapture
+from pcapsvc.core.session import CaptureLimits, StopReason
+from pcapsvc.testing import event_factory
+from tests.unit.event_schema import check, problems, schema
+
+REQUEST = Labels(via="http", requestid="r-1", alertid=7, customer="ACME", tags="one,two")
+CAPTURE = Labels(via="http", requestid="r-1", alertid="A-7", interface="eth0")
+LIMITS = CaptureLimits(max_packets=10, max_bytes=1000, idle_seconds=5, duration_seconds=60)
+PROBLEMS = (
+    Problem(path="packets", value="0", rule="must be a whole number, 1 or more"),
+    Problem(path="request", rule="must be UTF-8"),
+)
+#: Each type, with the data that its JSON has beside the labels.
+PAYLOADS: list[tuple[str, Payload, dict[str, Any]]] = [
+    (
+        "pcapsvc.request.accepted",
+        RequestAccepted(captures=(StartedCapture(capture_id="abc", interface="eth0"),)),
+        {"captures": [{"id": "abc", "interface": "eth0"}], "problems": []},
+    ),
+    (
+        "pcapsvc.request.rejected",
+        RequestRejected(problems=PROBLEMS),
+        {
+            "problems": [
+                {"path": "packets", "value": "0", "rule": "must be a whole number, 1 or more"},
+                {"path": "request", "rule": "must be UTF-8"},
+            ]
+        },
+    ),
+    ("pcapsvc.request.busy", RequestBusy(reason="4 captures run"), {"reason": "4 captures run"}),
+    (
+        "pcapsvc.capture.started",
+        CaptureStarted(
+            bpf="tcp\nport 80", snap_length=96, limits=LIMITS, started=0.25, link_type=1, alertstr="x"
+        ),
+        {
+            "bpf": "tcp\nport 80",
+            "snap_length": 96,
+            "limits": {"packets": 10, "bytes": 1000, "timeout": 5, "duration": 60},
+            "started": "1970-01-01T00:00:00.250000Z",
+            "link_type": 1,
+            "alertstr": "x",
+        },
+    ),
+    ("pcapsvc.capture.progress", CaptureProgress(packets=5, bytes=600), {"packets": 5, "bytes": 600}),
+    (
+        "pcapsvc.capture.stopped",
+        CaptureStopped(
+            reason=StopReason.IDLE,
+            packets=3,
+            bytes=700,
+            counts=PacketCounts(received=9, dropped=2, interface_dropped=1),
+            file="a.pcap",
+        ),
+        {
+            "reason": "idle",
+            "packets": 3,
+            "bytes": 700,
+            "received": 9,
+            "dropped": 2,
+            "interface_dropped": 1,
+            "file": "a.pcap",
+        },
+    ),
+    ("pcapsvc.capture.failed", CaptureFailed(problem="no memory"), {"problem": "no memory"}),
+    ("pcapsvc.capture.done", CaptureDone(), {}),
+    (
+        "pcapsvc.delivery.delivered",
+        CaptureDelivered(destination="s3", location="s3://b/k"),
+        {"destination": "s3", "location": "s3://b/k"},
+    ),
+    (
+        "pcapsvc.delivery.postponed",
+        DeliveryPostponed(destination="s3", problem="503", attempts=2, next_try=1_700_000_000.5),
+        {
+            "destination": "s3",
+            "problem": "503",
+            "attempts": 2,
+            "next_try": "2023-11-14T22:13:20.500000Z",
+            "spooled": False,
+        },
+    ),
+    (
+        "pcapsvc.delivery.spooled",
+        DeliverySpooled(destination="s3", problem="503"),
+        {"destination": "s3", "problem": "503"},
+    ),
+    (
+        "pcapsvc.delivery.failed",
+        DeliveryFailed(destination="s3", problem="403"),
+        {"destination": "s3", "problem": "403"},
+    ),
+]
+
+
+class EventTests(unittest.SynchronousTestCase):
+    """The JSON of events."""
+
+    def setUp(self) -> None:
+        """A node's events."""
+        self.events = event_factory("sensor1", lambda: 1_700_000_000.0)
+
+    def document(self, data: Payload) -> dict[str, Any]:
+        """The JSON of an event, of a capture unless it is about a request."""
+        if data.type.startswith("pcapsvc.request."):
+            return as_json(self.events.event(data, REQUEST))
+        return as_json(self.events.event(data, CAPTURE, "abc"))
+
+    def test_header(self) -> None:
+        """The header is that of CloudEvents 1.0; the data has the labels beside the payload."""
+        event = EventFactory("sensor1", wall_clock=lambda: 1_700_000_000.0, new_id=lambda: "x-1").event(
+            DeliverySpooled(destination="s3", problem="503"), CAPTURE, "abc"
+        )
+        self.assertEqual(
+            as_json(event),
+            {
+                "specversion": "1.0",
+                "id": "x-1",
+                "source": "/pcapsvc/nodes/sensor1",
+                "type": "pcapsvc.delivery.spooled",
+                "subject": "abc",
+                "time": "2023-11-14T22:13:20.000000Z",
+                "datacontenttype": "application/json",
+                "data": {
+                    "via": "http",
+                    "requestid": "r-1",
+                    "alertid": "A-7",
+                    "interface": "eth0",
+                    "destination": "s3",
+                    "problem": "503",
+                },
+            },
+        )
+
+    def test_each_type(self) -> None:
+        """Each type has its data, and is valid by the schema."""
+        for kind, data, expected in PAYLOADS:
+            document = self.document(data)
+            labels = (REQUEST if kind.startswith("pcapsvc.request.") else CAPTURE).as_mapping()
+            self.assertEqual((document["type"], document["data"]), (kind, {**labels, **expected}))
+            self.assertEqual("subject" in document, not kind.startswith("pcapsvc.request."))
+            self.assertEqual(problems(document), [])
+
+    def test_all_types(self) -> None:
+        """The schema describes all types of payloads, and no others; these tests know all."""
+        kinds = {data.type for _, data, _ in PAYLOADS}
+        self.assertEqual(kinds, {kind.type for kind in Payload.__subclasses__()})
+        self.assertEqual(kinds, set(schema()["properties"]["type"]["enum"]))
+        self.assertEqual(kinds, {one["$ref"].removeprefix("#/$defs/") for one in schema()["oneOf"]})
+
+    def test_described(self) -> None:
+        """The schema describes each type and each of its fields."""
+
+        def described(part: dict[str, Any], path: str) -> None:
+            for name, inner in part.get("properties", {}).items():
+                if isinstance(inner, dict) and "const" not in inner and name != "data":
+                    self.assertTrue("description" in inner or "$ref" in inner, f"{path}.{name}")
+                    described(inner.get("items", inner), f"{path}.{name}")
+
+        described(schema(), "event")
+        for name, kind in schema()["$defs"].items():
+            if name.startswith("pcapsvc."):
+                self.assertIn("description", kind, name)
+                described(kind["properties"]["data"], name)
+
+    def test_schema_refuses(self) -> None:
+        """The schema refuses what is no event of ours."""
+        good = self.document(PAYLOADS[-1][1])
+        for changes in (
+            {"id": ""},
+            {"source": "/pcapsvc/nodes/a b"},
+            {"type": "pcapsvc.nosuch"},
+            {"subject": None},
+            {"time": "2023-11-14 22:13:20"},
+            {"specversion": "0.3"},
+            {"data": {**good["data"], "requestid": None}},
+            {"data": {**good["data"], "requestid": "x" * 129}},
+            {"data": {**good["data"], "nosuch": 1}},
+            {"data": {"via": "http"}},
+        ):
+            self.assertTrue(problems({**good, **changes}), changes)
+
+    def test_absent(self) -> None:
+        """What is absent is left out: labels, statistics, the file."""
+        stopped = CaptureStopped(reason=StopReason.IDLE, packets=0, bytes=24, counts=None, file=None)
+        document = as_json(self.events.event(stopped, Labels(via="sqs", interface="lo"), "abc"))
+        self.assertEqual(
+            document["data"], {"via": "sqs", "interface": "lo", "reason": "idle", "packets": 0, "bytes": 24}
+        )
+        self.assertEqual(problems(document), [])
+
+    def test_node(self) -> None:
+        """The source is a URI reference, whatever the node is called."""
+        for node, encoded in (
+            ("web-17.example", "web-17.example"),
+            ("a/b c?#%", "a%2Fb%20c%3F%23%25"),
+            ("Zoë", "Zo%C3%AB"),
+        ):
+            event = event_factory(node).event(CaptureDone(), CAPTURE, "abc")
+            self.assertEqual(as_json(event)["source"], f"/pcapsvc/nodes/{encoded}")
+            check([event])
+
+    @given(st.text(st.characters(), min_size=1), st.text(st.characters()))
+    def test_any_text(self, node: str, text: str) -> None:
+        """Any text makes JSON in UTF-8, lone surrogates too; what has no bytes is replaced."""
+        labels = Labels(via="http", tags=text, interface="eth0")
+        event = event_factory(node).event(CaptureFailed(problem=text), labels, "abc")
+        self.assertEqual(problems(as_json(event)), [])
+        json.dumps(as_json(event), ensure_ascii=False).encode()
+
+    def test_made(self) -> None:
+        """Each event has the node, the time at which it is made, and an id of its own."""
+        times, ids = iter((1.5, 2.5)), iter("xy")
+        factory = EventFactory("sensor1", wall_clock=lambda: next(times), new_id=lambda: next(ids))
+        first, second = (factory.event(CaptureDone(), CAPTURE, "abc") for _ in range(2))
+        self.assertEqual((first.node, first.time, first.id), ("sensor1", 1.5, "x"))
+        self.assertEqual((second.time, second.id, second.type), (2.5, "y", "pcapsvc.capture.done"))
+
+    def test_verdicts(self) -> None:
+        """Each verdict about a request for this node is an event."""
+        captures = (StartedCapture(capture_id="abc", interface="eth0"),)
+        for verdict, data in (
+            (
+                Accepted(captures=captures, problems=PROBLEMS),
+                RequestAccepted(captures=captures, problems=PROBLEMS),
+            ),
+            (Rejected(problems=PROBLEMS), RequestRejected(problems=PROBLEMS)),
+            (Busy(reason="x"), RequestBusy(reason="x")),
+        ):
+            self.assertEqual(verdict_payload(verdict), data)

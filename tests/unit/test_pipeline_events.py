@@ -1,0 +1,129 @@
+"""The events of the whole flow, and captures that are ended by hand."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pcapsvc.core.event import (
+    CaptureDone,
+    CaptureStarted,
+    CaptureStopped,
+    Event,
+    Payload,
+    RequestAccepted,
+    RequestBusy,
+    RequestRejected,
+)
+from pcapsvc.core.labels import Labels
+from pcapsvc.core.result import Accepted
+from pcapsvc.core.session import StopReason
+from pcapsvc.interfaces.captures import EndResult
+from peers.frames import udp_frame
+from tests.unit.test_pipeline import PipelineCase, packets_in
+
+REQUEST: dict[str, Any] = {"requestid": "r-1", "alertid": 7, "customer": "ACME", "tags": "one,two"}
+LABELS = Labels(via="test", **REQUEST)
+
+
+class EventTests(PipelineCase):
+    """What is reported of requests and their captures."""
+
+    def reported(self, kind: type[Payload]) -> list[Event]:
+        """The events of a kind."""
+        return [event for event in self.reporter.events if isinstance(event.data, kind)]
+
+    def test_labels(self) -> None:
+        """All events about a request and its captures repeat its labels, and the capture's interface."""
+        verdict = self.submit(alias=["both"], packets=1, **REQUEST)
+        assert isinstance(verdict, Accepted)
+        ids = {capture.interface: capture.capture_id for capture in verdict.captures}
+        for interface in ids:
+            self.arrive(udp_frame(1), interface=interface)
+        first, *others = self.reporter.events
+        self.assertEqual((first.labels, first.subject), (LABELS, None))
+        self.assertEqual(
+            first.data, RequestAccepted(captures=verdict.captures, problems=()), "it comes before all others"
+        )
+        # Started, stopped, delivered twice, done: of each of the two.
+        self.assertEqual(len(others), 10)
+        for event in others:
+            assert event.labels.interface is not None
+            self.assertEqual(event.subject, ids[event.labels.interface])
+            self.assertEqual(event.labels, Labels(via="test", interface=event.labels.interface, **REQUEST))
+            self.assertEqual(event.node, "sensor1")
+
+    def test_started(self) -> None:
+        """The start has the whole plan."""
+        capture_id = self.begin(packets=5, timeout=3, snap=96, alertstr="x")
+        [event] = self.reported(CaptureStarted)
+        data = event.data
+        assert isinstance(data, CaptureStarted)
+        self.assertEqual((data.bpf, data.snap_length, data.alertstr, data.link_type), ("", 96, "x", 1))
+        self.assertEqual((data.limits.max_packets, data.limits.idle_seconds), (5, 3))
+        self.assertEqual(event.subject, capture_id)
+        self.successResultOf(self.stop())
+
+    def test_rejected(self) -> None:
+        """A rejection has the labels that are valid, so that the sender knows which request it was."""
+        self.submit(interface=["mem0"], packets=-1, **{**REQUEST, "tags": ["not text"]})
+        [event] = self.reported(RequestRejected)
+        self.assertEqual(event.labels, Labels(via="test", requestid="r-1", alertid=7, customer="ACME"))
+        self.assertIsNone(event.subject)
+
+    def test_busy(self) -> None:
+        """So does an answer that there is no capacity."""
+        for _ in range(self.max_captures):
+            self.begin()
+        self.submit(interface=["mem0"], **REQUEST)
+        [event] = self.reported(RequestBusy)
+        self.assertEqual(event.labels, LABELS)
+        self.successResultOf(self.stop())
+
+    def test_file(self) -> None:
+        """The end has the name of the file that is delivered; none if there is no packet."""
+        self.begin(packets=1)
+        self.arrive(udp_frame(1))
+        self.begin()
+        self.successResultOf(self.stop())
+        stopped = [event.data for event in self.reported(CaptureStopped)]
+        self.assertEqual(
+            [data.file for data in stopped if isinstance(data, CaptureStopped)], [*self.one.files, None]
+        )
+
+    def test_requestid(self) -> None:
+        """The sender's id of a request is in the state of its captures."""
+        capture_id = self.begin(requestid="r-1")
+        self.assertEqual(self.state(capture_id)["request"], {"requestid": "r-1"})
+        self.successResultOf(self.stop())
+
+
+class EndTests(PipelineCase):
+    """Captures that are ended by hand."""
+
+    def test_running(self) -> None:
+        """A capture that is ended delivers what it has, and is done; others go on."""
+        capture_id, other = self.begin(), self.begin(interface=["mem1"])
+        frames = [udp_frame(number) for number in range(3)]
+        self.arrive(*frames)
+        self.assertIs(self.captures.end(capture_id), EndResult.ENDED)
+        self.hand_over()
+        state = self.state(capture_id)
+        self.assertEqual(
+            (state["state"], state["reason"], state["packets"]), ("done", StopReason.CANCELLED.value, 3)
+        )
+        [file] = self.one.files.values()
+        self.assertEqual(packets_in(file), frames)
+        self.assertIs(self.captures.end(capture_id), EndResult.ALREADY_ENDED)
+        self.assertEqual(self.state(other)["state"], "capturing")
+        self.successResultOf(self.stop())
+
+    def test_watched(self) -> None:
+        """Who watches sees a capture until it is done, and its state is that of JSON."""
+        seen: list[str] = []
+        self.captures.watch(lambda state: seen.append(json.loads(json.dumps(state))["state"]))
+        self.begin(packets=1)
+        self.arrive(udp_frame(1))
+        # Two deliveries in between.
+        self.assertEqual(seen, ["capturing", "delivering", "delivering", "delivering", "done"])
+        self.assertEqual(len(self.events(CaptureDone)), 1)
