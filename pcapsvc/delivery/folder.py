@@ -29,11 +29,12 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
+from pcapsvc import durable
 from pcapsvc.core.artifact import Artifact
 from pcapsvc.core.errors import SpoolError
 from pcapsvc.core.spool_entry import (
@@ -50,7 +51,6 @@ from pcapsvc.core.spool_entry import (
 FILE_MODE = 0o600
 _FOLDER_MODE = 0o700
 
-_CHUNK_BYTES = 256 * 1024
 _CAPTURE, _MANIFEST = "capture.pcap", "manifest.json"
 _LOCK, _BROKEN, _NEW, _GONE = "lock", "broken", ".new-", ".gone-"
 
@@ -185,15 +185,22 @@ class SpoolFolder:
             os.mkdir(new, _FOLDER_MODE)
             try:
                 os.chmod(new, _FOLDER_MODE)  # whatever the umask says
-                size, digest = _write_file(os.path.join(new, _CAPTURE), _chunks(source, cancelled))
+                digest = hashlib.sha256()
+                chunks = _hashed(durable.read_chunks(source, cancelled), digest)
+                size = durable.write_file(os.path.join(new, _CAPTURE), chunks, mode=FILE_MODE)
                 if size != artifact.content.size:
                     raise SpoolError(f"{size} bytes could be read, of {artifact.content.size}")
                 entry = make_entry(
-                    artifact, destination, size=size, sha256=digest, created=created, problem=problem
+                    artifact,
+                    destination,
+                    size=size,
+                    sha256=digest.hexdigest(),
+                    created=created,
+                    problem=problem,
                 )
-                _write_file(os.path.join(new, _MANIFEST), iter([encode_entry(entry)]))
-                _sync_folder(new)
-                self._publish(new, name)
+                durable.write_file(os.path.join(new, _MANIFEST), [encode_entry(entry)], mode=FILE_MODE)
+                durable.sync_directory(new)
+                durable.publish(new, self._in(name))
             except BaseException:
                 shutil.rmtree(new, ignore_errors=True)
                 raise
@@ -211,7 +218,7 @@ class SpoolFolder:
             path = os.path.join(self._in(name), _CAPTURE)
             digest = hashlib.sha256()
             with _open_file(path) as file:
-                while chunk := file.read(_CHUNK_BYTES):
+                while chunk := file.read(durable.CHUNK_BYTES):
                     digest.update(chunk)
             if digest.hexdigest() != entry.sha256:
                 raise NotWhole(f"{path}: its bytes are not those that were written")
@@ -229,7 +236,7 @@ class SpoolFolder:
                 os.rename(self._in(name), gone)
             except FileNotFoundError:
                 pass  # an earlier call did it, and may not have come to its end
-            _sync_folder(self._path)
+            durable.sync_directory(self._path)
         # The next start does what is left undone here.
         _take_away(gone, ignore_errors=True)
 
@@ -257,20 +264,6 @@ class SpoolFolder:
                 _take_away(os.path.join(self._broken(), name))
             except FileNotFoundError:
                 pass
-
-    def _publish(self, new: str, name: str) -> None:
-        """Make an entry of what is on the disk already. It has its hidden name again where this fails."""
-        os.rename(new, self._in(name))
-        try:
-            _sync_folder(self._path)
-        except OSError:
-            # Nobody would know of it, until a restart delivers it once more.
-            try:
-                os.rename(self._in(name), new)
-            except OSError:
-                # Then it is an entry: whole, and known.
-                return
-            raise
 
     def _in(self, name: str) -> str:
         return os.path.join(self._path, name)
@@ -345,7 +338,7 @@ class SpoolFolder:
     def _set_aside(self, name: str) -> Aside:
         aside = f"{_UNSAFE.sub('_', name.lstrip('.'))[:200]}.{secrets.token_hex(4)}"
         os.rename(self._in(name), os.path.join(self._broken(), aside))
-        _sync_folder(self._path)
+        durable.sync_directory(self._path)
         return self._aside(aside)
 
     def _broken(self) -> str:
@@ -376,10 +369,10 @@ class SpoolFolder:
             raise SpoolError(f"{where}: {error.strerror or error}") from error
 
 
-def _chunks(source: BinaryIO, cancelled: Callable[[], bool]) -> Iterator[bytes]:
-    while chunk := source.read(_CHUNK_BYTES):
-        if cancelled():
-            raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
+def _hashed(chunks: Iterable[bytes], digest: Any) -> Iterator[bytes]:
+    """The same chunks, each of which is added to a digest."""
+    for chunk in chunks:
+        digest.update(chunk)
         yield chunk
 
 
@@ -415,30 +408,3 @@ def _take_away(path: str, *, ignore_errors: bool = False) -> None:
     except OSError:
         if not ignore_errors:
             raise
-
-
-def _write_file(path: str, chunks: Iterator[bytes]) -> tuple[int, str]:
-    """Write a file down to the disk: its size, and its SHA-256."""
-    size, digest = 0, hashlib.sha256()
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    target = os.open(path, flags, FILE_MODE)
-    try:
-        os.fchmod(target, FILE_MODE)  # whatever the umask says
-        for chunk in chunks:
-            size += len(chunk)
-            digest.update(chunk)
-            rest = memoryview(chunk)
-            while rest:
-                rest = rest[os.write(target, rest) :]
-        os.fsync(target)
-    finally:
-        os.close(target)
-    return size, digest.hexdigest()
-
-
-def _sync_folder(path: str) -> None:
-    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

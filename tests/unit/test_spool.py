@@ -16,9 +16,9 @@ from twisted.logger import LogLevel, formatEvent, globalLogPublisher
 from twisted.trial import unittest
 from zope.interface.verify import verifyObject
 
+from pcapsvc import durable
 from pcapsvc.core.errors import SpoolError
 from pcapsvc.core.event import DeliveryFailed
-from pcapsvc.delivery import folder
 from pcapsvc.delivery.folder import SpoolFolder
 from pcapsvc.delivery.inventory import ENTRY_BYTES
 from pcapsvc.delivery.lane import Lane
@@ -415,7 +415,7 @@ class FolderTests(SpoolCase):
         self.assertEqual((len(hanging), len(self.content.opened)), (1, 1))
         self.patch(SpoolFolder, "remove", self.noting(remove := [], SpoolFolder.remove))
         # The thread has the last of it already, and doesn't look any more.
-        self.patch(folder, "_chunks", lambda source, cancelled: iter([source.read()]))
+        self.patch(durable, "read_chunks", lambda source, cancelled: iter([source.read()]))
         hanging[0].callback(None)
         self.assertEqual((len(remove), self.names(), len(hanging)), (1, [], 2))
         hanging[1].callback(None)
@@ -436,7 +436,7 @@ class FolderTests(SpoolCase):
         What is on the disk when it is given up stays there, where nobody delivers it otherwise: it
         was to be kept for later, or all stops.
         """
-        self.patch(folder, "_chunks", lambda source, cancelled: iter([source.read()]))
+        self.patch(durable, "read_chunks", lambda source, cancelled: iter([source.read()]))
         hanging = self.hang("write")
         putting = self.spool.put(replace_id(make_artifact(self.content), "a"), "one", "503")
         putting.cancel()
@@ -459,7 +459,7 @@ class FolderTests(SpoolCase):
         holding = self.spool.hold(make_artifact(self.content), "one", "503")
         holding.cancel()
         self.failureResultOf(holding, CancelledError)
-        self.patch(folder, "_chunks", lambda source, cancelled: iter([source.read()]))
+        self.patch(durable, "read_chunks", lambda source, cancelled: iter([source.read()]))
         self.run_in_thread = lambda *args: fail(RuntimeError("the threads are not running"))
         hanging[0].callback(None)
         self.assertIn("what was given up stays in the spool", self.errors()[0])

@@ -16,13 +16,12 @@ from pcapsvc.core.artifact import Artifact
 from pcapsvc.core.errors import DestinationError, Problem
 from pcapsvc.core.fields import unknown_key
 from pcapsvc.core.result import Receipt
+from pcapsvc.durable import read_chunks, write_file
 from pcapsvc.interfaces.delivery import IDestination
 from pcapsvc.interfaces.threads import RunInThread
 
 #: What a file may be done with: read and written by us, read by our group.
 MODE = 0o640
-
-_CHUNK_BYTES = 256 * 1024
 
 # Somebody has to do something about these. All the others may pass: a full disk, a
 # quota, an I/O error, a network file system that went away.
@@ -110,34 +109,14 @@ def _write_file(directory: str, name: str, source: BinaryIO, cancelled: Callable
         folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             hidden = f".{name[:200]}.{secrets.token_hex(4)}"
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            target = os.open(hidden, flags, 0o600, dir_fd=folder)
             try:
-                try:
-                    size = _copy(source, target, cancelled)
-                    os.fchmod(target, MODE)
-                    os.fsync(target)
-                finally:
-                    os.close(target)
+                size = write_file(hidden, read_chunks(source, cancelled), mode=MODE, directory=folder)
                 if not _publish(folder, hidden, name) and not _has_size(folder, name, size):
                     raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
             finally:
                 _remove(folder, hidden)
         finally:
             os.close(folder)
-
-
-def _copy(source: BinaryIO, target: int, cancelled: Callable[[], bool]) -> int:
-    """Copy all, and count the bytes."""
-    size = 0
-    while chunk := source.read(_CHUNK_BYTES):
-        if cancelled():
-            raise CancelledError()
-        size += len(chunk)
-        rest = memoryview(chunk)
-        while rest:
-            rest = rest[os.write(target, rest) :]
-    return size
 
 
 def _publish(folder: int, hidden: str, name: str) -> bool:
