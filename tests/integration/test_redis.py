@@ -11,7 +11,8 @@ from twisted.internet import reactor, task, tcp, threads
 from twisted.logger import formatEvent, globalLogPublisher
 from twisted.trial import unittest
 
-from pcapsvc.sources.redis.source import MAX_MESSAGE_BYTES, RedisSource
+from pcapsvc.sources.redis.source import RedisSource
+from pcapsvc.sources.redis.subscriber import MAX_MESSAGE_BYTES
 from pcapsvc.testing import MemorySink
 from peers.certificates import LABELS, Authority, labelled
 from peers.redis import RedisServer
@@ -95,14 +96,14 @@ class RedisSourceTests(unittest.TestCase):
         server = self.server(password="s3cret")
         server.start()
         self.listen(server)
-        await self.told("it wants a password, and none is set")
+        await self.told("the server requires a password, and none is configured")
 
     async def test_wrong_password(self) -> None:
         """A wrong one is told once; when the server comes back with ours, we are subscribed."""
         server = self.server(password="new")
         server.start()
         self.listen(server, password="old-s3cret")
-        await self.told("AUTH was refused (the user name or the password is wrong)")
+        await self.told("AUTH was refused (wrong user name or password)")
         await task.deferLater(reactor, 0.5)
         self.assertEqual(len(self.warnings()), 1)
         server.command("CONFIG", "SET", "requirepass", "old-s3cret")
@@ -140,7 +141,7 @@ class RedisSourceTests(unittest.TestCase):
         server.start()
         server.command("ACL", "SETUSER", "node7", "resetchannels")
         self.listen(server, username="node7", password="s3cret")
-        await self.told("SUBSCRIBE was refused (the user has no right to this channel)")
+        await self.told("SUBSCRIBE was refused (the user has no permission for this channel)")
         server.command("ACL", "SETUSER", "node7", "&capture")
         await self.hears(server, b"x")
 
@@ -234,7 +235,7 @@ class RedisSourceTests(unittest.TestCase):
         await self.hears(server, b"before")
         began = reactor.seconds()
         server.freeze()
-        await self.told("no answer to PING for 0.2 s")
+        await self.told("no answer to PING within 0.2 s")
         self.assertLess(reactor.seconds() - began, CHECK_SECONDS + SOON_SECONDS + 2)
         await task.deferLater(reactor, 0.5)
         server.thaw()
@@ -260,7 +261,7 @@ class RedisSourceTests(unittest.TestCase):
         await self.hears(server, b"123")
         await self.hears(server, bytes(MAX_MESSAGE_BYTES // 2))
         await threads.deferToThread(server.publish, "capture", bytes(20 * MAX_MESSAGE_BYTES))
-        await self.told("it began a message of more than")
+        await self.told("the server began a message longer than")
         await self.hears(server, b"after")
         self.assertEqual(len(self.sink.submitted), 4)
         self.assertEqual(server.subscribers("capture"), 1)

@@ -46,11 +46,11 @@ class OutageTests(unittest.SynchronousTestCase):
     def test_each_kind_once(self) -> None:
         """Within an outage, each kind of problem is told once, whichever comes between."""
         for kind, problem in (("a", "first"), ("a", "second"), ("b", "third"), ("a", "fourth")):
-            self.outage.tell(kind, problem)
+            self.outage.report(kind, problem)
         self.assertEqual(
             [
-                "warn Kafka a:9092: first; trying until it works",
-                "warn Kafka a:9092: third; trying until it works",
+                "warn Kafka a:9092: first; retrying",
+                "warn Kafka a:9092: third; retrying",
             ],
             self.lines,
         )
@@ -59,16 +59,16 @@ class OutageTests(unittest.SynchronousTestCase):
         """Where each change is asked for, a problem that comes back after another is told again."""
         outage = Outage(Logger(observer=self.observe), "Redis a:6379", each_change=True)
         for kind in ("a", "a", "b", "b", "a"):
-            outage.tell(kind, kind)
-        self.assertEqual([f"warn Redis a:6379: {kind}; trying until it works" for kind in "aba"], self.lines)
+            outage.report(kind, kind)
+        self.assertEqual([f"warn Redis a:6379: {kind}; retrying" for kind in "aba"], self.lines)
 
     def test_the_end(self) -> None:
         """That it works is told once; the next outage is told again."""
-        self.outage.over("listening")
-        self.outage.over("listening")
-        self.outage.tell("a", "gone")
-        self.outage.over("listening")
-        self.outage.tell("a", "gone")
+        self.outage.ended("listening")
+        self.outage.ended("listening")
+        self.outage.report("a", "gone")
+        self.outage.ended("listening")
+        self.outage.report("a", "gone")
         self.assertEqual(
             ["info", "warn", "info", "warn"],
             [line.split()[0] for line in self.lines],

@@ -488,9 +488,7 @@ class SettleTests(SQSTestCase):
             self.clock.advance(30)
             self.poll()
         self.assertEqual(6, len(self.client.deleted))
-        self.assertEqual(
-            [f"warn: SQS {URL}: it answered AccessDenied: no; trying until it works"], self.told()
-        )
+        self.assertEqual([f"warn: SQS {URL}: it answered AccessDenied: no; retrying"], self.told())
         self.poll(message("message 3"))
         self.assertEqual([f"info: SQS {URL}: listening"], self.told())
 
@@ -504,7 +502,7 @@ class OutageTests(SQSTestCase):
         self.told()
         self.poll_fails(*(unreachable() for _ in range(20)))
         self.assertEqual(
-            [f'warn: SQS {URL}: Could not connect to the endpoint URL: "{URL}"; trying until it works'],
+            [f'warn: SQS {URL}: Could not connect to the endpoint URL: "{URL}"; retrying'],
             self.told(),
         )
         self.poll(message("a"))
@@ -544,7 +542,7 @@ class OutageTests(SQSTestCase):
         (line,) = self.told()
         self.assertEqual(
             f"warn: SQS {URL}: it answered SignatureDoesNotMatch: [access key] or [access key] is wrong; "
-            "trying until it works",
+            "retrying",
             line,
         )
 

@@ -137,13 +137,13 @@ class KafkaSource(service.Service):
         if heard.gap is not None:
             self._log.error("Kafka, topic {topic!r}: {gap}", topic=self._topic, gap=heard.gap)
         if heard.lost is not None:
-            self._outage.tell("connection", heard.lost)
+            self._outage.report("connection", heard.lost)
         elif heard.is_connected:
             shared = "" if self._group is None else f", sharing it with group {self._group!r}"
-            self._outage.over(f"reading topic {self._topic!r}{shared}")
+            self._outage.ended(f"reading topic {self._topic!r}{shared}")
 
     def _tell(self, problem: Exception) -> None:
-        self._outage.tell(*_described(problem, self._topic))
+        self._outage.report(*_described(problem, self._topic))
 
 
 def _described(problem: Exception, topic: str) -> tuple[str, str]:

@@ -1,9 +1,8 @@
 """
-Requests from a channel of Redis.
+Requests from a Redis channel.
 
-Publishing has no acknowledgement: what is published while we are not
-subscribed is lost, and what comes of a request is no concern of its sender's.
-So this source's whole duty is to be subscribed, and to notice when it is not.
+Redis doesn't acknowledge or keep what is published: whatever is published while this node isn't subscribed is
+lost. So the source has to stay subscribed, and to notice when it isn't.
 """
 
 from __future__ import annotations
@@ -13,48 +12,38 @@ from collections.abc import Callable
 from typing import Any
 
 from twisted.application import service
-from twisted.internet import defer, error, protocol, task
+from twisted.internet import defer, error, task
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.logger import Logger
-from twisted.python.failure import Failure
-from txredisapi import ResponseError, SubscriberProtocol
+from txredisapi import ResponseError
 
 from pcapsvc.core.errors import Problem, SettingsError
 from pcapsvc.interfaces.requests import IRequestSink
 from pcapsvc.net.pem import UnusableCertificates
 from pcapsvc.net.tls import tls_problem, verified_tls
 from pcapsvc.sources.polling import RETRY_SECONDS, Backoff, Outage
+from pcapsvc.sources.redis.subscriber import ProtocolError, Silent, SubscriberFactory
 
-#: How long a server has to accept a connection. TCP itself tries more and more rarely: when the network is
-#: back, a new attempt comes through sooner, and what is published until then is lost.
+#: How long a server has to accept a connection. TCP itself retries at growing intervals: once the network is
+#: back, a new attempt succeeds sooner, and what is published until then is lost.
 CONNECT_SECONDS = 5.0
 
-#: How often a server that is silent is asked whether it is there.
+#: How often the server is sent a PING.
 CHECK_SECONDS = 10.0
 
 #: How long it has to answer.
 ANSWER_SECONDS = 5.0
 
-#: How much later it is judged, so that what has arrived meanwhile is read.
-GRACE_SECONDS = 0.1
-
-#: How long a connection has to say goodbye.
-CLOSE_SECONDS = 1.0
-
-#: The longest message that is kept until it is whole. A longer one ends its connection: Redis would take
-#: half a gigabyte (proto-max-bulk-len), and a request has 64 KiB at most.
-MAX_MESSAGE_BYTES = 1024 * 1024
-
 
 class RedisSource(service.Service):
     """
-    Submits each message of a channel, and stays subscribed to it for ever.
+    Submits each message of a channel, and keeps the subscription alive.
 
-    An outage is told once, and so is its end: what Redis itself refuses
-    (credentials, rights) is told apart from a server that can't be reached.
+    An outage is logged once, and so is its end. The log tells a refusal by Redis (credentials, permissions)
+    from a server that can't be reached.
 
-    @ivar name: what the sink hears as the source.
+    @ivar name: the name of the source in requests that it submits.
     """
 
     name = "redis"
@@ -79,13 +68,13 @@ class RedisSource(service.Service):
         chance: Callable[[], float] = random.random,
     ) -> None:
         """
-        @param reactor: provides time, and for connections by name, TCP and name resolution.
-        @param ca_file: path of the PEM certificates to verify the server's with; L{None}
-            is the platform's. It is read at the start.
+        @param reactor: provides time, TCP and name resolution.
+        @param ca_file: the path of the PEM certificates to verify the server's with; L{None} is the
+            platform's. It is read at the start.
         @param username: of an ACL user; L{None} is the default user.
-        @param check_seconds: see L{CHECK_SECONDS}; likewise the others.
-        @param make_endpoint: what to connect to, in place of C{host} and C{port}.
-        @param retry_seconds: how long to wait before connecting again: at first, and at most.
+        @param check_seconds: see L{CHECK_SECONDS}; likewise C{answer_seconds}.
+        @param retry_seconds: the first and the longest pause before connecting again.
+        @param make_endpoint: makes what to connect to, in place of C{host} and C{port}.
         @param chance: see L{Backoff}.
         """
         self._reactor = reactor
@@ -104,9 +93,9 @@ class RedisSource(service.Service):
 
     def startService(self) -> None:
         """
-        Begin to connect.
+        Start connecting.
 
-        @raise SettingsError: where the certificates can't be read.
+        @raise SettingsError: if the certificates can't be used.
         """
         endpoint = self._make_endpoint()
         super().startService()  # type: ignore[no-untyped-call]
@@ -118,7 +107,7 @@ class RedisSource(service.Service):
         """
         Disconnect.
 
-        @return: fires when the connection is closed, and nothing is left to come.
+        @return: fires when the connection is closed.
         """
         super().stopService()  # type: ignore[no-untyped-call]
         work, self._work = self._work, None
@@ -128,20 +117,20 @@ class RedisSource(service.Service):
         return work
 
     async def _stay_subscribed(self, endpoint: IStreamClientEndpoint) -> None:
-        # A ClientService would forget its back-off whenever a connection is
-        # made, though the server then refuses us, and would log each attempt.
+        # A ClientService would reset its back-off at each connection, even if the server then refuses the
+        # login, and would log each attempt.
         first, longest = self._retry_seconds
         backoff = Backoff(first, longest, chance=self._chance)
         while self.running:
-            began = self._reactor.seconds()
+            started = self._reactor.seconds()
             try:
                 await self._subscribe_once(endpoint)
-            except Exception as problem:  # noqa: BLE001 - whatever it is, the next attempt must come
+            except Exception as problem:  # noqa: BLE001 - whatever it is, there must be another attempt
                 if not self.running:
                     return
-                self._tell(problem)
-            # A connection that lasts earns a fresh start; one that is always cut at once does not.
-            if self._reactor.seconds() - began > longest:
+                self._report(problem)
+            # A connection that lasted resets the back-off; one that was cut at once does not.
+            if self._reactor.seconds() - started > longest:
                 backoff.worked()
             try:
                 await task.deferLater(self._reactor, backoff.failed())
@@ -149,20 +138,20 @@ class RedisSource(service.Service):
                 return
 
     async def _subscribe_once(self, endpoint: IStreamClientEndpoint) -> None:
-        """Connect, and stay until the connection is lost. Always raises: the reason why it ended."""
-        factory = _Factory(lambda: _Subscriber(self._reactor, self._hear))
+        """Connect, subscribe, and wait until the connection is lost. Always raises the reason why."""
+        factory = SubscriberFactory(self._reactor, self._on_message)
         connection: Any = await endpoint.connect(factory)
         try:
             if self._password is not None:
-                await self._answer_to("AUTH", connection.auth(self._password, self._username))
-            await self._answer_to("SUBSCRIBE", connection.subscribe(self._channel))
-            self._outage.over(f"subscribed to channel {self._channel!r}")
+                await self._answered("AUTH", connection.auth(self._password, self._username))
+            await self._answered("SUBSCRIBE", connection.subscribe(self._channel))
+            self._outage.ended(f"subscribed to channel {self._channel!r}")
             connection.check_every(self._check_seconds, self._answer_seconds)
             await connection.when_lost()
         except Exception as problem:
             if connection.reason is not None and not isinstance(problem, _Refused):
-                # txredisapi knows only that the connection is lost.
-                raise _afresh(connection.reason) from None
+                # txredisapi only says that the connection is lost.
+                raise _fresh(connection.reason) from None
             raise
         finally:
             connection.close()
@@ -170,36 +159,36 @@ class RedisSource(service.Service):
                 try:
                     await connection.when_lost()
                 except defer.CancelledError:
-                    pass  # The stop waits for it, too.
-        raise _afresh(connection.reason or error.ConnectionLost())
+                    pass  # The stop also waits for it.
+        raise _fresh(connection.reason or error.ConnectionLost())
 
-    async def _answer_to(self, command: str, answer: defer.Deferred[Any]) -> None:
+    async def _answered(self, command: str, answer: defer.Deferred[Any]) -> None:
         try:
             await answer.addTimeout(self._answer_seconds, self._reactor)
         except ResponseError as refusal:
             raise _Refused(command, str(refusal)) from None
         except defer.TimeoutError:
-            raise _Silent(f"no answer to {command} for {self._answer_seconds:g} s") from None
+            raise Silent(f"no answer to {command} within {self._answer_seconds:g} s") from None
 
     def _no_outage(self) -> Outage:
         return Outage(self._log, f"Redis {self._server}", each_change=True)
 
-    def _tell(self, problem: Exception) -> None:
+    def _report(self, problem: Exception) -> None:
         kind, text = _described(problem)
-        self._outage.tell(kind, f"not subscribed to channel {self._channel!r}: {text}")
+        self._outage.report(kind, f"not subscribed to channel {self._channel!r}: {text}")
 
-    def _hear(self, message: bytes) -> None:
+    def _on_message(self, message: bytes) -> None:
         try:
             self._sink.submit(self.name, message)
-        except Exception:  # noqa: BLE001 - an exception here would leave the connection up, and deaf
+        except Exception:  # noqa: BLE001 - it would leave the connection open, but deliver nothing more
             self._log.failure("Redis {server}: a message was lost", server=self._server)
 
 
 def _endpoint(reactor: Any, host: str, port: int, tls: bool, ca_file: str | None) -> IStreamClientEndpoint:
     """
-    Where a server is. With TLS, its certificate is verified, and must be for C{host}.
+    How to connect to a server. With TLS, its certificate is verified, and must be valid for C{host}.
 
-    @raise SettingsError: where C{ca_file} can't be read, or C{host} can't be in a certificate.
+    @raise SettingsError: if C{ca_file} can't be used, or no certificate can be valid for C{host}.
     """
     plain: IStreamClientEndpoint = HostnameEndpoint(reactor, host, port, timeout=CONNECT_SECONDS)
     if not tls:
@@ -217,20 +206,12 @@ def _endpoint(reactor: Any, host: str, port: int, tls: bool, ca_file: str | None
     return wrapped
 
 
-def _afresh(reason: Exception) -> Exception:
+def _fresh(reason: Exception) -> Exception:
     """
-    An exception, without where it was raised before. Twisted has one for all connections that end: it
-    would remember each, and keep every one of them alive.
+    An exception without its traceback. Twisted raises the same instance for all connections that end: its
+    traceback would grow, and keep every one of them alive.
     """
     return reason.with_traceback(None)
-
-
-class _Silent(Exception):
-    """The server is connected, and says nothing."""
-
-
-class _Nonsense(Exception):
-    """What came is not what Redis says."""
 
 
 class _Refused(Exception):
@@ -243,141 +224,29 @@ class _Refused(Exception):
 
 
 _REFUSALS = {
-    "WRONGPASS": "the user name or the password is wrong",
-    "NOAUTH": "it wants a password, and none is set",
-    "NOPERM": "the user has no right to this channel",
+    "WRONGPASS": "wrong user name or password",
+    "NOAUTH": "the server requires a password, and none is configured",
+    "NOPERM": "the user has no permission for this channel",
 }
-# To AUTH, in words of every kind (Redis, acl.c, authCommand; before 6.0, server.c).
-_ERR_TO_AUTH = "the server has no password set, or knows no user names, or no AUTH"
+# The wording of this error to AUTH varies (Redis, acl.c, authCommand; before 6.0, server.c).
+_ERR_TO_AUTH = "the server has no password, or does not support user names or AUTH"
 
-
-_LOST = (OSError, error.ConnectError, error.ConnectionClosed, _Silent, _Nonsense)
+_LOST = (OSError, error.ConnectError, error.ConnectionClosed, Silent, ProtocolError)
 
 
 def _described(problem: Exception) -> tuple[str, str]:
-    """What kind of problem this is, which is told again only where it changes; and the problem in words."""
+    """The kind of a problem, which is logged again only when it changes, and the problem in words."""
     if isinstance(problem, _Refused):
-        said = _REFUSALS.get(problem.code)
-        if said is None and problem.command != "AUTH":
-            said = str(problem)
-        elif said is None and problem.code == "ERR":
-            said = _ERR_TO_AUTH
-        # To AUTH, an answer in the server's own words might repeat the password.
-        return problem.code, f"{problem.command} was refused ({said or problem.code})"
+        words = _REFUSALS.get(problem.code)
+        if words is None and problem.command != "AUTH":
+            words = str(problem)
+        elif words is None and problem.code == "ERR":
+            words = _ERR_TO_AUTH
+        # The server's own words to AUTH might repeat the password.
+        return problem.code, f"{problem.command} was refused ({words or problem.code})"
     if (words := tls_problem(problem)) is not None:
         return "tls", f"TLS failed: {words}"
     if isinstance(problem, _LOST):
         return "connection", str(problem).strip().rstrip(".")
-    # Its own words may hold a secret.
-    return "unforeseen", f"it failed ({type(problem).__name__})"
-
-
-class _Factory(protocol.Factory[Any]):
-    noisy = False
-
-    def __init__(self, build: Callable[[], _Subscriber]) -> None:
-        self._build = build
-
-    def buildProtocol(self, addr: Any) -> Any:
-        return self._build()
-
-
-class _Subscriber(SubscriberProtocol):  # type: ignore[misc] # txredisapi has no types
-    """
-    A connection of a subscriber. What it hears is read by hiredis, which
-    txredisapi uses where it is installed.
-
-    @ivar reason: why the connection was lost; L{None} while it is not.
-    """
-
-    def __init__(self, clock: Any, hear: Callable[[bytes], None]) -> None:
-        super().__init__(charset=None, convertNumbers=False)
-        # In place of the global reactor's, which is a class attribute there.
-        self.callLater = clock.callLater
-        self.reason: Exception | None = None
-        self._hear = hear
-        self._heard = False
-        self._unread_bytes = 0
-        self._complaint: Exception | None = None
-        self._timer: Any = None
-        self._waiting: list[defer.Deferred[None]] = []
-
-    def dataReceived(self, data: bytes, unpause: bool = False) -> None:
-        self._heard = True
-        if self._complaint is not None:
-            return
-        self._unread_bytes += len(data)
-        try:
-            super().dataReceived(data)
-        except Exception as problem:  # noqa: BLE001 - and the next connection starts afresh
-            self._give_up(_Nonsense(f"it said nonsense ({problem})"))
-            return
-        if self._unread_bytes > MAX_MESSAGE_BYTES:
-            self._give_up(_Nonsense(f"it began a message of more than {MAX_MESSAGE_BYTES} bytes"))
-
-    def replyReceived(self, reply: Any) -> None:
-        self._unread_bytes = 0
-        super().replyReceived(reply)
-
-    def messageReceived(self, pattern: bytes | None, channel: bytes, message: bytes) -> None:
-        self._hear(message)
-
-    def connectionLost(self, why: Failure) -> None:
-        cause = self._complaint or why.value
-        self.reason = cause if isinstance(cause, Exception) else error.ConnectionLost(str(cause))
-        self._set_timer(None)
-        super().connectionLost(why)
-        waiting, self._waiting = self._waiting, []
-        for deferred in waiting:
-            if not deferred.called:
-                deferred.callback(None)
-
-    def when_lost(self) -> defer.Deferred[None]:
-        """Fires when the connection is lost. To cancel it is to hear no more of it."""
-        if self.reason is not None:
-            return defer.succeed(None)
-        self._waiting.append(defer.Deferred())
-        return self._waiting[-1]
-
-    def close(self) -> None:
-        """Close the connection, at last by force."""
-        if self.reason is None:
-            self._set_timer(self.callLater(CLOSE_SECONDS, self._abort))
-            self.transport.loseConnection()
-
-    def check_every(self, seconds: float, answer_seconds: float) -> None:
-        """Give the connection up where the server is not heard for so long after it was asked."""
-        if self.reason is not None:
-            return
-
-        def ask() -> None:
-            self._heard = False
-            self.ping().addErrback(lambda lost: None)
-            self._set_timer(self.callLater(answer_seconds, look_once_more))
-
-        def look_once_more() -> None:
-            # The answer may wait in the socket, where it was us who were too
-            # busy: the reactor reads it before it makes a later call.
-            self._set_timer(self.callLater(GRACE_SECONDS, judge))
-
-        def judge() -> None:
-            if self._heard:
-                self._set_timer(self.callLater(max(0.0, seconds - answer_seconds - GRACE_SECONDS), ask))
-            else:
-                self._give_up(_Silent(f"no answer to PING for {answer_seconds:g} s"))
-
-        self._set_timer(self.callLater(seconds, ask))
-
-    def _give_up(self, complaint: Exception) -> None:
-        self._complaint = complaint
-        self._set_timer(None)
-        self.transport.abortConnection()
-
-    def _abort(self) -> None:
-        self._timer = None
-        self.transport.abortConnection()
-
-    def _set_timer(self, timer: Any) -> None:
-        if self._timer is not None and self._timer.active():
-            self._timer.cancel()
-        self._timer = timer
+    # Its own words may contain a secret.
+    return "unexpected", f"unexpected error ({type(problem).__name__})"

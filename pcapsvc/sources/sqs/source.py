@@ -204,7 +204,7 @@ class SQSSource(service.Service):
 
     def _failed(self, problem: Exception) -> None:
         kind, words = described(problem)
-        self._outage.tell(kind, one_line(words, secrets=self._secrets))
+        self._outage.report(kind, one_line(words, secrets=self._secrets))
 
     async def _hear(self, received: Received) -> None:
         queue = self._queue
@@ -225,7 +225,7 @@ class SQSSource(service.Service):
             self._settles = True
             await self._stand_back(steps)
         if self._settles:
-            self._outage.over("listening")
+            self._outage.ended("listening")
         if not messages:
             await self._rest()
         self._polled_at = self._reactor.seconds()
