@@ -1,0 +1,110 @@
+"""
+Keeps secrets out of what the console prints.
+
+There are two layers. The console gets settings in which no secret is (L{masked}): no expression
+that begins with them can reach one. And every text on its way out, to the terminal or to the log,
+has the configured secrets replaced (L{Mask}), since the daemon's own objects hold them elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NoReturn
+from urllib.parse import quote, quote_plus
+
+import msgspec
+
+from pcapsvc.settings.secret import Secret
+
+#: What stands in the place of a secret.
+HIDDEN = "<secret>"
+
+
+class HiddenSecret:
+    """Stands for a secret where settings are shown. It doesn't have it."""
+
+    __slots__ = ()
+
+    def reveal(self) -> NoReturn:
+        """
+        Refuse.
+
+        @raise PermissionError: always.
+        """
+        raise PermissionError("secrets are not shown in the manhole")
+
+    def __repr__(self) -> str:
+        return HIDDEN
+
+
+def masked(value: Any) -> Any:
+    """A copy of settings, in which L{HiddenSecret} stands for every secret."""
+    if isinstance(value, Secret):
+        return HiddenSecret()
+    if isinstance(value, msgspec.Struct):
+        changed = {
+            each.name: masked(getattr(value, each.name)) for each in msgspec.structs.fields(type(value))
+        }
+        return msgspec.structs.replace(value, **changed)
+    if isinstance(value, Mapping):
+        return {key: masked(each) for key, each in value.items()}
+    if isinstance(value, tuple):
+        return tuple(map(masked, value))
+    return value
+
+
+def secrets_in(value: Any) -> Iterator[str]:
+    """Every secret that settings hold."""
+    if isinstance(value, Secret):
+        yield value.reveal()
+    elif isinstance(value, msgspec.Struct):
+        for each in msgspec.structs.fields(type(value)):
+            yield from secrets_in(getattr(value, each.name))
+    elif isinstance(value, Mapping):
+        for each in value.values():
+            yield from secrets_in(each)
+    elif isinstance(value, tuple | list):
+        for each in value:
+            yield from secrets_in(each)
+
+
+class Mask:
+    """
+    Replaces secrets in texts: as they are, and in the forms in which Python, JSON and URLs
+    spell them. A secret that was taken apart or encoded otherwise is not recognized.
+
+    @param secrets: the secrets.
+    """
+
+    def __init__(self, secrets: Iterable[str]) -> None:
+        forms = {form for secret in secrets for form in _forms(secret)} - {""}
+        self.longest = max(map(len, forms), default=0)
+        self._pattern = (
+            re.compile("|".join(re.escape(form) for form in sorted(forms, key=len, reverse=True)))
+            if forms
+            else None
+        )
+
+    def __call__(self, text: str) -> str:
+        """The text without secrets."""
+        return text if self._pattern is None else self._pattern.sub(HIDDEN, text)
+
+
+def _forms(secret: str) -> Iterator[str]:
+    raw = secret.encode("utf-8", "surrogateescape")
+    yield secret
+    for spelled in (
+        repr(secret),
+        ascii(secret),
+        repr(raw)[1:],
+        json.dumps(secret),
+        json.dumps(secret, ensure_ascii=False),
+    ):
+        yield spelled[1:-1]
+        # Within another text's repr.
+        yield repr(spelled[1:-1])[1:-1]
+    for quoted in (quote(raw, safe=""), quote(raw), quote_plus(raw)):
+        yield quoted
+        yield re.sub("%..", lambda found: found[0].lower(), quoted)

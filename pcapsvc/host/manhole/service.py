@@ -1,0 +1,152 @@
+"""Listens for the manhole, as a part of the daemon."""
+
+# Conch has hardly any types.
+# mypy: disallow-untyped-calls=False
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from twisted.application.service import Service
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.interfaces import IAddress, IListeningPort
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from pcapsvc.core.errors import Problem, SettingsError, shown
+from pcapsvc.host.manhole.keys import AuthorizedKeys, fingerprint, load_host_key, read_authorized_keys
+from pcapsvc.host.manhole.masking import Mask
+from pcapsvc.host.manhole.session import Sessions
+from pcapsvc.host.manhole.ssh import Factory
+from pcapsvc.host.manhole.time_limit import TimeLimit
+from pcapsvc.interfaces.threads import RunInThread
+from pcapsvc.settings.listen import read_listener
+
+#: The mode of a unix socket whose endpoint says none: for the owner and the group.
+SOCKET_MODE = "660"
+
+
+class ManholeService(Service):
+    """
+    The manhole.
+
+    @ivar listening: fires with the address listened on, or with L{None} if there is none; never
+        fails. L{None} before the start.
+
+    @param listen: a server endpoint string of Twisted.
+    @param authorized_keys: the path of the keys that may log in.
+    @param host_key: the path of the host's own key.
+    @param namespace: makes the names of a new console.
+    @param mask: takes secrets out of a text.
+    """
+
+    name = "manhole"
+    _log = Logger()
+
+    def __init__(
+        self,
+        reactor: Any,
+        *,
+        listen: str,
+        authorized_keys: str,
+        host_key: str,
+        namespace: Callable[[], dict[str, Any]],
+        mask: Mask,
+        run_in_thread: RunInThread,
+        limit: TimeLimit | None = None,
+    ) -> None:
+        self._reactor = reactor
+        self._listen = listen
+        self._authorized_keys = authorized_keys
+        self._host_key = host_key
+        self._run_in_thread = run_in_thread
+        self._limit = limit or TimeLimit()
+        self._sessions = Sessions(reactor, namespace=namespace, mask=mask, limit=self._limit)
+        self._factory: Factory | None = None
+        self._port: IListeningPort | None = None
+        self._opening: Deferred[Any] | None = None
+        self.listening: Deferred[IAddress | None] | None = None
+
+    def startService(self) -> None:
+        """
+        Begin to listen. If there is no host key yet, it is created.
+
+        @raise SettingsError: if there is no host key, or the endpoint says at once that it can't
+            be listened on, so that the process ends.
+        """
+        try:
+            key, created = load_host_key(self._host_key)
+        except ValueError as error:
+            raise _unusable("hostkey", self._host_key, str(error)) from None
+        self._log.info(
+            "manhole: the host key is {fingerprint}{created}",
+            fingerprint=fingerprint(key),
+            created=", which is new" if created else "",
+        )
+        self._factory = Factory(self._reactor, key, self._read_keys, self._sessions)
+        self.listening = Deferred()
+        problems: list[Failure] = []
+        self._opening = maybeDeferred(
+            lambda: serverFromString(self._reactor, _with_mode(self._listen)).listen(self._factory)
+        )
+        self._opening.addCallbacks(self._opened, self._not_opened, errbackArgs=(problems,))
+        if problems:
+            problem = problems[0].getErrorMessage() or type(problems[0].value).__name__
+            rule = f"must be an endpoint that can be listened on ({problem})"
+            raise _unusable("listen", self._listen, rule) from problems[0].value
+        self._limit.install()
+        super().startService()
+
+    def stopService(self) -> Deferred[None]:
+        """
+        Listen no more, and close all sessions at once.
+
+        @return: fires when that is done; clients are not waited for.
+        """
+        super().stopService()
+        self._limit.uninstall()
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _stop(self) -> None:
+        if self._opening is not None:
+            self._opening.cancel()
+            self._opening = None
+        port, self._port = self._port, None
+        if port is not None:
+            await maybeDeferred(port.stopListening)
+        if self._factory is not None:
+            await self._factory.close()
+
+    def _read_keys(self) -> Deferred[AuthorizedKeys]:
+        return self._run_in_thread(read_authorized_keys, self._authorized_keys)
+
+    def _opened(self, port: IListeningPort) -> None:
+        self._port = port
+        self._log.info("manhole: listening on {endpoint}", endpoint=self._listen)
+        assert self.listening is not None
+        self.listening.callback(port.getHost())
+
+    def _not_opened(self, why: Failure, problems: list[Failure]) -> None:
+        assert self.listening is not None
+        if not why.check(CancelledError):
+            problems.append(why)
+            self._log.critical(
+                "manhole: can't listen on {endpoint}: {problem}",
+                endpoint=self._listen,
+                problem=why.getErrorMessage(),
+            )
+        self.listening.callback(None)
+
+
+def _with_mode(listen: str) -> str:
+    """An endpoint string, whose unix socket has a mode; Twisted's own default is 666."""
+    listener = read_listener(listen)
+    if listener.kind == "unix" and "mode" not in listener.parameters:
+        return f"{listen}:mode={SOCKET_MODE}"
+    return listen
+
+
+def _unusable(key: str, value: str, rule: str) -> SettingsError:
+    return SettingsError([Problem(path=f"manhole.{key}", value=shown(value), rule=rule)])

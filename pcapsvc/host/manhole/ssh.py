@@ -1,0 +1,422 @@
+"""
+The SSH side, on Twisted Conch: connections, logins by key, and channels.
+
+Nothing but a session channel with a shell or a command is offered: no passwords, no forwarding, no
+subsystems, no compression. Connections, channels, attempts to log in, what is read before the login
+and what a client leaves unread are all bounded.
+"""
+
+# Conch has hardly any types.
+# mypy: disallow-untyped-calls=False
+# mypy: disallow-subclassing-any=False
+
+from __future__ import annotations
+
+import hashlib
+from base64 import b64encode
+from collections.abc import Callable
+from typing import Any
+
+from twisted.conch.avatar import ConchUser
+from twisted.conch.error import ConchError, ValidPublicKey
+from twisted.conch.interfaces import IConchUser
+from twisted.conch.ssh.common import getNS
+from twisted.conch.ssh.connection import OPEN_RESOURCE_SHORTAGE, SSHConnection
+from twisted.conch.ssh.factory import SSHFactory
+from twisted.conch.ssh.keys import Key
+from twisted.conch.ssh.transport import (
+    DISCONNECT_NO_MORE_AUTH_METHODS_AVAILABLE,
+    DISCONNECT_PROTOCOL_ERROR,
+    SSHServerTransport,
+)
+from twisted.conch.ssh.userauth import SSHUserAuthServer
+from twisted.cred.checkers import ICredentialsChecker
+from twisted.cred.credentials import ISSHPrivateKey
+from twisted.cred.error import UnauthorizedLogin
+from twisted.cred.portal import IRealm, Portal
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall, IPushProducer
+from twisted.logger import ILogObserver, LogEvent, Logger, LogLevel, globalLogPublisher
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from pcapsvc.core.line_limit import LineLimit
+from pcapsvc.host.manhole.keys import KEY_TYPES, AuthorizedKey, AuthorizedKeys
+from pcapsvc.host.manhole.session import Channel, Sessions
+
+#: Connections at once that have logged in, and those that have not.
+MAX_CONNECTIONS = 8
+MAX_UNAUTHENTICATED = 8
+
+#: Channels of one connection, each of which has one console at most.
+MAX_CHANNELS = 4
+
+#: How long a client has to log in.
+LOGIN_SECONDS = 20
+
+#: How often a client may try; a key that is merely offered counts.
+MAX_LOGIN_ATTEMPTS = 12
+
+#: How long the place of a connection that didn't log in is not given to the next one.
+PENALTY_SECONDS = 0.5
+
+#: What a client may send before it has logged in, in bytes.
+MAX_BYTES_BEFORE_LOGIN = 256 * 1024
+
+#: What a client may leave unread, in bytes. Beyond it, it is disconnected.
+MAX_UNREAD_BYTES = 1024 * 1024
+
+# OpenSSH's choice since 9.9 first; none with SHA-1, and none that needs a file of primes.
+_KEY_EXCHANGES = (
+    b"mlkem768x25519-sha256",
+    b"curve25519-sha256",
+    b"curve25519-sha256@libssh.org",
+    b"ecdh-sha2-nistp256",
+    b"ecdh-sha2-nistp384",
+    b"ecdh-sha2-nistp521",
+)
+_CIPHERS = (b"aes256-ctr", b"aes192-ctr", b"aes128-ctr")
+_MACS = (b"hmac-sha2-512", b"hmac-sha2-256")
+# SHA-1 is not for signatures any longer (RFC 8332, section 1).
+_WEAK_SIGNATURES = (b"ssh-rsa", b"ssh-dss")
+_SIGNATURES = (
+    *(each.encode() for each in KEY_TYPES if each != "ssh-rsa"),
+    b"rsa-sha2-512",
+    b"rsa-sha2-256",
+)
+_REFUSED_PER_SECOND = 2
+
+
+@implementer(ILogObserver)
+def _observer(event: LogEvent) -> None:
+    """Conch logs each step of each connection; of that, only what goes wrong here is for an operator."""
+    failure = event.get("log_failure")
+    is_refusal = failure is not None and failure.check(ConchError)
+    if event["log_level"] >= LogLevel.error and not is_refusal:
+        globalLogPublisher(event)
+
+
+class _Quiet:
+    _log = Logger(namespace="pcapsvc.host.manhole.conch", observer=_observer)
+
+
+@implementer(IPushProducer)
+class _Transport(_Quiet, SSHServerTransport):
+    """One connection."""
+
+    version = b"pcapsvc"
+    ourVersionString = b"SSH-2.0-pcapsvc"
+
+    transport: Any
+    factory: Any
+    peer = "?"
+    key: AuthorizedKey | None = None
+    why_refused = "did not log in"
+    _received = 0
+    _is_paused = False
+    _time_is_up: IDelayedCall | None = None
+    _unread = 0
+
+    def connectionMade(self) -> None:
+        self.peer = _shown_peer(self.transport.getPeer())
+        self.transport.registerProducer(self, True)
+        self._time_is_up = self.factory.reactor.callLater(LOGIN_SECONDS, self._not_in_time)
+        super().connectionMade()
+
+    def _not_in_time(self) -> None:
+        self.why_refused = f"did not log in within {LOGIN_SECONDS} s"
+        self.transport.abortConnection()
+
+    def logged_in(self, key: AuthorizedKey) -> None:
+        """Remember by whose key this connection is."""
+        self.key = key
+        self._forget_time()
+
+    def _forget_time(self) -> None:
+        if self._time_is_up is not None and self._time_is_up.active():
+            self._time_is_up.cancel()
+
+    def dataReceived(self, data: bytes) -> None:
+        if self.key is None:
+            self._received += len(data)
+            if self._received > MAX_BYTES_BEFORE_LOGIN:
+                self.why_refused = "sent too much before it logged in"
+                self.transport.abortConnection()
+                return
+        try:
+            super().dataReceived(data)
+        except Exception as error:  # noqa: BLE001 - of whatever kind: the packet was malformed
+            if self.key is None:
+                self.why_refused = f"sent a malformed packet ({type(error).__name__})"
+            else:
+                self.factory.log.failure("manhole: a packet from {peer} was not understood", peer=self.peer)
+            self.transport.abortConnection()
+
+    def sendPacket(self, messageType: int, payload: bytes) -> None:
+        super().sendPacket(messageType, payload)
+        if self._is_paused:
+            self._unread += len(payload)
+            self.check_unread(0)
+
+    def check_unread(self, waiting: int) -> None:
+        """
+        Disconnect a client that doesn't read.
+
+        @param waiting: how much waits in a channel, in bytes.
+        """
+        if waiting + self._unread > MAX_UNREAD_BYTES and self.connected:
+            self.factory.log.warn("manhole: {peer} does not read; disconnected", peer=self.peer)
+            self.connected = 0
+            self.transport.abortConnection()
+
+    def sendExtInfo(self, extensions: Any) -> None:
+        # Conch says here what the host key can sign with. It is to be what clients may sign with
+        # (RFC 8308, section 3.1): with less, OpenSSH offers no RSA key.
+        super().sendExtInfo([(b"server-sig-algs", b",".join(_SIGNATURES))])
+
+    def pauseProducing(self) -> None:
+        self._is_paused = True
+
+    def resumeProducing(self) -> None:
+        self._is_paused = False
+        self._unread = 0
+
+    def stopProducing(self) -> None:
+        """The connection is gone."""
+
+    def receiveError(self, reasonCode: int, description: bytes) -> None:
+        """Clients say in this way that they leave."""
+
+    def connectionLost(self, reason: Any = None) -> None:
+        self._forget_time()
+        self.factory.lost(self)
+        super().connectionLost(reason)
+
+
+class _UserAuth(_Quiet, SSHUserAuthServer):
+    """Logins, one attempt at a time. Each counts, also one that only asks what there is."""
+
+    transport: Any
+    _attempts = 0
+    _is_trying = False
+
+    def serviceStarted(self) -> None:
+        self.clock = self.transport.factory.reactor
+        super().serviceStarted()
+
+    def ssh_USERAUTH_REQUEST(self, packet: bytes) -> Any:
+        self._attempts += 1
+        if self._attempts > MAX_LOGIN_ATTEMPTS:
+            self.transport.why_refused = "tried too often to log in"
+            self.transport.sendDisconnect(DISCONNECT_NO_MORE_AUTH_METHODS_AVAILABLE, b"too many attempts")
+            return None
+        if self._is_trying:
+            self.transport.sendDisconnect(DISCONNECT_PROTOCOL_ERROR, b"one attempt at a time, please")
+            return None
+        self._is_trying = True
+
+        def done(result: Any) -> Any:
+            self._is_trying = False
+            return result
+
+        trying = super().ssh_USERAUTH_REQUEST(packet)
+        return trying if trying is None else trying.addBoth(done)
+
+    def auth_publickey(self, packet: bytes) -> Any:
+        _, blob, _ = getNS(packet[1:], 2)
+
+        def refused(why: Failure) -> Failure:
+            if why.check(UnauthorizedLogin):
+                digest = b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")
+                self.transport.why_refused = f"did not log in; its key SHA256:{digest} is not accepted"
+            return why
+
+        return super().auth_publickey(packet).addErrback(refused)
+
+
+class _Connection(_Quiet, SSHConnection):
+    """The channels of a connection that has logged in."""
+
+    transport: Any
+
+    def serviceStarted(self) -> None:
+        super().serviceStarted()
+        self.transport.logged_in(self.transport.avatar.key)
+
+    def getChannel(self, channelType: bytes, windowSize: int, maxPacket: int, data: bytes) -> Any:
+        if len(self.channels) >= MAX_CHANNELS:
+            raise ConchError("too many channels", OPEN_RESOURCE_SHORTAGE)
+        return super().getChannel(channelType, windowSize, maxPacket, data)
+
+
+class _User(_Quiet, ConchUser):
+    """Who has logged in. There are only session channels, and no global requests such as forwarding."""
+
+    def __init__(self, key: AuthorizedKey, sessions: Sessions) -> None:
+        super().__init__()
+        self.key = key
+        self.channelLookup[b"session"] = self._channel
+        self._sessions = sessions
+
+    def _channel(self, **arguments: Any) -> Channel:
+        return Channel(self.key, self._sessions, **arguments)
+
+    def lookupChannel(self, channelType: bytes, windowSize: int, maxPacket: int, data: bytes) -> Any:
+        if maxPacket < 1:
+            raise ConchError("packets must have a length", OPEN_RESOURCE_SHORTAGE)
+        return super().lookupChannel(channelType, windowSize, maxPacket, data)
+
+    def gotGlobalRequest(self, requestType: bytes, data: bytes) -> int:
+        return 0
+
+
+@implementer(IRealm)
+class _Realm:
+    def __init__(self, sessions: Sessions) -> None:
+        self._sessions = sessions
+
+    def requestAvatar(self, avatarId: Any, mind: object, *interfaces: Any) -> Any:
+        """The user with a key."""
+        return IConchUser, _User(avatarId, self._sessions), lambda: None
+
+
+@implementer(ICredentialsChecker)
+class KeyChecker:
+    """
+    Knows who may log in. The file is read for each attempt: a key that was removed from it
+    is gone.
+
+    @param read_keys: reads the file, in a thread.
+    """
+
+    _log = Logger()
+    credentialInterfaces = (ISSHPrivateKey,)
+
+    def __init__(self, read_keys: Callable[[], Deferred[AuthorizedKeys]]) -> None:
+        self._read_keys = read_keys
+        self._problems: tuple[str, ...] = ()
+
+    def requestAvatarId(self, credentials: Any) -> Deferred[Any]:
+        """See L{ICredentialsChecker}. The id is an L{AuthorizedKey}."""
+        return Deferred.fromCoroutine(self._check(credentials))
+
+    async def _check(self, credentials: Any) -> AuthorizedKey:
+        try:
+            found = await self._read_keys()
+        except ValueError as error:
+            self._log.error("manhole: nobody can log in: authorizedkeys {problem}", problem=str(error))
+            raise UnauthorizedLogin("no keys") from None
+        if found.problems != self._problems:
+            self._problems = found.problems
+            for problem in found.problems[:10]:
+                self._log.warn("manhole: authorizedkeys: {problem}; it is passed over", problem=problem)
+        key = found.keys.get(credentials.blob)
+        if key is None:
+            raise UnauthorizedLogin("not an authorized key")
+        if not credentials.signature:
+            raise ValidPublicKey
+        if not _is_signed(credentials):
+            raise UnauthorizedLogin("the signature is wrong")
+        return key
+
+
+def _is_signed(credentials: Any) -> bool:
+    try:
+        if getNS(credentials.signature)[0] in _WEAK_SIGNATURES:
+            return False
+        return bool(Key.fromString(credentials.blob).verify(credentials.signature, credentials.sigData))
+    except Exception:  # noqa: BLE001 - a stranger's signature: what is broken is wrong
+        return False
+
+
+class Factory(_Quiet, SSHFactory):
+    """
+    Makes connections.
+
+    @param host_key: the host's private key, a L{Key}.
+    @param read_keys: see L{KeyChecker}.
+    """
+
+    log = Logger()
+    noisy = False
+    protocol = _Transport
+    services = {b"ssh-userauth": _UserAuth, b"ssh-connection": _Connection}  # noqa: RUF012 - not changed by anybody
+    primes = None
+
+    def __init__(
+        self,
+        reactor: Any,
+        host_key: Any,
+        read_keys: Callable[[], Deferred[AuthorizedKeys]],
+        sessions: Sessions,
+    ) -> None:
+        self.reactor = reactor
+        self.privateKeys = {host_key.sshType(): host_key}
+        self.publicKeys = {host_key.sshType(): host_key.public()}
+        self.portal = Portal(_Realm(sessions), [KeyChecker(read_keys)])
+        self._connections: set[_Transport] = set()
+        self._penalties: list[float] = []
+        self._lines = LineLimit(_REFUSED_PER_SECOND)
+        self._all_lost: Deferred[None] | None = None
+
+    def buildProtocol(self, addr: Any) -> Any:
+        """A connection; L{None}, which closes it, if there are too many."""
+        now = self.reactor.seconds()
+        self._penalties = [until for until in self._penalties if until > now]
+        strangers = sum(each.key is None for each in self._connections)
+        known = len(self._connections) - strangers
+        if strangers + len(self._penalties) >= MAX_UNAUTHENTICATED or known >= MAX_CONNECTIONS:
+            return None
+        if self._all_lost is not None:
+            return None
+        connection = super().buildProtocol(addr)
+        assert isinstance(connection, _Transport)
+        _choose_algorithms(connection)
+        self._connections.add(connection)
+        return connection
+
+    def lost(self, connection: _Transport) -> None:
+        """Forget a connection."""
+        self._connections.discard(connection)
+        if connection.key is None and self._all_lost is None:
+            now = self.reactor.seconds()
+            self._penalties.append(now + PENALTY_SECONDS)
+            if self._lines.may_log(now):
+                self.log.warn("manhole: {peer} {why}", peer=connection.peer, why=connection.why_refused)
+        self._check_lost()
+
+    def close(self) -> Deferred[None]:
+        """
+        Disconnect everybody.
+
+        @return: fires when that is done.
+        """
+        self._all_lost = Deferred()
+        lost = self._all_lost
+        for connection in tuple(self._connections):
+            connection.transport.abortConnection()
+        self._check_lost()
+        return lost
+
+    def _check_lost(self) -> None:
+        if self._all_lost is not None and not self._all_lost.called and not self._connections:
+            self._all_lost.callback(None)
+
+
+def _choose_algorithms(connection: SSHServerTransport) -> None:
+    connection.supportedKeyExchanges = [
+        each for each in _KEY_EXCHANGES if each in connection.supportedKeyExchanges
+    ]
+    connection.supportedCiphers = [each for each in _CIPHERS if each in connection.supportedCiphers]
+    connection.supportedMACs = list(_MACS)
+    # How much comes out of compressed data that a stranger sends is not bounded.
+    connection.supportedCompressions = [b"none"]
+    # Those of the host key.
+    connection.supportedPublicKeys = [
+        each for each in connection.supportedPublicKeys if each not in _WEAK_SIGNATURES
+    ]
+
+
+def _shown_peer(address: Any) -> str:
+    host = getattr(address, "host", None)
+    return "the unix socket" if host is None else f"{host}:{address.port}"

@@ -1,0 +1,226 @@
+"""
+The names that a console begins with.
+
+What changes the daemon (starting and ending captures) is done by the reactor in a turn of its
+own, not within the line: a line may be interrupted anywhere, and the pipeline must not be.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import inspect
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from twisted.internet.defer import Deferred
+
+from pcapsvc.core.message import Message
+from pcapsvc.host.manhole.masking import masked
+
+#: What the pipeline, and events, call the manhole as a source of requests.
+SOURCE_NAME = "manhole"
+
+_COLUMN_CHARACTERS = 60
+_MAX_ROWS = 200
+
+
+class Table(list[dict[str, Any]]):
+    """Rows of the same columns; shown as a table."""
+
+    def __repr__(self) -> str:
+        if not self:
+            return "(none)"
+        columns = list(dict.fromkeys(name for row in self for name in row))
+        lines = [columns, *([_cell(row.get(name)) for name in columns] for row in self[:_MAX_ROWS])]
+        widths = [max(len(line[index]) for line in lines) for index in range(len(columns))]
+        text = "\n".join(
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+            for line in lines
+        )
+        return text if len(self) <= _MAX_ROWS else f"{text}\n… and {len(self) - _MAX_ROWS} more rows"
+
+
+class Record(dict[str, Any]):
+    """One thing; shown as one line for each of its keys."""
+
+    def __repr__(self) -> str:
+        width = max(map(len, self), default=0)
+        return "\n".join(f"{key.ljust(width)}  {_cell(value, 10_000)}" for key, value in self.items())
+
+
+class CaptureTool:
+    """The captures that are running, and recent ones."""
+
+    def __init__(self, node: Any, reactor: Any) -> None:
+        self._node = node
+        self._reactor = reactor
+
+    def list(self, state: str | None = None) -> Table:
+        """Running and recent captures; state is 'capturing', 'delivering', 'done' or 'failed'."""
+        return Table(
+            {
+                "id": each.get("id"),
+                "state": each.get("state"),
+                "source": each.get("source"),
+                "interface": each.get("interface"),
+                "packets": each.get("packets"),
+                "bytes": each.get("bytes"),
+                "filter": each.get("filter"),
+            }
+            for each in self._node.captures.list(state)
+        )
+
+    def get(self, capture_id: str) -> Record | None:
+        """All that is known of one capture."""
+        found = self._node.captures.get(capture_id)
+        return None if found is None else Record(found)
+
+    def start(self, request: Mapping[str, Any] | None = None, **fields: Any) -> Deferred[Any]:
+        """Submit a request, such as start({'node': '*', 'interface': 'eth0', 'filter': 'port 53'})."""
+        body = json.dumps({**(request or {}), **fields}).encode()
+        return self._in_a_turn(lambda: self._node.pipeline.submit(Message(source=SOURCE_NAME, body=body)))
+
+    def end(self, capture_id: str) -> Deferred[Any]:
+        """End a running capture. What it has recorded is delivered."""
+        return self._in_a_turn(lambda: self._node.captures.end(capture_id))
+
+    def _in_a_turn(self, action: Callable[[], Any]) -> Deferred[Any]:
+        done: Deferred[Any] = Deferred()
+        self._reactor.callLater(0, done.callback, None)
+        return done.addCallback(lambda _: action())
+
+    def __repr__(self) -> str:
+        return repr(self.list())
+
+
+class Parts(tuple[Any, ...]):
+    """Parts of the daemon; shown one in a line."""
+
+    def __repr__(self) -> str:
+        return "\n".join(f"[{index}] {_part(part)}" for index, part in enumerate(self)) or "(none)"
+
+
+def namespace(node: Any, reactor: Any) -> dict[str, Any]:
+    """
+    The names of a new console.
+
+    @param node: the L{pcapsvc.app.Node}.
+    """
+    names = {
+        # Whoever reaches its settings by the node finds them masked, too.
+        "node": dataclasses.replace(node, settings=masked(node.settings)),
+        "settings": masked(node.settings),
+        "captures": CaptureTool(node, reactor),
+        "sources": Parts(node.sources),
+        "destinations": Parts(node.destinations),
+        "outboxes": Parts(node.outboxes),
+        "spool": node.spool,
+        "reactor": reactor,
+        "delayed_calls": lambda: delayed_calls(reactor),
+        "readers": lambda: readers(reactor),
+        "objects": objects,
+    }
+    return {**names, "help": Help(names)}
+
+
+def delayed_calls(reactor: Any) -> Table:
+    """The calls that the reactor will make, the next one first."""
+    now = reactor.seconds()
+    calls = sorted(reactor.getDelayedCalls(), key=lambda call: call.getTime())
+    return Table({"in": f"{call.getTime() - now:.3f} s", "calls": _callable(call.func)} for call in calls)
+
+
+def readers(reactor: Any) -> Table:
+    """The descriptors that the reactor waits for, to read from or to write to."""
+    return Table(
+        {"fd": each.fileno(), "waits to": what, "is": _part(each)}
+        for what, found in (("read", reactor.getReaders()), ("write", reactor.getWriters()))
+        for each in found
+    )
+
+
+def objects(count: int = 20, name: str = "") -> Table:
+    """The most frequent types of live objects; those whose name has the given text."""
+    counts = Counter(map(type, gc.get_objects()))
+    rows = ((f"{kind.__module__}.{kind.__qualname__}", number) for kind, number in counts.most_common())
+    return Table(
+        {"type": kind, "objects": number}
+        for kind, number in _first(count, ((kind, number) for kind, number in rows if name in kind))
+    )
+
+
+class Help:
+    """Describes the names of a console, or one object."""
+
+    def __init__(self, names: Mapping[str, Any]) -> None:
+        self._names = names
+
+    def __call__(self, *about: Any) -> None:
+        """Print it."""
+        for each in about:
+            print("\n".join(_description(each)))  # noqa: T201 - to the session, which is where stdout leads
+        if not about:
+            print(self)  # noqa: T201 - as above
+
+    def __repr__(self) -> str:
+        return _HELP
+
+
+def _description(thing: Any) -> Iterator[str]:
+    yield inspect.getdoc(thing) or f"{type(thing).__name__}, which is not documented"
+    if isinstance(thing, type) or not hasattr(type(thing), "__dict__"):
+        return
+    for name in dir(type(thing)):
+        method = getattr(type(thing), name, None)
+        if not name.startswith("_") and inspect.isfunction(method):
+            summary = (inspect.getdoc(method) or "").partition("\n")[0]
+            yield f"  .{name}{_signature(method)}\n      {summary}"
+
+
+def _signature(method: Any) -> str:
+    parameters = list(inspect.signature(method).parameters.values())[1:]
+    return "(" + ", ".join(parameter.name for parameter in parameters) + ")"
+
+
+def _first(count: int, rows: Iterator[Any]) -> Iterator[Any]:
+    for _, row in zip(range(count), rows, strict=False):
+        yield row
+
+
+def _cell(value: Any, most: int = _COLUMN_CHARACTERS) -> str:
+    text = "" if value is None else value if isinstance(value, str) else repr(value)
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def _part(part: Any) -> str:
+    name = getattr(part, "name", None)
+    kind = type(part).__qualname__
+    return f"{name} ({kind})" if isinstance(name, str) and name else kind
+
+
+def _callable(function: Any) -> str:
+    owner = getattr(function, "__self__", None)
+    name = getattr(function, "__qualname__", None) or repr(function)
+    return f"{name} of {_part(owner)}" if owner is not None else str(name)
+
+
+_HELP = """\
+node            the daemon's parts: node.pipeline, node.settings, …
+settings        the configuration; secrets are masked
+captures        .list(), .get(id), .start({…}), .end(id)
+sources         where requests come from
+destinations    where captures are delivered to
+outboxes        what waits for delivery, for each destination
+spool           what waits on the disk
+delayed_calls() what the reactor will call, and when
+readers()       the descriptors that the reactor waits for
+objects()       live objects by type; objects(50, "pcapsvc") for more, or for some
+reactor         the reactor itself
+help(thing)     what is known of a thing
+
+A Deferred is shown again when it fires; _ is the last value. Ctrl-D leaves.
+This is the daemon's own thread: a line that takes longer than 0.1 s is interrupted, and what you
+change is changed. Every line is logged."""

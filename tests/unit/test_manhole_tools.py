@@ -1,0 +1,160 @@
+"""The names of the manhole's console."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from typing import Any
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.task import Clock
+from twisted.trial import unittest
+
+from pcapsvc.core.message import Message
+from pcapsvc.host.manhole.tools import namespace
+from pcapsvc.settings import Redis, Secret, Settings
+
+
+class Captures:
+    """Two captures, one of which can be ended."""
+
+    def __init__(self) -> None:
+        self.ended: list[str] = []
+
+    def list(self, state: str | None = None) -> list[Mapping[str, Any]]:
+        """As C{ICaptures.list}."""
+        return [{"id": "b", "state": "capturing", "packets": 3, "bytes": 180, "interface": "eth0"}]
+
+    def get(self, capture_id: str) -> Mapping[str, Any] | None:
+        """As C{ICaptures.get}."""
+        return {"id": "b", "state": "capturing"} if capture_id == "b" else None
+
+    def end(self, capture_id: str) -> str:
+        """As C{ICaptures.end}."""
+        self.ended.append(capture_id)
+        return "ended"
+
+
+class Pipeline:
+    """Takes messages."""
+
+    def __init__(self) -> None:
+        self.messages: list[Message] = []
+
+    def submit(self, message: Message) -> Deferred[str]:
+        """As C{IRequestSink.submit}."""
+        self.messages.append(message)
+        return succeed("accepted")
+
+
+class Source:
+    """A source with a name."""
+
+    name = "redis"
+
+
+@dataclass(frozen=True)
+class Node:
+    """As C{pcapsvc.app.Node}, as far as consoles look at it."""
+
+    settings: Settings
+    captures: Captures
+    pipeline: Pipeline
+    sources: tuple[Any, ...] = (Source(),)
+    destinations: tuple[Any, ...] = ()
+    outboxes: tuple[Any, ...] = ()
+    spool: Any = None
+
+
+class Reactor(Clock):
+    """A reactor with one reader."""
+
+    def getReaders(self) -> list[Any]:
+        """As C{IReactorFDSet.getReaders}."""
+        return [self]
+
+    def getWriters(self) -> list[Any]:
+        """As C{IReactorFDSet.getWriters}."""
+        return []
+
+    def fileno(self) -> int:
+        """As a reader."""
+        return 7
+
+
+class NamespaceTests(unittest.SynchronousTestCase):
+    """What a console begins with."""
+
+    def setUp(self) -> None:
+        """The names of a node with a password."""
+        self.reactor = Reactor()
+        self.node = Node(Settings(redis=Redis(auth=Secret("hunter2"))), Captures(), Pipeline())
+        self.names = namespace(self.node, self.reactor)
+
+    def test_captures(self) -> None:
+        """Captures are listed as a table, and one is shown key by key."""
+        self.assertEqual(
+            repr(self.names["captures"]),
+            "id  state      source  interface  packets  bytes  filter\n"
+            "b   capturing          eth0       3        180",
+        )
+        self.assertEqual(repr(self.names["captures"].get("b")), "id     b\nstate  capturing")
+        self.assertIsNone(self.names["captures"].get("c"))
+
+    def test_start(self) -> None:
+        """A request goes through the pipeline as every other, in a turn of the reactor of its own."""
+        verdict = self.names["captures"].start({"node": "n"}, filter="port 53")
+        self.assertEqual(self.node.pipeline.messages, [])
+        self.reactor.advance(0)
+        self.assertEqual(self.successResultOf(verdict), "accepted")
+        self.assertEqual(
+            self.node.pipeline.messages,
+            [Message(source="manhole", body=b'{"node": "n", "filter": "port 53"}')],
+        )
+
+    def test_end(self) -> None:
+        """A capture is ended in a turn of its own."""
+        ended = self.names["captures"].end("b")
+        self.assertEqual(self.node.captures.ended, [])
+        self.reactor.advance(0)
+        self.assertEqual(self.successResultOf(ended), "ended")
+        self.assertEqual(self.node.captures.ended, ["b"])
+
+    def test_settings(self) -> None:
+        """Neither the settings nor the node lead to a secret."""
+        for shown in (self.names["settings"], self.names["node"].settings):
+            self.assertNotIn("hunter2", repr(shown))
+            self.assertRaises(PermissionError, shown.redis.auth.reveal)
+
+    def test_parts(self) -> None:
+        """Parts are shown by name and type."""
+        self.assertEqual(repr(self.names["sources"]), "[0] redis (Source)")
+        self.assertEqual(repr(self.names["destinations"]), "(none)")
+        self.assertIs(self.names["sources"][0], self.node.sources[0])
+
+    def test_reactor(self) -> None:
+        """The reactor's delayed calls and readers are shown."""
+        self.reactor.callLater(2, self.reactor.getReaders)
+        self.assertEqual(
+            repr(self.names["delayed_calls"]()), "in       calls\n2.000 s  Reactor.getReaders of Reactor"
+        )
+        self.assertEqual(repr(self.names["readers"]()), "fd  waits to  is\n7   read      Reactor")
+
+    def test_objects(self) -> None:
+        """Live objects are counted by type."""
+        self.assertEqual(len(self.names["objects"](3)), 3)
+        (found,) = self.names["objects"](5, "test_manhole_tools.Pipeline")
+        self.assertGreaterEqual(found["objects"], 1)
+
+    def test_help(self) -> None:
+        """Every name is described, and so is every object that is asked about."""
+        text = repr(self.names["help"])
+        for name in self.names:
+            self.assertIn(f"{name}", text)
+        printed = io.StringIO()
+        with redirect_stdout(printed):
+            self.names["help"](self.names["captures"], 1)
+        self.assertIn(".start(request, fields)", printed.getvalue())
+        self.assertIn("int", printed.getvalue())
