@@ -181,9 +181,12 @@ class MainJobTests(SynchronousTestCase):
         for limit, reason in (({"timeout": 1}, "idle"), ({"duration": 1}, "duration")):
             # Once in time is enough: on a busy machine anything may be late.
             late = [self.lateness(daemon, limit, reason)]
-            while late[-1] >= 0.1 and len(late) < 3:
+            while late[-1] >= 0.1 and len(late) < 10:
                 late.append(self.lateness(daemon, limit, reason))
             self.assertLess(late[-1], 0.1, f"{reason} {late}")
+
+    # It measures tens of milliseconds.
+    test_limits.needs_machine_alone = True  # type: ignore[attr-defined]
 
     def lateness(self, daemon: Daemon, limit: dict[str, int], reason: str) -> float:
         """How long after a limit of one second the file of a capture is written, which ends by it."""

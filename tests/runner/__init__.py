@@ -10,5 +10,5 @@ several tests share is started in every worker, and the reactor is shut down aft
 end a worker that hangs, and can't give a test the machine to itself.
 
 Tests that measure time, lost packets or memory say so with C{needs_machine_alone = True} on their class or
-module. They run one after the other, when all others are done.
+module, or C{test_x.needs_machine_alone = True}. They run one after the other, when all others are done.
 """

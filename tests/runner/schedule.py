@@ -54,9 +54,10 @@ def load_durations() -> dict[str, float]:
 
 
 def save_durations(measured: Mapping[str, float]) -> None:
-    """Record durations, and keep those of modules that did not run."""
-    rounded = {key: round(seconds, 1) for key, seconds in measured.items()}
-    DURATIONS.write_text(json.dumps(load_durations() | rounded, indent=1, sort_keys=True) + "\n")
+    """Record durations of a second or more, and keep those of modules that did not run."""
+    known = load_durations() | {key: round(seconds, 1) for key, seconds in measured.items()}
+    long = {key: seconds for key, seconds in known.items() if seconds >= _ASSUMED_OTHERWISE}
+    DURATIONS.write_text(json.dumps(long, indent=1, sort_keys=True) + "\n")
 
 
 def find_modules(root: Path, targets: Iterable[str]) -> Iterator[str]:
@@ -84,27 +85,40 @@ def marks(source: str) -> tuple[bool, bool]:
     @param source: the module's source: it is not imported.
     """
     tree = ast.parse(source)
-    if _is_marked(tree.body):
+    if _has_mark(tree.body):
         return True, False
-    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
-    marked = {node.name for node in classes if _is_marked(node.body)}
-    has_tests = {
-        node.name
-        for node in classes
-        if any(
-            isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef) and one.name[:4] == "test"
-            for one in node.body
-        )
-    }
-    return bool(marked), bool(has_tests - marked) or not marked
+    alone = others = False
+    for one in tree.body:
+        if not isinstance(one, ast.ClassDef):
+            continue
+        marked = {name for name in _marked(one.body) if name}
+        tests = {
+            node.name for node in one.body if isinstance(node, _FUNCTIONS) and node.name.startswith("test")
+        }
+        whole = _has_mark(one.body)
+        alone |= whole or bool(marked)
+        others |= not whole and bool(tests - marked)
+    # A class that inherits all its tests has none in the source.
+    return alone, others or not alone
 
 
-def _is_marked(body: Sequence[ast.stmt]) -> bool:
-    return any(
-        isinstance(statement, ast.Assign)
-        and any(isinstance(target, ast.Name) and target.id == MARK for target in statement.targets)
-        for statement in body
-    )
+_FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+def _has_mark(body: Sequence[ast.stmt]) -> bool:
+    return "" in _marked(body)
+
+
+def _marked(body: Sequence[ast.stmt]) -> Iterator[str]:
+    """What is marked in a body: the names of methods, and the empty string for the body itself."""
+    for statement in body:
+        if isinstance(statement, ast.Assign):
+            for target in statement.targets:
+                if isinstance(target, ast.Name) and target.id == MARK:
+                    yield ""
+                if isinstance(target, ast.Attribute) and target.attr == MARK:
+                    assert isinstance(target.value, ast.Name)
+                    yield target.value.id
 
 
 def plan(root: Path, names: Iterable[str], durations: Mapping[str, float], processes: int) -> list[Job]:

@@ -97,9 +97,10 @@ def tests_of(suite: unittest.TestSuite) -> Iterator[Any]:
 
 
 def is_marked(test: Any) -> bool:
-    """Whether a test needs the machine to itself."""
+    """Whether a test needs the machine to itself: its method, its class or its module is marked."""
+    method = getattr(test, test.id().rpartition(".")[2], None)
     module = sys.modules.get(type(test).__module__)
-    return bool(getattr(test, MARK, False) or getattr(module, MARK, False))
+    return any(getattr(one, MARK, False) for one in (method, test, module))
 
 
 def main() -> int:

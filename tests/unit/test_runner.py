@@ -92,6 +92,8 @@ class ScheduleTests(SynchronousTestCase):
             _MARKED: (True, False),
             _ONE + _MARKED: (True, True),
             f"needs_machine_alone = True\n{_ONE}": (True, False),
+            f"{_ONE}    test_one.needs_machine_alone = True\n": (True, False),
+            f"{_ONE}    def test_two(self): pass\n    test_two.needs_machine_alone = True\n": (True, True),
         }.items():
             self.assertEqual(marks(source), found, source)
 
@@ -112,12 +114,13 @@ class PoolTests(SynchronousTestCase):
             self.addCleanup(os.environ.__setitem__, "PYTHONPATH", before)
         self.lines: list[str] = []
 
-    def write(self, name: str, body: str) -> str:
+    def write(self, name: str, body: str, before: str = "") -> str:
         """Write a module with one class. Its name."""
         (self.package / f"{name}.py").write_text(
             "import os, signal, subprocess, threading, time\n"
             "from unittest import SkipTest\n"
             "from twisted.trial.unittest import SynchronousTestCase\n"
+            f"{before}\n"
             f"class Tests(SynchronousTestCase):\n{textwrap.indent(textwrap.dedent(body), '    ')}\n"
         )
         return f"samples.{name}"
@@ -216,10 +219,12 @@ class PoolTests(SynchronousTestCase):
         self.assertIn("did not exit within 1 s", pool.tally.failures[0][1])
 
     def test_alone(self) -> None:
-        """Tests that need the machine alone run when no other runs, and only they."""
+        """
+        Tests that need the machine alone run when no other runs, and only they: marked in their module,
+        their class, or themselves.
+        """
         log = self.package.parent / "log"
         body = f"""
-            {{mark}}
             def note(self, word):
                 with open({str(log)!r}, "a") as file: file.write(word)
             def test_a(self):
@@ -227,13 +232,17 @@ class PoolTests(SynchronousTestCase):
                 time.sleep(0.3)
                 self.note(")")
             """
-        mark = "needs_machine_alone = True"
-        marked = [self.write(f"test_{number}", body.format(mark=mark)) for number in (1, 2)]
-        other = self.write("test_3", body.format(mark=""))
+        mark = "            {}needs_machine_alone = True\n"
+        marked = [
+            self.write("test_1", f"{body}\n{mark.format('')}"),
+            self.write("test_2", f"{body}\n{mark.format('test_a.')}"),
+            self.write("test_3", body, "needs_machine_alone = True"),
+        ]
+        other = self.write("test_4", body)
         jobs = [self.job(name, alone=True) for name in marked]
         pool = self.pool(*jobs, self.job(other, *marked))
-        self.assertEqual(pool.tally.line, "3 passed, 0 failed, 0 skipped")
-        self.assertEqual(log.read_text(), "()" * 3)
+        self.assertEqual(pool.tally.line, "4 passed, 0 failed, 0 skipped")
+        self.assertEqual(log.read_text(), "()" * 4)
 
 
 class CommandTests(SynchronousTestCase):
