@@ -1,4 +1,4 @@
-"""A service that stops its parts one after the other."""
+"""A service that stops its parts in order, within a time limit."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from twisted.logger import Logger
 
 from pcapsvc.interfaces.lifecycle import IHurriable
 
-# How much of the time to stop is left, at least, for keeping what could not be finished.
-_HURRIED_PART = 0.25
-# How much of it those may take that bring work in, and how long at least, as they settle with their brokers
-# what they brought: what they hang on must not cost the work that is there.
-_FIRST_PART = 0.25
+# The share of the stop time-out that is reserved for saving unfinished work.
+_HURRIED_SHARE = 0.25
+# The share, and the least seconds, that the first group may take. It is the sources, which only settle
+# with their brokers: a broker that hangs must not cost the work in progress its time.
+_FIRST_SHARE = 0.25
 _FIRST_SECONDS = 2.0
 
 
 class OrderedServices(Service):
     """
-    Starts its parts from the last to the first, and stops them from the first to
-    the last, each after the one before it has stopped.
+    Stops its parts from the first to the last, each after the previous one has stopped, and
+    starts them in the reverse order.
 
-    @param parts: in the order of stopping; those within one list stop side by side. The first
-        bring in the work that the others have.
-    @param stop_timeout_seconds: how long all the stopping may take. The first parts may take
-        a quarter of it, or two seconds, and are cancelled then. When a quarter of it is left, each
-        part that is L{IHurriable} is hurried. What still stops in the end is cancelled, and so is
-        what comes after it.
+    @param parts: in the order in which they stop. The services of a list stop concurrently. The
+        first part is what brings work in; the others do that work.
+    @param stop_timeout_seconds: how long the whole stop may take. The first part is cancelled after
+        a quarter of it; or after two seconds if that is longer, but no later than half of it. When
+        only a quarter is left, every L{IHurriable} service is hurried. At the end, whatever is
+        still stopping is cancelled, and so is whatever comes after it.
     """
 
     _log = Logger()
@@ -50,19 +50,19 @@ class OrderedServices(Service):
         self._is_first = False
         self._is_hurried = False
         self._stopping: Deferred[Any] | None = None
-        self._time_is_up: IDelayedCall | None = None
+        self._deadline: IDelayedCall | None = None
 
     def privilegedStartService(self) -> None:
-        """Start the parts, as far as privileges are needed for it."""
+        """Start the parts, as far as that takes privileges."""
         super().privilegedStartService()  # type: ignore[no-untyped-call]
-        for part in self._parts_as_they_start():
+        for part in self._start_order():
             part.privilegedStartService()  # type: ignore[no-untyped-call]
 
     def startService(self) -> None:
         """Start the parts."""
         super().startService()  # type: ignore[no-untyped-call]
         self._is_hurried = False
-        for part in self._parts_as_they_start():
+        for part in self._start_order():
             part.startService()  # type: ignore[no-untyped-call]
 
     def stopService(self) -> Deferred[None]:
@@ -76,46 +76,46 @@ class OrderedServices(Service):
 
     def hurry(self) -> None:
         """
-        Leave no part more time to stop than it takes to keep what it has. A second call does
-        nothing; one before the stop counts from its beginning.
+        Leave the parts only the time that saving their work takes. Before the stop, this applies to
+        the stop from its beginning. A second call does nothing.
         """
         if self._is_hurried:
             return
         self._is_hurried = True
         if self._stopping is not None:
-            self._bound(self._stop_timeout * _HURRIED_PART)
-            self._watch_the_time(self._stopping)
+            self._limit(self._stop_timeout * _HURRIED_SHARE)
+            self._set_deadline(self._stopping)
             self._hurry_parts()
 
     async def _stop(self) -> None:
         self._ends = self._first_ends = float("inf")
-        self._bound(self._stop_timeout * (_HURRIED_PART if self._is_hurried else 1))
-        hurry = self._reactor.callLater(self._stop_timeout * (1 - _HURRIED_PART), self._hurry_parts)
+        self._limit(self._stop_timeout * (_HURRIED_SHARE if self._is_hurried else 1))
+        hurry = self._reactor.callLater(self._stop_timeout * (1 - _HURRIED_SHARE), self._hurry_parts)
         for group in self._groups:
             self._is_first = group is self._groups[0]
-            await self._stop_side_by_side(group)
+            await self._stop_group(group)
         if hurry.active():
             hurry.cancel()
 
-    def _bound(self, seconds: float) -> None:
-        """Let all that is left of the stop take no longer, and the first parts but a part of it."""
+    def _limit(self, seconds: float) -> None:
+        """Limit the time for the rest of the stop, and that for the first group to its share."""
         now = self._reactor.seconds()
         self._ends = min(self._ends, now + seconds)
-        first = min(seconds / 2, max(seconds * _FIRST_PART, _FIRST_SECONDS))
+        first = min(seconds / 2, max(seconds * _FIRST_SHARE, _FIRST_SECONDS))
         self._first_ends = min(self._first_ends, now + first)
 
-    async def _stop_side_by_side(self, group: Sequence[IService]) -> None:
+    async def _stop_group(self, group: Sequence[IService]) -> None:
         stopping = DeferredList([Deferred.fromCoroutine(self._stop_one(part)) for part in group])
         if stopping.called:
             return
         self._stopping = stopping
-        self._watch_the_time(stopping)
+        self._set_deadline(stopping)
         if self._is_hurried:
-            # Those that had not begun to stop when the others were.
+            # This group had not begun to stop when the others were hurried.
             self._hurry_parts()
         await stopping
         self._stopping = None
-        self._forget_the_time()
+        self._clear_deadline()
 
     async def _stop_one(self, part: IService) -> None:
         try:
@@ -123,18 +123,18 @@ class OrderedServices(Service):
         except CancelledError:
             self._log.error("{part} did not stop in time", part=type(part).__name__)
         except Exception:  # noqa: BLE001 - whatever it is, the other parts are stopped
-            self._log.failure("{part} did not stop as it should", part=type(part).__name__)
+            self._log.failure("{part} failed to stop", part=type(part).__name__)
 
-    def _watch_the_time(self, stopping: Deferred[Any]) -> None:
-        self._forget_the_time()
+    def _set_deadline(self, stopping: Deferred[Any]) -> None:
+        self._clear_deadline()
         ends = min(self._ends, self._first_ends) if self._is_first else self._ends
         left = max(0.0, ends - self._reactor.seconds())
-        self._time_is_up = self._reactor.callLater(left, stopping.cancel)
+        self._deadline = self._reactor.callLater(left, stopping.cancel)
 
-    def _forget_the_time(self) -> None:
-        if self._time_is_up is not None and self._time_is_up.active():
-            self._time_is_up.cancel()
-        self._time_is_up = None
+    def _clear_deadline(self) -> None:
+        if self._deadline is not None and self._deadline.active():
+            self._deadline.cancel()
+        self._deadline = None
 
     def _hurry_parts(self) -> None:
         self._is_hurried = True
@@ -143,5 +143,5 @@ class OrderedServices(Service):
                 if IHurriable.providedBy(part):
                     part.hurry()
 
-    def _parts_as_they_start(self) -> Sequence[IService]:
+    def _start_order(self) -> Sequence[IService]:
         return [part for group in reversed(self._groups) for part in group]

@@ -1,4 +1,4 @@
-"""Threads of our own, for clients that block."""
+"""Threads for blocking clients, apart from the reactor's pool."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
-#: How long a stop waits for threads that are still at work.
+#: How many seconds a stop waits for threads that are still busy.
 STOP_SECONDS = 2.0
 
 
 class IThreadReactor(IReactorFromThreads, IReactorTime):
-    """What is asked of a reactor here."""
+    """A reactor that has time, and can be called from threads."""
 
 
 class NotRunning(RuntimeError):
-    """Work was given to threads that have not been started, or that are stopping."""
+    """The threads have not been started, or are stopping."""
 
 
 class DaemonThreadPool(ThreadPool):
-    """A pool whose threads keep no process alive: what hangs in one of them dies with the process."""
+    """A pool of daemon threads: a thread that hangs does not keep the process alive."""
 
     def threadFactory(self, *args: Any, **kwargs: Any) -> Thread:  # type: ignore[override]
-        """A thread for the pool, made as Twisted asks for it, which doesn't keep the process alive."""
+        """Make a daemon thread: see L{ThreadPool}."""
         return Thread(*args, daemon=True, **kwargs)
 
 
 class Threads(Service):
     """
-    A pool of daemon threads, apart from the reactor's own: a client that hangs
-    delays neither a DNS look-up nor the process's exit.
+    A pool of daemon threads, separate from the reactor's, so that a client that hangs delays
+    neither DNS look-ups nor the exit of the process.
 
     L{run} is a L{pcapsvc.interfaces.threads.RunInThread}.
 
-    @param most: the number of threads, at most. Each begins when it is needed first,
-        and work that finds none free waits for one.
+    @param most: how many threads there may be. They are started on demand; work that finds no
+        free thread waits for one.
     """
 
     name = "threads"
@@ -59,10 +59,9 @@ class Threads(Service):
         """
         Run a function in one of the threads.
 
-        @return: fires with what the function returns; fails with what it raises, with
-            L{NotRunning}, or with L{twisted.internet.defer.CancelledError} where it hung
-            when the service stopped. On cancel, it is no longer waited for; a thread
-            can't be made to stop.
+        @return: fires with what the function returns. Fails with what it raises, with
+            L{NotRunning}, or with L{twisted.internet.defer.CancelledError} if it still hung
+            when the service stopped. On cancel, the result is discarded; the thread goes on.
         """
         if self._pool is None:
             return fail(NotRunning("the threads are not running"))
@@ -76,27 +75,27 @@ class Threads(Service):
         return result.addBoth(finished)
 
     def close_descriptor(self, descriptor: int) -> None:
-        """Close a descriptor in one of the threads, as the kernel takes its time; here if none runs."""
+        """Close a descriptor in a thread, because that may take a while; right here if no thread runs."""
 
         def close_here(failure: Failure) -> None:
-            # Any other failure came after a thread had begun.
+            # After any other failure, a thread has closed it.
             if isinstance(failure.value, NotRunning):
                 os.close(descriptor)
 
         self.run(os.close, descriptor).addErrback(close_here)
 
     def startService(self) -> None:
-        """Take work from here on."""
+        """Begin to accept work."""
         super().startService()  # type: ignore[no-untyped-call]
         self._pool = DaemonThreadPool(minthreads=0, maxthreads=self._most, name="pcapsvc")
         self._pool.start()
 
     def stopService(self) -> Deferred[None]:
         """
-        Take no more work, and let what there is come to its end.
+        Accept no more work, and wait for the work in progress.
 
-        @return: fires when every thread has ended, or after L{STOP_SECONDS}, whichever
-            comes first; what hangs then is left to die with the process.
+        @return: fires when every thread has ended, or after L{STOP_SECONDS} if that is
+            sooner. Threads that still hang then end with the process.
         """
         super().stopService()  # type: ignore[no-untyped-call]
         stopped: Deferred[None] = Deferred()
@@ -104,7 +103,7 @@ class Threads(Service):
         if pool is None:
             stopped.callback(None)
             return stopped
-        # ThreadPool.stop waits for its threads: so a thread does that, too.
+        # ThreadPool.stop blocks until its threads have ended, so it gets a thread, too.
         Thread(target=self._join, args=(pool, stopped), daemon=True, name="pcapsvc-stop").start()
         give_up = self._reactor.callLater(STOP_SECONDS, self._give_up, stopped)
 
@@ -123,9 +122,7 @@ class Threads(Service):
             stopped.callback(None)
 
     def _give_up(self, stopped: Deferred[None]) -> None:
-        self._log.warn(
-            "{count} pieces of work hang in their threads, and are left behind", count=len(self._unfinished)
-        )
+        self._log.warn("abandoned {count} threads that did not finish in time", count=len(self._unfinished))
         for result in tuple(self._unfinished):
             result.cancel()
         self._fire(stopped)

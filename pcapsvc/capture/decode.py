@@ -77,7 +77,7 @@ class PacketLog:
 
     def done(self) -> None:
         """No packet will come any more."""
-        if left_out := self._limit.take_left_out():
+        if left_out := self._limit.take_suppressed():
             self._log.info("{capture_id}: {count} more packets", capture_id=self._capture_id, count=left_out)
 
     def _may_log(self) -> bool:

@@ -1,4 +1,4 @@
-"""The verdicts on requests, and what a destination returns."""
+"""Verdicts on requests, and the receipts of destinations."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pcapsvc.core.errors import Problem
 
 @dataclass(frozen=True, kw_only=True)
 class StartedCapture:
-    """A capture that has begun."""
+    """A capture that was started for a request."""
 
     capture_id: str
     interface: str
@@ -18,9 +18,9 @@ class StartedCapture:
 @dataclass(frozen=True, kw_only=True)
 class Accepted:
     """
-    The captures have begun.
+    The captures were started.
 
-    @ivar problems: of those interfaces on which none could, though others go on.
+    @ivar problems: of interfaces that can't be captured on, if others can.
     """
 
     captures: tuple[StartedCapture, ...]
@@ -29,12 +29,12 @@ class Accepted:
 
 @dataclass(frozen=True, kw_only=True)
 class NotForThisNode:
-    """The request names other nodes."""
+    """The request is addressed to other nodes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rejected:
-    """The request can't be done, and trying it again cannot help."""
+    """The request is invalid, or this node can't meet it. Sending it again would not help."""
 
     problems: tuple[Problem, ...]
 
@@ -42,9 +42,9 @@ class Rejected:
 @dataclass(frozen=True, kw_only=True)
 class Busy:
     """
-    The request is good, and there is no room for it now.
+    The request is valid, but there is no capacity for it now.
 
-    @ivar reason: what there is too much of, in words.
+    @ivar reason: which limit is reached.
     """
 
     reason: str
@@ -56,9 +56,9 @@ Verdict = Accepted | NotForThisNode | Rejected | Busy
 @dataclass(frozen=True, kw_only=True)
 class Receipt:
     """
-    A destination has a capture.
+    Confirms that a destination has stored a capture.
 
-    @ivar location: where: a path, or a URL. It holds no secret.
+    @ivar location: the path or URL of the capture. It contains no secret.
     """
 
     destination: str

@@ -1,4 +1,4 @@
-"""Words of others, fit for a line of the log."""
+"""Foreign text, made safe for a line of the log."""
 
 from __future__ import annotations
 
@@ -6,38 +6,38 @@ import re
 from collections.abc import Iterable
 from urllib.parse import quote, quote_plus
 
-#: What a terminal, a log or a header might take for the end of the line, or for a turn of its direction:
-#: control characters, separators of lines, and those of Unicode's bidirectional algorithm (UAX 9); as
-#: ranges of a regular expression's set.
+#: Characters that a terminal, a log or a header may take for a line break or a change of direction:
+#: control characters, line separators, and those of Unicode's bidirectional algorithm (UAX 9). As
+#: ranges of a character class in a regular expression.
 UNSAFE = r"\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"
 
-# These, white space, and what UTF-8 has no bytes for.
+# The same, white space, and lone surrogates, which can't be encoded in UTF-8.
 _CONTROL = re.compile(rf"[{UNSAFE} \xa0\ud800-\udfff]+")
 
 
 def one_line(text: str, *, most: int = 300, secrets: Iterable[tuple[str, str]] = ()) -> str:
     """
-    A text on one line, without control characters.
+    Put a text on one line, without control characters.
 
-    @param most: how many characters are kept; an ellipsis stands for the rest.
+    @param most: how many characters to keep. An ellipsis replaces the rest.
     @param secrets: see L{without_secrets}.
     """
     secrets = tuple(secrets)
-    # Twice, as a secret may hold white space, and white space may be all that cuts one.
+    # Before and after: a secret may contain white space, and white space may be inserted into one.
     text = without_secrets(_CONTROL.sub(" ", without_secrets(text, secrets)).strip(), secrets)
     return text if len(text) <= most else text[:most] + "…"
 
 
 def without_secrets(text: str, secrets: Iterable[tuple[str, str]]) -> str:
     """
-    A text without secrets, neither as they are nor as they are within a URL.
+    Replace secrets in a text, both as they are and percent-encoded.
 
-    @param secrets: each with what is to stand in its place.
+    @param secrets: pairs of a secret and its replacement.
     """
     for secret, instead in secrets:
         forms = {secret, quote(secret, safe=""), quote(secret), quote_plus(secret)} - {""}
         if forms:
-            # The digits of a percent-encoding may be of either case; so the whole is.
+            # The hexadecimal digits of percent-encoding may have either case, so the case is ignored.
             choice = "|".join(re.escape(form) for form in sorted(forms, key=len, reverse=True))
             text = re.sub(choice, instead.replace("\\", r"\\"), text, flags=re.IGNORECASE)
     return text

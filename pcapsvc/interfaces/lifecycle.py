@@ -1,4 +1,4 @@
-"""What a stop needs of the parts that it stops."""
+"""What the shutdown asks of the services that it stops."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from zope.interface import Interface
 
 
 class IHurriable(Interface):
-    """A part that can be told, while the service stops, that time is getting short."""
+    """A service whose stop can be hurried when time runs short."""
 
     def hurry() -> None:
-        """Cut short what can be done later, and keep it."""
+        """Abandon work that can be completed after a restart, and keep it for then."""

@@ -1,4 +1,4 @@
-"""What clients that block need: somebody to run them in a thread."""
+"""What blocking clients need: threads to run in."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from twisted.internet.defer import Deferred
 
 
 class RunInThread(Protocol):
-    """Runs a function that blocks, in a thread that may."""
+    """Runs a blocking function in a thread."""
 
     def __call__(self, function: Callable[..., Any], *args: Any) -> Deferred[Any]:
         """
-        @return: fires with what the function returns, and fails with what it raises.
+        @return: fires with what the function returns; fails with what it raises.
         """

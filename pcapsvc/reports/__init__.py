@@ -1,1 +1,1 @@
-"""Who is told what became of a request."""
+"""Reporters: what receives the events."""

@@ -1,4 +1,4 @@
-"""All reporters as one."""
+"""Several reporters as one."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from pcapsvc.interfaces.reports import IReporter
 @implementer(IReporter)
 class FanOutReporter:
     """
-    Tells every event to all reporters. One that breaks its promise and raises costs no
-    other its news, and changes nothing of what is done.
+    Passes every event to all reporters. A reporter that raises, which it should not, is logged,
+    and affects neither the others nor the work that is reported.
     """
 
     _log = Logger()
@@ -24,9 +24,9 @@ class FanOutReporter:
         self._reporters = tuple(reporters)
 
     def report(self, event: Event) -> None:
-        """Tell an event."""
+        """Pass on an event."""
         for reporter in self._reporters:
             try:
                 reporter.report(event)
-            except Exception:  # noqa: BLE001 - what is told must not change what is done
-                self._log.failure("{reporter} met a fault", reporter=type(reporter).__name__)
+            except Exception:  # noqa: BLE001 - reporting must not affect the work that is reported
+                self._log.failure("internal error in {reporter}", reporter=type(reporter).__name__)

@@ -22,9 +22,9 @@ from pcapsvc.core.event import (
 from pcapsvc.core.line_limit import LineLimit
 from pcapsvc.interfaces.reports import IReporter
 
-#: How many refused requests of each source are logged in a second; the others are counted.
+#: How many refused requests are logged per second and source. The others are counted.
 REFUSALS_A_SECOND = 20
-# And how many problems of each of them.
+# How many problems are logged of each.
 _MOST_PROBLEMS = 10
 
 
@@ -33,9 +33,9 @@ class LogReporter(Service):
     """
     Logs events. Every line about a capture begins with its id.
 
-    Refused requests are logged up to a rate, and counted above it, so that a flood of them
-    neither fills the disk nor takes time from captures. The count is logged within a second,
-    or at the stop.
+    Refused requests are logged up to a limit per second, so that a flood of them neither fills the
+    disk nor takes time from captures. The number of the others is logged a second later, or at
+    the stop.
     """
 
     _log = Logger()
@@ -43,18 +43,18 @@ class LogReporter(Service):
     def __init__(self, reactor: IReactorTime) -> None:
         self._reactor = reactor
         self._refusals: dict[str, LineLimit] = {}
-        # By source: when the number of refusals that were not logged is.
+        # By source: the call that will log how many refusals were suppressed.
         self._counts_due: dict[str, IDelayedCall] = {}
 
     def stopService(self) -> None:
-        """Log the counts that are due."""
+        """Log how many refusals were suppressed, as far as that has not been logged yet."""
         super().stopService()  # type: ignore[no-untyped-call]
         for source, due in tuple(self._counts_due.items()):
             due.cancel()
             self._count(source)
 
     def report(self, event: Event) -> None:
-        """Log an event. L{IReporter.report}."""
+        """See L{IReporter.report}."""
         match event.data:
             case RequestRejected() | RequestBusy() as refused:
                 self._refused(event.labels.via or "", refused)
@@ -75,8 +75,8 @@ class LogReporter(Service):
                 )
             case DeliveryPostponed() as postponed:
                 self._log.warn(
-                    "{capture_id}: attempt {attempts} to deliver to {destination}{spooled} failed, the next"
-                    " is in {seconds} s: {problem}",
+                    "{capture_id}: delivery attempt {attempts} to {destination}{spooled} failed, the next is"
+                    " in {seconds} s: {problem}",
                     capture_id=event.subject,
                     attempts=postponed.attempts,
                     destination=postponed.destination,
@@ -93,7 +93,7 @@ class LogReporter(Service):
                 )
             case DeliveryFailed(destination=destination, problem=problem):
                 self._log.error(
-                    "{capture_id}: not delivered to {destination}, and lost to it: {problem}",
+                    "{capture_id}: delivery to {destination} failed for good: {problem}",
                     capture_id=event.subject,
                     destination=destination,
                     problem=problem,
@@ -120,14 +120,14 @@ class LogReporter(Service):
         del self._counts_due[source]
         self._log.warn(
             "{count} more requests from {source} refused",
-            count=self._refusals[source].take_left_out(),
+            count=self._refusals[source].take_suppressed(),
             source=source,
         )
 
     def _started(self, event: Event, started: CaptureStarted) -> None:
         self._log.info(
             "{capture_id}: capturing on {interface} for {source}, filter {bpf!r}, snap length {snap_length},"
-            " until {packets} packets, {bytes} bytes, {idle} s without one or {duration} s",
+            " until {packets} packets, {bytes} bytes, {idle} s without a packet, or {duration} s",
             capture_id=event.subject,
             interface=event.labels.interface,
             source=event.labels.via,
@@ -146,7 +146,7 @@ class LogReporter(Service):
             reason=stopped.reason.value,
             packets=stopped.packets,
             bytes=stopped.bytes,
-            nothing="" if stopped.packets else "; there is nothing to deliver",
+            nothing="" if stopped.packets else "; nothing to deliver",
         )
         if (counts := stopped.counts) is None:
             return

@@ -65,7 +65,7 @@ class ClockTests(SynchronousTestCase):
         self.assertEqual(self.daemon.done(running)["reason"], "packets")
         self.server.behave(accept())
         self.daemon.logged(f"{spooled}: delivered to cloudshark")
-        self.assertNotIn("lost to it", self.daemon.log)
+        self.assertNotIn("failed for good", self.daemon.log)
 
     def test_back(self) -> None:
         """A day back: captures end when they would have, and so does the daemon."""

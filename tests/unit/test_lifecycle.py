@@ -1,4 +1,4 @@
-"""Parts that stop one after the other."""
+"""Services that stop in order."""
 
 from __future__ import annotations
 
@@ -16,75 +16,75 @@ from pcapsvc.lifecycle import OrderedServices
 
 
 class _Part(Service):
-    def __init__(self, told: list[str], name: str, stop: Callable[[], Any] = lambda: None) -> None:
-        self._told, self._label, self._stop = told, name, stop
+    def __init__(self, calls: list[str], name: str, stop: Callable[[], Any] = lambda: None) -> None:
+        self._calls, self._label, self._stop = calls, name, stop
 
     def privilegedStartService(self) -> None:
-        self._told.append(f"privileged {self._label}")
+        self._calls.append(f"privileged {self._label}")
 
     def startService(self) -> None:
         super().startService()
-        self._told.append(f"start {self._label}")
+        self._calls.append(f"start {self._label}")
 
     def stopService(self) -> Any:
         super().stopService()
-        self._told.append(f"stop {self._label}")
+        self._calls.append(f"stop {self._label}")
         return self._stop()
 
 
 @implementer(IHurriable)
 class _Hurried(_Part):
     def hurry(self) -> None:
-        self._told.append(f"hurry {self._label}")
+        self._calls.append(f"hurry {self._label}")
 
 
 class OrderedServicesTests(unittest.SynchronousTestCase):
-    """The order, and the time that it may take."""
+    """The order, and the time limit."""
 
     def setUp(self) -> None:
-        """A clock, and a diary."""
+        """A clock, and a record of all calls."""
         self.clock = Clock()
-        self.told: list[str] = []
+        self.calls: list[str] = []
         self.addCleanup(lambda: self.assertEqual(self.clock.getDelayedCalls(), []))
 
     def services(self, *stops: Callable[[], Any]) -> OrderedServices:
-        """Parts a, b, c, … that stop like this."""
-        parts = [_Part(self.told, chr(97 + number), stop) for number, stop in enumerate(stops)]
+        """Parts a, b, c, …, each with what its stop returns."""
+        parts = [_Part(self.calls, chr(97 + number), stop) for number, stop in enumerate(stops)]
         return OrderedServices(self.clock, parts, stop_timeout_seconds=10)
 
     def test_start(self) -> None:
-        """What stops last starts first."""
+        """The part that stops last starts first."""
         services = self.services(lambda: None, lambda: None)
         services.privilegedStartService()
         services.startService()
-        self.assertEqual(self.told, ["privileged b", "privileged a", "start b", "start a"])
+        self.assertEqual(self.calls, ["privileged b", "privileged a", "start b", "start a"])
         self.assertTrue(services.running)
 
     def test_stop(self) -> None:
-        """Each stops only after the one before it has stopped."""
+        """Each part stops only after the previous one has stopped."""
         first: Deferred[None] = Deferred()
         services = self.services(lambda: first, lambda: None)
         stopping = services.stopService()
         self.assertFalse(services.running)
-        self.assertEqual(self.told, ["stop a"])
+        self.assertEqual(self.calls, ["stop a"])
         self.assertNoResult(stopping)
         first.callback(None)
-        self.assertEqual(self.told, ["stop a", "stop b"])
+        self.assertEqual(self.calls, ["stop a", "stop b"])
         self.successResultOf(stopping)
 
     def test_failures(self) -> None:
-        """A part that raises, or fails, keeps no other from stopping, and is logged."""
+        """A part that raises or fails is logged, and the others are stopped all the same."""
 
         def raising() -> None:
             raise ZeroDivisionError
 
         stopping = self.services(raising, lambda: fail(ZeroDivisionError()), lambda: None).stopService()
         self.successResultOf(stopping)
-        self.assertEqual(self.told, ["stop a", "stop b", "stop c"])
+        self.assertEqual(self.calls, ["stop a", "stop b", "stop c"])
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 2)
 
-    def test_time_is_up(self) -> None:
-        """All the stopping has one time: what still stops then is cancelled, and so is what is next."""
+    def test_timeout(self) -> None:
+        """The time limit is for all parts together: after it, those that are still stopping are cancelled."""
         cancelled: list[str] = []
         first: Deferred[None] = Deferred()
         stopping = self.services(
@@ -99,93 +99,93 @@ class OrderedServicesTests(unittest.SynchronousTestCase):
         self.assertEqual(cancelled, [])
         self.clock.advance(0.1)
         self.assertEqual(cancelled, ["b", "c"])
-        self.assertEqual(self.told[-1], "stop d")
+        self.assertEqual(self.calls[-1], "stop d")
         self.successResultOf(stopping)
 
-    def test_side_by_side(self) -> None:
-        """The parts of a list stop at once; what comes next waits for all of them."""
+    def test_concurrent(self) -> None:
+        """The parts of a list stop concurrently; the next part waits for all of them."""
         first: Deferred[None] = Deferred()
         parts = [
-            [_Part(self.told, "a", lambda: first), _Part(self.told, "b")],
-            _Part(self.told, "c"),
+            [_Part(self.calls, "a", lambda: first), _Part(self.calls, "b")],
+            _Part(self.calls, "c"),
         ]
         services = OrderedServices(self.clock, parts, stop_timeout_seconds=10)
         services.startService()
-        self.assertEqual(self.told, ["start c", "start a", "start b"])
-        self.told.clear()
+        self.assertEqual(self.calls, ["start c", "start a", "start b"])
+        self.calls.clear()
         stopping = services.stopService()
-        self.assertEqual(self.told, ["stop a", "stop b"])
+        self.assertEqual(self.calls, ["stop a", "stop b"])
         first.callback(None)
-        self.assertEqual(self.told, ["stop a", "stop b", "stop c"])
+        self.assertEqual(self.calls, ["stop a", "stop b", "stop c"])
         self.successResultOf(stopping)
 
     def test_hurried(self) -> None:
-        """When a quarter of the time is left, what can be hurried is, once."""
+        """When a quarter of the time is left, parts that can be hurried are, once."""
         first: Deferred[None] = Deferred()
-        hurried = _Hurried(self.told, "a", lambda: first)
-        parts = [(), hurried, _Part(self.told, "b")]
+        hurried = _Hurried(self.calls, "a", lambda: first)
+        parts = [(), hurried, _Part(self.calls, "b")]
         services = OrderedServices(self.clock, parts, stop_timeout_seconds=10)
         stopping = services.stopService()
         self.clock.advance(7.4)
-        self.assertEqual(self.told, ["stop a"])
+        self.assertEqual(self.calls, ["stop a"])
         self.clock.advance(0.2)
-        self.assertEqual(self.told, ["stop a", "hurry a"])
+        self.assertEqual(self.calls, ["stop a", "hurry a"])
         self.assertNoResult(stopping)
         first.callback(None)
-        self.assertEqual(self.told[-1], "stop b")
+        self.assertEqual(self.calls[-1], "stop b")
         self.successResultOf(stopping)
 
     def test_no_hurry(self) -> None:
-        """What stops in time isn't hurried."""
-        parts = [_Hurried(self.told, "a"), _Part(self.told, "b")]
+        """Parts that stop in time are not hurried."""
+        parts = [_Hurried(self.calls, "a"), _Part(self.calls, "b")]
         self.successResultOf(OrderedServices(self.clock, parts, stop_timeout_seconds=10).stopService())
-        self.assertEqual(self.told, ["stop a", "stop b"])
+        self.assertEqual(self.calls, ["stop a", "stop b"])
 
     def test_hurry_from_outside(self) -> None:
-        """Somebody may hurry all: then a quarter of the time is all that there is."""
+        """A hurried stop has only a quarter of the time."""
         first: Deferred[None] = Deferred()
-        parts = [(), _Hurried(self.told, "a", lambda: first), _Part(self.told, "b")]
+        parts = [(), _Hurried(self.calls, "a", lambda: first), _Part(self.calls, "b")]
         services = OrderedServices(self.clock, parts, stop_timeout_seconds=10)
         stopping = services.stopService()
         self.clock.advance(1)
         services.hurry()
-        self.assertEqual(self.told, ["stop a", "hurry a"])
+        self.assertEqual(self.calls, ["stop a", "hurry a"])
         self.clock.advance(2.4)
         self.assertNoResult(stopping)
         self.clock.advance(0.2)
-        self.assertEqual(self.told, ["stop a", "hurry a", "stop b"])
+        self.assertEqual(self.calls, ["stop a", "hurry a", "stop b"])
         self.successResultOf(stopping)
 
     def test_hurried_before(self) -> None:
-        """So they may in the very moment before the stop begins."""
-        parts = [(), _Hurried(self.told, "a", Deferred), _Hurried(self.told, "b")]
+        """A stop that was hurried before it begins is hurried from its beginning."""
+        parts = [(), _Hurried(self.calls, "a", Deferred), _Hurried(self.calls, "b")]
         services = OrderedServices(self.clock, parts, stop_timeout_seconds=10)
         services.startService()
-        self.told.clear()
+        self.calls.clear()
         services.hurry()
-        self.assertEqual(self.told, [])
+        self.assertEqual(self.calls, [])
         stopping = services.stopService()
-        self.assertEqual(self.told, ["stop a", "hurry a", "hurry b"])
+        self.assertEqual(self.calls, ["stop a", "hurry a", "hurry b"])
         self.clock.advance(2.5)
         self.successResultOf(stopping)
-        self.assertEqual(self.told[3:], ["stop b"])
+        self.assertEqual(self.calls[3:], ["stop b"])
 
-    def first(self) -> tuple[OrderedServices, list[str]]:
-        """A first part that hangs, and one behind it that does; and what is cancelled, with the time."""
+    def hanging(self) -> tuple[OrderedServices, list[str]]:
+        """Two parts that hang; and a record of what is cancelled, and when."""
         cancelled: list[str] = []
 
         def hang(name: str) -> Callable[[], Deferred[None]]:
             return lambda: Deferred(lambda _: cancelled.append(f"{name} {self.clock.seconds():g}"))
 
-        parts = [_Part(self.told, "a", hang("a")), _Hurried(self.told, "b", hang("b"))]
+        parts = [_Part(self.calls, "a", hang("a")), _Hurried(self.calls, "b", hang("b"))]
         return OrderedServices(self.clock, parts, stop_timeout_seconds=20), cancelled
 
     def test_first(self) -> None:
-        """The first have a quarter of the time, so that those behind them have the most of it."""
-        services, cancelled = self.first()
+        """The first part has a quarter of the time, so that most of it is left for the others."""
+        services, cancelled = self.hanging()
         stopping = services.stopService()
         self.clock.pump([0.5] * 39)
-        self.assertEqual(self.told, ["stop a", "stop b", "hurry b"])
+        self.assertEqual(self.calls, ["stop a", "stop b", "hurry b"])
         self.assertNoResult(stopping)
         self.clock.pump([0.5])
         self.assertEqual(cancelled, ["a 5", "b 20"])
@@ -193,32 +193,32 @@ class OrderedServicesTests(unittest.SynchronousTestCase):
 
     def test_first_hurried(self) -> None:
         """
-        Where they are hurried, two seconds, in which they settle what they brought. What
-        begins to stop after that is hurried, too.
+        When hurried, the first part has two seconds, in which sources settle with their brokers. A
+        part that begins to stop after that is hurried, too.
         """
-        services, cancelled = self.first()
+        services, cancelled = self.hanging()
         stopping = services.stopService()
         self.clock.advance(1)
         services.hurry()
         self.clock.pump([0.5] * 12)
         self.assertEqual(cancelled, ["a 3", "b 6"])
-        self.assertEqual(self.told, ["stop a", "hurry b", "stop b", "hurry b"])
+        self.assertEqual(self.calls, ["stop a", "hurry b", "stop b", "hurry b"])
         self.successResultOf(stopping)
 
     def test_first_of_short(self) -> None:
-        """Where there is little time, half of it."""
-        parts = [_Part(self.told, "a", Deferred), _Part(self.told, "b")]
+        """If the whole time is short, the first part has half of it."""
+        parts = [_Part(self.calls, "a", Deferred), _Part(self.calls, "b")]
         stopping = OrderedServices(self.clock, parts, stop_timeout_seconds=2).stopService()
         self.clock.advance(0.9)
-        self.assertEqual(self.told, ["stop a"])
+        self.assertEqual(self.calls, ["stop a"])
         self.clock.advance(0.1)
-        self.assertEqual(self.told, ["stop a", "stop b"])
+        self.assertEqual(self.calls, ["stop a", "stop b"])
         self.successResultOf(stopping)
 
     def test_cancelled_part_ends_well(self) -> None:
-        """A part that ends at once when it is cancelled has stopped."""
+        """A part that finishes as soon as it is cancelled has stopped."""
         part: Deferred[None] = Deferred(lambda waiting: waiting.callback(None))
         stopping = self.services(lambda: part, lambda: None).stopService()
         self.clock.advance(10)
-        self.assertEqual(self.told, ["stop a", "stop b"])
+        self.assertEqual(self.calls, ["stop a", "stop b"])
         self.successResultOf(stopping)

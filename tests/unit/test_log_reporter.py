@@ -1,4 +1,4 @@
-"""What becomes of requests, in the log."""
+"""Events in the log."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def event(data: Payload, via: str = "redis") -> Event:
 
 
 class LogReporterTests(unittest.SynchronousTestCase):
-    """A line, or a few, for each event."""
+    """The lines of each event."""
 
     def setUp(self) -> None:
-        """A log that is kept."""
+        """Record the log."""
         self.clock = Clock()
         self.lines: list[tuple[LogLevel, str]] = []
         globalLogPublisher.addObserver(self._line)
@@ -60,13 +60,13 @@ class LogReporterTests(unittest.SynchronousTestCase):
         return list(self.lines)
 
     def stopped(self, counts: PacketCounts | None, packets: int = 3) -> list[tuple[LogLevel, str]]:
-        """The lines of a capture's end."""
+        """The lines of a capture that has stopped."""
         return self.report(
             CaptureStopped(reason=StopReason.IDLE, packets=packets, bytes=700, counts=counts, file=None)
         )
 
     def test_started(self) -> None:
-        """The start has the filter and the limits, and no more of the request than that."""
+        """The line of a start has the filter and the limits, and nothing else of the request."""
         limits = CaptureLimits(max_packets=10, max_bytes=1000, idle_seconds=5, duration_seconds=60)
         started = CaptureStarted(
             bpf="tcp\nport 80", snap_length=500, limits=limits, started=1_700_000_000.0, link_type=1
@@ -76,11 +76,11 @@ class LogReporterTests(unittest.SynchronousTestCase):
         self.assertEqual(
             line,
             "abc: capturing on eth0 for redis, filter 'tcp\\nport 80', snap length 500,"
-            " until 10 packets, 1000 bytes, 5 s without one or 60 s",
+            " until 10 packets, 1000 bytes, 5 s without a packet, or 60 s",
         )
 
     def test_stopped(self) -> None:
-        """The end has the reason, and what the kernel counted."""
+        """The lines of a stop have the reason and the kernel's statistics."""
         self.assertEqual(
             self.stopped(PacketCounts(received=3, dropped=0, interface_dropped=0)),
             [
@@ -94,22 +94,22 @@ class LogReporterTests(unittest.SynchronousTestCase):
         )
 
     def test_dropped(self) -> None:
-        """Where any packet was dropped, by the kernel or the interface, that is a warning."""
+        """The statistics are a warning if the kernel or the interface dropped packets."""
         for dropped, interface_dropped in ((1, 0), (0, 1)):
             counts = PacketCounts(received=3, dropped=dropped, interface_dropped=interface_dropped)
             self.assertEqual([level for level, _ in self.stopped(counts)], [LogLevel.info, LogLevel.warn])
 
     def test_no_counts(self) -> None:
-        """Where the kernel can't be asked, nothing is said of what it counted."""
+        """Without statistics there is no line about them."""
         self.assertEqual(len(self.stopped(None)), 1)
 
     def test_nothing_to_deliver(self) -> None:
-        """A capture without a packet says that nothing is delivered."""
+        """A stop without packets says that there is nothing to deliver."""
         [(_, line)] = self.stopped(None, packets=0)
-        self.assertEqual(line, "abc: stopped by idle: 0 packets, 700 bytes; there is nothing to deliver")
+        self.assertEqual(line, "abc: stopped by idle: 0 packets, 700 bytes; nothing to deliver")
 
     def test_ends(self) -> None:
-        """What failed is an error; what arrived is not; the end of all is no line at all."""
+        """Failures are errors, a delivery is information, and a capture that is done has no line."""
         for data, level in (
             (CaptureFailed(problem="no memory"), LogLevel.error),
             (DeliveryFailed(destination="s3", problem="no memory"), LogLevel.error),
@@ -125,7 +125,7 @@ class LogReporterTests(unittest.SynchronousTestCase):
         self.assertEqual(self.report(CaptureDone()), [])
 
     def test_delivered_to_cloudshark(self) -> None:
-        """What arrived at CloudShark is told by its link, which ends in the id that CloudShark gave it."""
+        """A delivery to CloudShark is logged with its link, which ends in the id that CloudShark assigned."""
         link = "https://shark.example/captures/f00"
         delivered = CaptureDelivered(destination="cloudshark", location=link)
         self.assertEqual(
@@ -134,7 +134,7 @@ class LogReporterTests(unittest.SynchronousTestCase):
         )
 
     def test_postponed(self) -> None:
-        """A delivery that is tried again, or spooled, is a warning, with why and when."""
+        """A delivery that is postponed or spooled is a warning, with the problem and the next attempt."""
         for spooled, words in ((False, ""), (True, " from the spool")):
             postponed = DeliveryPostponed(
                 destination="s3",
@@ -148,7 +148,7 @@ class LogReporterTests(unittest.SynchronousTestCase):
                 [
                     (
                         LogLevel.warn,
-                        f"abc: attempt 2 to deliver to s3{words} failed, the next is in 4.0 s: 503",
+                        f"abc: delivery attempt 2 to s3{words} failed, the next is in 4.0 s: 503",
                     )
                 ],
             )
@@ -158,7 +158,7 @@ class LogReporterTests(unittest.SynchronousTestCase):
         )
 
     def test_refused(self) -> None:
-        """Each problem of a rejected request is a warning, and so is a lack of room."""
+        """Each problem of a rejected request is a warning, and so is a request without capacity."""
         problems = (
             Problem(path="packets", value="0", rule="must be 1 or more"),
             Problem(path="x", rule="is odd"),
@@ -176,7 +176,7 @@ class LogReporterTests(unittest.SynchronousTestCase):
         )
 
     def test_flood(self) -> None:
-        """Of many refused requests of one source in a second some are told, and the others counted."""
+        """Refused requests beyond the limit per second and source are counted, not logged."""
         reporter = LogReporter(self.clock)
         refused = RequestBusy(reason="all is full")
         for _ in range(1000):
@@ -195,14 +195,14 @@ class LogReporterTests(unittest.SynchronousTestCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_many_problems(self) -> None:
-        """Of very many problems of one request some are told, and the others counted."""
+        """If a request has very many problems, some are logged, and the others counted."""
         problems = tuple(Problem(path=f"x{at}", rule="is odd") for at in range(500))
         lines = self.report(RequestRejected(problems=problems))
         self.assertEqual(len(lines), 11)
         self.assertEqual(lines[-1][1], "request from redis refused: 490 more problems")
 
     def test_stop(self) -> None:
-        """A stop tells how many were not told."""
+        """A stop logs how many refusals were suppressed."""
         reporter = LogReporter(self.clock)
         reporter.startService()
         for _ in range(REFUSALS_A_SECOND + 70):
@@ -213,7 +213,7 @@ class LogReporterTests(unittest.SynchronousTestCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_braces(self) -> None:
-        """Values are never taken for a format."""
+        """Braces in values are not interpreted as a format."""
         failed = CaptureFailed(problem="{capture_id} {nosuch} %s {")
         [(_, line)] = self.report(failed)
         self.assertEqual(line, "abc: the capture failed: {capture_id} {nosuch} %s {")

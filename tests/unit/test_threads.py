@@ -1,4 +1,4 @@
-"""The pool of our own threads."""
+"""The threads for blocking clients."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pcapsvc.threads import STOP_SECONDS, NotRunning, Threads
 
 
 class ThreadClock(Clock):
-    """A clock whose calls from threads come when they are asked for."""
+    """A clock that records calls from threads, and does not make them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,14 +34,14 @@ class ThreadsTests(TestCase):
         self.addCleanup(self.threads.stopService)
 
     async def test_result(self) -> None:
-        """A function runs in another thread, with its arguments, and its result comes back."""
+        """A function runs in a daemon thread with its arguments, and its result is returned."""
         thread, total = await self.threads.run(lambda a, b: (threading.current_thread(), a + b), 1, 2)
         self.assertIsNot(thread, threading.current_thread())
         self.assertTrue(thread.daemon)
         self.assertEqual(total, 3)
 
     async def test_failure(self) -> None:
-        """What a function raises comes back."""
+        """The Deferred fails with what the function raises."""
         with self.assertRaises(ZeroDivisionError):
             await self.threads.run(lambda: 1 // 0)
 
@@ -51,7 +51,7 @@ class ThreadsTests(TestCase):
         self.assertEqual(results, list(range(20)))
 
     async def test_stop_waits_for_work(self) -> None:
-        """A stop lets what runs, and what waits, come to its end, and takes nothing new."""
+        """A stop waits for running and waiting work, and accepts no more."""
         done: list[int] = []
 
         def work(n: int) -> None:
@@ -66,13 +66,13 @@ class ThreadsTests(TestCase):
         self.assertEqual(sorted(done), [0, 1, 2, 3, 4])
 
     async def test_run_again(self) -> None:
-        """After a stop it can be started again."""
+        """The threads can be started again after a stop."""
         await self.threads.stopService()
         self.threads.startService()
         self.assertEqual(await self.threads.run(lambda: 1), 1)
 
     async def test_not_started(self) -> None:
-        """Before the start there is no thread, and work fails."""
+        """Work fails before the start."""
         await self.assertFailure(Threads(reactor).run(lambda: 1), NotRunning)
 
     async def test_stop_twice(self) -> None:
@@ -86,8 +86,8 @@ class HangingThreadTests(TestCase):
 
     def test_stop_gives_up(self) -> None:
         """
-        A stop returns at once, waits for a thread that hangs for so long and no longer,
-        and cancels who waits for it.
+        A stop does not block, waits no longer than its time-out for a thread that hangs, and
+        then cancels that thread's work.
         """
         clock = ThreadClock()
         threads = Threads(clock)  # type: ignore[arg-type]
@@ -105,7 +105,7 @@ class HangingThreadTests(TestCase):
         self.assertEqual(clock.getDelayedCalls(), [])
 
     def test_process_ends(self) -> None:
-        """A thread that hangs keeps no process from ending."""
+        """A thread that hangs does not keep the process from ending."""
         program = (
             "import time\n"
             "from twisted.internet import reactor\n"
