@@ -1,1 +1,1 @@
-"""The host that the daemon runs on: systemd, signals, descriptors, syslog, permissions."""
+"""The host that the daemon runs on: systemd, signals, descriptors, syslog, permissions, and the manhole."""

@@ -1,4 +1,4 @@
-"""How many descriptors the process may have."""
+"""The limit of open file descriptors."""
 
 from __future__ import annotations
 
@@ -9,32 +9,34 @@ from typing import Any
 from twisted.application.service import Service
 from twisted.logger import Logger
 
-#: Where the hard limit is lower, the log tells: a capture and each of its deliveries have one or two.
-FEW = 4096
+#: A lower hard limit is logged as a warning: captures and their deliveries have one or two descriptors each.
+LOW_LIMIT = 4096
 
-# Of all that are allowed, so many for each capture in memory: its socket or its file, those of its
-# deliveries, and some for all else.
-_FOR_EACH_CAPTURE = 4
+# Each capture in memory counts as this many: its socket or its file, those of its deliveries, and a
+# share of all others.
+_PER_CAPTURE = 4
 
 Limits = tuple[int, int]
 
 
 def most_captures(get: Callable[[int], Limits] = resource.getrlimit) -> int | None:
     """
-    How many captures may be in memory before there are no descriptors for deliveries; L{None} is no bound.
+    How many captures may be in memory, so that descriptors are left for their deliveries.
 
-    @param get: answers the limits of a resource, the soft and the hard one.
+    @param get: returns the soft and the hard limit of a resource.
+
+    @return: L{None} if there is no limit.
     """
     _, hard = get(resource.RLIMIT_NOFILE)
-    return None if hard == resource.RLIM_INFINITY else max(1, hard // _FOR_EACH_CAPTURE)
+    return None if hard == resource.RLIM_INFINITY else max(1, hard // _PER_CAPTURE)
 
 
 class DescriptorLimit(Service):
     """
-    Raises the soft limit of descriptors to the hard one (getrlimit(2), RLIMIT_NOFILE). A low
-    soft limit is for the sake of select(2), which nothing here calls.
+    Raises the soft limit of descriptors to the hard one (getrlimit(2), RLIMIT_NOFILE). Systems keep
+    the soft limit low for programs that call select(2); nothing here does.
 
-    @param get: answers the limits of a resource, the soft and the hard one.
+    @param get: returns the soft and the hard limit of a resource.
     @param set: sets them.
     """
 
@@ -50,7 +52,7 @@ class DescriptorLimit(Service):
         self._set = set
 
     def startService(self) -> None:
-        """Raise it. What is refused is logged, and nothing else happens."""
+        """Raise the limit. If that is refused, it is logged, and the service starts all the same."""
         super().startService()  # type: ignore[no-untyped-call]
         soft, hard = self._get(resource.RLIMIT_NOFILE)
         if soft != hard:
@@ -58,14 +60,13 @@ class DescriptorLimit(Service):
                 self._set(resource.RLIMIT_NOFILE, (hard, hard))
             except (OSError, ValueError) as error:
                 self._log.warn(
-                    "the limit of {soft} descriptors can't be raised to {hard}: {error}",
+                    "can't raise the limit of open files from {soft} to {hard}: {error}",
                     soft=soft,
                     hard=hard,
                     error=error,
                 )
-        if hard != resource.RLIM_INFINITY and hard < FEW:
+        if hard != resource.RLIM_INFINITY and hard < LOW_LIMIT:
             self._log.warn(
-                "no more than {hard} descriptors are allowed: many captures that wait for a destination may"
-                " need more",
+                "the limit of open files is {hard}: many captures that wait for a destination may need more",
                 hard=hard,
             )

@@ -1,4 +1,4 @@
-"""Whether this process may capture at all, said when it starts."""
+"""Checks at the start whether this process may capture packets at all."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from twisted.logger import Logger
 
 def open_packet_socket() -> None:
     """
-    Do what every capture begins with (packet(7)).
+    Open and close a packet socket (packet(7)), which is how every capture begins.
 
-    @raise OSError: where this process may not.
+    @raise OSError: if this process may not do that.
     """
     # Protocol 0: it receives nothing.
     socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0).close()
@@ -21,10 +21,10 @@ def open_packet_socket() -> None:
 
 class PermissionCheck(Service):
     """
-    Tells at the start where the process lacks the right to capture. Nothing else is
-    changed by that: requests are judged, and those for this node are refused.
+    Logs at the start if the process lacks the permission to capture. Nothing else changes:
+    requests are still read, and those for this node are rejected.
 
-    @param attempt: raises L{OSError} where packets can't be captured.
+    @param attempt: raises L{OSError} if packets can't be captured.
     """
 
     _log = Logger()
@@ -33,14 +33,14 @@ class PermissionCheck(Service):
         self._attempt = attempt
 
     def startService(self) -> None:
-        """Try, and tell."""
+        """Check."""
         super().startService()  # type: ignore[no-untyped-call]
         try:
             self._attempt()
         except PermissionError:
             self._log.critical(
                 "no permission to capture: the daemon needs CAP_NET_RAW; until it is started with it,"
-                " every request for this node is refused"
+                " every request for this node is rejected"
             )
         except OSError as error:
-            self._log.critical("packets can't be captured here: {error}", error=error)
+            self._log.critical("can't capture packets on this system: {error}", error=error)

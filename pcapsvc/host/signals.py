@@ -1,4 +1,4 @@
-"""What signals mean: the first to stop, the next one to hurry, and those after the end nothing."""
+"""Signals: the first one stops the daemon, the next one hurries the stop, SIGHUP does nothing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Handler = Callable[[int, Any], Any] | int | None
 
 def ignore_reload(install: Callable[[int, Any], Any] = signal.signal) -> None:
     """
-    Ignore SIGHUP, which would end the process, until L{Signals} takes it.
+    Ignore SIGHUP until L{Signals} handles it: by default it ends the process.
 
     @param install: sets the handler of a signal.
     """
@@ -23,18 +23,18 @@ def ignore_reload(install: Callable[[int, Any], Any] = signal.signal) -> None:
 
 
 class ISignalReactor(IReactorCore, IReactorFromThreads):
-    """What is asked of the reactor here."""
+    """What L{Signals} needs of a reactor."""
 
 
 class Signals(Service):
     """
-    While it runs: SIGTERM and SIGINT stop the reactor, so that the process ends with
-    status 0 (Twisted's own handlers end it by the signal); a second one hurries the
-    stop. SIGHUP, which would end the process, does nothing: nothing is reloaded. A process
-    that was told to stop ignores all three when it has stopped, until it has ended.
+    While it runs, SIGTERM and SIGINT stop the reactor, and the process exits with status 0
+    (with Twisted's own handlers it would end by the signal). A second one hurries the stop.
+    SIGHUP is logged and does nothing, as the configuration is not reloaded. After a stop by
+    signal, all three are ignored until the process exits.
 
-    @param hurry: is called at each signal after the first.
-    @param install: sets the handler of a signal, and answers the one before it.
+    @param hurry: is called for each signal after the first.
+    @param install: sets the handler of a signal, and returns the previous one.
     """
 
     _log = Logger()
@@ -53,36 +53,38 @@ class Signals(Service):
         self._stopping = False
 
     def startService(self) -> None:
-        """Take the signals, once the reactor runs, since it installs handlers of its own when it starts."""
+        """Handle the signals as soon as the reactor runs: it installs its own handlers when it starts."""
         super().startService()  # type: ignore[no-untyped-call]
         self._stopping = False
-        self._reactor.callWhenRunning(self._take)
+        self._reactor.callWhenRunning(self._install_handlers)
 
     def stopService(self) -> None:
-        """Give them back; or ignore them, where a signal is why the process ends."""
+        """Restore the previous handlers; or ignore the signals, if one of them stopped the process."""
         super().stopService()  # type: ignore[no-untyped-call]
         for number, handler in self._before.items():
-            # Not the handlers of ours: the interpreter takes them away some time before it ends.
+            # Ours can't stay: the interpreter removes them some time before the process exits.
             self._install(number, signal.SIG_IGN if self._stopping else handler)
         self._before.clear()
 
-    def _take(self) -> None:
+    def _install_handlers(self) -> None:
         if not self.running:
             return
         for number in (signal.SIGTERM, signal.SIGINT):
-            self._before[number] = self._install(number, self._told_to_stop)
-        self._before[signal.SIGHUP] = self._install(signal.SIGHUP, self._told_to_reload)
+            self._before[number] = self._install(number, self._on_stop)
+        self._before[signal.SIGHUP] = self._install(signal.SIGHUP, self._on_reload)
 
-    def _told_to_stop(self, number: int, frame: object) -> None:
-        # A handler runs between any two bytecodes: what it means is done by the reactor, in its turn.
+    def _on_stop(self, number: int, frame: object) -> None:
+        # A handler runs between any two bytecodes, so the work is left to the reactor.
         self._reactor.callFromThread(self._stop, signal.Signals(number).name)
 
-    def _told_to_reload(self, number: int, frame: object) -> None:
-        self._reactor.callFromThread(self._log.info, "SIGHUP: nothing is reloaded; to do so, start again")
+    def _on_reload(self, number: int, frame: object) -> None:
+        self._reactor.callFromThread(
+            self._log.info, "SIGHUP: ignored; restart the daemon to reload its configuration"
+        )
 
     def _stop(self, name: str) -> None:
         if self._stopping:
-            self._log.info("{name}: the stop is hurried", name=name)
+            self._log.info("{name}: hurrying the stop", name=name)
             self._hurry()
             return
         self._stopping = True

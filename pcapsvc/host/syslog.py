@@ -1,4 +1,4 @@
-"""Sends the log to the local syslog, one line an event."""
+"""Sends the log to the local syslog, one line per event."""
 
 from __future__ import annotations
 
@@ -17,33 +17,32 @@ from twisted.logger import (
 )
 from zope.interface import implementer
 
-# RFC 3164, section 4.1: what a relay takes at least is 1024 bytes. Today's take 8 KiB (rsyslog's
-# $MaxMessageSize) and more, and the longest lines are tracebacks, whose end says the most.
-_MOST_CHARACTERS = 8000
+# RFC 3164, section 4.1, has relays accept 1024 bytes. Today's accept 8 KiB (rsyslog's $MaxMessageSize)
+# and more. The longest lines are tracebacks, whose ends matter most.
+_MAX_CHARACTERS = 8000
 
-# Where the local syslog listens, for datagrams.
+# The datagram socket of the local syslog.
 _ADDRESS = "/dev/log"
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
-#: The severity that a level has at least (RFC 5424, section 6.2.1, table 2): the less, the worse.
+# The least severity of each level (RFC 5424, section 6.2.1, table 2). Lower numbers are more severe.
 _SEVERITIES = {LogLevel.warn: 4, LogLevel.error: 3, LogLevel.critical: 2}
 
 
 @implementer(ILogObserver)
 class SyslogService(Service):
     """
-    While it runs, each event of the log is one line in the local syslog.
+    While it runs, each event of the log is sent to the local syslog as one line. Debug events are
+    not sent.
 
-    What is only for debugging is left out: syslog is what people watch. Nothing
-    waits for syslog: a line that it doesn't take at once is lost. The lines lost
-    are counted, and their number is a line after the next one that is taken.
+    Nothing waits for syslog: a line that it doesn't accept at once is dropped. Dropped lines are
+    counted, and their number is sent after the next line that is accepted.
 
-    @param priority: facility × 8 + severity (RFC 5424, section 6.2.1) of the
-        lines; a warning or an error is made as severe as it is, where the
-        configured severity is less.
-    @param tag: what stands at the beginning of each line, before the process's id.
-    @param address: the path of the datagram socket that syslog reads.
+    @param priority: facility × 8 + severity of the lines (RFC 5424, section 6.2.1). Warnings and
+        errors are sent with their own severity if that is more severe.
+    @param tag: the beginning of each line, before the process id.
+    @param address: the path of syslog's datagram socket.
     """
 
     name = "syslog"
@@ -61,26 +60,26 @@ class SyslogService(Service):
         self._address = address
         self._publisher = publisher
         self._socket: socket.socket | None = None
-        self._lost = 0
+        self._dropped = 0
 
     def startService(self) -> None:
-        """Begin to send."""
+        """Start sending."""
         super().startService()  # type: ignore[no-untyped-call]
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.setblocking(False)
         self._publisher.addObserver(self)
 
     def stopService(self) -> None:
-        """Send no more."""
+        """Stop sending."""
         super().stopService()  # type: ignore[no-untyped-call]
         self._publisher.removeObserver(self)
         if self._socket is not None:
-            self._tell_lost()
+            self._report_dropped()
             self._socket.close()
             self._socket = None
 
     def __call__(self, event: LogEvent) -> None:
-        """Send one event. Never waits, and raises nothing."""
+        """Send one event. Never waits, and never raises."""
         level = event.get("log_level", LogLevel.info)
         if level is LogLevel.debug:
             return
@@ -88,40 +87,39 @@ class SyslogService(Service):
         if not line:
             return
         if self._send(_SEVERITIES.get(level, 7), line):
-            self._tell_lost()
+            self._report_dropped()
         else:
-            self._lost += 1
+            self._dropped += 1
 
-    def _tell_lost(self) -> None:
-        if self._lost:
-            told = "1 line was lost" if self._lost == 1 else f"{self._lost} lines were lost"
-            if self._send(_SEVERITIES[LogLevel.warn], told):
-                self._lost = 0
+    def _report_dropped(self) -> None:
+        if self._dropped:
+            report = "1 line was dropped" if self._dropped == 1 else f"{self._dropped} lines were dropped"
+            if self._send(_SEVERITIES[LogLevel.warn], report):
+                self._dropped = 0
 
     def _send(self, severity: int, line: str) -> bool:
-        """Whether syslog takes the line, at once."""
+        """Whether syslog accepted the line."""
         if self._socket is None:
             return False
-        # Without a time, as logging.handlers.SysLogHandler: who reads a local socket has his own.
+        # Without a time, like logging.handlers.SysLogHandler: the reader of a local socket adds its own.
         priority = self._facility | min(self._severity, severity)
         message = f"<{priority}>{self._tag}[{os.getpid()}]: {line}".encode()
         try:
-            # By its address each time: a syslog that was started anew has another socket there.
+            # To its path each time: after a restart of syslog there is a new socket.
             self._socket.sendto(message, self._address)
         except OSError:
-            # EAGAIN: what it has not read yet is as much as it may be (unix(7)). Or it isn't there.
+            # EAGAIN: its queue is full (unix(7), max_dgram_qlen). Or there is no syslog.
             return False
         return True
 
 
 def one_line(text: str) -> str:
     """
-    A text as one line of printable characters: what would break it, or would not
-    go over the wire, is escaped as in a string of Python. Cut in its middle where
-    it is too long.
+    A text as one line of printable characters. Control characters, and those that UTF-8 can't
+    encode, are escaped as in Python strings. If the text is too long, its middle is cut out.
     """
     line = _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text.strip())
-    if len(line) > _MOST_CHARACTERS:
-        half = _MOST_CHARACTERS // 2
+    if len(line) > _MAX_CHARACTERS:
+        half = _MAX_CHARACTERS // 2
         line = f"{line[:half]} … {line[-half:]}"
     return line

@@ -1,4 +1,4 @@
-"""Tells the service manager what becomes of the service."""
+"""Notifies the service manager of the service's state."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from twisted.application.service import Service
 from twisted.internet.interfaces import IReactorCore
 from twisted.logger import Logger
 
-# What is added to the time that the stop may take, for the rest of the process's end.
+# What the process needs to exit, after the stop.
 _MARGIN_SECONDS = 5
 
 
 class Readiness(Service):
     """
-    Tells systemd when the service is ready, and when it stops (sd_notify(3)). To be the
-    last part that starts, and the first that stops.
+    Notifies systemd when the service is ready, and when it stops (sd_notify(3)). It must start
+    last and stop first.
 
-    @param address: of the manager's socket, as in C{NOTIFY_SOCKET}; L{None} tells nobody.
-    @param stop_timeout_seconds: how long the stop may take: the manager is asked for so much.
+    @param address: the manager's socket, as in C{NOTIFY_SOCKET}; L{None} if there is none.
+    @param stop_timeout_seconds: how long the stop may take. The manager is asked to allow that.
     """
 
     _log = Logger()
@@ -29,20 +29,20 @@ class Readiness(Service):
         self._stop_seconds = stop_timeout_seconds + _MARGIN_SECONDS
 
     def startService(self) -> None:
-        """Tell that the service is ready, once the reactor runs."""
+        """Notify that the service is ready, as soon as the reactor runs."""
         super().startService()  # type: ignore[no-untyped-call]
         self._reactor.callWhenRunning(self._ready)
 
     def stopService(self) -> None:
-        """Tell that the service stops."""
+        """Notify that the service is stopping."""
         super().stopService()  # type: ignore[no-untyped-call]
-        self._tell(f"STOPPING=1\nEXTEND_TIMEOUT_USEC={self._stop_seconds * 1e6:.0f}")
+        self._notify(f"STOPPING=1\nEXTEND_TIMEOUT_USEC={self._stop_seconds * 1e6:.0f}")
 
     def _ready(self) -> None:
         if self.running:
-            self._tell("READY=1")
+            self._notify("READY=1")
 
-    def _tell(self, state: str) -> None:
+    def _notify(self, state: str) -> None:
         if not self._address:
             return
         # unix(7): an abstract address begins with a null byte, which no variable can hold.
@@ -54,5 +54,5 @@ class Readiness(Service):
                 manager.send(state.encode())
         except OSError as error:
             self._log.warn(
-                "the service manager could not be told {state!r}: {error}", state=state, error=error
+                "could not send {state!r} to the service manager: {error}", state=state, error=error
             )

@@ -1,4 +1,4 @@
-"""How many descriptors the process may have."""
+"""The limit of open file descriptors."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import resource
 from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
-from pcapsvc.host.descriptors import FEW, DescriptorLimit, Limits, most_captures
+from pcapsvc.host.descriptors import LOW_LIMIT, DescriptorLimit, Limits, most_captures
 
 
 class DescriptorLimitTests(SynchronousTestCase):
-    """L{DescriptorLimit}, with a limit in place of the process's."""
+    """L{DescriptorLimit}, with fake limits."""
 
     def started(self, soft: int, hard: int, *, refusal: Exception | None = None) -> tuple[Limits, str]:
         """The limits after the start, and what was logged."""
@@ -41,23 +41,23 @@ class DescriptorLimitTests(SynchronousTestCase):
 
     def test_raised(self) -> None:
         """The soft limit becomes the hard one, whatever that is."""
-        for hard in (FEW, 65536, resource.RLIM_INFINITY):
+        for hard in (LOW_LIMIT, 65536, resource.RLIM_INFINITY):
             self.assertEqual(self.started(1024, hard), ((hard, hard), ""))
 
     def test_few(self) -> None:
-        """A hard limit that is low itself is told."""
-        limits, log = self.started(256, FEW - 1)
-        self.assertEqual(limits, (FEW - 1, FEW - 1))
-        self.assertIn(f"no more than {FEW - 1} descriptors are allowed", log)
+        """A hard limit that is low is logged."""
+        limits, log = self.started(256, LOW_LIMIT - 1)
+        self.assertEqual(limits, (LOW_LIMIT - 1, LOW_LIMIT - 1))
+        self.assertIn(f"the limit of open files is {LOW_LIMIT - 1}: ", log)
 
     def test_refused(self) -> None:
-        """Where the limit can't be raised, it is told, and that is all."""
+        """If the limit can't be raised, that is logged, and nothing else happens."""
         limits, log = self.started(1024, 65536, refusal=ValueError("not allowed"))
         self.assertEqual(limits, (1024, 65536))
-        self.assertEqual(log, "the limit of 1024 descriptors can't be raised to 65536: not allowed")
+        self.assertEqual(log, "can't raise the limit of open files from 1024 to 65536: not allowed")
 
     def test_nothing_to_do(self) -> None:
-        """A limit that is the hard one is left alone."""
+        """A soft limit that is as high as the hard one is left alone."""
         self.assertEqual(self.started(65536, 65536, refusal=ValueError("asked")), ((65536, 65536), ""))
 
 
@@ -65,6 +65,6 @@ class MostCapturesTests(SynchronousTestCase):
     """L{most_captures}."""
 
     def test_a_quarter(self) -> None:
-        """A capture may have four descriptors; one capture is allowed in any case."""
+        """There are four descriptors for each capture; one capture is always allowed."""
         for hard, most in ((65536, 16384), (256, 64), (3, 1), (resource.RLIM_INFINITY, None)):
             self.assertEqual(most_captures(lambda number, hard=hard: (hard, hard)), most)

@@ -1,4 +1,4 @@
-"""Whether the process may capture at all."""
+"""The check at the start whether the process may capture."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pcapsvc.host.permission import PermissionCheck
 
 
 class PermissionCheckTests(unittest.SynchronousTestCase):
-    """What is said at the start."""
+    """What is logged at the start."""
 
     def lines(self, error: OSError | None) -> list[tuple[LogLevel, str]]:
-        """What is logged where an attempt to capture ends so."""
+        """What is logged if an attempt to capture fails with this error; L{None} if it succeeds."""
         lines: list[tuple[LogLevel, str]] = []
 
         def keep(event: LogEvent) -> None:
@@ -29,17 +29,17 @@ class PermissionCheckTests(unittest.SynchronousTestCase):
         return lines
 
     def test_allowed(self) -> None:
-        """Nothing, where all is well."""
+        """If captures are possible, nothing is logged."""
         self.assertEqual(self.lines(None), [])
 
     def test_not_allowed(self) -> None:
-        """What is missing, in one line."""
+        """A missing capability is named in one line."""
         [(level, line)] = self.lines(PermissionError(1, "Operation not permitted"))
         self.assertIs(level, LogLevel.critical)
         self.assertIn("no permission to capture: the daemon needs CAP_NET_RAW", line)
 
     def test_not_possible(self) -> None:
-        """What else stands against it, in the kernel's words."""
+        """Any other reason is logged in the kernel's words."""
         [(level, line)] = self.lines(OSError(97, "Address family not supported by protocol"))
         self.assertIs(level, LogLevel.critical)
         self.assertIn("Address family not supported", line)

@@ -1,4 +1,4 @@
-"""What signals mean."""
+"""What the daemon does on signals."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pcapsvc.host.signals import Signals, ignore_reload
 
 
 class Reactor:
-    """A reactor that does at once what it is told to do in its turn."""
+    """A reactor that runs calls from handlers at once."""
 
     def __init__(self) -> None:
         self.stops = 0
@@ -29,10 +29,10 @@ class Reactor:
 
 
 class SignalsTests(unittest.SynchronousTestCase):
-    """L{Signals}, with a table of handlers in place of the process's."""
+    """L{Signals}, with a table in place of the process's handlers."""
 
     def setUp(self) -> None:
-        """Signals that are taken."""
+        """A started service."""
         self.handlers: dict[int, Any] = dict.fromkeys((1, 2, 15), "before")
         self.reactor = Reactor()
         self.hurried = 0
@@ -40,7 +40,7 @@ class SignalsTests(unittest.SynchronousTestCase):
         self.signals.startService()
 
     def hurry(self) -> None:
-        """Count."""
+        """Count calls."""
         self.hurried += 1
 
     def install(self, number: int, handler: Any) -> Any:
@@ -49,18 +49,18 @@ class SignalsTests(unittest.SynchronousTestCase):
         return before
 
     def run_reactor(self) -> None:
-        """The reactor starts to run."""
+        """Start the reactor."""
         for function in self.reactor.started:
             function()
 
     def test_not_before_the_reactor_runs(self) -> None:
-        """The reactor's own handlers, set when it starts, don't replace these."""
+        """Handlers are installed once the reactor runs, so that its own don't replace them."""
         self.assertEqual(set(self.handlers.values()), {"before"})
         self.run_reactor()
         self.assertNotIn("before", self.handlers.values())
 
     def test_stop_then_hurry(self) -> None:
-        """The first signal stops the reactor, and each further one hurries, whichever they are."""
+        """The first SIGTERM or SIGINT stops the reactor, and each further one hurries the stop."""
         self.run_reactor()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
             self.handlers[number](number, None)
@@ -73,21 +73,21 @@ class SignalsTests(unittest.SynchronousTestCase):
         self.assertEqual((self.reactor.stops, self.hurried), (0, 0))
 
     def test_ignored_after_the_end(self) -> None:
-        """When all has stopped since a signal said so, no further one can end the process otherwise."""
+        """After a stop by signal, further signals don't change the exit status."""
         self.run_reactor()
         self.handlers[signal.SIGTERM](signal.SIGTERM, None)
         self.signals.stopService()
         self.assertEqual(self.handlers, dict.fromkeys((1, 2, 15), signal.SIG_IGN))
 
     def test_ignored_before_the_start(self) -> None:
-        """SIGHUP alone is ignored before the reactor runs."""
+        """Before the reactor runs, only SIGHUP is ignored."""
         ignore_reload(self.install)
         self.assertEqual(self.handlers, {1: signal.SIG_IGN, 2: "before", 15: "before"})
 
-    def test_given_back(self) -> None:
+    def test_restored(self) -> None:
         """
-        Where the service is stopped without a signal, the handlers are those from before; a reactor
-        that starts late changes nothing.
+        If the service is stopped without a signal, the previous handlers are restored. A reactor
+        that starts later changes nothing.
         """
         self.run_reactor()
         self.signals.stopService()

@@ -1,4 +1,4 @@
-"""The log, as it goes to syslog."""
+"""The log in syslog."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from twisted.trial import unittest
 
 from pcapsvc.host.syslog import SyslogService, one_line
 
-#: More lines than the kernel keeps for a socket that isn't read (unix(7), max_dgram_qlen).
+#: More lines than the kernel queues for a socket (unix(7), max_dgram_qlen).
 MANY = 2000
 
 
 class Syslog:
-    """The local syslog: a datagram socket, which is read when a test says so."""
+    """The local syslog: a datagram socket that a test reads."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -33,7 +33,7 @@ class Syslog:
         return self._socket.recv(100_000).decode()
 
     def messages(self) -> list[str]:
-        """What has come since this was asked last."""
+        """The messages that arrived since the last call."""
         messages: list[str] = []
         while True:
             try:
@@ -51,17 +51,17 @@ class Syslog:
         return [text for _, text in self.lines()]
 
     def die(self) -> None:
-        """Be gone, and leave the socket's path behind."""
+        """Close the socket, and leave its path behind."""
         self._socket.close()
 
     def stop(self) -> None:
-        """Be gone, with the socket's path."""
+        """Close the socket, and remove its path."""
         self.die()
         Path(self._path).unlink(missing_ok=True)
 
 
 class SyslogTestCase(unittest.SynchronousTestCase):
-    """A syslog, and a log that is to go there."""
+    """A syslog, and a log."""
 
     def setUp(self) -> None:
         folder = tempfile.TemporaryDirectory()
@@ -90,7 +90,7 @@ class SyslogTestCase(unittest.SynchronousTestCase):
 
 
 class SyslogServiceTests(SyslogTestCase):
-    """While the service runs, each event of the log is a line in syslog."""
+    """While the service runs, each event of the log is one line in syslog."""
 
     def test_only_while_it_runs(self) -> None:
         """Nothing is sent before the start and after the stop, and it can be started again."""
@@ -104,14 +104,14 @@ class SyslogServiceTests(SyslogTestCase):
         self.log.info("again")
         self.assertEqual(["again"], self.syslog.texts())
 
-    def test_who_we_are(self) -> None:
-        """The lines bear the priority, the tag and the process's id, in UTF-8, as syslog(3) sends them."""
+    def test_format(self) -> None:
+        """Each line has the priority, the tag and the process id, in UTF-8, as syslog(3) sends them."""
         self.start()
         self.log.info("grüß")
         self.assertEqual([f"<85>pcapsvc[{os.getpid()}]: grüß"], self.syslog.messages())
 
     def test_nothing_at_construction(self) -> None:
-        """A service that isn't started sends nothing, and can be stopped."""
+        """A service that was not started sends nothing, and can be stopped."""
         service = self.service()
         self.log.info("never")
         service.stopService()
@@ -123,8 +123,8 @@ class SyslogServiceTests(SyslogTestCase):
         self.log.info("capture {id}: {packets} packets", id="abc", packets=3)
         self.assertEqual("capture abc: 3 packets", self.syslog.texts()[0])
 
-    def test_worse_is_more_severe(self) -> None:
-        """Warnings and errors are sent with their own severity; the rest, with the configured one."""
+    def test_severity(self) -> None:
+        """Warnings and errors are sent with their own severity, all others with the configured one."""
         self.start(priority=syslog.LOG_DAEMON | syslog.LOG_NOTICE)
         self.log.info("i")
         self.log.warn("w")
@@ -141,20 +141,20 @@ class SyslogServiceTests(SyslogTestCase):
         )
 
     def test_never_less_severe(self) -> None:
-        """Where the configured severity is worse than an event's own, it stays."""
+        """If the configured severity is more severe than the event's own, it is used."""
         self.start(priority=syslog.LOG_DAEMON | syslog.LOG_ALERT)
         self.log.warn("w")
         self.log.critical("c")
         self.assertEqual({syslog.LOG_DAEMON | syslog.LOG_ALERT}, {line[0] for line in self.syslog.lines()})
 
     def test_no_debugging(self) -> None:
-        """What is only for debugging isn't sent."""
+        """Debug events are not sent."""
         self.start()
         self.log.debug("d")
         self.assertEqual([], self.syslog.lines())
 
     def test_one_line_an_event(self) -> None:
-        """An event of several lines, such as a failure with its traceback, is one line."""
+        """An event of several lines, such as a traceback, is sent as one."""
         self.start()
         self.log.info("one\ntwo\r\n")
         try:
@@ -169,28 +169,28 @@ class SyslogServiceTests(SyslogTestCase):
         self.assertEqual(syslog.LOG_AUTHPRIV | syslog.LOG_CRIT, priority)
 
     def test_an_event_without_a_level(self) -> None:
-        """An event that has no level, as those of Python's own writers, is sent as configured."""
+        """An event without a level is sent with the configured severity."""
         self.start()
         self.publisher({"log_format": "plain", "log_time": 0.0})
         self.assertEqual([(85, "plain")], self.syslog.lines())
 
     def test_an_event_without_a_text(self) -> None:
-        """An event that says nothing is no line."""
+        """An event without text is not sent."""
         self.start()
         self.publisher({"log_time": 0.0})
         self.assertEqual([], self.syslog.lines())
 
 
 class LossTests(SyslogTestCase):
-    """Nothing waits for syslog, and what it didn't take is counted."""
+    """Nothing waits for syslog, and lines that it didn't accept are counted."""
 
     def overflow(self) -> None:
-        """Log many more lines than syslog, which isn't reading, has room for."""
+        """Log many more lines than fit into the queue of a syslog that doesn't read."""
         for number in range(MANY):
             self.log.info("line {number}", number=number)
 
     def test_hanging(self) -> None:
-        """What a hanging syslog doesn't take is lost; the number comes after the next line that it takes."""
+        """Lines that a hanging syslog doesn't accept are dropped; their number is sent later."""
         self.start()
         self.overflow()
         taken = self.syslog.texts()
@@ -201,44 +201,44 @@ class LossTests(SyslogTestCase):
         self.assertEqual(
             [
                 (85, "there again"),
-                (syslog.LOG_AUTHPRIV | syslog.LOG_WARNING, f"{MANY - len(taken)} lines were lost"),
+                (syslog.LOG_AUTHPRIV | syslog.LOG_WARNING, f"{MANY - len(taken)} lines were dropped"),
                 (85, "as before"),
             ],
             self.syslog.lines(),
         )
 
     def test_restarted(self) -> None:
-        """A syslog that is gone loses lines; the one that is started in its place gets those that follow."""
+        """While there is no syslog, lines are dropped. A new one gets all later lines."""
         self.start()
         self.log.info("first")
         self.syslog.stop()
         self.log.info("lost")
         self.syslog = self.start_syslog()
         self.log.info("second")
-        self.assertEqual(["second", "1 line was lost"], self.syslog.texts())
+        self.assertEqual(["second", "1 line was dropped"], self.syslog.texts())
 
     def test_left_behind(self) -> None:
-        """The socket of a syslog that died is no other's: lines are lost until there is a new one."""
+        """After a syslog died, lines are dropped until there is a new socket."""
         self.start()
         self.syslog.die()
         self.log.info("lost")
         os.unlink(self.path)
         self.syslog = self.start_syslog()
         self.log.info("taken")
-        self.assertEqual(["taken", "1 line was lost"], self.syslog.texts())
+        self.assertEqual(["taken", "1 line was dropped"], self.syslog.texts())
 
     def test_not_there(self) -> None:
-        """A syslog that starts later than the service gets lines from then on."""
+        """A syslog that starts after the service gets all later lines."""
         self.syslog.stop()
         self.start()
         for _ in range(3):
             self.log.info("lost")
         self.syslog = self.start_syslog()
         self.log.info("first")
-        self.assertEqual(["first", "3 lines were lost"], self.syslog.texts())
+        self.assertEqual(["first", "3 lines were dropped"], self.syslog.texts())
 
     def test_no_room_for_the_number(self) -> None:
-        """Where there is room for a line, and none for the number, that is told with the next."""
+        """If a line is accepted, and the number of dropped lines is not, the number follows the next line."""
         self.start()
         self.overflow()
         taken = [self.syslog.message()]
@@ -246,15 +246,15 @@ class LossTests(SyslogTestCase):
         taken += self.syslog.texts()
         self.assertEqual("in the only room", taken.pop())
         self.log.info("at last")
-        self.assertEqual(["at last", f"{MANY - len(taken)} lines were lost"], self.syslog.texts())
+        self.assertEqual(["at last", f"{MANY - len(taken)} lines were dropped"], self.syslog.texts())
 
     def test_stop(self) -> None:
-        """The stop tells the number, if syslog takes it, and does not wait for it."""
+        """A stop sends the number of dropped lines, and doesn't wait for syslog."""
         service = self.start()
         self.overflow()
         taken = self.syslog.texts()
         service.stopService()
-        self.assertEqual([f"{MANY - len(taken)} lines were lost"], self.syslog.texts())
+        self.assertEqual([f"{MANY - len(taken)} lines were dropped"], self.syslog.texts())
         service.startService()
         self.overflow()
         service.stopService()
@@ -265,13 +265,13 @@ class OneLineTests(unittest.TestCase):
     """A text as one line."""
 
     def test_what_syslog_cannot_take(self) -> None:
-        """NUL and lone surrogates, which syslog refuses, and characters that end a line, are escaped."""
+        """NUL and lone surrogates, which syslog refuses, and line ends are escaped."""
         line = one_line("a\x00b\ud800c\u2028d\x1b[0mé")
         self.assertEqual("a\\x00b\\ud800c\\u2028d\\x1b[0mé", line)
         line.encode("utf-8")
 
     def test_long(self) -> None:
-        """Of a text that is too long, the beginning and the end are kept."""
+        """A text that is too long keeps its beginning and its end."""
         line = one_line("b" + "x" * 100_000 + "e")
         self.assertLess(len(line), 8100)
         self.assertEqual(("b", "e"), (line[0], line[-1]))

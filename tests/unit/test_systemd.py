@@ -1,4 +1,4 @@
-"""What the service manager is told."""
+"""Notifications of the service manager."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pcapsvc.host.systemd import Readiness
 
 
 class Reactor:
-    """A reactor that a test lets run."""
+    """A reactor that a test starts."""
 
     def __init__(self) -> None:
         self.calls: list[Callable[[], None]] = []
@@ -24,16 +24,16 @@ class Reactor:
         self.calls.append(function)
 
     def run(self) -> None:
-        """Begin to run."""
+        """Start."""
         for call in self.calls:
             call()
 
 
 class ReadinessTests(unittest.SynchronousTestCase):
-    """L{Readiness}, beside a socket that is as systemd's."""
+    """L{Readiness}, with a socket like systemd's."""
 
     def setUp(self) -> None:
-        """A reactor that doesn't run yet, and a manager's socket."""
+        """A reactor that is not running yet, and a path for the manager's socket."""
         self.reactor = Reactor()
         folder = tempfile.TemporaryDirectory()
         self.addCleanup(folder.cleanup)
@@ -52,7 +52,7 @@ class ReadinessTests(unittest.SynchronousTestCase):
         return Readiness(self.reactor, address, stop_timeout_seconds=20)
 
     def test_ready_and_stopping(self) -> None:
-        """It is ready when the reactor runs, and not before; and asks for the time that the stop may take."""
+        """It is ready when the reactor runs, and not before. A stop asks for the time that it may take."""
         manager = self.manager(self.path)
         readiness = self.readiness(self.path)
         readiness.startService()
@@ -63,7 +63,7 @@ class ReadinessTests(unittest.SynchronousTestCase):
         self.assertEqual(manager.recv(100), b"STOPPING=1\nEXTEND_TIMEOUT_USEC=25000000")
 
     def test_abstract(self) -> None:
-        """An address that begins with an at sign is in the abstract namespace."""
+        """An address that begins with @ is in the abstract namespace."""
         name = f"pcapsvc-test-{os.getpid()}"
         manager = self.manager(f"\0{name}")
         self.readiness(f"@{name}").startService()
@@ -71,7 +71,7 @@ class ReadinessTests(unittest.SynchronousTestCase):
         self.assertEqual(manager.recv(100), b"READY=1")
 
     def test_stopped_before_it_was_ready(self) -> None:
-        """What was stopped before the reactor ran is not ready."""
+        """A service that is stopped before the reactor runs is never ready."""
         manager = self.manager(self.path)
         readiness = self.readiness(self.path)
         readiness.startService()
@@ -81,7 +81,7 @@ class ReadinessTests(unittest.SynchronousTestCase):
         self.assertRaises(BlockingIOError, manager.recv, 100)
 
     def test_no_manager(self) -> None:
-        """Without a manager nothing is told; one that isn't there is a warning, and no more."""
+        """Without a manager nothing is sent. If it can't be reached, that is logged as a warning."""
         lines: list[str] = []
 
         def keep(event: LogEvent) -> None:
@@ -95,4 +95,4 @@ class ReadinessTests(unittest.SynchronousTestCase):
             self.reactor.run()
             self.reactor.calls.clear()
         self.assertEqual(len(lines), 1)
-        self.assertIn("could not be told 'READY=1'", lines[0])
+        self.assertIn("could not send 'READY=1' to the service manager", lines[0])
