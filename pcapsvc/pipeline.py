@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from twisted.application.service import Service
-from twisted.internet.defer import CancelledError, Deferred, DeferredList
+from twisted.internet.defer import CancelledError, Deferred, DeferredList, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -34,6 +34,7 @@ from pcapsvc.core.event import (
     Payload,
     verdict_payload,
 )
+from pcapsvc.core.message import Message
 from pcapsvc.core.node import NodeMatcher
 from pcapsvc.core.plan import CapturePlan, NodeView, plan_captures
 from pcapsvc.core.rate import RequestRate
@@ -136,10 +137,11 @@ class Pipeline(Service):
         done.addCallback(lambda _: None if waited.called else waited.callback(None))
         return waited
 
-    def submit(self, source: str, body: bytes, sent_at: float | None = None) -> Verdict:
-        """Judge a request, and begin its captures: see L{IRequestSink.submit}."""
+    def submit(self, message: Message) -> Deferred[Verdict]:
+        """Judge a request, and start its captures: see L{IRequestSink.submit}."""
+        source, body = message.source, message.body
         try:
-            verdict = self._judge(source, body, sent_at)
+            verdict = self._judge(source, body, message.sent_at)
         except RequestRejected as rejection:
             verdict = Rejected(problems=rejection.problems)
         except Exception:  # noqa: BLE001 - one request fails, and no other
@@ -147,7 +149,7 @@ class Pipeline(Service):
             verdict = Rejected(problems=(Problem(path="request", rule=f"met {FAULT}"),))
         if isinstance(verdict, Rejected | Busy):
             self._reporter.report(self._events.event(verdict_payload(verdict), read_labels(body, source)))
-        return verdict
+        return succeed(verdict)
 
     def _judge(self, source: str, body: bytes, sent_at: float | None) -> Verdict:
         # With a fleet nearly every message is for others: nothing else may come before this.

@@ -22,8 +22,9 @@ from zope.interface import implementer
 from pcapsvc.core.artifact import Artifact
 from pcapsvc.core.errors import CaptureUnavailable, Problem, RequestRejected
 from pcapsvc.core.event import Event, EventFactory, Payload
+from pcapsvc.core.message import Message
 from pcapsvc.core.recording import PacketCounts
-from pcapsvc.core.result import Accepted, Receipt, Verdict
+from pcapsvc.core.result import Accepted, Busy, Receipt, Verdict
 from pcapsvc.interfaces.capture import IPacketDumper, IPacketHandle, IPatientPacketSystem
 from pcapsvc.interfaces.delivery import IDestination, IHeldCapture, ISpool
 from pcapsvc.interfaces.reports import IReporter
@@ -45,7 +46,8 @@ class MemorySink:
     """
     A sink that answers what it is told to, and keeps what it was given.
 
-    @ivar verdict: the answer to every request.
+    @ivar verdict: the verdict on every request.
+    @ivar answer: makes the Deferred of each verdict; by default it has fired with C{verdict}.
     @ivar submitted: the source and the body of each request.
     @ivar sent_at: when each was sent.
     """
@@ -54,12 +56,24 @@ class MemorySink:
         self.verdict: Verdict = Accepted(captures=()) if verdict is None else verdict
         self.submitted: list[tuple[str, bytes]] = []
         self.sent_at: list[float | None] = []
+        self.answer: Callable[[], defer.Deferred[Verdict]] = lambda: defer.succeed(self.verdict)
 
-    def submit(self, source: str, body: bytes, sent_at: float | None = None) -> Verdict:
+    def hold(self) -> list[defer.Deferred[Verdict]]:
+        """From now on, verdicts don't fire by themselves: each is appended to the list that this returns."""
+        held: list[defer.Deferred[Verdict]] = []
+
+        def answer() -> defer.Deferred[Verdict]:
+            held.append(defer.Deferred(lambda verdict: verdict.callback(Busy(reason="given up"))))
+            return held[-1]
+
+        self.answer = answer
+        return held
+
+    def submit(self, message: Message) -> defer.Deferred[Verdict]:
         """Keep the request."""
-        self.submitted.append((source, body))
-        self.sent_at.append(sent_at)
-        return self.verdict
+        self.submitted.append((message.source, message.body))
+        self.sent_at.append(message.sent_at)
+        return self.answer()
 
 
 def event_factory(

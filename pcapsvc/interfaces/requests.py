@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from twisted.internet.defer import Deferred
 from zope.interface import Interface
 
+from pcapsvc.core.message import Message
 from pcapsvc.core.result import Verdict
 
 
 class IRequestSink(Interface):
-    """Where a source puts the requests that it hears."""
+    """Where a source submits the messages that it receives."""
 
-    def submit(source: str, body: bytes, sent_at: float | None = None) -> Verdict:
+    def submit(message: Message) -> Deferred[Verdict]:
         """
-        Judge a request, and begin the captures that it asks for. Never raises, and
-        returns at once: a source acknowledges a message after this.
+        Judge a request, and start the captures that it asks for. A source acknowledges a message only after
+        the verdict has fired.
 
-        @param source: the source's name, for the log.
-        @param body: the message, as it came.
-        @param sent_at: when its broker took it, in seconds since the Unix epoch, by the
-            broker's clock; L{None} where the broker doesn't say.
+        @return: fires with the verdict, and never fails. A verdict that needs no waiting has already fired,
+            among them each L{pcapsvc.core.result.NotForThisNode}. On cancel, a request whose captures have
+            not started yet is given up, and the verdict is L{pcapsvc.core.result.Busy}.
         """

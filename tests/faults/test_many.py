@@ -19,6 +19,7 @@ from pcapsvc.captures import Captures
 from pcapsvc.core.admission import Admission
 from pcapsvc.core.errors import DestinationError
 from pcapsvc.core.event import CaptureDelivered, CaptureDone, DeliveryFailed, DeliverySpooled
+from pcapsvc.core.message import Message
 from pcapsvc.core.plan import NodeView
 from pcapsvc.core.result import Accepted
 from pcapsvc.core.retry import RetryPolicy
@@ -147,8 +148,10 @@ class ManyTests(SynchronousTestCase):
         """All are delivered to both, each told once, and nothing is left in the spool, or open."""
         sent: dict[str, bytes] = {}
         for number in range(CAPTURES):
-            verdict = self.pipeline.submit(
-                "test", b'{"node": "sensor1", "interface": ["mem0"], "packets": 1}'
+            verdict = self.successResultOf(
+                self.pipeline.submit(
+                    Message(source="test", body=b'{"node": "sensor1", "interface": ["mem0"], "packets": 1}')
+                )
             )
             assert isinstance(verdict, Accepted), verdict
             frame = udp_frame(number)

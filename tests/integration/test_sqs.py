@@ -15,11 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from twisted.internet import reactor, task, threads
+from twisted.internet import defer, reactor, task, threads
 from twisted.logger import formatEvent, globalLogPublisher
 from twisted.trial import unittest
 from zope.interface import implementer
 
+from pcapsvc.core.message import Message
 from pcapsvc.core.result import Accepted, Busy, NotForThisNode, Verdict
 from pcapsvc.interfaces.requests import IRequestSink
 from pcapsvc.sources.sqs.source import SQSSource
@@ -53,14 +54,14 @@ class NodeSink:
         self.taken: list[int] = []
         self.sent_at: list[float | None] = []
 
-    def submit(self, source: str, body: bytes, sent_at: float | None = None) -> Verdict:
+    def submit(self, message: Message) -> defer.Deferred[Verdict]:
         """Take a request, or say that it is for another."""
-        request = json.loads(body)
+        request = json.loads(message.body)
         if request["node"] not in (self._node, "any"):
-            return NotForThisNode()
+            return defer.succeed(NotForThisNode())
         self.taken.append(request["alertid"])
-        self.sent_at.append(sent_at)
-        return Accepted(captures=())
+        self.sent_at.append(message.sent_at)
+        return defer.succeed(Accepted(captures=()))
 
 
 def request(number: int, node: str) -> str:
@@ -242,10 +243,10 @@ class ListenTests(SQSTestCase):
         sink = MemorySink()
         taken = sink.submit
 
-        def submit(*words: Any, **more: Any) -> Verdict:
+        def submit(message: Message) -> defer.Deferred[Verdict]:
             # From here on, nothing can be deleted.
             self.server.kill()
-            return taken(*words, **more)
+            return taken(message)
 
         sink.submit = submit  # type: ignore[method-assign]
         await self.send(url, "x")

@@ -11,6 +11,7 @@ from twisted.logger import LogLevel, formatEvent
 from twisted.trial import unittest
 
 from pcapsvc.core.errors import Problem, SettingsError
+from pcapsvc.core.message import Message
 from pcapsvc.core.result import Accepted, Busy, NotForThisNode, Rejected, StartedCapture
 from pcapsvc.net.http_server import CLOSE_SECONDS
 from pcapsvc.sources.http.source import HTTPSource, http_endpoint
@@ -30,6 +31,21 @@ class PostTests(HTTPTestCase):
         )
         self.assertEqual(response.headers["location"], "/captures/abc1")
         self.assertEqual(self.sink.submitted, [("http", b'{"node":"any"}')])
+
+    def test_after_the_verdict(self) -> None:
+        """The answer comes with the verdict; a client that is gone by then changes nothing for the others."""
+        verdicts = self.sink.hold()
+        clients = [self.connect(), self.connect()]
+        for client in clients:
+            client.protocol.dataReceived(
+                b"POST /captures HTTP/1.1\r\nHost: [::1]:8480\r\nContent-Length: 2\r\n\r\n{}"
+            )
+        self.assertEqual([client.value() for client in clients], [b"", b""])
+        clients[0].lose(error.ConnectionLost())
+        self.assertFalse(verdicts[0].called)
+        for verdict in verdicts:
+            verdict.callback(self.sink.verdict)
+        self.assertEqual(Response(clients[1].value()).code, 202)
 
     def test_several(self) -> None:
         """Of several there is no one place; the problems of others are told."""
@@ -114,7 +130,7 @@ class PostTests(HTTPTestCase):
         """A fault of ours is JSON, tells nothing of the code, and is logged."""
 
         class Broken(MemorySink):
-            def submit(self, source: str, body: bytes) -> Any:
+            def submit(self, message: Message) -> Any:
                 raise ZeroDivisionError("secret")
 
         source = HTTPSource(self.clock, self.endpoint, Broken(), lookup=self.look_up)

@@ -82,6 +82,29 @@ class KafkaSourceTests(unittest.SynchronousTestCase):
         self.assertEqual([("kafka", b"one"), ("kafka", b"two")], self.sink.submitted)
         self.assertEqual([BEGAN, None], self.sink.sent_at)
 
+    def test_after_the_verdicts(self) -> None:
+        """Messages are submitted at once; the next read, which commits them, waits for the verdicts."""
+        verdicts = self.sink.hold()
+        self.broker.batches.append({ZERO: [Record(10, b"one"), Record(11, b"two", None)]})
+        self.thread.turn()
+        self.assertEqual(len(self.sink.submitted), 2)
+        for verdict in reversed(verdicts):
+            self.assertFalse(self.thread.waiting)
+            verdict.callback(self.sink.verdict)
+        self.assertTrue(self.thread.waiting)
+
+    def test_stop_before_the_verdicts(self) -> None:
+        """A stop awaits verdicts for a while, and then cancels all that are missing."""
+        verdicts = self.sink.hold()
+        self.broker.batches.append({ZERO: [Record(10, b"one"), Record(11, b"two", None)]})
+        self.thread.turn()
+        stopping = self.source.stopService()
+        self.assertNoResult(stopping)
+        self.clock.advance(STOP_SECONDS)
+        self.assertTrue(all(verdict.called for verdict in verdicts))
+        self.thread.turn()
+        self.successResultOf(stopping)
+
     def test_an_outage(self) -> None:
         """An outage is told once, however long, and so is its end."""
         self.thread.turn()

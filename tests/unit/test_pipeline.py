@@ -30,6 +30,7 @@ from pcapsvc.core.event import (
     RequestBusy,
     RequestRejected,
 )
+from pcapsvc.core.message import Message
 from pcapsvc.core.plan import NodeView
 from pcapsvc.core.recording import PacketCounts
 from pcapsvc.core.result import Accepted, Busy, NotForThisNode, Rejected, Verdict
@@ -150,9 +151,13 @@ class PipelineCase(unittest.SynchronousTestCase):
         self.reactor.advance(1)  # refusals that were too many to tell are counted within a second
         self.assertEqual(self.reactor.getDelayedCalls(), [])
 
+    def judge(self, message: Message) -> Verdict:
+        """The verdict on a message."""
+        return self.successResultOf(self.pipeline.submit(message))
+
     def submit(self, **fields: Any) -> Verdict:
         """Submit a message with these fields."""
-        return self.pipeline.submit("test", json.dumps({"node": "sensor1", **fields}).encode())
+        return self.judge(Message(source="test", body=json.dumps({"node": "sensor1", **fields}).encode()))
 
     def begin(self, **fields: Any) -> str:
         """Begin one capture, and answer its id."""
@@ -206,16 +211,16 @@ class JudgingTests(PipelineCase):
             b'{"no\\u0064e": "other"}',
             b'{"node": "other", "interface": ["mem0"], "bytes": 100000000000}',
         ):
-            self.assertEqual(self.pipeline.submit("test", body), NotForThisNode(), body)
+            self.assertEqual(self.judge(Message(source="test", body=body)), NotForThisNode(), body)
         self.successResultOf(self.stop())
-        self.assertEqual(self.pipeline.submit("test", b'{"node": "other"}'), NotForThisNode())
+        self.assertEqual(self.judge(Message(source="test", body=b'{"node": "other"}')), NotForThisNode())
         self.assertEqual((self.reporter.events, self.lines), ([], []))
 
     def test_no_requests(self) -> None:
         """What is no request at all is rejected and reported, and never raises."""
         bodies = [b"", b"[]", b"\xff", b"[" * 60_000, b'{"x":' * 10_000, b" " * 70_000, b'{"nodere": "("}']
         for body in bodies:
-            verdict = self.pipeline.submit("test", body)
+            verdict = self.judge(Message(source="test", body=body))
             assert isinstance(verdict, Rejected)
             self.assertTrue(verdict.problems)
             self.assertEqual(self.reporter.data[-1], RequestRejected(problems=verdict.problems))
@@ -231,7 +236,7 @@ class JudgingTests(PipelineCase):
     def test_long_expression(self) -> None:
         """An expression that is too long is one problem, told among the others."""
         body = json.dumps({"nodere": "s" * 1025, "interface": ["mem0"], "packets": 0}).encode()
-        verdict = self.pipeline.submit("test", body)
+        verdict = self.judge(Message(source="test", body=body))
         assert isinstance(verdict, Rejected)
         self.assertEqual(
             [(problem.path, problem.rule) for problem in verdict.problems],

@@ -17,6 +17,7 @@ from twisted.trial import unittest
 from zope.interface import implementer
 
 from pcapsvc.core.errors import SettingsError
+from pcapsvc.core.message import Message
 from pcapsvc.core.result import Verdict
 from pcapsvc.sources.polling import RETRY_SECONDS
 from pcapsvc.sources.redis.source import ANSWER_SECONDS, CHECK_SECONDS, RedisSource
@@ -164,6 +165,16 @@ class MessageTests(RedisTestCase):
         self.subscribe().say(b"".join(message(body) for body in sent))
         self.assertEqual(self.sink.submitted, [("redis", body) for body in sent])
 
+    def test_late_verdict(self) -> None:
+        """A verdict that takes time holds up no other message, and may come after the end of the source."""
+        verdicts = self.sink.hold()
+        self.subscribe().say(message(b"a") + message(b"b"))
+        self.assertEqual(self.bodies(), [b"a", b"b"])
+        self.successResultOf(self.source.stopService())
+        verdicts[0].callback(self.sink.verdict)
+        verdicts[1].errback(ZeroDivisionError("which the sink promised not to do"))
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
     def test_piecemeal(self) -> None:
         """However it is cut by the network."""
         sent = [b"one", b"", b"\r\n" * 20, b"four"]
@@ -188,8 +199,8 @@ class MessageTests(RedisTestCase):
         """Whatever the sink raises is logged, and the next message is heard."""
 
         class Broken(MemorySink):
-            def submit(self, source: str, body: bytes) -> Verdict:
-                super().submit(source, body)
+            def submit(self, message: Message) -> defer.Deferred[Verdict]:
+                super().submit(message)
                 raise ZeroDivisionError
 
         self.successResultOf(self.source.stopService())

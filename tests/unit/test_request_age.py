@@ -8,6 +8,7 @@ from typing import Any
 from twisted.logger import LogLevel
 
 from pcapsvc.core.event import RequestRejected
+from pcapsvc.core.message import Message
 from pcapsvc.core.result import Accepted, NotForThisNode, Rejected, Verdict
 from tests.unit import test_pipeline
 
@@ -23,7 +24,7 @@ class RequestAgeTests(test_pipeline.PipelineCase):
         """Submit what a broker took so long ago; L{None} where it doesn't say."""
         body = json.dumps({"node": "sensor1", "interface": ["mem0"], **fields}).encode()
         sent_at = None if age_seconds is None else NOW - age_seconds
-        return self.pipeline.submit("test", body, sent_at=sent_at)
+        return self.judge(Message(source="test", body=body, sent_at=sent_at))
 
     def test_too_old(self) -> None:
         """It is refused with one warning, and nothing is opened for it."""
@@ -74,5 +75,7 @@ class AnyAgeTests(test_pipeline.PipelineCase):
     def test_old(self) -> None:
         """A year is not too much."""
         body = b'{"node": "sensor1", "interface": ["mem0"]}'
-        self.assertIsInstance(self.pipeline.submit("test", body, sent_at=NOW - 31_557_600), Accepted)
+        self.assertIsInstance(
+            self.judge(Message(source="test", body=body, sent_at=NOW - 31_557_600)), Accepted
+        )
         self.stop()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pcapsvc.core.event import RequestBusy
+from pcapsvc.core.message import Message
 from pcapsvc.core.rate import RequestRate
 from pcapsvc.core.result import Accepted, Busy, NotForThisNode, Rejected
 from pcapsvc.core.session import StopReason
@@ -42,7 +43,7 @@ class RequestRateTests(PipelineCase):
     def test_what_counts(self) -> None:
         """Messages for others count for nothing; those for this node do, though they be wrong."""
         for _ in range(100):
-            self.assertEqual(self.pipeline.submit("test", b'{"node": "other"}'), NotForThisNode())
+            self.assertEqual(self.judge(Message(source="test", body=b'{"node": "other"}')), NotForThisNode())
         for _ in range(3):
             self.assertIsInstance(self.submit(interface=["mem0"], packets=-1), Rejected)
         self.assertIsInstance(self.submit(interface=["mem0"]), Busy)
@@ -50,9 +51,9 @@ class RequestRateTests(PipelineCase):
     def test_other_sources(self) -> None:
         """What one source brings too many of takes nothing from another."""
         body = b'{"node": "sensor1", "interface": ["mem0"]}'
-        verdicts = [self.pipeline.submit("redis", body) for _ in range(5)]
+        verdicts = [self.judge(Message(source="redis", body=body)) for _ in range(5)]
         self.assertIsInstance(verdicts[4], Busy)
-        self.assertIsInstance(self.pipeline.submit("http", body), Accepted)
+        self.assertIsInstance(self.judge(Message(source="http", body=body)), Accepted)
         self.successResultOf(self.stop())
 
 

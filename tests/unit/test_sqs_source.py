@@ -8,11 +8,13 @@ from typing import Any
 
 from botocore import exceptions
 from twisted.internet import defer
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 from twisted.logger import formatEvent, globalLogPublisher
 from twisted.trial import unittest
 
 from pcapsvc.core.errors import Problem
+from pcapsvc.core.message import Message
 from pcapsvc.core.result import Accepted, Busy, NotForThisNode, Rejected, Verdict
 from pcapsvc.sources.polling import STOP_SECONDS
 from pcapsvc.sources.sqs.queue import whereabouts
@@ -205,6 +207,34 @@ class VerdictTests(SQSTestCase):
         self.verdict(Accepted(captures=()))
         self.assertEqual(([["receipt of a"]], []), (self.client.deleted, self.client.hidden))
 
+    def test_after_the_verdicts(self) -> None:
+        """Messages of a poll are submitted at once; none is deleted before all verdicts have fired."""
+        verdicts = self.sink.hold()
+        self.client.messages.append([message("a"), message("b"), message("c")])
+        self.thread.step()
+        self.assertEqual(len(self.sink.submitted), 3)
+        for verdict in reversed(verdicts):
+            self.assertEqual(self.thread.work, [])
+            verdict.callback(Accepted(captures=()))
+        self.thread.step()
+        self.assertEqual(self.client.deleted, [["receipt of a", "receipt of b", "receipt of c"]])
+
+    def test_copy_in_the_same_poll(self) -> None:
+        """A copy that comes before the verdict is deleted, unless the first one is to come again."""
+        verdicts = self.sink.hold()
+        self.client.messages.append([message("a"), message("a", receipt="another receipt of a")])
+        self.thread.step()
+        [verdict] = verdicts
+        verdict.callback(Busy(reason="full"))
+        self.thread.step()
+        self.assertEqual(self.client.deleted, [["another receipt of a"]])
+        self.assertEqual(list(self.client.hidden[0]), ["receipt of a"])
+        self.client.messages.append([message("a")])
+        self.thread.step()
+        self.assertEqual(len(verdicts), 2)
+        verdicts[1].callback(Accepted(captures=()))
+        self.thread.step()
+
     def test_rejected(self) -> None:
         """So is one that can't be done."""
         self.verdict(Rejected(problems=(Problem(path="bpf", rule="no"),)))
@@ -261,14 +291,14 @@ class VerdictTests(SQSTestCase):
     def test_not_standing_back(self) -> None:
         """Where one was for this node, more may be."""
         verdicts = [Accepted(captures=()), NotForThisNode()]
-        self.sink.submit = lambda source, body, sent_at=None: verdicts.pop(0)  # type: ignore[method-assign]
+        self.sink.answer = lambda: succeed(verdicts.pop(0))
         self.poll(message("a"), message("b"))
         self.assertEqual(1, len(self.thread.work))
 
     def test_many(self) -> None:
         """Those of one poll are settled with one call for each kind."""
         verdicts = [Accepted(captures=()), NotForThisNode(), Rejected(problems=()), Busy(reason="full")]
-        self.sink.submit = lambda source, body, sent_at=None: verdicts.pop(0)  # type: ignore[method-assign]
+        self.sink.answer = lambda: succeed(verdicts.pop(0))
         self.poll(*(message(name) for name in "abcd"))
         self.assertEqual([["receipt of a", "receipt of c"]], self.client.deleted)
         self.assertEqual([{"receipt of b": 0, "receipt of d": 10}], self.client.hidden)
@@ -276,10 +306,10 @@ class VerdictTests(SQSTestCase):
     def test_sink_that_raises(self) -> None:
         """It keeps the others from nothing, and its message comes again."""
 
-        def submit(source: str, body: bytes, sent_at: float | None = None) -> Verdict:
-            if body == b"bad":
+        def submit(message: Message) -> Deferred[Verdict]:
+            if message.body == b"bad":
                 raise RuntimeError("a mistake of ours")
-            return Accepted(captures=())
+            return succeed(Accepted(captures=()))
 
         self.sink.submit = submit  # type: ignore[method-assign]
         self.poll(message("a", "bad"), message("b", "good"))

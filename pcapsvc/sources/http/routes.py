@@ -9,9 +9,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from twisted.internet import defer
-
 from pcapsvc.core.errors import Problem
+from pcapsvc.core.message import Message
 from pcapsvc.core.result import Accepted, Busy, NotForThisNode, Verdict
 from pcapsvc.interfaces.requests import IRequestSink
 from pcapsvc.net.http_resource import Answer, HTTPProblem, Resource
@@ -58,7 +57,7 @@ class _Captures(Resource):
     async def render_POST(self, request: Any) -> Answer:
         # Not cancelled if the client disconnects: the captures that it asked for go on.
         body = request.content.read()
-        return _answer(await defer.maybeDeferred(self._sink.submit, self._source, body))
+        return _answer(await self._sink.submit(Message(source=self._source, body=body)))
 
 
 class _Capture(Resource):

@@ -20,6 +20,7 @@ from twisted.application import service
 from twisted.internet import defer
 from twisted.logger import Logger
 
+from pcapsvc.core.message import Message
 from pcapsvc.interfaces.requests import IRequestSink
 from pcapsvc.interfaces.threads import RunInThread
 from pcapsvc.net.pem import UnusableCertificates
@@ -95,7 +96,7 @@ class KafkaSource(service.Service):
         self._poller = Poller(
             self._reactor,
             self._reader.read,
-            self._hear,
+            lambda heard: defer.Deferred.fromCoroutine(self._hear(heard)),
             failed=self._tell,
             backoff=self._backoff,
             run_in_thread=self._run_in_thread,
@@ -131,9 +132,13 @@ class KafkaSource(service.Service):
         except Exception:  # noqa: BLE001 - it is over anyway
             self._log.failure("Kafka: the connection did not close as it should")
 
-    def _hear(self, heard: Heard) -> None:
-        for message in heard.messages:
-            self._sink.submit(self.name, message.body, sent_at=message.sent_at)
+    async def _hear(self, heard: Heard) -> None:
+        verdicts = [
+            self._sink.submit(Message(source=self.name, body=message.body, sent_at=message.sent_at))
+            for message in heard.messages
+        ]
+        # The next read commits these messages.
+        await defer.DeferredList(verdicts)
         if heard.gap is not None:
             self._log.error("Kafka, topic {topic!r}: {gap}", topic=self._topic, gap=heard.gap)
         if heard.lost is not None:

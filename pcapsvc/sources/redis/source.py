@@ -16,9 +16,11 @@ from twisted.internet import defer, error, task
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 from txredisapi import ResponseError
 
 from pcapsvc.core.errors import Problem, SettingsError
+from pcapsvc.core.message import Message
 from pcapsvc.interfaces.requests import IRequestSink
 from pcapsvc.net.pem import UnusableCertificates
 from pcapsvc.net.tls import tls_problem, verified_tls
@@ -179,9 +181,15 @@ class RedisSource(service.Service):
 
     def _on_message(self, message: bytes) -> None:
         try:
-            self._sink.submit(self.name, message)
+            verdict = self._sink.submit(Message(source=self.name, body=message))
+            if not verdict.called:
+                # Redis wants no acknowledgement: the pipeline reports what becomes of the request.
+                verdict.addErrback(self._lost)
         except Exception:  # noqa: BLE001 - it would leave the connection open, but deliver nothing more
             self._log.failure("Redis {server}: a message was lost", server=self._server)
+
+    def _lost(self, failure: Failure) -> None:
+        self._log.failure("Redis {server}: a message was lost", failure, server=self._server)
 
 
 def _endpoint(reactor: Any, host: str, port: int, tls: bool, ca_file: str | None) -> IStreamClientEndpoint:

@@ -19,6 +19,7 @@ from twisted.application import service
 from twisted.internet import defer, task
 from twisted.logger import Logger
 
+from pcapsvc.core import message as submitted
 from pcapsvc.core.result import Accepted, Busy, NotForThisNode, Rejected
 from pcapsvc.core.text import one_line
 from pcapsvc.interfaces.requests import IRequestSink
@@ -220,7 +221,10 @@ class SQSSource(service.Service):
         if messages:
             self._empty_polls = 0
             self._settles = False
-            steps = [self._judge(message) for message in messages]
+            # All are submitted before the first verdict is awaited.
+            judging = [defer.Deferred.fromCoroutine(self._judge(message)) for message in messages]
+            await defer.DeferredList(judging)
+            steps = [await judged for judged in judging]
             await self._settle(queue, steps)
             self._settles = True
             await self._stand_back(steps)
@@ -255,7 +259,7 @@ class SQSSource(service.Service):
         finally:
             self._pause = None
 
-    def _judge(self, message: Message) -> Step:
+    async def _judge(self, message: Message) -> Step:
         """Submit a message, and say what is to become of it."""
         now = self._reactor.seconds()
         body, envelope_id = _opened(message.body)
@@ -264,17 +268,22 @@ class SQSSource(service.Service):
         if any(self._settled.knows(key, now) for key in keys):
             self._log.info("SQS {url}: message {id} came again", url=self._url, id=message.message_id)
             return Step(message=message, hide_seconds=None)
+        # Before the verdict: a copy of it may come with the same poll.
+        for key in keys:
+            self._settled.remember(key, now)
         try:
-            verdict = self._sink.submit(
-                self.name, body.encode("utf-8", "surrogatepass"), sent_at=message.sent_at
+            verdict = await self._sink.submit(
+                submitted.Message(
+                    source=self.name, body=body.encode("utf-8", "surrogatepass"), sent_at=message.sent_at
+                )
             )
         except Exception:  # noqa: BLE001 - one message must not keep us from the others
             self._log.failure("SQS {url}: message {id} failed", url=self._url, id=message.message_id)
             verdict = Busy(reason="it failed")
         if isinstance(verdict, Accepted | Rejected):
-            for key in keys:
-                self._settled.remember(key, now)
             return Step(message=message, hide_seconds=None)
+        for key in keys:
+            self._settled.forget(key)
         if isinstance(verdict, NotForThisNode):
             if self._deletes_unmatched:
                 return Step(message=message, hide_seconds=None)
@@ -319,6 +328,10 @@ class _Memory:
         self._since.move_to_end(key)
         if len(self._since) > self._most:
             self._since.popitem(last=False)
+
+    def forget(self, key: str) -> None:
+        """It is to be seen to again when it comes again."""
+        self._since.pop(key, None)
 
     def knows(self, key: str, now: float) -> bool:
         """Whether a message is remembered."""
