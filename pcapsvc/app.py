@@ -17,24 +17,22 @@ from pcapsvc.core.admission import Admission
 from pcapsvc.core.event import EventFactory
 from pcapsvc.core.plan import NodeView
 from pcapsvc.core.rate import RequestRate
-from pcapsvc.core.request import OptionFields, RequestBounds
+from pcapsvc.core.request import RequestBounds
 from pcapsvc.core.retry import RetryPolicy
 from pcapsvc.delivery.delivery import Delivery
 from pcapsvc.delivery.folder import SpoolFolder
 from pcapsvc.delivery.lane import Lane
 from pcapsvc.delivery.redelivery import Redelivery
+from pcapsvc.delivery.settings import DeliverySettings
 from pcapsvc.delivery.spool import Spool
-from pcapsvc.destinations.s3.options import S3Options, check_options
 from pcapsvc.encoders.pcap import PcapEncoder
 from pcapsvc.host.descriptors import DescriptorLimit, most_captures
 from pcapsvc.host.permission import PermissionCheck
 from pcapsvc.host.signals import Signals
-from pcapsvc.host.syslog import SyslogService
 from pcapsvc.host.systemd import Readiness
 from pcapsvc.interfaces.capture import IPatientPacketSystem
 from pcapsvc.interfaces.delivery import IDestination
 from pcapsvc.interfaces.reports import IReporter
-from pcapsvc.interfaces.requests import IRequestSink
 from pcapsvc.interfaces.threads import RunInThread
 from pcapsvc.lifecycle import OrderedServices
 from pcapsvc.packets.meanwhile import Meanwhile, reading
@@ -45,7 +43,8 @@ from pcapsvc.packets.standby import StandbySystem
 from pcapsvc.pipeline import Pipeline
 from pcapsvc.reports.fan_out import FanOutReporter
 from pcapsvc.reports.log import LogReporter
-from pcapsvc.settings import Kafka, Secret, Settings
+from pcapsvc.settings import Settings
+from pcapsvc.settings.section import BuildContext, DestinationSection, ServiceSection, SourceSection
 from pcapsvc.threads import Threads
 
 # One writes, and the others read for each way of each destination.
@@ -73,8 +72,17 @@ def build(
         pools.append(Threads(reactor, most=most))
         return pools[-1].run
 
-    destinations = _destinations(settings, reactor, threads_of_its_own)
-    captures = Captures([destination.name for destination in destinations])
+    captures = Captures([section.name for section in settings.enabled(DestinationSection)])
+    context = BuildContext(
+        settings=settings,
+        reactor=reactor,
+        threads=threads_of_its_own,
+        # Twice the attempts: one that was given up may leave a thread that hangs on for a while.
+        destination_threads=partial(threads_of_its_own, 2 * settings.section(DeliverySettings).concurrency),
+        wall_clock=wall_clock,
+        captures=captures,
+    )
+    destinations = [section.build(context) for section in settings.enabled(DestinationSection)]
     log_reporter = LogReporter(reactor)
     reporter = FanOutReporter([log_reporter, captures])
     events = EventFactory(settings.general.node_name, wall_clock=wall_clock, new_id=lambda: uuid.uuid4().hex)
@@ -115,8 +123,8 @@ def build(
         ignore_unknown=settings.general.unknown_keys == "ignore",
         log_requests=settings.general.log_requests,
     )
-    sources = _sources(settings, reactor, pipeline, captures)
-    log = [] if settings.syslog is None else [SyslogService(settings.syslog.priority, settings.syslog.tag)]
+    sources = [section.build(context, pipeline) for section in settings.enabled(SourceSection)]
+    hosted = [section.build(context, None) for section in settings.enabled(ServiceSection)]
     signals = Signals(reactor, hurry=lambda: services.hurry())
     checks = [] if system is not None else [PermissionCheck()]
     readiness = Readiness(
@@ -135,7 +143,7 @@ def build(
             packets,
             pools,
             log_reporter,
-            [*log, signals, DescriptorLimit(), *checks],
+            [*hosted, signals, DescriptorLimit(), *checks],
         ],
         stop_timeout_seconds=settings.general.stop_timeout_seconds,
     )
@@ -143,7 +151,7 @@ def build(
 
 
 def _node(settings: Settings) -> NodeView:
-    general, s3 = settings.general, settings.s3
+    general = settings.general
     interfaces: dict[str, tuple[str, ...]] = {}
     for interface in settings.interfaces:
         for alias in interface.alias:
@@ -158,14 +166,10 @@ def _node(settings: Settings) -> NodeView:
             max_snap_length=general.max_snap_length,
             max_filter_characters=general.max_filter_characters,
             aliases=frozenset(interfaces),
-            options=(
-                OptionFields(
-                    destination="s3",
-                    structure=S3Options,
-                    check=partial(check_options, allowed=s3.overrides, endpoints=s3.endpoints)
-                    if s3.upload
-                    else None,
-                ),
+            options=tuple(
+                fields
+                for section in settings.sections
+                if isinstance(section, DestinationSection) and (fields := section.option_fields()) is not None
             ),
         ),
         default_timeout_seconds=general.default_timeout_seconds,
@@ -194,7 +198,7 @@ def _deliveries(
     wall_clock: Callable[[], float],
 ) -> tuple[Delivery, list[Redelivery], list[Spool]]:
     """What delivers; and where there is a spool, what delivers from there, and the spool."""
-    chosen = settings.delivery
+    chosen = settings.section(DeliverySettings)
     lanes = [
         Lane(reactor, destination, at_once=chosen.concurrency, timeout_seconds=chosen.timeout_seconds)
         for destination in destinations
@@ -240,137 +244,3 @@ def _deliveries(
         wall_clock=wall_clock,
     )
     return delivery, redeliveries, spools
-
-
-def _destinations(
-    settings: Settings, reactor: Any, threads_of_its_own: Callable[[int], RunInThread]
-) -> list[IDestination]:
-    general, cloudshark, s3 = settings.general, settings.cloudshark, settings.s3
-    # Twice the attempts: one that was given up may leave a thread that hangs on for a while.
-    most = 2 * settings.delivery.concurrency
-    destinations: list[IDestination] = []
-    if general.write_local and general.local_dir is not None:
-        from pcapsvc.destinations.local.destination import LocalDirectory
-
-        destinations.append(
-            LocalDirectory(directory=general.local_dir, run_in_thread=threads_of_its_own(most))
-        )
-    if cloudshark.upload and cloudshark.token is not None:
-        from pcapsvc.destinations.cloudshark.destination import CloudShark
-
-        destinations.append(
-            CloudShark(
-                reactor,
-                scheme=cloudshark.scheme,
-                host=cloudshark.host,
-                port=cloudshark.port,
-                token=cloudshark.token.reveal(),
-                timeout_seconds=cloudshark.timeout_seconds,
-                verify=cloudshark.verify,
-            )
-        )
-    if s3.upload:
-        from pcapsvc.destinations.s3.destination import S3
-
-        destinations.append(
-            S3(
-                run_in_thread=threads_of_its_own(most),
-                # An endpoint that a request names and that hangs must not use up the others' threads.
-                run_elsewhere=threads_of_its_own(most),
-                access_id=s3.access_id,
-                access_key=_revealed(s3.access_key),
-                endpoint=s3.endpoint,
-                bucket=s3.bucket,
-                folder=s3.folder,
-                region=s3.region,
-                acl=s3.acl,
-                encryption=s3.encryption,
-                overrides=s3.overrides,
-                endpoints=s3.endpoints,
-            )
-        )
-    return destinations
-
-
-def _sources(settings: Settings, reactor: Any, sink: IRequestSink, captures: Captures) -> list[IService]:
-    redis, sqs, http = settings.redis, settings.sqs, settings.http
-    sources: list[IService] = []
-    if redis.listen:
-        from pcapsvc.sources.redis.source import RedisSource
-
-        sources.append(
-            RedisSource(
-                reactor,
-                sink,
-                host=redis.host,
-                port=redis.port,
-                channel=redis.channel,
-                username=redis.username,
-                password=_revealed(redis.auth),
-                tls=redis.tls,
-                ca_file=redis.ca_file,
-            )
-        )
-    if settings.kafka.listen:
-        sources.append(_kafka(settings.kafka, reactor, sink))
-    if sqs.listen and sqs.url is not None:
-        from pcapsvc.sources.sqs.source import SQSSource
-
-        sources.append(
-            SQSSource(
-                reactor,
-                sink,
-                url=sqs.url,
-                region=sqs.region,
-                endpoint=sqs.endpoint,
-                access_id=sqs.access_id,
-                access_key=_revealed(sqs.access_key),
-                wait_seconds=sqs.wait_seconds,
-                chunk_size=sqs.chunk_size,
-                unmatched=sqs.unmatched,
-                # While its capture runs, and a while after.
-                remembered_seconds=settings.general.max_duration_seconds + 3600,
-            )
-        )
-    if http.listen is not None:
-        from pcapsvc.sources.http.source import HTTPSource, http_endpoint
-
-        sources.append(
-            HTTPSource(
-                reactor,
-                http_endpoint(reactor, http.listen),
-                sink,
-                lookup=captures.get,
-                token=_revealed(http.token),
-                endpoint_name=http.listen,
-            )
-        )
-    return sources
-
-
-def _kafka(kafka: Kafka, reactor: Any, sink: IRequestSink) -> IService:
-    from pcapsvc.sources.kafka.source import KafkaSecurity, KafkaSource
-
-    return KafkaSource(
-        reactor,
-        sink,
-        servers=kafka.server,
-        topic=kafka.topic,
-        group=kafka.group,
-        client_id=kafka.client_id,
-        security=KafkaSecurity(
-            security_protocol=kafka.security_protocol,
-            ssl_cafile=kafka.ssl_cafile,
-            ssl_certfile=kafka.ssl_certfile,
-            ssl_keyfile=kafka.ssl_keyfile,
-            ssl_check_hostname=kafka.ssl_check_hostname,
-            sasl_mechanism=kafka.sasl_mechanism,
-            sasl_plain_username=kafka.sasl_plain_username,
-            sasl_plain_password=_revealed(kafka.sasl_plain_password),
-            sasl_oauth_token_file=kafka.sasl_oauth_token_file,
-        ),
-    )
-
-
-def _revealed(secret: Secret | None) -> str | None:
-    return None if secret is None else secret.reveal()

@@ -13,12 +13,17 @@ from typing import Any, ClassVar, NoReturn
 from twisted.application.service import IService
 from twisted.python import usage
 
+from pcapsvc.components import COMPONENTS
 from pcapsvc.core.errors import PcapsvcError, Problem, SettingsError
 from pcapsvc.host.signals import ignore_reload
-from pcapsvc.settings import OPTIONS, Settings, load_settings
+from pcapsvc.settings import Option, load_settings
+from pcapsvc.settings.section import Section
 
 #: The variable of the environment that names the configuration, where there is no command line for it.
 CONFIG_VARIABLE = "PCAPSVC_CONFIG"
+
+#: The options of the command line that override a key, by name.
+OPTIONS: dict[str, Option] = {name: option for name, (option, _) in COMPONENTS.options().items()}
 
 # What a flag may be set to (Go, strconv.ParseBool).
 _FLAG_VALUES = {
@@ -112,13 +117,12 @@ def service_from_environment(environment: Mapping[str, str]) -> IService:
 def _service(path: str | None, overrides: Mapping[str, Any]) -> IService:
     ignore_reload()
     try:
-        settings = load_settings(path, overrides)
+        settings = load_settings(path, COMPONENTS, overrides)
     except SettingsError as error:
         _refuse(error)
-    if not _speaks_tls(settings):
-        # Twisted imports OpenSSL with the reactor, wherever it finds it, and does without where it
-        # doesn't; with it come 15 MB. None stands for what is not to be found (the Language Reference,
-        # "The module cache").
+    if not any(section.uses_twisted_tls() for section in settings.enabled(Section)):
+        # Twisted imports OpenSSL with the reactor if it is installed, and does without if it isn't;
+        # it costs 15 MB. None makes an import fail (the Language Reference, "The module cache").
         sys.modules.setdefault("OpenSSL", None)  # type: ignore[arg-type]
     # Imported here: the reactor, as importing it installs it; and all other rooms, as that takes a while,
     # in which a SIGHUP would end the process.
@@ -135,12 +139,6 @@ def _service(path: str | None, overrides: Mapping[str, Any]) -> IService:
         _refuse(error)
     sys.excepthook = _tell
     return service
-
-
-def _speaks_tls(settings: Settings) -> bool:
-    """Whether a room that is switched on knows Twisted's TLS. Kafka, SQS and S3 have Python's own."""
-    listener = settings.http.listen or ""
-    return settings.redis.listen or settings.cloudshark.upload or listener.startswith("ssl:")
 
 
 def _tell(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:

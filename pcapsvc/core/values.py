@@ -20,9 +20,6 @@ CANNED_ACLS = (
     "log-delivery-write",
 )
 
-#: The fields by which a request says where in S3 its captures go.
-S3_FIELDS = ("bucket", "folder", "acl", "region", "endpoint", "encryption")
-
 _ONE_LINE = rf"\A[^{UNSAFE}]*\Z"
 
 

@@ -1,38 +1,19 @@
 """The configuration: a TOML file and the options of the command line, made into frozen L{Settings}."""
 
+from pcapsvc.settings.catalogue import Catalogue
+from pcapsvc.settings.general import CaptureSettings, GeneralSettings, InterfaceAlias
 from pcapsvc.settings.load import load_settings
-from pcapsvc.settings.options import OPTIONS, Option
-from pcapsvc.settings.schema import (
-    S3,
-    Capture,
-    CloudShark,
-    Delivery,
-    General,
-    Http,
-    InterfaceAlias,
-    Kafka,
-    Redis,
-    Settings,
-    Sqs,
-    Syslog,
-)
 from pcapsvc.settings.secret import Secret
+from pcapsvc.settings.section import Option
+from pcapsvc.settings.settings import Settings
 
 __all__ = [
-    "OPTIONS",
-    "S3",
-    "Capture",
-    "CloudShark",
-    "Delivery",
-    "General",
-    "Http",
+    "CaptureSettings",
+    "Catalogue",
+    "GeneralSettings",
     "InterfaceAlias",
-    "Kafka",
     "Option",
-    "Redis",
     "Secret",
     "Settings",
-    "Sqs",
-    "Syslog",
     "load_settings",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import TYPE_CHECKING
 
@@ -54,6 +55,36 @@ def read_secret(path: str) -> Secret:
     if not is_one_line(text):
         raise ValueError("must be a file with one line of text, and it has more")
     return Secret(text)
+
+
+def absolute_path(path: str) -> str:
+    """
+    A path that stays the same when a daemon leaves the directory in which it was started.
+
+    @raise ValueError: if that directory is gone.
+    """
+    try:
+        return os.path.abspath(path)
+    except OSError:
+        raise ValueError("must begin with '/', as the folder in which this is started is gone") from None
+
+
+def certificates_file(path: str) -> str:
+    """The absolute path of a file that passes L{check_certificates}."""
+    check_certificates(path)
+    return absolute_path(path)
+
+
+def key_file(path: str) -> str:
+    """The absolute path of a file that passes L{check_key}."""
+    check_key(path)
+    return absolute_path(path)
+
+
+def secret_file(path: str) -> str:
+    """The absolute path of a file that passes L{read_secret}."""
+    read_secret(path)
+    return absolute_path(path)
 
 
 def check_certificates(path: str) -> None:

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import ipaddress
+import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from twisted.python.systemd import ListenFDs
 
 from pcapsvc.core.errors import shown
-from pcapsvc.settings.files import check_certificates, check_dh_parameters, check_key, is_key_of
+from pcapsvc.settings.files import (
+    absolute_path,
+    check_certificates,
+    check_dh_parameters,
+    check_key,
+    is_key_of,
+)
 
 # Parameters by kind, in the order in which they may be given without a name
 # (Twisted, twisted.internet.endpoints.serverFromString and its parsers).
@@ -90,6 +98,20 @@ def read_listener(text: str) -> Listener:
         parameters[name] = value
     _check(kind[0], parameters)
     return Listener(kind=kind[0], parameters=parameters, local=_is_local(kind[0], parameters))
+
+
+def checked_listener(text: str) -> str:
+    """
+    A server endpoint string that can be listened on, as far as that is known without trying;
+    its paths are made absolute.
+
+    @raise ValueError: as L{read_listener} and L{check_listener}.
+    """
+    # Twisted's endpoints, once imported, have taken what systemd says out of the environment:
+    # they alone know it then, and judge it later.
+    is_there = "twisted.internet.endpoints" not in sys.modules
+    check_listener(read_listener(text), os.environ if is_there else None)
+    return absolute_listener(text, absolute_path)
 
 
 def check_listener(listener: Listener, environment: Mapping[str, str] | None) -> None:

@@ -37,3 +37,8 @@ class Secret:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a secret is not pickled")
+
+
+def revealed(secret: Secret | None) -> str | None:
+    """The secret itself, for the library that needs it; L{None} if there is none."""
+    return None if secret is None else secret.reveal()

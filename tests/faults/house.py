@@ -23,18 +23,18 @@ from pcapsvc.delivery.delivery import Delivery
 from pcapsvc.delivery.folder import SpoolFolder
 from pcapsvc.delivery.lane import Lane
 from pcapsvc.delivery.redelivery import Redelivery
+from pcapsvc.delivery.settings import DeliverySettings
 from pcapsvc.delivery.spool import Spool
 from pcapsvc.interfaces.delivery import IDestination
 from pcapsvc.interfaces.threads import RunInThread
 from pcapsvc.lifecycle import OrderedServices
-from pcapsvc.settings import Settings
 from pcapsvc.testing import MemoryReporter, event_factory
 from pcapsvc.threads import Threads
 from tests.unit.contents import MemfdContent, make_artifact, resident_bytes
 
 _PATIENCE_SECONDS = 20.0
 # As L{pcapsvc.app.build} has it by default.
-_AT_ONCE = Settings().delivery.concurrency
+_AT_ONCE = DeliverySettings().concurrency
 _DESTINATION_THREADS = 2 * _AT_ONCE
 
 

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from pcapsvc.components import COMPONENTS
 from pcapsvc.core.errors import Problem, RequestRejected, SettingsError
 from pcapsvc.core.node import NodeMatcher
 from pcapsvc.core.plan import NodeView, plan_captures
 from pcapsvc.core.request import OptionFields, RequestBounds, RequestFields, parse_request, read_address
 from pcapsvc.destinations.s3.options import S3_FIELDS, S3Options, check_options
 from pcapsvc.settings import load_settings
-from pcapsvc.settings.schema import SECTIONS, keys_of
+from pcapsvc.settings.catalogue import interface_keys
 
 _ALIASES = {"uplink": ("eth0", "eth1"), "inside": ("eth1",), "y": ()}
 _NODE = NodeView(
@@ -107,7 +108,7 @@ def settings(text: bytes) -> bool:
     with tempfile.TemporaryFile(buffering=0) as file:
         file.write(text)
         try:
-            load_settings(f"/proc/self/fd/{file.fileno()}")
+            load_settings(f"/proc/self/fd/{file.fileno()}", COMPONENTS)
         except SettingsError as error:
             _check_told(error.problems)
             return False
@@ -183,8 +184,10 @@ TARGETS: Mapping[str, Target] = {
         seeds=_CONFIGURATIONS,
         words=(
             *_TOML,
-            *(f"[{name}]\n" for name in SECTIONS),
-            *sorted({f"\n{key} = " for name in (*SECTIONS, "interface") for key in keys_of(name)}),
+            *(f"[{table}]\n" for table in COMPONENTS.tables()),
+            *sorted(
+                {f"\n{key} = " for keys in (*COMPONENTS.tables().values(), interface_keys()) for key in keys}
+            ),
             *("tcp:", "unix:", "systemd:", "ssl:", "interface=", "https://"),
         ),
         max_bytes=8192,

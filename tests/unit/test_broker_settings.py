@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 
 from pcapsvc.settings import Secret
-from tests.unit.test_settings import LEAST, SettingsTestCase
+from pcapsvc.sources.kafka.settings import KafkaSettings
+from pcapsvc.sources.sqs.settings import SqsSettings
+from tests.unit.settings_case import LEAST, SettingsTestCase
 
 
 class KafkaTests(SettingsTestCase):
@@ -17,7 +19,7 @@ class KafkaTests(SettingsTestCase):
 
     def test_as_it_is(self) -> None:
         """With nothing said, there is no group, no encryption and nobody logs in."""
-        kafka = self.load(self.KAFKA).kafka
+        kafka = self.section(KafkaSettings, self.KAFKA)
         self.assertEqual(
             ((), "capture", None, "pcapsvc", "PLAINTEXT", True, None),
             (
@@ -36,7 +38,7 @@ class KafkaTests(SettingsTestCase):
         given = ["a.example:9092", "", "192.0.2.1:1", "[::1]:65535"]
         self.assertEqual(
             ("a.example:9092", "192.0.2.1:1", "[::1]:65535"),
-            self.load(f"{self.KAFKA}server = {given}").kafka.server,
+            self.section(KafkaSettings, f"{self.KAFKA}server = {given}").server,
         )
         for server in (
             "a",
@@ -56,7 +58,7 @@ class KafkaTests(SettingsTestCase):
 
     def test_topics(self) -> None:
         """A topic's name is one that Kafka allows."""
-        self.assertEqual("a.B_c-1", self.load(f"{self.KAFKA}topic = 'a.B_c-1'").kafka.topic)
+        self.assertEqual("a.B_c-1", self.section(KafkaSettings, f"{self.KAFKA}topic = 'a.B_c-1'").topic)
         for topic in ("", ".", "..", "a b", "é", "a/b", "x" * 250):
             self.assertIn("kafka.topic = ", self.only_problem(f"{self.KAFKA}topic = '{topic}'"))
 
@@ -69,13 +71,15 @@ class KafkaTests(SettingsTestCase):
     def test_logging_in(self) -> None:
         """Each mechanism has what it needs, and the password is a secret."""
         for mechanism in ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"):
-            kafka = self.load(f"{self.KAFKA}{self.SASL}'{mechanism}'\n{self.USER}").kafka
+            kafka = self.section(KafkaSettings, f"{self.KAFKA}{self.SASL}'{mechanism}'\n{self.USER}")
             self.assertEqual(
                 (mechanism, "u", Secret("hunter2")),
                 (kafka.sasl_mechanism, kafka.sasl_plain_username, kafka.sasl_plain_password),
             )
         path = self.file("token\n")
-        kafka = self.load(f"{self.KAFKA}{self.SASL}'OAUTHBEARER'\nsasl_oauth_tokenfile = '{path}'").kafka
+        kafka = self.load(f"{self.KAFKA}{self.SASL}'OAUTHBEARER'\nsasl_oauth_tokenfile = '{path}'").section(
+            KafkaSettings
+        )
         self.assertEqual(os.path.abspath(path), kafka.sasl_oauth_token_file)
 
     def test_what_goes_together(self) -> None:
@@ -124,7 +128,7 @@ class KafkaTests(SettingsTestCase):
         ours, other = self.issue(), self.issue()
         tls = f"{self.KAFKA}security_protocol = 'SSL'\nssl_certfile = "
         both = self.file(ours.certificate.read_text() + ours.key.read_text())
-        self.assertEqual(os.path.abspath(both), self.load(f"{tls}'{both}'").kafka.ssl_certfile)
+        self.assertEqual(os.path.abspath(both), self.section(KafkaSettings, f"{tls}'{both}'").ssl_certfile)
         problem = self.only_problem(f"{tls}'{ours.certificate}'")
         self.assertTrue(problem.startswith("kafka.ssl_certfile = "), problem)
         self.assertIn(": needs kafka.ssl_keyfile, for it doesn't hold the certificate's private key", problem)
@@ -138,7 +142,7 @@ class KafkaTests(SettingsTestCase):
         tls = f"security_protocol = 'SSL'\nssl_certfile = '{ours.certificate}'\n"
         self.assertEqual(
             os.path.abspath(ours.key),
-            self.load(f"{self.KAFKA}{tls}ssl_keyfile = '{ours.key}'").kafka.ssl_keyfile,
+            self.section(KafkaSettings, f"{self.KAFKA}{tls}ssl_keyfile = '{ours.key}'").ssl_keyfile,
         )
         for text, rule in (
             ("-----BEGIN ENCRYPTED PRIVATE KEY-----", "needs no password"),
@@ -153,19 +157,21 @@ class SqsTests(SettingsTestCase):
 
     def test_as_it_is(self) -> None:
         """With nothing said, the service is Amazon's, and a message for another node goes back."""
-        sqs = self.load(LEAST + "[sqs]").sqs
+        sqs = self.section(SqsSettings, LEAST + "[sqs]")
         self.assertEqual((None, "release"), (sqs.endpoint, sqs.unmatched))
 
     def test_endpoint(self) -> None:
         """An endpoint becomes a URL."""
         for given, expected in (("http://mq:9324/", "http://mq:9324"), ("mq.example", "https://mq.example")):
-            self.assertEqual(expected, self.load(f"{LEAST}[sqs]\nendpoint = '{given}'").sqs.endpoint)
+            self.assertEqual(
+                expected, self.section(SqsSettings, f"{LEAST}[sqs]\nendpoint = '{given}'").endpoint
+            )
         self.assertIn("sqs.endpoint = ", self.only_problem(f"{LEAST}[sqs]\nendpoint = 'http://a/b'"))
 
     def test_queue(self) -> None:
         """The queue's URL is one with a host, and a port that there can be."""
         for url in ("https://sqs.eu-west-1.amazonaws.com/1/q", "http://[::1]:9324/1/q", "http://a"):
-            self.assertEqual(url, self.load(f"{LEAST}[sqs]\nurl = '{url}'").sqs.url)
+            self.assertEqual(url, self.section(SqsSettings, f"{LEAST}[sqs]\nurl = '{url}'").url)
         for url in ("https:///1/q", "https://:1/q", "https://a:99999/q", "https://a:0/q", "https://[::1/1/q"):
             self.assertEqual(
                 f"sqs.url = {url!r}: must be an http:// or https:// URL with a host, and with a port "
@@ -175,7 +181,7 @@ class SqsTests(SettingsTestCase):
 
     def test_unmatched(self) -> None:
         """What becomes of a message for another node is one of two things."""
-        self.assertEqual("delete", self.load(f"{LEAST}[sqs]\nunmatched = 'delete'").sqs.unmatched)
+        self.assertEqual("delete", self.section(SqsSettings, f"{LEAST}[sqs]\nunmatched = 'delete'").unmatched)
         self.assertEqual(
             "sqs.unmatched = 'keep': must be one of release, delete",
             self.only_problem(f"{LEAST}[sqs]\nunmatched = 'keep'"),

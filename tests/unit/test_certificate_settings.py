@@ -7,10 +7,13 @@ import os
 from twisted.internet import reactor
 
 from pcapsvc.core.errors import shown
+from pcapsvc.destinations.cloudshark.settings import CloudSharkSettings
 from pcapsvc.settings.listen import check_listener, read_listener
+from pcapsvc.sources.http.settings import HttpSettings
 from pcapsvc.sources.http.source import http_endpoint
+from pcapsvc.sources.redis.settings import RedisSettings
 from peers.certificates import LABELS, labelled
-from tests.unit.test_settings import LEAST, SettingsTestCase
+from tests.unit.settings_case import LEAST, SettingsTestCase
 
 
 class CertificatesTests(SettingsTestCase):
@@ -56,7 +59,7 @@ class CertificatesTests(SettingsTestCase):
         ours = self.issue()
         path = self.file("# é\n" + ours.key.read_text() + ours.certificate.read_text() * 2)
         settings = self.load(f"{LEAST}tls = true\ncafile = '{path}'")
-        self.assertEqual(os.path.abspath(path), settings.redis.ca_file)
+        self.assertEqual(os.path.abspath(path), settings.section(RedisSettings).ca_file)
 
     def test_names(self) -> None:
         """Where a server's certificate is verified, its host has a name that one can have, or an address."""
@@ -70,14 +73,14 @@ class CertificatesTests(SettingsTestCase):
                 )
         self.load(f"{LEAST}{cloudshark}host = '[::1]'")
         for host in ("a", "a.example.", "é.example", "192.0.2.1", "::1", "fe80::1%lo"):
-            self.assertEqual(host, self.load(f"{LEAST}tls = true\nhost = '{host}'").redis.host)
+            self.assertEqual(host, self.section(RedisSettings, f"{LEAST}tls = true\nhost = '{host}'").host)
 
     def test_names_without_certificates(self) -> None:
         """Where none is verified, names as those of container networks are taken."""
-        self.assertEqual("a_b", self.load(f"{LEAST}host = 'a_b'").redis.host)
+        self.assertEqual("a_b", self.section(RedisSettings, f"{LEAST}host = 'a_b'").host)
         for more in ("verify = false", "scheme = 'http'"):
             text = f"{LEAST}[cloudshark]\nupload = true\ntoken = 't'\nhost = 'a_b'\n{more}"
-            self.assertEqual("a_b", self.load(text).cloudshark.host)
+            self.assertEqual("a_b", self.section(CloudSharkSettings, text).host)
 
 
 class EndpointTests(SettingsTestCase):
@@ -97,8 +100,8 @@ class EndpointTests(SettingsTestCase):
             f"privateKey={both}:extraCertChain={chain}:sslmethod=TLS_METHOD",
         ):
             settings = self.load(f"{LEAST}[http]\nlisten = 'ssl:0:interface=127.0.0.1:{files}'")
-            assert settings.http.listen is not None
-            http_endpoint(reactor, settings.http.listen)
+            assert settings.section(HttpSettings).listen is not None
+            http_endpoint(reactor, settings.section(HttpSettings).listen)
 
     def test_tls_methods(self) -> None:
         """Each method that may be named is one that Twisted's TLS has."""

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import os
-import pickle
-import re
-import tomllib
-from pathlib import Path
-from typing import Any
 
 import msgspec
-from twisted.trial import unittest
 
+from pcapsvc.components import COMPONENTS
 from pcapsvc.core.errors import SettingsError
-from pcapsvc.settings import OPTIONS, InterfaceAlias, Secret, Settings, load_settings
+from pcapsvc.delivery.settings import DeliverySettings
+from pcapsvc.destinations.cloudshark.settings import CloudSharkSettings
+from pcapsvc.destinations.local.settings import LocalSettings
+from pcapsvc.destinations.s3.settings import S3Settings
+from pcapsvc.host.settings import SyslogSettings
+from pcapsvc.settings import InterfaceAlias, Secret, load_settings
 from pcapsvc.settings.listen import absolute_listener, read_listener
-from pcapsvc.settings.schema import SECRETS, SECTIONS, keys_of
-from peers.certificates import Authority, Certificate
-
-ROOT = Path(__file__).resolve().parents[2]
+from pcapsvc.sources.kafka.settings import KafkaSettings
+from pcapsvc.sources.redis.settings import RedisSettings
+from pcapsvc.sources.sqs.settings import SqsSettings
+from tests.unit.settings_case import LEAST, SettingsTestCase
 
 #: The original's example, with the headers that its text lost.
 ORIGINAL = """
@@ -89,44 +89,6 @@ waitseconds = 20
 chunksize	= 10
 """
 
-#: The least that starts.
-LEAST = """
-[general]
-writelocal = true
-localdir = "/tmp"
-[redis]
-listen = true
-"""
-
-
-class SettingsTestCase(unittest.TestCase):
-    """What the tests of the configuration share."""
-
-    def file(self, content: str | bytes) -> str:
-        """The path of a new file with that content."""
-        path = Path(self.mktemp())
-        path.write_bytes(content.encode() if isinstance(content, str) else content)
-        return str(path)
-
-    def issue(self) -> Certificate:
-        """A new certificate and its key, in files."""
-        folder = Path(self.mktemp())
-        folder.mkdir()
-        return Authority(folder).issue("server")
-
-    def load(self, text: str, **overrides: Any) -> Settings:
-        return load_settings(self.file(text), overrides)
-
-    def problems(self, text: str, **overrides: Any) -> list[str]:
-        """The problems of a configuration, each as it is printed."""
-        error = self.assertRaises(SettingsError, self.load, text, **overrides)
-        return [str(problem) for problem in error.problems]
-
-    def only_problem(self, text: str, **overrides: Any) -> str:
-        problems = self.problems(text, **overrides)
-        self.assertEqual(1, len(problems), problems)
-        return problems[0]
-
 
 class OriginalTests(SettingsTestCase):
     """The configuration of the original keeps working."""
@@ -134,7 +96,8 @@ class OriginalTests(SettingsTestCase):
     def test_its_example_is_understood(self) -> None:
         """Each key of the example is where it belongs, and every source listens."""
         settings = self.load(ORIGINAL)
-        self.assertTrue(settings.redis.listen and settings.kafka.listen and settings.sqs.listen)
+        for source in (RedisSettings, KafkaSettings, SqsSettings):
+            self.assertTrue(settings.section(source).listen)
         self.assertEqual(
             (50000, 500, 10),
             (
@@ -143,15 +106,15 @@ class OriginalTests(SettingsTestCase):
                 settings.general.default_timeout_seconds,
             ),
         )
-        self.assertEqual("/tmp", settings.general.local_dir)
-        self.assertEqual("www.cloudshark.org", settings.cloudshark.host)
-        self.assertIsNone(settings.cloudshark.timeout_seconds)
-        self.assertEqual(Secret("fffffffffffffffffff"), settings.cloudshark.token)
-        self.assertEqual("node.running.redis.net", settings.redis.host)
-        self.assertEqual(Secret("password"), settings.redis.auth)
-        self.assertEqual(("myhost.example.com:9092",), settings.kafka.server)
-        assert settings.syslog is not None
-        self.assertEqual((25, "pcapdaemon"), (settings.syslog.priority, settings.syslog.tag))
+        self.assertEqual("/tmp", settings.section(LocalSettings).local_dir)
+        self.assertEqual("www.cloudshark.org", settings.section(CloudSharkSettings).host)
+        self.assertIsNone(settings.section(CloudSharkSettings).timeout_seconds)
+        self.assertEqual(Secret("fffffffffffffffffff"), settings.section(CloudSharkSettings).token)
+        self.assertEqual("node.running.redis.net", settings.section(RedisSettings).host)
+        self.assertEqual(Secret("password"), settings.section(RedisSettings).auth)
+        self.assertEqual(("myhost.example.com:9092",), settings.section(KafkaSettings).server)
+        syslog = settings.section(SyslogSettings)
+        self.assertEqual((25, "pcapdaemon"), (syslog.priority, syslog.tag))
         self.assertEqual(
             (
                 InterfaceAlias(name="eth0", alias=("main", "public")),
@@ -159,23 +122,25 @@ class OriginalTests(SettingsTestCase):
             ),
             settings.interfaces,
         )
-        self.assertEqual("https://s3.amazonaws.com", settings.s3.endpoint)
+        self.assertEqual("https://s3.amazonaws.com", settings.section(S3Settings).endpoint)
         self.assertEqual(
             ("pcapdaemon", "pcaps", "us-east-1"),
             (
-                settings.s3.bucket,
-                settings.s3.folder,
-                settings.s3.region,
+                settings.section(S3Settings).bucket,
+                settings.section(S3Settings).folder,
+                settings.section(S3Settings).region,
             ),
         )
-        self.assertEqual((20, 10), (settings.sqs.wait_seconds, settings.sqs.chunk_size))
+        self.assertEqual(
+            (20, 10), (settings.section(SqsSettings).wait_seconds, settings.section(SqsSettings).chunk_size)
+        )
 
     def test_options_alone(self) -> None:
         """Options are enough, with no file: one of Redis switches listening on, as it did."""
-        settings = load_settings(None, {"redisnode": "r", "writelocal": True, "destdir": "/tmp"})
-        self.assertTrue(settings.redis.listen)
-        self.assertEqual("r", settings.redis.host)
-        self.assertTrue(settings.general.write_local)
+        settings = load_settings(None, COMPONENTS, {"redisnode": "r", "writelocal": True, "destdir": "/tmp"})
+        self.assertTrue(settings.section(RedisSettings).listen)
+        self.assertEqual("r", settings.section(RedisSettings).host)
+        self.assertTrue(settings.section(LocalSettings).write_local)
 
     def test_an_empty_text_is_none(self) -> None:
         """An empty text, where a key has no default, is as if the key were left out."""
@@ -183,15 +148,15 @@ class OriginalTests(SettingsTestCase):
             LEAST
             + 'auth = ""\nauthfile = ""\n[s3]\naccessid = ""\naccesskey = ""\nendpoint = ""\nregion = ""\n'
         )
-        self.assertIsNone(settings.redis.auth)
-        self.assertIsNone(settings.s3.access_id)
-        self.assertIsNone(settings.s3.access_key)
-        self.assertIsNone(settings.s3.endpoint)
+        self.assertIsNone(settings.section(RedisSettings).auth)
+        self.assertIsNone(settings.section(S3Settings).access_id)
+        self.assertIsNone(settings.section(S3Settings).access_key)
+        self.assertIsNone(settings.section(S3Settings).endpoint)
 
     def test_no_syslog(self) -> None:
         """Without its section there is no syslog; with it, even empty, there is."""
-        self.assertIsNone(self.load(LEAST).syslog)
-        self.assertIsNotNone(self.load(LEAST + "[syslog]\n").syslog)
+        self.assertIsNone(self.load(LEAST).find(SyslogSettings))
+        self.assertIsNotNone(self.load(LEAST + "[syslog]\n").find(SyslogSettings))
 
 
 class ProblemsTests(SettingsTestCase):
@@ -305,7 +270,8 @@ class ProblemsTests(SettingsTestCase):
     def test_delivery(self) -> None:
         """Pauses in order, a spool that has room for any capture, and a folder of its own."""
         settings = self.load(LEAST + "[delivery]\ntimeout = 0")
-        self.assertEqual((settings.delivery.timeout_seconds, settings.delivery.spool_dir), (None, None))
+        delivery = settings.section(DeliverySettings)
+        self.assertEqual((delivery.timeout_seconds, delivery.spool_dir), (None, None))
         for keys, expected in (
             ("firstdelay = 9\nmaxdelay = 8", "delivery.firstdelay = 9: must be at most delivery.maxdelay"),
             ("concurrency = 0", "delivery.concurrency = 0: must be a whole number from 1 to 64"),
@@ -333,8 +299,8 @@ class ProblemsTests(SettingsTestCase):
         settings = self.load(
             LEAST + '[s3]\nendpoint = "http://minio:9000/"\nendpoints = ["a.example", "b:1"]'
         )
-        self.assertEqual("http://minio:9000", settings.s3.endpoint)
-        self.assertEqual(("https://a.example", "https://b:1"), settings.s3.endpoints)
+        self.assertEqual("http://minio:9000", settings.section(S3Settings).endpoint)
+        self.assertEqual(("https://a.example", "https://b:1"), settings.section(S3Settings).endpoints)
         for endpoint in ("https://u:hunter2@a", "https://a/b", "https://a?b", "ftp://a", "a b", "a:99999"):
             for line in (f'endpoint = "{endpoint}"', f'endpoints = ["{endpoint}"]'):
                 problem = self.only_problem(f"{LEAST}[s3]\n{line}")
@@ -346,7 +312,7 @@ class ProblemsTests(SettingsTestCase):
         for host in ("", "a b", "a/b", "a\\n", "\\u0000", "redis://a"):
             problem = self.only_problem(f'{LEAST}host = "{host}"')
             self.assertIn("redis.host = ", problem)
-        self.assertEqual("::1", self.load(f'{LEAST}host = "::1"').redis.host)
+        self.assertEqual("::1", self.section(RedisSettings, f'{LEAST}host = "::1"').host)
 
     def test_sections_of_the_wrong_shape(self) -> None:
         """A section that is no table, or interfaces that are no list of them, are problems."""
@@ -413,7 +379,7 @@ class FileTests(SettingsTestCase):
 
     def test_not_there(self) -> None:
         """A file that isn't there is a problem, and the options' own are told beside it."""
-        error = self.assertRaises(SettingsError, load_settings, "/nowhere.toml", {"csport": "x"})
+        error = self.assertRaises(SettingsError, load_settings, "/nowhere.toml", COMPONENTS, {"csport": "x"})
         self.assertEqual(
             [
                 "/nowhere.toml: must be a file that can be read (No such file or directory)",
@@ -430,9 +396,9 @@ class FileTests(SettingsTestCase):
 
     def test_no_text(self) -> None:
         """Of a file that is no UTF-8, that is told; and of a folder, that it is one."""
-        error = self.assertRaises(SettingsError, load_settings, self.file(b"\xff"))
+        error = self.assertRaises(SettingsError, load_settings, self.file(b"\xff"), COMPONENTS)
         self.assertIn("UTF-8", str(error))
-        self.assertIn("Is a directory", str(self.assertRaises(SettingsError, load_settings, "/")))
+        self.assertIn("Is a directory", str(self.assertRaises(SettingsError, load_settings, "/", COMPONENTS)))
 
 
 class OptionsTests(SettingsTestCase):
@@ -441,9 +407,9 @@ class OptionsTests(SettingsTestCase):
     def test_each_overrides_its_key(self) -> None:
         """Whatever the file says, an option that is given decides."""
         given = {"text": "http", "number": "77", "flag": True}
-        for option in OPTIONS.values():
+        for option, kind in COMPONENTS.options().values():
             settings = self.load(LEAST + "[cloudshark]\ntoken = 't'\n", **{option.name: given[option.kind]})
-            section = getattr(settings, option.section)
+            section = settings.section(kind)
             fields = {field.encode_name: field.name for field in msgspec.structs.fields(section)}
             value = getattr(section, fields[option.key])
             expected = {"text": "http", "number": 77, "flag": True}[option.kind]
@@ -459,16 +425,16 @@ class OptionsTests(SettingsTestCase):
     def test_a_token_in_place_of_a_file(self) -> None:
         """A token on the command line is taken in place of the file that the configuration names."""
         settings = self.load(LEAST + "[cloudshark]\ntokenfile = '/nowhere'", cstoken="t")
-        self.assertEqual(Secret("t"), settings.cloudshark.token)
+        self.assertEqual(Secret("t"), settings.section(CloudSharkSettings).token)
 
     def test_redis_stays_off(self) -> None:
         """An option of Redis doesn't switch on what the file switches off."""
         text = "[general]\nwritelocal=true\nlocaldir='/'\n[redis]\nlisten=false\n[http]\nlisten='unix:/s'"
-        self.assertFalse(self.load(text, redisport="1").redis.listen)
+        self.assertFalse(self.section(RedisSettings, text, redisport="1").listen)
 
     def test_cloudshark_stays_off(self) -> None:
         """No option of CloudShark but --upload switches uploading on."""
-        self.assertFalse(self.load(LEAST, cshost="h", cstoken="t").cloudshark.upload)
+        self.assertFalse(self.section(CloudSharkSettings, LEAST, cshost="h", cstoken="t").upload)
 
 
 class PathsTests(SettingsTestCase):
@@ -489,14 +455,16 @@ class PathsTests(SettingsTestCase):
             f"ssl_keyfile = '{relative[key]}'\nsasl_oauth_tokenfile = '{relative[token]}'\n"
             "[http]\nlisten = 'unix:http.sock'\n"
         )
-        kafka = settings.kafka
-        self.assertEqual(os.path.abspath("a"), settings.general.local_dir)
-        self.assertEqual(os.path.abspath("c"), settings.delivery.spool_dir)
+        kafka = settings.section(KafkaSettings)
+        self.assertEqual(os.path.abspath("a"), settings.section(LocalSettings).local_dir)
+        self.assertEqual(os.path.abspath("c"), settings.section(DeliverySettings).spool_dir)
         self.assertEqual(
-            os.path.abspath("d"), self.load("", redisnode="x", destdir="d", writelocal=True).general.local_dir
+            os.path.abspath("d"),
+            self.section(LocalSettings, "", redisnode="x", destdir="d", writelocal=True).local_dir,
         )
         self.assertEqual(
-            [os.path.abspath(certificates)] * 2, [settings.cloudshark.verify, settings.redis.ca_file]
+            [os.path.abspath(certificates)] * 2,
+            [settings.section(CloudSharkSettings).verify, settings.section(RedisSettings).ca_file],
         )
         self.assertEqual([os.path.abspath(certificates)] * 2, [kafka.ssl_cafile, kafka.ssl_certfile])
         self.assertEqual(os.path.abspath(key), kafka.ssl_keyfile)
@@ -531,267 +499,3 @@ class PathsTests(SettingsTestCase):
             self.assertTrue(read_listener(listen).local)
         for text in ("unix:/run/a.sock:mode=600", "tcp:1:interface=127.0.0.1", r"tcp6:1:interface=\:\:1"):
             self.assertEqual(text, absolute_listener(text, os.path.abspath))
-
-
-class SecretsTests(SettingsTestCase):
-    """A secret is known, and never seen."""
-
-    PLACES = (
-        ("cloudshark", "token"),
-        ("redis", "auth"),
-        ("kafka", "sasl_plain_password"),
-        ("s3", "accesskey"),
-        ("sqs", "accesskey"),
-    )
-
-    def _text(self, section: str, lines: str) -> str:
-        more = "accessid = 'id'\n" if "accesskey" in lines else ""
-        if section == "kafka":
-            more = "security_protocol = 'SASL_SSL'\nsasl_mechanism = 'PLAIN'\nsasl_plain_username = 'u'\n"
-        return f"{LEAST}{lines}" if section == "redis" else f"{LEAST}[{section}]\n{more}{lines}"
-
-    def _found(self, settings: Settings, section: str) -> Any:
-        return getattr(getattr(settings, section), SECRETS[section].field)
-
-    def test_given_or_in_a_file(self) -> None:
-        """Each secret can be given by itself or in a file, of which the white space around it is dropped."""
-        path = self.file("  hunter2\n")
-        for section, key in self.PLACES:
-            for line in (f"{key} = 'hunter2'", f"{key}file = '{path}'"):
-                found = self._found(self.load(self._text(section, line)), section)
-                self.assertEqual("hunter2", found.reveal())
-
-    def test_never_both(self) -> None:
-        """Giving a secret and its file is a problem, which shows no secret."""
-        path = self.file("hunter2")
-        for section, key in self.PLACES:
-            problem = self.only_problem(self._text(section, f"{key} = 'hunter3'\n{key}file = '{path}'"))
-            self.assertIn(f"{section}.{key}file = '{path}': must not be given beside {key}", problem)
-            self.assertNotIn("hunter", problem)
-
-    def test_both_wrong(self) -> None:
-        """What is wrong with a secret and what is wrong with its file are told together."""
-        for section, key in self.PLACES:
-            for given in ("5", "['hunter2']", '"hunter2\\n"'):
-                for path, rule in (
-                    ("6", "must be the path of a file"),
-                    ("'/nope'", f"must not be given beside {key}: either is enough"),
-                ):
-                    text = self._text(section, f"{key} = {given}\n{key}file = {path}")
-                    self.assertEqual(
-                        [
-                            f"{section}.{key}: must be one line of text",
-                            f"{section}.{key}file = {path}: {rule}",
-                        ],
-                        self.problems(text),
-                    )
-
-    def test_files_that_hold_none(self) -> None:
-        """A file that is empty, has several lines, or can't be read is a problem with its path only."""
-        for path, rule in (
-            (self.file(" \n"), "it is empty"),
-            (self.file("hunter2\nhunter3\n"), "it has more"),
-            (self.file(b"hunter2\xff"), "UTF-8"),
-            ("/nowhere", "No such file"),
-        ):
-            problem = self.only_problem(f"{LEAST}authfile = '{path}'")
-            self.assertIn(f"redis.authfile = '{path}': must be", problem)
-            self.assertIn(rule, problem)
-            self.assertNotIn("hunter", problem)
-
-    def test_wrong_secrets_are_not_shown(self) -> None:
-        """A secret of the wrong type, or of several lines, is a problem that doesn't show it."""
-        for section, key in self.PLACES:
-            for value in ("['hunter2']", "{a = 'hunter2'}", '"hunter2\\n"'):
-                problem = self.only_problem(self._text(section, f"{key} = {value}"))
-                self.assertEqual(f"{section}.{key}: must be one line of text", problem)
-
-    def test_passwords_in_addresses(self) -> None:
-        """A password in an address, where none belongs, isn't shown either."""
-        for line in ("host", "[cloudshark]\nhost", "[sqs]\nurl", "[s3]\nendpoint"):
-            self.assertNotIn("hunter2", self.only_problem(f"{LEAST}{line} = 'https://u:hunter2@h/x'"))
-
-    def test_never_seen(self) -> None:
-        """A secret is in no repr, str or format of itself and of the settings, and isn't pickled."""
-        settings = self.load(LEAST + "auth = 'hunter2'")
-        secret = settings.redis.auth
-        assert secret is not None
-        for text in (repr(secret), str(secret), f"{secret}", f"{secret!r:>9}", repr(settings), str(settings)):
-            self.assertNotIn("hunter2", text)
-        self.assertRaises(TypeError, pickle.dumps, secret)
-
-    def test_equal(self) -> None:
-        """Secrets are equal where their values are, and equal nothing else."""
-        self.assertEqual(Secret("é"), Secret("é"))
-        self.assertEqual(hash(Secret("a")), hash(Secret("a")))
-        self.assertNotEqual(Secret("a"), Secret("b"))
-        self.assertNotEqual(Secret("a"), "a")
-
-
-class ListenTests(SettingsTestCase):
-    """Where HTTP listens decides whether a token is needed."""
-
-    HTTP = "[general]\nwritelocal = true\nlocaldir = '/tmp'\n[http]\n"
-
-    def test_local(self) -> None:
-        """On a loopback address, or a unix socket, no token is needed."""
-        for listen in (
-            "tcp:8480:interface=127.0.0.1",
-            "tcp:8480:127.0.0.1",
-            "tcp:port=8480:interface=127.8.9.1",
-            "tcp:0:interface=localhost",
-            r"tcp6:8480:interface=\:\:1",
-            "unix:/run/pcapsvc.sock:mode=660",
-            r"unix:address=/run/a\:b",
-        ):
-            self.assertEqual(listen, self.load(f"{self.HTTP}listen = '{listen}'").http.listen)
-
-    def test_not_local(self) -> None:
-        """Anywhere else one is; with no interface named, it is every address."""
-        path = self.file("hunter2\n")
-        for listen in (
-            "tcp:8480",
-            "tcp:8480:interface=",
-            "tcp:8480:interface=0.0.0.0",
-            "tcp:8480:interface=192.0.2.1",
-            "tcp:8480:interface=127.0.0.1.example.com",
-            "tcp6:8480",
-            r"tcp6:8480:interface=\:\:",
-        ):
-            text = f"{self.HTTP}listen = '{listen}'\n"
-            self.assertIn("needs http.tokenfile", self.only_problem(text))
-            self.assertEqual(Secret("hunter2"), self.load(f"{text}tokenfile = '{path}'").http.token)
-
-    def test_local_by_its_kind(self) -> None:
-        """TLS changes nothing in this; of a socket that systemd opened, only its kind is known."""
-        for listen, local in (
-            ("ssl:8443:interface=127.0.0.1", True),
-            ("ssl:8443", False),
-            ("systemd:domain=UNIX:index=0", True),
-            ("systemd:domain=INET:name=http", False),
-        ):
-            self.assertEqual(local, read_listener(listen).local, listen)
-
-    def test_no_endpoints(self) -> None:
-        """What is no endpoint string is a problem, with the rule that it breaks."""
-        for listen, rule in (
-            ("8480", "must be an endpoint that starts with one of tcp"),
-            ("udp:1", "must be an endpoint that starts with one of tcp"),
-            ("tcp=tcp:1", "must be an endpoint that starts with one of tcp"),
-            ("tcp", "must give 'port'"),
-            ("tcp:", "must give 'port'"),
-            ("tcp:65536", "a port from 0 to 65535"),
-            ("tcp:-1", "a port from 0 to 65535"),
-            ("tcp:http", "a port from 0 to 65535"),
-            ("tcp:²", "a port from 0 to 65535"),
-            ("tcp:1:iface=127.0.0.1", "the parameter 'iface'"),
-            ("tcp:1:port=2", "gives 'port' twice"),
-            ("tcp:1:::2", "more parameters"),
-            ("tcp:1:interface=127.0.0.1:backlog=x", "must give 'backlog'"),
-            ("tcp6:8480:interface=::1", "gives 'interface' twice"),
-            ("tcp6:8480:127.0.0.1", "must give 'backlog' as a whole number"),
-            ("unix:/s:mode=999", "an octal number"),
-            ("ssl:1:sslmethod=foo", "must give 'sslmethod' as one of TLS_METHOD, "),
-            ("systemd:domain=UNIX", "exactly one of 'index' and 'name'"),
-            ("tcp:1\\", "must not end with a backslash"),
-        ):
-            problem = self.only_problem(f"{self.HTTP}listen = '{listen}'")
-            self.assertIn("http.listen = ", problem)
-            self.assertIn(rule, problem)
-
-    def test_as_twisted_reads_it(self) -> None:
-        """A string is taken apart as Twisted does it."""
-        from twisted.internet.endpoints import _parse  # type: ignore[attr-defined]
-
-        for text, names in (
-            (r"tcp:80:interface=\:\:1", ("port",)),
-            ("tcp:80:interface=a=b", ("port",)),
-            (r"tcp:80:a\=b\\c", ("port", "interface")),
-            ("tcp:80:interface=", ("port",)),
-            (r"unix:/run/a\:b:mode=600", ("address",)),
-        ):
-            positional, named = _parse(text)
-            self.assertEqual(
-                {**dict(zip(names, positional[1:], strict=True)), **named}, read_listener(text).parameters
-            )
-
-
-class DocumentsTests(SettingsTestCase):
-    """What is written about the configuration is true."""
-
-    def _rows(self) -> dict[str, dict[str, list[str]]]:
-        """The cells of each row of the tables of docs/configuration.md, by section and first cell."""
-        rows: dict[str, dict[str, list[str]]] = {}
-        section = ""
-        for line in (ROOT / "docs" / "configuration.md").read_text().splitlines():
-            if line.startswith("## "):
-                section = line.removeprefix("## ").strip("[]").lower()
-            elif line.startswith("| `"):
-                cells = [cell.strip() for cell in line.strip("|").split("|")]
-                rows.setdefault(section, {})[cells[0].strip("`")] = cells
-        return rows
-
-    def test_every_key_and_its_default(self) -> None:
-        """The tables name each key of each section, in order, with its default."""
-        rows = self._rows()
-        special = {
-            ("general", "nodename"): "the host name",
-            ("cloudshark", "timeout"): "`0`",
-            ("interface", "name"): "required",
-        }
-        for section in (*SECTIONS, "interface"):
-            self.assertEqual(keys_of(section), tuple(rows[section]))
-            structure = InterfaceAlias if section == "interface" else SECTIONS[section]
-            fields = {field.encode_name: field for field in msgspec.structs.fields(structure)}
-            for key, cells in rows[section].items():
-                if (section, key) in special:
-                    self.assertEqual(special[section, key], cells[3])
-                elif key not in fields or fields[key].default is None:
-                    self.assertEqual("none", cells[3], f"{section}.{key}")
-                else:
-                    default = fields[key].default
-                    written = tomllib.loads(f"value = {cells[3].strip('`')}")["value"]
-                    if isinstance(written, list):
-                        written = type(default)(written)
-                    self.assertEqual((default, type(default)), (written, type(written)), f"{section}.{key}")
-
-    def test_every_option(self) -> None:
-        """The table of options names each, with the key that it overrides."""
-        rows = self._rows()["options"]
-        self.assertEqual({"--config", *(f"--{name}" for name in OPTIONS)}, set(rows))
-        for name, option in OPTIONS.items():
-            if option.key in keys_of(option.section):
-                self.assertEqual(f"`{option.path}`", rows[f"--{name}"][1])
-
-    def test_the_sources(self) -> None:
-        """All that can be listened to is told as such: by the rule, and by its words in the documentation."""
-        sources = {f"{section}.listen" for section in SECTIONS if "listen" in keys_of(section)}
-        rule = self.only_problem("[general]\nwritelocal = true\nlocaldir = '/tmp'\n").partition("enabled:")[2]
-        [words] = re.findall(
-            r"(?m)^- At least one source: (.*)$", (ROOT / "docs/configuration.md").read_text()
-        )
-        for text in (rule, words):
-            self.assertEqual(sources, set(re.findall(r"[a-z0-9]+\.listen", text)))
-
-    def test_the_examples_load(self) -> None:
-        """Both examples load, and the quick start listens on this host alone."""
-        quick = load_settings(str(ROOT / "examples" / "quickstart.toml"))
-        self.assertEqual("tcp:8480:interface=127.0.0.1", quick.http.listen)
-        self.assertTrue(quick.general.write_local)
-        self.assertFalse(quick.redis.listen)
-        load_settings(str(ROOT / "examples" / "pcapsvc.toml"))
-
-    def test_the_quick_start_with_redis(self) -> None:
-        """The quick start still loads when Redis is switched on as its comment says."""
-        text = (ROOT / "examples" / "quickstart.toml").read_text()
-        settings = self.load(re.sub(r"(?m)^#(?=\S)", "", text))
-        self.assertTrue(settings.redis.listen)
-
-    def test_the_full_example_has_every_key(self) -> None:
-        """Each key stands in the full example, if only behind a hash sign."""
-        text = (ROOT / "examples" / "pcapsvc.toml").read_text()
-        for section in (*SECTIONS, "interface"):
-            header = "[[interface]]" if section == "interface" else f"[{section}]"
-            part = re.split(r"(?m)^\[", text.partition(f"\n{header}\n")[2])[0]
-            found = re.findall(r"(?m)^#?([a-z_]+)[ ]*= ", part)
-            self.assertEqual(sorted(keys_of(section)), sorted(found), section)

@@ -11,6 +11,7 @@ from twisted.internet.testing import MemoryReactorClock
 from twisted.trial import unittest
 
 from pcapsvc import app
+from pcapsvc.components import COMPONENTS
 from pcapsvc.delivery.delivery import Delivery
 from pcapsvc.delivery.redelivery import Redelivery
 from pcapsvc.delivery.spool import Spool
@@ -73,7 +74,7 @@ class StopOrderTests(unittest.SynchronousTestCase):
         config = directory / "everything.toml"
         config.write_text(_EVERYTHING.format(directory=directory))
         before = {id(one): one for one in services()}
-        self.root: Any = app.build(load_settings(str(config)), MemoryReactorClock())
+        self.root: Any = app.build(load_settings(str(config), COMPONENTS), MemoryReactorClock())
         self.created = [one for one in services() if id(one) not in before]
         self.calls: list[tuple[str, Any]] = []
         for one in self.created:

@@ -20,7 +20,7 @@ from twisted.python.usage import UsageError
 from twisted.trial import unittest
 
 from pcapsvc import tap
-from pcapsvc.settings import OPTIONS
+from pcapsvc.tap import OPTIONS
 from peers.certificates import Authority
 
 ROOT = Path(__file__).resolve().parents[2]

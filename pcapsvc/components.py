@@ -1,0 +1,27 @@
+"""
+The one list of components. A new source, destination, reporter or encoder is a package of
+its own and a line here.
+"""
+
+from __future__ import annotations
+
+from pcapsvc.delivery.settings import DeliverySettings
+from pcapsvc.destinations.cloudshark.settings import CloudSharkSettings
+from pcapsvc.destinations.local.settings import LocalSettings
+from pcapsvc.destinations.s3.settings import S3Settings
+from pcapsvc.host.settings import SyslogSettings
+from pcapsvc.settings.catalogue import Catalogue
+from pcapsvc.settings.general import CaptureSettings, GeneralSettings
+from pcapsvc.sources.http.settings import HttpSettings
+from pcapsvc.sources.kafka.settings import KafkaSettings
+from pcapsvc.sources.redis.settings import RedisSettings
+from pcapsvc.sources.sqs.settings import SqsSettings
+
+COMPONENTS = Catalogue(
+    node=(GeneralSettings, CaptureSettings, DeliverySettings),
+    sources=(RedisSettings, KafkaSettings, SqsSettings, HttpSettings),
+    destinations=(LocalSettings, CloudSharkSettings, S3Settings),
+    reporters=(),
+    encoders=(),
+    services=(SyslogSettings,),
+)

@@ -1,0 +1,97 @@
+"""C{[cloudshark]}."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from msgspec import Meta, field
+
+from pcapsvc.core.errors import Problem
+from pcapsvc.settings.files import certificates_file
+from pcapsvc.settings.kinds import Flag, Host, Port, SecondsOrNone, converted, one_of
+from pcapsvc.settings.rules import certificate_name
+from pcapsvc.settings.secret import Secret
+from pcapsvc.settings.section import BuildContext, Conflict, DestinationSection, Option, SecretKeys
+
+if TYPE_CHECKING:
+    from pcapsvc.interfaces.delivery import IDestination
+    from pcapsvc.settings.settings import Settings
+
+
+def _verify(given: str | bool) -> str | bool:
+    return certificates_file(given) if isinstance(given, str) else given
+
+
+class CloudSharkSettings(DestinationSection, frozen=True, kw_only=True):
+    """
+    A CloudShark server.
+
+    @ivar timeout_seconds: how long an upload may take; L{None} is no limit.
+    @ivar verify: whether the server's certificate is verified, or the path of the
+        certificates to verify it with.
+    """
+
+    name: ClassVar[str] = "cloudshark"
+    table: ClassVar[str | None] = "cloudshark"
+    secrets: ClassVar[tuple[SecretKeys, ...]] = (
+        SecretKeys(field="token", key="token", file_key="tokenfile"),
+    )
+    options: ClassVar[tuple[Option, ...]] = (
+        Option(name="cshost", key="host", kind="text", help="CloudShark host."),
+        Option(name="csscheme", key="scheme", kind="text", help="CloudShark scheme: http or https."),
+        Option(
+            name="cstoken",
+            key="token",
+            kind="text",
+            help="CloudShark API token. Every user of this host can see it here: the key tokenfile is safer.",
+        ),
+        Option(name="csport", key="port", kind="number", help="CloudShark port."),
+        Option(
+            name="cstimeout",
+            key="timeout",
+            kind="number",
+            help="Seconds that an upload to CloudShark may take; 0 is no limit.",
+        ),
+        Option(name="upload", key="upload", kind="flag", help="Upload captures to CloudShark."),
+    )
+
+    host: Host = "localhost"
+    scheme: Annotated[str, one_of("http", "https")] = "https"
+    port: Port = 443
+    timeout_seconds: SecondsOrNone | None = field(name="timeout", default=None)
+    token: Secret | None = None
+    upload: Flag = False
+    verify: Annotated[
+        bool | str, Meta(description="true, false, or a path of certificates"), converted(_verify)
+    ] = True
+
+    def is_enabled(self) -> bool:
+        """Whether captures are uploaded."""
+        return self.upload
+
+    def problems(self, settings: Settings) -> Iterator[Problem]:
+        """Uploading needs a token, and TLS a name that a certificate can have."""
+        if self.upload and self.token is None:
+            yield Conflict(
+                path="cloudshark.upload",
+                others=("cloudshark.token", "cloudshark.tokenfile"),
+                rule="needs cloudshark.token or cloudshark.tokenfile",
+            )
+        if self.upload and self.scheme == "https" and self.verify is not False:
+            yield from certificate_name(type(self), self.host, "scheme", "verify")
+
+    def build(self, context: BuildContext) -> IDestination:
+        """The destination."""
+        from pcapsvc.destinations.cloudshark.destination import CloudShark
+
+        assert self.token is not None
+        return CloudShark(
+            context.reactor,
+            scheme=self.scheme,
+            host=self.host,
+            port=self.port,
+            token=self.token.reveal(),
+            timeout_seconds=self.timeout_seconds,
+            verify=self.verify,
+        )

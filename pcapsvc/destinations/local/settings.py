@@ -1,0 +1,71 @@
+"""The local directory's keys. They are in C{[general]}."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, ClassVar
+
+from msgspec import field
+
+from pcapsvc.core.errors import Problem
+from pcapsvc.settings.kinds import AbsolutePath, Flag
+from pcapsvc.settings.section import BuildContext, Conflict, DestinationSection, Option
+
+if TYPE_CHECKING:
+    from pcapsvc.interfaces.delivery import IDestination
+    from pcapsvc.settings.settings import Settings
+
+
+class LocalSettings(DestinationSection, frozen=True, kw_only=True):
+    """
+    A directory of this host.
+
+    @ivar local_dir: its path.
+    """
+
+    name: ClassVar[str] = "local"
+    table: ClassVar[str | None] = "general"
+    switch: ClassVar[str] = "writelocal"
+    options: ClassVar[tuple[Option, ...]] = (
+        Option(
+            name="writelocal",
+            key="writelocal",
+            kind="flag",
+            help="Write captures to a local folder. Needs --destdir, or the key localdir.",
+        ),
+        Option(
+            name="destdir", key="localdir", kind="text", help="Folder for captures that are written locally."
+        ),
+    )
+
+    write_local: Flag = field(name="writelocal", default=False)
+    local_dir: AbsolutePath | None = field(name="localdir", default=None)
+
+    def is_enabled(self) -> bool:
+        """Whether captures are written there."""
+        return self.write_local
+
+    def uses_twisted_tls(self) -> bool:
+        """It doesn't."""
+        return False
+
+    def directories(self) -> Iterator[tuple[str, str]]:
+        """The one for captures."""
+        if self.local_dir is not None:
+            yield "localdir", self.local_dir
+
+    def problems(self, settings: Settings) -> Iterator[Problem]:
+        """Writing needs a directory."""
+        if self.write_local and self.local_dir is None:
+            yield Conflict(
+                path="general.writelocal",
+                others=("general.localdir",),
+                rule="needs a folder: general.localdir, or --destdir",
+            )
+
+    def build(self, context: BuildContext) -> IDestination:
+        """The directory."""
+        from pcapsvc.destinations.local.destination import LocalDirectory
+
+        assert self.local_dir is not None
+        return LocalDirectory(directory=self.local_dir, run_in_thread=context.destination_threads())

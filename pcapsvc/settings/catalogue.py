@@ -1,0 +1,75 @@
+"""What can be configured: the sections of all components."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pcapsvc.settings.general import InterfaceAlias
+from pcapsvc.settings.section import (
+    DestinationSection,
+    EncoderSection,
+    Option,
+    ReporterSection,
+    Section,
+    ServiceSection,
+    SourceSection,
+)
+
+#: The table of which there are many: C{[[interface]]}.
+INTERFACE = "interface"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Catalogue:
+    """
+    The sections that there are. The tables, keys and options of the configuration follow
+    from them.
+
+    @ivar node: those that belong to no component.
+
+    @raise ValueError: if two sections have a key or an option in common.
+    """
+
+    node: tuple[type[Section], ...]
+    sources: tuple[type[SourceSection], ...]
+    destinations: tuple[type[DestinationSection], ...]
+    reporters: tuple[type[ReporterSection], ...] = ()
+    encoders: tuple[type[EncoderSection], ...] = ()
+    services: tuple[type[ServiceSection], ...] = ()
+
+    def __post_init__(self) -> None:
+        paths = [section.path(key) for section in self.sections for key in section.file_keys()]
+        names = [option.name for section in self.sections for option in section.options]
+        for known in (paths, names):
+            twice = {each for each in known if known.count(each) > 1}
+            if twice:
+                raise ValueError(f"in more than one section: {', '.join(sorted(twice))}")
+
+    @property
+    def sections(self) -> tuple[type[Section], ...]:
+        """All of them."""
+        return (
+            *self.node,
+            *self.destinations,
+            *self.sources,
+            *self.reporters,
+            *self.encoders,
+            *self.services,
+        )
+
+    def tables(self) -> dict[str, tuple[str, ...]]:
+        """The keys of each table of the file, but for C{[[interface]]}."""
+        tables: dict[str, tuple[str, ...]] = {}
+        for section in self.sections:
+            if section.table is not None:
+                tables[section.table] = (*tables.get(section.table, ()), *section.file_keys())
+        return tables
+
+    def options(self) -> dict[str, tuple[Option, type[Section]]]:
+        """The options of the command line by name, each with the section of its key."""
+        return {option.name: (option, section) for section in self.sections for option in section.options}
+
+
+def interface_keys() -> tuple[str, ...]:
+    """The keys of an C{[[interface]]}."""
+    return InterfaceAlias.__struct_encode_fields__

@@ -1,0 +1,113 @@
+"""
+The kinds of values that a section may hold.
+
+A kind is a type. It carries its bounds and, as its description, the rule that a problem
+shows: C{must be a whole number from 1 to 65535}. It may carry a conversion too, which is
+applied to a value within the bounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, get_args
+
+from msgspec import Meta
+
+from pcapsvc.core.endpoint import endpoint_url
+from pcapsvc.core.values import Flag, InterfaceName, InterfaceNames, Region, one_of
+from pcapsvc.settings.files import absolute_path, certificates_file, key_file, secret_file
+
+__all__ = [
+    "MAX_SNAP_LENGTH",
+    "MIB",
+    "AbsolutePath",
+    "CertificatesFile",
+    "Count",
+    "Endpoint",
+    "Flag",
+    "Host",
+    "InterfaceName",
+    "InterfaceNames",
+    "KeyFile",
+    "Line",
+    "Path",
+    "Port",
+    "Region",
+    "Seconds",
+    "SecondsOrNone",
+    "SecretFile",
+    "Size",
+    "SnapLength",
+    "conversion_of",
+    "converted",
+    "none_if_zero",
+    "one_of",
+    "whole_number",
+]
+
+MIB = 1024 * 1024
+_MOST = 2**63 - 1
+
+#: The longest snap length that libpcap accepts (MAXIMUM_SNAPLEN in pcap-int.h).
+MAX_SNAP_LENGTH = 262144
+
+_CONVERSION = "conversion"
+
+
+def whole_number(low: int, high: int, what: str = "a whole number") -> Meta:
+    """A whole number within bounds, both included."""
+    return Meta(ge=low, le=high, description=f"{what} from {low} to {high}")
+
+
+def converted(conversion: Callable[[Any], Any]) -> Meta:
+    """
+    A conversion, for a kind: C{Annotated[Line, converted(endpoint_url)]}.
+
+    @param conversion: is called with a value that the kind allows, and returns the one to
+        keep. It raises L{ValueError} with a rule, which goes on from the path, if the value
+        won't do.
+    """
+    return Meta(extra={_CONVERSION: conversion})
+
+
+def conversion_of(kind: Any) -> Callable[[Any], Any] | None:
+    """The conversion that a kind, or a kind that may be L{None}, carries."""
+    for part in (kind, *get_args(kind)):
+        for meta in getattr(part, "__metadata__", ()):
+            if isinstance(meta, Meta) and meta.extra and _CONVERSION in meta.extra:
+                conversion: Callable[[Any], Any] = meta.extra[_CONVERSION]
+                return conversion
+    return None
+
+
+def none_if_zero(number: int) -> int | None:
+    """0 in the file means no limit, which is L{None} everywhere else."""
+    return number or None
+
+
+_ONE_LINE = r"[^\x00-\x1f\x7f-\x9f\u2028\u2029]"
+
+Count = Annotated[int, whole_number(1, _MOST)]
+Size = Annotated[int, whole_number(1, _MOST, "a whole number of bytes,")]
+SnapLength = Annotated[int, whole_number(1, MAX_SNAP_LENGTH, "a whole number of bytes,")]
+# A thousand million seconds are 31 years: far, and still a time that a clock can show.
+Seconds = Annotated[int, whole_number(1, 10**9, "a whole number of seconds,")]
+#: A time limit; 0 is none.
+SecondsOrNone = Annotated[int, whole_number(0, 10**9, "a whole number of seconds,"), converted(none_if_zero)]
+Port = Annotated[int, whole_number(1, 65535)]
+Line = Annotated[str, Meta(pattern=rf"\A{_ONE_LINE}+\Z", description="one line of text, not empty")]
+Host = Annotated[
+    str,
+    Meta(
+        pattern=r"\A(?!.*[\s/])[^\x00-\x20\x7f-\x9f]{1,255}\Z",
+        description="a host name or address, without spaces and slashes",
+    ),
+]
+Path = Annotated[str, Meta(pattern=r"\A[^\x00]+\Z", description="a path, not empty")]
+AbsolutePath = Annotated[Path, converted(absolute_path)]
+CertificatesFile = Annotated[Path, converted(certificates_file)]
+KeyFile = Annotated[Path, converted(key_file)]
+#: A secret that is read when it is needed, not at the start.
+SecretFile = Annotated[Path, converted(secret_file)]
+#: The URL of an S3 or SQS service.
+Endpoint = Annotated[Line, converted(endpoint_url)]

@@ -1,0 +1,247 @@
+"""
+A component's part of the configuration, which is the component's own.
+
+A source, destination, reporter, encoder or service of the host subclasses one of the classes
+below in its C{settings.py}, and is added to the one list in L{pcapsvc.components}. All else
+follows from there: which tables, keys and options there are, how they are validated, what is
+kept secret, and how the component is built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import msgspec
+
+from pcapsvc.core.errors import Problem
+
+if TYPE_CHECKING:
+    from twisted.application.service import IService
+
+    from pcapsvc.core.request import OptionFields
+    from pcapsvc.interfaces.captures import ICaptures
+    from pcapsvc.interfaces.delivery import IDestination
+    from pcapsvc.interfaces.reports import IReporter
+    from pcapsvc.interfaces.requests import IRequestSink
+    from pcapsvc.interfaces.threads import RunInThread
+    from pcapsvc.settings.settings import Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """
+    An option of the command line. It overrides a key of its section.
+
+    @ivar name: as on the command line, without its dashes.
+    @ivar key: the key that it overrides.
+    @ivar kind: what its value is. A flag has no value, and means C{true}.
+    @ivar only: whether the key can be set by this option only, and not in the file.
+    @ivar implies: a key that is set to C{true} as well, unless the file sets it.
+    """
+
+    name: str
+    key: str
+    kind: Literal["text", "number", "flag"]
+    help: str
+    only: bool = False
+    implies: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SecretKeys:
+    """
+    How a section is given a secret. Its field holds a L{pcapsvc.settings.secret.Secret}.
+
+    @ivar field: the field that holds it.
+    @ivar key: the key whose value it is; L{None} if it may only be in a file.
+    @ivar file_key: the key whose value is the path of a file that holds it.
+    """
+
+    field: str
+    key: str | None
+    file_key: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conflict(Problem):
+    """
+    A problem between keys. It is dropped if one of them has a problem already, because
+    nobody knows then what its value was meant to be.
+
+    @ivar others: the paths, beside its own, of the keys that the rule looks at.
+    """
+
+    others: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildContext:
+    """
+    What a component may need when it is built.
+
+    @ivar threads: makes a pool of up to N threads of the component's own, and returns what
+        runs a function in one of them. The pool is started and stopped with the service.
+    @ivar destination_threads: the same, with as many threads as the attempts of one
+        destination need.
+    @ivar wall_clock: the time in seconds since the Unix epoch.
+    @ivar captures: the running captures, and the last ones.
+    """
+
+    settings: Settings
+    reactor: Any
+    threads: Callable[[int], RunInThread]
+    destination_threads: Callable[[], RunInThread]
+    wall_clock: Callable[[], float]
+    captures: ICaptures
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    The keys of one component: its fields, whose types are kinds (see
+    L{pcapsvc.settings.kinds}). A field whose key has another name gives that name as
+    C{field(name=...)}.
+
+    @cvar name: what the component is called in the log and in events.
+    @cvar table: the table of the file that has the keys, with dots if it is nested:
+        C{reports.redis}. Several sections may share one. L{None} if there are no keys.
+    @cvar secrets: the fields that hold a secret.
+    @cvar options: the options of the command line that override keys of this section.
+    @cvar only_if_given: whether the settings have this section only if the file has its table.
+    """
+
+    name: ClassVar[str]
+    table: ClassVar[str | None] = None
+    secrets: ClassVar[tuple[SecretKeys, ...]] = ()
+    options: ClassVar[tuple[Option, ...]] = ()
+    only_if_given: ClassVar[bool] = False
+
+    @classmethod
+    def file_keys(cls) -> tuple[str, ...]:
+        """The keys that the file may set, in the order in which they are declared."""
+        by_option_only = {option.key for option in cls.options if option.only}
+        secrets = {secret.field: secret for secret in cls.secrets}
+        keys: list[str] = []
+        for each in msgspec.structs.fields(cls):
+            if each.name in secrets:
+                secret = secrets[each.name]
+                keys += [key for key in (secret.key, secret.file_key) if key is not None]
+            elif each.encode_name not in by_option_only:
+                keys.append(each.encode_name)
+        return tuple(keys)
+
+    @classmethod
+    def path(cls, key: str) -> str:
+        """The path of a key: C{general.maxpackets}."""
+        return f"{cls.table}.{key}"
+
+    @classmethod
+    def dependent_defaults(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The defaults, by field, that depend on fields that were given."""
+        return {}
+
+    def is_enabled(self) -> bool:
+        """Whether the component is to be built."""
+        return True
+
+    def directories(self) -> Iterator[tuple[str, str]]:
+        """
+        The directories that the component writes into, each with its key. No other component
+        may have the same one.
+        """
+        return iter(())
+
+    def problems(self, settings: Settings) -> Iterator[Problem]:
+        """
+        The rules that these settings break together with each other, or with those of other
+        sections. A rule that looks at several keys yields a L{Conflict}.
+        """
+        return iter(())
+
+    def uses_twisted_tls(self) -> bool:
+        """
+        Whether the component, if enabled, needs Twisted's TLS, which costs 15 MB of memory.
+        (Python's own C{ssl} is always there.) A section that says no when it should have
+        said yes breaks its component; the other way round costs memory only.
+        """
+        return False
+
+
+class _ConnectedSection(Section, frozen=True, kw_only=True):
+    """A section of which there must be an enabled one."""
+
+    switch: ClassVar[str]
+
+    def uses_twisted_tls(self) -> bool:
+        """As in L{Section}. It does, unless its section knows better."""
+        return True
+
+
+class SourceSection(_ConnectedSection, frozen=True, kw_only=True):
+    """
+    The settings of a source of requests.
+
+    @cvar switch: the key that enables it.
+    """
+
+    switch: ClassVar[str] = "listen"
+
+    def build(self, context: BuildContext, sink: IRequestSink) -> IService:
+        """
+        The source, not started.
+
+        @raise pcapsvc.core.errors.SettingsError: if only its library could find out that the
+            settings won't do.
+        """
+        raise NotImplementedError
+
+
+class DestinationSection(_ConnectedSection, frozen=True, kw_only=True):
+    """
+    The settings of a destination of captures.
+
+    @cvar switch: the key that enables it.
+    """
+
+    switch: ClassVar[str] = "upload"
+
+    def option_fields(self) -> OptionFields | None:
+        """The fields of a request that only this destination understands; L{None} if there are none."""
+        return None
+
+    def build(self, context: BuildContext) -> IDestination:
+        """The destination, not started."""
+        raise NotImplementedError
+
+
+class ReporterSection(Section, frozen=True, kw_only=True):
+    """The settings of a reporter of events."""
+
+    def uses_twisted_tls(self) -> bool:
+        """As in L{Section}. It does, unless its section knows better."""
+        return True
+
+    def build(self, context: BuildContext) -> IReporter:
+        """The reporter, not started. It may be a service."""
+        raise NotImplementedError
+
+
+class EncoderSection(Section, frozen=True, kw_only=True):
+    """The settings of an encoder. C{[general] format} chooses one by its name."""
+
+    def build(self, context: BuildContext) -> Any:
+        """The encoder."""
+        raise NotImplementedError
+
+
+class ServiceSection(Section, frozen=True, kw_only=True):
+    """The settings of a service beside the captures, such as syslog."""
+
+    def build(self, context: BuildContext, node: Any) -> IService:
+        """
+        The service, not started. It starts before all else, and stops after it.
+
+        @param node: the L{pcapsvc.app.Node} that it belongs to.
+        """
+        raise NotImplementedError

@@ -1,0 +1,55 @@
+"""All settings of a node, as one immutable value."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import msgspec
+
+from pcapsvc.settings.general import CaptureSettings, GeneralSettings, InterfaceAlias
+from pcapsvc.settings.section import Section
+
+S = TypeVar("S", bound=Section)
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    Everything that the operator decides. Its C{repr} shows no secret.
+
+    @ivar sections: one for each component in the list, in its order.
+    @ivar interfaces: the aliases of interfaces.
+    """
+
+    sections: tuple[Section, ...]
+    interfaces: tuple[InterfaceAlias, ...] = ()
+
+    def find(self, kind: type[S]) -> S | None:
+        """The section of a class; L{None} if there is none."""
+        return next((section for section in self.sections if isinstance(section, kind)), None)
+
+    def section(self, kind: type[S]) -> S:
+        """
+        The section of a class.
+
+        @raise LookupError: if there is none.
+        """
+        found = self.find(kind)
+        if found is None:
+            raise LookupError(f"the settings have no {kind.__name__}")
+        return found
+
+    def enabled(self, kind: type[S]) -> tuple[S, ...]:
+        """The enabled sections of a class and its subclasses: C{enabled(SourceSection)}."""
+        return tuple(
+            section for section in self.sections if isinstance(section, kind) and section.is_enabled()
+        )
+
+    @property
+    def general(self) -> GeneralSettings:
+        """C{[general]}."""
+        return self.section(GeneralSettings)
+
+    @property
+    def capture(self) -> CaptureSettings:
+        """C{[capture]}."""
+        return self.section(CaptureSettings)

@@ -1,0 +1,69 @@
+"""C{[http]}."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from pcapsvc.core.errors import Problem, shown
+from pcapsvc.settings.kinds import Line, converted
+from pcapsvc.settings.listen import checked_listener, read_listener
+from pcapsvc.settings.secret import Secret, revealed
+from pcapsvc.settings.section import BuildContext, Conflict, SecretKeys, SourceSection
+
+if TYPE_CHECKING:
+    from twisted.application.service import IService
+
+    from pcapsvc.interfaces.requests import IRequestSink
+    from pcapsvc.settings.settings import Settings
+
+
+class HttpSettings(SourceSection, frozen=True, kw_only=True):
+    """
+    Requests by HTTP.
+
+    @ivar listen: a server endpoint string of Twisted; L{None} doesn't listen.
+    """
+
+    name: ClassVar[str] = "http"
+    table: ClassVar[str | None] = "http"
+    secrets: ClassVar[tuple[SecretKeys, ...]] = (SecretKeys(field="token", key=None, file_key="tokenfile"),)
+
+    listen: Annotated[Line, converted(checked_listener)] | None = None
+    token: Secret | None = None
+
+    def is_enabled(self) -> bool:
+        """Whether there is somewhere to listen."""
+        return self.listen is not None
+
+    def uses_twisted_tls(self) -> bool:
+        """If it listens with TLS."""
+        return self.listen is not None and read_listener(self.listen).kind == "ssl"
+
+    def problems(self, settings: Settings) -> Iterator[Problem]:
+        """What others than this host can reach needs a token."""
+        if self.listen is not None and self.token is None and not read_listener(self.listen).local:
+            yield Conflict(
+                path="http.listen",
+                others=("http.tokenfile",),
+                value=shown(self.listen),
+                rule="needs http.tokenfile, for it is neither on a loopback address nor a unix socket",
+            )
+
+    def build(self, context: BuildContext, sink: IRequestSink) -> IService:
+        """
+        The source.
+
+        @raise pcapsvc.core.errors.SettingsError: if Twisted can't make an endpoint of C{listen}.
+        """
+        from pcapsvc.sources.http.source import HTTPSource, http_endpoint
+
+        assert self.listen is not None
+        return HTTPSource(
+            context.reactor,
+            http_endpoint(context.reactor, self.listen),
+            sink,
+            lookup=context.captures.get,
+            token=revealed(self.token),
+            endpoint_name=self.listen,
+        )

@@ -1,0 +1,98 @@
+"""Where the HTTP source listens."""
+
+from __future__ import annotations
+
+from pcapsvc.settings import Secret
+from pcapsvc.settings.listen import read_listener
+from pcapsvc.sources.http.settings import HttpSettings
+from tests.unit.settings_case import SettingsTestCase
+
+
+class ListenTests(SettingsTestCase):
+    """Where HTTP listens decides whether a token is needed."""
+
+    HTTP = "[general]\nwritelocal = true\nlocaldir = '/tmp'\n[http]\n"
+
+    def test_local(self) -> None:
+        """On a loopback address, or a unix socket, no token is needed."""
+        for listen in (
+            "tcp:8480:interface=127.0.0.1",
+            "tcp:8480:127.0.0.1",
+            "tcp:port=8480:interface=127.8.9.1",
+            "tcp:0:interface=localhost",
+            r"tcp6:8480:interface=\:\:1",
+            "unix:/run/pcapsvc.sock:mode=660",
+            r"unix:address=/run/a\:b",
+        ):
+            self.assertEqual(listen, self.section(HttpSettings, f"{self.HTTP}listen = '{listen}'").listen)
+
+    def test_not_local(self) -> None:
+        """Anywhere else one is; with no interface named, it is every address."""
+        path = self.file("hunter2\n")
+        for listen in (
+            "tcp:8480",
+            "tcp:8480:interface=",
+            "tcp:8480:interface=0.0.0.0",
+            "tcp:8480:interface=192.0.2.1",
+            "tcp:8480:interface=127.0.0.1.example.com",
+            "tcp6:8480",
+            r"tcp6:8480:interface=\:\:",
+        ):
+            text = f"{self.HTTP}listen = '{listen}'\n"
+            self.assertIn("needs http.tokenfile", self.only_problem(text))
+            self.assertEqual(
+                Secret("hunter2"), self.section(HttpSettings, f"{text}tokenfile = '{path}'").token
+            )
+
+    def test_local_by_its_kind(self) -> None:
+        """TLS changes nothing in this; of a socket that systemd opened, only its kind is known."""
+        for listen, local in (
+            ("ssl:8443:interface=127.0.0.1", True),
+            ("ssl:8443", False),
+            ("systemd:domain=UNIX:index=0", True),
+            ("systemd:domain=INET:name=http", False),
+        ):
+            self.assertEqual(local, read_listener(listen).local, listen)
+
+    def test_no_endpoints(self) -> None:
+        """What is no endpoint string is a problem, with the rule that it breaks."""
+        for listen, rule in (
+            ("8480", "must be an endpoint that starts with one of tcp"),
+            ("udp:1", "must be an endpoint that starts with one of tcp"),
+            ("tcp=tcp:1", "must be an endpoint that starts with one of tcp"),
+            ("tcp", "must give 'port'"),
+            ("tcp:", "must give 'port'"),
+            ("tcp:65536", "a port from 0 to 65535"),
+            ("tcp:-1", "a port from 0 to 65535"),
+            ("tcp:http", "a port from 0 to 65535"),
+            ("tcp:²", "a port from 0 to 65535"),
+            ("tcp:1:iface=127.0.0.1", "the parameter 'iface'"),
+            ("tcp:1:port=2", "gives 'port' twice"),
+            ("tcp:1:::2", "more parameters"),
+            ("tcp:1:interface=127.0.0.1:backlog=x", "must give 'backlog'"),
+            ("tcp6:8480:interface=::1", "gives 'interface' twice"),
+            ("tcp6:8480:127.0.0.1", "must give 'backlog' as a whole number"),
+            ("unix:/s:mode=999", "an octal number"),
+            ("ssl:1:sslmethod=foo", "must give 'sslmethod' as one of TLS_METHOD, "),
+            ("systemd:domain=UNIX", "exactly one of 'index' and 'name'"),
+            ("tcp:1\\", "must not end with a backslash"),
+        ):
+            problem = self.only_problem(f"{self.HTTP}listen = '{listen}'")
+            self.assertIn("http.listen = ", problem)
+            self.assertIn(rule, problem)
+
+    def test_as_twisted_reads_it(self) -> None:
+        """A string is taken apart as Twisted does it."""
+        from twisted.internet.endpoints import _parse  # type: ignore[attr-defined]
+
+        for text, names in (
+            (r"tcp:80:interface=\:\:1", ("port",)),
+            ("tcp:80:interface=a=b", ("port",)),
+            (r"tcp:80:a\=b\\c", ("port", "interface")),
+            ("tcp:80:interface=", ("port",)),
+            (r"unix:/run/a\:b:mode=600", ("address",)),
+        ):
+            positional, named = _parse(text)
+            self.assertEqual(
+                {**dict(zip(names, positional[1:], strict=True)), **named}, read_listener(text).parameters
+            )
