@@ -38,6 +38,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             raise LookupError(f"the settings have no {kind.__name__}")
         return found
 
+    def named(self, name: str) -> Section:
+        """
+        A component's section by its name, for a person at a console: C{named("redis")}.
+
+        @raise LookupError: if there is none.
+        """
+        for section in self.sections:
+            if section.name == name:
+                return section
+        raise LookupError(f"no section {name!r}; there are {', '.join(each.name for each in self.sections)}")
+
     def enabled(self, kind: type[S]) -> tuple[S, ...]:
         """The enabled sections of a class and its subclasses: C{enabled(SourceSection)}."""
         return tuple(

@@ -12,7 +12,8 @@ from twisted.trial import unittest
 from pcapsvc.host.manhole.console import MAX_OUTPUT_CHARACTERS, Console, Exit
 from pcapsvc.host.manhole.masking import HIDDEN, Mask, masked, secrets_in
 from pcapsvc.host.manhole.time_limit import TakesTooLong, TimeLimit
-from pcapsvc.settings import Redis, Secret, Settings
+from pcapsvc.settings import Secret, Settings
+from pcapsvc.sources.redis.settings import RedisSettings
 
 PASSWORD = "hunter2 'and' \"Ü\\"
 
@@ -274,16 +275,17 @@ class TimeLimitTests(unittest.SynchronousTestCase):
 class MaskingTests(unittest.SynchronousTestCase):
     """Settings without secrets, and texts without secrets."""
 
-    settings = Settings(redis=Redis(auth=Secret(PASSWORD), host="redis.example"))
+    settings = Settings(sections=(RedisSettings(auth=Secret(PASSWORD), host="redis.example"),))
 
     def test_masked_settings(self) -> None:
         """Settings that are masked hold no secret, and all else."""
         shown = masked(self.settings)
-        self.assertEqual(shown.redis.host, "redis.example")
-        self.assertEqual(repr(shown.redis.auth), HIDDEN)
-        self.assertRaises(PermissionError, shown.redis.auth.reveal)
+        redis = shown.named("redis")
+        self.assertEqual(redis.host, "redis.example")
+        self.assertEqual(repr(redis.auth), HIDDEN)
+        self.assertRaises(PermissionError, redis.auth.reveal)
         self.assertEqual(list(secrets_in(shown)), [])
-        self.assertEqual(self.settings.redis.auth, Secret(PASSWORD))
+        self.assertEqual(self.settings.section(RedisSettings).auth, Secret(PASSWORD))
 
     def test_secrets_in(self) -> None:
         """Every secret of the settings is found."""
