@@ -14,7 +14,7 @@ from twisted.trial import unittest
 
 from pcapsvc.core.age import CLOCK_SKEW_SECONDS
 from pcapsvc.sources.kafka.connection import MissingTopic, Unreachable
-from pcapsvc.sources.kafka.reader import ANEW_SECONDS, LongGone, NewTopic, Reader
+from pcapsvc.sources.kafka.reader import RECONNECT_SECONDS, LongGone, NewTopic, Reader
 
 BEGAN = 1_700_000_000.0
 
@@ -223,7 +223,7 @@ class ReaderTests(ReaderTestCase):
         self.bodies({ONE: [Record(20), Record(21)]})
         self.broker.leaderless, self.broker.lost = {ONE}, "partition 1 has no leader"
         self.reader.read()
-        self.now += ANEW_SECONDS + 1
+        self.now += RECONNECT_SECONDS + 1
         self.assertRaises(LongGone, self.reader.read)
         self.broker.lost = None
         self.reader.read()
@@ -286,7 +286,7 @@ class ReaderTests(ReaderTestCase):
 
     def test_lost(self) -> None:
         """That there is no connection is told at the second read: at the first it may just be made."""
-        self.broker.lost = "there is no connection to a:1"
+        self.broker.lost = "no connection to a:1"
         heard = [self.reader.read() for _ in range(3)]
         self.assertEqual([False] * 3, [each.is_connected for each in heard])
         self.assertEqual([None, self.broker.lost, self.broker.lost], [each.lost for each in heard])
@@ -311,7 +311,7 @@ class ReaderTests(ReaderTestCase):
         self.broker.ends, self.broker.leaderless = {ZERO: 10, ONE: 20}, {ONE}
         self.broker.batches.extend({ZERO: [Record(number)]} for number in range(10, 14))
         heard = [self.reader.read() for _ in range(3)]
-        self.now += ANEW_SECONDS + 1
+        self.now += RECONNECT_SECONDS + 1
         heard.append(self.reader.read())
         words = "partition 1 of topic 'capture' has no leader"
         self.assertEqual([None, words, words, words], [each.lost for each in heard])
@@ -322,7 +322,7 @@ class ReaderTests(ReaderTestCase):
         gone = kafka_errors.KafkaConnectionError("hunter2")
         self.broker.batches.extend([gone, gone, {}])
         heard = [self.reader.read() for _ in range(3)]
-        words = "the brokers don't do their work (KafkaConnectionError)"
+        words = "the brokers are not working properly (KafkaConnectionError)"
         self.assertEqual([None, words, None], [each.lost for each in heard])
         self.assertEqual([False, False, True], [each.is_connected for each in heard])
         self.assertEqual(2, len(self.pauses))
@@ -330,9 +330,9 @@ class ReaderTests(ReaderTestCase):
 
     def test_lost_for_long(self) -> None:
         """Where there was no connection for a minute, everything begins anew."""
-        self.broker.lost = "there is no connection to a:1"
+        self.broker.lost = "no connection to a:1"
         self.reader.read()
-        self.now += ANEW_SECONDS + 1
+        self.now += RECONNECT_SECONDS + 1
         self.assertRaises(LongGone, self.reader.read)
         self.assertEqual(0, self.broker.open_connections)
         self.assertEqual(None, self.reader.read().lost)
@@ -347,8 +347,8 @@ class ReaderTests(ReaderTestCase):
             self.broker.stuck = ZERO
             self.broker.batches.append(problem)
             heard = self.reader.read()
-            self.assertIn("partition 0 has what can't be read", str(heard.gap))
-            self.assertIn(f"up to offset {self.broker.ends[ZERO]}", str(heard.gap))
+            self.assertIn("partition 0 contains unreadable records", str(heard.gap))
+            self.assertIn(f"skipped to offset {self.broker.ends[ZERO]}", str(heard.gap))
             # To poll that consumer once more would never end.
             self.assertEqual(0, self.broker.open_connections)
             self.reader.read()

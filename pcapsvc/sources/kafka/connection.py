@@ -1,4 +1,4 @@
-"""A consumer of kafka-python, without what would catch us out there (version 3.0)."""
+"""A consumer of kafka-python (version 3.0), without its traps."""
 
 from __future__ import annotations
 
@@ -17,37 +17,37 @@ from pcapsvc.net.pem import read_certificates
 from pcapsvc.sources.kafka.manager import Client, Manager
 from pcapsvc.sources.kafka.token import TokenFile
 
-#: How long a server has to accept a connection; and how long all of them have to answer then.
+#: How long a server has to accept a connection; and then, how long all of them together have to answer.
 CONNECT_SECONDS = 3.0
 BOOTSTRAP_SECONDS = 10.0
 
-#: How long an answer may take, until a broker counts as gone.
+#: How long an answer may take before a broker counts as lost.
 REQUEST_SECONDS = 10.0
 
-#: How often the brokers are asked for the topic's partitions.
+#: How often the topic's partitions are requested.
 METADATA_SECONDS = 10.0
 
-#: How long to wait before a broker that went away is tried again, at most; a fifth more or less, by chance.
+#: The longest pause before connecting again to a broker that was lost, give or take a random fifth.
 RECONNECT_SECONDS = 5.0
 
-#: How long a node of a group may be silent before others take its partitions. Brokers allow 6 s and more
-#: (group.min.session.timeout.ms), and kafka-python would wait three times as long.
+#: How long a node of a consumer group may be silent before others get its partitions. Brokers allow 6 s and
+#: more (group.min.session.timeout.ms); kafka-python's default is three times as long as this.
 SESSION_SECONDS = 15.0
 
-#: How long leaving a group may take.
+#: How long leaving a consumer group may take.
 LEAVE_SECONDS = 0.5
 
-#: How often the topic is asked for before it counts as missing: an answer may be to a question that was
-#: asked for something else, before ours.
-ASKED_TIMES = 3
+#: How often the topic is requested before it counts as missing. An answer may belong to an earlier request,
+#: which was about something else.
+TOPIC_ATTEMPTS = 3
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class KafkaSecurity:
     """
-    How to speak to the brokers. The names are kafka-python's, save the last.
+    Encryption and authentication. The names are kafka-python's, except for the last.
 
-    @ivar sasl_oauth_token_file: the path of a file with a token, read for each connection.
+    @ivar sasl_oauth_token_file: the path of a file with a token. It is read for each connection.
     """
 
     security_protocol: str = "PLAINTEXT"
@@ -62,7 +62,7 @@ class KafkaSecurity:
 
 
 class Record(Protocol):
-    """What is asked of a record of kafka-python."""
+    """What is used of a record of kafka-python."""
 
     offset: int
     timestamp: int | None
@@ -70,19 +70,19 @@ class Record(Protocol):
 
 
 class Unreachable(Exception):
-    """No server can be connected to; its words say why."""
+    """No server can be connected to; the message says why."""
 
 
 class MissingTopic(Exception):
-    """The topic isn't there."""
+    """The topic does not exist."""
 
 
 class Connection:
     """
-    A consumer of one topic. All methods but L{abort} are called in one thread, and
-    block there for some seconds at most.
+    A consumer of one topic. All methods except L{abort} are called in one thread, and block it for up to some
+    seconds.
 
-    @param servers: where to ask first, each C{HOST:PORT}.
+    @param servers: the servers to connect to first, each C{HOST:PORT}.
     @param metadata_seconds: see L{METADATA_SECONDS}; likewise the others.
     """
 
@@ -116,55 +116,56 @@ class Connection:
 
     def open(self) -> None:
         """
-        Connect, log in, and look for the topic.
+        Connect, authenticate, and look up the topic.
 
-        @raise Unreachable: where no server can be connected to.
-        @raise MissingTopic: where the servers don't know the topic.
-        @raise kafka_errors.KafkaError: where they say no, or nothing.
-        @raise UnusableToken: where there is no token to log in with.
-        @raise OSError: where another file of L{KafkaSecurity} can't be used.
+        @raise Unreachable: if no server can be connected to.
+        @raise MissingTopic: if the topic does not exist.
+        @raise kafka_errors.KafkaError: if the brokers refuse, or don't answer.
+        @raise UnusableToken: if there is no token to authenticate with.
+        @raise UnusableCertificates: if the file of CA certificates can't be used.
+        @raise OSError: if another file of L{KafkaSecurity} can't be used.
         """
         context = _tls_context(self._security)
-        # Not left to the client, which would tell its log alone why it failed, and try for its
-        # whole time to bootstrap.
+        # Not left to the client: it would say why it failed only in its own log, and keep trying for the
+        # whole bootstrap time-out.
         _reach_any(self._servers, context)
         try:
             self._consumer = KafkaConsumer(**self._configuration(context))
             self._look_for_topic()
         except BaseException:
-            # The consumer itself would leave the client's thread and descriptors behind.
+            # The consumer itself leaks the client's thread and descriptors when it fails.
             self.close()
             self._raise_refusal()
             raise
 
     def close(self) -> None:
-        """Leave the group, and disconnect. A second call does nothing."""
+        """Leave the consumer group, and disconnect. A second call does nothing."""
         consumer, self._consumer = self._consumer, None
         try:
             if consumer is not None:
                 consumer.close(autocommit=False, timeout_ms=_ms(LEAVE_SECONDS))
-        except Exception:  # noqa: BLE001 - it can't leave the group, and is thrown out of it in time
+        except Exception:  # noqa: BLE001 - the group removes this node after its session time-out
             pass
         finally:
             self.abort()
 
     def abort(self) -> None:
-        """From any thread: cut every connection. What blocks in another method raises."""
+        """From any thread: close every connection. A method that is blocked raises."""
         with self._lock:
             self._is_aborted = True
         if self._client is not None:
             self._client.close()
 
     def topic_id(self) -> object:
-        """What tells this topic from another of the same name; L{None} where brokers before 2.8 don’t say."""
+        """Tells the topic from another of the same name; L{None} with brokers before 2.8."""
         found: object = self._client.cluster.topic_id(self._topic)
         return found
 
     def partitions(self) -> frozenset[TopicPartition]:
         """
-        The partitions that have a leader, by what was heard last.
+        The partitions that have a leader, by the latest metadata.
 
-        @raise MissingTopic: where there is no such topic any more.
+        @raise MissingTopic: if the topic no longer exists.
         """
         numbers = self._client.cluster.available_partitions_for_topic(self._topic)
         if numbers is None:
@@ -172,7 +173,7 @@ class Connection:
         return frozenset(TopicPartition(self._topic, number) for number in numbers)
 
     def all_partitions(self) -> frozenset[TopicPartition]:
-        """Those, and the partitions that have no leader."""
+        """All partitions, with or without a leader."""
         numbers = self._client.cluster.partitions_for_topic(self._topic) or ()
         return frozenset(TopicPartition(self._topic, number) for number in numbers)
 
@@ -182,39 +183,41 @@ class Connection:
 
     def lost(self) -> str | None:
         """
-        Which partition that is being read has no broker connected to, in words; L{None} where all have.
+        Which of the partitions that are being read has no connection to its broker, in words; L{None} if all
+        have one.
 
-        Where none is being read, as others of the group have them all, any broker will do.
+        If none is being read, because other nodes of the group have them all, a connection to any broker will
+        do.
         """
         cluster = self._client.cluster
         assignment = sorted(self._consumer.assignment())
         if not assignment and not any(self._client.connected(each.node_id) for each in cluster.brokers()):
-            return "there is no connection to any broker"
+            return "no connection to any broker"
         for partition in assignment:
             leader = cluster.leader_for_partition(partition)
             broker = None if leader in (None, -1) else cluster.broker_metadata(leader)
             if broker is None:
                 return f"partition {partition.partition} of topic {self._topic!r} has no leader"
             if not self._client.connected(leader):
-                return f"there is no connection to {broker.host}:{broker.port}"
+                return f"no connection to {broker.host}:{broker.port}"
         return None
 
     def assign(self, offsets: Mapping[TopicPartition, int]) -> None:
-        """Read these partitions, and no others, from these offsets."""
+        """Read exactly these partitions, from these offsets."""
         self._consumer.assign(list(offsets))
         for partition, offset in offsets.items():
             self.seek(partition, offset)
 
     def subscribe(self) -> None:
-        """Read the partitions that the group gives us."""
+        """Read the partitions that the consumer group assigns."""
         self._consumer.subscribe([self._topic])
 
     def seek(self, partition: TopicPartition, offset: int) -> None:
-        """Go on in a partition at this offset."""
+        """Continue in a partition at this offset."""
         self._consumer.seek(partition, offset)
 
     def poll(self, timeout_seconds: float, most: int) -> Mapping[TopicPartition, Sequence[Record]]:
-        """What there is to read, at most so many records; it waits where there is nothing."""
+        """Up to C{most} records; waits for some if there are none."""
         self._raise_refusal()
         polled: Mapping[TopicPartition, Sequence[Record]] = self._consumer.poll(
             timeout_ms=_ms(timeout_seconds), max_records=most
@@ -222,7 +225,7 @@ class Connection:
         return polled
 
     def end_offsets(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, int]:
-        """The offset of each partition's next record."""
+        """The offset of the next record of each partition."""
         ends: dict[TopicPartition, int] = self._consumer.end_offsets(
             list(partitions), timeout_ms=_ms(self._request_seconds)
         )
@@ -230,7 +233,8 @@ class Connection:
 
     def offsets_at(self, partitions: Collection[TopicPartition], sent_at: float) -> dict[TopicPartition, int]:
         """
-        The offset of the first record of each partition that has one which was sent then or later.
+        The offset of the first record of each partition that was sent at this time or later; without the
+        partitions that have none.
 
         @param sent_at: in seconds since the Unix epoch.
         """
@@ -240,21 +244,21 @@ class Connection:
         return {partition: first.offset for partition, first in found.items() if first is not None}
 
     def has_commits(self, partitions: Collection[TopicPartition]) -> bool:
-        """Whether the group has committed anything in these partitions."""
+        """Whether the consumer group has committed an offset in any of these partitions."""
         timeout_ms = _ms(self._request_seconds)
         return any(self._consumer.committed(each, timeout_ms=timeout_ms) is not None for each in partitions)
 
     def commit(self, offsets: Mapping[TopicPartition, int], timeout_seconds: float) -> None:
-        """Tell the group how far these partitions were read: up to these offsets, without them."""
+        """Commit the offsets of the next records to read."""
         marks = {partition: OffsetAndMetadata(offset, "", -1) for partition, offset in offsets.items()}
         self._consumer.commit(marks, timeout_ms=_ms(timeout_seconds))
 
     def unreadable(self) -> TopicPartition | None:
         """
-        In which partition the record is that L{poll} could not read; L{None} where it can't be told.
+        The partition of the record that L{poll} could not read; L{None} if that is unknown.
 
-        After this, there must be no other poll: it would never end (it takes from an
-        iterator that has ended already, until it gets something).
+        There must be no other poll after this: it would never return, as it reads on from an exhausted
+        iterator.
         """
         records = self._consumer._fetcher._next_partition_records
         return None if records is None else records.topic_partition
@@ -271,12 +275,12 @@ class Connection:
             "bootstrap_servers": list(self._servers),
             "client_id": self._client_id,
             "group_id": self._group,
-            # An offset that is out of range is of a partition that lost its end, or its beginning.
-            # What was heard before is told by its offset and its time.
+            # An offset is out of range if a partition has lost its end or its beginning. Messages that were
+            # submitted before are recognized by their offsets and times.
             "auto_offset_reset": "earliest",
             "enable_auto_commit": False,
-            # One transaction that hangs would hold up all that others send after it began, for up to 15
-            # minutes (transaction.max.timeout.ms), and nobody would be told.
+            # An open transaction would silently hold up everything that is sent after it began, for up to
+            # 15 minutes (transaction.max.timeout.ms).
             "isolation_level": "read_uncommitted",
             "bootstrap_timeout_ms": _ms(self._bootstrap_seconds),
             "request_timeout_ms": _ms(self._request_seconds),
@@ -301,18 +305,18 @@ class Connection:
             self._client = client
             is_aborted = self._is_aborted
         if is_aborted:
-            raise Unreachable("it was broken off")
+            raise Unreachable("connecting was aborted")
         return client
 
     def _look_for_topic(self) -> None:
         cluster = self._client.cluster
         cluster.set_topics([self._topic])
-        for _ in range(ASKED_TIMES):
-            # What asks for metadata by itself may wait for ever.
+        for _ in range(TOPIC_ATTEMPTS):
+            # The library's own ways to request metadata may wait forever.
             answered = Event()
             cluster.request_update().add_both(lambda _, answered=answered: answered.set())
             if not answered.wait(self._request_seconds):
-                raise kafka_errors.KafkaTimeoutError("no answer about the topic")
+                raise kafka_errors.KafkaTimeoutError("no metadata of the topic")
             if self._topic in cluster.unauthorized_topics:
                 raise kafka_errors.TopicAuthorizationFailedError({self._topic})
             if cluster.available_partitions_for_topic(self._topic):
@@ -325,7 +329,7 @@ def _ms(seconds: float) -> int:
 
 
 def _tls_context(security: KafkaSecurity) -> ssl.SSLContext | None:
-    """How to verify servers, and to show who we are; L{None} where there is no TLS."""
+    """How to verify servers, and the client's own certificate; L{None} without TLS."""
     if not security.security_protocol.endswith("SSL"):
         return None
     if security.ssl_cafile is None:
@@ -337,18 +341,18 @@ def _tls_context(security: KafkaSecurity) -> ssl.SSLContext | None:
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     context.check_hostname = security.ssl_check_hostname
     if security.ssl_certfile is not None:
-        # With no password it would ask for one, at the terminal.
+        # Without a password, OpenSSL would prompt for one on the terminal.
         context.load_cert_chain(security.ssl_certfile, security.ssl_keyfile, password="")
     return context
 
 
 def _reach_any(servers: Sequence[str], context: ssl.SSLContext | None) -> None:
     """
-    Connect to the first server that can be connected to, and disconnect.
+    Connect to the first server that accepts a connection, and disconnect.
 
-    @raise Unreachable: with the reason of the last, where there is none.
+    @raise Unreachable: if none does; the message is about the last one.
     """
-    reason = "there is no server"
+    reason = "no server is configured"
     for server in servers:
         host, _, port = server.rpartition(":")
         host = host.strip("[]")
@@ -359,7 +363,7 @@ def _reach_any(servers: Sequence[str], context: ssl.SSLContext | None) -> None:
             return
         except ssl.SSLError as problem:
             words = getattr(problem, "verify_message", None) or getattr(problem, "reason", None)
-            reason = f"{server} can't be connected to: TLS failed: {words or 'the connection was cut'}"
+            reason = f"can't connect to {server}: TLS failed: {words or 'the connection was cut'}"
         except (OSError, UnicodeError) as problem:
-            reason = f"{server} can't be connected to: {getattr(problem, 'strerror', None) or problem}"
+            reason = f"can't connect to {server}: {getattr(problem, 'strerror', None) or problem}"
     raise Unreachable(reason)

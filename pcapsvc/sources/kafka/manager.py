@@ -1,4 +1,4 @@
-"""What connects to brokers, in place of kafka-python's own (version 3.0), whose faults it mends."""
+"""Manages connections to brokers; works around bugs of kafka-python's own classes (version 3.0)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _REFUSALS = (
 
 
 class _ClosingSocket(KafkaNetSocket):  # type: ignore[misc] # kafka-python has no types
-    """Makes sockets, and closes those that don't connect. The library finds it by the scheme of a "proxy"."""
+    """Makes sockets, and closes those that fail to connect. The library finds it by its "proxy" scheme."""
 
     SCHEMES = ("pcapsvc",)
 
@@ -46,9 +46,9 @@ class _ClosingSocket(KafkaNetSocket):  # type: ignore[misc] # kafka-python has n
 
 class _LastWords:
     """
-    Hands over what came with the end of a connection, before the end itself.
+    Delivers the data that arrives together with the end of a connection, before the end itself.
 
-    The library throws it away: among it, why a login was refused.
+    The library drops that data, which may say why authentication failed.
     """
 
     def _sock_recv(self) -> tuple[bytes, Exception | None]:
@@ -66,33 +66,33 @@ class _SSLTransport(_LastWords, KafkaSSLTransport):  # type: ignore[misc] # kafk
 
 
 class Client(KafkaNetClient):  # type: ignore[misc] # kafka-python has no types
-    """Can be closed by more than one thread at once, where the library's own raises in one of them."""
+    """Can be closed by several threads at once; the library's own raises in one of them."""
 
     def __init__(self, **configuration: Any) -> None:
         super().__init__(**configuration)
         self._closing = Lock()
 
     def close(self, node_id: Any = None) -> None:
-        """Close the connection to a broker; by default, to all, and for good."""
+        """Close the connection to a broker; by default, to all of them, permanently."""
         with self._closing:
             super().close(node_id)
 
 
 class Manager(KafkaConnectionManager):  # type: ignore[misc] # kafka-python has no types
     """
-    Manages connections, and remembers a login that failed, rather than trying it again and again.
+    Manages connections, and remembers a failed authentication rather than repeating it.
 
-    @ivar refusal: why the last login was refused, or not even tried; L{None} where none was.
+    @ivar refusal: why authentication failed, or was not even tried; L{None} if it didn't fail.
     """
 
     def __init__(self, net: Any, **configuration: Any) -> None:
         super().__init__(net, **configuration)
         self.refusal: Exception | None = None
-        # The consumer's own setting for this reaches nothing: brokers would create the topic.
+        # The consumer's own setting for this has no effect: brokers would create the topic.
         self.cluster.config["allow_auto_create_topics"] = False
 
     async def _build_transport(self, node: Any, timeout_at: float | None = None) -> Any:
-        # The library's own leaves the socket open where it fails: one for each attempt in an outage.
+        # If it fails, the library's own leaks the socket: one for each attempt during an outage.
         plain = await create_connection(
             self._net,
             node.host,
@@ -110,7 +110,7 @@ class Manager(KafkaConnectionManager):  # type: ignore[misc] # kafka-python has 
             await transport.handshake()
         except Exception as problem:  # noqa: BLE001 - as the library does
             transport.abort(problem)
-            raise kafka_errors.KafkaConnectionError("no handshake") from None
+            raise kafka_errors.KafkaConnectionError("the handshake failed") from None
         except BaseException:
             transport.abort()
             raise
@@ -119,7 +119,7 @@ class Manager(KafkaConnectionManager):  # type: ignore[misc] # kafka-python has 
     async def _connect(
         self, node: Any, conn: Any, reset_backoff_on_connect: bool = True, timeout_at: float | None = None
     ) -> None:
-        # The library takes a greeting or a login that failed for a success, and would try again at once.
+        # The library counts a failed greeting or authentication as a success, and would retry at once.
         before = self._backoff.get(node.node_id)
         await super()._connect(node, conn, reset_backoff_on_connect=False, timeout_at=timeout_at)
         if not reset_backoff_on_connect:
@@ -130,7 +130,7 @@ class Manager(KafkaConnectionManager):  # type: ignore[misc] # kafka-python has 
             self.update_backoff(node.node_id)
 
     def get_connection(self, *args: Any, **more: Any) -> Any:
-        """The library's own connection to a broker, new or not, whose refusal of a login is heard of here."""
+        """The library's own connection to a broker, new or not; its failed authentication is noticed here."""
         connection = super().get_connection(*args, **more)
         connection.init_future.add_errback(self._not_connected)
         return connection

@@ -1,4 +1,4 @@
-"""Where in a topic we are, through all connections to its brokers."""
+"""Keeps the position in a topic across all connections to its brokers."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from kafka import errors as kafka_errors
 from pcapsvc.core.age import CLOCK_SKEW_SECONDS
 from pcapsvc.sources.kafka.connection import Connection, Record, Unreachable
 
-#: How long a poll waits for messages. A stop waits for it.
+#: How long a poll waits for messages. A stop waits for the poll.
 POLL_SECONDS = 0.5
 
-#: Messages that are submitted in one turn of the reactor, at most.
+#: How many messages are submitted in one turn of the reactor.
 POLL_RECORDS = 100
 
-#: After so long without a broker, everything begins anew: its name may mean another address by now.
-ANEW_SECONDS = 60.0
+#: After so long without a broker, a new connection is made: its name may resolve to another address by now.
+RECONNECT_SECONDS = 60.0
 
-#: How long a commit may hold up the next poll; and one when all is closed.
+#: How long a commit may delay the next poll, and the close.
 COMMIT_SECONDS = 2.0
 LAST_COMMIT_SECONDS = 0.5
 
@@ -36,19 +36,19 @@ _UNREADABLE = (kafka_errors.CorruptRecordError, kafka_errors.UnsupportedCodecErr
 
 
 class NewTopic(Exception):
-    """The topic was deleted, and created anew."""
+    """The topic was deleted and created again."""
 
 
 class LongGone(Exception):
-    """There was no connection for so long that everything is to begin anew; its words say to what."""
+    """There was no connection for so long that a new one must be made. The message says to what."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Message:
     """
-    What a record of the topic says.
+    The content of a record of the topic.
 
-    @ivar sent_at: in seconds since the Unix epoch, by the record's time stamp; L{None} where it has none.
+    @ivar sent_at: in seconds since the Unix epoch, by the record's time stamp; L{None} if it has none.
     """
 
     body: bytes
@@ -58,12 +58,11 @@ class Message:
 @dataclass(frozen=True, kw_only=True)
 class Heard:
     """
-    What a read brought.
+    The result of a read.
 
     @ivar is_connected: whether every partition could be read.
-    @ivar lost: what there is no connection to, in words; L{None} where there is one, or
-        it isn't known yet.
-    @ivar gap: what had to be passed over, in words; L{None} where nothing had to.
+    @ivar lost: which connection is missing, in words; L{None} if none is, or it isn't known yet.
+    @ivar gap: what had to be skipped, in words; L{None} if nothing was.
     """
 
     messages: tuple[Message, ...]
@@ -75,11 +74,11 @@ class Heard:
 @dataclass(frozen=True, kw_only=True)
 class _Place:
     """
-    How far a partition was read.
+    The position in a partition.
 
     @ivar offset: of the next record.
-    @ivar timestamp: the latest of those that were read, in milliseconds since the Unix
-        epoch; -1 where there was none.
+    @ivar timestamp: the latest of those that were read, in milliseconds since the Unix epoch; -1 if there was
+        none.
     """
 
     offset: int
@@ -91,10 +90,10 @@ class Reader:
     Reads a topic. L{read} and L{close} block, and are called in one thread.
 
     @param connect: makes a connection that isn't open yet.
-    @param is_shared: whether the nodes of a group share the messages.
-    @param wall_clock: the time in seconds since the Unix epoch.
-    @param seconds: a clock that only goes forward, in seconds.
-    @param pause: waits for so many seconds.
+    @param is_shared: whether the nodes of a consumer group share the messages.
+    @param wall_clock: returns the time in seconds since the Unix epoch.
+    @param seconds: returns a monotonic time in seconds.
+    @param pause: sleeps for some seconds.
     """
 
     def __init__(
@@ -116,24 +115,24 @@ class Reader:
         self._connection: Connection | None = None
         self._is_open = False
         self._topic_id: object = None
-        # The partitions that were there at the first contact. Whatever is in others came after us.
+        # The partitions that existed at the first contact. Whatever is in others is newer.
         self._old: frozenset[TopicPartition] | None = None
         self._places: dict[TopicPartition, _Place] = {}
-        # What the last read brought: it is submitted when the next one begins, and no sooner.
-        self._brought: dict[TopicPartition, int] = {}
+        # The offsets after the last read. What it returned counts as submitted once the next read begins.
+        self._returned: dict[TopicPartition, int] = {}
         self._uncommitted: dict[TopicPartition, int] = {}
-        # When we began, by the wall clock: at the first contact, or the first attempt that failed.
+        # The wall-clock time of the first contact, or of the first attempt that failed.
         self._since: float | None = None
         self._lost_since: float | None = None
 
     def read(self) -> Heard:
         """
-        Read what there is; but first commit what the read before this one brought.
+        Commit what the previous read returned, then read.
 
-        @raise Exception: where it can't go on. The next call begins with a new connection.
+        @raise Exception: if it can't go on. The next call makes a new connection.
         """
-        self._uncommitted |= self._brought
-        self._brought = {}
+        self._uncommitted |= self._returned
+        self._returned = {}
         try:
             return self._read(self._connection if self._connection and self._is_open else self._open())
         except Exception:
@@ -144,9 +143,9 @@ class Reader:
 
     def close(self) -> None:
         """
-        Commit what was read, and disconnect. A second call does nothing.
+        Commit what was submitted, and disconnect. A second call does nothing.
 
-        What the last read brought isn't committed: at a stop it is dropped, and comes again.
+        What the last read returned isn't committed: a stop drops it, and it is delivered again.
         """
         connection = self._connection
         if connection is None:
@@ -154,7 +153,7 @@ class Reader:
         try:
             if self._is_open:
                 self._commit(connection, LAST_COMMIT_SECONDS)
-        except Exception:  # noqa: BLE001 - the brokers are gone, maybe; what isn't committed comes again
+        except Exception:  # noqa: BLE001 - the brokers may be gone; what isn't committed is delivered again
             pass
         finally:
             self._is_open = False
@@ -163,14 +162,14 @@ class Reader:
             connection.close()
 
     def stop(self) -> None:
-        """From any thread: open nothing more, and break off what is being opened. Returns at once."""
+        """From any thread: open no more connections, and abort one that is being opened. Returns at once."""
         with self._lock:
             self._is_stopped = True
         if not self._is_open:
             self.abort()
 
     def abort(self) -> None:
-        """From any thread: cut the connection, and with it whatever blocks in it. Returns at once."""
+        """From any thread: close the connection, which ends what is blocked in it. Returns at once."""
         connection = self._connection
         if connection is not None:
             Thread(target=connection.abort, daemon=True, name="pcapsvc-kafka-abort").start()
@@ -178,7 +177,7 @@ class Reader:
     def _open(self) -> Connection:
         with self._lock:
             if self._is_stopped:
-                raise Unreachable("it is stopped")
+                raise Unreachable("the source is stopped")
             self._connection = connection = self._connect()
         connection.open()
         partitions = connection.partitions()
@@ -207,43 +206,43 @@ class Reader:
         try:
             polled = connection.poll(POLL_SECONDS, POLL_RECORDS)
         except kafka_errors.RetriableError as problem:
-            # It goes on by itself, and is still a member of its group: to begin anew would cost more.
-            polled, trouble = {}, f"the brokers don't do their work ({type(problem).__name__})"
+            # The client recovers by itself, and stays in its group. A new connection would cost more.
+            polled, trouble = {}, f"the brokers are not working properly ({type(problem).__name__})"
             self._pause(POLL_SECONDS)
         except _UNREADABLE as problem:
-            gap = self._pass_over(connection, problem)
+            gap = self._skip(connection, problem)
             self.close()
             return Heard(messages=(), is_connected=False, gap=gap)
         messages = tuple(
-            message for partition, records in polled.items() for message in self._unheard(partition, records)
+            message for partition, records in polled.items() for message in self._unseen(partition, records)
         )
-        # Messages are of some partitions, where others may be lost all the same.
+        # There may be messages of some partitions while others are lost.
         lost = self._lost(connection, partitions) or trouble
         if lost is None:
             self._lost_since = None
             return Heard(messages=messages)
         if self._lost_since is None:
-            # It may be about to connect just now: the next read tells.
+            # It may be connecting right now: the next read will show.
             self._lost_since = self._seconds()
             return Heard(messages=messages, is_connected=False)
-        if not messages and self._seconds() - self._lost_since > ANEW_SECONDS:
+        if not messages and self._seconds() - self._lost_since > RECONNECT_SECONDS:
             raise LongGone(lost)
         return Heard(messages=messages, is_connected=False, lost=lost)
 
     def _lost(self, connection: Connection, partitions: frozenset[TopicPartition]) -> str | None:
-        """What can't be read now, in words; L{None} where there is nothing."""
+        """What can't be read now, in words; L{None} if everything can."""
         if not self._is_shared:
-            # After a reconnection these are not even assigned.
+            # After a reconnection, these are not even assigned.
             for partition in sorted(connection.all_partitions() - partitions):
                 return f"partition {partition.partition} of topic {partition.topic!r} has no leader"
         return connection.lost()
 
-    def _unheard(self, partition: TopicPartition, records: Iterable[Record]) -> Iterable[Message]:
+    def _unseen(self, partition: TopicPartition, records: Iterable[Record]) -> Iterable[Message]:
         """
-        The messages among some records of a partition that were not heard before.
+        The messages among some records of a partition that were not submitted before.
 
-        An offset comes twice where it couldn't be committed; and also where brokers
-        lost the end of a partition, but its new record is later than any that was heard.
+        An offset comes twice if it couldn't be committed. It also does if brokers have lost the end of a
+        partition, but then the new record is later than any that was submitted.
         """
         place = self._places.get(partition, _Place(offset=0))
         for record in records:
@@ -254,43 +253,42 @@ class Reader:
             yield Message(body=record.value or b"", sent_at=timestamp / 1000 if timestamp >= 0 else None)
         self._places[partition] = place
         if self._is_shared:
-            self._brought[partition] = place.offset
+            self._returned[partition] = place.offset
 
     def _is_another_topic(self, connection: Connection) -> bool:
-        # Brokers of one cluster may be of several versions, and not all of them say which topic it is.
+        # The brokers of a cluster may have different versions, not all of which know topic ids.
         topic_id = connection.topic_id()
         return None not in (topic_id, self._topic_id) and topic_id != self._topic_id
 
     def _assign(self, connection: Connection, partitions: frozenset[TopicPartition]) -> None:
-        """Read every partition, from where we are; one that we don't know, from where it begins for us."""
-        self._places |= self._beginnings(connection, partitions - self._places.keys())
+        """Read every partition from its position. A new one gets a position first, see L{_starts}."""
+        self._places |= self._starts(connection, partitions - self._places.keys())
         connection.assign({partition: self._places[partition].offset for partition in partitions})
 
     def _join(self, connection: Connection, partitions: frozenset[TopicPartition]) -> None:
-        """Join the group. Where it is a new one, commit first where it begins."""
+        """Join the consumer group. If it is a new one, commit its first positions before."""
         if not connection.has_commits(partitions):
-            beginnings = self._beginnings(connection, partitions)
+            starts = self._starts(connection, partitions)
             try:
-                connection.commit({each: place.offset for each, place in beginnings.items()}, COMMIT_SECONDS)
+                connection.commit({each: place.offset for each, place in starts.items()}, COMMIT_SECONDS)
             except _OTHERS_HAVE_IT:
                 pass  # Another node was faster.
         connection.subscribe()
 
-    def _beginnings(
+    def _starts(
         self, connection: Connection, partitions: frozenset[TopicPartition]
     ) -> dict[TopicPartition, _Place]:
         """
-        Where to begin: at the first contact with what comes next, and ever after with
-        what was sent since then, or since we first tried. A partition that came later
-        is read from its beginning.
+        Where to start: at the first contact, with the next record; later, with what was sent since then, or
+        since the first attempt to connect. A partition that was added later is read from its beginning.
         """
         old = partitions & (self._old or frozenset())
-        # Where its records begin later than that, so does the client.
+        # If its first record has a higher offset, the client starts there.
         offsets = dict.fromkeys(partitions - old, 0)
         if old:
             offsets |= connection.end_offsets(old)
             if self._since is not None:
-                # It is the sender's clock that tells.
+                # The time stamps are by the senders' clocks.
                 offsets |= connection.offsets_at(old, self._since - CLOCK_SKEW_SECONDS)
         if self._since is None:
             self._since = self._wall_clock()
@@ -302,13 +300,13 @@ class Reader:
         try:
             connection.commit(self._uncommitted, timeout_seconds)
         except _OTHERS_HAVE_IT:
-            pass  # The group was divided anew. What comes here again is passed over.
+            pass  # The group was rebalanced. What is delivered here again is skipped.
         except kafka_errors.RetriableError:
             return
         self._uncommitted.clear()
 
-    def _pass_over(self, connection: Connection, problem: Exception) -> str:
-        """Go on behind what can't be read here, rather than be deaf to all that follows."""
+    def _skip(self, connection: Connection, problem: Exception) -> str:
+        """Continue after what can't be read, rather than stop reading the partition."""
         partition = connection.unreadable()
         if partition is None:
             raise problem
@@ -318,4 +316,4 @@ class Reader:
         if self._is_shared:
             self._uncommitted[partition] = end
         number = partition.partition
-        return f"partition {number} has what can't be read ({problem}), and is passed over up to offset {end}"
+        return f"partition {number} contains unreadable records ({problem}); skipped to offset {end}"

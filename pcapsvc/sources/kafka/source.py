@@ -1,11 +1,9 @@
 """
-Requests from a topic of Kafka.
+Requests from a Kafka topic.
 
-A topic keeps its messages, so this source's duty is to know where it is: it
-begins at the newest offset, and from there on misses nothing, whatever becomes
-of brokers and connections. Without a group, what a node has read is in its
-memory only; nodes of one group share the messages, and commit to the brokers
-what they have submitted.
+A topic keeps its messages, so the source has to keep its position. It starts at the newest offset, and misses
+nothing from there on, whatever happens to brokers and connections. Without a consumer group, the position is
+in memory only. The nodes of a group share the messages, and commit what they have submitted.
 """
 
 from __future__ import annotations
@@ -31,7 +29,7 @@ from pcapsvc.sources.polling import Backoff, Outage, OwnThread, Poller
 
 __all__ = ["KafkaSecurity", "KafkaSource"]
 
-#: How long a stop waits for the last commit, and for the group to be left.
+#: How long a stop waits for the last commit, and for leaving the consumer group.
 STOP_SECONDS = 1.5
 
 
@@ -39,10 +37,10 @@ class KafkaSource(service.Service):
     """
     Submits each message of a topic.
 
-    An outage is told once, and so is its end. A verdict has no bearing on what
-    is read: a node that is busy can't give a message to another.
+    An outage is logged once, and so is its end. A verdict has no effect on what is read: a busy node can't
+    pass a message on to another node.
 
-    @ivar name: what the sink hears as the source.
+    @ivar name: the name of the source in requests that it submits.
     """
 
     name = "kafka"
@@ -64,13 +62,13 @@ class KafkaSource(service.Service):
         run_in_thread: RunInThread | None = None,
     ) -> None:
         """
-        @param reactor: provides time, and takes results from the thread.
-        @param servers: where to ask first, each C{HOST:PORT}.
-        @param group: whose nodes share the messages; L{None} reads all of them.
-        @param security: L{None} is neither encryption nor a login.
-        @param wall_clock: the time in seconds since the Unix epoch.
+        @param reactor: provides time, and receives results from the thread.
+        @param servers: the servers to connect to first, each C{HOST:PORT}.
+        @param group: the consumer group whose nodes share the messages; L{None} reads all messages.
+        @param security: L{None} is no encryption and no authentication.
+        @param wall_clock: returns the time in seconds since the Unix epoch.
         @param connect: makes a connection that isn't open yet, in place of one to C{servers}.
-        @param run_in_thread: in place of a thread of its own.
+        @param run_in_thread: replaces the source's own thread.
         """
         self._reactor = reactor
         self._sink = sink
@@ -90,14 +88,14 @@ class KafkaSource(service.Service):
         self._poller: Poller[Heard] | None = None
 
     def startService(self) -> None:
-        """Begin to connect."""
+        """Start connecting."""
         super().startService()  # type: ignore[no-untyped-call]
         self._reader = Reader(self._connect, is_shared=self._group is not None, wall_clock=self._wall_clock)
         self._poller = Poller(
             self._reactor,
             self._reader.read,
             lambda heard: defer.Deferred.fromCoroutine(self._hear(heard)),
-            failed=self._tell,
+            failed=self._report,
             backoff=self._backoff,
             run_in_thread=self._run_in_thread,
         )
@@ -105,10 +103,10 @@ class KafkaSource(service.Service):
 
     def stopService(self) -> defer.Deferred[None]:
         """
-        Read no more, commit what was submitted, and leave the group.
+        Stop reading, commit what was submitted, and leave the consumer group.
 
-        @return: fires when that is done, and after L{STOP_SECONDS} or a little more at
-            the latest; what hangs then ends by itself.
+        @return: fires when that is done, or after little more than L{STOP_SECONDS}. A connection that hangs
+            then is closed in the background.
         """
         super().stopService()  # type: ignore[no-untyped-call]
         return defer.Deferred.fromCoroutine(self._stop())
@@ -129,8 +127,8 @@ class KafkaSource(service.Service):
         except defer.CancelledError:
             reader.abort()
             raise
-        except Exception:  # noqa: BLE001 - it is over anyway
-            self._log.failure("Kafka: the connection did not close as it should")
+        except Exception:  # noqa: BLE001 - the source is stopping anyway
+            self._log.failure("Kafka: the connection did not close properly")
 
     async def _hear(self, heard: Heard) -> None:
         verdicts = [
@@ -147,38 +145,38 @@ class KafkaSource(service.Service):
             shared = "" if self._group is None else f", sharing it with group {self._group!r}"
             self._outage.ended(f"reading topic {self._topic!r}{shared}")
 
-    def _tell(self, problem: Exception) -> None:
+    def _report(self, problem: Exception) -> None:
         self._outage.report(*_described(problem, self._topic))
 
 
 def _described(problem: Exception, topic: str) -> tuple[str, str]:
-    """What kind of problem this is, and the problem in words: ours, as others may hold a secret."""
+    """The kind of a problem, and the problem in our own words: others may contain a secret."""
     if isinstance(problem, MissingTopic):
-        return "topic", f"there is no topic {topic!r}, and none is created"
+        return "topic", f"topic {topic!r} does not exist; it is not created"
     if isinstance(problem, NewTopic):
-        return "new", f"topic {topic!r} was created anew"
+        return "new", f"topic {topic!r} was deleted and created again"
     if isinstance(problem, (Unreachable, LongGone)):
         return "connection", str(problem)
     if isinstance(problem, UnusableToken):
         return "token", str(problem)
     if isinstance(problem, kafka_errors.SaslAuthenticationFailedError):
-        return "login", "the login was refused (the user, the password or the token)"
+        return "login", "authentication failed (wrong user name, password or token)"
     if isinstance(problem, kafka_errors.UnsupportedSaslMechanismError):
-        return "login", "the login was refused (sasl_mechanism is none that the servers know)"
+        return "login", "authentication failed (the servers do not support this sasl_mechanism)"
     if isinstance(problem, kafka_errors.TopicAuthorizationFailedError):
-        return "rights", f"there is no right to read topic {topic!r}"
+        return "rights", f"no permission to read topic {topic!r}"
     if isinstance(problem, kafka_errors.GroupAuthorizationFailedError):
-        return "rights", "there is no right to use the group"
+        return "rights", "no permission to use the consumer group"
     if isinstance(problem, kafka_errors.AuthorizationError):
-        return "rights", f"a right is missing ({type(problem).__name__})"
+        return "rights", f"a permission is missing ({type(problem).__name__})"
     if isinstance(problem, kafka_errors.KafkaTimeoutError):
-        return "silence", "the servers can be connected to, and don't answer as they should"
+        return "silence", "the servers accept connections, but do not answer properly"
     if isinstance(problem, kafka_errors.KafkaError):
-        return type(problem).__name__, f"it failed ({type(problem).__name__})"
+        return type(problem).__name__, f"unexpected error ({type(problem).__name__})"
     if isinstance(problem, UnusableCertificates):
         return "tls", f"TLS can't be set up: ssl_cafile {problem.rule}"
     if isinstance(problem, ssl.SSLError):
-        return "tls", "TLS can't be set up: a file of certificates or keys is wrong"
+        return "tls", "TLS can't be set up: a certificate or key file is wrong"
     if isinstance(problem, OSError):
         return "system", f"{problem.strerror or type(problem).__name__} ({problem.filename or 'network'})"
-    return "unforeseen", f"it failed ({type(problem).__name__})"
+    return "unexpected", f"unexpected error ({type(problem).__name__})"

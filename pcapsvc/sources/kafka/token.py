@@ -1,4 +1,4 @@
-"""The token in a file, that a login by OAUTHBEARER takes."""
+"""The token in a file, for authentication by OAUTHBEARER."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from kafka.net.sasl.oauth import AbstractTokenProvider
 
 
 class UnusableToken(Exception):
-    """There is no token to log in with; its words say why, and don't show it."""
+    """There is no token to authenticate with. The message says why, without the token."""
 
 
 class TokenFile(AbstractTokenProvider):  # type: ignore[misc] # kafka-python has no types
     """
-    Gives the token in a file, as it is now.
+    Provides the current token in a file.
 
-    @raise UnusableToken: where there is none.
+    @raise UnusableToken: if there is none.
     """
 
     def __init__(self, path: str) -> None:
@@ -26,13 +26,13 @@ class TokenFile(AbstractTokenProvider):  # type: ignore[misc] # kafka-python has
         """
         The token.
 
-        @raise UnusableToken: where the file can't be read, or is no text.
+        @raise UnusableToken: if the file can't be read, or is not text.
         """
         try:
             return self._path.read_text(encoding="utf-8").strip()
         except OSError as problem:
             reason = problem.strerror or type(problem).__name__
         except UnicodeError:
-            # It holds what it could not decode: the token.
+            # Its message contains what could not be decoded: the token.
             reason = "it is not UTF-8"
-        raise UnusableToken(f"there is no token to log in with: {reason} ({self._path})")
+        raise UnusableToken(f"no token to authenticate with: {reason} ({self._path})")
