@@ -233,7 +233,7 @@ class ListenTests(SQSTestCase):
         proxy = self.proxy(every=1)
         self.listen(url, sink, endpoint=proxy.endpoint)
         await self.send(url, *(request(number, "node-1") for number in range(20)))
-        await self.until(lambda: sum("came again" in event for event in self.events) == 20)
+        await self.until(lambda: sum("was delivered again" in event for event in self.events) == 20)
         await self.emptied(url)
         self.assertEqual([*range(20)], sorted(sink.taken))
 
@@ -254,7 +254,7 @@ class ListenTests(SQSTestCase):
         self.listen(url, sink, hidden_seconds=1)
         await self.told("retrying")
         await threads.deferToThread(self.server.restart)
-        await self.told("came again")
+        await self.told("was delivered again")
         await self.emptied(url)
         self.assertEqual(1, len(sink.submitted))
 
@@ -327,7 +327,7 @@ class OutageTests(SQSTestCase):
         self.assertLess(taken, 700)
         self.assertEqual([*range(1000)], sorted(sink.taken))
         self.assertEqual(250, proxy.forgotten)
-        told = [event for event in self.events if "came again" not in event]
+        told = [event for event in self.events if "was delivered again" not in event]
         self.assertEqual(["info", "warn", "info"], [event.split(":")[0] for event in told])
 
     async def test_frozen(self) -> None:
@@ -348,7 +348,7 @@ class OutageTests(SQSTestCase):
         url = self.start()
         sink = NodeSink("node-1")
         self.listen(url.replace("captures", "others"), sink)
-        await self.told("it answered QueueDoesNotExist")
+        await self.told("the server answered QueueDoesNotExist")
         await threads.deferToThread(
             self.server.create_queue, url.rpartition("/")[2].replace("captures", "others")
         )
@@ -363,7 +363,7 @@ class OutageTests(SQSTestCase):
         url = f"{checking.endpoint}/123456789012/captures"
         self.listen(url, MemorySink(), region=checking.region, access_id=checking.access_key)
         # moto words it in XML, which this protocol of SQS' hasn't; it is told as it comes.
-        await self.told("it answered 403: ")
+        await self.told("the server answered 403: ")
         self.assertIn("<Code>SignatureDoesNotMatch</Code>", self.events[0])
         self.assertNotIn("s3cret", "".join(self.events))
 

@@ -17,7 +17,7 @@ from pcapsvc.core.errors import Problem
 from pcapsvc.core.message import Message
 from pcapsvc.core.result import Accepted, Busy, NotForThisNode, Rejected, Verdict
 from pcapsvc.sources.polling import STOP_SECONDS
-from pcapsvc.sources.sqs.queue import whereabouts
+from pcapsvc.sources.sqs.queue import locate
 from pcapsvc.sources.sqs.source import (
     BUSY_SECONDS,
     HIDDEN_SECONDS,
@@ -381,7 +381,7 @@ class MessageTests(SQSTestCase):
         self.poll(message("a"), *strange, message("c"))
         self.assertEqual(2, len(self.sink.submitted))
         self.assertEqual([["receipt of a", "receipt of c"]], self.client.deleted)
-        line = f"error: SQS {URL}: 3 messages can't be understood, and stay in the queue"
+        line = f"error: SQS {URL}: 3 malformed messages stay in the queue"
         self.assertEqual([line, f"info: SQS {URL}: listening"], self.told())
 
     def test_envelope(self) -> None:
@@ -518,7 +518,7 @@ class SettleTests(SQSTestCase):
             self.clock.advance(30)
             self.poll()
         self.assertEqual(6, len(self.client.deleted))
-        self.assertEqual([f"warn: SQS {URL}: it answered AccessDenied: no; retrying"], self.told())
+        self.assertEqual([f"warn: SQS {URL}: the server answered AccessDenied: no; retrying"], self.told())
         self.poll(message("message 3"))
         self.assertEqual([f"info: SQS {URL}: listening"], self.told())
 
@@ -571,8 +571,8 @@ class OutageTests(SQSTestCase):
         self.poll_fails(refusal("SignatureDoesNotMatch", "s3cret/key or s3cret%2Fkey\nis wrong"))
         (line,) = self.told()
         self.assertEqual(
-            f"warn: SQS {URL}: it answered SignatureDoesNotMatch: [access key] or [access key] is wrong; "
-            "retrying",
+            f"warn: SQS {URL}: the server answered SignatureDoesNotMatch: "
+            "[access key] or [access key] is wrong; retrying",
             line,
         )
 
@@ -590,7 +590,7 @@ class OutageTests(SQSTestCase):
         self.poll(message("a"))
         self.assertEqual(1, len(self.sink.submitted))
         warning, _ = self.told()
-        self.assertIn("it failed (RuntimeError)", warning)
+        self.assertIn("unexpected error (RuntimeError)", warning)
         self.assertNotIn("hunter2", warning)
 
 
@@ -685,7 +685,7 @@ class StopTests(SQSTestCase):
         self.assertEqual(1, len(self.sink.submitted))
 
 
-class WhereaboutsTests(unittest.SynchronousTestCase):
+class LocateTests(unittest.SynchronousTestCase):
     """A queue's URL says where it is."""
 
     def test_region(self) -> None:
@@ -698,20 +698,20 @@ class WhereaboutsTests(unittest.SynchronousTestCase):
             ("eu-west-1.queue.amazonaws.com", "eu-west-1"),
             ("queue.amazonaws.com", "us-east-1"),
         ):
-            self.assertEqual((region, None), whereabouts(f"https://{host}/1/q", None, None))
+            self.assertEqual((region, None), locate(f"https://{host}/1/q", None, None))
 
     def test_private(self) -> None:
         """A private endpoint is used as it is."""
         host = "vpce-0a-1b.sqs.eu-west-1.vpce.amazonaws.com"
-        self.assertEqual(("eu-west-1", f"https://{host}"), whereabouts(f"https://{host}/1/q", None, None))
+        self.assertEqual(("eu-west-1", f"https://{host}"), locate(f"https://{host}/1/q", None, None))
 
     def test_others(self) -> None:
         """Another service is where the URL says, and has no region."""
         for url in ("http://127.0.0.1:9324/0/q", "http://127.0.0.1:9324/sqs.eu-west-1.amazonaws.com/q"):
-            self.assertEqual((None, "http://127.0.0.1:9324"), whereabouts(url, None, None))
-        self.assertIsNone(whereabouts("https://sqs.eu-west-1.amazonaws.com.example/0/q", None, None)[0])
+            self.assertEqual((None, "http://127.0.0.1:9324"), locate(url, None, None))
+        self.assertIsNone(locate("https://sqs.eu-west-1.amazonaws.com.example/0/q", None, None)[0])
 
     def test_configured(self) -> None:
         """What is configured goes before what is guessed."""
-        self.assertEqual(("r", "http://e"), whereabouts(URL, "r", "http://e"))
-        self.assertEqual(("r", "http://e"), whereabouts("http://host/q", "r", "http://e"))
+        self.assertEqual(("r", "http://e"), locate(URL, "r", "http://e"))
+        self.assertEqual(("r", "http://e"), locate("http://host/q", "r", "http://e"))

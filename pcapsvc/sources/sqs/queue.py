@@ -1,7 +1,7 @@
 """
-The queue itself, as boto3 has it: all that blocks, and how its errors read.
+The queue, by boto3: everything that blocks, and the errors in words.
 
-The numbers are those of the Amazon SQS API Reference.
+The numbers are from the Amazon SQS API Reference.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from pcapsvc.core.endpoint import endpoint_url
 
 _CONNECT_SECONDS = 5
 
-# "Amazon SQS endpoints and quotas" in the AWS General Reference: those of today, and the legacy ones.
+# "Amazon SQS endpoints and quotas" in the AWS General Reference: current and legacy endpoints.
 _AMAZON = re.compile(
     r"\A(?:sqs(?:-fips)?\.(?P<new>[a-z0-9-]+)\.(?:amazonaws\.com(?:\.cn)?|api\.aws)"
     r"|(?:(?P<old>[a-z0-9-]+)\.)?queue\.amazonaws\.com(?:\.cn)?)\Z"
 )
-# An endpoint of PrivateLink: its own host has to be used.
+# An endpoint of PrivateLink: requests must go to its own host.
 _PRIVATE = re.compile(r"\.sqs\.(?P<region>[a-z0-9-]+)\.vpce\.amazonaws\.com(?:\.cn)?\Z")
 
 
 class Unsettled(Exception):
-    """The queue is there, and would not delete messages or take them back."""
+    """The queue answered, but did not delete or return messages."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +35,8 @@ class Message:
     """
     A message that was received.
 
-    @ivar sent_at: in seconds since the Unix epoch, by the queue's clock; L{None} where it didn't say.
-    @ivar received_times: how often it was received by anybody, with this time.
+    @ivar sent_at: in seconds since the Unix epoch, by the queue's clock; L{None} if it doesn't say.
+    @ivar received_times: how often it was received by any node, including this time.
     """
 
     message_id: str
@@ -49,22 +49,22 @@ class Message:
 @dataclass(frozen=True, kw_only=True)
 class Received:
     """
-    What a poll brought.
+    The result of a poll.
 
-    @ivar strange: how many more messages there were, that lack what every message has.
+    @ivar malformed: how many more messages there were, which lack required fields.
     """
 
     messages: list[Message]
-    strange: int = 0
+    malformed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
     """
-    What is to become of a message.
+    What happens to a message in the queue.
 
-    @ivar hide_seconds: how long it stays hidden before it is back in the queue; L{None} deletes it.
-    @ivar elsewhere: whether it goes back for another node to take.
+    @ivar hide_seconds: the visibility timeout with which it is returned; L{None} deletes it.
+    @ivar elsewhere: whether it is returned for another node.
     """
 
     message: Message
@@ -74,8 +74,7 @@ class Step:
 
 class Queue:
     """
-    A queue, as seen from the thread that its client blocks. L{close} and L{take}
-    alone are for others.
+    A queue. The methods block, and are called in one thread; only L{close} and L{take} are for any thread.
     """
 
     def __init__(
@@ -99,12 +98,12 @@ class Queue:
         self._works = False
 
     def close(self) -> None:
-        """Give back what was received and isn't taken, and what will be."""
+        """Return messages that were received but not taken, and those that will be received."""
         with self._lock:
             self._closed = True
 
     def take(self) -> bool:
-        """Answer for the messages that were received last. Whether that is still wanted."""
+        """Take over the messages that were received last; false if the queue is closed."""
         with self._lock:
             if self._closed:
                 return False
@@ -113,13 +112,13 @@ class Queue:
 
     def receive(self) -> Received:
         """
-        Wait for messages. They are hidden from others.
+        Wait for messages, and receive them.
 
         @raise Exception: whatever the client raises.
         """
         if self._is_closed():
             return Received(messages=[])
-        # The first answer is not to take the length of a long poll: it tells whether the queue is there.
+        # The first request is no long poll: it shows soon whether the queue exists.
         wait_seconds = self._wait_seconds if self._works else 0
         works, self._works = self._works, False
         try:
@@ -127,26 +126,26 @@ class Queue:
         except Exception as problem:
             if not works or not _is_stale(problem):
                 raise
-            # A connection that was kept, and has died meanwhile.
+            # A kept connection has died in the meantime.
             answer = self._ask(0)
         self._works = True
         found = [_message(raw) for raw in answer.get("Messages") or ()]
         messages = [message for message in found if message is not None]
         with self._lock:
             self._untaken = messages
-        # Closed from here on, it is given back by L{end}.
+        # If it is closed after this, L{end} returns the messages.
         if self._is_closed():
             self._give_back()
             return Received(messages=[])
-        return Received(messages=messages, strange=len(found) - len(messages))
+        return Received(messages=messages, malformed=len(found) - len(messages))
 
     def settle(self, steps: Sequence[Step]) -> list[Step]:
         """
-        Delete messages, or give them back.
+        Delete messages, or return them to the queue.
 
-        @param steps: at most 10.
+        @param steps: up to 10.
 
-        @return: those that are worth another try.
+        @return: those that are worth another attempt.
 
         @raise Exception: whatever the client raises.
         """
@@ -163,7 +162,7 @@ class Queue:
         return left
 
     def end(self) -> None:
-        """Give back what is left, and close the connections."""
+        """Return what is left, and close the connections."""
         self._give_back()
         if self._client is not None:
             self._client.close()
@@ -173,7 +172,7 @@ class Queue:
         with self._lock:
             messages, self._untaken = self._untaken, []
         if messages:
-            # Where it fails, they come back when their time is up.
+            # If this fails, they become visible after their timeout.
             self.settle([Step(message=message, hide_seconds=0) for message in messages])
 
     def _is_closed(self) -> bool:
@@ -189,12 +188,12 @@ class Queue:
                 MaxNumberOfMessages=self._chunk_size,
                 VisibilityTimeout=self._hidden_seconds,
                 MessageSystemAttributeNames=names,
-                # What it was called before, for servers that know no other.
+                # The old name, for servers that don't know the new one.
                 AttributeNames=names,
             )
         except Exception as problem:
             if self._client is not None and _lacks_credentials(problem):
-                # A client that found none never looks again.
+                # A client that found no credentials never looks again.
                 self._client.close()
                 self._client = None
             raise
@@ -215,14 +214,14 @@ def _entries(steps: Sequence[Step]) -> list[dict[str, Any]]:
 
 
 def _worth_another_try(answer: Any, steps: Sequence[Step]) -> list[Step]:
-    # The sender's fault is a receipt that is no longer good: the message is deleted, or somebody else's.
+    # SenderFault means that the receipt is no longer valid: the message is deleted, or another node has it.
     return [
         steps[int(failed["Id"])] for failed in answer.get("Failed") or () if not failed.get("SenderFault")
     ]
 
 
 def _message(raw: Any) -> Message | None:
-    """The message; L{None} where it can't be understood."""
+    """The message; L{None} if it is malformed."""
     message_id, receipt, body = raw.get("MessageId"), raw.get("ReceiptHandle"), raw.get("Body") or ""
     if not all(isinstance(text, str) for text in (message_id, receipt, body)):
         return None
@@ -238,18 +237,17 @@ def _message(raw: Any) -> Message | None:
 
 
 def _whole(value: object) -> int | None:
-    # Not every service that speaks as SQS does says these as SQS does: they may be numbers, or no numbers.
+    # Compatible services may send these as numbers, or malformed.
     return int(str(value)) if re.fullmatch("[0-9]{1,20}", str(value)) else None
 
 
-def whereabouts(url: str, region: str | None, endpoint: str | None) -> tuple[str | None, str | None]:
+def locate(url: str, region: str | None, endpoint: str | None) -> tuple[str | None, str | None]:
     """
-    Where a queue is.
+    The region and the endpoint of a queue.
 
-    @param region: as it is configured; L{None} where it isn't. Likewise C{endpoint}.
+    @param region: as configured; L{None} if it isn't. Likewise C{endpoint}.
 
-    @return: the region, L{None} where the URL names none; and the endpoint, L{None} where
-        it is Amazon's public one.
+    @return: the region, L{None} if the URL has none; and the endpoint, L{None} if it is Amazon's public one.
     """
     parts = urlsplit(url)
     host = (parts.hostname or "").lower()
@@ -273,24 +271,24 @@ def make_boto3_client(
     """
     A client of SQS that tries each call once.
 
-    @param url: the queue's; it says what C{region} and C{endpoint} leave out.
-    @param access_id: with L{access_key}, the credentials; L{None} looks for them where Amazon's tools do.
-    @param read_seconds: how long the service may be silent within an answer, or before it.
+    @param url: the queue's URL, for what C{region} and C{endpoint} leave open.
+    @param access_id: with C{access_key}, the credentials; L{None} looks them up where Amazon's tools do.
+    @param read_seconds: how long the service may be silent before or within an answer.
     """
     import boto3.session
     from botocore.config import Config
 
-    region, endpoint = whereabouts(url, region, endpoint_url(endpoint) if endpoint else None)
+    region, endpoint = locate(url, region, endpoint_url(endpoint) if endpoint else None)
     session = boto3.session.Session(aws_access_key_id=access_id, aws_secret_access_key=access_key)
     return session.client(
         "sqs",
         endpoint_url=endpoint,
-        # A signature needs one. This is what services that have none of their own expect.
+        # Signatures need a region. Services without regions expect this one.
         region_name=region or session.region_name or "us-east-1",
         config=Config(
             connect_timeout=_CONNECT_SECONDS,
             read_timeout=read_seconds,
-            # Pauses and repetitions are ours, as its own would only make the thread sleep.
+            # The source itself retries: boto3 would block the thread between attempts.
             retries={"mode": "standard", "total_max_attempts": 1},
             tcp_keepalive=True,
         ),
@@ -310,7 +308,7 @@ def _lacks_credentials(problem: Exception) -> bool:
 
 
 def described(problem: Exception) -> tuple[str, str]:
-    """What kind of problem this is, which is told once; and the problem in words."""
+    """The kind of a problem, which is logged once, and the problem in words."""
     from botocore import exceptions
 
     if isinstance(problem, exceptions.ClientError):
@@ -318,12 +316,12 @@ def described(problem: Exception) -> tuple[str, str]:
         code, message = str(error.get("Code", "")), str(error.get("Message", ""))
         status = problem.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         words = ": ".join(part for part in (code, message) if part)
-        return code or str(status), f"it answered {words or status}"
+        return code or str(status), f"the server answered {words or status}"
     if isinstance(problem, exceptions.SSLError):
         return "tls", str(problem)
     if isinstance(problem, exceptions.HTTPClientError | OSError):
         return "connection", str(problem)
     if isinstance(problem, exceptions.BotoCoreError | Unsettled):
         return type(problem).__name__, str(problem)
-    # Its own words may hold a secret, or what a server said.
-    return "unforeseen", f"it failed ({type(problem).__name__})"
+    # Its own words may contain a secret, or anything that a server sent.
+    return "unexpected", f"unexpected error ({type(problem).__name__})"

@@ -1,10 +1,10 @@
 """
-Requests from a queue of Amazon SQS, or of what speaks as it does.
+Requests from a queue of Amazon SQS, or of a compatible service.
 
-A queue is no channel: a message goes to one of those who poll, until somebody
-deletes it. So what is for another node goes back, for that node to find.
+A queue delivers a message to one of its pollers at a time, until one deletes it. So a request for another
+node goes back to the queue, for that node to receive.
 
-The numbers are those of the Amazon SQS API Reference and Developer Guide.
+The numbers are from the Amazon SQS API Reference and Developer Guide.
 """
 
 from __future__ import annotations
@@ -27,54 +27,54 @@ from pcapsvc.interfaces.threads import RunInThread
 from pcapsvc.sources.polling import RETRY_SECONDS, Backoff, Outage, OwnThread, Poller
 from pcapsvc.sources.sqs.queue import Message, Queue, Received, Step, Unsettled, described, make_boto3_client
 
-#: How long a message that was received is hidden from others, whatever the queue's own time-out is:
-#: until it is deleted or given back, which takes a moment, and for so long where its node dies meanwhile.
+#: The visibility timeout of a received message, whatever the queue's own is. It is deleted or returned within
+#: a moment; if its node dies before that, others see it after this time.
 HIDDEN_SECONDS = 30
 
-#: How long after its long poll a server has to answer.
+#: How long a server has to answer after the end of a long poll.
 ANSWER_SECONDS = 10.0
 
-#: How long a message for another node stays hidden after it went back: any time up to 1 s and one more
-#: for each so many times that it was received, at most so long; without the fraction, as SQS takes whole
-#: seconds. So it is 0 as a rule while few have seen it, as the right node finds it by being asked, not by
-#: waiting: with three nodes, from 0 or 1 s on, it took four times as long, and as many receptions. For a
-#: node that never comes, it goes round more and more slowly.
+#: The visibility timeout of a message that is returned for another node is random: up to 1 s, plus 1 s for
+#: each RELEASE_ROUNDS times that it was received, and never above RELEASE_MOST_SECONDS. SQS accepts whole
+#: seconds, so it is rounded down. While few nodes have seen the message it is 0, so that it reaches the right
+#: node soonest: with three nodes, timeouts of 0 or 1 s took four times as long, and as many receptions. If
+#: that node never polls, the message circulates more and more slowly.
 RELEASE_ROUNDS = 200
 RELEASE_MOST_SECONDS = 60
 
-#: For how long a node that was given nothing but messages for others doesn't poll, for each time that they
-#: were received, and at most: half as long to one and a half times, by chance. The others come first
-#: meanwhile, where a queue would give a message back to the same few who wait again and again.
+#: How long a node pauses that has received nothing but messages for other nodes: the first number for each
+#: time that they were received, up to the second one; varied at random by up to half. The others poll first
+#: in the meantime. Otherwise a queue may keep giving a message to the same few pollers.
 STAND_BACK_SECONDS = (0.03, 2.0)
 
-#: From how long to how long a message stays hidden for which there was no room.
+#: The range of the visibility timeout of a message that is returned because the node is busy.
 BUSY_SECONDS = (5, 15)
 
-#: How long and how many messages are remembered that were seen to.
+#: How long, and how many, processed messages are remembered.
 REMEMBERED_SECONDS = 2 * 3600.0
 REMEMBERED_MESSAGES = 20_000
 
-#: How often it is tried to delete messages, or to give them back; and the pauses between.
+#: The pauses between attempts to delete or return messages.
 SETTLE_PAUSES_SECONDS = (0.1, 0.3)
 
-#: The least time from poll to poll while nothing comes: without it, short polls would never rest.
+#: The shortest time between polls of an empty queue: without it, short polls would never pause.
 IDLE_SECONDS = 1.0
 
 
 class SQSSource(service.Service):
     """
-    Submits each message of a queue, and polls for ever.
+    Polls a queue, and submits each message.
 
     - Accepted and rejected messages are deleted.
-    - For those for other nodes, C{unmatched} decides.
-    - Those for which there is no room go back, for a few seconds.
+    - Messages for other nodes are returned or deleted, see C{unmatched}.
+    - If the node is busy, a message is returned to the queue for a few seconds.
 
-    A message that comes again though it was accepted or rejected (SQS delivers at least
-    once) is deleted again, and not submitted.
+    SQS delivers at least once. A message that was accepted or rejected, and comes again, is deleted again and
+    not submitted.
 
-    An outage is told once, and so is its end.
+    An outage is logged once, and so is its end.
 
-    @ivar name: what the sink hears as the source.
+    @ivar name: the name of the source in requests that it submits.
     """
 
     name = "sqs"
@@ -104,24 +104,23 @@ class SQSSource(service.Service):
         chance: Callable[[], float] = random.random,
     ) -> None:
         """
-        @param reactor: provides time, and takes calls from threads.
-        @param url: the queue's.
-        @param region: L{None} is that of the URL, and where it names none, the one that
-            Amazon's tools are set to.
-        @param endpoint: the URL of a service that speaks as SQS does; L{None} is Amazon's,
-            or where the queue's URL isn't Amazon's, the server in it.
-        @param access_id: with C{access_key}, the credentials. Without, they are looked for
-            where Amazon's tools do: the environment, a profile, a role.
-        @param access_key: the secret; it is in no log.
+        @param reactor: provides time, and accepts calls from threads.
+        @param url: the queue's URL.
+        @param region: L{None} is the region in the URL; if it has none, the one that Amazon's tools are
+            configured with.
+        @param endpoint: the URL of a compatible service; L{None} is Amazon, or, if the queue's URL isn't
+            Amazon's, the server in it.
+        @param access_id: with C{access_key}, the credentials. Without them, they are looked up where Amazon's
+            tools do: the environment, a profile, a role.
+        @param access_key: the secret; it is never logged.
         @param wait_seconds: how long a poll waits for a message: 0 to 20.
-        @param chunk_size: how many messages a poll brings at most: 1 to 10.
-        @param unmatched: C{release} gives messages for other nodes back; C{delete} is for
-            queues of which each node has one of its own.
+        @param chunk_size: the most messages that a poll returns: 1 to 10.
+        @param unmatched: C{release} returns messages for other nodes to the queue; C{delete} is for nodes
+            that have a queue each.
         @param hidden_seconds: see L{HIDDEN_SECONDS}; likewise the others.
-        @param run_in_thread: runs one function after the other; L{None} is a thread of our own.
-        @param make_client: what to poll with, in place of boto3's client. It is called in
-            the thread.
-        @param chance: gives a number from 0 up to 1, which it never is.
+        @param run_in_thread: runs one function after the other; L{None} is the source's own thread.
+        @param make_client: makes a client in place of boto3's; is called in the thread.
+        @param chance: returns a number from 0 to less than 1.
         """
         self._reactor = reactor
         self._sink = sink
@@ -147,11 +146,11 @@ class SQSSource(service.Service):
         self._pause: defer.Deferred[None] | None = None
         self._polled_at = 0.0
         self._empty_polls = 0
-        # Whether messages could be deleted or given back, the last time that there were any.
+        # Whether the latest messages could be deleted or returned.
         self._settles = True
 
     def startService(self) -> None:
-        """Begin to poll."""
+        """Start polling."""
         super().startService()  # type: ignore[no-untyped-call]
         self._outage = Outage(self._log, f"SQS {self._url}")
         self._queue = Queue(
@@ -176,11 +175,11 @@ class SQSSource(service.Service):
 
     def stopService(self) -> defer.Deferred[None]:
         """
-        Poll no more. A poll that waits is not waited for: what it still brings goes back
-        to the queue at once, and where the process has ended, after L{HIDDEN_SECONDS}.
+        Stop polling. This doesn't wait for a poll that is running: messages that it still receives are
+        returned at once, or, if the process has ended by then, become visible after L{HIDDEN_SECONDS}.
 
-        @return: fires when the messages that were submitted are deleted or given back,
-            and after L{pcapsvc.sources.polling.STOP_SECONDS} at the latest.
+        @return: fires when the submitted messages are deleted or returned, or after
+            L{pcapsvc.sources.polling.STOP_SECONDS}.
         """
         super().stopService()  # type: ignore[no-untyped-call]
         queue, self._queue = self._queue, None
@@ -194,7 +193,7 @@ class SQSSource(service.Service):
         return stopped.addBoth(self._stopped, queue)
 
     def _stopped(self, result: None, queue: Queue) -> None:
-        # Nobody waits for this: the thread may still be in its poll.
+        # This is not waited for: the thread may still be polling.
         self._run_in_thread(queue.end).addErrback(lambda why: None)
         if self._own_thread is not None:
             self._own_thread.stop()
@@ -212,11 +211,11 @@ class SQSSource(service.Service):
         if queue is None or not queue.take():
             return
         messages = received.messages
-        if received.strange:
+        if received.malformed:
             self._log.error(
-                "SQS {url}: {count} messages can't be understood, and stay in the queue",
+                "SQS {url}: {count} malformed messages stay in the queue",
                 url=self._url,
-                count=received.strange,
+                count=received.malformed,
             )
         if messages:
             self._empty_polls = 0
@@ -235,14 +234,14 @@ class SQSSource(service.Service):
         self._polled_at = self._reactor.seconds()
 
     async def _rest(self) -> None:
-        """Pause, where the server says at once, and not for the first time, that there is nothing."""
+        """Pause, if the server says at once, and repeatedly, that the queue is empty."""
         self._empty_polls += 1
         left = self._polled_at + IDLE_SECONDS - self._reactor.seconds()
         if left > 0 and self._empty_polls > 1:
             await self._wait(left)
 
     async def _stand_back(self, steps: list[Step]) -> None:
-        """Pause, where all was for other nodes: one of them is to have it next."""
+        """Pause if all messages were for other nodes, so that one of those receives them next."""
         if all(step.elsewhere for step in steps):
             each, longest = STAND_BACK_SECONDS
             seconds = each * min(step.message.received_times for step in steps)
@@ -260,13 +259,15 @@ class SQSSource(service.Service):
             self._pause = None
 
     async def _judge(self, message: Message) -> Step:
-        """Submit a message, and say what is to become of it."""
+        """Submit a message, and decide what happens to it in the queue."""
         now = self._reactor.seconds()
-        body, envelope_id = _opened(message.body)
-        # Both kinds of ids are their givers' own: they may be alike.
+        body, envelope_id = _unwrapped(message.body)
+        # SQS and SNS assign their ids independently: they may be equal.
         keys = [f"SQS {message.message_id}", *([] if envelope_id is None else [f"SNS {envelope_id}"])]
         if any(self._settled.knows(key, now) for key in keys):
-            self._log.info("SQS {url}: message {id} came again", url=self._url, id=message.message_id)
+            self._log.info(
+                "SQS {url}: message {id} was delivered again", url=self._url, id=message.message_id
+            )
             return Step(message=message, hide_seconds=None)
         # Before the verdict: a copy of it may come with the same poll.
         for key in keys:
@@ -277,7 +278,7 @@ class SQSSource(service.Service):
                     source=self.name, body=body.encode("utf-8", "surrogatepass"), sent_at=message.sent_at
                 )
             )
-        except Exception:  # noqa: BLE001 - one message must not keep us from the others
+        except Exception:  # noqa: BLE001 - one message must not block the others
             self._log.failure("SQS {url}: message {id} failed", url=self._url, id=message.message_id)
             verdict = Busy(reason="it failed")
         if isinstance(verdict, Accepted | Rejected):
@@ -294,20 +295,20 @@ class SQSSource(service.Service):
 
     async def _settle(self, queue: Queue, steps: list[Step]) -> None:
         """
-        Delete messages, or give them back.
+        Delete messages, or return them to the queue.
 
-        @raise Exception: where that didn't work. They come again when their time is up:
-            what was submitted is remembered.
+        @raise Exception: if that failed. They are delivered again after their visibility timeout; those that
+            were submitted are remembered.
         """
         for pause_seconds in (*SETTLE_PAUSES_SECONDS, None):
             try:
                 steps = await self._run_in_thread(queue.settle, steps)
                 if not steps:
                     return
-                problem: Exception = Unsettled(f"{len(steps)} messages could not be deleted or given back")
+                problem: Exception = Unsettled(f"{len(steps)} messages could not be deleted or returned")
             except defer.CancelledError:
                 raise
-            except Exception as error:  # noqa: BLE001 - a client that is not ours, with errors of many libraries
+            except Exception as error:  # noqa: BLE001 - boto3 raises errors of many libraries
                 problem = error
             if pause_seconds is None:
                 raise problem
@@ -315,7 +316,7 @@ class SQSSource(service.Service):
 
 
 class _Memory:
-    """The messages that were seen to, for a while."""
+    """The processed messages, for a while."""
 
     def __init__(self, seconds: float, most: int) -> None:
         self._seconds = seconds
@@ -323,7 +324,7 @@ class _Memory:
         self._since: OrderedDict[str, float] = OrderedDict()
 
     def remember(self, key: str, now: float) -> None:
-        """Remember a message from now on; where there are too many, forget the oldest."""
+        """Remember a message from now on. If there are too many, forget the oldest."""
         self._since[key] = now
         self._since.move_to_end(key)
         if len(self._since) > self._most:
@@ -341,7 +342,7 @@ class _Memory:
 
 
 class _Envelope(msgspec.Struct):
-    """What SNS puts around a message, where delivery is not raw (SNS Developer Guide, "HTTP/HTTPS JSON")."""
+    """What SNS wraps a message in, unless delivery is raw (SNS Developer Guide, "HTTP/HTTPS JSON")."""
 
     kind: str = msgspec.field(name="Type")
     message: str = msgspec.field(name="Message")
@@ -351,8 +352,8 @@ class _Envelope(msgspec.Struct):
 _read_envelope = msgspec.json.Decoder(_Envelope).decode
 
 
-def _opened(body: str) -> tuple[str, str | None]:
-    """The message itself, and the id of the envelope that it came in; L{None} where there was none."""
+def _unwrapped(body: str) -> tuple[str, str | None]:
+    """The message itself, and the id of the SNS envelope that it was in; L{None} without one."""
     if '"Notification"' not in body:
         return body, None
     try:
@@ -361,5 +362,5 @@ def _opened(body: str) -> tuple[str, str | None]:
         return body, None
     if envelope.kind != "Notification":
         return body, None
-    # Not every service that makes such envelopes gives them ids.
+    # Compatible services may omit the id.
     return envelope.message, envelope.message_id or None
