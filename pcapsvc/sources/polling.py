@@ -24,6 +24,9 @@ RETRY_SECONDS = (0.5, 10.0)
 #: How long a stop waits until what was received is processed.
 STOP_SECONDS = 1.0
 
+#: How much longer it waits until what was cancelled has cleaned up.
+CLEAN_UP_SECONDS = 0.5
+
 Result = TypeVar("Result")
 
 
@@ -180,20 +183,23 @@ class Poller(Generic[Result]):
 
     def stop(self) -> defer.Deferred[None]:
         """
-        Stop polling. What a poll that is running returns is dropped.
+        Stop polling. What a poll that is running returns is dropped. A result that is being processed gets
+        L{STOP_SECONDS}; then it is cancelled, and gets L{CLEAN_UP_SECONDS} to clean up.
 
-        @return: fires at once; or, if a result is being processed, after that, but within L{STOP_SECONDS}.
-            Never fails.
+        @return: fires at once; or, if a result is being processed, after that. Never fails.
         """
         self._polling = False
         work, self._work = self._work, None
         if work is None:
             return defer.succeed(None)
+        stopped: defer.Deferred[None] = defer.Deferred()
+        work.addBoth(lambda _: None if stopped.called else stopped.callback(None))
         if self._processing:
             work.addTimeout(STOP_SECONDS, self._reactor, lambda result, _: result)
+            stopped.addTimeout(STOP_SECONDS + CLEAN_UP_SECONDS, self._reactor, lambda result, _: None)
         else:
             work.cancel()
-        return work
+        return stopped
 
     async def _go_on(self) -> None:
         while self._polling:

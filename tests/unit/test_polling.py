@@ -12,7 +12,7 @@ from twisted.internet.task import Clock, deferLater
 from twisted.logger import Logger
 from twisted.trial import unittest
 
-from pcapsvc.sources.polling import STOP_SECONDS, Backoff, Outage, OwnThread, Poller
+from pcapsvc.sources.polling import CLEAN_UP_SECONDS, STOP_SECONDS, Backoff, Outage, OwnThread, Poller
 
 
 class BackoffTests(unittest.SynchronousTestCase):
@@ -94,13 +94,13 @@ class PollerTests(unittest.SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
         self.polls = _Polls()
-        self.heard: list[Any] = []
+        self.results: list[Any] = []
         self.failures: list[str] = []
         self.answer: defer.Deferred[None] | None = None
         self.poller: Poller[Any] = Poller(
             self.clock,
             lambda: None,
-            self.hear,
+            self.on_result,
             failed=lambda problem: self.failures.append(str(problem)),
             backoff=Backoff(0.5, 10.0, chance=lambda: 1.0),
             run_in_thread=self.polls.run,
@@ -108,19 +108,19 @@ class PollerTests(unittest.SynchronousTestCase):
         self.poller.start()
         self.addCleanup(self.poller.stop)
 
-    def hear(self, result: Any) -> defer.Deferred[None] | None:
-        self.heard.append(result)
+    def on_result(self, result: Any) -> defer.Deferred[None] | None:
+        self.results.append(result)
         return self.answer
 
     def test_one_after_the_other(self) -> None:
-        """Each result is seen to, and then there is the next poll."""
+        """The next poll follows when a result was processed."""
         self.polls.waiting[0].callback("one")
         self.polls.waiting[1].callback("two")
-        self.assertEqual(["one", "two"], self.heard)
+        self.assertEqual(["one", "two"], self.results)
         self.assertEqual(3, len(self.polls.waiting))
 
-    def test_waits_for_what_is_heard(self) -> None:
-        """There is no poll while a result is being seen to."""
+    def test_waits_until_a_result_is_processed(self) -> None:
+        """There is no poll while a result is being processed."""
         self.answer = defer.Deferred()
         self.polls.waiting[0].callback("one")
         self.assertEqual(1, len(self.polls.waiting))
@@ -139,16 +139,16 @@ class PollerTests(unittest.SynchronousTestCase):
             self.assertEqual(count + 1, len(self.polls.waiting))
         self.assertEqual(["no"] * 3, self.failures)
 
-    def test_a_failure_that_cannot_be_told(self) -> None:
-        """Where the telling goes wrong as well, the next poll comes nevertheless."""
+    def test_a_failure_that_cannot_be_reported(self) -> None:
+        """If the report fails as well, the next poll follows nevertheless."""
         self.failures = None  # type: ignore[assignment]
         self.polls.waiting[0].errback(OSError("no"))
         self.assertEqual(1, len(self.flushLoggedErrors(AttributeError)))
         self.clock.advance(0.5)
         self.assertEqual(2, len(self.polls.waiting))
 
-    def test_a_result_that_cannot_be_seen_to_is_a_failure(self) -> None:
-        """What goes wrong with a result is told likewise, and polling goes on."""
+    def test_a_result_that_cannot_be_processed_is_a_failure(self) -> None:
+        """A failure to process a result is reported in the same way, and polling goes on."""
         self.answer = defer.fail(OSError("not acknowledged"))
         self.polls.waiting[0].callback("one")
         self.answer = None
@@ -157,10 +157,10 @@ class PollerTests(unittest.SynchronousTestCase):
         self.assertEqual(2, len(self.polls.waiting))
 
     def test_stop_during_a_poll(self) -> None:
-        """A stop doesn't wait for a poll, and what it brings is dropped."""
+        """A stop doesn't wait for a poll, whose result is dropped."""
         self.successResultOf(self.poller.stop())
         self.assertEqual(1, self.polls.cancelled)
-        self.assertEqual([], self.heard)
+        self.assertEqual([], self.results)
         self.assertEqual([], self.clock.getDelayedCalls())
 
     def test_stop_during_a_pause(self) -> None:
@@ -169,8 +169,8 @@ class PollerTests(unittest.SynchronousTestCase):
         self.successResultOf(self.poller.stop())
         self.assertEqual([], self.clock.getDelayedCalls())
 
-    def test_stop_while_hearing(self) -> None:
-        """A stop waits for what is being seen to, and there is no further poll."""
+    def test_stop_while_processing(self) -> None:
+        """A stop waits until a result is processed, and there is no further poll."""
         answer = self.answer = defer.Deferred()
         self.polls.waiting[0].callback("one")
         stopped = self.poller.stop()
@@ -181,21 +181,37 @@ class PollerTests(unittest.SynchronousTestCase):
         self.assertEqual(1, len(self.polls.waiting))
         self.assertEqual([], self.clock.getDelayedCalls())
 
-    def test_stop_waits_no_longer_than_that(self) -> None:
-        """What is being seen to for too long is given up at the stop."""
+    def test_stop_cancels(self) -> None:
+        """A stop cancels the processing of a result after a while."""
         self.answer = defer.Deferred()
         self.polls.waiting[0].callback("one")
         stopped = self.poller.stop()
         self.answer = None
         self.clock.advance(STOP_SECONDS)
         self.successResultOf(stopped)
+        self.assertEqual([], self.clock.getDelayedCalls())
 
-    def test_begins_again(self) -> None:
+    def test_stop_is_bounded(self) -> None:
+        """A stop doesn't wait for long until what was cancelled has ended."""
+        on_and_on: defer.Deferred[None] = defer.Deferred()
+        self.answer = defer.Deferred(lambda answer: answer.callback(None))
+        self.answer.addCallback(lambda _: on_and_on)
+        self.polls.waiting[0].callback("one")
+        stopped = self.poller.stop()
+        self.clock.advance(STOP_SECONDS)
+        self.assertNoResult(stopped)
+        self.clock.advance(CLEAN_UP_SECONDS)
+        self.successResultOf(stopped)
+        on_and_on.callback(None)
+        self.assertEqual([], self.clock.getDelayedCalls())
+        self.assertEqual(1, len(self.polls.waiting))
+
+    def test_starts_again(self) -> None:
         """After a stop it can be started again."""
         self.successResultOf(self.poller.stop())
         self.poller.start()
         self.polls.waiting[-1].callback("one")
-        self.assertEqual(["one"], self.heard)
+        self.assertEqual(["one"], self.results)
 
 
 class OwnThreadTests(unittest.TestCase):
@@ -204,7 +220,7 @@ class OwnThreadTests(unittest.TestCase):
         self.addCleanup(self.thread.stop)
 
     def alive(self) -> list[threading.Thread]:
-        """The threads of this name, that run."""
+        """The running threads of this name."""
         return [thread for thread in threading.enumerate() if "pcapsvc-test-polling" in thread.name]
 
     async def gone(self) -> None:
@@ -222,13 +238,13 @@ class OwnThreadTests(unittest.TestCase):
         self.assertIsNot(threading.main_thread(), ran[0])
 
     async def test_what_is_raised(self) -> None:
-        """What a function raises comes back, and the thread goes on."""
+        """What a function raises is returned as a failure, and the thread goes on."""
         with self.assertRaises(ZeroDivisionError):
             await self.thread.run(lambda: 1 // 0)
         self.assertEqual(5, await self.thread.run(lambda: 5))
 
     async def test_stop(self) -> None:
-        """A stop waits for nothing; the thread ends after its work, and begins again when there is more."""
+        """A stop doesn't block; the thread ends after its work, and another one starts when there is more."""
         hold = threading.Event()
         self.addCleanup(hold.set)
         held = self.thread.run(hold.wait)
@@ -240,7 +256,7 @@ class OwnThreadTests(unittest.TestCase):
         self.assertEqual(7, await self.thread.run(lambda: 7))
 
     async def test_cancelled(self) -> None:
-        """What was cancelled is no longer waited for, and what it brings is dropped."""
+        """A function that was cancelled is no longer waited for, and its result is dropped."""
         hold = threading.Event()
         self.addCleanup(hold.set)
         held = self.thread.run(hold.wait)

@@ -56,7 +56,7 @@ class Message:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Heard:
+class Batch:
     """
     The result of a read.
 
@@ -125,7 +125,7 @@ class Reader:
         self._since: float | None = None
         self._lost_since: float | None = None
 
-    def read(self) -> Heard:
+    def read(self) -> Batch:
         """
         Commit what the previous read returned, then read.
 
@@ -195,7 +195,7 @@ class Reader:
         self._is_open = True
         return connection
 
-    def _read(self, connection: Connection) -> Heard:
+    def _read(self, connection: Connection) -> Batch:
         self._commit(connection, COMMIT_SECONDS)
         partitions = connection.partitions()
         if self._is_another_topic(connection):
@@ -212,7 +212,7 @@ class Reader:
         except _UNREADABLE as problem:
             gap = self._skip(connection, problem)
             self.close()
-            return Heard(messages=(), is_connected=False, gap=gap)
+            return Batch(messages=(), is_connected=False, gap=gap)
         messages = tuple(
             message for partition, records in polled.items() for message in self._unseen(partition, records)
         )
@@ -220,14 +220,14 @@ class Reader:
         lost = self._lost(connection, partitions) or trouble
         if lost is None:
             self._lost_since = None
-            return Heard(messages=messages)
+            return Batch(messages=messages)
         if self._lost_since is None:
             # It may be connecting right now: the next read will show.
             self._lost_since = self._seconds()
-            return Heard(messages=messages, is_connected=False)
+            return Batch(messages=messages, is_connected=False)
         if not messages and self._seconds() - self._lost_since > RECONNECT_SECONDS:
             raise LongGone(lost)
-        return Heard(messages=messages, is_connected=False, lost=lost)
+        return Batch(messages=messages, is_connected=False, lost=lost)
 
     def _lost(self, connection: Connection, partitions: frozenset[TopicPartition]) -> str | None:
         """What can't be read now, in words; L{None} if everything can."""

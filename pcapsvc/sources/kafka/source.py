@@ -23,7 +23,7 @@ from pcapsvc.interfaces.requests import IRequestSink
 from pcapsvc.interfaces.threads import RunInThread
 from pcapsvc.net.pem import UnusableCertificates
 from pcapsvc.sources.kafka.connection import Connection, KafkaSecurity, MissingTopic, Unreachable
-from pcapsvc.sources.kafka.reader import Heard, LongGone, NewTopic, Reader
+from pcapsvc.sources.kafka.reader import Batch, LongGone, NewTopic, Reader
 from pcapsvc.sources.kafka.token import UnusableToken
 from pcapsvc.sources.polling import Backoff, Outage, OwnThread, Poller
 
@@ -85,7 +85,7 @@ class KafkaSource(service.Service):
         self._outage = Outage(self._log, f"Kafka {', '.join(servers)}")
         self._backoff = backoff or Backoff()
         self._reader: Reader | None = None
-        self._poller: Poller[Heard] | None = None
+        self._poller: Poller[Batch] | None = None
 
     def startService(self) -> None:
         """Start connecting."""
@@ -94,7 +94,7 @@ class KafkaSource(service.Service):
         self._poller = Poller(
             self._reactor,
             self._reader.read,
-            lambda heard: defer.Deferred.fromCoroutine(self._hear(heard)),
+            lambda batch: defer.Deferred.fromCoroutine(self._process(batch)),
             failed=self._report,
             backoff=self._backoff,
             run_in_thread=self._run_in_thread,
@@ -130,18 +130,18 @@ class KafkaSource(service.Service):
         except Exception:  # noqa: BLE001 - the source is stopping anyway
             self._log.failure("Kafka: the connection did not close properly")
 
-    async def _hear(self, heard: Heard) -> None:
+    async def _process(self, batch: Batch) -> None:
         verdicts = [
             self._sink.submit(Message(source=self.name, body=message.body, sent_at=message.sent_at))
-            for message in heard.messages
+            for message in batch.messages
         ]
         # The next read commits these messages.
         await defer.DeferredList(verdicts)
-        if heard.gap is not None:
-            self._log.error("Kafka, topic {topic!r}: {gap}", topic=self._topic, gap=heard.gap)
-        if heard.lost is not None:
-            self._outage.report("connection", heard.lost)
-        elif heard.is_connected:
+        if batch.gap is not None:
+            self._log.error("Kafka, topic {topic!r}: {gap}", topic=self._topic, gap=batch.gap)
+        if batch.lost is not None:
+            self._outage.report("connection", batch.lost)
+        elif batch.is_connected:
             shared = "" if self._group is None else f", sharing it with group {self._group!r}"
             self._outage.ended(f"reading topic {self._topic!r}{shared}")
 

@@ -166,7 +166,7 @@ class SQSSource(service.Service):
         self._poller = Poller(
             self._reactor,
             self._queue.receive,
-            lambda received: defer.Deferred.fromCoroutine(self._hear(received)),
+            lambda received: defer.Deferred.fromCoroutine(self._process(received)),
             failed=self._failed,
             backoff=Backoff(*self._retry_seconds, chance=self._chance),
             run_in_thread=self._run_in_thread,
@@ -206,7 +206,7 @@ class SQSSource(service.Service):
         kind, words = described(problem)
         self._outage.report(kind, one_line(words, secrets=self._secrets))
 
-    async def _hear(self, received: Received) -> None:
+    async def _process(self, received: Received) -> None:
         queue = self._queue
         if queue is None or not queue.take():
             return
