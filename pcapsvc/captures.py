@@ -106,7 +106,9 @@ class Captures:
                 if stopped.packets:
                     entry.deliveries = {name: {"state": "pending"} for name in self._destinations}
             case CaptureFailed(problem=problem):
+                # Perhaps after it has stopped, if its recording can't be encoded.
                 entry.problem = problem
+                entry.deliveries.clear()
             case CaptureDone():
                 self._is_done(entry, capture_id)
             case CaptureDelivered() as delivered:

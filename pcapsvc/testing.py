@@ -1,7 +1,7 @@
 """
-Our fakes, for tests of the service and of what others build on it.
+In-memory fakes, for tests of the service and of software that builds on it.
 
-Each passes the same tests as the real thing: see C{tests/contracts}.
+The packet system passes the same tests as the real one: see C{tests/contracts}.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ _EVENT_NUMBERS = itertools.count()
 
 
 def run_now(function: Callable[..., Any], *args: Any) -> defer.Deferred[Any]:
-    """A L{pcapsvc.interfaces.threads.RunInThread} that has no thread: it runs the function at once."""
+    """A L{pcapsvc.interfaces.threads.RunInThread} without threads: it calls the function right away."""
     return defer.maybeDeferred(function, *args)
 
 
 @implementer(IRequestSink)
 class MemorySink:
     """
-    A sink that answers what it is told to, and keeps what it was given.
+    A sink that records requests, and answers each with a given verdict.
 
     @ivar verdict: the verdict on every request.
     @ivar answer: makes the Deferred of each verdict; by default it has fired with C{verdict}.
@@ -70,7 +70,7 @@ class MemorySink:
         return held
 
     def submit(self, message: Message) -> defer.Deferred[Verdict]:
-        """Keep the request."""
+        """Record the request."""
         self.submitted.append((message.source, message.body))
         self.sent_at.append(message.sent_at)
         return self.answer()
@@ -86,27 +86,27 @@ def event_factory(
 @implementer(IReporter)
 class MemoryReporter:
     """
-    A reporter that keeps what it is told.
+    A reporter that records events.
 
-    @ivar events: all of it, in its order.
+    @ivar events: all events, in order.
     """
 
     def __init__(self) -> None:
         self.events: list[Event] = []
 
     def report(self, event: Event) -> None:
-        """Keep the event."""
+        """Record the event."""
         self.events.append(event)
 
     @property
     def data(self) -> list[Payload]:
-        """The payloads of all events, in their order."""
+        """The payloads of all events, in order."""
         return [event.data for event in self.events]
 
 
 @dataclass
 class _Header:
-    """What pcapy's packet header is: the time of arrival, and the length on the wire."""
+    """The part of pcapy's packet header that is used: the time of arrival, and the length on the wire."""
 
     seconds: float
     length: int
@@ -122,8 +122,8 @@ class MemoryInterface:
     An interface of a L{MemoryPacketSystem}.
 
     @ivar link_type: the link-layer type of captures on it.
-    @ivar problem: why it can't be captured on; L{None} where it can.
-    @ivar handles: those that are open on it.
+    @ivar problem: why it can't be captured on; L{None} if it can.
+    @ivar handles: the handles that are open on it.
     """
 
     link_type: int = 1
@@ -136,10 +136,10 @@ class MemoryPacketSystem:
     """
     A packet system whose packets a test delivers.
 
-    The only filters that it knows are those that a test gives it.
+    It knows no filters except those that the test adds.
 
-    @ivar interfaces: what there is, by name.
-    @ivar filters: for each filter that can be compiled, whether a packet passes it.
+    @ivar interfaces: the interfaces, by name.
+    @ivar filters: for each filter that can be compiled, a function that says whether a packet passes it.
     @ivar seconds: the time at which packets arrive, in seconds since the Unix epoch.
     """
 
@@ -149,19 +149,19 @@ class MemoryPacketSystem:
         self.seconds = 1_700_000_000.0
 
     def deliver(self, interface: str, *packets: bytes) -> None:
-        """Packets arrive on an interface."""
+        """Let packets arrive on an interface."""
         for handle in self.interfaces[interface].handles:
             for data in packets:
                 handle.arrive(data, self.seconds)
 
     def lose(self, interface: str) -> None:
-        """An interface goes away, with what has arrived still to be read."""
+        """Remove an interface. Packets that have arrived can still be read."""
         for handle in self.interfaces.pop(interface).handles:
             handle.lost = True
 
     @property
     def open_handles(self) -> int:
-        """How many handles have not been closed."""
+        """How many handles are open."""
         return sum(len(interface.handles) for interface in self.interfaces.values())
 
     def open(self, interface: str, *, snap_length: int, bpf: str) -> IPacketHandle:
@@ -305,13 +305,13 @@ class MemoryHandle:
 
 
 def _nothing(data: bytes) -> bool:
-    """The filter that no packet passes."""
+    """A filter that no packet passes."""
     return False
 
 
 @implementer(IPacketDumper)
 class MemoryDumper:
-    """Writes a pcap file as libpcap does: held back until it is closed, or the buffer of stdio is full."""
+    """Writes a pcap file as libpcap does: buffered until it is closed, or stdio's buffer is full."""
 
     def __init__(self, file: BinaryIO, link_type: int, snap_length: int) -> None:
         self._file = file
@@ -332,13 +332,13 @@ class MemoryDumper:
 @implementer(IDestination)
 class MemoryDestination:
     """
-    A destination that keeps what it is given.
+    A destination that stores artifacts in memory.
 
     @ivar routes: a capture takes the one that its option C{endpoint} names, or the first.
     @ivar problems: what is wrong with options: the default accepts any.
     @ivar files: the name and the bytes of each artifact.
     @ivar artifacts: each artifact.
-    @ivar answer: makes the Deferred of a delivery; the default succeeds at once.
+    @ivar answer: makes the Deferred of each delivery; by default it has fired.
     """
 
     def __init__(self, name: str = "memory", routes: tuple[str, ...] = ("usual",)) -> None:

@@ -151,7 +151,7 @@ class CaptureStopped(Payload):
 
 @dataclass(frozen=True, kw_only=True)
 class CaptureFailed(Payload):
-    """A capture has ended without a recording."""
+    """A capture has ended without a file: nothing was recorded, or the recording can't be encoded."""
 
     type: ClassVar[str] = "pcapsvc.capture.failed"
     problem: str

@@ -257,6 +257,13 @@ class StateTests(CapturesCase):
             self.assertEqual((state["state"], state["problem"]), ("failed", "no memory"))
             self.assertNotIn("packets", state)
 
+    def test_failed_after_stop(self) -> None:
+        """A capture may fail after it has stopped: then no delivery is pending."""
+        self.run_capture()
+        state = self.report(STOPPED, CaptureFailed(problem="not encoded"), CaptureDone())
+        self.assertEqual((state["state"], state["problem"]), ("failed", "not encoded"))
+        self.assertEqual(state["deliveries"], [])
+
     def test_each_by_itself(self) -> None:
         """Events about one capture do not change another."""
         self.run_capture()
