@@ -1,4 +1,4 @@
-"""The HTTP source on a real listener, with clients that are not ours."""
+"""The HTTP source on a real listener, with clients of others."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ class ListeningTestCase(unittest.TestCase):
         address: Any = await source.listening
         return int(address.port)
 
-    def folder(self) -> Path:
-        """A folder of this test."""
+    def directory(self) -> Path:
+        """A directory of this test."""
         path = Path(self.mktemp()).absolute()
         path.mkdir()
         return path
 
     async def curl(self, *arguments: str, body: bytes = b"") -> tuple[int, Any]:
-        """What curl gets: the status, and the JSON."""
+        """The status and the JSON that curl gets."""
         program = require_command("curl", "curl")
 
         def run() -> tuple[int, Any]:
@@ -79,8 +79,8 @@ class CurlTests(ListeningTestCase):
     """What the documentation shows: curl."""
 
     async def test_tls(self) -> None:
-        """With TLS it speaks with clients that ask for a protocol, and with such that don't."""
-        authority = Authority(self.folder())
+        """TLS works with clients that negotiate a protocol, and with those that don't."""
+        authority = Authority(self.directory())
         ours = authority.issue("http")
         source = self.start(
             f"ssl:0:interface=127.0.0.1:privateKey={ours.key}:certKey={ours.certificate}", token="secret"
@@ -94,7 +94,7 @@ class CurlTests(ListeningTestCase):
             self.assertEqual(answer, (200, {"id": "abc1"}), more)
 
     async def test_post(self) -> None:
-        """C{curl -d} begins a capture, and says where to ask for it."""
+        """C{curl -d} starts a capture, and the answer says where to ask for it."""
         url = f"http://localhost:{await self.port_of(self.start())}/captures"
         code, content = await self.curl("-d", BODY.decode(), url)
         self.assertEqual((code, content["captures"][0]["id"]), (202, "abc1"))
@@ -102,7 +102,7 @@ class CurlTests(ListeningTestCase):
         self.assertEqual(await self.curl(f"{url}/abc1"), (200, {"id": "abc1"}))
 
     async def test_continue(self) -> None:
-        """A body that curl first asks about arrives; one that is too long is refused, in words."""
+        """A body for which curl expects C{100 Continue} arrives; one that is too long is refused."""
         url = f"http://127.0.0.1:{await self.port_of(self.start())}/captures"
         expect = ("-H", "Expect: 100-continue", "--data-binary", "@-", url)
         code, _ = await self.curl(*expect, body=b" " * MAX_BODY_BYTES)
@@ -111,7 +111,7 @@ class CurlTests(ListeningTestCase):
         self.assertEqual((code, content["status"]), (413, 413))
 
     async def test_flood(self) -> None:
-        """Megabytes, announced or in chunks, get 413, and the client can read it."""
+        """A body of megabytes, announced or chunked, gets 413, which the client can read."""
         url = f"http://127.0.0.1:{await self.port_of(self.start())}/captures"
         body = bytes(8 * 1024 * 1024)
         for header in ("Expect:", "Transfer-Encoding: chunked"):
@@ -122,17 +122,17 @@ class CurlTests(ListeningTestCase):
         self.assertEqual(self.sink.submitted, [])
 
     async def test_absolute_form(self) -> None:
-        """A client that takes the node for its proxy sends whole URLs; their host is what counts."""
+        """A client that uses the node as its proxy sends URLs, whose host counts."""
         proxy = f"http://127.0.0.1:{await self.port_of(self.start())}"
         for host, expected in (("localhost", 200), ("evil.test", 403)):
             code, _ = await self.curl("--noproxy", "", "--proxy", proxy, f"http://{host}/captures/abc1")
             self.assertEqual(code, expected)
 
     async def test_unix_socket(self) -> None:
-        """A unix socket is for its owner and group, serves curl by any name, and is gone after the stop."""
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        path = Path(folder.name) / "pcapsvc.sock"
+        """A unix socket has mode 660, serves curl by any host name, and is removed by the stop."""
+        directory = tempfile.TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        path = Path(directory.name) / "pcapsvc.sock"
         source = self.start(f"unix:{path}")
         self.assertEqual(stat.S_IMODE(os.stat(path).st_mode), 0o660)
         for host in ("localhost", "pcapsvc"):
@@ -148,7 +148,7 @@ class ClientTests(ListeningTestCase):
     """Other clients."""
 
     async def test_head_and_keep_alive(self) -> None:
-        """The standard library's client asks many times on one connection, HEAD among them."""
+        """The standard library's client sends several requests on one connection, HEAD among them."""
         port = await self.port_of(self.start(token="right"))
 
         def ask() -> list[tuple[int, int]]:
@@ -173,7 +173,7 @@ class ClientTests(ListeningTestCase):
         self.assertEqual(len(self.sink.submitted), 2)
 
     async def test_connections(self) -> None:
-        """Connections over the most are closed; when others go, there is room again."""
+        """Connections above the limit are closed; when others close, there is room again."""
         port = await self.port_of(self.start(max_connections=2))
 
         def connect() -> socket.socket:
@@ -200,7 +200,7 @@ class ClientTests(ListeningTestCase):
         self.assertTrue(answer.startswith(b"HTTP/1.0 200"))
 
     async def test_taken(self) -> None:
-        """An address that is taken fails the start."""
+        """If the address is in use, the start fails."""
         port = await self.port_of(self.start())
         description = f"tcp:{port}:interface=127.0.0.1"
         source = HTTPSource(reactor, http_endpoint(reactor, description), self.sink, lookup=lambda _: None)
@@ -209,7 +209,7 @@ class ClientTests(ListeningTestCase):
         self.assertIsNone(await source.listening)
 
     async def test_stop(self) -> None:
-        """The stop closes what is open, idle or in the midst of a request, and frees the port."""
+        """A stop closes idle and busy connections, and frees the port."""
         source = self.start()
         port = await self.port_of(source)
         clients = [socket.create_connection(("127.0.0.1", port), timeout=10) for _ in range(3)]

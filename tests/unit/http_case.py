@@ -25,7 +25,7 @@ ONE = Accepted(captures=(StartedCapture(capture_id="abc1", interface="eth0"),))
 
 @implementer(IListeningPort)
 class FakePort:
-    """A port that is open until it is told not to be."""
+    """A port that is open until it is closed."""
 
     def __init__(self) -> None:
         self.is_open = True
@@ -44,9 +44,9 @@ class FakePort:
 @implementer(IStreamServerEndpoint)
 class FakeEndpoint:
     """
-    An endpoint that keeps the factory.
+    An endpoint that keeps the factory it is given.
 
-    @ivar answer: what C{listen} answers; L{None} is a port that is open.
+    @ivar answer: what C{listen} returns; L{None} is an open port.
     """
 
     def __init__(self) -> None:
@@ -61,9 +61,9 @@ class FakeEndpoint:
 
 class Transport(StringTransport):
     """
-    A connection that closes when it is told to, unless its client is stubborn.
+    A connection that closes on request, unless the client is stubborn.
 
-    @ivar aborted: whether it was closed by force.
+    @ivar aborted: whether it was aborted.
     """
 
     def __init__(self, host_address: Any, stubborn: bool = False) -> None:
@@ -83,14 +83,14 @@ class Transport(StringTransport):
         self.lose(error.ConnectionAborted())
 
     def lose(self, reason: Exception) -> None:
-        """The connection is gone."""
+        """Lose the connection."""
         if not self.is_lost:
             self.is_lost = True
             self.protocol.connectionLost(Failure(reason))
 
 
 class Response:
-    """The first answer in what a client was sent; C{rest} is what follows it."""
+    """The first response in what a client received; C{rest} is what follows it."""
 
     def __init__(self, raw: bytes, *, has_body: bool = True) -> None:
         head, _, rest = raw.partition(b"\r\n\r\n")
@@ -104,7 +104,7 @@ class Response:
 
 
 class HTTPTestCase(unittest.SynchronousTestCase):
-    """A source that listens, and clients for it."""
+    """A listening source, and clients for it."""
 
     token: str | None = None
     max_connections = 4
@@ -147,7 +147,7 @@ class HTTPTestCase(unittest.SynchronousTestCase):
         return transport
 
     def ask(self, method: str, path: str, body: bytes = b"", **headers: str) -> Response:
-        """One request on a connection of its own, and its answer."""
+        """The response to one request on a connection of its own."""
         given = {"Host": "localhost", "Content-Length": str(len(body)), "Connection": "close", **headers}
         head = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in given.items())
         transport = self.say(f"{method} {path} HTTP/1.1\r\n{head}\r\n".encode("latin-1") + body)

@@ -1,4 +1,4 @@
-"""How much of a node an HTTP client can occupy."""
+"""The limits on HTTP clients."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from tests.unit.http_case import ADDRESS, HTTPTestCase, Response, Transport
 
 
 class BoundTests(HTTPTestCase):
-    """Nobody gets more of us than is his due."""
+    """Each client gets bounded memory, time and connections."""
 
     def assert_refused(self, transport: Transport, code: int) -> None:
-        """There is an answer, of one error; then nothing more is heard, and the connection closes."""
+        """There is one error; nothing more is read, and the connection closes."""
         response = Response(transport.value())
         self.assertEqual(response.code, code)
         self.assert_problem(response)
@@ -29,7 +29,7 @@ class BoundTests(HTTPTestCase):
         self.assertEqual(self.sink.submitted, [])
 
     def test_longest_body(self) -> None:
-        """A body of just the most is taken, whole and in chunks."""
+        """A body of the greatest length is accepted, whole and in chunks."""
         body = b" " * MAX_BODY_BYTES
         self.assertEqual(self.ask("POST", "/captures", body).code, 202)
         head = b"POST /captures HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -37,7 +37,7 @@ class BoundTests(HTTPTestCase):
         self.assertEqual(Response(transport.value()).code, 202)
 
     def test_long_body(self) -> None:
-        """One that says it is longer is refused before it comes; nobody is told to go on."""
+        """A body that is announced to be longer is refused before it is sent, without C{100 Continue}."""
         transport = self.say(
             b"POST /captures HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\n"
             b"Content-Length: %d\r\n\r\n" % (MAX_BODY_BYTES + 1)
@@ -45,14 +45,14 @@ class BoundTests(HTTPTestCase):
         self.assert_refused(transport, 413)
 
     def test_long_chunks(self) -> None:
-        """One in chunks is refused when it gets longer, though it came at once, with its end."""
+        """A chunked body is refused once it gets longer, even if it arrives at once."""
         head = b"POST /captures HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
         chunk = b"8000\r\n" + b" " * 0x8000 + b"\r\n"
         self.assert_refused(self.say(head + chunk * 3), 413)
         self.assert_refused(self.say(head + chunk * 3 + b"0\r\n\r\n"), 413)
 
     def test_nonsense(self) -> None:
-        """What is no HTTP is told so, in JSON."""
+        """Anything but HTTP gets a problem document."""
         for raw in (
             b"\x16\x03\x01\x02\x00\x01\r\n",
             b"GET\r\n",
@@ -69,20 +69,20 @@ class BoundTests(HTTPTestCase):
             self.assert_refused(self.say(raw), 400)
 
     def test_long_line(self) -> None:
-        """A line without an end is told so, by the reason that goes with the status."""
+        """A line that is too long gets 431, with the right reason phrase."""
         transport = self.say(b"GET /" + b"x" * 20000)
         self.assertEqual(Response(transport.value()).reason, "Request Header Fields Too Large")
         self.assert_refused(transport, 431)
 
     def test_silent(self) -> None:
-        """A client that says nothing is closed, without an answer."""
+        """A silent client is disconnected without an answer."""
         transport = self.connect()
         self.clock.advance(REQUEST_SECONDS)
         self.assertTrue(transport.is_lost)
         self.assertEqual(transport.value(), b"")
 
     def test_slow(self) -> None:
-        """One that sends a byte now and then doesn't get more time."""
+        """A client that sends a byte now and then doesn't get more time."""
         transport = self.connect()
         for byte in b"GET /captu":
             transport.protocol.dataReceived(bytes([byte]))
@@ -90,7 +90,7 @@ class BoundTests(HTTPTestCase):
         self.assert_refused(transport, 408)
 
     def test_idle_between(self) -> None:
-        """The time starts anew with each answer."""
+        """The time starts again with each answer."""
         one = b"GET /captures/abc1 HTTP/1.1\r\nHost: localhost\r\n\r\n"
         transport = self.say(one)
         for _ in range(3):
@@ -103,7 +103,7 @@ class BoundTests(HTTPTestCase):
         self.assertEqual((transport.is_lost, transport.value()), (True, b""))
 
     def test_stubborn(self) -> None:
-        """A connection that doesn't close is closed by force."""
+        """A connection that doesn't close is aborted."""
         transport = self.connect(stubborn=True)
         self.clock.advance(REQUEST_SECONDS)
         self.assertFalse(transport.is_lost)
@@ -112,7 +112,7 @@ class BoundTests(HTTPTestCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_connections(self) -> None:
-        """More connections than there may be are not let in, which is told once, until there is room."""
+        """Connections above the limit are refused, which is logged once, until there is room."""
         open_ones = [self.connect() for _ in range(self.max_connections)]
         for _ in range(3):
             self.assertIsNone(self.endpoint.factory.buildProtocol(ADDRESS))

@@ -129,7 +129,7 @@ class AnswerTests(ServerTestCase):
     """An answer may come later."""
 
     def test_later(self) -> None:
-        """A Deferred and a coroutine are answered when they fire."""
+        """A Deferred or a coroutine answers when it fires."""
         for method, body in (("GET", {"a": 1}), ("POST", {"a": 1, "body": "x"})):
             transport = self.ask("/slow", method=method, body=b"x" if method == "POST" else b"")
             self.assertEqual(transport.value(), b"")
@@ -139,7 +139,7 @@ class AnswerTests(ServerTestCase):
             self.assertFalse(transport.is_lost)
 
     def test_problem_later(self) -> None:
-        """So is a problem, and an internal error."""
+        """It may fail with a problem, or with an internal error."""
         transport = self.ask("/slow")
         self.slow.waiting.pop().errback(HTTPProblem(429, "Slowly.", headers={"Retry-After": "3"}, more=[1]))
         response = Response(transport.value())
@@ -161,14 +161,14 @@ class AnswerTests(ServerTestCase):
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
 
     def test_no_time_limit(self) -> None:
-        """An answer that takes long is not taken for a slow client."""
+        """A slow answer doesn't count as a slow client."""
         transport = self.ask("/slow")
         self.clock.advance(3600)
         self.slow.waiting.pop().callback(Answer.json({}))
         self.assertEqual(Response(transport.value()).code, 200)
 
     def test_one_at_a_time(self) -> None:
-        """The next request on a connection waits for the answer to the one before."""
+        """The next request on a connection waits for the answer to the previous one."""
         transport = self.ask("/slow")
         transport.protocol.dataReceived(b"GET /slow HTTP/1.1\r\nHost: localhost\r\n\r\n")
         self.assertEqual(len(self.slow.waiting), 1)
@@ -200,7 +200,7 @@ class AnswerTests(ServerTestCase):
         self.assertEqual(self.slow.waiting, [])
 
     def test_bound_of_bodies(self) -> None:
-        """A body may be as long as the server says."""
+        """The longest body is configurable."""
         self.assertEqual(Response(self.ask("/slow", method="POST", body=bytes(101)).value()).code, 413)
         self.ask("/slow", method="POST", body=bytes(100))
         self.assertEqual(len(self.slow.waiting), 1)
@@ -258,7 +258,7 @@ class StreamTests(ServerTestCase):
 
 
 class CloseTests(ServerTestCase):
-    """The stop lets answers arrive, and waits for none for long."""
+    """A stop lets pending answers be sent, for a bounded time."""
 
     def test_answer_in_time(self) -> None:
         """An answer that comes in time is sent, and the connection closes then."""
@@ -276,7 +276,7 @@ class CloseTests(ServerTestCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_answer_too_late(self) -> None:
-        """One that doesn't is no longer waited for; when it comes, it does no harm."""
+        """A later answer is not waited for, and does no harm when it comes."""
         transport, stubborn = self.ask("/slow"), self.ask("/slow", stubborn=True)
         closed = self.close()
         self.clock.advance(ANSWER_SECONDS)

@@ -1,4 +1,4 @@
-"""Requests by HTTP, without a network."""
+"""Requests over HTTP, without a network."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from tests.unit.http_case import ADDRESS, HTTPTestCase, Response
 
 
 class PostTests(HTTPTestCase):
-    """C{POST /captures}: each verdict has its answer."""
+    """C{POST /captures} answers with the verdict."""
 
     def test_accepted(self) -> None:
-        """Of one capture, the id, the interface, and where to ask for it."""
+        """An accepted request gets the capture's id, interface and location."""
         response = self.ask("POST", "/captures", b'{"node":"any"}')
         self.assertEqual(response.code, 202)
         self.assertEqual(
@@ -33,7 +33,7 @@ class PostTests(HTTPTestCase):
         self.assertEqual(self.sink.submitted, [("http", b'{"node":"any"}')])
 
     def test_after_the_verdict(self) -> None:
-        """The answer comes with the verdict; a client that is gone by then changes nothing for the others."""
+        """The answer waits for the verdict; a client that has gone by then doesn't affect the others."""
         verdicts = self.sink.hold()
         clients = [self.connect(), self.connect()]
         for client in clients:
@@ -48,7 +48,7 @@ class PostTests(HTTPTestCase):
         self.assertEqual(Response(clients[1].value()).code, 202)
 
     def test_several(self) -> None:
-        """Of several there is no one place; the problems of others are told."""
+        """Several captures have no common location; problems of other interfaces are listed."""
         self.sink.verdict = Accepted(
             captures=(
                 StartedCapture(capture_id="a", interface="eth0"),
@@ -65,7 +65,7 @@ class PostTests(HTTPTestCase):
         self.assertNotIn("location", response.headers)
 
     def test_rejected(self) -> None:
-        """Every problem is told."""
+        """Every problem is listed."""
         self.sink.verdict = Rejected(
             problems=(
                 Problem(path="packets", value="-1", rule="is wrong"),
@@ -89,7 +89,7 @@ class PostTests(HTTPTestCase):
         )
 
     def test_busy(self) -> None:
-        """A client hears why, and when to come back."""
+        """A client learns why, and when to try again."""
         self.sink.verdict = Busy(reason="32 captures run")
         response = self.ask("POST", "/captures", b"{}")
         self.assertEqual(
@@ -105,20 +105,20 @@ class PostTests(HTTPTestCase):
         self.assertEqual(response.headers["retry-after"], "10")
 
     def test_for_others(self) -> None:
-        """What is for other nodes is not found here."""
+        """A request for other nodes gets 404."""
         self.sink.verdict = NotForThisNode()
         response = self.ask("POST", "/captures", b"{}")
         self.assertEqual(response.code, 404)
         self.assertEqual(response.content["type"], "/pcapsvc/problems/not-for-this-node")
 
     def test_form(self) -> None:
-        """The type doesn't matter: what C{curl -d} calls a form is not taken for one."""
+        """The media type doesn't matter: what C{curl -d} calls a form is not parsed as one."""
         for kind in ("application/x-www-form-urlencoded", "multipart/form-data", "text/plain"):
             self.assertEqual(self.ask("POST", "/captures?x=%", b"{}", Content_Type=kind).code, 202)
         self.assertEqual({body for _, body in self.sink.submitted}, {b"{}"})
 
     def test_chunked(self) -> None:
-        """A body in chunks is put together."""
+        """A chunked body is joined."""
         transport = self.say(
             b"POST /captures HTTP/1.1\r\nHost: [::1]:8480\r\nTransfer-Encoding: chunked\r\n\r\n"
             b'2\r\n{"\r\n3\r\na":\r\n2\r\n1}\r\n0\r\n\r\n'
@@ -127,7 +127,7 @@ class PostTests(HTTPTestCase):
         self.assertEqual(self.sink.submitted, [("http", b'{"a":1}')])
 
     def test_broken_sink(self) -> None:
-        """A fault of ours is JSON, tells nothing of the code, and is logged."""
+        """An internal error is a problem document without details, and is logged."""
 
         class Broken(MemorySink):
             def submit(self, message: Message) -> Any:
@@ -143,7 +143,7 @@ class PostTests(HTTPTestCase):
         self.assertEqual(failed, "HTTP: POST /captures failed")
 
     def test_nothing_logged(self) -> None:
-        """Requests that are answered, in whatever way, are no lines of the log: twistd would print them."""
+        """Requests are not logged, however they are answered."""
         self.events.clear()
         self.assertEqual(self.ask("POST", "/captures", b"{}").code, 202)
         self.assertEqual(self.ask("GET", "/captures/abc1").code, 200)
@@ -152,7 +152,7 @@ class PostTests(HTTPTestCase):
         self.assertEqual([formatEvent(event) for event in self.events], [])
 
     def test_continue(self) -> None:
-        """A client that waits to be told so is told to go on."""
+        """A client that expects C{100 Continue} gets it."""
         transport = self.say(
             b"POST /captures HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n"
         )
@@ -162,7 +162,7 @@ class PostTests(HTTPTestCase):
         self.assertEqual(Response(transport.value()).code, 202)
 
     def test_one_after_another(self) -> None:
-        """A connection serves many requests, also where they are sent at once."""
+        """A connection serves many requests, even if they are sent at once."""
         one = b"POST /captures HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{}"
         transport = self.say(one * 3)
         raw = transport.value()
@@ -175,10 +175,10 @@ class PostTests(HTTPTestCase):
 
 
 class GetTests(HTTPTestCase):
-    """C{GET /captures/ID}, and what is elsewhere."""
+    """C{GET /captures/ID}, and other paths."""
 
     def test_state(self) -> None:
-        """A capture's state, as it is looked up."""
+        """The answer is the capture's state."""
         response = self.ask("GET", "/captures/abc1?pretty")
         self.assertEqual((response.code, response.content), (200, self.states["abc1"]))
 
@@ -188,14 +188,14 @@ class GetTests(HTTPTestCase):
         self.assertEqual(self.ask("HEAD", "/captures/abc1").headers, expected)
 
     def test_nowhere(self) -> None:
-        """Anything else is not found, as is a capture that isn't known."""
+        """Other paths, and unknown captures, get 404."""
         for path in "/ /captures/ /captures/zz /captures/a/b /captures/.. /%00 * captures".split():
             response = self.ask("GET", path)
             self.assertEqual(response.code, 404, path)
             self.assertEqual(response.content["type"], "about:blank")
 
     def test_method(self) -> None:
-        """Another method hears which there are."""
+        """An unsupported method gets 405, with those that are supported."""
         for method, path, allowed in (
             ("GET", "/captures", "POST"),
             ("HEAD", "/captures", "POST"),
@@ -208,17 +208,17 @@ class GetTests(HTTPTestCase):
         self.assertEqual(self.sink.submitted, [])
 
     def test_state_that_is_no_json(self) -> None:
-        """A state that can't be put in JSON is a fault of ours."""
+        """A state that can't be put in JSON is an internal error."""
         self.states["bad"] = {"x": float("nan")}
         self.assertEqual(self.ask("GET", "/captures/bad").code, 500)
         self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)
 
 
 class BrowserTests(HTTPTestCase):
-    """What a page in a browser could send is refused."""
+    """Requests that a web page could make a browser send are refused."""
 
     def test_origin(self) -> None:
-        """Whatever bears an Origin, though it be our own or C{null}."""
+        """Any request with an Origin is refused, even with the node's own, or C{null}."""
         for origin in ("http://evil.example", "null", "http://localhost:8480"):
             response = self.ask("POST", "/captures", b"{}", Origin=origin)
             self.assertEqual(response.code, 403)
@@ -226,25 +226,25 @@ class BrowserTests(HTTPTestCase):
         self.assertEqual(self.sink.submitted, [])
 
     def test_names(self) -> None:
-        """A host's name, which DNS may point anywhere, is refused; so is what only looks like an address."""
+        """Host names are refused, as DNS may point them anywhere; so is what only looks like an address."""
         for host in ["", "[evil]", *"evil.test evil.test:80 127.0.0.1.evil.test localhost.evil".split()]:
             self.assertEqual(self.ask("POST", "/captures", b"{}", Host=host).code, 403, host)
         self.assertEqual(self.sink.submitted, [])
 
     def test_addresses(self) -> None:
-        """Addresses and localhost are let in, with any port."""
+        """Addresses and localhost are accepted, with any port."""
         for host in "127.0.0.1 127.0.0.1:8480 10.1.2.3:1 [::1] [::1]:8480 LOCALHOST localhost:9".split():
             self.assertEqual(self.ask("POST", "/captures", b"{}", Host=host).code, 202, host)
 
     def test_no_host(self) -> None:
-        """HTTP/1.1 wants one Host; HTTP/1.0 can do without."""
+        """HTTP/1.1 requires one Host header; HTTP/1.0 does not."""
         self.assertEqual(Response(self.say(b"GET /captures/abc1 HTTP/1.1\r\n\r\n").value()).code, 400)
         two = self.say(b"GET /captures/abc1 HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\n\r\n")
         self.assertEqual(Response(two.value()).code, 400)
         self.assertEqual(Response(self.say(b"GET /captures/abc1 HTTP/1.0\r\n\r\n").value()).code, 200)
 
     def test_absolute_form(self) -> None:
-        """Where the request target is a whole URL, its host counts, and not the header."""
+        """If the request target is a URL, its host counts rather than the header."""
         for target, host, code in (
             ("http://localhost/captures", "localhost", 202),
             ("HTTP://127.0.0.1:8480/captures?x=http://evil.test", "evil.test", 202),
@@ -260,35 +260,35 @@ class BrowserTests(HTTPTestCase):
         self.assertEqual(self.ask("GET", "http://localhost/captures/abc1").content, self.states["abc1"])
 
     def test_absolute_form_without_host(self) -> None:
-        """A whole URL is no substitute for the header that HTTP/1.1 wants; HTTP/1.0 can do without."""
+        """A URL doesn't replace the Host header that HTTP/1.1 requires; HTTP/1.0 doesn't require one."""
         for version, code in ((b"1.1", 400), (b"1.0", 200)):
             transport = self.say(b"GET http://localhost/captures/abc1 HTTP/%s\r\n\r\n" % version)
             self.assertEqual(Response(transport.value()).code, code)
 
 
 class UnixSocketTests(HTTPTestCase):
-    """Over a unix socket, where no name can point."""
+    """Over a unix socket, to which no name can point."""
 
     host_address = UNIXAddress("/run/pcapsvc/http.sock")
 
     def test_names(self) -> None:
-        """The host can be called by any name, or by none."""
+        """Any host name is accepted, or none."""
         for host in ("pcapsvc", "evil.test:80", ""):
             self.assertEqual(self.ask("POST", "/captures", b"{}", Host=host).code, 202)
         self.assertEqual(self.ask("POST", "http://pcapsvc/captures", b"{}").code, 202)
 
     def test_origin(self) -> None:
-        """Pages are refused all the same: something may pass them on."""
+        """Requests from web pages are refused all the same: a proxy may pass them on."""
         self.assertEqual(self.ask("POST", "/captures", b"{}", Origin="http://localhost").code, 403)
 
 
 class TokenTests(HTTPTestCase):
-    """With a token, who doesn't bear it gets nothing."""
+    """With a token, clients must present it."""
 
     token = "s3cret-tökén"
 
     def test_wrong(self) -> None:
-        """No token, a wrong one, or one in another way: 401 on every route."""
+        """Without it, with a wrong one, or in another scheme, every path gets 401."""
         for path in ("/captures", "/captures/abc1", "/elsewhere"):
             for given in (
                 {},
@@ -302,7 +302,7 @@ class TokenTests(HTTPTestCase):
         self.assertEqual(self.sink.submitted, [])
 
     def test_right(self) -> None:
-        """The right one opens; the scheme's case doesn't matter; and a name as the Host is no harm."""
+        """The right one is accepted, whatever the case of the scheme; then any host name is, too."""
         for scheme in ("Bearer", "bearer"):
             response = self.ask(
                 "POST", "/captures", b"{}", Authorization=f"{scheme} {self.right()}", Host="node7.example"
@@ -310,13 +310,13 @@ class TokenTests(HTTPTestCase):
             self.assertEqual(response.code, 202)
 
     def test_origin(self) -> None:
-        """Pages are refused all the same."""
+        """Requests from web pages are refused all the same."""
         response = self.ask("POST", "/captures", Authorization=f"Bearer {self.right()}", Origin="null")
         self.assertEqual(response.code, 403)
 
     @staticmethod
     def right() -> str:
-        """The token's bytes, one character each."""
+        """The token, one character for each of its bytes."""
         return TokenTests.token.encode().decode("latin-1")
 
 
@@ -324,12 +324,12 @@ class LifeTests(HTTPTestCase):
     """The start and the stop."""
 
     def test_listening(self) -> None:
-        """It says where it listens."""
+        """C{listening} fires with the address."""
         assert self.source.listening is not None
         self.assertEqual(self.successResultOf(self.source.listening), ADDRESS)
 
     def test_stop(self) -> None:
-        """The port is closed, then the connections; the stop waits for the last, which is closed by force."""
+        """The port is closed, then the connections; the last one is aborted."""
         polite, stubborn = self.connect(), self.connect(stubborn=True)
         stopped = self.source.stopService()
         self.assertFalse(self.endpoint.port.is_open)
@@ -342,13 +342,13 @@ class LifeTests(HTTPTestCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_start_again(self) -> None:
-        """What was stopped can be started."""
+        """A stopped source can be started again."""
         self.successResultOf(self.source.stopService())
         self.source.startService()
         self.assertEqual(self.ask("GET", "/captures/abc1").code, 200)
 
     def test_taken(self) -> None:
-        """Where the address is taken, the start fails, and the log names the endpoint."""
+        """If the address is in use, the start fails, and the endpoint is logged."""
         self.successResultOf(self.source.stopService())
         self.endpoint.answer = defer.fail(error.CannotListenError("127.0.0.1", 8480, OSError(98, "in use")))
         refused = self.assertRaises(SettingsError, self.source.startService)
@@ -362,7 +362,7 @@ class LifeTests(HTTPTestCase):
         self.assertIsNone(self.successResultOf(self.source.listening))
 
     def test_taken_later(self) -> None:
-        """Where that shows later, C{listening} says so, and the log."""
+        """If listening fails later, C{listening} fires with L{None}, and it is logged."""
         self.successResultOf(self.source.stopService())
         self.endpoint.answer = defer.Deferred()
         self.source.startService()
@@ -383,17 +383,17 @@ class LifeTests(HTTPTestCase):
 
 
 class EndpointTests(unittest.SynchronousTestCase):
-    """L{http_endpoint}: what is a unix socket, and with which mode."""
+    """L{http_endpoint} determines the mode of a unix socket."""
 
     def mode_of(self, description: str) -> int:
-        """The mode with which a socket would be made."""
+        """The mode that a socket would get."""
         reactor = MemoryReactor()
         http_endpoint(reactor, description).listen(None)  # type: ignore[arg-type]
         [(_path, _factory, _backlog, mode, _lock)] = reactor.unixServers
         return int(mode)
 
     def test_mode(self) -> None:
-        """For the owner and the group, unless it is given, with or without its name."""
+        """It is 660, unless the description has one, with or without its name."""
         self.assertEqual(self.mode_of("unix:/run/pcapsvc.sock"), 0o660)
         self.assertEqual(self.mode_of(r"unix:/run/a\:b.sock:backlog=5"), 0o660)
         self.assertEqual(self.mode_of("unix:address=/run/a.sock"), 0o660)
@@ -401,7 +401,7 @@ class EndpointTests(unittest.SynchronousTestCase):
         self.assertEqual(self.mode_of("unix:/run/a.sock:600"), 0o600)
 
     def test_tcp(self) -> None:
-        """Others are what Twisted makes of them."""
+        """Other descriptions are passed to Twisted."""
         reactor = MemoryReactor()
         http_endpoint(reactor, "tcp:8480:interface=127.0.0.1").listen(None)  # type: ignore[arg-type]
         self.assertEqual(reactor.tcpServers[0][0], 8480)

@@ -1,4 +1,4 @@
-"""How a topic of Kafka is read, with a connection that a test speaks for."""
+"""Reading a Kafka topic, with a fake connection."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ class Record:
 
 class Broker:
     """
-    What brokers know, and what becomes of connections to them.
+    The brokers' state, and how they behave.
 
-    @ivar ends: the offset of the next record, by partition; none are no topic.
+    @ivar ends: the offset of the next record, by partition; without any, there is no topic.
     @ivar leaderless: the partitions among them that have no leader.
-    @ivar by_time: where to begin for a time, by partition.
-    @ivar batches: what each poll brings; an exception is raised.
-    @ivar problem: why no connection can be opened; L{None} where one can.
-    @ivar calls: what was asked for that leaves a trace, in order.
+    @ivar by_time: the offset to start at for a time, by partition.
+    @ivar batches: what each poll returns; an exception is raised.
+    @ivar problem: why no connection can be opened; L{None} if one can.
+    @ivar calls: the requests that change something, in order.
     """
 
     def __init__(self) -> None:
@@ -63,7 +63,7 @@ class Broker:
 
     @property
     def open_connections(self) -> int:
-        """How many were made, and not closed."""
+        """How many connections are not closed."""
         return sum(not connection.is_closed for connection in self.connections)
 
 
@@ -153,22 +153,22 @@ class ReaderTestCase(unittest.SynchronousTestCase):
         )
 
     def bodies(self, *batches: Any) -> list[bytes]:
-        """What the next reads bring, one for each batch."""
+        """The bodies that the next reads return, one read for each batch."""
         self.broker.batches.extend(batches)
         return [message.body for _ in batches for message in self.reader.read().messages]
 
 
 class ReaderTests(ReaderTestCase):
-    """Without a group: every message, from the first contact on."""
+    """Without a group, every message is read, from the first contact on."""
 
     def test_newest(self) -> None:
-        """It begins at the newest offset of each partition."""
+        """It starts at the newest offset of each partition."""
         self.broker.ends = {ZERO: 10, ONE: 20}
         self.reader.read()
         self.assertEqual([("assign", {ZERO: 10, ONE: 20})], self.broker.calls)
 
     def test_messages(self) -> None:
-        """A message is the value of a record, with its time; nothing is asked of the key."""
+        """A message is the value of a record, with its time. The key is ignored."""
         self.broker.batches.append(
             {
                 ZERO: [
@@ -185,7 +185,7 @@ class ReaderTests(ReaderTestCase):
         self.assertEqual([1_700_000_000.25, None, None, 0.0], [message.sent_at for message in messages])
 
     def test_after_a_failure_nothing_is_newest(self) -> None:
-        """Where the first attempt failed, it begins with what was sent since then, clocks' skew aside."""
+        """If the first attempt failed, it starts with what was sent since then, less the clock skew."""
         self.broker.ends = {ZERO: 10, ONE: 20}
         self.broker.by_time = {ZERO: 7}
         self.broker.problem = Unreachable("down")
@@ -205,7 +205,7 @@ class ReaderTests(ReaderTestCase):
         self.assertEqual([("assign", {ZERO: 10}), ("assign", {ZERO: 10, ONE: 0})], self.broker.calls)
 
     def test_a_partition_that_had_no_leader(self) -> None:
-        """One that was there, and had no leader, is read with what was sent since the first contact."""
+        """A partition that had no leader at first is read from what was sent since the first contact."""
         self.broker.ends, self.broker.by_time = {ZERO: 10, ONE: 20}, {ONE: 18}
         self.broker.leaderless = {ONE}
         self.reader.read()
@@ -218,7 +218,7 @@ class ReaderTests(ReaderTestCase):
         )
 
     def test_a_partition_that_loses_its_leader(self) -> None:
-        """One that is without a leader for long is read on from where it was, when it has one again."""
+        """A partition that regains its leader after a long time is read on from its position."""
         self.broker.ends = {ZERO: 10, ONE: 20}
         self.bodies({ONE: [Record(20), Record(21)]})
         self.broker.leaderless, self.broker.lost = {ONE}, "partition 1 has no leader"
@@ -232,7 +232,7 @@ class ReaderTests(ReaderTestCase):
         self.assertEqual([("assign", {ZERO: 10}), ("assign", {ZERO: 10, ONE: 22})], self.broker.calls[1:])
 
     def test_goes_on(self) -> None:
-        """After a failure it goes on behind what it read last, through a new connection."""
+        """After a failure it continues from its position, on a new connection."""
         self.bodies({ZERO: [Record(10), Record(11)]})
         self.broker.batches.append(kafka_errors.UnknownError("gone"))
         self.assertRaises(kafka_errors.UnknownError, self.reader.read)
@@ -243,13 +243,13 @@ class ReaderTests(ReaderTestCase):
         self.assertEqual(2, len(self.broker.connections))
 
     def test_nothing_twice(self) -> None:
-        """A record that was heard is passed over when it comes again."""
+        """A record that was read is skipped if it comes again."""
         batch = {ZERO: [Record(10, b"one"), Record(11, b"two")]}
         again = {ZERO: [Record(11, b"two"), Record(12, b"three")]}
         self.assertEqual([b"one", b"two", b"three"], self.bodies(batch, again))
 
     def test_a_partition_that_lost_its_end(self) -> None:
-        """Where brokers lost the end of a partition, its new records are heard, and no old one again."""
+        """If brokers have lost the end of a partition, its new records are read, and no old one again."""
         second = int(BEGAN * 1000) + 1000
         self.bodies({ZERO: [Record(10, b"a"), Record(11, b"b"), Record(12, b"c")]})
         kept, new = Record(10, b"a"), Record(11, b"new", second)
@@ -257,7 +257,7 @@ class ReaderTests(ReaderTestCase):
             [b"new", b"newer"], self.bodies({ZERO: [kept, new]}, {ZERO: [Record(12, b"newer", second)]})
         )
 
-    def test_a_topic_made_anew(self) -> None:
+    def test_a_topic_created_again(self) -> None:
         """A topic of the same name, created again, is read from its beginning."""
         self.bodies({ZERO: [Record(10)]})
         self.broker.topic_id = "id-2"
@@ -267,7 +267,7 @@ class ReaderTests(ReaderTestCase):
         self.assertEqual(("assign", {ZERO: 0}), self.broker.calls[-1])
 
     def test_brokers_of_several_versions(self) -> None:
-        """Where a broker doesn't say which topic it is, it counts as the same."""
+        """If a broker doesn't know topic ids, the topic counts as the same."""
         self.reader.read()
         for self.broker.topic_id in (None, "id-1"):
             self.broker.batches.append(kafka_errors.UnknownError("gone"))
@@ -276,7 +276,7 @@ class ReaderTests(ReaderTestCase):
         self.assertEqual([("assign", {ZERO: 10})] * 3, self.broker.calls)
 
     def test_a_topic_that_goes_away(self) -> None:
-        """A topic that goes away is a problem; where it comes back as it was, it is read on."""
+        """A topic that vanishes is a problem; if it comes back unchanged, it is read on."""
         self.bodies({ZERO: [Record(10)]})
         ends, self.broker.ends = self.broker.ends, {}
         self.assertRaises(MissingTopic, self.reader.read)
@@ -285,7 +285,7 @@ class ReaderTests(ReaderTestCase):
         self.assertEqual(("assign", {ZERO: 11}), self.broker.calls[-1])
 
     def test_lost(self) -> None:
-        """That there is no connection is told at the second read: at the first it may just be made."""
+        """A missing connection is reported by the second read: at the first it may be connecting."""
         self.broker.lost = "no connection to a:1"
         heard = [self.reader.read() for _ in range(3)]
         self.assertEqual([False] * 3, [each.is_connected for each in heard])
@@ -294,7 +294,7 @@ class ReaderTests(ReaderTestCase):
         self.assertTrue(self.reader.read().is_connected)
 
     def test_no_leader(self) -> None:
-        """A partition that has no leader is told, and isn't found again by messages of another one."""
+        """A partition without a leader is reported, whatever messages another partition has."""
         self.broker.ends, self.broker.leaderless = {ZERO: 10, ONE: 20}, {ONE}
         heard = [self.reader.read() for _ in range(2)]
         words = "partition 1 of topic 'capture' has no leader"
@@ -307,7 +307,7 @@ class ReaderTests(ReaderTestCase):
         self.assertEqual(("assign", {ZERO: 11, ONE: 20}), self.broker.calls[-1])
 
     def test_no_leader_beside_a_busy_one(self) -> None:
-        """So it is where there is always a message of another partition, of which none is lost."""
+        """So it is if another partition always has messages, none of which is lost."""
         self.broker.ends, self.broker.leaderless = {ZERO: 10, ONE: 20}, {ONE}
         self.broker.batches.extend({ZERO: [Record(number)]} for number in range(10, 14))
         heard = [self.reader.read() for _ in range(3)]
@@ -318,7 +318,7 @@ class ReaderTests(ReaderTestCase):
         self.assertEqual([(False, 1)] * 4, [(each.is_connected, len(each.messages)) for each in heard])
 
     def test_what_goes_on_by_itself(self) -> None:
-        """What the client gets over by itself ends no connection; it is told where it comes twice."""
+        """An error that the client recovers from closes no connection, and is reported if it comes twice."""
         gone = kafka_errors.KafkaConnectionError("hunter2")
         self.broker.batches.extend([gone, gone, {}])
         heard = [self.reader.read() for _ in range(3)]
@@ -329,7 +329,7 @@ class ReaderTests(ReaderTestCase):
         self.assertEqual(1, self.broker.open_connections)
 
     def test_lost_for_long(self) -> None:
-        """Where there was no connection for a minute, everything begins anew."""
+        """After a minute without a connection, a new one is made."""
         self.broker.lost = "no connection to a:1"
         self.reader.read()
         self.now += RECONNECT_SECONDS + 1
@@ -338,7 +338,7 @@ class ReaderTests(ReaderTestCase):
         self.assertEqual(None, self.reader.read().lost)
 
     def test_what_cannot_be_read(self) -> None:
-        """Records that nobody here can read are passed over, and told; the next ones are heard."""
+        """Unreadable records are skipped and reported; the next ones are read."""
         for problem in (
             kafka_errors.UnsupportedCodecError("no zstd"),
             kafka_errors.CorruptRecordError("crc"),
@@ -349,19 +349,19 @@ class ReaderTests(ReaderTestCase):
             heard = self.reader.read()
             self.assertIn("partition 0 contains unreadable records", str(heard.gap))
             self.assertIn(f"skipped to offset {self.broker.ends[ZERO]}", str(heard.gap))
-            # To poll that consumer once more would never end.
+            # Another poll of this consumer would never return.
             self.assertEqual(0, self.broker.open_connections)
             self.reader.read()
             self.assertEqual(("assign", {ZERO: self.broker.ends[ZERO]}), self.broker.calls[-1])
 
     def test_what_cannot_be_read_and_nobody_knows_where(self) -> None:
-        """Where it can't be told which partition it is, it is a failure as any other."""
+        """If the partition is unknown, this is a failure like any other."""
         self.broker.batches.append(kafka_errors.CorruptRecordError("crc"))
         self.assertRaises(kafka_errors.CorruptRecordError, self.reader.read)
         self.assertEqual(0, self.broker.open_connections)
 
     def test_each_failed_attempt_is_closed(self) -> None:
-        """Nothing of an attempt that failed is left."""
+        """A failed attempt leaves nothing behind."""
         self.broker.problem = kafka_errors.KafkaTimeoutError("no answer")
         for _ in range(3):
             self.assertRaises(kafka_errors.KafkaTimeoutError, self.reader.read)
@@ -369,13 +369,13 @@ class ReaderTests(ReaderTestCase):
         self.assertEqual(0, self.broker.open_connections)
 
     def test_stop_before_it_opens(self) -> None:
-        """Once stopped, it opens nothing."""
+        """Once stopped, it opens no connection."""
         self.reader.stop()
         self.assertRaises(Unreachable, self.reader.read)
         self.assertEqual([], self.broker.connections)
 
     def test_stop_while_it_opens(self) -> None:
-        """What is being opened when it is stopped is broken off."""
+        """A stop aborts a connection that is being opened."""
         connection = FakeConnection(self.broker)
         self.reader = Reader(
             lambda: connection,  # type: ignore[arg-type,return-value]
@@ -387,7 +387,7 @@ class ReaderTests(ReaderTestCase):
         self.assertTrue(connection.aborted.wait(5))
 
     def test_stop_of_an_open_one(self) -> None:
-        """What is open isn't broken off by a stop: it is closed in order."""
+        """A stop doesn't abort an open connection: that is closed in order."""
         self.reader.read()
         self.reader.stop()
         self.assertFalse(self.broker.connections[0].aborted.is_set())
@@ -397,27 +397,27 @@ class ReaderTests(ReaderTestCase):
 
 
 class SharedReaderTests(ReaderTestCase):
-    """With a group: what is committed, and when."""
+    """With a group, submitted messages are committed."""
 
     is_shared = True
 
     def commits(self) -> list[dict[TopicPartition, int]]:
-        """What was committed."""
+        """The committed offsets."""
         return [call[1] for call in self.broker.calls if call[0] == "commit"]
 
     def test_joins(self) -> None:
-        """A group that has read before goes on where it was."""
+        """A group that has read before continues from its offsets."""
         self.reader.read()
         self.assertEqual(["subscribe"], self.broker.calls)
 
     def test_a_new_group(self) -> None:
-        """A new group begins at the newest offset, and that is committed before anything is read."""
+        """A new group starts at the newest offset, which is committed before anything is read."""
         self.broker.has_commits = False
         self.reader.read()
         self.assertEqual([("commit", {ZERO: 10}), "subscribe"], self.broker.calls)
 
-    def test_a_topic_made_anew(self) -> None:
-        """In a topic that is created again the group begins at its beginning."""
+    def test_a_topic_created_again(self) -> None:
+        """A group reads a topic that was created again from its beginning."""
         self.reader.read()
         self.broker.topic_id, self.broker.has_commits = "id-2", False
         self.broker.ends, self.broker.by_time = {ZERO: 2}, {ZERO: 1}
@@ -426,21 +426,21 @@ class SharedReaderTests(ReaderTestCase):
         self.assertEqual(["subscribe", ("commit", {ZERO: 0}), "subscribe"], self.broker.calls)
 
     def test_a_new_group_that_another_node_began(self) -> None:
-        """Where another node was faster with that, its word counts."""
+        """If another node was faster to commit that, its offsets count."""
         self.broker.has_commits = False
         self.broker.commit_problem = kafka_errors.UnknownMemberIdError("joined already")
         self.reader.read()
         self.assertEqual(["subscribe"], self.broker.calls)
 
     def test_committed_after_it_was_submitted(self) -> None:
-        """What one read brought is committed by the next one, when it has been submitted; and only once."""
+        """What a read returned is committed by the next one, once it was submitted; and only once."""
         self.bodies({ZERO: [Record(10), Record(11)]})
         self.assertEqual([], self.commits())
         self.bodies({}, {})
         self.assertEqual([{ZERO: 12}], self.commits())
 
     def test_committed_at_the_end(self) -> None:
-        """What was submitted, and could not be committed before, is committed when it is closed."""
+        """What was submitted, and could not be committed before, is committed at the close."""
         self.broker.commit_problem = kafka_errors.KafkaTimeoutError("away")
         self.bodies({ZERO: [Record(10)]}, {})
         self.broker.commit_problem = None
@@ -448,13 +448,13 @@ class SharedReaderTests(ReaderTestCase):
         self.assertEqual([{ZERO: 11}], self.commits())
 
     def test_not_committed_before_it_was_submitted(self) -> None:
-        """What the last read brought isn't committed when it is closed: nobody may have heard it."""
+        """What the last read returned isn't committed at the close: it may not have been submitted."""
         self.bodies({ZERO: [Record(10)]}, {ZERO: [Record(11)]})
         self.reader.close()
         self.assertEqual([{ZERO: 11}], self.commits())
 
     def test_brokers_that_are_away(self) -> None:
-        """What can't be committed now is committed later, and messages are read meanwhile."""
+        """What can't be committed now is committed later; reading goes on."""
         self.bodies({ZERO: [Record(10)]})
         self.broker.commit_problem = kafka_errors.KafkaTimeoutError("away")
         self.assertEqual([b"two"], self.bodies({ZERO: [Record(11, b"two")]}))
@@ -462,8 +462,8 @@ class SharedReaderTests(ReaderTestCase):
         self.bodies({})
         self.assertEqual([{ZERO: 12}], self.commits())
 
-    def test_a_group_divided_anew(self) -> None:
-        """What others have now isn't committed; what comes here again is passed over."""
+    def test_a_rebalanced_group(self) -> None:
+        """What other nodes have now isn't committed; what comes here again is skipped."""
         self.bodies({ZERO: [Record(10, b"one")]})
         self.broker.commit_problem = kafka_errors.CommitFailedError()
         self.bodies({})
@@ -473,13 +473,13 @@ class SharedReaderTests(ReaderTestCase):
         self.assertEqual([{ZERO: 12}], self.commits())
 
     def test_no_right_to_commit(self) -> None:
-        """Where there is no right to commit, that is a failure."""
+        """A commit without permission is a failure."""
         self.bodies({ZERO: [Record(10)]})
         self.broker.commit_problem = kafka_errors.GroupAuthorizationFailedError("g")
         self.assertRaises(kafka_errors.GroupAuthorizationFailedError, self.reader.read)
 
     def test_what_cannot_be_read(self) -> None:
-        """What is passed over is committed, too: else it would come again."""
+        """What is skipped is committed, too: otherwise it would come again."""
         self.broker.stuck = ZERO
         self.broker.batches.append(kafka_errors.UnsupportedCodecError("no zstd"))
         self.reader.read()

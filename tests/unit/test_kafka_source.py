@@ -1,4 +1,4 @@
-"""The Kafka source, with a connection that a test speaks for."""
+"""The Kafka source, with a fake connection."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.unit.test_kafka_reader import BEGAN, ZERO, Broker, Record
 
 
 class _Thread:
-    """A thread runner whose functions run when a test says so."""
+    """A thread runner whose functions run when the test calls L{turn}."""
 
     def __init__(self) -> None:
         self.waiting: deque[tuple[defer.Deferred[Any], Callable[..., Any], tuple[Any, ...]]] = deque()
@@ -35,7 +35,7 @@ class _Thread:
         return self.waiting[-1][0]
 
     def turn(self) -> None:
-        """Run the next function, and what its result leads to."""
+        """Run the next function, and deliver its result."""
         result, function, args = self.waiting.popleft()
         try:
             outcome = function(*args)
@@ -46,7 +46,7 @@ class _Thread:
 
 
 class KafkaSourceTests(unittest.SynchronousTestCase):
-    """L{KafkaSource} submits, tells, and stops."""
+    """L{KafkaSource} submits messages, logs outages, and stops."""
 
     def setUp(self) -> None:
         self.lines: list[str] = []
@@ -71,12 +71,12 @@ class KafkaSourceTests(unittest.SynchronousTestCase):
         )
 
     def observe(self, event: Any) -> None:
-        """Keep what the source logs."""
+        """Collect what the source logs."""
         if "kafka" in event.get("log_namespace", ""):
             self.lines.append(f"{event['log_level'].name}: {formatEvent(event)}")
 
     def test_submits(self) -> None:
-        """Each message is submitted, with the broker's time."""
+        """Each message is submitted with its time stamp."""
         self.broker.batches.append({ZERO: [Record(10, b"one"), Record(11, b"two", None)]})
         self.thread.turn()
         self.assertEqual([("kafka", b"one"), ("kafka", b"two")], self.sink.submitted)
@@ -94,7 +94,7 @@ class KafkaSourceTests(unittest.SynchronousTestCase):
         self.assertTrue(self.thread.waiting)
 
     def test_stop_before_the_verdicts(self) -> None:
-        """A stop awaits verdicts for a while, and then cancels all that are missing."""
+        """A stop waits for verdicts for a while, and then cancels those that are missing."""
         verdicts = self.sink.hold()
         self.broker.batches.append({ZERO: [Record(10, b"one"), Record(11, b"two", None)]})
         self.thread.turn()
@@ -106,7 +106,7 @@ class KafkaSourceTests(unittest.SynchronousTestCase):
         self.successResultOf(stopping)
 
     def test_an_outage(self) -> None:
-        """An outage is told once, however long, and so is its end."""
+        """An outage is logged once, however long it lasts, and so is its end."""
         self.thread.turn()
         self.broker.batches.append(kafka_errors.UnknownError("what the server said"))
         self.thread.turn()
@@ -132,7 +132,7 @@ class KafkaSourceTests(unittest.SynchronousTestCase):
         )
 
     def test_a_lost_connection(self) -> None:
-        """A connection that is lost while it reads is told once, though nothing is raised."""
+        """A connection that is lost while reading is logged once, although nothing is raised."""
         self.broker.lost = "no connection to a.example:9092"
         for _ in range(4):
             self.thread.turn()
@@ -142,7 +142,7 @@ class KafkaSourceTests(unittest.SynchronousTestCase):
         )
 
     def test_in_words(self) -> None:
-        """Each kind of problem has words of its own, and no words of a server's, which may tell a secret."""
+        """Each kind of problem is logged in our own words: a server's might contain a secret."""
         for problem, words in (
             (kafka_errors.KafkaTimeoutError("hunter2"), "do not answer properly"),
             (MissingTopic(), "topic 'capture' does not exist; it is not created"),
@@ -179,7 +179,7 @@ class KafkaSourceTests(unittest.SynchronousTestCase):
             self.thread.turn()
 
     def test_a_gap(self) -> None:
-        """What is passed over is an error in the log."""
+        """Skipped records are logged as an error."""
         self.broker.stuck = ZERO
         self.broker.batches.append(kafka_errors.UnsupportedCodecError("no zstd"))
         self.thread.turn()
@@ -197,7 +197,7 @@ class KafkaSourceTests(unittest.SynchronousTestCase):
         self.assertEqual([], self.clock.getDelayedCalls())
 
     def test_stop_while_a_message_comes(self) -> None:
-        """What a poll brings after the stop is dropped, and not committed: the group hears it later."""
+        """What a poll returns after the stop is dropped, and not committed: the group reads it later."""
         self.thread.waiting.clear()
         source = self.make_source("sharing")
         source.startService()
@@ -211,7 +211,7 @@ class KafkaSourceTests(unittest.SynchronousTestCase):
         self.assertEqual(["subscribe", ("commit", {ZERO: 11})], self.broker.calls)
 
     def test_stop_of_what_hangs(self) -> None:
-        """A stop waits no longer than it must; then the connection is cut."""
+        """A stop that takes too long closes the connection by force."""
         self.thread.turn()
         stopped = self.source.stopService()
         self.clock.advance(STOP_SECONDS)
@@ -220,7 +220,7 @@ class KafkaSourceTests(unittest.SynchronousTestCase):
         self.assertEqual([], self.clock.getDelayedCalls())
 
     def test_begins_anew(self) -> None:
-        """After a stop it can be started again, and begins at the newest offset."""
+        """After a stop it can be started again, and starts at the newest offset."""
         self.thread.turn()
         stopped = self.source.stopService()
         while self.thread.waiting:
@@ -232,33 +232,33 @@ class KafkaSourceTests(unittest.SynchronousTestCase):
         self.assertEqual(("assign", {ZERO: 99}), self.broker.calls[-1])
 
     def test_passwords_are_not_shown(self) -> None:
-        """What says how to log in shows no password."""
+        """The C{repr} of the security settings shows no password."""
         self.assertNotIn("hunter2", repr(KafkaSecurity(sasl_plain_password="hunter2")))
 
 
 class TokenFileTests(unittest.SynchronousTestCase):
-    """L{TokenFile} gives the token in a file."""
+    """L{TokenFile} provides the token in a file."""
 
     def setUp(self) -> None:
         self.file = Path(self.mktemp())
         self.file.write_text("one\n")
 
     def test_as_it_is_now(self) -> None:
-        """The token is that of the file at that time, without the end of its line."""
+        """The token is the file's current content, without the end of the line."""
         tokens = TokenFile(str(self.file))
         self.assertEqual("one", tokens.token())
         self.file.write_text(" two")
         self.assertEqual("two", tokens.token())
 
     def test_no_text(self) -> None:
-        """That it is no UTF-8 is told by words that don't show it, nor does anything behind them."""
+        """If it isn't UTF-8, neither the message nor its cause shows it."""
         self.file.write_bytes(b"hunter2\xff")
         problem = self.assertRaises(UnusableToken, TokenFile, str(self.file))
         self.assertIn(f"it is not UTF-8 ({self.file})", str(problem))
         self.assertIs(None, problem.__cause__ or problem.__context__)
 
     def test_no_file(self) -> None:
-        """A file that goes away is told, at the next login."""
+        """A file that has vanished is reported at the next authentication."""
         tokens = TokenFile(str(self.file))
         self.file.unlink()
         problem = self.assertRaises(UnusableToken, tokens.token)

@@ -1,4 +1,4 @@
-"""What is left of connections to Redis that were lost: nothing."""
+"""Lost connections to Redis leave nothing in memory."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from twisted.trial import unittest
 
 from pcapsvc.sources.redis.source import RETRY_SECONDS, RedisSource
 from pcapsvc.testing import MemorySink
-from tests.unit.test_redis_source import SUBSCRIBED, FakeEndpoint, Transport
+from tests.unit.redis_case import SUBSCRIBED, FakeEndpoint, Transport
 
 
 class ReconnectionTests(unittest.SynchronousTestCase):
-    """L{RedisSource}, cut off again and again."""
+    """L{RedisSource}, disconnected again and again."""
 
     def test_nothing_is_kept(self) -> None:
         """
-        No lost connection is kept alive, but the last few, though Twisted gives the same exception
-        for all of them; whether it is lost before it is subscribed or after.
+        Only the last few lost connections are kept alive, although Twisted raises the same exception
+        for all of them. It doesn't matter whether they were subscribed.
         """
         clock, endpoint = Clock(), FakeEndpoint()
         source = RedisSource(
