@@ -9,6 +9,7 @@ from pcapsvc.delivery.settings import DeliverySettings
 from pcapsvc.destinations.cloudshark.settings import CloudSharkSettings
 from pcapsvc.destinations.local.settings import LocalSettings
 from pcapsvc.destinations.s3.settings import S3Settings
+from pcapsvc.encoders.pcap.settings import PcapSettings
 from pcapsvc.host.settings import SyslogSettings
 from pcapsvc.settings.catalogue import Catalogue
 from pcapsvc.settings.general import CaptureSettings, GeneralSettings
@@ -22,6 +23,6 @@ COMPONENTS = Catalogue(
     sources=(RedisSettings, KafkaSettings, SqsSettings, HttpSettings),
     destinations=(LocalSettings, CloudSharkSettings, S3Settings),
     reporters=(),
-    encoders=(),
+    encoders=(PcapSettings,),
     services=(SyslogSettings,),
 )

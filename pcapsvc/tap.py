@@ -13,6 +13,7 @@ from typing import Any, ClassVar, NoReturn
 from twisted.application.service import IService
 from twisted.python import usage
 
+from pcapsvc import __version__
 from pcapsvc.components import COMPONENTS
 from pcapsvc.core.errors import PcapsvcError, Problem, SettingsError
 from pcapsvc.host.signals import ignore_reload
@@ -57,6 +58,13 @@ class Options(usage.Options):
         """
         words = sys.argv[1:] if options is None else options
         super().parseOptions(self._as_getopt_takes(words))  # type: ignore[no-untyped-call]
+
+    def opt_version(self) -> NoReturn:
+        """Print the versions of pcapsvc and of Twisted, and exit."""
+        # As Twisted's own, which knows only its version.
+        print(f"pcapsvc version: {__version__}")  # noqa: T201
+        super().opt_version()  # type: ignore[no-untyped-call]
+        raise SystemExit(0)
 
     def overrides(self) -> dict[str, Any]:
         """
@@ -134,11 +142,11 @@ def _service(path: str | None, overrides: Mapping[str, Any]) -> IService:
     # waits in the spool would be too old. All that waits here asks the reactor.
     reactor.seconds = time.monotonic  # type: ignore[method-assign]
     try:
-        service = app.build(settings, reactor)
+        node = app.build(settings, reactor)
     except SettingsError as error:
         _refuse(error)
     sys.excepthook = _tell
-    return service
+    return node.service
 
 
 def _tell(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:

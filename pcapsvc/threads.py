@@ -7,7 +7,7 @@ from collections.abc import Callable
 from threading import Thread
 from typing import Any
 
-from twisted.application.service import Service
+from twisted.application.service import MultiService, Service
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IReactorFromThreads, IReactorTime
 from twisted.internet.threads import deferToThreadPool
@@ -46,7 +46,6 @@ class Threads(Service):
         free thread waits for one.
     """
 
-    name = "threads"
     _log = Logger()
 
     def __init__(self, reactor: IThreadReactor, *, most: int = 16) -> None:
@@ -126,3 +125,26 @@ class Threads(Service):
         for result in tuple(self._unfinished):
             result.cancel()
         self._fire(stopped)
+
+
+class ThreadPools(MultiService):
+    """
+    The thread pools of one daemon. Each part that blocks has its own, so that one that hangs
+    takes up no other's threads.
+    """
+
+    name = "threads"
+
+    def __init__(self, reactor: IThreadReactor) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._reactor = reactor
+
+    def new(self, most: int = 16) -> Threads:
+        """
+        Make a pool, which is started and stopped with the others.
+
+        @param most: the number of threads that it may have.
+        """
+        pool = Threads(self._reactor, most=most)
+        pool.setServiceParent(self)  # type: ignore[no-untyped-call]
+        return pool

@@ -38,7 +38,7 @@ class Catalogue:
     services: tuple[type[ServiceSection], ...] = ()
 
     def __post_init__(self) -> None:
-        paths = [section.path(key) for section in self.sections for key in section.file_keys()]
+        paths = [section.key_path(key) for section in self.sections for key in section.file_keys()]
         names = [option.name for section in self.sections for option in section.options]
         for known in (paths, names):
             twice = {each for each in known if known.count(each) > 1}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import msgspec
 from msgspec import Meta, field
 
-from pcapsvc.core.errors import Problem
+from pcapsvc.core.errors import Problem, shown
 from pcapsvc.settings.kinds import (
     MAX_SNAP_LENGTH,
     MIB,
@@ -29,7 +29,7 @@ from pcapsvc.settings.kinds import (
     whole_number,
 )
 from pcapsvc.settings.rules import at_most
-from pcapsvc.settings.section import Option, Section
+from pcapsvc.settings.section import EncoderSection, Option, Section
 
 if TYPE_CHECKING:
     from pcapsvc.settings.settings import Settings
@@ -41,6 +41,7 @@ class GeneralSettings(Section, frozen=True, kw_only=True):
 
     @ivar max_request_age_seconds: how long ago a request may have been sent; L{None} is no limit.
     @ivar max_request_rate: how many requests a second each source may deliver; L{None} is no limit.
+    @ivar format: the name of the encoder of captures.
     @ivar panic: whether a packet that can't be decoded for C{packetdebug} ends its capture.
     """
 
@@ -80,6 +81,7 @@ class GeneralSettings(Section, frozen=True, kw_only=True):
         name="maxrequestrate", default=100
     )
     exclude_self: Flag = field(name="excludeself", default=False)
+    format: Line = "pcap"
     panic: Flag = False
 
     @classmethod
@@ -95,7 +97,7 @@ class GeneralSettings(Section, frozen=True, kw_only=True):
         }
 
     def problems(self, settings: Settings) -> Iterator[Problem]:
-        """Limits in order."""
+        """Limits in order, and a known format."""
         yield from at_most(
             type(self),
             "defaulttimeout",
@@ -105,6 +107,13 @@ class GeneralSettings(Section, frozen=True, kw_only=True):
         )
         yield from at_most(type(self), "snaplength", self.snap_length, "maxsnaplength", self.max_snap_length)
         yield from at_most(type(self), "maxbytes", self.max_bytes, "maxmemory", self.max_memory_bytes)
+        formats = [section.name for section in settings.enabled(EncoderSection)]
+        if self.format not in formats:
+            yield Problem(
+                path="general.format",
+                value=shown(self.format),
+                rule=f"must be one of {', '.join(formats)}",
+            )
 
 
 class CaptureSettings(Section, frozen=True, kw_only=True):

@@ -158,13 +158,13 @@ def _apply_options(
                 table.pop(secret.file_key, None)
         if option.implies is not None:
             table.setdefault(option.implies, True)
-        origins[section.path(option.key)] = f"--{name}"
+        origins[section.key_path(option.key)] = f"--{name}"
     return origins
 
 
 def _read_section(section: type[Section], table: Mapping[str, Any], problems: list[Problem]) -> Section:
     """A section with those values that hold, and defaults in place of the others."""
-    prefix = section.path("")
+    prefix = section.key_path("")
     fields = {each.encode_name: each for each in msgspec.structs.fields(section)}
     secret_fields = {secret.field for secret in section.secrets}
     plain = {
@@ -268,7 +268,7 @@ def _none_enabled(
     settings: Settings, what: str, kinds: Sequence[type[SourceSection] | type[DestinationSection]]
 ) -> Iterator[Problem]:
     if not any(settings.enabled(kind) for kind in kinds):
-        first, *others = (kind.path(kind.switch) for kind in kinds)
+        first, *others = (kind.key_path(kind.switch) for kind in kinds)
         listed = " or ".join(filter(None, (", ".join([first, *others[:-1]]), *others[-1:])))
         yield Conflict(
             path=first, others=tuple(others), rule=f"at least one {what} must be enabled: {listed}"
@@ -280,7 +280,7 @@ def _shared_directories(settings: Settings) -> Iterator[Problem]:
     owners: dict[str, str] = {}
     for section in settings.sections:
         for key, directory in section.directories():
-            path = section.path(key)
+            path = section.key_path(key)
             owner = owners.setdefault(directory, path)
             if owner != path:
                 yield Conflict(

@@ -15,10 +15,10 @@ def at_most(
     """The value of one key is no more than that of another."""
     if low_value > high_value:
         yield Conflict(
-            path=section.path(low),
-            others=(section.path(high),),
+            path=section.key_path(low),
+            others=(section.key_path(high),),
             value=shown(low_value),
-            rule=f"must be at most {section.path(high)}, which is {high_value}",
+            rule=f"must be at most {section.key_path(high)}, which is {high_value}",
         )
 
 
@@ -26,9 +26,9 @@ def access_key_pair(section: type[Section], access_id: object, access_key: objec
     """C{accessid} and C{accesskey} are given both, or neither."""
     if (access_id is None) != (access_key is None):
         yield Conflict(
-            path=section.path("accessid"),
-            others=(section.path("accesskey"), section.path("accesskeyfile")),
-            rule=f"and {section.path('accesskey')} (or accesskeyfile) must be given together, or neither",
+            path=section.key_path("accessid"),
+            others=(section.key_path("accesskey"), section.key_path("accesskeyfile")),
+            rule=f"and {section.key_path('accesskey')} (or accesskeyfile) must be given together, or neither",
         )
 
 
@@ -42,8 +42,8 @@ def certificate_name(section: type[Section], host: str, *others: str) -> Iterato
     problem = _certificate_name_problem(host.strip("[]"))
     if problem is not None:
         yield Conflict(
-            path=section.path("host"),
-            others=tuple(map(section.path, others)),
+            path=section.key_path("host"),
+            others=tuple(map(section.key_path, others)),
             value=shown(host),
             rule="must be a name that a certificate can have, or an address, as TLS is asked for"
             f" ({problem})",

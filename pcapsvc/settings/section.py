@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from pcapsvc.core.request import OptionFields
     from pcapsvc.interfaces.captures import ICaptures
-    from pcapsvc.interfaces.delivery import IDestination
+    from pcapsvc.interfaces.delivery import IDestination, IEncoder
     from pcapsvc.interfaces.reports import IReporter
     from pcapsvc.interfaces.requests import IRequestSink
     from pcapsvc.interfaces.threads import RunInThread
@@ -132,7 +132,7 @@ class Section(msgspec.Struct, frozen=True, kw_only=True):
         return tuple(keys)
 
     @classmethod
-    def path(cls, key: str) -> str:
+    def key_path(cls, key: str) -> str:
         """The path of a key: C{general.maxpackets}."""
         return f"{cls.table}.{key}"
 
@@ -230,7 +230,7 @@ class ReporterSection(Section, frozen=True, kw_only=True):
 class EncoderSection(Section, frozen=True, kw_only=True):
     """The settings of an encoder. C{[general] format} chooses one by its name."""
 
-    def build(self, context: BuildContext) -> Any:
+    def build(self, context: BuildContext) -> IEncoder:
         """The encoder."""
         raise NotImplementedError
 

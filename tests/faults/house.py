@@ -16,7 +16,7 @@ from typing import Any
 
 from twisted.internet import reactor, task
 
-from pcapsvc.app import _SPOOL_THREADS
+from pcapsvc.assembly import SPOOL_THREADS
 from pcapsvc.core.event import CaptureDelivered, DeliveryFailed, DeliveryPostponed, DeliverySpooled
 from pcapsvc.core.retry import RetryPolicy
 from pcapsvc.delivery.delivery import Delivery
@@ -70,7 +70,7 @@ class House:
     def start(self) -> None:
         """Start it, as after a start of the daemon."""
         self.reporter, events = MemoryReporter(), event_factory(wall_clock=time.time)
-        theirs, ours = Threads(reactor, most=_DESTINATION_THREADS), Threads(reactor, most=_SPOOL_THREADS)
+        theirs, ours = Threads(reactor, most=_DESTINATION_THREADS), Threads(reactor, most=SPOOL_THREADS)
         self._theirs = theirs
         destination = self._make(theirs.run)
         lane = Lane(reactor, destination, at_once=_AT_ONCE, timeout_seconds=self._timeout_seconds)

@@ -28,7 +28,7 @@ from pcapsvc.delivery.folder import SpoolFolder
 from pcapsvc.delivery.lane import Lane
 from pcapsvc.delivery.redelivery import Redelivery
 from pcapsvc.delivery.spool import Spool
-from pcapsvc.encoders.pcap import PcapEncoder
+from pcapsvc.encoders.pcap.encoder import PcapEncoder
 from pcapsvc.pipeline import Pipeline
 from pcapsvc.reports.fan_out import FanOutReporter
 from pcapsvc.testing import MemoryDestination, MemoryPacketSystem, MemoryReporter, event_factory, run_now

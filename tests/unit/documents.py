@@ -60,7 +60,7 @@ def undocumented(components: Catalogue, text: str) -> Iterator[str]:
     for name, (option, section) in components.options().items():
         if f"--{name}" not in options:
             yield f"--{name}: no row"
-        elif not option.only and options[f"--{name}"][1] != f"`{section.path(option.key)}`":
+        elif not option.only and options[f"--{name}"][1] != f"`{section.key_path(option.key)}`":
             yield f"--{name}: another key"
     known = {"--config", *(f"--{name}" for name in components.options())}
     yield from (f"{name}: a row without an option" for name in options if name not in known)
@@ -95,5 +95,5 @@ def _unnamed_switches(components: Catalogue, text: str) -> Iterator[str]:
     for what, kinds in (("source", components.sources), ("destination", components.destinations)):
         [words] = re.findall(rf"(?m)^- At least one {what}: (.*)$", text)
         named = set(re.findall(r"[a-z0-9.]+\.[a-z]+", words))
-        if named != {kind.path(kind.switch) for kind in kinds}:
+        if named != {kind.key_path(kind.switch) for kind in kinds}:
             yield f"at least one {what}: other keys"

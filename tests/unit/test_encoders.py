@@ -13,7 +13,7 @@ from zope.interface.verify import verifyObject
 from pcapsvc.core.errors import EncoderError
 from pcapsvc.core.event import CaptureDelivered, CaptureDone, CaptureFailed
 from pcapsvc.core.recording import Content, Recording
-from pcapsvc.encoders.pcap import PcapEncoder
+from pcapsvc.encoders.pcap.encoder import PcapEncoder
 from pcapsvc.interfaces.delivery import IEncoder
 from peers.frames import udp_frame
 from tests.core.test_artifact import recording

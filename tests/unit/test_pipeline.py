@@ -38,7 +38,7 @@ from pcapsvc.core.retry import RetryPolicy
 from pcapsvc.core.session import StopReason
 from pcapsvc.delivery.delivery import Delivery
 from pcapsvc.delivery.lane import Lane
-from pcapsvc.encoders.pcap import PcapEncoder
+from pcapsvc.encoders.pcap.encoder import PcapEncoder
 from pcapsvc.interfaces.delivery import IEncoder
 from pcapsvc.interfaces.reports import IReporter
 from pcapsvc.pipeline import Pipeline

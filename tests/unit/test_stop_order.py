@@ -74,7 +74,7 @@ class StopOrderTests(unittest.SynchronousTestCase):
         config = directory / "everything.toml"
         config.write_text(_EVERYTHING.format(directory=directory))
         before = {id(one): one for one in services()}
-        self.root: Any = app.build(load_settings(str(config), COMPONENTS), MemoryReactorClock())
+        self.root: Any = app.build(load_settings(str(config), COMPONENTS), MemoryReactorClock()).service
         self.created = [one for one in services() if id(one) not in before]
         self.calls: list[tuple[str, Any]] = []
         for one in self.created:
@@ -104,4 +104,5 @@ class StopOrderTests(unittest.SynchronousTestCase):
         at = stopped.index(LogReporter)
         for reports in (Pipeline, Redelivery, Delivery, Spool):
             self.assertLess(stopped.index(reports), at)
-        self.assertGreater(stopped.index(SyslogService), at)
+        [syslog] = [one for one in self.created if isinstance(one, SyslogService)]
+        self.assertGreater(stopped.index(type(syslog.parent)), at)

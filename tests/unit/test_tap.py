@@ -19,6 +19,8 @@ from twisted.plugin import getPlugins
 from twisted.python.usage import UsageError
 from twisted.trial import unittest
 
+import pcapsvc
+import twisted
 from pcapsvc import tap
 from pcapsvc.tap import OPTIONS
 from peers.certificates import Authority
@@ -100,6 +102,16 @@ class OptionsTests(unittest.TestCase):
         for name in ("config", *OPTIONS):
             self.assertIn(f"--{name}", text)
         self.assertIn("tokenfile", text)
+
+    def test_version(self) -> None:
+        """The version is ours, and then Twisted's, and the process ends with 0."""
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            self.assertEqual(0, self.assertRaises(SystemExit, options, "--version").code)
+        self.assertEqual(
+            f"pcapsvc version: {pcapsvc.__version__}\nTwisted version: {twisted.__version__}\n",
+            printed.getvalue(),
+        )
 
 
 class MakeServiceTests(unittest.TestCase):

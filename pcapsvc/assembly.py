@@ -1,0 +1,183 @@
+"""Builds the parts that every node has: what captures, the pipeline, and what delivers."""
+
+from __future__ import annotations
+
+from pcapsvc.capture.capturer import Capturer
+from pcapsvc.captures import Captures
+from pcapsvc.core.admission import Admission
+from pcapsvc.core.event import EventFactory
+from pcapsvc.core.plan import NodeView
+from pcapsvc.core.rate import RequestRate
+from pcapsvc.core.request import RequestBounds
+from pcapsvc.core.retry import RetryPolicy
+from pcapsvc.delivery.delivery import Delivery
+from pcapsvc.delivery.folder import SpoolFolder
+from pcapsvc.delivery.lane import Lane
+from pcapsvc.delivery.redelivery import Redelivery
+from pcapsvc.delivery.settings import DeliverySettings
+from pcapsvc.delivery.spool import Spool
+from pcapsvc.host.descriptors import most_captures
+from pcapsvc.interfaces.capture import IPatientPacketSystem
+from pcapsvc.interfaces.delivery import IDelivery, IDestination, IEncoder
+from pcapsvc.interfaces.reports import IReporter
+from pcapsvc.packets.meanwhile import reading
+from pcapsvc.packets.own_sockets import SocketTable
+from pcapsvc.packets.own_traffic import OwnTrafficFilter
+from pcapsvc.packets.pcapy_system import PcapySystem
+from pcapsvc.packets.standby import StandbySystem
+from pcapsvc.pipeline import Pipeline
+from pcapsvc.settings import Settings
+from pcapsvc.settings.section import (
+    BuildContext,
+    DestinationSection,
+)
+from pcapsvc.threads import Threads
+
+# One writes, and the others read for each route of each destination.
+SPOOL_THREADS = 5
+
+
+def build_capturer(
+    context: BuildContext, threads: Threads, system: IPatientPacketSystem | None
+) -> tuple[StandbySystem, Capturer]:
+    """Where packets come from, and what captures them."""
+    settings, reactor = context.settings, context.reactor
+    packets = StandbySystem(
+        reactor,
+        system
+        or PcapySystem(
+            meanwhile=reading(lambda: capturer.read_all()),
+            close_descriptor=threads.close_descriptor,
+            buffer_size_bytes=settings.capture.buffer_size_bytes,
+            read_timeout_ms=settings.capture.read_timeout_ms,
+            promiscuous=settings.general.promiscuous,
+        ),
+        interfaces=settings.capture.standby,
+        snap_length=settings.general.snap_length,
+    )
+    capturer = Capturer(
+        reactor,
+        OwnTrafficFilter(reactor, packets, table=SocketTable) if settings.general.exclude_self else packets,
+        wall_clock=context.wall_clock,
+        read_timeout_ms=settings.capture.read_timeout_ms,
+        packet_debug=settings.general.packet_debug,
+        panic=settings.general.panic,
+    )
+    return packets, capturer
+
+
+def build_pipeline(
+    context: BuildContext,
+    capturer: Capturer,
+    encoder: IEncoder,
+    delivery: IDelivery,
+    reporter: IReporter,
+    events: EventFactory,
+    captures: Captures,
+) -> Pipeline:
+    """What every request goes through."""
+    settings = context.settings
+    general = settings.general
+    return Pipeline(
+        _view(settings),
+        capturer=capturer,
+        encoder=encoder,
+        delivery=delivery,
+        reporter=reporter,
+        events=events,
+        captures=captures,
+        admission=Admission(
+            max_captures=general.max_captures,
+            max_memory_bytes=general.max_memory_bytes,
+            max_in_memory=most_captures(),
+        ),
+        rate=RequestRate(general.max_request_rate),
+        wall_clock=context.wall_clock,
+        now=context.reactor.seconds,
+        max_request_age_seconds=general.max_request_age_seconds,
+        ignore_unknown=general.unknown_keys == "ignore",
+        log_requests=general.log_requests,
+    )
+
+
+def _view(settings: Settings) -> NodeView:
+    """The node, as far as requests can tell."""
+    general = settings.general
+    interfaces: dict[str, tuple[str, ...]] = {}
+    for interface in settings.interfaces:
+        for alias in interface.alias:
+            interfaces[alias] = (*interfaces.get(alias, ()), interface.name)
+    destinations = (section for section in settings.sections if isinstance(section, DestinationSection))
+    options = (section.option_fields() for section in destinations)
+    return NodeView(
+        name=general.node_name,
+        bounds=RequestBounds(
+            max_packets=general.max_packets,
+            max_bytes=general.max_bytes,
+            max_timeout_seconds=general.max_timeout_seconds,
+            max_duration_seconds=general.max_duration_seconds,
+            max_snap_length=general.max_snap_length,
+            max_filter_characters=general.max_filter_characters,
+            aliases=frozenset(interfaces),
+            options=tuple(each for each in options if each is not None),
+        ),
+        default_timeout_seconds=general.default_timeout_seconds,
+        snap_length=general.snap_length,
+        interfaces_by_alias=interfaces,
+    )
+
+
+def build_delivery(
+    context: BuildContext,
+    destinations: list[IDestination],
+    reporter: IReporter,
+    events: EventFactory,
+) -> tuple[Delivery, list[Redelivery], list[Spool]]:
+    """What delivers captures; if there is a spool, what delivers from there, and the spool."""
+    reactor, wall_clock = context.reactor, context.wall_clock
+    chosen = context.settings.section(DeliverySettings)
+    lanes = [
+        Lane(reactor, destination, at_once=chosen.concurrency, timeout_seconds=chosen.timeout_seconds)
+        for destination in destinations
+    ]
+    spools: list[Spool] = []
+    redeliveries: list[Redelivery] = []
+    if chosen.spool_dir is not None:
+        spool = Spool(
+            reactor,
+            SpoolFolder(chosen.spool_dir),
+            context.threads(SPOOL_THREADS),
+            reporter=reporter,
+            events=events,
+            max_bytes=chosen.spool_size_bytes,
+            max_age_seconds=chosen.max_age_seconds,
+            retry_seconds=chosen.retry_interval_seconds,
+            wall_clock=wall_clock,
+        )
+        spools.append(spool)
+        redeliveries.append(
+            Redelivery(
+                reactor,
+                spool,
+                lanes,
+                interval_seconds=chosen.retry_interval_seconds,
+                reporter=reporter,
+                events=events,
+                wall_clock=wall_clock,
+            )
+        )
+    delivery = Delivery(
+        reactor,
+        lanes,
+        policy=RetryPolicy(
+            attempts=chosen.attempts,
+            first_delay_seconds=chosen.first_delay_seconds,
+            max_delay_seconds=chosen.max_delay_seconds,
+        ),
+        reporter=reporter,
+        events=events,
+        spool=spools[0] if spools else None,
+        spool_first=chosen.spool_first,
+        wall_clock=wall_clock,
+    )
+    return delivery, redeliveries, spools
