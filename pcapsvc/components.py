@@ -10,6 +10,7 @@ from pcapsvc.destinations.cloudshark.settings import CloudSharkSettings
 from pcapsvc.destinations.local.settings import LocalSettings
 from pcapsvc.destinations.s3.settings import S3Settings
 from pcapsvc.encoders.pcap.settings import PcapSettings
+from pcapsvc.host.manhole.settings import ManholeSettings
 from pcapsvc.host.settings import SyslogSettings
 from pcapsvc.settings.catalogue import Catalogue
 from pcapsvc.settings.general import CaptureSettings, GeneralSettings
@@ -24,5 +25,5 @@ COMPONENTS = Catalogue(
     destinations=(LocalSettings, CloudSharkSettings, S3Settings),
     reporters=(),
     encoders=(PcapSettings,),
-    services=(SyslogSettings,),
+    services=(SyslogSettings, ManholeSettings),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
@@ -14,7 +14,9 @@ from twisted.trial import unittest
 
 from pcapsvc.core.message import Message
 from pcapsvc.host.manhole.tools import namespace
-from pcapsvc.settings import Redis, Secret, Settings
+from pcapsvc.settings import Secret, Settings
+from pcapsvc.settings.general import GeneralSettings
+from pcapsvc.sources.redis.settings import RedisSettings
 
 
 class Captures:
@@ -62,9 +64,9 @@ class Node:
     settings: Settings
     captures: Captures
     pipeline: Pipeline
-    sources: tuple[Any, ...] = (Source(),)
-    destinations: tuple[Any, ...] = ()
-    outboxes: tuple[Any, ...] = ()
+    sources: Mapping[str, Any] = field(default_factory=lambda: {"redis": Source()})
+    destinations: Mapping[str, Any] = field(default_factory=dict)
+    outboxes: Mapping[str, Any] = field(default_factory=dict)
     spool: Any = None
 
 
@@ -90,7 +92,11 @@ class NamespaceTests(unittest.SynchronousTestCase):
     def setUp(self) -> None:
         """The names of a node with a password."""
         self.reactor = Reactor()
-        self.node = Node(Settings(redis=Redis(auth=Secret("hunter2"))), Captures(), Pipeline())
+        self.node = Node(
+            Settings(sections=(RedisSettings(auth=Secret("hunter2")), GeneralSettings(node_name="n"))),
+            Captures(),
+            Pipeline(),
+        )
         self.names = namespace(self.node, self.reactor)
 
     def test_captures(self) -> None:
@@ -105,14 +111,20 @@ class NamespaceTests(unittest.SynchronousTestCase):
 
     def test_start(self) -> None:
         """A request goes through the pipeline as every other, in a turn of the reactor of its own."""
-        verdict = self.names["captures"].start({"node": "n"}, filter="port 53")
+        verdict = self.names["captures"].start({"packets": 1}, bpf="port 53")
         self.assertEqual(self.node.pipeline.messages, [])
         self.reactor.advance(0)
         self.assertEqual(self.successResultOf(verdict), "accepted")
         self.assertEqual(
             self.node.pipeline.messages,
-            [Message(source="manhole", body=b'{"node": "n", "filter": "port 53"}')],
+            [Message(source="manhole", body=b'{"packets": 1, "bpf": "port 53", "node": "n"}')],
         )
+
+    def test_start_elsewhere(self) -> None:
+        """A request that says for which nodes it is stays as it is."""
+        self.names["captures"].start(nodere="^x")
+        self.reactor.advance(0)
+        self.assertEqual(self.node.pipeline.messages, [Message(source="manhole", body=b'{"nodere": "^x"}')])
 
     def test_end(self) -> None:
         """A capture is ended in a turn of its own."""
@@ -124,15 +136,18 @@ class NamespaceTests(unittest.SynchronousTestCase):
 
     def test_settings(self) -> None:
         """Neither the settings nor the node lead to a secret."""
-        for shown in (self.names["settings"], self.names["node"].settings):
+        settings, of_node = self.names["settings"], self.names["node"].settings.named("redis")
+        for shown in (settings.redis, of_node):
             self.assertNotIn("hunter2", repr(shown))
-            self.assertRaises(PermissionError, shown.redis.auth.reveal)
+            self.assertRaises(PermissionError, shown.auth.reveal)
+        self.assertEqual(repr(settings).splitlines()[:3], ["[redis]", "listen = False", "host = 'localhost'"])
+        self.assertIn("auth = <secret>", repr(settings))
 
     def test_parts(self) -> None:
         """Parts are shown by name and type."""
-        self.assertEqual(repr(self.names["sources"]), "[0] redis (Source)")
+        self.assertEqual(repr(self.names["sources"]), "name   is\nredis  Source")
         self.assertEqual(repr(self.names["destinations"]), "(none)")
-        self.assertIs(self.names["sources"][0], self.node.sources[0])
+        self.assertIs(self.names["sources"]["redis"], self.node.sources["redis"])
 
     def test_reactor(self) -> None:
         """The reactor's delayed calls and readers are shown."""
@@ -156,5 +171,5 @@ class NamespaceTests(unittest.SynchronousTestCase):
         printed = io.StringIO()
         with redirect_stdout(printed):
             self.names["help"](self.names["captures"], 1)
-        self.assertIn(".start(request, fields)", printed.getvalue())
+        self.assertIn(".start(request, more)", printed.getvalue())
         self.assertIn("int", printed.getvalue())

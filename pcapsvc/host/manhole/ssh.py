@@ -43,6 +43,7 @@ from zope.interface import implementer
 from pcapsvc.core.line_limit import LineLimit
 from pcapsvc.host.manhole.keys import KEY_TYPES, AuthorizedKey, AuthorizedKeys
 from pcapsvc.host.manhole.session import Channel, Sessions
+from pcapsvc.threads import NotRunning
 
 #: Connections at once that have logged in, and those that have not.
 MAX_CONNECTIONS = 8
@@ -303,6 +304,8 @@ class KeyChecker:
     async def _check(self, credentials: Any) -> AuthorizedKey:
         try:
             found = await self._read_keys()
+        except NotRunning:
+            raise UnauthorizedLogin("stopping") from None
         except ValueError as error:
             self._log.error("manhole: nobody can log in: authorizedkeys {problem}", problem=str(error))
             raise UnauthorizedLogin("no keys") from None

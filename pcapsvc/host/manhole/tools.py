@@ -13,8 +13,10 @@ import inspect
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from types import SimpleNamespace
 from typing import Any
 
+from msgspec.structs import fields
 from twisted.internet.defer import Deferred
 
 from pcapsvc.core.message import Message
@@ -78,9 +80,12 @@ class CaptureTool:
         found = self._node.captures.get(capture_id)
         return None if found is None else Record(found)
 
-    def start(self, request: Mapping[str, Any] | None = None, **fields: Any) -> Deferred[Any]:
-        """Submit a request, such as start({'node': '*', 'interface': 'eth0', 'filter': 'port 53'})."""
-        body = json.dumps({**(request or {}), **fields}).encode()
+    def start(self, request: Mapping[str, Any] | None = None, **more: Any) -> Deferred[Any]:
+        """Submit a request: start({'interface': ['eth0'], 'bpf': 'port 53'}), for this node by default."""
+        asked = {**(request or {}), **more}
+        if not {"node", "nodere"} & asked.keys():
+            asked["node"] = self._node.settings.general.node_name
+        body = json.dumps(asked).encode()
         return self._in_a_turn(lambda: self._node.pipeline.submit(Message(source=SOURCE_NAME, body=body)))
 
     def end(self, capture_id: str) -> Deferred[Any]:
@@ -96,11 +101,36 @@ class CaptureTool:
         return repr(self.list())
 
 
-class Parts(tuple[Any, ...]):
-    """Parts of the daemon; shown one in a line."""
+class SettingsView:
+    """
+    The configuration, by section: C{settings.redis.host}. Secrets are masked.
+
+    @param settings: as L{masked} returns them.
+    """
+
+    def __init__(self, settings: Any) -> None:
+        self.__dict__.update({section.name: _SectionView(section) for section in settings.sections})
+        self.interfaces = settings.interfaces
 
     def __repr__(self) -> str:
-        return "\n".join(f"[{index}] {_part(part)}" for index, part in enumerate(self)) or "(none)"
+        return "\n\n".join(repr(each) for each in self.__dict__.values() if each != ())
+
+
+class _SectionView(SimpleNamespace):
+    def __init__(self, section: Any) -> None:
+        super().__init__(**{each.name: getattr(section, each.name) for each in fields(type(section))})
+        self._table = section.table
+
+    def __repr__(self) -> str:
+        values = {name: value for name, value in vars(self).items() if name != "_table"}
+        return "\n".join([f"[{self._table}]", *(f"{name} = {value!r}" for name, value in values.items())])
+
+
+class Parts(dict[str, Any]):
+    """Parts of the daemon by name; shown one in a line."""
+
+    def __repr__(self) -> str:
+        return repr(Table({"name": name, "is": type(part).__qualname__} for name, part in self.items()))
 
 
 def namespace(node: Any, reactor: Any) -> dict[str, Any]:
@@ -112,11 +142,11 @@ def namespace(node: Any, reactor: Any) -> dict[str, Any]:
     names = {
         # Whoever reaches its settings by the node finds them masked, too.
         "node": dataclasses.replace(node, settings=masked(node.settings)),
-        "settings": masked(node.settings),
+        "settings": SettingsView(masked(node.settings)),
         "captures": CaptureTool(node, reactor),
         "sources": Parts(node.sources),
         "destinations": Parts(node.destinations),
-        "outboxes": Parts(node.outboxes),
+        "outboxes": Parts(getattr(node, "outboxes", {})),
         "spool": node.spool,
         "reactor": reactor,
         "delayed_calls": lambda: delayed_calls(reactor),
@@ -209,7 +239,7 @@ def _callable(function: Any) -> str:
 
 _HELP = """\
 node            the daemon's parts: node.pipeline, node.settings, …
-settings        the configuration; secrets are masked
+settings        the configuration: settings.general.snap_length, …; secrets are masked
 captures        .list(), .get(id), .start({…}), .end(id)
 sources         where requests come from
 destinations    where captures are delivered to
@@ -222,5 +252,5 @@ reactor         the reactor itself
 help(thing)     what is known of a thing
 
 A Deferred is shown again when it fires; _ is the last value. Ctrl-D leaves.
-This is the daemon's own thread: a line that takes longer than 0.1 s is interrupted, and what you
-change is changed. Every line is logged."""
+A line runs in the daemon's own thread, and captures wait for it: after 0.05 s it is interrupted.
+What you change is changed. Every line is logged."""
