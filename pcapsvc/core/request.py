@@ -156,6 +156,12 @@ class _Logging(msgspec.Struct, frozen=True):
 _Decoded = TypeVar("_Decoded")
 _address_decoder = msgspec.json.Decoder(Address)
 _labels_decoder = msgspec.json.Decoder(_Labels)
+# Made once: to look up the types for each message would cost a hundred times as much as to decode it.
+_label_decoders: Mapping[str, msgspec.json.Decoder[Any]] = {
+    field.name: msgspec.json.Decoder(field.type)
+    for field in msgspec.structs.fields(RequestFields)
+    if field.name in _Labels.__struct_fields__
+}
 _logging_decoder = msgspec.json.Decoder(_Logging)
 _object_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _value_decoder = msgspec.json.Decoder(Any)
@@ -187,13 +193,18 @@ def read_labels(body: bytes, via: str) -> Labels:
     """
     try:
         found = _decoded(body, _labels_decoder)
-        given = {name: _value(getattr(found, name)) for name in found.__struct_fields__}
     except RequestRejected:
         return Labels(via=via)
-    meant = {
-        name: value for name, value in given.items() if not _means_nothing(value, _GENERAL_NOTHINGS.get(name))
-    }
-    return Labels(via=via, **check_fields(RequestFields, meant)[0])
+    return Labels(via=via, **{name: _label(name, getattr(found, name)) for name in _label_decoders})
+
+
+def _label(name: str, raw: msgspec.Raw) -> Any:
+    """A label; L{None} if it is not given, or invalid."""
+    try:
+        value = _label_decoders[name].decode(raw)
+    except (ValueError, RecursionError):
+        return None
+    return None if _means_nothing(value, _GENERAL_NOTHINGS.get(name)) else value
 
 
 def asks_to_be_logged(body: bytes) -> bool:

@@ -10,10 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial import unittest
 
+from pcapsvc.core.errors import RequestRejected
 from pcapsvc.core.labels import Labels
 from pcapsvc.core.plan import plan_captures
-from pcapsvc.core.request import MAX_BODY_BYTES, CaptureRequest, read_labels
+from pcapsvc.core.request import MAX_BODY_BYTES, CaptureRequest, parse_request, read_labels
 from tests.core.test_plan import NODE
+from tests.core.test_request import BOUNDS
 
 GIVEN: dict[str, Any] = {"requestid": "r-1", "alertid": 17, "customer": "ACME", "tags": "one,two"}
 _json = st.none() | st.booleans() | st.integers() | st.text() | st.lists(st.text()) | st.floats()
@@ -49,6 +51,36 @@ class ReadTests(unittest.SynchronousTestCase):
         """Labels are read though the rest of the message is invalid."""
         body = json.dumps({**GIVEN, "packets": "x", "nosuch": [1]}).encode()
         self.assertEqual(read_labels(body, "redis"), Labels(via="redis", **GIVEN))
+
+    def test_same_as_request(self) -> None:
+        """A label is read as the request has it, or left out if it would be rejected."""
+        values: list[Any] = [
+            0,
+            1,
+            -(2**63),
+            2**63,
+            1.0,
+            1.5,
+            True,
+            "",
+            "0",
+            "é",
+            "a\tb",
+            "\u2028",
+            [],
+            {},
+            None,
+        ]
+        values += ["x" * length for length in (128, 129, 255, 256, 1024, 1025)]
+        for name in GIVEN:
+            for value in values:
+                body = json.dumps({"node": "sensor1", "interface": ["eth0"], name: value}).encode()
+                try:
+                    expected = getattr(parse_request(body, BOUNDS), name)
+                except RequestRejected:
+                    expected = None
+                found = getattr(read_labels(body, "redis"), name)
+                self.assertEqual((type(found), found), (type(expected), expected), f"{name} {value!r}")
 
     def test_wrong(self) -> None:
         """A label that is invalid is left out, alone."""
