@@ -13,7 +13,7 @@ from typing import Any
 
 from peers.process import OwnProcess, free_port
 
-_PATIENCE_SECONDS = 15.0
+_PATIENCE_SECONDS = 60.0
 
 
 class Daemon:

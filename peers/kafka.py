@@ -22,7 +22,7 @@ from peers.jars import java_command
 from peers.process import OwnProcess, answers, free_port
 
 _PROGRAM = "kafka_2.13-4.3.1"
-_PATIENCE_SECONDS = 30.0
+_PATIENCE_SECONDS = 60.0
 
 
 def _inline(module: str, **options: str) -> str:

@@ -32,7 +32,7 @@ from pcapsvc.testing import MemoryReporter, event_factory
 from pcapsvc.threads import Threads
 from tests.unit.contents import MemfdContent, make_artifact, resident_bytes
 
-_PATIENCE_SECONDS = 20.0
+_PATIENCE_SECONDS = 60.0
 # As L{pcapsvc.app.build} has it by default.
 _AT_ONCE = DeliverySettings().concurrency
 _DESTINATION_THREADS = 2 * _AT_ONCE
@@ -52,7 +52,7 @@ class House:
         make: Callable[[RunInThread], IDestination],
         *,
         attempts: int = 2,
-        timeout_seconds: float = 1.0,
+        timeout_seconds: float = 20.0,
         retry_seconds: float = 0.1,
         max_delay_seconds: float | None = None,
     ) -> None:

@@ -216,15 +216,18 @@ class CloudSharkTests(FaultCase):
             verify=str(self.ca_file),
         )
 
-    async def trouble(self, behaviour: Behaviour, words: str, *, arrives: bool = False) -> None:
+    async def trouble(
+        self, behaviour: Behaviour, words: str, *, arrives: bool = False, timeout_seconds: float = 20.0
+    ) -> None:
         """
         One failure, which another attempt mends; and as many as bring it into the spool.
 
         @param words: what is told of them.
         @param arrives: whether each of them is a capture at the server, all the same.
+        @param timeout_seconds: how long an attempt may take; long if it is not what makes it fail.
         """
         self.server.behave(behaviour, accept())
-        house = self.house(self.make)
+        house = self.house(self.make, timeout_seconds=timeout_seconds)
         await house.deliver(self.data, "first.pcap")
         self.assertEqual(len(house.told(CaptureDelivered)), 1, house.problems)
         self.assertEqual(len(house.problems), 1)
@@ -286,16 +289,16 @@ class CloudSharkTests(FaultCase):
 
     async def test_hangs(self) -> None:
         """No answer at all."""
-        await self.trouble(hang(), "no end within 1 s")
+        await self.trouble(hang(), "no end within 2 s", timeout_seconds=2.0)
 
     async def test_drips(self) -> None:
         """An answer that takes half a second for each byte."""
-        await self.trouble(drip(2), "no end within 1 s", arrives=True)
+        await self.trouble(drip(2), "no end within 2 s", arrives=True, timeout_seconds=2.0)
 
     async def test_reads_slowly(self) -> None:
         """An upload that is read too slowly."""
         self.data = os.urandom(8_000_000)
-        await self.trouble(slow(1_000_000), "no end within 1 s")
+        await self.trouble(slow(1_000_000), "no end within 2 s", timeout_seconds=2.0)
 
     async def test_wrong_certificate(self) -> None:
         """A certificate of a stranger, until the right authority is named."""
@@ -405,14 +408,17 @@ class S3Tests(FaultCase):
         """The names of what the server has."""
         return self.server.keys()
 
-    async def trouble(self, fault: Fault, words: str, *, arrives: bool = False) -> None:
+    async def trouble(
+        self, fault: Fault, words: str, *, arrives: bool = False, timeout_seconds: float = 20.0
+    ) -> None:
         """
         Failures until the capture is in the spool, and then none.
 
         @param words: what is told of them.
         @param arrives: whether the server has the capture in spite of them.
+        @param timeout_seconds: how long an attempt may take; long if it is not what makes it fail.
         """
-        house = self.house(self.make)
+        house = self.house(self.make, timeout_seconds=timeout_seconds)
         self.proxy.fault = fault
         await self.spooled(house)
         self.assertIn(words, house.problems[0])
@@ -472,23 +478,27 @@ class S3Tests(FaultCase):
 
     async def test_hangs(self) -> None:
         """No answer at all."""
-        await self.trouble(Fault(silent=True), "no end within 1 s")
+        await self.trouble(Fault(silent=True), "no end within 2 s", timeout_seconds=2.0)
 
     async def test_drips(self) -> None:
         """An answer that takes a tenth of a second for each byte."""
-        await self.trouble(Fault(answer_bytes_per_second=10), "no end within 1 s", arrives=True)
+        await self.trouble(
+            Fault(answer_bytes_per_second=10), "no end within 2 s", arrives=True, timeout_seconds=2.0
+        )
 
     async def test_drips_over_tls(self) -> None:
         """So it is over TLS, with a certificate that is trusted."""
         self.patch(os, "environ", {**os.environ, "AWS_CA_BUNDLE": str(self.authority_file)})
         self.proxy = self.proxied(certificate=self.files)
         self.endpoint = f"https://127.0.0.1:{self.proxy.port}"
-        await self.trouble(Fault(answer_bytes_per_second=10), "no end within 1 s", arrives=True)
+        await self.trouble(
+            Fault(answer_bytes_per_second=10), "no end within 2 s", arrives=True, timeout_seconds=2.0
+        )
 
     async def test_reads_slowly(self) -> None:
         """An object that is read too slowly."""
         self.data = os.urandom(12_000_000)
-        await self.trouble(Fault(read_bytes_per_second=1_000_000), "no end within 1 s")
+        await self.trouble(Fault(read_bytes_per_second=1_000_000), "no end within 2 s", timeout_seconds=2.0)
 
     async def test_refused_credentials(self) -> None:
         """Credentials that are refused for a while."""
@@ -542,7 +552,7 @@ class S3Tests(FaultCase):
         bare = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
         self.patch(os, "environ", {**bare, "HOME": str(self.path), "AWS_EC2_METADATA_DISABLED": "true"})
         right, self.credentials = self.credentials, {"access_id": None, "access_key": None}
-        house = self.house(self.make, timeout_seconds=5.0)
+        house = self.house(self.make)
         await self.spooled(house)
         self.assertIn("credentials", house.problems[0])
         self.credentials = right
@@ -560,7 +570,7 @@ class S3Tests(FaultCase):
         more = {"AWS_EC2_METADATA_DISABLED": "true", "AWS_SHARED_CREDENTIALS_FILE": str(profile)}
         self.patch(os, "environ", {**bare, "HOME": str(self.path), **more})
         right, self.credentials = self.credentials, {"access_id": None, "access_key": None}
-        house = self.house(self.make, timeout_seconds=5.0)
+        house = self.house(self.make)
         await house.deliver(self.data, "first.pcap")
         profile.write_text("")
         # What was read goes on, until it is refused.

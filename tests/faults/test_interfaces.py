@@ -63,12 +63,11 @@ class InterfaceTests(SynchronousTestCase):
         self.assertLessEqual(possessions(self.daemon)["thread"], self.before["thread"] + 2)
         self.assertNotIn("Traceback", self.daemon.log)
 
-    def begin(self, packets: int, *, interface: str | None = None, timeout: int = _LONG_SECONDS) -> str:
-        """A capture that goes on, and has so many packets."""
-        capture = self.daemon.capture(
-            interface=[interface or self.wire.interface], bpf=_FILTER, timeout=timeout
-        )
-        self.send(capture, range(packets))
+    def begin(self, first: int, *, interface: str | None = None, **limits: int) -> str:
+        """A capture that goes on, and has its first packets."""
+        limits = {"timeout": _LONG_SECONDS, **limits}
+        capture = self.daemon.capture(interface=[interface or self.wire.interface], bpf=_FILTER, **limits)
+        self.send(capture, range(first))
         return capture
 
     def send(self, capture: str, numbers: Iterable[int]) -> None:
@@ -134,13 +133,13 @@ class InterfaceTests(SynchronousTestCase):
 
     def test_any(self) -> None:
         """A capture on all interfaces goes on, whichever of them come and go, and has the packets of all."""
-        capture = self.begin(2, interface="any", timeout=2)
+        capture = self.begin(2, interface="any", packets=4)
         self.wire.down()
         self.wire.up()
         self.send(capture, [2])
         self.replace()
         self.send(capture, [3])
-        self.assert_ended(capture, "idle", [0, 1, 2, 3])
+        self.assert_ended(capture, "packets", [0, 1, 2, 3])
         self.assert_captures()
 
     def replace(self) -> None:

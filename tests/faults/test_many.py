@@ -50,7 +50,7 @@ ARRIVED = 0.2
 
 REAL_CAPTURES = 1000
 AT_ONCE = 10
-REAL_SECONDS = 240.0
+REAL_SECONDS = 60.0
 #: How long they may take to arrive.
 PATIENCE_SECONDS = 240.0
 # Before anything of the body is read, when it is there, and when it has been passed on.

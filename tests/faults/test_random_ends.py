@@ -30,7 +30,7 @@ _STOP_SECONDS = 4
 _WORK_SECONDS = 1.0
 # How soon after a stop began a second signal comes, at most.
 _HURRY_SECONDS = 0.5
-_PATIENCE_SECONDS = 30.0
+_PATIENCE_SECONDS = 60.0
 _ID = r"([0-9a-f]{12})"
 
 

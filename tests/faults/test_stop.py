@@ -88,7 +88,7 @@ class IdleTests(SynchronousTestCase):
         daemon = Daemon()
         self.addCleanup(daemon.stop)
         daemon.start("sh", "-c", 'ulimit -n 256; exec "$@"', "sh")
-        daemon.logged("no more than 256 descriptors are allowed")
+        daemon.logged("the limit of open files is 256")
 
 
 class StopTests(SynchronousTestCase):
@@ -105,14 +105,14 @@ class StopTests(SynchronousTestCase):
         self.spool = Path(self.mktemp()).absolute()
         self.spool.mkdir()
 
-    def daemon(self, **delivery: Any) -> Daemon:
+    def daemon(self, *, stop_seconds: int = _STOP_SECONDS, **delivery: Any) -> Daemon:
         """A daemon, started."""
         keys = "".join(f"{name} = {value}\n" for name, value in delivery.items())
         daemon = Daemon(
             f'[delivery]\nspooldir = "{self.spool}"\n{keys}'
             f'[cloudshark]\nupload = true\nhost = "localhost"\nport = {self.server.port}\n'
             f'token = "{self.server.token}"\nverify = "{self.server.ca_file}"\n',
-            general=f"stoptimeout = {_STOP_SECONDS}",
+            general=f"stoptimeout = {stop_seconds}",
         )
         self.addCleanup(daemon.stop)
         daemon.start()
@@ -149,7 +149,7 @@ class StopTests(SynchronousTestCase):
         stopped = time.monotonic()
         daemon.signal(signal.SIGTERM)
         self.assertEqual(daemon.wait(), 0)
-        self.assertLess(time.monotonic() - stopped, _STOP_SECONDS + 3)
+        self.assertLess(time.monotonic() - stopped, _STOP_SECONDS + 10)
         self.assertEqual(len(self.entries()), 3, daemon.log)
         for capture in captures:
             self.assertIn(f"{capture}: not delivered to cloudshark yet, and kept in the spool", daemon.log)
@@ -170,7 +170,7 @@ class StopTests(SynchronousTestCase):
     def test_second_signal(self) -> None:
         """A second signal hurries: what is on its way is spooled at once."""
         self.server.behave(hang())
-        daemon = self.daemon()
+        daemon = self.daemon(stop_seconds=30)
         capture = daemon.capture(interface=[self.wire.interface], packets=1)
         self.wire.send([udp_frame(1)])
         daemon.logged(f"{capture}: delivered to local")
@@ -179,20 +179,20 @@ class StopTests(SynchronousTestCase):
         time.sleep(0.3)
         daemon.signal(signal.SIGINT)
         self.assertEqual(daemon.wait(), 0)
-        self.assertLess(time.monotonic() - stopped, _STOP_SECONDS / 2)
+        self.assertLess(time.monotonic() - stopped, 15)
         self.assertEqual(len(self.entries()), 1)
 
     def test_stop_with_nothing_in_its_way(self) -> None:
         """Where deliveries come through, a stop takes no longer than they do, and spools nothing."""
         self.server.behave(accept(delay_seconds=0.5))
-        daemon = self.daemon()
+        daemon = self.daemon(stop_seconds=30)
         capture = daemon.capture(interface=[self.wire.interface], timeout=60)
         self.wire.send([udp_frame(1)])
         time.sleep(0.2)
         stopped = time.monotonic()
         daemon.signal(signal.SIGTERM)
         self.assertEqual(daemon.wait(), 0)
-        self.assertLess(time.monotonic() - stopped, 2.5)
+        self.assertLess(time.monotonic() - stopped, 15)
         self.assertIn(f"{capture}: delivered to cloudshark", daemon.log)
         self.assertEqual((len(self.uploads()), self.entries()), (1, []))
 

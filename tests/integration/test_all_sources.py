@@ -26,12 +26,12 @@ BROKERS = ("redis", "kafka", "sqs")
 SOURCES = (*BROKERS, "http")
 
 #: How long a request takes to its capture while its source is connected, and until a source is heard again.
-HEARD_SECONDS = 5.0
-BACK_SECONDS = 40.0
+HEARD_SECONDS = 30.0
+BACK_SECONDS = 60.0
 
-#: How long a stop takes at most: no source's takes 2 s, but the end of the process, half a second, takes
-#: twice as long and more on a busy machine. A poll of SQS would take 20 s.
-STOP_SECONDS = 3.0
+#: How long a stop takes at most: a source's takes up to 1.5 s, and the end of the process half a second, or
+#: some seconds on a busy machine. A poll of SQS would take 20 s.
+STOP_SECONDS = 10.0
 
 #: How old requests may be in the tests of that, the skew of clocks aside.
 AGE_SECONDS = 1

@@ -33,7 +33,7 @@ from tests.integration.strangers import Relay, Strangers
 #: The bytes before the network layer's header, by interface (pcap-linktype(7): EN10MB and LINUX_SLL).
 LINK_HEADERS = {"lo": 14, "any": 16}
 
-_PATIENCE_SECONDS = 40.0
+_PATIENCE_SECONDS = 60.0
 _TOKEN = "sesame"
 # A request of Kafka's protocol: ApiVersions (18) of version 0, correlation id 1, no client id.
 _API_VERSIONS = struct.pack("!ihhih", 10, 18, 0, 1, -1)

@@ -167,11 +167,11 @@ class ListenTests(SQSTestCase):
             await self.send(url, request(number, "any"))
             await self.until(lambda number=number: number in sink.taken)  # type: ignore[misc]
             # Soon after it was sent, and long before the poll would have ended.
-            self.assertLess(time.monotonic() - began, 3)
+            self.assertLess(time.monotonic() - began, 8)
         await self.emptied(url)
         for sent_at in sink.sent_at:
             assert sent_at is not None
-            self.assertLess(abs(time.time() - sent_at), 5)
+            self.assertLess(abs(time.time() - sent_at), 30)
 
     async def test_envelope(self) -> None:
         """What SNS sends on is understood."""
@@ -279,7 +279,7 @@ class StopTests(SQSTestCase):
         await task.deferLater(reactor, 0.3)
         began = time.monotonic()
         await source.stopService()
-        self.assertLess(time.monotonic() - began, 2)
+        self.assertLess(time.monotonic() - began, 4)
         await self.send(url, "x")
         await self.until(lambda: self.pollers() <= others)
         self.assertEqual((1, 0), await self.counts(url))
@@ -296,7 +296,7 @@ class StopTests(SQSTestCase):
         began = time.monotonic()
         daemon.signal(signal.SIGTERM)
         await threads.deferToThread(daemon.wait)
-        self.assertLess(time.monotonic() - began, 2)
+        self.assertLess(time.monotonic() - began, 10)
 
 
 class OutageTests(SQSTestCase):
