@@ -146,7 +146,7 @@ class Pipeline(Service):
             verdict = Rejected(problems=rejection.problems)
         except Exception:  # noqa: BLE001 - one request fails, and no other
             self._log.failure("a request from {source} could not be judged", source=source)
-            verdict = Rejected(problems=(Problem(path="request", rule=f"met {FAULT}"),))
+            verdict = Rejected(problems=(Problem(path="request", rule=f"caused an {FAULT}"),))
         if isinstance(verdict, Rejected | Busy):
             self._reporter.report(self._events.event(verdict_payload(verdict), read_labels(body, source)))
         return succeed(verdict)

@@ -1,4 +1,4 @@
-"""What C{twistd} sees: the options, and the service that they and the configuration make."""
+"""The C{twistd} command: its options, and the service for a configuration."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from pcapsvc.host.signals import ignore_reload
 from pcapsvc.settings import Option, load_settings
 from pcapsvc.settings.section import Section
 
-#: The variable of the environment that names the configuration, where there is no command line for it.
+#: The environment variable with the path of the configuration, for C{pcapsvc.tac}.
 CONFIG_VARIABLE = "PCAPSVC_CONFIG"
 
 #: The options of the command line that override a key, by name.
 OPTIONS: dict[str, Option] = {name: option for name, (option, _) in COMPONENTS.options().items()}
 
-# What a flag may be set to (Go, strconv.ParseBool).
+# The values of a flag (Go, strconv.ParseBool).
 _FLAG_VALUES = {
     **dict.fromkeys(("1", "t", "T", "true", "TRUE", "True"), True),
     **dict.fromkeys(("0", "f", "F", "false", "FALSE", "False"), False),
@@ -34,10 +34,10 @@ _FLAG_VALUES = {
 
 
 class Options(usage.Options):
-    """C{twistd pcapsvc [options]}. Each overrides its key in the configuration, when given."""
+    """C{twistd pcapsvc [options]}. An option that is given overrides its key in the configuration."""
 
     synopsis = "[options]"
-    longdesc = "Captures packets when a message asks for them, and delivers what it captured."
+    longdesc = "Captures packets on request, and delivers the captures."
 
     optParameters: ClassVar[list[list[Any]]] = [
         ["config", None, None, "Path of the configuration, a TOML file. No default."],
@@ -53,23 +53,22 @@ class Options(usage.Options):
 
     def parseOptions(self, options: Sequence[str] | None = None) -> None:
         """
-        Parse the options, which may also be spelled as the original took them (Go, package
-        C{flag}): with one dash, and a flag with its value, C{-upload=false}.
+        Parse the options. They may also be given as in the original (Go, package C{flag}): with
+        one dash, and flags with a value, C{-upload=false}.
         """
         words = sys.argv[1:] if options is None else options
         super().parseOptions(self._as_getopt_takes(words))  # type: ignore[no-untyped-call]
 
     def opt_version(self) -> NoReturn:
         """Print the versions of pcapsvc and of Twisted, and exit."""
-        # As Twisted's own, which knows only its version.
         print(f"pcapsvc version: {__version__}")  # noqa: T201
         super().opt_version()  # type: ignore[no-untyped-call]
         raise SystemExit(0)
 
     def overrides(self) -> dict[str, Any]:
         """
-        The options that were given, by name, with their values as they were typed. A flag
-        is C{True} or C{False}; what was typed instead of these is left to the settings.
+        The options that were given, by name, with their values as they were typed. A flag is
+        C{True} or C{False}; any other text is left for the settings to reject.
         """
         given: dict[str, Any] = {}
         for name, option in OPTIONS.items():
@@ -82,14 +81,14 @@ class Options(usage.Options):
         return given
 
     def _as_getopt_takes(self, words: Sequence[str]) -> list[str]:
-        """The words of the command line, all with two dashes, without the flags of ours, which are kept."""
+        """The command line as getopt accepts it: two dashes, and no flags of ours, which are remembered."""
         known = {name.rstrip("=") for name in self.longOpt}
         taken: list[str] = []
         left = iter(words)
         for word in left:
             name, equals, value = re.sub(r"\A--?", "", word).partition("=")
             if not word.startswith("-") or word == "--":
-                # The options end here, to Go as to getopt.
+                # Options end here, for Go as for getopt.
                 taken.append(word)
                 break
             if name not in known:
@@ -99,26 +98,26 @@ class Options(usage.Options):
             else:
                 taken.append(f"--{name}{equals}{value}")
                 if not equals and f"{name}=" in self.longOpt:
-                    # The next word is its value, whatever it looks like.
+                    # The next word is its value, even if it looks like an option.
                     taken += itertools.islice(left, 1)
         return [*taken, *left]
 
 
 def makeService(options: Options) -> IService:
     """
-    The service that the options and the configuration ask for, not started.
+    The service for the options and the configuration, not started.
 
-    Where they are wrong, every problem is told on standard error, and the
-    process ends with status 1, before it becomes a daemon.
+    If they are wrong, every problem is printed on standard error, and the process exits with
+    status 1 before it becomes a daemon.
     """
     return _service(options["config"], options.overrides())
 
 
 def service_from_environment(environment: Mapping[str, str]) -> IService:
-    """The service that the configuration asks for which L{CONFIG_VARIABLE} names; else as L{makeService}."""
+    """The service for the configuration that L{CONFIG_VARIABLE} names; otherwise as L{makeService}."""
     path = environment.get(CONFIG_VARIABLE)
     if not path:
-        _refuse(SettingsError([Problem(path=CONFIG_VARIABLE, rule="must name the configuration's path")]))
+        _refuse(SettingsError([Problem(path=CONFIG_VARIABLE, rule="must be the path of the configuration")]))
     return _service(path, {})
 
 
@@ -132,27 +131,27 @@ def _service(path: str | None, overrides: Mapping[str, Any]) -> IService:
         # Twisted imports OpenSSL with the reactor if it is installed, and does without if it isn't;
         # it costs 15 MB. None makes an import fail (the Language Reference, "The module cache").
         sys.modules.setdefault("OpenSSL", None)  # type: ignore[arg-type]
-    # Imported here: the reactor, as importing it installs it; and all other rooms, as that takes a while,
-    # in which a SIGHUP would end the process.
+    # Imported here: the reactor, because importing it installs it; and the rest, because it takes a
+    # while, during which a SIGHUP would end the process.
     from twisted.internet import reactor
 
     from pcapsvc import app
 
-    # Twisted's is time.time, which an operator or NTP sets: captures would end, or never do, and what
-    # waits in the spool would be too old. All that waits here asks the reactor.
+    # Twisted's is time.time, which an operator or NTP may change: captures would end early or never,
+    # and spooled ones would expire. All time limits go by the reactor.
     reactor.seconds = time.monotonic  # type: ignore[method-assign]
     try:
         node = app.build(settings, reactor)
     except SettingsError as error:
         _refuse(error)
-    sys.excepthook = _tell
+    sys.excepthook = _print_fatal
     return node.service
 
 
-def _tell(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-    """What ends the process: where it is one of our own errors, at the start, in words alone."""
+def _print_fatal(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    """An error that ends the process at its start: without a traceback, if it is one of ours."""
     if isinstance(error, PcapsvcError):
-        # Twistd has put its log in place of sys.stderr.
+        # twistd has replaced sys.stderr with its log.
         print(f"pcapsvc cannot start: {error}", file=sys.__stderr__)
     else:
         sys.__excepthook__(kind, error, traceback)

@@ -7,21 +7,21 @@ from dataclasses import dataclass
 
 _LONGEST_SHOWN_VALUE = 80
 
-#: What is told of an error that none of ours foresees; the log has the rest.
-FAULT = "a fault of the daemon: see its log"
+#: The reason that is given for an unexpected exception. The log has its traceback.
+FAULT = "internal error; see the daemon's log"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
     """
-    One thing that is wrong with a value that somebody gave us.
+    One thing that is wrong with a configuration or a request.
 
-    @ivar path: where it stands: a TOML path (C{general.maxpackets}), an option
+    @ivar path: where it is: a TOML path (C{general.maxpackets}), an option
         (C{--maxpackets}), or a field of a request (C{packets}).
-    @ivar rule: the rule that it breaks, as a phrase that goes on from the path:
+    @ivar rule: the rule that it breaks, as a phrase that continues from the path:
         C{must be a whole number, 1 or more}.
-    @ivar value: the value as it was given, shortened; L{None} where there is
-        none, or where it is a secret.
+    @ivar value: the value that was given, shortened; L{None} if there is none, or if it may
+        be a secret.
     """
 
     path: str
@@ -43,7 +43,7 @@ def shown(value: object) -> str:
 
 
 def shown_words(text: str, most: int = _LONGEST_SHOWN_VALUE) -> str:
-    """Words of others as a message shows them: escaped, on one line, shortened; without quotes."""
+    """A text from outside as a message shows it: escaped, on one line, shortened, without quotes."""
     return _shortened(repr(text)[1:-1], most)
 
 
@@ -52,11 +52,11 @@ def _shortened(text: str, most: int = _LONGEST_SHOWN_VALUE) -> str:
 
 
 class PcapsvcError(Exception):
-    """The root of our errors. Never raised itself."""
+    """The base class of all errors that pcapsvc raises on purpose. It is not raised itself."""
 
 
 class _Problems(PcapsvcError):
-    """An error that tells every problem that was found, not only the first."""
+    """An error with every problem that was found, not only the first."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         super().__init__("; ".join(str(problem) for problem in problems))
@@ -68,12 +68,12 @@ class SettingsError(_Problems):
 
 
 class RequestRejected(_Problems):
-    """The sender's fault: the request is wrong, and trying it again cannot help."""
+    """The sender's fault: the request is wrong, and sending it again will not help."""
 
 
 class CaptureUnavailable(PcapsvcError):
     """
-    The node's fault: this interface cannot be captured on now.
+    The node's fault: it is not possible to capture on this interface now.
 
     @ivar interface: the interface's name.
     """
@@ -85,11 +85,11 @@ class CaptureUnavailable(PcapsvcError):
 
 
 class CaptureForbidden(CaptureUnavailable):
-    """The operator's fault: this process may not capture, on whichever interface."""
+    """The operator's fault: this process may not capture on any interface."""
 
 
 class NodeBusy(PcapsvcError):
-    """The node's fault, and a passing one: there is no memory, or no descriptor, for one more capture."""
+    """The node's fault, for now: there is not enough memory, or no descriptor, for another capture."""
 
 
 class EncoderError(PcapsvcError):
@@ -98,11 +98,10 @@ class EncoderError(PcapsvcError):
 
 class DestinationError(PcapsvcError):
     """
-    The remote's fault: a destination did not take a capture.
+    The remote's fault: a destination did not accept a capture.
 
-    @ivar retryable: whether the same attempt may succeed later, with nobody's help.
-    @ivar retry_after_seconds: how long the destination asks to be left alone; L{None}
-        where it doesn't say.
+    @ivar retryable: whether the same attempt may succeed later without any change.
+    @ivar retry_after_seconds: how long the destination asks to wait; L{None} if it doesn't say.
     """
 
     def __init__(self, message: str, *, retryable: bool, retry_after_seconds: float | None = None) -> None:

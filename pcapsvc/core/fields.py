@@ -1,4 +1,4 @@
-"""Checks a table of values against a structure's fields, and tells every problem at once."""
+"""Validates a table of values against a structure's fields, and reports every problem at once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import msgspec
 
 from pcapsvc.core.errors import Problem, shown, shown_words
 
-# Of the keys that are not known so many are told: it takes time to find the name that is nearest.
+# Up to so many unknown keys are reported one by one: finding a similar name takes time.
 _MOST_UNKNOWN = 20
 
 
@@ -23,17 +23,18 @@ def check_fields(
     ignore_unknown: bool = False,
 ) -> tuple[dict[str, Any], list[Problem]]:
     """
-    Check each given value by the type of the field that bears its name.
+    Validate each value against the type of its field.
 
-    A field's type carries its bounds and, as C{Meta(description=...)}, the rule
-    in words: C{a whole number, 1 or more}. Values are taken strictly: an integer
-    is no boolean, no float and no string.
+    A field's type carries its bounds and, as C{Meta(description=...)}, the rule in words:
+    C{a whole number, 1 or more}. Values are not converted: a boolean, a float or a string is
+    not an integer.
 
-    @param prefix: what stands before a field's name in a problem's path.
+    @param given: the values, by the names that the fields have in the table.
+    @param prefix: what comes before a field's name in a problem's path.
     @param secrets: the fields whose values are never shown.
-    @param ignore_unknown: whether a key that is no field is passed over.
+    @param ignore_unknown: whether unknown keys are ignored.
 
-    @return: the values that hold, by field, and the problems with the others.
+    @return: the valid values, by field, and the problems with the others.
     """
     fields = {field.encode_name: field for field in msgspec.structs.fields(structure)}
     values: dict[str, Any] = {}
@@ -58,22 +59,22 @@ def check_fields(
                 )
             )
     if not ignore_unknown and unknown > _MOST_UNKNOWN:
-        rule = f"has {unknown - _MOST_UNKNOWN} more keys that are not known"
+        rule = f"has {unknown - _MOST_UNKNOWN} more unknown keys"
         problems.append(Problem(path=prefix.rstrip(".") or "request", rule=rule))
     return values, problems
 
 
 def unknown_key(key: str, known: Collection[str], *, prefix: str = "") -> Problem:
-    """The problem that a key is not known, with the nearest name that is."""
+    """The problem that a key is unknown, with the most similar known one."""
     near = difflib.get_close_matches(key.lower(), known, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return Problem(path=prefix + (shown_words(key) or "''"), rule=f"is not a known key{hint}")
 
 
 def rule_of(kind: Any) -> str:
-    """The rule that a field's type carries, in words."""
+    """The rule that a field's type carries."""
     for part in (kind, *get_args(kind)):
         for meta in getattr(part, "__metadata__", ()):
             if isinstance(meta, msgspec.Meta) and meta.description:
                 return meta.description
-    raise TypeError(f"{kind!r} carries no rule in words")
+    raise TypeError(f"{kind!r} carries no rule")

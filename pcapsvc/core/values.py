@@ -1,4 +1,4 @@
-"""The kinds of values that senders and operators give: each type has its bounds, and its rule in words."""
+"""Types of values in requests and in the configuration: each has its bounds, and its rule in words."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _ONE_LINE = rf"\A[^{UNSAFE}]*\Z"
 
 
 def one_of(*choices: str) -> Meta:
-    """One of some words."""
+    """One of several words."""
     return Meta(pattern=rf"\A(?:{'|'.join(choices)})\Z", description=f"one of {', '.join(choices)}")
 
 
 def one_line(most: int, what: str = "one line of text", least: int = 0) -> Meta:
-    """Text of one line, of up to so many characters."""
+    """Text on one line, of up to C{most} characters."""
     return Meta(
-        min_length=least, max_length=most, pattern=_ONE_LINE, description=f"{what}, {most} characters at most"
+        min_length=least, max_length=most, pattern=_ONE_LINE, description=f"{what} of up to {most} characters"
     )
 
 
@@ -47,34 +47,33 @@ Filter = Annotated[
 ]
 AlertId = Annotated[
     Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | Name,
-    Meta(description="a whole number of 64 bits, or one line of text, 255 characters at most"),
+    Meta(description="a whole number of 64 bits, or one line of text of up to 255 characters"),
 ]
-# What the kernel takes as a device's name: dev_valid_name() in net/core/dev.c, IFNAMSIZ in if.h.
+# What the kernel accepts as a device's name: dev_valid_name() in net/core/dev.c, IFNAMSIZ in if.h.
 InterfaceName = Annotated[
     str,
     Meta(
         pattern=r"\A(?!\.{1,2}\Z)[^\s/:\x00-\x1f\x7f]{1,15}\Z",
-        description="an interface name of 1 to 15 characters, without spaces, slashes and colons",
+        description="an interface name of 1 to 15 characters, without spaces, slashes or colons",
     ),
 ]
 InterfaceNames = Annotated[
     tuple[InterfaceName, ...],
     Meta(
         max_length=256,
-        description="a list of at most 256 interface names, each of 1 to 15 characters,"
-        " without spaces, slashes and colons",
+        description="a list of up to 256 interface names, each of 1 to 15 characters,"
+        " without spaces, slashes or colons",
     ),
 ]
 Aliases = Annotated[
     tuple[Annotated[str, one_line(255, least=1)], ...],
     Meta(
         max_length=256,
-        description="a list of at most 256 interface aliases, each one line of text, not empty,"
-        " 255 characters at most",
+        description="a list of up to 256 interface aliases, each one line of text of 1 to 255 characters",
     ),
 ]
 Region = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9-]{1,64}\Z", description="the name of a region")]
-# As in the S3 User Guide, "Bucket naming rules", with the older, wider rules of us-east-1.
+# The S3 User Guide, "Bucket naming rules", and the older, wider rules of us-east-1.
 Bucket = Annotated[
     str, Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]{1,253}[A-Za-z0-9]\Z", description="the name of a bucket")
 ]
@@ -84,7 +83,7 @@ Folder = Annotated[
     Meta(
         max_length=512,
         pattern=r"\A(?!.*(?:\A|/)\.{1,2}(?:/|\Z))[^" + UNSAFE + r"\\]*\Z",
-        description="a path of at most 512 characters, without a control character, a backslash,"
+        description="a path of up to 512 characters, without a control character, a backslash"
         " or a part that is '.' or '..'",
     ),
 ]

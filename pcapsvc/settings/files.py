@@ -1,4 +1,4 @@
-"""Reads the files that the configuration names; a problem never shows what is in one."""
+"""Reads and checks the files that the configuration names. A problem never shows their content."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ONE_LINE = re.compile(r"[^\x00-\x1f\x7f]+")
 
 
 def is_one_line(text: str) -> bool:
-    """Whether a secret's text is one line, not empty."""
+    """Whether a secret is one line of text, not empty."""
     return _ONE_LINE.fullmatch(text) is not None
 
 
@@ -25,8 +25,7 @@ def read_text(path: str) -> str:
     """
     The text of a file.
 
-    @raise ValueError: where it can't be read; the message is a rule that goes on
-        from the path.
+    @raise ValueError: if it can't be read; the message is a rule that continues from the path.
     """
     try:
         with open(path, "rb") as file:
@@ -34,39 +33,39 @@ def read_text(path: str) -> str:
     except OSError as error:
         raise ValueError(f"must be a file that can be read ({error.strerror})") from None
     except ValueError:
-        raise ValueError("must be a file that can be read (it is no path)") from None
+        raise ValueError("must be a file that can be read (this is not a path)") from None
     if len(content) > _MOST_BYTES:
-        raise ValueError(f"must be a file of at most {_MOST_BYTES} bytes")
+        raise ValueError(f"must be a file of up to {_MOST_BYTES} bytes")
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError:
-        raise ValueError("must be a file in UTF-8") from None
+        raise ValueError("must be a UTF-8 file") from None
 
 
 def read_secret(path: str) -> Secret:
     """
     The secret in a file, without the white space around it.
 
-    @raise ValueError: as L{read_text}, and where the file holds not just one line.
+    @raise ValueError: as L{read_text}, and if the file has not exactly one line.
     """
     text = read_text(path).strip()
     if not text:
-        raise ValueError("must be a file with one line of text, and it is empty")
+        raise ValueError("must be a file with one line of text, but it is empty")
     if not is_one_line(text):
-        raise ValueError("must be a file with one line of text, and it has more")
+        raise ValueError("must be a file with one line of text, but it has several")
     return Secret(text)
 
 
 def absolute_path(path: str) -> str:
     """
-    A path that stays the same when a daemon leaves the directory in which it was started.
+    The absolute form of a path: a daemon leaves the directory in which it was started.
 
     @raise ValueError: if that directory is gone.
     """
     try:
         return os.path.abspath(path)
     except OSError:
-        raise ValueError("must begin with '/', as the folder in which this is started is gone") from None
+        raise ValueError("must be absolute, because the current directory no longer exists") from None
 
 
 def certificates_file(path: str) -> str:
@@ -109,28 +108,28 @@ def check_certificates(path: str) -> None:
 
 def check_key(path: str) -> None:
     """
-    Find out whether a file holds a private key in PEM that needs no password (RFC
-    7468, sections 10 and 11; for the older form, RFC 1421, section 4.6.1.1).
+    Check that a file contains a PEM private key without a password (RFC 7468, sections 10
+    and 11; for the older form, RFC 1421, section 4.6.1.1).
 
-    @raise ValueError: as L{read_text}, and where it holds none.
+    @raise ValueError: as L{read_text}, and if it doesn't.
     """
     text = read_text(path)
     if "PRIVATE KEY-----" not in text:
-        raise ValueError("must be a file with a private key in PEM, and it holds none")
+        raise ValueError("must be a file with a PEM private key, but contains none")
     if "-----BEGIN ENCRYPTED" in text or "Proc-Type: 4,ENCRYPTED" in text:
-        raise ValueError("must be a file with a private key that needs no password")
+        raise ValueError("must be a file with a private key without a password")
 
 
 def is_key_of(certificates: str, key: str) -> bool:
     """
-    Whether a file holds the private key of the first certificate in another. It may
-    be the same file.
+    Whether a file contains the private key of the first certificate in another file, which
+    may be the same.
 
-    @param certificates: the path of what L{check_certificates} has found good; and
-        L{key} the path of what L{check_key} has.
+    @param certificates: the path of a file that L{check_certificates} accepts.
+    @param key: the path of a file that L{check_key} accepts.
     """
     try:
-        # With no password it would ask for one, at the terminal.
+        # Without a password, OpenSSL would prompt for one on the terminal.
         _tls_context().load_cert_chain(certificates, key, password="")
     except (ValueError, OSError):
         return False
@@ -139,21 +138,19 @@ def is_key_of(certificates: str, key: str) -> bool:
 
 def check_dh_parameters(path: str) -> None:
     """
-    Find out whether a file holds parameters for Diffie-Hellman in PEM, as C{openssl dhparam} writes them.
+    Check that a file contains PEM Diffie-Hellman parameters, as C{openssl dhparam} writes them.
 
-    @raise ValueError: as L{read_text}, and where it holds none.
+    @raise ValueError: as L{read_text}, and if it doesn't.
     """
     read_text(path)
     try:
         _tls_context().load_dh_params(path)
     except (ValueError, OSError):
-        raise ValueError(
-            "must be a file of parameters for Diffie-Hellman in PEM, and it holds none"
-        ) from None
+        raise ValueError("must be a file of PEM Diffie-Hellman parameters, but contains none") from None
 
 
 def _tls_context() -> ssl.SSLContext:
-    # Imported here: a configuration without TLS does without OpenSSL.
+    # Imported here, because a configuration without TLS doesn't need it.
     import ssl
 
     return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

@@ -56,7 +56,7 @@ class GeneralSettings(Section, frozen=True, kw_only=True):
             key="panic",
             kind="flag",
             only=True,
-            help="End a capture with a failure where a packet of it cannot be decoded for the log.",
+            help="Fail a capture if one of its packets can't be decoded for the log.",
         ),
     )
 

@@ -100,7 +100,7 @@ Host = Annotated[
     str,
     Meta(
         pattern=r"\A(?!.*[\s/])[^\x00-\x20\x7f-\x9f]{1,255}\Z",
-        description="a host name or address, without spaces and slashes",
+        description="a host name or address, without spaces or slashes",
     ),
 ]
 Path = Annotated[str, Meta(pattern=r"\A[^\x00]+\Z", description="a path, not empty")]

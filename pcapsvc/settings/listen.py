@@ -1,4 +1,4 @@
-"""Where the HTTP source listens: what a server endpoint string of Twisted says, without opening it."""
+"""Reads and checks a server endpoint string of Twisted without opening it."""
 
 from __future__ import annotations
 
@@ -60,10 +60,10 @@ _PATHS = ("address", "privateKey", "certKey", "extraCertChain", "dhParameters")
 @dataclass(frozen=True, kw_only=True)
 class Listener:
     """
-    What an endpoint string says.
+    A server endpoint.
 
-    @ivar local: whether only this host reaches it: it is on a loopback address,
-        or is a unix socket.
+    @ivar local: whether only this host can reach it: it is on a loopback address, or a unix
+        socket.
     """
 
     kind: str
@@ -73,9 +73,9 @@ class Listener:
 
 def read_listener(text: str) -> Listener:
     """
-    Understand a server endpoint string: C{tcp:8480:interface=127.0.0.1}.
+    Parse a server endpoint string: C{tcp:8480:interface=127.0.0.1}.
 
-    @raise ValueError: where it is none; the message is the rule that it breaks.
+    @raise ValueError: if it isn't one; the message is the rule that it breaks.
     """
     kind, *given = _parts(text)
     if len(kind) != 1 or kind[0] not in _PARAMETERS:
@@ -86,13 +86,13 @@ def read_listener(text: str) -> Listener:
     for part in given:
         if len(part) == 1:
             if position == len(names):
-                raise ValueError(f"has more parameters than {kind[0]!r} takes")
+                raise ValueError(f"has too many parameters for {kind[0]!r}")
             name, value = names[position], part[0]
             position += 1
         else:
             name, value = part[0], part[1]
         if name not in names:
-            raise ValueError(f"has the parameter {name!r}, and {kind[0]!r} takes {', '.join(names)}")
+            raise ValueError(f"has the unknown parameter {name!r}; {kind[0]!r} has {', '.join(names)}")
         if name in parameters:
             raise ValueError(f"gives {name!r} twice")
         parameters[name] = value
@@ -102,13 +102,14 @@ def read_listener(text: str) -> Listener:
 
 def checked_listener(text: str) -> str:
     """
-    A server endpoint string that can be listened on, as far as that is known without trying;
-    its paths are made absolute.
+    Check a server endpoint string as far as that is possible without listening.
+
+    @return: the string with absolute paths.
 
     @raise ValueError: as L{read_listener} and L{check_listener}.
     """
-    # Twisted's endpoints, once imported, have taken what systemd says out of the environment:
-    # they alone know it then, and judge it later.
+    # Once imported, Twisted's endpoints have removed systemd's variables from the environment.
+    # Then only they know the sockets, and check the endpoint when it is made.
     is_there = "twisted.internet.endpoints" not in sys.modules
     check_listener(read_listener(text), os.environ if is_there else None)
     return absolute_listener(text, absolute_path)
@@ -116,13 +117,13 @@ def checked_listener(text: str) -> str:
 
 def check_listener(listener: Listener, environment: Mapping[str, str] | None) -> None:
     """
-    Find out whether what an endpoint needs is there: the certificate and its key, or
-    the socket that systemd opened. The files are read from the current folder.
+    Check that what an endpoint needs is there: the certificate and its key, or the socket
+    from systemd. Relative paths start at the current directory.
 
-    @param environment: where systemd says which sockets there are (sd_listen_fds(3));
-        L{None} where that isn't known, and isn't judged.
+    @param environment: says which sockets systemd passed (sd_listen_fds(3)); L{None} if that
+        is unknown, and not to be checked.
 
-    @raise ValueError: where it isn't; the message is the rule that this breaks.
+    @raise ValueError: if something is missing; the message is the rule that this breaks.
     """
     problems: list[str] = []
     if listener.kind == "ssl":
@@ -135,9 +136,9 @@ def check_listener(listener: Listener, environment: Mapping[str, str] | None) ->
 
 def absolute_listener(text: str, absolute: Callable[[str], str]) -> str:
     """
-    A server endpoint string, the paths in which are made absolute.
+    Make the paths in a server endpoint string absolute.
 
-    @param absolute: makes a path so.
+    @param absolute: makes a path absolute.
 
     @raise ValueError: as L{read_listener}.
     """
@@ -151,7 +152,7 @@ def absolute_listener(text: str, absolute: Callable[[str], str]) -> str:
 
 
 def _quoted(value: str) -> str:
-    """As L{_parts} takes it for one value."""
+    """Escaped, so that L{_parts} reads it as one value."""
     return value.replace("\\", "\\\\").replace(":", "\\:").replace("=", "\\=")
 
 
@@ -182,7 +183,7 @@ def _tls_problems(parameters: dict[str, str]) -> Iterator[str]:
     ]
     yield from problems
     if not problems and not is_key_of(certificate, key):
-        yield "its 'privateKey' must hold the private key of the certificate in 'certKey'"
+        yield "its 'privateKey' must contain the private key of the certificate in 'certKey'"
     for name, check in (("extraCertChain", check_certificates), ("dhParameters", check_dh_parameters)):
         if name in parameters:
             yield from _file_problems(name, parameters[name], check)
@@ -196,15 +197,15 @@ def _file_problems(name: str, path: str, check: Callable[[str], None]) -> Iterat
 
 
 def _inherited_problems(parameters: dict[str, str], environment: Mapping[str, str]) -> Iterator[str]:
-    # A copy: Twisted takes away what it has read, and reads it again itself.
+    # A copy, because Twisted removes what it reads, and has to read it again itself.
     sockets = ListenFDs.fromEnvironment(dict(environment))
     count, names = len(sockets.inheritedDescriptors()), sockets.inheritedNamedDescriptors()
     if count == 0:
-        yield "must be a socket that systemd opened for this process, and it opened none"
+        yield "must be a socket passed by systemd, but systemd passed none"
     elif "name" in parameters and parameters["name"] not in names:
-        yield f"must give 'name' as one of the sockets that systemd opened: {', '.join(map(repr, names))}"
+        yield f"must give 'name' as one of the sockets passed by systemd: {', '.join(map(repr, names))}"
     elif "index" in parameters and int(parameters["index"]) >= count:
-        yield f"must give 'index' as less than the number of sockets that systemd opened, which is {count}"
+        yield f"must give 'index' as less than the number of sockets passed by systemd, which is {count}"
 
 
 def _is_number(text: str, base: int, low: int, high: int) -> bool:
@@ -216,7 +217,7 @@ def _is_local(kind: str, parameters: dict[str, str]) -> bool:
     if kind == "unix":
         return True
     if kind == "systemd":
-        # What a socket that systemd opened is bound to isn't known here.
+        # The address that systemd bound the socket to is unknown here.
         return parameters["domain"] == "UNIX"
     interface = parameters.get("interface", "")
     if interface == "localhost":
@@ -229,8 +230,8 @@ def _is_local(kind: str, parameters: dict[str, str]) -> bool:
 
 def _parts(text: str) -> Iterator[tuple[str, ...]]:
     """
-    Split at each colon, and each part at its first equals sign; a backslash takes
-    away the meaning of the character after it.
+    Split at each colon, and each part at its first equals sign. A backslash escapes the next
+    character.
     """
     part, word = (), ""  # type: tuple[str, ...], str
     characters = iter(text)

@@ -114,7 +114,7 @@ def _read_tables(
             if isinstance(value, dict):
                 _read_tables(value, within, known, tables, problems)
             else:
-                problems.append(Problem(path=within, rule=f"must be one section, [{within}]"))
+                problems.append(Problem(path=within, rule=f"must be a section, [{within}]"))
         elif within != INTERFACE:
             problems.append(_unknown(name, path, known))
 
@@ -124,7 +124,7 @@ def _unknown(name: str, path: str, known: Mapping[str, Collection[str]]) -> Prob
     if not path:
         homes = [table for table, keys in known.items() if name in keys]
         if homes:
-            return Problem(path=name, rule=f"stands in no section; it belongs to [{'] or ['.join(homes)}]")
+            return Problem(path=name, rule=f"is outside any section; it belongs in [{'] or ['.join(homes)}]")
     prefix = f"{path}." if path else ""
     tables = [table.removeprefix(prefix).partition(".")[0] for table in known if table.startswith(prefix)]
     candidates = [*known.get(path, ()), *dict.fromkeys(tables), *([] if path else [INTERFACE])]
@@ -211,7 +211,7 @@ def _read_secret(
         if not isinstance(path, str):
             rule = "must be the path of a file"
         elif given != "":
-            rule = f"must not be given beside {secret.key}: either is enough"
+            rule = f"must not be given together with {secret.key}; give one of them"
         else:
             try:
                 found = read_secret(path)
@@ -225,7 +225,7 @@ def _read_secret(
 def _read_interfaces(document: Mapping[str, Any], problems: list[Problem]) -> tuple[InterfaceAlias, ...]:
     given = document.get(INTERFACE, [])
     if not isinstance(given, list) or not all(isinstance(each, dict) for each in given):
-        problems.append(Problem(path=INTERFACE, rule="must be sections in double brackets, [[interface]]"))
+        problems.append(Problem(path=INTERFACE, rule="must be a list of sections, [[interface]]"))
         return ()
     interfaces: list[InterfaceAlias] = []
     for index, table in enumerate(given):
@@ -287,5 +287,5 @@ def _shared_directories(settings: Settings) -> Iterator[Problem]:
                     path=owner,
                     others=(path,),
                     value=shown(directory),
-                    rule=f"must be another folder than {path}",
+                    rule=f"must not be the same directory as {path}",
                 )

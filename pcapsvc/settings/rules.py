@@ -28,7 +28,8 @@ def access_key_pair(section: type[Section], access_id: object, access_key: objec
         yield Conflict(
             path=section.key_path("accessid"),
             others=(section.key_path("accesskey"), section.key_path("accesskeyfile")),
-            rule=f"and {section.key_path('accesskey')} (or accesskeyfile) must be given together, or neither",
+            rule=f"must be given together with {section.key_path('accesskey')} (or accesskeyfile),"
+            " or not at all",
         )
 
 
@@ -45,7 +46,7 @@ def certificate_name(section: type[Section], host: str, *others: str) -> Iterato
             path=section.key_path("host"),
             others=tuple(map(section.key_path, others)),
             value=shown(host),
-            rule="must be a name that a certificate can have, or an address, as TLS is asked for"
+            rule="must be a valid host name or an address, because the server's certificate is verified"
             f" ({problem})",
         )
 

@@ -1,4 +1,4 @@
-"""A value that must not be seen: a password, a token, a key."""
+"""A value that must not be shown: a password, a token, a key."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from typing import NoReturn
 
 class Secret:
     """
-    Holds a secret, and shows it only where L{reveal} is called.
-
-    It cannot be seen by C{repr}, C{str} or a format, nor be pickled.
+    A secret. Only L{reveal} returns it: C{repr}, C{str} and formats don't show it, and it can't
+    be pickled.
     """
 
     __slots__ = ("_value",)

@@ -184,7 +184,7 @@ class FieldsTests(_Requests, unittest.SynchronousTestCase):
             for bad in ("eth0", ["eth0", 5], ["eth0", ""], [None], [["eth0"]], {"eth0": 1}, ["e"] * 257):
                 body = json.dumps({**base, field: bad}).encode()
                 problem = self.problems(body)[field]
-                self.assertTrue(problem.startswith("must be a list of at most 256 interface "), problem)
+                self.assertTrue(problem.startswith("must be a list of up to 256 interface "), problem)
 
     def test_interface_names(self) -> None:
         """A name that no device can have is refused, before anything is asked about it."""
@@ -193,8 +193,8 @@ class FieldsTests(_Requests, unittest.SynchronousTestCase):
         for name in (".", "..", "a/b", "../x", "a b", "a:1", "a\x00", "a\n", "x" * 16, "a\x7f", "a\u2028b"):
             self.assertEqual(
                 {
-                    "interface": "must be a list of at most 256 interface names, each of 1 to 15 characters, "
-                    "without spaces, slashes and colons"
+                    "interface": "must be a list of up to 256 interface names, each of 1 to 15 characters, "
+                    "without spaces, slashes or colons"
                 },
                 self.problems(message(interface=[name])),
             )
@@ -344,7 +344,7 @@ class EitherTests(_Requests, unittest.SynchronousTestCase):
         rejection = self.assertRaises(RequestRejected, parse_request, body, BOUNDS)
         *told, last = [str(problem) for problem in rejection.problems]
         self.assertEqual(len(told), 20)
-        self.assertEqual(last, "request: has 3980 more keys that are not known")
+        self.assertEqual(last, "request: has 3980 more unknown keys")
 
     def test_asks_to_be_logged(self) -> None:
         """Whether a message wants to be logged can be told though it is wrong."""

@@ -83,7 +83,7 @@ class KafkaTests(SettingsTestCase):
         self.assertEqual(os.path.abspath(path), kafka.sasl_oauth_token_file)
 
     def test_what_goes_together(self) -> None:
-        """A key that needs another, or means nothing without it, says so."""
+        """A key that needs another, or has no effect without it, says so."""
         ours = self.issue()
         certificate, key = ours.certificate, ours.key
         token = self.file("hunter2")
@@ -92,23 +92,23 @@ class KafkaTests(SettingsTestCase):
             ("security_protocol = 'SASL_SSL'", "kafka.security_protocol = 'SASL_SSL': needs kafka.sasl_mech"),
             (
                 f"sasl_mechanism = 'PLAIN'\n{self.USER}",
-                "kafka.sasl_mechanism: means nothing without kafka.sec",
+                "kafka.sasl_mechanism: has no effect without kafka.sec",
             ),
             (f"{self.SASL}'PLAIN'", "kafka.sasl_mechanism = 'PLAIN': needs kafka.sasl_plain_username, and"),
             (f"{self.SASL}'SCRAM-SHA-256'\nsasl_plain_username = 'u'", "kafka.sasl_mechanism = 'SCRAM-SHA-"),
             (f"{self.SASL}'OAUTHBEARER'", "kafka.sasl_mechanism = 'OAUTHBEARER': needs kafka.sasl_oauth_tok"),
             (
                 f"{self.SASL}'PLAIN'\n{self.USER}sasl_oauth_tokenfile = '{token}'",
-                "kafka.sasl_oauth_tokenfile: means nothing without kafka.sasl_mechanism = 'OAUTHBEARER'",
+                "kafka.sasl_oauth_tokenfile: has no effect without kafka.sasl_mechanism = 'OAUTHBEARER'",
             ),
             (
                 f"{self.SASL}'OAUTHBEARER'\nsasl_oauth_tokenfile = '{token}'\n{self.USER}",
-                "kafka.sasl_plain_username: means nothing without kafka.sasl_mechanism = 'PLAIN'",
+                "kafka.sasl_plain_username: has no effect without kafka.sasl_mechanism = 'PLAIN'",
             ),
-            ("sasl_plain_password = 'hunter2'", "kafka.sasl_plain_password: means nothing without"),
-            (f"ssl_cafile = '{certificate}'", "kafka.ssl_cafile: means nothing without kafka.security_proto"),
-            (f"ssl_certfile = '{certificate}'", "kafka.ssl_certfile: means nothing without"),
-            (f"{tls}ssl_keyfile = '{key}'", "kafka.ssl_keyfile: means nothing without kafka.ssl_certfile"),
+            ("sasl_plain_password = 'hunter2'", "kafka.sasl_plain_password: has no effect without"),
+            (f"ssl_cafile = '{certificate}'", "kafka.ssl_cafile: has no effect without kafka.security_proto"),
+            (f"ssl_certfile = '{certificate}'", "kafka.ssl_certfile: has no effect without"),
+            (f"{tls}ssl_keyfile = '{key}'", "kafka.ssl_keyfile: has no effect without kafka.ssl_certfile"),
             (
                 f"{tls}ssl_cafile = '/nowhere'",
                 "kafka.ssl_cafile = '/nowhere': must be a file that can be read",
@@ -131,10 +131,12 @@ class KafkaTests(SettingsTestCase):
         self.assertEqual(os.path.abspath(both), self.section(KafkaSettings, f"{tls}'{both}'").ssl_certfile)
         problem = self.only_problem(f"{tls}'{ours.certificate}'")
         self.assertTrue(problem.startswith("kafka.ssl_certfile = "), problem)
-        self.assertIn(": needs kafka.ssl_keyfile, for it doesn't hold the certificate's private key", problem)
+        self.assertIn(
+            ": needs kafka.ssl_keyfile, because it doesn't contain the certificate's private key", problem
+        )
         problem = self.only_problem(f"{tls}'{ours.certificate}'\nssl_keyfile = '{other.key}'")
         self.assertTrue(problem.startswith("kafka.ssl_keyfile = "), problem)
-        self.assertIn(": must hold the private key of the certificate in kafka.ssl_certfile", problem)
+        self.assertIn(": must contain the private key of the certificate in kafka.ssl_certfile", problem)
 
     def test_keys_with_a_password(self) -> None:
         """A private key that needs a password is a problem: nobody is there to type it."""
@@ -145,9 +147,9 @@ class KafkaTests(SettingsTestCase):
             self.section(KafkaSettings, f"{self.KAFKA}{tls}ssl_keyfile = '{ours.key}'").ssl_keyfile,
         )
         for text, rule in (
-            ("-----BEGIN ENCRYPTED PRIVATE KEY-----", "needs no password"),
-            ("-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED", "needs no password"),
-            ("nothing", "it holds none"),
+            ("-----BEGIN ENCRYPTED PRIVATE KEY-----", "without a password"),
+            ("-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED", "without a password"),
+            ("nothing", "but contains none"),
         ):
             self.assertIn(rule, self.only_problem(f"{self.KAFKA}{tls}ssl_keyfile = '{self.file(text)}'"))
 

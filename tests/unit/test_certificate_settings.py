@@ -68,7 +68,7 @@ class CertificatesTests(SettingsTestCase):
             for text, key in ((f"{LEAST}tls = true\n", "redis"), (f"{LEAST}{cloudshark}", "cloudshark")):
                 self.assertTrue(
                     self.only_problem(f"{text}host = '{host}'").startswith(
-                        f"{key}.host = {host!r}: must be a name that a certificate can have, or an address, "
+                        f"{key}.host = {host!r}: must be a valid host name or an address, because "
                     )
                 )
         self.load(f"{LEAST}{cloudshark}host = '[::1]'")
@@ -127,13 +127,13 @@ class EndpointTests(SettingsTestCase):
             (
                 ":privateKey=/etc/passwd",
                 (
-                    "its 'privateKey', '/etc/passwd', must be a file with a private key in PEM",
+                    "its 'privateKey', '/etc/passwd', must be a file with a PEM private key",
                     "its 'certKey', ",
                 ),
             ),
             (
                 f":privateKey={other.key}:certKey={ours.certificate}",
-                ("its 'privateKey' must hold the private key of the certificate in 'certKey'",),
+                ("its 'privateKey' must contain the private key of the certificate in 'certKey'",),
             ),
             (
                 f":privateKey={ours.key}:certKey={ours.certificate}:extraCertChain={ours.key}"
@@ -154,13 +154,13 @@ class EndpointTests(SettingsTestCase):
             check_listener(read_listener(f"systemd:domain=UNIX:{good}"), opened)
         self.assertEqual("2", opened["LISTEN_FDS"])
         for wrong, environment, rule in (
-            ("index=0", {}, "must be a socket that systemd opened for this process, and it opened none"),
-            ("index=0", {**opened, "LISTEN_PID": "1"}, "and it opened none"),
+            ("index=0", {}, "must be a socket passed by systemd, but systemd passed none"),
+            ("index=0", {**opened, "LISTEN_PID": "1"}, "but systemd passed none"),
             ("index=2", opened, "must give 'index' as less than the number of sockets"),
             (
                 "name=htp",
                 opened,
-                "must give 'name' as one of the sockets that systemd opened: 'http', 'other'",
+                "must give 'name' as one of the sockets passed by systemd: 'http', 'other'",
             ),
         ):
             listener = read_listener(f"systemd:domain=UNIX:{wrong}")

@@ -254,7 +254,7 @@ class SettingsOfProbesTests(SettingsTestCase):
                 "probe.sorce: is not a known key; did you mean 'source'?",
                 "reports.kafka: is not a known key",
                 "general.maxbytes = 0: must be a whole number of bytes, from 1 to 9223372036854775807",
-                "--probehost = 'a b': must be a host name or address, without spaces and slashes",
+                "--probehost = 'a b': must be a host name or address, without spaces or slashes",
                 "reports.redis.port = 'x': must be a whole number from 1 to 65535",
                 "general.probelevel = 10: must be a whole number from 1 to 9",
                 "general.writelocal: at least one destination must be enabled: general.writelocal, "
@@ -289,7 +289,7 @@ class SettingsOfProbesTests(SettingsTestCase):
             self.only_problem(PROBES.replace('password = "hunter2"', "path = 'a'\npassword = 5")),
         )
         self.assertEqual(
-            ["probe: must be one section, [probe]"],
+            ["probe: must be a section, [probe]"],
             self.problems("probe = 3\n[redis]\nlisten = true"),
         )
 

@@ -159,7 +159,7 @@ class LaneTests(unittest.SynchronousTestCase):
             self.destination.answer = answer
             error = self.failureResultOf(self.attempt(), DestinationError).value
             self.assertFalse(error.retryable)
-            self.assertIn("a fault of the daemon", str(error))
+            self.assertIn("internal error", str(error))
             self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
 
 

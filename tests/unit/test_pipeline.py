@@ -241,7 +241,7 @@ class JudgingTests(PipelineCase):
         self.assertEqual(
             [(problem.path, problem.rule) for problem in verdict.problems],
             [
-                ("nodere", "must be a regular expression on one line, 1024 characters at most"),
+                ("nodere", "must be a regular expression on one line of up to 1024 characters"),
                 ("packets", "must be a whole number, 1 or more"),
             ],
         )
@@ -278,7 +278,7 @@ class JudgingTests(PipelineCase):
         self.system.open = faulty  # type: ignore[method-assign]
         verdict = self.submit(alias=["both"], bytes=100)
         assert isinstance(verdict, Rejected)
-        self.assertIn("fault of the daemon", verdict.problems[0].rule)
+        self.assertIn("internal error", verdict.problems[0].rule)
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
         self.assertEqual(self.system.open_handles, 0)
         self.begin(bytes=100)

@@ -45,7 +45,7 @@ class SecretsTests(SettingsTestCase):
         path = self.file("hunter2")
         for section, key in self.PLACES:
             problem = self.only_problem(self._text(section, f"{key} = 'hunter3'\n{key}file = '{path}'"))
-            self.assertIn(f"{section}.{key}file = '{path}': must not be given beside {key}", problem)
+            self.assertIn(f"{section}.{key}file = '{path}': must not be given together with {key}", problem)
             self.assertNotIn("hunter", problem)
 
     def test_both_wrong(self) -> None:
@@ -54,7 +54,7 @@ class SecretsTests(SettingsTestCase):
             for given in ("5", "['hunter2']", '"hunter2\\n"'):
                 for path, rule in (
                     ("6", "must be the path of a file"),
-                    ("'/nope'", f"must not be given beside {key}: either is enough"),
+                    ("'/nope'", f"must not be given together with {key}; give one of them"),
                 ):
                     text = self._text(section, f"{key} = {given}\n{key}file = {path}")
                     self.assertEqual(
@@ -69,7 +69,7 @@ class SecretsTests(SettingsTestCase):
         """A file that is empty, has several lines, or can't be read is a problem with its path only."""
         for path, rule in (
             (self.file(" \n"), "it is empty"),
-            (self.file("hunter2\nhunter3\n"), "it has more"),
+            (self.file("hunter2\nhunter3\n"), "it has several"),
             (self.file(b"hunter2\xff"), "UTF-8"),
             ("/nowhere", "No such file"),
         ):

@@ -173,10 +173,10 @@ class ProblemsTests(SettingsTestCase):
                 "general.snaplength = 300000: must be a whole number of bytes, from 1 to 262144",
                 "--csport = 'https': must be a whole number from 1 to 65535",
                 "interface[1].name = 'eth 0': must be an interface name of 1 to 15 characters, "
-                "without spaces, slashes and colons",
+                "without spaces, slashes or colons",
                 "redis.listen: at least one source must be enabled: redis.listen, kafka.listen, sqs.listen "
                 "or http.listen",
-                "general.writelocal: needs a folder: general.localdir, or --destdir",
+                "general.writelocal: needs a directory: general.localdir or --destdir",
                 "redis.username: needs redis.auth or redis.authfile",
             ],
             self.problems(
@@ -237,14 +237,14 @@ class ProblemsTests(SettingsTestCase):
             ),
             (
                 "[s3]\naccessid = 'x'",
-                "s3.accessid: and s3.accesskey (or accesskeyfile) must be given together",
+                "s3.accessid: must be given together with s3.accesskey (or accesskeyfile)",
             ),
             (
                 "[s3]\naccesskey = 'x'",
-                "s3.accessid: and s3.accesskey (or accesskeyfile) must be given together",
+                "s3.accessid: must be given together with s3.accesskey (or accesskeyfile)",
             ),
             ("username = 'x'", "redis.username: needs redis.auth"),
-            (f"cafile = '{self.issue().certificate}'", "redis.cafile: means nothing without"),
+            (f"cafile = '{self.issue().certificate}'", "redis.cafile: has no effect without"),
             ("tls = true\ncafile = '/nowhere'", "redis.cafile = '/nowhere': must be a file that can be read"),
             ("[cloudshark]\nverify = '/nowhere'", "cloudshark.verify = '/nowhere': must be a file that"),
         ):
@@ -280,7 +280,10 @@ class ProblemsTests(SettingsTestCase):
                 "spooldir = '/s'\nspoolsize = 100000000",
                 "delivery.spoolsize = 100000000: must be more than general.maxbytes, which is 100000000",
             ),
-            ("spooldir = '/tmp'", "delivery.spooldir = '/tmp': must be another folder than general.localdir"),
+            (
+                "spooldir = '/tmp'",
+                "delivery.spooldir = '/tmp': must not be the same directory as general.localdir",
+            ),
         ):
             problem = self.only_problem(f"{LEAST}[delivery]\n{keys}")
             self.assertTrue(problem.startswith(expected), problem)
@@ -316,12 +319,10 @@ class ProblemsTests(SettingsTestCase):
 
     def test_sections_of_the_wrong_shape(self) -> None:
         """A section that is no table, or interfaces that are no list of them, are problems."""
-        self.assertIn("s3: must be one section, [s3]", self.only_problem(f"s3 = 'hunter2'\n{LEAST}"))
-        self.assertIn("s3: must be one section, [s3]", self.only_problem(f"{LEAST}[[s3]]"))
+        self.assertIn("s3: must be a section, [s3]", self.only_problem(f"s3 = 'hunter2'\n{LEAST}"))
+        self.assertIn("s3: must be a section, [s3]", self.only_problem(f"{LEAST}[[s3]]"))
         for text in (f"{LEAST}[interface]\nname = 'lo'", f"interface = 3\n{LEAST}"):
-            self.assertEqual(
-                "interface: must be sections in double brackets, [[interface]]", self.only_problem(text)
-            )
+            self.assertEqual("interface: must be a list of sections, [[interface]]", self.only_problem(text))
 
     def test_interfaces(self) -> None:
         """An interface has a name, and stands there once; its aliases are a list."""
@@ -343,7 +344,7 @@ class ProblemsTests(SettingsTestCase):
             self.assertTrue(standby.startswith("capture.standby = "), standby)
             self.assertEqual(
                 f"interface[0].name = {name!r}: must be an interface name of 1 to 15 characters, "
-                "without spaces, slashes and colons",
+                "without spaces, slashes or colons",
                 alias,
             )
 
@@ -361,7 +362,7 @@ class ProblemsTests(SettingsTestCase):
     def test_a_key_outside_its_section(self) -> None:
         """A key before the first section is told where it belongs."""
         self.assertEqual(
-            "maxpackets: stands in no section; it belongs to [general]",
+            "maxpackets: is outside any section; it belongs in [general]",
             self.only_problem(f"maxpackets = 1\n{LEAST}"),
         )
 

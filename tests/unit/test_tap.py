@@ -195,7 +195,7 @@ class MakeServiceTests(unittest.TestCase):
         """Without the variable that names it, that is the problem which is told."""
         for environment in ({}, {"PCAPSVC_CONFIG": ""}):
             self.assertEqual(
-                "  PCAPSVC_CONFIG: must name the configuration's path",
+                "  PCAPSVC_CONFIG: must be the path of the configuration",
                 self.refused(tap.service_from_environment, environment)[1],
             )
 
@@ -288,7 +288,7 @@ class TwistdTests(unittest.TestCase):
         arguments = ("-n", "pcapsvc", "--config", str(configuration))
         _, err, status = await self.twistd(*arguments)
         self.assertEqual(1, status)
-        self.assertIn("must be a socket that systemd opened for this process, and it opened none", err)
+        self.assertIn("must be a socket passed by systemd, but systemd passed none", err)
         self.assertIn("at least one destination", err)
         _, err, status = await self.twistd(*arguments, opened="http")
         self.assertEqual(1, status)

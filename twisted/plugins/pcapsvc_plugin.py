@@ -1,10 +1,10 @@
-"""Tells C{twistd} of the service. It imports nothing of ours, for every C{twistd} on this host loads it."""
+"""The C{twistd} plugin. It imports nothing of pcapsvc, because every C{twistd} on this host loads it."""
 
 from twisted.application.service import ServiceMaker
 
 pcapsvc = ServiceMaker(
     "pcapsvc",
     "pcapsvc.tap",
-    "Captures packets when a message asks for them.",
+    "Captures packets on request.",
     "pcapsvc",
 )

@@ -31,10 +31,13 @@ class LocalSettings(DestinationSection, frozen=True, kw_only=True):
             name="writelocal",
             key="writelocal",
             kind="flag",
-            help="Write captures to a local folder. Needs --destdir, or the key localdir.",
+            help="Write captures to a local directory. Needs --destdir, or the key localdir.",
         ),
         Option(
-            name="destdir", key="localdir", kind="text", help="Folder for captures that are written locally."
+            name="destdir",
+            key="localdir",
+            kind="text",
+            help="Directory for local captures.",
         ),
     )
 
@@ -60,7 +63,7 @@ class LocalSettings(DestinationSection, frozen=True, kw_only=True):
             yield Conflict(
                 path="general.writelocal",
                 others=("general.localdir",),
-                rule="needs a folder: general.localdir, or --destdir",
+                rule="needs a directory: general.localdir or --destdir",
             )
 
     def build(self, context: BuildContext) -> IDestination:

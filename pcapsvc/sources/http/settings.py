@@ -47,7 +47,7 @@ class HttpSettings(SourceSection, frozen=True, kw_only=True):
                 path="http.listen",
                 others=("http.tokenfile",),
                 value=shown(self.listen),
-                rule="needs http.tokenfile, for it is neither on a loopback address nor a unix socket",
+                rule="needs http.tokenfile, because it is neither on a loopback address nor a unix socket",
             )
 
     def build(self, context: BuildContext, sink: IRequestSink) -> IService:

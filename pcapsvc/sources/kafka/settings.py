@@ -25,7 +25,7 @@ Topic = Annotated[
     str,
     Meta(
         pattern=r"\A(?!\.{1,2}\Z)[A-Za-z0-9._-]{1,249}\Z",
-        description="at most 249 letters, digits, dots, underscores and hyphens, not '.' or '..'",
+        description="up to 249 letters, digits, dots, underscores and hyphens, not '.' or '..'",
     ),
 ]
 
@@ -103,13 +103,13 @@ class KafkaSettings(SourceSection, frozen=True, kw_only=True):
                 yield Conflict(
                     path=f"kafka.{key}",
                     others=("kafka.security_protocol",),
-                    rule="means nothing without kafka.security_protocol = 'SSL' or 'SASL_SSL'",
+                    rule="has no effect without kafka.security_protocol = 'SSL' or 'SASL_SSL'",
                 )
         if self.ssl_keyfile is not None and self.ssl_certfile is None:
             yield Conflict(
                 path="kafka.ssl_keyfile",
                 others=("kafka.ssl_certfile",),
-                rule="means nothing without kafka.ssl_certfile",
+                rule="has no effect without kafka.ssl_certfile",
             )
         if self.ssl_certfile is None or not uses_tls:
             return
@@ -119,9 +119,9 @@ class KafkaSettings(SourceSection, frozen=True, kw_only=True):
                 path="kafka.ssl_certfile" if self.ssl_keyfile is None else "kafka.ssl_keyfile",
                 others=("kafka.ssl_keyfile", "kafka.ssl_certfile"),
                 value=shown(key_file),
-                rule="needs kafka.ssl_keyfile, for it doesn't hold the certificate's private key"
+                rule="needs kafka.ssl_keyfile, because it doesn't contain the certificate's private key"
                 if self.ssl_keyfile is None
-                else "must hold the private key of the certificate in kafka.ssl_certfile",
+                else "must contain the private key of the certificate in kafka.ssl_certfile",
             )
 
     def _sasl_problems(self) -> Iterator[Problem]:
@@ -138,7 +138,7 @@ class KafkaSettings(SourceSection, frozen=True, kw_only=True):
             yield Conflict(
                 path="kafka.sasl_mechanism",
                 others=("kafka.security_protocol",),
-                rule="means nothing without kafka.security_protocol = 'SASL_SSL' or 'SASL_PLAINTEXT'",
+                rule="has no effect without kafka.security_protocol = 'SASL_SSL' or 'SASL_PLAINTEXT'",
             )
         by_password = mechanism is not None and mechanism != "OAUTHBEARER"
         username, password = self.sasl_plain_username, self.sasl_plain_password
@@ -154,7 +154,7 @@ class KafkaSettings(SourceSection, frozen=True, kw_only=True):
             yield Conflict(
                 path=_USERNAME if username is not None else _PASSWORD,
                 others=("kafka.sasl_mechanism", *_LOGIN),
-                rule="means nothing without"
+                rule="has no effect without"
                 " kafka.sasl_mechanism = 'PLAIN', 'SCRAM-SHA-256' or 'SCRAM-SHA-512'",
             )
         if mechanism == "OAUTHBEARER" and self.sasl_oauth_token_file is None:
@@ -168,7 +168,7 @@ class KafkaSettings(SourceSection, frozen=True, kw_only=True):
             yield Conflict(
                 path="kafka.sasl_oauth_tokenfile",
                 others=("kafka.sasl_mechanism",),
-                rule="means nothing without kafka.sasl_mechanism = 'OAUTHBEARER'",
+                rule="has no effect without kafka.sasl_mechanism = 'OAUTHBEARER'",
             )
 
     def build(self, context: BuildContext, sink: IRequestSink) -> IService:

@@ -72,7 +72,7 @@ class RedisSettings(SourceSection, frozen=True, kw_only=True):
             )
         if self.ca_file is not None and not self.tls:
             yield Conflict(
-                path="redis.cafile", others=("redis.tls",), rule="means nothing without redis.tls = true"
+                path="redis.cafile", others=("redis.tls",), rule="has no effect without redis.tls = true"
             )
         if self.listen and self.tls:
             yield from certificate_name(type(self), self.host, "tls")
