@@ -257,7 +257,9 @@ class LoginTests(ManholeCase):
         ended = await client.ended
         self.assertEqual((ended.status, ended.output), (0, "42\n"), ended.errors)
         self.assertEqual(os.stat(path).st_mode & 0o777, 0o660)
-        self.assertTrue(any("from the unix socket" in line for line in self.log), self.log)
+        self.assertTrue(
+            any(f"from the unix socket (uid {os.getuid()})" in line for line in self.log), self.log
+        )
 
     async def test_algorithms(self) -> None:
         """Nothing with SHA-1, MD5 or CBC is offered, and no compression."""
@@ -527,7 +529,7 @@ class Stranger(protocol.Protocol):
             self.transport.abortConnection()
 
 
-class _Once(protocol.ClientFactory[Any]):
+class _Once(protocol.ClientFactory):
     noisy = False
 
     def __init__(self, made: protocol.Protocol) -> None:

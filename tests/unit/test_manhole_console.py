@@ -195,7 +195,8 @@ class BoundTests(ConsoleCase):
             began = time.monotonic()
             self.assertFalse(self.console.run(line), line)
             self.assertLess(time.monotonic() - began, 3.0, line)
-            self.assertIn("TakesTooLong: interrupted after 0.05 s", "".join(self.written))
+            self.assertIn("\nTakesTooLong: interrupted after 0.05 s", "".join(self.written))
+            self.assertNotIn("time_limit", "".join(self.written))
         self.assertEqual(self.enter("1"), "1\n")
 
     def test_repr_of_a_result(self) -> None:

@@ -27,7 +27,7 @@ class Captures:
 
     def list(self, state: str | None = None) -> list[Mapping[str, Any]]:
         """As C{ICaptures.list}."""
-        return [{"id": "b", "state": "capturing", "packets": 3, "bytes": 180, "interface": "eth0"}]
+        return [{"id": "b", "state": "capturing", "packets": 3, "bytes": 180, "bpf": "icmp"}]
 
     def get(self, capture_id: str) -> Mapping[str, Any] | None:
         """As C{ICaptures.get}."""
@@ -104,8 +104,9 @@ class NamespaceTests(unittest.SynchronousTestCase):
         self.assertEqual(
             repr(self.names["captures"]),
             "id  state      source  interface  packets  bytes  filter\n"
-            "b   capturing          eth0       3        180",
+            "b   capturing                     3        180    icmp",
         )
+        self.assertEqual(self.names["captures"][0]["id"], "b")
         self.assertEqual(repr(self.names["captures"].get("b")), "id     b\nstate  capturing")
         self.assertIsNone(self.names["captures"].get("c"))
 

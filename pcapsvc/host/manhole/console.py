@@ -24,6 +24,7 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from pcapsvc.core.text import UNSAFE
+from pcapsvc.host.manhole import time_limit
 from pcapsvc.host.manhole.masking import Mask
 from pcapsvc.host.manhole.time_limit import TimeLimit
 
@@ -262,8 +263,12 @@ def _escaped(found: re.Match[str]) -> str:
 
 
 def _traceback(error: BaseException) -> str:
-    """A traceback that begins with the line."""
+    """A traceback that begins with the line, and ends where it was interrupted."""
     frames = error.__traceback__
     while frames is not None and frames.tb_frame.f_code.co_filename != _FILE_NAME:
         frames = frames.tb_next
-    return "".join(traceback.format_exception(type(error), error, frames))
+    shown = traceback.TracebackException(type(error), error, frames)
+    shown.stack = traceback.StackSummary.from_list(
+        [frame for frame in shown.stack if frame.filename != time_limit.__file__]
+    )
+    return "".join(shown.format())

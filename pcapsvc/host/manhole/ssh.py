@@ -13,6 +13,8 @@ and what a client leaves unread are all bounded.
 from __future__ import annotations
 
 import hashlib
+import socket
+import struct
 from base64 import b64encode
 from collections.abc import Callable
 from typing import Any
@@ -87,6 +89,8 @@ _SIGNATURES = (
 )
 _REFUSED_PER_SECOND = 2
 
+_CREDENTIALS = struct.Struct("iII")
+
 
 @implementer(ILogObserver)
 def _observer(event: LogEvent) -> None:
@@ -119,7 +123,7 @@ class _Transport(_Quiet, SSHServerTransport):
     _unread = 0
 
     def connectionMade(self) -> None:
-        self.peer = _shown_peer(self.transport.getPeer())
+        self.peer = _shown_peer(self.transport)
         self.transport.registerProducer(self, True)
         self._time_is_up = self.factory.reactor.callLater(LOGIN_SECONDS, self._not_in_time)
         super().connectionMade()
@@ -420,6 +424,11 @@ def _choose_algorithms(connection: SSHServerTransport) -> None:
     ]
 
 
-def _shown_peer(address: Any) -> str:
-    host = getattr(address, "host", None)
-    return "the unix socket" if host is None else f"{host}:{address.port}"
+def _shown_peer(transport: Any) -> str:
+    address = transport.getPeer()
+    if (host := getattr(address, "host", None)) is not None:
+        return f"{host}:{address.port}"
+    # unix(7), SO_PEERCRED: the process id, user id and group id of whoever connected.
+    credentials = transport.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    _, uid, _ = _CREDENTIALS.unpack(credentials)
+    return f"the unix socket (uid {uid})"

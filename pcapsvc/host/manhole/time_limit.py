@@ -35,6 +35,9 @@ class TakesTooLong(BaseException):
     Not an L{Exception}, so that what the line catches is not this.
     """
 
+    # In a traceback, where the name would be a long one.
+    __module__ = "builtins"
+
 
 class TimeLimit:
     """
@@ -95,4 +98,4 @@ class TimeLimit:
         # Not within these, lest the time be taken away half.
         is_ours = frame is not None and frame.f_code in (TimeLimit.run.__code__, TimeLimit._disarm.__code__)
         if self._is_armed and not is_ours:
-            raise TakesTooLong(f"interrupted after {self.seconds:g} s: the whole daemon waits for a line")
+            raise TakesTooLong(f"interrupted after {self.seconds:g} s, as captures wait for it")

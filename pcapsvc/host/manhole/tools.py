@@ -70,7 +70,7 @@ class CaptureTool:
                 "interface": each.get("interface"),
                 "packets": each.get("packets"),
                 "bytes": each.get("bytes"),
-                "filter": each.get("filter"),
+                "filter": each.get("bpf"),
             }
             for each in self._node.captures.list(state)
         )
@@ -96,6 +96,9 @@ class CaptureTool:
         done: Deferred[Any] = Deferred()
         self._reactor.callLater(0, done.callback, None)
         return done.addCallback(lambda _: action())
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.list()[index]
 
     def __repr__(self) -> str:
         return repr(self.list())
