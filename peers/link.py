@@ -19,6 +19,7 @@ _FIRST = int(IPv4Address("198.18.0.0"))
 _OWN = 64
 _own_first = _OWN * claim("networks", 32_768 // _OWN)
 _numbers = itertools.count()
+_PATIENCE_SECONDS = 60.0
 
 Result = TypeVar("Result")
 
@@ -63,12 +64,12 @@ class Link:
     def down(self) -> None:
         """Take the far end down. The near one stays up, and has no carrier."""
         self._ip_there("link", "set", self._wire.far, "down")
-        self._wait_for_carrier("0")
+        self._wait_until_cut()
 
     def up(self) -> None:
         """Bring it up again."""
         self._ip_there("link", "set", self._wire.far, "up")
-        self._wait_for_carrier("1")
+        self._wire.wait_until_up()
         self._know_the_near_end()
 
     def there(self, function: Callable[..., Result], *args: object) -> Result:
@@ -89,16 +90,16 @@ class Link:
         return ["neighbour", "replace", address, "lladdr", hardware, "nud", "permanent", "dev", interface]
 
     def _ip(self, *words: str) -> str:
-        run = subprocess.run([self._program, *words], check=True, capture_output=True, text=True, timeout=20)
+        run = subprocess.run([self._program, *words], check=True, capture_output=True, text=True, timeout=60)
         return run.stdout
 
     def _ip_there(self, *words: str) -> str:
         return self._ip("-n", self._wire.namespace, *words)
 
-    def _wait_for_carrier(self, carrier: str) -> None:
+    def _wait_until_cut(self) -> None:
         file = Path("/sys/class/net", self._wire.interface, "carrier")
-        deadline = time.monotonic() + 5
-        while file.read_text().strip() != carrier:
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while file.read_text().strip() != "0":
             if time.monotonic() > deadline:
-                raise RuntimeError(f"the carrier of {self._wire.interface} is not {carrier}")
+                raise RuntimeError(f"{self._wire.interface} still has a carrier")
             time.sleep(0.005)

@@ -18,6 +18,7 @@ from peers.requirement import require_command, require_root
 
 _CLONE_NEWNET = 0x40000000  # sched.h, setns(2)
 _LONGEST_SEND_SECONDS = 30.0
+_PATIENCE_SECONDS = 60.0
 _SEND_BUFFER_BYTES = 4 << 20
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -26,8 +27,9 @@ _numbers = itertools.count()
 Made = TypeVar("Made")
 
 
-def _ip(program: str, *words: str) -> None:
-    subprocess.run([program, *words], check=True, capture_output=True, timeout=20)
+def _ip(program: str, *words: str) -> str:
+    run = subprocess.run([program, *words], check=True, capture_output=True, text=True, timeout=60)
+    return run.stdout
 
 
 def _no_ipv6(interface: str) -> None:
@@ -39,7 +41,7 @@ def _no_ipv6(interface: str) -> None:
 def _clean_up(program: str, interface: str, namespace: str) -> None:
     """The link first: a namespace gives its links up later, when it pleases."""
     for words in (["link", "delete", interface], ["netns", "delete", namespace]):
-        subprocess.run([program, *words], check=False, capture_output=True, timeout=20)
+        subprocess.run([program, *words], check=False, capture_output=True, timeout=60)
 
 
 def within(namespace: str, make: Callable[[], Made]) -> Made:
@@ -122,7 +124,7 @@ class Wire:
         quiet = ["addrgenmode", "none", "arp", "off", "multicast", "off", "up"]
         _ip(self._program, "link", "set", self.interface, *quiet)
         _ip(self._program, "-n", self.namespace, "link", "set", self.far, *quiet)
-        self._wait_for_carrier()
+        self.wait_until_up()
         self._socket = within(self.namespace, lambda: _packet_socket(self.far))
 
     def stop(self) -> None:
@@ -159,7 +161,7 @@ class Wire:
     def up(self) -> None:
         """Bring the near end up again."""
         _ip(self._program, "link", "set", self.interface, "up")
-        self._wait_for_carrier()
+        self.wait_until_up()
 
     def delete(self) -> None:
         """Delete the pair: both ends are gone, as when a device is pulled."""
@@ -170,10 +172,17 @@ class Wire:
             self._socket.close()
             self._socket = None
 
-    def _wait_for_carrier(self) -> None:
-        carrier = Path("/sys/class/net", self.interface, "carrier")
-        deadline = time.monotonic() + 5
-        while carrier.read_text().strip() != "1":
-            if time.monotonic() > deadline:
-                raise RuntimeError(f"{self.interface} has no carrier")
-            time.sleep(0.005)
+    def wait_until_up(self) -> None:
+        """
+        Wait until both ends send and receive.
+
+        A carrier is not enough: the kernel gives an end whose peer went down a queue that drops everything,
+        without an error, and takes it away some time after the peer is up again. It does so together with
+        the change of the operational state, under the lock that C{ip} needs to read it.
+        """
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        for where in (["link", "show", self.interface], ["-n", self.namespace, "link", "show", self.far]):
+            while "state UP" not in _ip(self._program, *where):
+                if time.monotonic() > deadline:
+                    raise RuntimeError(f"{self.interface} does not come up")
+                time.sleep(0.005)
