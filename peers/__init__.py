@@ -1,8 +1,7 @@
 """
-The real things that tests talk to: servers of their own processes, and a wire.
+The real peers that tests and benchmarks talk to: servers in processes of their own, and virtual links.
 
-Each peer is a small class with C{start} and C{stop}, on a free loopback port
-and in a temporary folder of its own. It ends only what it started, by its pid,
-also when a test forgets to, and when the test runner dies. All of them block,
-briefly: call them from a test's set-up, or from a thread.
+Each peer is a small class with C{start} and C{stop}. It has a free port on loopback and a temporary directory
+of its own, and ends only the processes that it started, by their ids, even if a test forgets to stop it or
+the test runner dies. The methods block, briefly: call them in a test's C{setUp}, or in a thread.
 """

@@ -1,4 +1,4 @@
-"""Certificates, from an authority that lasts as long as a test."""
+"""Certificates, issued by an authority that exists only during a test."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def labelled(certificate: Path, label: str, *trust: str) -> Path:
 @dataclass(frozen=True, kw_only=True)
 class Certificate:
     """
-    A certificate and its key, in files.
+    The files of a certificate and its key.
 
-    @ivar certificate: the path of the certificate, PEM.
-    @ivar key: the path of the key, PEM, not encrypted.
+    @ivar certificate: the path of the certificate, in PEM.
+    @ivar key: the path of the unencrypted key, in PEM.
     """
 
     certificate: Path
@@ -63,7 +63,7 @@ class Authority:
     """
     A certificate authority.
 
-    @ivar file: the path of its own certificate, PEM: what a client is to trust.
+    @ivar file: the path of its own certificate, in PEM, for clients to trust.
     """
 
     def __init__(self, folder: Path, name: str = "authority") -> None:
@@ -94,10 +94,10 @@ class Authority:
 
     def issue(self, name: str, hosts: tuple[str, ...] = LOOPBACK) -> Certificate:
         """
-        A server's certificate.
+        Issue a certificate to a server.
 
-        @param name: what the files are called.
-        @param hosts: the host names and addresses that it is good for.
+        @param name: the base name of the files.
+        @param hosts: the host names and addresses that it is valid for.
         """
         key = ec.generate_private_key(ec.SECP256R1())
         signed = (

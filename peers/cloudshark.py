@@ -1,4 +1,4 @@
-"""An HTTPS server of its own process, that takes uploads as CloudShark does, and finds them again."""
+"""An HTTPS server in its own process that accepts and searches uploads as CloudShark does."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from peers.process import OwnProcess, answers, free_port
 
 
 class Shown(Enum):
-    """The certificate that the server shows."""
+    """Which certificate the server presents."""
 
     GOOD = "good"
     WRONG_HOST = "wrong host"
@@ -25,18 +25,18 @@ class Shown(Enum):
 @dataclass(frozen=True, kw_only=True)
 class Upload:
     """
-    An upload that the server received.
+    An upload as the server received it.
 
-    @ivar time: when its headers had come, in seconds of the monotonic clock.
-    @ivar path: its path, the token included.
-    @ivar headers: its headers, by their names in lower case.
-    @ivar filename: the file's name; L{None} where the upload was refused, as malformed or of a wrong
-        token, or cut off.
+    @ivar time: when its headers had arrived, in seconds of the monotonic clock.
+    @ivar path: the request's path, including the token.
+    @ivar headers: the request's headers, by lower-case name.
+    @ivar filename: the file's name; L{None} if the upload was cut off, or refused because it was malformed
+        or had a wrong token.
     @ivar content_type: the file's media type.
-    @ivar data: the file.
+    @ivar data: the file's content.
     @ivar fields: the other fields of the form: C{additional_tags}.
-    @ivar taken: whether it is a capture from then on, and can be found.
-    @ivar refused: the status that a malformed upload was answered with, else L{None}.
+    @ivar taken: whether the server stored it as a capture, so that searches find it.
+    @ivar refused: the status of the answer to a malformed upload; L{None} if it was well-formed.
     """
 
     time: float
@@ -51,7 +51,7 @@ class Upload:
 
     @property
     def has_length(self) -> bool:
-        """Whether its length was told beforehand."""
+        """Whether the request had a Content-Length."""
         return "content-length" in self.headers
 
 
@@ -59,7 +59,7 @@ Behaviour = dict[str, Any]
 
 
 def accept(id: str = "0123456789ab", *, delay_seconds: float = 0) -> Behaviour:
-    """Take the upload, and give it an id."""
+    """Store the upload, and answer with an id."""
     return {"kind": "accept", "id": id, "delay_seconds": delay_seconds}
 
 
@@ -74,7 +74,7 @@ def refuse(status: int, *exceptions: str, retry_after: str | None = None) -> Beh
 
 
 def answer(body: str, status: int = 200) -> Behaviour:
-    """Read the upload, and answer with any words."""
+    """Read the upload, and answer with any body."""
     return {"kind": "raw", "status": status, "body": body}
 
 
@@ -84,33 +84,33 @@ def hang() -> Behaviour:
 
 
 def reset(after_bytes: int = 0) -> Behaviour:
-    """Reset the connection within the upload."""
+    """Reset the connection during the upload."""
     return {"kind": "reset", "after_bytes": after_bytes}
 
 
 def forget() -> Behaviour:
-    """Take the upload, and reset the connection in place of an answer."""
+    """Store the upload, and reset the connection instead of answering."""
     return {"kind": "forget"}
 
 
 def drip(bytes_per_second: float) -> Behaviour:
-    """Take the upload, and answer slowly."""
+    """Store the upload, and answer slowly."""
     return {"kind": "accept", "id": "0123456789ab", "answer_bytes_per_second": bytes_per_second}
 
 
 def slow(bytes_per_second: float) -> Behaviour:
-    """Take the upload, reading slowly."""
+    """Read the upload slowly, and store it."""
     return {"kind": "accept", "id": "0123456789ab", "bytes_per_second": bytes_per_second}
 
 
 class CloudSharkServer:
     """
-    A server of CloudShark's API on a free port of 127.0.0.1: of uploads, and of searches for a file name
-    among those that it took since it was started.
+    A server of CloudShark's API on a free port of 127.0.0.1: it accepts uploads, and finds the captures that
+    it stored since its start by their file names.
 
     @ivar port: its port.
-    @ivar token: the only API token that it knows.
-    @ivar ca_file: the path of the authority that a client is to trust.
+    @ivar token: the only valid API token.
+    @ivar ca_file: the path of the authority's certificate, for clients to trust.
     """
 
     host = "localhost"
@@ -130,11 +130,11 @@ class CloudSharkServer:
 
     @property
     def url(self) -> str:
-        """Where to upload to."""
+        """The URL for uploads."""
         return f"https://{self.host}:{self.port}/api/v1/{self.token}/upload"
 
     def start(self) -> None:
-        """Start it, and wait until it listens."""
+        """Start it, and wait until it accepts connections."""
         self._process.start(
             [
                 sys.executable,
@@ -155,9 +155,9 @@ class CloudSharkServer:
 
     def behave(self, *behaviours: Behaviour, search: Behaviour | None = None) -> None:
         """
-        Tell it how to behave: each behaviour serves one upload, the last one all that follow.
+        Set how it answers: each behaviour is for one upload, and the last one for all further uploads.
 
-        @param search: a L{refuse} for all searches; L{None} answers them.
+        @param search: a L{refuse} for all searches; L{None} to answer them.
         """
         self._serial += 1
         draft = self._folder / "behaviour.draft"
@@ -165,12 +165,12 @@ class CloudSharkServer:
         draft.rename(self._folder / "behaviour")
 
     def uploads(self) -> list[Upload]:
-        """What it received, in order."""
+        """The uploads that it received, in order."""
         files = sorted(self._folder.glob("*.json"), key=lambda file: int(file.stem))
         return [self._upload(file) for file in files]
 
     def captures(self) -> list[str | None]:
-        """The names of the files that it took, in order."""
+        """The names of the captures that it stored, in order."""
         return [upload.filename for upload in self.uploads() if upload.taken]
 
     def _upload(self, file: Path) -> Upload:

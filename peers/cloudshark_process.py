@@ -1,10 +1,10 @@
 """
 The process of L{peers.cloudshark.CloudSharkServer}.
 
-It reads how to behave from a file, for each request anew, and writes what it
-received into files beside it: C{N.json}, and C{N.bin} with the capture.
+For each request it reads from a file how to behave. What it received it writes to files in the same
+directory: C{N.json}, and C{N.bin} with the capture.
 
-usage: cloudshark_process.py FOLDER PORT TOKEN CERTIFICATE KEY
+usage: cloudshark_process.py DIRECTORY PORT TOKEN CERTIFICATE KEY
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ _IN_MEMORY_BYTES = 1 << 20
 _LARGEST_UPLOAD_BYTES = 1 << 30
 _LARGEST_FIELD_BYTES = 64 << 10
 _CHUNK_BYTES = 64 << 10
-# How an upload is answered that is a capture from then on, whether or not anybody hears of it.
+# The behaviours that store the upload as a capture, even if the client never learns of it.
 _TAKEN = frozenset({"accept", "forget"})
 
 
 class Bad(Exception):
-    """What is wrong with a request, in words for its sender."""
+    """A request is malformed; the message is for its sender."""
 
 
 def parts_of(headers: Message, body: BinaryIO) -> tuple[Any, dict[str, str]]:
     """
-    The parts of an upload: its file, and its fields.
+    Parse an upload into its file and its fields.
 
-    @raise Bad: it is not exactly what the API asks for.
+    @raise Bad: it is not exactly what the API requires.
     """
     kind, options = parse_options_header(headers.get("Content-Type", ""))
     if kind != "multipart/form-data" or not options.get("boundary"):
@@ -64,10 +64,10 @@ def parts_of(headers: Message, body: BinaryIO) -> tuple[Any, dict[str, str]]:
         raise Bad(f"the body is not well-formed: {error}") from error
     names = [part.name for part in parts]
     if len(set(names)) != len(names):
-        raise Bad("a part comes twice")
+        raise Bad("there are two parts of the same name")
     files = [part for part in parts if part.filename is not None]
     if [part.name for part in files] != ["file"]:
-        raise Bad("there must be one file, named file")
+        raise Bad("there must be exactly one file, named file")
     fields = {part.name: part.value for part in parts if part.filename is None}
     if any(len(value) > _LARGEST_FIELD_BYTES for value in fields.values()):
         raise Bad("a field is too long")
@@ -75,7 +75,7 @@ def parts_of(headers: Message, body: BinaryIO) -> tuple[Any, dict[str, str]]:
 
 
 class Limited:
-    """The body of a request, and not a byte more; slowly, where asked."""
+    """The body of a request, and not a byte more; read slowly if asked to."""
 
     def __init__(self, stream: BinaryIO, length: int, bytes_per_second: float | None) -> None:
         self._stream = stream
@@ -83,7 +83,7 @@ class Limited:
         self._bytes_per_second = bytes_per_second
 
     def read(self, size: int = -1) -> bytes:
-        """At most that many bytes."""
+        """Read up to C{size} bytes."""
         size = self._left if size < 0 else min(size, self._left)
         if self._bytes_per_second:
             size = min(size, max(1, int(self._bytes_per_second / 10)))
@@ -100,7 +100,7 @@ class Handler(BaseHTTPRequestHandler):
     server: Server
 
     def setup(self) -> None:
-        # The handshake is here, in the connection's own thread.
+        # The TLS handshake happens here, in the thread of the connection.
         self.request = self.server.context.wrap_socket(self.request, server_side=True)
         super().setup()
 
@@ -206,7 +206,7 @@ class Handler(BaseHTTPRequestHandler):
             time.sleep(1 / bytes_per_second)
 
     def _reset(self) -> None:
-        # socket(7), SO_LINGER: a close with a time of 0 sends a reset.
+        # socket(7), SO_LINGER: a close with a linger time of 0 sends a reset.
         self.request.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         socket.close(self.request.detach())
         self.close_connection = True
@@ -219,7 +219,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Server(ThreadingHTTPServer):
-    """The server, and its folder."""
+    """The server, and its directory."""
 
     daemon_threads = True
 
@@ -236,16 +236,16 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", port), Handler)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """One line, where the base class has a traceback."""
+        """Print one line instead of a traceback."""
         print(f"{client_address}: {sys.exc_info()[1]!r}", file=sys.stderr, flush=True)
 
     def orders(self) -> dict[str, Any]:
-        """All that it was told."""
+        """The current orders."""
         orders: dict[str, Any] = json.loads((self._folder / "behaviour").read_text())
         return orders
 
     def behave(self) -> dict[str, Any]:
-        """How to behave now: each behaviour serves one upload, and the last one all that follow."""
+        """The behaviour for the next upload. The last one is for all further uploads."""
         with self._lock:
             orders = self.orders()
             serial, at = self._told
@@ -255,17 +255,17 @@ class Server(ThreadingHTTPServer):
             return behaviours[min(at, len(behaviours) - 1)]
 
     def take(self, filename: str, id: str, size: int) -> None:
-        """Have a capture."""
+        """Store a capture."""
         with self._lock:
             self._captures.append({"filename": filename, "id": id, "size": size})
 
     def find(self, part: str) -> list[dict[str, Any]]:
-        """The captures whose names have a part."""
+        """The captures whose names contain C{part}."""
         with self._lock:
             return [capture for capture in self._captures if part in capture["filename"]]
 
     def record(self, record: dict[str, Any], file: Any = None) -> None:
-        """Write down what was received, whole or not at all."""
+        """Record what was received, atomically."""
         with self._lock:
             number = self._received
             self._received += 1

@@ -1,4 +1,4 @@
-"""The daemon itself, as it is installed: twistd in a process of its own."""
+"""The installed daemon: twistd in a process of its own."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ _PATIENCE_SECONDS = 60.0
 
 class Daemon:
     """
-    C{twistd -n pcapsvc} with a configuration of its own, HTTP among its sources.
+    C{twistd -n pcapsvc} with a configuration of its own, in which HTTP is always a source.
 
     @ivar node: the node's name.
-    @ivar captures: the local folder, where captures are written to.
-    @ivar port: of HTTP, on 127.0.0.1.
+    @ivar captures: the local directory that captures are written to.
+    @ivar port: the port of HTTP, on 127.0.0.1.
     """
 
     def __init__(self, configuration: str = "", *, node: str = "node-1", general: str = "") -> None:
         """
-        @param configuration: sections of the TOML file beside C{[general]} and C{[http]}.
-        @param general: more keys of C{[general]}. Unless one is there, requests have no bound: on a busy
-            machine some take the time of many.
+        @param configuration: more sections of the TOML file, after C{[general]} and C{[http]}.
+        @param general: more keys of C{[general]}. The rate of requests is unlimited unless C{maxrequestrate}
+            is among them: on a busy machine some requests take the time of many.
         """
         if "maxrequestrate" not in general:
             general += "\nmaxrequestrate = 0"
@@ -47,7 +47,7 @@ class Daemon:
 
     @property
     def log(self) -> str:
-        """All that it logged."""
+        """Everything it has logged so far."""
         return self._process.log
 
     @property
@@ -56,7 +56,7 @@ class Daemon:
         return self._process.pid
 
     def descriptors(self) -> set[str]:
-        """Its open descriptors, each with what it is of."""
+        """Its open descriptors, as C{NUMBER: TARGET}."""
         folder = Path(f"/proc/{self.pid}/fd")
         found = set()
         for path in folder.iterdir():
@@ -66,9 +66,9 @@ class Daemon:
 
     def start(self, *wrapper: str) -> None:
         """
-        Start it, and wait until it answers.
+        Start it, and wait until it answers over HTTP.
 
-        @param wrapper: words before the command: C{ip netns exec NAME}.
+        @param wrapper: a prefix of the command, such as C{ip netns exec NAME}.
         """
         twistd = Path(sys.executable).with_name("twistd")
         self._process.start(
@@ -81,15 +81,15 @@ class Daemon:
         self._process.signal(number)
 
     def wait(self) -> int:
-        """Wait until it has ended. The exit status."""
+        """Wait until it has exited. Return its exit status."""
         return self._process.wait(_PATIENCE_SECONDS)
 
     def stop(self) -> None:
-        """End it, and take its folder away."""
+        """End it, and remove its directory."""
         self._process.clean_up()
 
     def request(self, method: str, path: str, body: bytes | None = None) -> tuple[int, Any]:
-        """The status and the JSON of an answer."""
+        """Send a request. Return the status and the decoded JSON of the answer."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
         try:
             connection.request(method, path, body)
@@ -99,7 +99,7 @@ class Daemon:
             connection.close()
 
     def capture(self, **message: Any) -> str:
-        """Ask for one capture by HTTP. Its id."""
+        """Request one capture over HTTP. Return its id."""
         status, answer = self.request(
             "POST", "/captures", json.dumps({"node": self.node, **message}).encode()
         )
@@ -109,21 +109,21 @@ class Daemon:
         return identifier
 
     def done(self, capture_id: str) -> dict[str, Any]:
-        """Wait until a capture has ended and every destination has had its turn. Its last state."""
+        """Wait until a capture has ended and every delivery is decided. Return its last state."""
         return self.until(lambda: self._state_if(capture_id, ("done", "failed")), f"capture {capture_id}")
 
     def logged(self, words: str) -> str:
-        """Wait until a line with these words is logged. The line."""
+        """Wait until a line that contains C{words} is logged. Return the line."""
         return self.until(
             lambda: next((line for line in self.log.splitlines() if words in line), None), repr(words)
         )
 
     def until(self, look: Callable[[], Any], what: str) -> Any:
-        """Look until there is something. What it is; where it is waited for in vain, the log is told."""
+        """Wait until C{look} returns something, and return it. Fail with the log if it takes too long."""
         deadline = time.monotonic() + _PATIENCE_SECONDS
         while (found := look()) is None:
             if time.monotonic() > deadline:
-                raise AssertionError(f"waited for {what} in vain:\n{self.log}")
+                raise AssertionError(f"timed out waiting for {what}:\n{self.log}")
             time.sleep(0.02)
         return found
 
@@ -133,7 +133,7 @@ class Daemon:
         return path
 
     def _answers(self) -> bool:
-        # A port that can be connected to is no sign yet: it listens before the reactor runs.
+        # That the port accepts connections is not enough: it listens before the reactor runs.
         try:
             self.request("GET", "/captures/none")
         except OSError:

@@ -1,11 +1,11 @@
-"""Frames to send: well-formed, and each one different."""
+"""Well-formed, numbered frames to send."""
 
 from __future__ import annotations
 
 import struct
 
 # Locally administered addresses (IEEE 802, bit 1 of the first octet), and
-# documentation networks (RFC 5737): nobody's.
+# documentation networks (RFC 5737).
 _ETHERNET = bytes.fromhex("020000000002 020000000001 0800")
 _SOURCE = bytes([192, 0, 2, 1])
 _DESTINATION = bytes([198, 51, 100, 1])

@@ -1,4 +1,4 @@
-"""A real Apache Kafka broker, of its own process."""
+"""A real Apache Kafka broker in a process of its own."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ _PATIENCE_SECONDS = 60.0
 
 
 def _inline(module: str, **options: str) -> str:
-    """A login module of JAAS, as it stands in one line."""
+    """The configuration of a JAAS login module, in one line."""
     words = " ".join(f'{name}="{value}"' for name, value in options.items())
     return f"org.apache.kafka.common.security.{module} required {words};"
 
 
 class KafkaBroker:
     """
-    A broker of one node, that is its own controller (KRaft), on free ports.
+    A single-node broker that is its own controller (KRaft), on free ports.
 
-    It speaks in the clear on one port, and SASL_SSL on another, where it knows one user by
-    PLAIN, SCRAM-SHA-256 and SCRAM-SHA-512, and takes any unsigned token by OAUTHBEARER. It
-    creates topics for whoever asks for one, as brokers do unless they are told otherwise.
+    One port is plaintext, another one SASL_SSL. There, one user can log in with PLAIN, SCRAM-SHA-256 or
+    SCRAM-SHA-512, and OAUTHBEARER accepts any unsigned token. Topics are created automatically, which is
+    the default of brokers.
 
-    @ivar server: C{HOST:PORT}, in the clear; the same after a restart.
-    @ivar secure_server: C{HOST:PORT}, for SASL_SSL.
-    @ivar ca_file: the path of the authority that signed its certificate.
+    @ivar server: C{HOST:PORT} of the plaintext port; the same after a restart.
+    @ivar secure_server: C{HOST:PORT} of the SASL_SSL port.
+    @ivar ca_file: the path of the certificate of the authority that issued the broker's.
     """
 
     user = "capture"
@@ -49,8 +49,8 @@ class KafkaBroker:
 
     def __init__(self, *, host: str = "127.0.0.1", wrapper: Sequence[str] = ()) -> None:
         """
-        @param host: the address of C{server}; all others are of 127.0.0.1.
-        @param wrapper: words before the command: C{ip netns exec NAME}.
+        @param host: the address of C{server}; all other ports are on 127.0.0.1.
+        @param wrapper: a prefix of the command, such as C{ip netns exec NAME}.
         """
         self._process = OwnProcess("kafka")
         self._folder = self._process.folder
@@ -92,7 +92,7 @@ class KafkaBroker:
                 "offsets.topic.replication.factor": "1",
                 "offsets.topic.num.partitions": "1",
                 "group.initial.rebalance.delay.ms": "0",
-                # One that was killed comes back only when its own controller has missed it.
+                # After a kill it can come back only when its controller has noticed that it is gone.
                 "broker.session.timeout.ms": "2000",
                 "broker.heartbeat.interval.ms": "500",
             }
@@ -104,12 +104,12 @@ class KafkaBroker:
             f"--add-scram={mechanism}=[name={self.user},password={self.password}]"
             for mechanism in ("SCRAM-SHA-256", "SCRAM-SHA-512")
         ]
-        # An id may begin with a dash.
+        # The cluster's id may begin with a dash.
         arguments = ["format", f"--cluster-id={cluster}", "--config", str(self._file), *credentials]
         formatted = subprocess.run([*format_it, *arguments], check=False, capture_output=True, timeout=60)
         if formatted.returncode != 0:
             said = (formatted.stdout + formatted.stderr).decode(errors="replace")
-            raise RuntimeError(f"the storage of kafka could not be formatted:\n{said}")
+            raise RuntimeError(f"could not format the broker's storage:\n{said}")
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
@@ -120,24 +120,24 @@ class KafkaBroker:
         )
 
     def stop(self) -> None:
-        """End it for good. It may be frozen, or not running."""
+        """End it for good, even if it is frozen or not running."""
         self._process.clean_up()
 
     def kill(self) -> None:
-        """End it at once: nobody is told goodbye."""
+        """Kill it: no connection is closed properly."""
         self._process.signal(signal.SIGKILL)
         self._process.end()
 
     def freeze(self) -> None:
-        """Stop its process: connections stay up, and nothing answers."""
+        """Freeze its process: connections stay open, and nothing answers."""
         self._process.signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Let it go on."""
+        """Resume the frozen process."""
         self._process.signal(signal.SIGCONT)
 
     def security(self, **changed: Any) -> KafkaSecurity:
-        """How to log in on C{secure_server}; by SCRAM-SHA-512, unless it is changed."""
+        """The settings to log in on C{secure_server}, with SCRAM-SHA-512 unless changed."""
         right = {
             "security_protocol": "SASL_SSL",
             "ssl_cafile": str(self.ca_file),
@@ -148,7 +148,7 @@ class KafkaBroker:
         return KafkaSecurity(**{**right, **changed})
 
     def token(self, lifetime_seconds: float = 3600) -> str:
-        """A token that it takes: a JWT that nobody signed (RFC 7519, section 6)."""
+        """A token that it accepts: an unsecured JWT (RFC 7519, section 6)."""
         now = int(time.time())
         claims = {"sub": self.user, "iat": now - 60, "exp": now + int(lifetime_seconds)}
         parts = [
@@ -161,7 +161,7 @@ class KafkaBroker:
         """
         Create a topic.
 
-        @param settings: its own, with underscores for dots: C{compression_type="zstd"}.
+        @param settings: the topic's settings, with underscores for dots: C{compression_type="zstd"}.
         """
         dotted = {key.replace("_", "."): value for key, value in settings.items()}
         self._administer("create_topics", [NewTopic(name, partitions, 1, topic_configs=dotted)])
@@ -171,19 +171,19 @@ class KafkaBroker:
         self._administer("delete_topics", [name])
 
     def add_partitions(self, name: str, total: int) -> None:
-        """Give a topic more partitions."""
+        """Add partitions to a topic."""
         self._administer("create_partitions", {name: NewPartitions(total)})
 
     def topics(self) -> set[str]:
-        """The topics that there are."""
+        """All topics."""
         return set(self._administer("list_topics"))
 
     def producer(self, **settings: Any) -> Any:
-        """A producer, to be closed. It waits for the broker where that is away."""
+        """A producer, which the caller closes. It waits if the broker is away."""
         return KafkaProducer(bootstrap_servers=self.server, acks="all", delivery_timeout_ms=60000, **settings)
 
     def produce(self, topic: str, bodies: Sequence[bytes], partition: int | None = None) -> None:
-        """Send messages, and wait until the broker has them."""
+        """Send messages, and wait until the broker has acknowledged them."""
         producer = self.producer()
         try:
             sent = [producer.send(topic, body, partition=partition) for body in bodies]

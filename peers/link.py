@@ -1,4 +1,4 @@
-"""A link: two hosts, one of them in a network namespace of its own, and a cable that can be cut."""
+"""A network link between this host and one in a network namespace, which can be taken down."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from peers.claim import claim
 from peers.requirement import require_command
 from peers.wire import Wire, within
 
-# 198.18.0.0/15 has room for 32,768 networks of four addresses: 64 for each process, and then again.
+# 198.18.0.0/15 has room for 32,768 networks of four addresses. Each process has 64, and reuses them.
 _FIRST = int(IPv4Address("198.18.0.0"))
 _OWN = 64
 _own_first = _OWN * claim("networks", 32_768 // _OWN)
@@ -26,16 +26,15 @@ Result = TypeVar("Result")
 
 class Link:
     """
-    A L{Wire} with an address at each end (198.18.0.0/15 is for tests of networks: RFC 2544), others
-    in each process.
+    A L{Wire} with an address at each end, from the range for network tests (198.18.0.0/15, RFC 2544). No two
+    processes use the same addresses.
 
-    While it is down, nothing that is sent arrives, and nobody is told: no reset, no ICMP,
-    and no ARP that fails, as where the fault is some hops away. In the namespace, the far
-    address goes on to answer.
+    While it is down, packets are lost silently: there is no reset, no ICMP, and ARP doesn't fail, as if the
+    fault were some hops away. Inside the namespace, the far address still answers.
 
-    @ivar near: the address of the namespace of the test.
+    @ivar near: the address in the test's own namespace.
     @ivar far: the address in the other namespace.
-    @ivar wrapper: the words that run a command there.
+    @ivar wrapper: the prefix of a command that is to run there.
     """
 
     def __init__(self) -> None:
@@ -49,7 +48,7 @@ class Link:
         """Make it, and bring it up."""
         self._wire.start()
         self._ip_there("link", "set", "lo", "up")
-        # Without a carrier, packets must not take another route: they would leave this host.
+        # Without a carrier, packets must not take another route, which would lead out of this host.
         Path("/proc/sys/net/ipv4/conf", self._wire.interface, "ignore_routes_with_linkdown").write_text("0")
         self._ip("address", "add", f"{self.near}/30", "dev", self._wire.interface)
         self._ip_there("address", "add", f"{self.far}/30", "dev", self._wire.far)
@@ -58,11 +57,11 @@ class Link:
         self._know_the_near_end()
 
     def stop(self) -> None:
-        """Take all of it away."""
+        """Remove it."""
         self._wire.stop()
 
     def down(self) -> None:
-        """Take the far end down. The near one stays up, and has no carrier."""
+        """Take the far end down. The near end stays up, without a carrier."""
         self._ip_there("link", "set", self._wire.far, "down")
         self._wait_until_cut()
 
@@ -74,14 +73,14 @@ class Link:
 
     def there(self, function: Callable[..., Result], *args: object) -> Result:
         """
-        Call a function at the far end: the sockets that it makes are there.
+        Call a function in the far namespace, where its sockets are created.
 
-        @return: what it returns.
+        @return: the function's result.
         """
         return within(self._wire.namespace, lambda: function(*args))
 
     def _know_the_near_end(self) -> None:
-        # An end that was down has forgotten its neighbours, these, too.
+        # An end that was down has lost its neighbours, even permanent ones.
         here = Path("/sys/class/net", self._wire.interface, "address").read_text().strip()
         self._ip_there(*self._neighbour(self.near, here, self._wire.far))
 

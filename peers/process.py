@@ -1,4 +1,4 @@
-"""A server in a process of its own, that never outlives the test."""
+"""A server in a process of its own that never outlives the test."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from pathlib import Path
 from peers.claim import claim
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
-# Looked up here: in a child that was forked from threads, the loader may be locked for ever.
+# Looked up here: after a fork in a process with threads, the loader's lock may be held forever.
 _prctl = ctypes.CDLL(None, use_errno=True).prctl
 
-# Below those that the kernel gives to outgoing connections (ip(7), ip_local_port_range): one of these
-# could take the port of a server that is down for a moment, or connect to itself there.
+# Below the ports of outgoing connections (ip(7), ip_local_port_range): one of those could take the port of
+# a server that is down for a moment, or connect to itself there.
 _outgoing = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
 _ports = range(10240, _outgoing) or range(10240, 65536)
 _BLOCK = 256
@@ -30,12 +30,12 @@ def _claimed_block() -> Iterator[int]:
     return iter(_ports[start : start + _BLOCK])
 
 
-# Claimed here, and not with the first port: some tests count descriptors.
+# Claimed now, not with the first port: a claim is a descriptor, and some tests count descriptors.
 _block = _claimed_block()
 
 
 def free_port() -> int:
-    """A TCP port that is free on 127.0.0.1: another one each time, and in each process."""
+    """A free TCP port on 127.0.0.1; never the same one twice, nor the same as in another process."""
     global _block
     while True:
         for port in _block:
@@ -54,7 +54,7 @@ def _can_be_bound(port: int) -> bool:
 
 
 def answers(port: int, host: str = "127.0.0.1") -> bool:
-    """Whether something listens on a TCP port."""
+    """Whether a TCP port accepts connections."""
     try:
         socket.create_connection((host, port), timeout=1).close()
     except OSError:
@@ -67,7 +67,7 @@ def _die_with_parent() -> None:
 
 
 def _end(process: subprocess.Popen[bytes], patience_seconds: float = 5.0) -> None:
-    """SIGTERM, and SIGKILL when that doesn't do. A frozen process is thawed."""
+    """Send SIGTERM, and SIGKILL if that is not enough. A frozen process is resumed."""
     if process.poll() is None:
         process.terminate()
         process.send_signal(signal.SIGCONT)
@@ -80,9 +80,9 @@ def _end(process: subprocess.Popen[bytes], patience_seconds: float = 5.0) -> Non
 
 class OwnProcess:
     """
-    A child process with a temporary folder and a log of its own.
+    A child process with a temporary directory and a log of its own.
 
-    @ivar folder: the temporary folder; it goes away with this object.
+    @ivar folder: the temporary directory; it is removed with this object.
     """
 
     def __init__(self, name: str) -> None:
@@ -95,13 +95,13 @@ class OwnProcess:
 
     @property
     def pid(self) -> int:
-        """The process's id, while it runs."""
+        """The process id, while it runs."""
         assert self._process is not None, f"{self._name} is not running"
         return self._process.pid
 
     @property
     def log(self) -> str:
-        """All that it wrote to its standard output and error."""
+        """Everything it wrote to its standard output and standard error."""
         return self._log.read_text(errors="replace") if self._log.exists() else ""
 
     def start(
@@ -115,7 +115,7 @@ class OwnProcess:
         """
         Start it, and wait until it is ready.
 
-        @raise RuntimeError: it ended, or was not ready in time; with its log.
+        @raise RuntimeError: it exited, or was not ready in time. The message has its log.
         """
         assert self._process is None, f"{self._name} is running"
         with self._log.open("ab") as log:
@@ -133,12 +133,12 @@ class OwnProcess:
         while not ready():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 self.end()
-                raise RuntimeError(f"{self._name} did not come up:\n{self.log}")
+                raise RuntimeError(f"{self._name} did not start:\n{self.log}")
             time.sleep(0.01)
         if self._process.poll() is not None:
-            # Somebody else answered in its place.
+            # Something else answered in its place.
             self.end()
-            raise RuntimeError(f"{self._name} ended at once:\n{self.log}")
+            raise RuntimeError(f"{self._name} exited at once:\n{self.log}")
 
     def signal(self, number: int) -> None:
         """Send it a signal."""
@@ -146,18 +146,18 @@ class OwnProcess:
         self._process.send_signal(number)
 
     def wait(self, patience_seconds: float) -> int:
-        """Wait until it ends by itself. The exit status; negative where a signal ended it."""
+        """Wait until it exits by itself. Return its exit status, negative if a signal ended it."""
         assert self._process is not None, f"{self._name} is not running"
         return self._process.wait(patience_seconds)
 
     def end(self) -> None:
-        """End it, by its pid. Nothing happens where it has ended."""
+        """End it, by its process id. Does nothing if it has already ended."""
         if self._finalizer is not None:
             self._finalizer()
             self._finalizer = None
             self._process = None
 
     def clean_up(self) -> None:
-        """End it, and take its folder away."""
+        """End it, and remove its directory."""
         self.end()
         self._temporary.cleanup()

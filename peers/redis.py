@@ -1,4 +1,4 @@
-"""A real redis-server, of its own process."""
+"""A real redis-server in a process of its own."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ Reply = int | bytes | None | list["Reply"]
 
 
 class RedisRefused(Exception):
-    """An error that the server answered with: its own words."""
+    """The server answered with an error; the message is the server's."""
 
 
 def _read_reply(stream: IO[bytes]) -> Reply:
-    """One reply of the Redis serialization protocol, version 2."""
+    """Read one reply of the Redis serialization protocol, version 2."""
     line = stream.readline()
     if not line.endswith(b"\r\n"):
         raise ConnectionError("redis-server closed the connection")
@@ -48,13 +48,13 @@ def _read_reply(stream: IO[bytes]) -> Reply:
 
 class RedisServer:
     """
-    A redis-server on a free port, that keeps nothing on disk.
+    A redis-server on a free port that keeps nothing on disk.
 
     @ivar host: its address.
     @ivar port: its port, the same after a restart.
-    @ivar password: what the default user must say (C{requirepass}), or L{None}.
-    @ivar ca_file: with TLS, the path of the authority that signed its certificate, which is good for
-        C{localhost} and C{127.0.0.1}; else L{None}.
+    @ivar password: the password of the default user (C{requirepass}), or L{None}.
+    @ivar ca_file: with TLS, the path of the certificate of the authority that issued the server's, which is
+        valid for C{localhost} and C{127.0.0.1}; otherwise L{None}.
     """
 
     def __init__(
@@ -67,10 +67,10 @@ class RedisServer:
         wrapper: Sequence[str] = (),
     ) -> None:
         """
-        @param users: ACL users and their passwords. With any, and without C{password}, the default user
-            is off, as where access lists are in earnest.
-        @param tls: speak TLS only.
-        @param wrapper: words before the command: C{ip netns exec NAME}.
+        @param users: ACL users and their passwords. If there are any, and no C{password}, the default user is
+            disabled.
+        @param tls: accept TLS only.
+        @param wrapper: a prefix of the command, such as C{ip netns exec NAME}.
         """
         self._command = [*wrapper, require_command("redis-server", "redis-server")]
         self.host = host
@@ -81,14 +81,14 @@ class RedisServer:
         self._own_password = secrets.token_hex()
         lines = [
             f"bind {host}",
-            # Without a password it would speak to its own host only.
+            # In protected mode, without a password, it would accept only its own host.
             "protected-mode no",
             f"port {0 if tls else self.port}",
             f"dir {self._process.folder}",
             'save ""',
             "appendonly no",
             "daemonize no",
-            # Our own way in, whatever the default user may.
+            # Our own user, whatever the default user is permitted.
             f"user {_PEER} on >{self._own_password} ~* &* +@all",
         ]
         for name, secret in (users or {}).items():
@@ -122,7 +122,7 @@ class RedisServer:
         self._process.start([*self._command, str(self._configuration)], self._answers)
 
     def stop(self) -> None:
-        """End it for good. It may be frozen, or not running."""
+        """End it for good, even if it is frozen or not running."""
         self._process.clean_up()
 
     def end(self) -> None:
@@ -135,11 +135,11 @@ class RedisServer:
         self.start()
 
     def freeze(self) -> None:
-        """Stop its process: connections stay up, and nothing answers."""
+        """Freeze its process: connections stay open, and nothing answers."""
         self._process.signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Let it go on."""
+        """Resume the frozen process."""
         self._process.signal(signal.SIGCONT)
 
     def publish(self, channel: str, body: bytes) -> int:
@@ -153,7 +153,7 @@ class RedisServer:
         return receivers
 
     def subscribers(self, channel: str) -> int:
-        """How many connections are subscribed to a channel now."""
+        """How many connections are subscribed to a channel."""
         reply = self.command("PUBSUB", "NUMSUB", channel)
         assert isinstance(reply, list) and isinstance(reply[1], int)
         return reply[1]
@@ -164,9 +164,9 @@ class RedisServer:
 
     def command(self, *words: str | bytes, user: str | None = _PEER, password: str | None = None) -> Reply:
         """
-        Say one command on a connection of its own.
+        Send one command on a connection of its own.
 
-        @param user: whom to log in as: a user, C{default}, or L{None} not to log in at all.
+        @param user: the user to log in as; L{None} not to log in.
         @raise RedisRefused: the server answered with an error.
         """
         if user == _PEER:

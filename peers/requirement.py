@@ -1,4 +1,4 @@
-"""What a test needs of the machine: skipped where it is missing, except in CI."""
+"""What a test needs of the machine. If that is missing, the test is skipped; in CI, it fails."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from unittest import SkipTest
 
 from twisted.trial.unittest import FailTest
 
-# Debian keeps these out of an ordinary user's path.
+# Debian does not have these in the path of ordinary users.
 _PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
 
 
 def require(condition: object, reason: str) -> None:
     """
-    Go on only where a condition holds.
+    Continue only if a condition holds.
 
-    @param condition: anything; its truth counts.
-    @param reason: what is missing, as the report of the run shows it.
-    @raise SkipTest: it doesn't hold, on a user's machine.
+    @param condition: anything with a truth value.
+    @param reason: what is missing, for the report of the run.
+    @raise SkipTest: it doesn't hold.
     @raise FailTest: it doesn't hold, and C{CI} is C{true} in the environment.
     """
     if condition:
@@ -30,9 +30,9 @@ def require(condition: object, reason: str) -> None:
 
 def require_command(command: str, package: str) -> str:
     """
-    Go on only where a program is installed.
+    Continue only if a program is installed.
 
-    @param package: the Debian package that has it, for the reason.
+    @param package: the Debian package that contains it, for the report.
     @return: the program's path.
     """
     path = shutil.which(command, path=_PATH)
@@ -43,7 +43,7 @@ def require_command(command: str, package: str) -> str:
 
 def require_root(purpose: str) -> None:
     """
-    Go on only as root.
+    Continue only as root.
 
     @param purpose: what root is needed for: C{to make a network namespace}.
     """

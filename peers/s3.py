@@ -1,10 +1,9 @@
 """
-An S3 server of its own process, that checks signatures.
+An S3 server in its own process that checks signatures.
 
-It is moto's server with its IAM checks on: the secret of an access key is
-known to the server, the signature (AWS Signature Version 4) is computed anew
-for every request, and a request with another is refused. What moto leaves out
-is in L{peers.s3_process}.
+It is moto's server with IAM checks enabled: the server knows the secret of an access key, computes the
+signature (AWS Signature Version 4) of every request, and rejects requests with a different one. What moto
+doesn't check is in L{peers.s3_process}.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from botocore.config import Config
 
 from peers.process import OwnProcess, answers, free_port
 
-# CreateUser, CreateAccessKey, PutUserPolicy: nobody is known before the third.
+# CreateUser, CreateAccessKey and PutUserPolicy: there is no user with permissions before the third.
 _ACTIONS_BEFORE_CHECKS = 3
 _MAY_ALL_OF_S3 = (
     '{"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "s3:*", "Resource": "*"}]}'
@@ -33,7 +32,7 @@ class S3Server:
     @ivar endpoint: its URL.
     @ivar region: the region of the bucket.
     @ivar access_key: the user's access key.
-    @ivar secret_key: and its secret, which the server made.
+    @ivar secret_key: the secret of the access key.
     @ivar bucket: the bucket's name.
     """
 
@@ -48,7 +47,7 @@ class S3Server:
         self.secret_key = ""
 
     def start(self) -> None:
-        """Start it, make the user, and from then on check every signature."""
+        """Start it, and create the user. From then on it checks every signature."""
         self._process.start(
             [sys.executable, str(Path(__file__).with_name("s3_process.py")), str(self._port)],
             lambda: answers(self._port),
@@ -71,7 +70,7 @@ class S3Server:
         self._process.clean_up()
 
     def client(self, service: str, access_key: str, secret_key: str) -> Any:
-        """A boto3 client of this server, with some credentials. It doesn't try anything twice."""
+        """A boto3 client of this server that retries nothing."""
         return boto3.session.Session().client(
             service,
             endpoint_url=self.endpoint,
@@ -103,5 +102,5 @@ class S3Server:
         return grants
 
     def make_bucket(self, name: str) -> None:
-        """Make another bucket."""
+        """Create another bucket."""
         self._own.create_bucket(Bucket=name)

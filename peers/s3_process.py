@@ -1,11 +1,10 @@
 """
-The process of L{peers.s3.S3Server}: moto, behind what it doesn't check.
+The process of L{peers.s3.S3Server}: moto, behind the checks that it lacks.
 
-moto verifies that a request's signature was made with the user's secret key.
-These are AWS's rules that it leaves out (Amazon S3 API Reference, "Common
-Request Headers" and "Error Responses"): a request is signed at all, its body is
-the one that was signed, its date is within 15 minutes, and its metadata, of
-names and values, has at most 2 KB of ASCII.
+moto verifies that a signature was made with the user's secret key. It doesn't enforce these rules of AWS
+(Amazon S3 API Reference, "Common Request Headers" and "Error Responses"): a request must be signed, its body
+must be the one that was signed, its date must be within 15 minutes, and the names and values of its metadata
+must be ASCII and no longer than 2 KB in total.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ _LONGEST_SKEW = timedelta(minutes=15)
 
 
 class Refusal(Exception):
-    """What S3 answers: a status and a code."""
+    """An error answer of S3: a status and a code."""
 
     def __init__(self, status: str, code: str) -> None:
         super().__init__(code)
@@ -40,7 +39,7 @@ class Refusal(Exception):
 
 
 def check(environ: dict[str, Any], body: bytes) -> None:
-    """Raise a L{Refusal} where a request breaks a rule."""
+    """Raise a L{Refusal} if a request breaks a rule."""
     if not environ.get("HTTP_AUTHORIZATION", "").startswith("AWS4-HMAC-SHA256 "):
         raise Refusal("403 Forbidden", "AccessDenied")
     try:
@@ -50,7 +49,7 @@ def check(environ: dict[str, Any], body: bytes) -> None:
     if abs(datetime.now(UTC) - date) > _LONGEST_SKEW:
         raise Refusal("403 Forbidden", "RequestTimeTooSkewed")
     signed = environ.get("HTTP_X_AMZ_CONTENT_SHA256", "UNSIGNED-PAYLOAD")
-    # Other words than a hash are those of unsigned and of chunked bodies.
+    # It is not a hash for unsigned and for chunked bodies.
     if len(signed) == 64 and signed != hashlib.sha256(body).hexdigest():
         raise Refusal("400 Bad Request", "XAmzContentSHA256Mismatch")
     metadata = {

@@ -1,9 +1,8 @@
 """
-A queue server of its own process: ElasticMQ, which speaks as SQS does.
+A queue server in its own process: ElasticMQ, which implements the API of SQS.
 
-It hides messages for as long as it is told to, holds long polls, and can keep its queues
-and messages on disk, so that they outlive it as SQS's do. It checks no signature:
-L{peers.s3} has a server that does.
+It has visibility timeouts and long polls, and can keep its queues and messages on disk, so that they survive
+a restart. It doesn't check signatures; the server in L{peers.s3} does.
 """
 
 from __future__ import annotations
@@ -42,8 +41,7 @@ _shared: list[SQSServer] = []
 
 def shared_server() -> SQSServer:
     """
-    A server for all tests that leave it as it is, for it takes seconds to start. It ends
-    with this process.
+    The server of all tests that don't disturb it: it takes seconds to start. It ends with this process.
     """
     if not _shared:
         server = SQSServer()
@@ -65,9 +63,9 @@ class SQSServer:
         self, *, durable: bool = False, host: str = "127.0.0.1", wrapper: Sequence[str] = ()
     ) -> None:
         """
-        @param durable: keep queues and messages on disk, about a second after they came.
+        @param durable: keep queues and messages on disk, about a second after they arrived.
         @param host: its address.
-        @param wrapper: words before the command: C{ip netns exec NAME}.
+        @param wrapper: a prefix of the command, such as C{ip netns exec NAME}.
         """
         self._process = OwnProcess("sqs")
         self._host, self._port = host, free_port()
@@ -85,32 +83,32 @@ class SQSServer:
         self._client = client(self.endpoint)
 
     def stop(self) -> None:
-        """End it for good. It may be frozen, or not running."""
+        """End it for good, even if it is frozen or not running."""
         if self._client is not None:
             self._client.close()
             self._client = None
         self._process.clean_up()
 
     def kill(self) -> None:
-        """End it at once: nobody is told goodbye."""
+        """Kill it: no connection is closed properly."""
         self._process.signal(signal.SIGKILL)
         self._process.end()
 
     def restart(self) -> None:
-        """Start it again, on the same port and with what it had."""
+        """Start it again, on the same port and with the data on disk."""
         self._process.start(self._command, lambda: answers(self._port, self._host))
 
     def freeze(self) -> None:
-        """Stop its process: connections stay up, and nothing answers."""
+        """Freeze its process: connections stay open, and nothing answers."""
         self._process.signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Let it go on."""
+        """Resume the frozen process."""
         self._process.signal(signal.SIGCONT)
 
     def create_queue(self, name: str, **attributes: str) -> str:
         """
-        Make a queue.
+        Create a queue.
 
         @param attributes: as in the SQS API Reference, "CreateQueue".
         @return: its URL.
@@ -122,7 +120,7 @@ class SQSServer:
         """
         Send messages.
 
-        @param more: for each of them, as in the SQS API Reference, "SendMessageBatch".
+        @param more: more fields of each entry, as in the SQS API Reference, "SendMessageBatch".
         @return: their ids.
         """
         ids: list[str] = []
@@ -137,7 +135,7 @@ class SQSServer:
         return ids
 
     def counts(self, url: str) -> tuple[int, int]:
-        """How many messages are visible in a queue, and how many are hidden."""
+        """How many messages in a queue are visible, and how many are in flight."""
         visible, hidden = "ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"
         answer = self._client.get_queue_attributes(QueueUrl=url, AttributeNames=[visible, hidden])
         return int(answer["Attributes"][visible]), int(answer["Attributes"][hidden])
@@ -149,7 +147,7 @@ class SQSServer:
 
 
 def client(endpoint: str, access_id: str = "anybody", access_key: str = "anything") -> Any:
-    """A client of boto3 that doesn't try anything twice."""
+    """A boto3 client that retries nothing."""
     return boto3.session.Session().client(
         "sqs",
         endpoint_url=endpoint,
@@ -162,20 +160,20 @@ def client(endpoint: str, access_id: str = "anybody", access_key: str = "anythin
 
 class ForgetfulProxy:
     """
-    Stands before a queue server, and makes messages come twice, as SQS may: of each that
-    is deleted for the first time, a part isn't, though it says so, and is visible again.
+    A proxy in front of a queue server that makes messages arrive twice, as SQS may: it answers some first
+    deletions of a message with success, and makes the message visible again instead.
 
     "On rare occasions, one of the servers that stores a copy of a message might be
     unavailable when you receive or delete a message": SQS Developer Guide, "At-least-once
-    delivery". Here the occasions are not rare.
+    delivery". Here the occasions are frequent.
 
     @ivar endpoint: its URL.
-    @ivar forgotten: how many deletions were forgotten.
+    @ivar forgotten: how many deletions it dropped.
     """
 
     def __init__(self, endpoint: str, every: int = 2) -> None:
         """
-        @param every: one in so many messages comes twice.
+        @param every: one in C{every} messages arrives twice.
         """
         self._server = endpoint
         self._every = every
@@ -202,7 +200,7 @@ class ForgetfulProxy:
                     self.end_headers()
                     self.wfile.write(answer)
                 except OSError:
-                    # The server is gone, or the client.
+                    # The server or the client has gone away.
                     self.close_connection = True
 
             def log_message(self, format: str, *args: Any) -> None:
@@ -215,11 +213,11 @@ class ForgetfulProxy:
         self._thread = threading.Thread(target=self._http.serve_forever, args=(0.05,), daemon=True)
 
     def start(self) -> None:
-        """Listen."""
+        """Start to listen."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Listen no more."""
+        """Stop listening."""
         self._http.shutdown()
         self._thread.join()
         self._http.server_close()
@@ -247,7 +245,7 @@ class ForgetfulProxy:
         return 200, json.dumps(answer).encode()
 
     def _forgets(self, receipt: str) -> bool:
-        # ElasticMQ's receipts begin with the message's id.
+        # In ElasticMQ, a receipt handle begins with the id of the message.
         message = receipt.partition("#")[0]
         with self._lock:
             if message in self._seen:
@@ -260,7 +258,7 @@ class ForgetfulProxy:
 
     def _pass_on(self, headers: dict[str, str], body: bytes) -> tuple[int, bytes]:
         request = urllib.request.Request(self._server, body, headers)
-        # No proxy of the environment's.
+        # Ignore proxies that the environment configures.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
             with opener.open(request, timeout=40) as answer:

@@ -1,4 +1,4 @@
-"""tcpdump beside a capture: what was really on the wire."""
+"""tcpdump, as the reference for what was on the wire."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from peers.requirement import require_command, require_root
 
 class Packet(NamedTuple):
     """
-    A packet as it stands in a capture file.
+    A packet in a capture file.
 
-    @ivar seconds: when it came, in whole seconds since the epoch.
-    @ivar fraction: and the rest, in units of the file: microseconds, mostly.
+    @ivar seconds: the time stamp's whole seconds since the epoch.
+    @ivar fraction: the rest of the time stamp, in units of the file: microseconds, mostly.
     @ivar length: its length on the wire, in bytes.
-    @ivar data: as much of it as was kept.
+    @ivar data: its captured bytes.
     """
 
     seconds: int
@@ -30,7 +30,7 @@ class Packet(NamedTuple):
 
 
 def read_packets(path: Path) -> list[Packet]:
-    """Every packet of a pcap file in this machine's byte order, with nothing lost: times, lengths, bytes."""
+    """All packets of a pcap file in this machine's byte order."""
     raw = path.read_bytes()
     header = dpkt.pcap.LEFileHdr(raw[:24])
     if header.magic not in (dpkt.pcap.TCPDUMP_MAGIC, dpkt.pcap.TCPDUMP_MAGIC_NANO):
@@ -50,14 +50,14 @@ def read_packets(path: Path) -> list[Packet]:
 
 class Tcpdump:
     """
-    A running tcpdump that writes to a file.
+    A tcpdump that writes to a file.
 
     @ivar path: the file.
     """
 
     def __init__(self, interface: str, *, snaplen: int = 262144, filter: str = "") -> None:
         """
-        @param snaplen: how much of a packet is kept, in bytes.
+        @param snaplen: the snap length, in bytes.
         @param filter: as in pcap-filter(7).
         """
         require_root("to run tcpdump")
@@ -66,21 +66,21 @@ class Tcpdump:
         self.path = self._process.folder / "tcpdump.pcap"
         self._arguments = [
             *(program, "-i", interface, "-n", "-U", "-B", "32768"),
-            # Root's tcpdump would become a user that may not write here.
+            # Otherwise it would change to a user that can't write here.
             *("-Z", "root", "-s", str(snaplen), "-w", str(self.path)),
             *([filter] if filter else []),
         ]
 
     def start(self) -> None:
-        """Start it, and wait until it listens."""
+        """Start it, and wait until it captures."""
         self._process.start(self._arguments, lambda: "listening on" in self._process.log)
 
-    def wait_for(self, packets: int, patience_seconds: float = 10.0) -> None:
+    def wait_for(self, packets: int, patience_seconds: float = 60.0) -> None:
         """
-        Wait until it has written that many packets.
+        Wait until it has written a number of packets.
 
-        It gets them up to a second late: in its immediate mode it would lose
-        them, since each then takes a slot of the greatest size.
+        It reads them up to a second late. In immediate mode it would lose packets, because each would take a
+        slot of the maximum size in its ring.
         """
         deadline = time.monotonic() + patience_seconds
         while self._written() < packets:
@@ -91,12 +91,12 @@ class Tcpdump:
             time.sleep(0.02)
 
     def finish(self) -> list[Packet]:
-        """End it, and read what it wrote."""
+        """End it, and return what it wrote."""
         self._process.end()
         return read_packets(self.path)
 
     def stop(self) -> None:
-        """End it, and take its file away."""
+        """End it, and remove its file."""
         self._process.clean_up()
 
     def _written(self) -> int:
@@ -108,18 +108,18 @@ class Tcpdump:
 
 def tshark_complaint(path: Path) -> str | None:
     """
-    What tshark and capinfos say against a capture file.
+    What tshark and capinfos report about a capture file.
 
-    @return: L{None} where both read it to its end without a word.
+    @return: L{None} if both read it to its end without a message.
     """
     for program in ("tshark", "capinfos"):
         read = subprocess.run(
             [require_command(program, "tshark"), *(["-n", "-r"] if program == "tshark" else []), str(path)],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=120,
         )
-        # Wireshark's programs warn root about being root.
+        # Wireshark's programs warn if they run as root.
         words = [line for line in read.stderr.splitlines() if line and "Running as user" not in line]
         if read.returncode != 0 or words:
             return f"{program} ended with {read.returncode}: {' '.join(words)}"

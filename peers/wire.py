@@ -1,4 +1,4 @@
-"""A wire: a veth pair whose far end is in a network namespace of its own."""
+"""A virtual wire: a veth pair whose far end is in a network namespace of its own."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _no_ipv6(interface: str) -> None:
 
 
 def _clean_up(program: str, interface: str, namespace: str) -> None:
-    """The link first: a namespace gives its links up later, when it pleases."""
+    """Delete the link first: the kernel deletes the links of a namespace some time later."""
     for words in (["link", "delete", interface], ["netns", "delete", namespace]):
         subprocess.run([program, *words], check=False, capture_output=True, timeout=60)
 
@@ -48,11 +48,11 @@ def within(namespace: str, make: Callable[[], Made]) -> Made:
     """
     Call a function in another network namespace (network_namespaces(7)).
 
-    A socket belongs for ever to the namespace of the thread that made it. So a
-    thread goes there, makes some, and ends. Threads that it starts are there, too.
+    A socket stays in the namespace of the thread that created it. So the function runs in a thread of its
+    own, which enters the namespace. Threads that it starts are there, too.
 
-    @return: what the function returns.
-    @raise Exception: what it raises.
+    @return: the function's result.
+    @raise Exception: what the function raises.
     """
     made: list[Made] = []
     errors: list[Exception] = []
@@ -63,7 +63,7 @@ def within(namespace: str, make: Callable[[], Made]) -> Made:
                 if _libc.setns(there.fileno(), _CLONE_NEWNET) != 0:
                     raise OSError(ctypes.get_errno(), "setns")
             made.append(make())
-        except Exception as error:  # noqa: BLE001 - it is raised in the thread that waits
+        except Exception as error:  # noqa: BLE001 - it is raised in the waiting thread
             errors.append(error)
 
     thread = threading.Thread(target=run, name="wire")
@@ -75,7 +75,7 @@ def within(namespace: str, make: Callable[[], Made]) -> Made:
 
 
 def _packet_socket(interface: str) -> socket.socket:
-    """A packet socket (packet(7)) that sends, and receives nothing."""
+    """A packet socket (packet(7)) that only sends."""
     packets = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
     packets.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
     packets.bind((interface, 0))
@@ -84,12 +84,12 @@ def _packet_socket(interface: str) -> socket.socket:
 
 class Wire:
     """
-    A veth pair (veth(4)) with nothing on it but what a test sends.
+    A veth pair (veth(4)) that carries nothing but what a test sends.
 
     Neither end has an address, ARP, multicast or IPv6, so the counts are exact.
 
-    @ivar interface: the near end, in the namespace of the test: capture here.
-    @ivar far: the far end, in the namespace.
+    @ivar interface: the near end, in the test's own namespace, to capture on.
+    @ivar far: the far end, in the other namespace.
     @ivar namespace: the namespace's name, for C{ip netns exec}.
     """
 
@@ -104,7 +104,7 @@ class Wire:
         self._finalizer: weakref.finalize[[str, str, str], Wire] | None = None
 
     def start(self) -> None:
-        """Make both ends, and bring them up."""
+        """Create both ends, and bring them up."""
         self._finalizer = weakref.finalize(self, _clean_up, self._program, self.interface, self.namespace)
         _ip(self._program, "netns", "add", self.namespace)
         inside = ["netns", "exec", self.namespace]
@@ -113,7 +113,7 @@ class Wire:
         self.make()
 
     def make(self) -> None:
-        """Make both ends, where L{delete} took them away."""
+        """Create both ends again, after L{delete}."""
         self._close()
         _ip(
             self._program,
@@ -128,7 +128,7 @@ class Wire:
         self._socket = within(self.namespace, lambda: _packet_socket(self.far))
 
     def stop(self) -> None:
-        """Take all of it away, whatever is left."""
+        """Remove whatever is left of it."""
         self._close()
         if self._finalizer is not None:
             self._finalizer()
@@ -136,9 +136,9 @@ class Wire:
 
     def send(self, frames: Sequence[bytes], rate: float | None = None) -> int:
         """
-        Send frames from the far end. It blocks until the last one is sent: at a rate, use a thread.
+        Send frames from the far end. It blocks until the last one is sent: use a thread if there is a rate.
 
-        @param rate: frames a second; L{None} is as fast as it goes.
+        @param rate: frames a second; L{None} is as fast as possible.
         @return: how many were sent: all of them.
         @raise ValueError: it would take longer than 30 seconds.
         """
@@ -164,7 +164,7 @@ class Wire:
         self.wait_until_up()
 
     def delete(self) -> None:
-        """Delete the pair: both ends are gone, as when a device is pulled."""
+        """Delete both ends, as if a device were unplugged."""
         _ip(self._program, "link", "delete", self.interface)
 
     def _close(self) -> None:
