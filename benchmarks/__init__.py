@@ -1,7 +1,7 @@
 """
-How the daemon fares beside tcpdump, under floods and with many messages.
+Benchmarks of the daemon: next to tcpdump, under floods, and with many messages.
 
-C{python -m benchmarks} runs all that take no long time as root, and C{python -m benchmarks NAME}
-one. Each measures the daemon as it is installed, in a process of its own, on a
-wire of its own, and ends whatever it started.
+C{python -m benchmarks}, as root, runs all short ones, and C{python -m benchmarks NAME} one of them. Each
+measures the installed daemon in a process of its own, on a virtual wire of its own, and ends every process
+that it started.
 """

@@ -14,7 +14,7 @@ from unittest import SkipTest
 from benchmarks import armed, capture, others, soak
 
 _BENCHMARKS = {"capture": capture.run, "armed": armed.run, "others": others.run}
-# These take minutes: only where they are named.
+# These take minutes: they run only if they are named.
 _LONG = ("soak", "captures")
 _MEMORY = Path("/dev/shm")
 
@@ -23,12 +23,14 @@ def main(words: list[str]) -> int:
     """
     The command line.
 
-    @return: the exit status: 0 where all ran, whatever they found.
+    @return: the exit status: 0 if all ran, whatever they measured.
     """
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     known = ", ".join(_BENCHMARKS)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {known} (all); or {', '.join(_LONG)}")
-    parser.add_argument("--rounds", type=int, help="how often each is measured; of captures, how many")
+    parser.add_argument(
+        "--rounds", type=int, help="how often each is measured; for captures, how many there are"
+    )
     parser.add_argument("--minutes", type=float, help=f"how long soak runs ({soak.MINUTES:g})")
     options = parser.parse_args(words)
     for name in options.names:
@@ -44,16 +46,16 @@ def main(words: list[str]) -> int:
         "captures": soak.run_captures,
     }
 
-    # However it is ended, every process and namespace goes as with an exception.
+    # A signal is an exception, so that every process and namespace is cleaned up.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    # All files in memory: a disk is not what is measured.
+    # All files are in memory, because the disk is not what is measured.
     if _MEMORY.is_dir() and os.access(_MEMORY, os.W_OK):
         tempfile.tempdir = str(_MEMORY)
     print(f"Linux {platform.release()}, Python {platform.python_version()}, {os.cpu_count()} CPUs")
     try:
         for name in options.names or _BENCHMARKS:
-            # Whatever else runs takes CPU time from both sides, and makes packets wait in their rings.
+            # Other programs take CPU time from both sides, and make packets wait in the rings.
             print(f"load average before: {os.getloadavg()[0]:.2f}\n", flush=True)
             benchmarks[name](options.rounds)
             print(flush=True)
@@ -61,7 +63,7 @@ def main(words: list[str]) -> int:
         print(f"cannot measure: {missing}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("ended", file=sys.stderr)
+        print("interrupted", file=sys.stderr)
         return 130
     return 0
 

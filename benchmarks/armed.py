@@ -1,16 +1,14 @@
 """
-From a request to the first packet: how long a capture takes to be armed.
+How long it takes from a request to the first captured packet.
 
-Numbered packets pass all the time, one about every tenth of a millisecond. What
-the kernel stamps on the first of them from which on all are in the file is the
-time from which the capture received, to within the pause between two packets: no
-program has to say that it is ready. The request is timed by the same clock.
+Numbered packets arrive all the time, about one every tenth of a millisecond. The kernel's time stamp of the
+first packet after which none is missing in the file tells when the capture was armed, to within the pause
+between two packets. So no program has to report that it is ready. The request is timed by the same clock.
 
-The way goes from PUBLISH on a real redis-server through the daemon into the
-kernel; once with a handle that waits on the interface (C{[capture] standby}), and
-once without. tcpdump goes from the call that starts its process. Kernels differ:
-most of the time is spent waiting in setsockopt(2) and bind(2) for other CPUs to let
-go of the socket that is changed (RCU), so all are measured in one run.
+Our time begins with PUBLISH on a real redis-server, and is measured with a standby handle on the interface
+(C{[capture] standby}) and without one. tcpdump's time begins with the call that starts its process. Kernels
+differ, because setsockopt(2) and bind(2) spend most of the time waiting for an RCU grace period. So all are
+measured in the same run.
 """
 
 from __future__ import annotations
@@ -38,7 +36,7 @@ from peers.wire import Wire
 ROUNDS = 100
 ARMED_SECONDS = 0.003
 
-# A round of tcpdump takes up to a second: until then it may hold a block back.
+# A round of tcpdump takes up to a second, because the kernel may hold back a block for that long.
 _OURS_FOR_ONE_OF_THEIRS = 4
 _PACKETS = 20
 _TURN_SECONDS = 0.00005
@@ -49,7 +47,7 @@ _FILTERS = {"no filter": "", "a filter": "udp port 9 and net 192.0.2.0/24"}
 
 
 def run(rounds: int | None = None) -> None:
-    """Measure, and print."""
+    """Measure, and print the results."""
     rounds = rounds or ROUNDS
     ours: dict[str, list[float]] = {}
     waiting: dict[str, list[float]] = {}
@@ -70,10 +68,10 @@ def run(rounds: int | None = None) -> None:
             ours[words], waiting[words], theirs[words] = [], [], []
             for number in range(rounds):
                 tell(f"armed: {words}, round {number + 1}")
-                # Never in step with any timer.
+                # Not in step with any timer.
                 time.sleep(random.uniform(0.01, 0.05))
                 ours[words].append(_round(lambda b=bpf: _ours(daemon, publisher, wire, b), pauses))
-                # Until the handle that was taken in the last round is replaced.
+                # Until the standby handle that the last round took is replaced.
                 time.sleep(REPLACE_SECONDS + random.uniform(0.05, 0.1))
                 waiting[words].append(_round(lambda b=bpf: _ours(ready, publisher, wire, b), pauses))
                 if number % _OURS_FOR_ONE_OF_THEIRS == 0:
@@ -81,18 +79,18 @@ def run(rounds: int | None = None) -> None:
     tell("")
     print_table(
         f"From a request to the first packet, in milliseconds; one packet every {median(pauses) * 1e3:.2f}",
-        ("from", "median", "9 of 10 within", "least", "rounds"),
+        ("from", "median", "9 of 10 within", "minimum", "rounds"),
         [
             _row(f"{who}, {words}", seconds)
             for who, found in (
                 ("PUBLISH", ours),
-                ("PUBLISH, a handle waiting", waiting),
+                ("PUBLISH, standby handle", waiting),
                 ("starting tcpdump", theirs),
             )
             for words, seconds in found.items()
         ],
     )
-    for how, found in (("", ours), (", where a handle waits", waiting)):
+    for how, found in (("", ours), (", with a standby handle", waiting)):
         slowest = max(median(seconds) for seconds in found.values())
         print_target(
             f"armed within {ARMED_SECONDS * 1e3:.0f} ms at the median{how}",
@@ -135,9 +133,9 @@ def _has_received(interface: str) -> bool:
 
 
 def _round(capture: Callable[[], tuple[float, list[Packet]]], pauses: list[float]) -> float:
-    """The seconds from the request to the first packet from which on none is missing."""
+    """The seconds from the request to the first packet after which none is missing."""
     asked, packets = capture()
-    # Setting a filter leaves a gap behind the packets that came before it (pcap-linux.c).
+    # Setting a filter leaves a gap after the packets that were captured before (pcap-linux.c).
     numbers = [number_of(packet.data) for packet in packets]
     at = max((at for at in range(1, len(numbers)) if numbers[at] != numbers[at - 1] + 1), default=0)
     times = [packet.seconds + packet.fraction / 1e6 for packet in packets[at:]]
@@ -154,7 +152,7 @@ def _ours(daemon: Daemon, publisher: Publisher, wire: Wire, bpf: str) -> tuple[f
     deadline = time.monotonic() + _PATIENCE_SECONDS
     while not (files := list(daemon.captures.glob("[!.]*.pcap"))):
         if time.monotonic() > deadline:
-            raise RuntimeError(f"no capture came:\n{daemon.log}")
+            raise RuntimeError(f"no capture arrived:\n{daemon.log}")
         time.sleep(0.005)
     packets = read_packets(files[0])
     files[0].unlink()

@@ -1,24 +1,21 @@
 """
-The capture beside C{tcpdump -w}: loss, CPU time a packet, and memory.
+The capture engine compared with C{tcpdump -w}: loss, CPU time per packet, and memory.
 
-Both have the same snap length, the same size of the kernel's ring and no
-filter, and both write into memory: the daemon delivers to a folder of the file
-system that tcpdump writes to. Beyond that each is as it comes: the kernel hands
-packets over after 10 ms here, and after a second there.
+Both have the same snap length, the same ring size and no filter, and both write into memory: the daemon
+delivers to a directory on the file system that tcpdump writes to. Otherwise both have their defaults: the
+kernel hands packets to the daemon after 10 ms, and to tcpdump after a second.
 
 Each load is measured in two ways, and each figure is the median of the rounds:
 
- - I{beside}: both capture the very same packets, at once. On two CPUs they
-   share the one that the generator leaves, so this is the harder way, and the
-   one in which loss can be compared.
- - I{alone}: one after the other, in turn first and second, with a CPU to itself.
+ - I{beside}: both capture the same packets at the same time. On two CPUs they share the one that the
+   generator leaves. So this is the harder way, and the one in which losses can be compared.
+ - I{alone}: one after the other, each with a CPU to itself. They take turns at going first.
 
-CPU time begins when a capture is armed. Ours ends when its file is closed;
-I{delivered} adds the copy into the folder. tcpdump's ends with its process. What the kernel
-does for a packet on arrival counts as the generator's, for both alike.
+CPU time begins when a capture is armed. Ours ends when its file is complete; I{delivered} adds the copy into
+the directory. tcpdump's ends with its process. What the kernel does when a packet arrives counts for the
+generator in both cases.
 
-Memory is the most that was resident, and what the memory file took, without the
-size of the capture.
+Memory is the peak resident size plus the size of the memory file, minus the size of the capture.
 """
 
 from __future__ import annotations
@@ -49,12 +46,12 @@ MEMORY_BYTES = 60_000_000
 
 _SECONDS = 4.0
 _MOST_PACKETS = 4_000_000
-# A capture is in memory up to three times: ours, our delivery, and tcpdump's.
+# A capture is in memory up to three times: ours, the delivered copy, and tcpdump's.
 _MOST_BYTES = 1 << 30
 _SHARE_OF_MEMORY = 8
 _RING_BYTES = 8 << 20
 _PATIENCE_SECONDS = 60.0
-# Longer than what the kernel holds back for tcpdump.
+# Longer than the kernel holds packets back from tcpdump.
 _QUIET_SECONDS = 1.5
 _GENERATOR = Path(__file__).with_name("generator.py")
 
@@ -64,8 +61,8 @@ class Load:
     """
     Packets to capture.
 
-    @ivar size: of each, in bytes.
-    @ivar rate: how many a second; L{None} is as fast as it goes.
+    @ivar size: the size of each packet, in bytes.
+    @ivar rate: packets a second; L{None} is as fast as possible.
     """
 
     size: int
@@ -74,12 +71,12 @@ class Load:
 
     @property
     def bytes_in_file(self) -> int:
-        """What a packet takes in a pcap file, with its header."""
+        """The size of a packet in a pcap file, including its header."""
         return 16 + min(self.size, self.snap_length)
 
     @property
     def packets(self) -> int:
-        """How many are sent, at most."""
+        """The maximum number of packets to send."""
         most = min(_MOST_BYTES, _available_bytes() // _SHARE_OF_MEMORY) // self.bytes_in_file
         return min(most, _MOST_PACKETS if self.rate is None else int(self.rate * _SECONDS))
 
@@ -102,12 +99,13 @@ LOADS = (
 @dataclass(frozen=True, kw_only=True)
 class Found:
     """
-    What became of the packets of one run.
+    The result of one capture.
 
-    @ivar packets: how many are in the file.
-    @ivar dropped: how many the kernel says that it dropped.
-    @ivar cpu_seconds: from armed until the file is good; L{delivered_cpu_seconds}, until it is delivered.
-    @ivar extra_bytes: the most memory that was used, without the capture's size.
+    @ivar packets: how many packets are in the file.
+    @ivar dropped: how many packets the kernel reports as dropped.
+    @ivar cpu_seconds: CPU time until the file is complete.
+    @ivar delivered_cpu_seconds: CPU time until it is delivered.
+    @ivar extra_bytes: the peak memory, without the capture's size.
     """
 
     packets: int
@@ -119,7 +117,7 @@ class Found:
 
 @dataclass(frozen=True, kw_only=True)
 class Round:
-    """One load, one way, once: what was sent to each, how fast, and what each found."""
+    """One load, measured once in one way: the packets sent to each, their rate, and both results."""
 
     sent: tuple[int, int]
     rate: float
@@ -128,12 +126,12 @@ class Round:
 
     @property
     def lost(self) -> tuple[int, int]:
-        """By us, and by tcpdump."""
+        """The packets lost by us, and by tcpdump."""
         return self.sent[0] - self.ours.packets, self.sent[1] - self.theirs.packets
 
     @property
     def cpu(self) -> tuple[float, float, float]:
-        """Microseconds a packet: ours, ours when delivered, and tcpdump's."""
+        """Microseconds per packet: ours, ours including the delivery, and tcpdump's."""
         return (
             _each(self.ours.cpu_seconds, self.ours.packets),
             _each(self.ours.delivered_cpu_seconds, self.ours.packets),
@@ -154,12 +152,12 @@ def _wait(look: Callable[[], bool], what: str, pause_seconds: float) -> None:
     deadline = time.monotonic() + _PATIENCE_SECONDS
     while not look():
         if time.monotonic() > deadline:
-            raise RuntimeError(f"waited for {what} in vain")
+            raise RuntimeError(f"timed out waiting for {what}")
         time.sleep(pause_seconds)
 
 
 def _packets_in(path: Path, load: Load) -> int:
-    """All packets are of one size, so a file's size tells how many there are."""
+    """The number of packets in a file, from its size: all packets have the same."""
     packets, rest = divmod(path.stat().st_size - 24, load.bytes_in_file)
     if rest:
         raise RuntimeError(f"{path.name} ends within a packet")
@@ -173,7 +171,7 @@ class _Ours:
         self._daemon = daemon
         self._load = load
         usage.reset_peak(daemon.pid)
-        # The idle time ends it where packets are lost, or fewer are sent.
+        # The idle time ends it if packets are lost, or fewer are sent.
         self._id = daemon.capture(interface=[interface], packets=packets, snap=load.snap_length, timeout=2)
         self._armed = usage.cpu_seconds(daemon.pid)
 
@@ -194,7 +192,7 @@ class _Ours:
         packets = _packets_in(path, self._load)
         path.unlink()
         if packets != state["packets"]:
-            raise RuntimeError(f"{packets} packets are in the file, and {state['packets']} were told of")
+            raise RuntimeError(f"{packets} packets are in the file, but {state['packets']} were reported")
         return Found(
             packets=packets,
             dropped=state["dropped"] + state["interface_dropped"],
@@ -222,7 +220,7 @@ class _Theirs:
         self._armed = usage.cpu_seconds(self._process.pid)
 
     def finish(self) -> Found:
-        # It drops what is in the ring when it is told to end: so wait until it has read it.
+        # When it is stopped it drops what is in the ring. So wait until it has read everything.
         size, since = -1, 0.0
 
         def quiet() -> bool:
@@ -250,7 +248,7 @@ class _Theirs:
 
 
 class _Bench:
-    """The wire, the daemon, and what is sent."""
+    """The wire, the daemon, and the generator."""
 
     def __init__(self, stack: ExitStack) -> None:
         self.wire = Wire()
@@ -264,7 +262,7 @@ class _Bench:
         self.daemon.start()
 
     def send(self, load: Load, packets: int) -> tuple[int, float]:
-        """Send from the far end. How many were sent, and how many a second."""
+        """Send from the far end. Return how many packets were sent, and how many a second."""
         sent = subprocess.run(
             [
                 *(require_command("ip", "iproute2"), "netns", "exec", self.wire.namespace),
@@ -280,7 +278,7 @@ class _Bench:
         return int(told["sent"]), float(told["rate"])
 
     def beside(self, load: Load, _: int) -> Round:
-        """Both at once."""
+        """Measure both at the same time."""
         packets = load.packets
         with ExitStack() as stack:
             theirs = _Theirs(stack, self.wire.interface, load)
@@ -289,7 +287,7 @@ class _Bench:
             return Round(sent=(sent, sent), rate=rate, ours=ours.finish(), theirs=theirs.finish())
 
     def alone(self, load: Load, number: int) -> Round:
-        """One after the other; who is first changes from round to round."""
+        """Measure one after the other; the order changes from round to round."""
         packets = load.packets
         sent, rates = [0, 0], [0.0, 0.0]
         found: list[Found | None] = [None, None]
@@ -308,7 +306,7 @@ class _Bench:
 
 
 def run(rounds: int | None = None) -> None:
-    """Measure, and print."""
+    """Measure, and print the results."""
     rows, all_rounds, ratios = [], [], []
     with ExitStack() as stack:
         bench = _Bench(stack)
@@ -324,7 +322,7 @@ def run(rounds: int | None = None) -> None:
                 rows.append([str(load), way, *_figures(done, ratios[-1], at_rest)])
     tell("")
     print_table(
-        "The capture beside tcpdump -w",
+        "The capture engine compared with tcpdump -w",
         (
             *("traffic", "way", "sent/s", "lost", "tcpdump lost"),
             *("CPU µs/packet", "delivered", "tcpdump", "ratio", "memory MB", "over rest"),
@@ -334,19 +332,19 @@ def run(rounds: int | None = None) -> None:
     fair = [one for one in all_rounds if one.lost[1] == 0]
     worse = sum(one.lost[0] > 0 for one in fair)
     print_target(
-        "no loss where tcpdump has none",
-        f"lost in {worse} of {len(fair)} runs without loss there",
+        "no loss if tcpdump has none",
+        f"loss in {worse} of the {len(fair)} runs in which tcpdump lost nothing",
         worse == 0,
     )
     print_target(
-        f"CPU a packet at most {CPU_RATIO} × tcpdump's",
+        f"CPU per packet at most {CPU_RATIO} × tcpdump's",
         f"{min(ratios):.2f} to {max(ratios):.2f}",
         max(ratios) <= CPU_RATIO,
     )
     most = max(one.ours.extra_bytes for one in all_rounds)
     print_target(
         f"at most {MEMORY_BYTES / 1e6:.0f} MB over the capture's size",
-        f"{most / 1e6:.1f} MB in all, {(most - at_rest) / 1e6:.1f} MB over what it is at rest",
+        f"{most / 1e6:.1f} MB in all, {(most - at_rest) / 1e6:.1f} MB over the size at rest",
         most <= MEMORY_BYTES,
     )
 

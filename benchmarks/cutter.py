@@ -1,4 +1,4 @@
-"""What stands between the daemon and a broker: a TCP proxy on loopback that fails as networks do."""
+"""A TCP proxy on loopback, between the daemon and a broker, that fails as networks do."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _RESET = struct.pack("ii", 1, 0)
 
 class Cutter:
     """
-    Passes on what comes, until it is told otherwise. It runs in a thread of its own.
+    Forwards connections until it is made to fail. It runs in a thread of its own.
 
-    @ivar port: where it listens, on 127.0.0.1, also while it refuses.
-    @ivar connections: how many it has accepted.
+    @ivar port: its port on 127.0.0.1, which it keeps while it refuses connections.
+    @ivar connections: how many connections it has accepted.
     """
 
     def __init__(self) -> None:
-        # Bound, it keeps the port for us, and listens never: whoever connects is refused.
+        # It reserves the port, and never listens, so that connections to it are refused.
         self._holder = socket.socket()
         self._holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._holder.bind(("127.0.0.1", 0))
@@ -40,7 +40,7 @@ class Cutter:
 
     def start(self, target: int) -> None:
         """
-        Begin, refusing connections.
+        Start, and refuse connections at first.
 
         @param target: the broker's port on 127.0.0.1.
         """
@@ -49,7 +49,7 @@ class Cutter:
         self._thread.start()
 
     def stop(self) -> None:
-        """Cut all, and end."""
+        """Cut all connections, and end."""
         if self._thread.is_alive():
             self._do(self._end())
             self._loop.call_soon_threadsafe(self._loop.stop)
@@ -58,23 +58,23 @@ class Cutter:
         self._holder.close()
 
     def accept(self) -> None:
-        """Take connections."""
+        """Accept connections."""
         self._do(self._listen())
 
     def refuse(self) -> None:
-        """Reset all connections, and take none."""
+        """Reset all connections, and refuse new ones."""
         self._do(self._refuse())
 
     def cut(self, *, reset: bool) -> None:
         """
-        Cut all connections, and take new ones.
+        Cut all connections, and accept new ones.
 
-        @param reset: as where a process dies with unread data; else in peace.
+        @param reset: reset them, as if a process died with unread data; otherwise close them properly.
         """
         self._do(self._cut(reset))
 
     def silence(self, *, on: bool) -> None:
-        """Pass nothing on, either way, while all stay connected; or go on."""
+        """Forward nothing in either direction, while all stay connected; or resume."""
         self._loop.call_soon_threadsafe(self._passing.clear if on else self._passing.set)
 
     def _do(self, coroutine: Coroutine[Any, Any, None]) -> None:
@@ -96,7 +96,7 @@ class Cutter:
                 try:
                     near.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
                 except OSError:
-                    pass  # It is closed already.
+                    pass  # already closed
                 near.transport.abort()
             else:
                 near.close()
@@ -129,7 +129,7 @@ class Cutter:
                     way.cancel()
                 await asyncio.gather(*ways, return_exceptions=True)
         except OSError:
-            pass  # The broker is away.
+            pass  # the broker is away
         finally:
             self._tasks.discard(task)
             if pair is not None:

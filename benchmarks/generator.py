@@ -1,5 +1,5 @@
 """
-Send many frames: the load of the benchmarks, from a process of its own.
+Send many frames: the load generator of the benchmarks, in a process of its own.
 
 usage: python generator.py INTERFACE --packets N [--size BYTES]
                            [--rate PER_SECOND [--turn SECONDS]] [--seconds LIMIT] [--bypass]
@@ -26,15 +26,15 @@ import sys
 import time
 
 _ETHERNET = bytes.fromhex("020000000002 020000000001 0800")
-_SOURCE = bytes([192, 0, 2, 1])  # RFC 5737: nobody's
+_SOURCE = bytes([192, 0, 2, 1])  # RFC 5737: documentation only
 _DESTINATION = bytes([198, 51, 100, 1])
 _NUMBER_AT = 14 + 20 + 8
 _SMALLEST = _NUMBER_AT + 8
 
-# How many frames one call hands over, at most: UIO_MAXIOV of sendmmsg(2).
+# The maximum number of frames in one call: UIO_MAXIOV of sendmmsg(2).
 _LARGEST_BATCH = 1024
-# At a rate: the pause between batches. Short enough for rings and queues
-# (net.core.netdev_max_backlog is 1,000) not to overflow from our bursts.
+# The pause between batches, if there is a rate. So short that the bursts don't overflow rings and queues
+# (net.core.netdev_max_backlog is 1,000).
 _TURN_SECONDS = 0.0002
 _RETRY_SECONDS = 0.00005
 
@@ -151,10 +151,10 @@ def generate(
     batches: Batches, packets: int, rate: float | None, seconds: float, turn: float
 ) -> dict[str, float | None]:
     """
-    Send, until all frames or all the time are used up.
+    Send until all frames are sent or the time is up.
 
-    @param rate: frames a second; L{None} is as fast as it goes.
-    @param turn: at a rate, the pause between batches, in seconds.
+    @param rate: frames a second; L{None} is as fast as possible.
+    @param turn: the pause between batches if there is a rate, in seconds.
     @return: what the program prints.
     """
     sent = refused = 0
@@ -187,12 +187,12 @@ def main(words: list[str]) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="Send numbered frames on an interface.")
     parser.add_argument("interface")
-    parser.add_argument("--packets", type=int, required=True, help="how many")
-    parser.add_argument("--size", type=int, default=128, help="bytes of a frame (128)")
-    parser.add_argument("--rate", type=float, help="frames a second (as fast as it goes)")
+    parser.add_argument("--packets", type=int, required=True, help="the number of frames")
+    parser.add_argument("--size", type=int, default=128, help="the size of a frame in bytes (128)")
+    parser.add_argument("--rate", type=float, help="frames a second (as fast as possible)")
     parser.add_argument("--turn", type=float, default=_TURN_SECONDS, help="seconds between batches (0.0002)")
     parser.add_argument("--seconds", type=float, default=60.0, help="stop after that long (60)")
-    parser.add_argument("--bypass", action="store_true", help="go past the queueing discipline")
+    parser.add_argument("--bypass", action="store_true", help="bypass the queueing discipline")
     options = parser.parse_args(words)
     if not 1 <= options.packets <= 1 << 32:
         parser.error("--packets is from 1 to 2**32")

@@ -1,6 +1,6 @@
 """
-The daemon, with sources that come back at once: with their own pauses of up to 10 s, an
-hour would not be enough for what L{benchmarks.soak} does in minutes. All else is as it is.
+The daemon, with sources that reconnect at once. With their usual pauses of up to 10 s, what
+L{benchmarks.soak} does in minutes would take more than an hour. Everything else is unchanged.
 
 usage: impatient.py twistd OPTIONS…
 """
@@ -20,7 +20,7 @@ _RETRY_SECONDS = (0.05, 0.2)
 
 
 def _hurry(function: Any, **defaults: Any) -> None:
-    """Change what a function takes where it is given nothing."""
+    """Change the default arguments of a function."""
     known = function.__kwdefaults__ or {}
     assert defaults.keys() <= known.keys(), defaults
     function.__kwdefaults__ = {**known, **defaults}
@@ -29,7 +29,7 @@ def _hurry(function: Any, **defaults: Any) -> None:
 if __name__ == "__main__":
     _hurry(RedisSource.__init__, retry_seconds=_RETRY_SECONDS, check_seconds=2.0, answer_seconds=1.0)
     _hurry(SQSSource.__init__, retry_seconds=_RETRY_SECONDS, answer_seconds=2.0)
-    # Kafka's source makes its own.
+    # Kafka's source creates its own back-off.
     Backoff.__init__.__defaults__ = _RETRY_SECONDS  # type: ignore[misc]
     sys.argv = sys.argv[1:]
     run()

@@ -1,15 +1,13 @@
 """
-Requests that are for other nodes: how many a second of one CPU.
+How many requests for other nodes the daemon handles per second of CPU time.
 
-With a fleet, nearly every message is for others. A real redis-server, a
-publisher that sends in one piece what an alerting system sends, and the daemon,
-subscribed. What counts is messages for each second of the daemon's CPU time,
-all of which is in one thread; how many a second passed through is told, too,
-but three processes share the CPUs there.
+In a fleet, nearly every message is for other nodes. A publisher sends bursts of what an alerting system sends
+to a real redis-server, to which the daemon is subscribed. The figure that counts is messages per second of
+the daemon's CPU time, all of which is in one thread. Messages per second of real time are printed as well,
+but there three processes share the CPUs.
 
-The publisher keeps redis-server from cutting the daemon off, by waiting while
-much is held back for it. At the end comes a request that the daemon refuses
-aloud: by then it has judged all before.
+The publisher waits while redis-server holds much back, so that it doesn't cut the daemon off. The last
+request is one that the daemon rejects in its log: by then it has judged all earlier ones.
 """
 
 from __future__ import annotations
@@ -37,7 +35,7 @@ _NODE = "edge-0007.ams.example.net"
 
 
 def _body(**address: str) -> bytes:
-    """A request as an alerting system sends it: all of it but the address is alike."""
+    """A request as an alerting system sends it: only the address differs."""
     return json.dumps(
         {
             **address,
@@ -56,13 +54,15 @@ def _body(**address: str) -> bytes:
 
 _FORMS: dict[str, Callable[[int], bytes]] = {
     "node": lambda at: _body(node=f"edge-{at % 5000 + 1000:04}.fra.example.net"),
-    f"nodere, of {_RULES} rules": lambda at: _body(nodere=rf"^(web|api)-0{at % _RULES:02}\d\.(ams|fra)\."),
-    "nodere, never the same": lambda at: _body(nodere=rf"^(web|api)-{at}\d\.(ams|fra)\."),
+    f"nodere, {_RULES} different ones": lambda at: _body(
+        nodere=rf"^(web|api)-0{at % _RULES:02}\d\.(ams|fra)\."
+    ),
+    "nodere, always different": lambda at: _body(nodere=rf"^(web|api)-{at}\d\.(ams|fra)\."),
 }
 
 
 def run(rounds: int | None = None) -> None:
-    """Measure, and print."""
+    """Measure, and print the results."""
     rows, slowest = [], float("inf")
     with ExitStack() as stack:
         redis = RedisServer()
@@ -92,13 +92,13 @@ def run(rounds: int | None = None) -> None:
         cut_off = daemon.log.count("not subscribed")
     tell("")
     print_table(
-        f"Requests for other nodes: {len(_body(node=_NODE))} bytes each, by Redis",
-        ("addressed by", "a second of CPU", "a second passed", "lost"),
+        f"Requests for other nodes: {len(_body(node=_NODE))} bytes each, over Redis",
+        ("addressed by", "per CPU second", "per second", "lost"),
         rows,
     )
     print_target(
         f"at least {MESSAGES_A_SECOND:,} a second on one CPU",
-        f"{slowest:,.0f}, and {cut_off} times cut off",
+        f"{slowest:,.0f}, and cut off {cut_off} times",
         slowest >= MESSAGES_A_SECOND and cut_off == 0,
     )
 
@@ -106,7 +106,11 @@ def run(rounds: int | None = None) -> None:
 def _round(
     daemon: Daemon, publisher: Publisher, commands: list[bytes], mark: str
 ) -> tuple[float, float, int]:
-    """Publish all. The seconds and the daemon's CPU seconds until all are judged, and how many it heard."""
+    """
+    Publish all messages, and wait until they are judged.
+
+    @return: the seconds that it took, the daemon's CPU seconds, and how many messages it received.
+    """
     heard = 0
     began, cpu_began = time.monotonic(), usage.cpu_seconds(daemon.pid)
     for at in range(0, len(commands), _IN_ONE_PIECE):

@@ -1,4 +1,4 @@
-"""Who publishes: one connection to a real redis-server, with as many commands in flight as one likes."""
+"""A publisher: one connection to a real redis-server, with any number of commands in flight."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 CHANNEL = "capture"
 
-# A subscriber that lags by 8 MB for a minute, or by 32 MB at all, is cut off
-# (client-output-buffer-limit pubsub in redis.conf). Ours is given no reason.
+# A subscriber that lags by 8 MB for a minute, or by 32 MB at any time, is cut off (client-output-buffer-limit
+# pubsub in redis.conf).
 _MOST_WAITING_BYTES = 1 << 20
 _PATIENCE_SECONDS = 30.0
 
@@ -18,7 +18,7 @@ class Publisher:
     """
     Publishes on L{CHANNEL}.
 
-    @param port: of the server, on 127.0.0.1, without a password.
+    @param port: the port of a server on 127.0.0.1 without a password.
     """
 
     def __init__(self, port: int) -> None:
@@ -33,7 +33,7 @@ class Publisher:
 
     @staticmethod
     def command(body: bytes) -> bytes:
-        """What says to publish a message (Redis serialization protocol, version 2)."""
+        """The command to publish a message (Redis serialization protocol, version 2)."""
         return b"*3\r\n$7\r\nPUBLISH\r\n$%d\r\n%s\r\n$%d\r\n%s\r\n" % (
             *(len(CHANNEL), CHANNEL.encode()),
             *(len(body), body),
@@ -41,15 +41,15 @@ class Publisher:
 
     def publish(self, commands: Sequence[bytes]) -> int:
         """
-        Publish several messages in one piece.
+        Publish several messages in one write.
 
-        @return: how many subscribers heard one, summed up.
+        @return: the sum of the subscribers that received each.
         """
         self._socket.sendall(b"".join(commands))
         return sum(int(self._line()[1:]) for _ in commands)
 
     def wait_for_subscribers(self) -> None:
-        """Wait until the server holds little back for them."""
+        """Wait until the server buffers little for its subscribers."""
         deadline = time.monotonic() + _PATIENCE_SECONDS
         while self._held_back() > _MOST_WAITING_BYTES:
             if time.monotonic() > deadline:
@@ -64,5 +64,5 @@ class Publisher:
     def _line(self) -> bytes:
         line = self._answers.readline()
         if not line or line.startswith(b"-"):
-            raise RuntimeError(f"redis-server said {line!r}")
+            raise RuntimeError(f"redis-server answered {line!r}")
         return line

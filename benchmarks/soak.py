@@ -1,11 +1,10 @@
 """
-What grows: of a daemon that loses its brokers again and again, or captures all day.
+Leaks: what grows in a daemon that loses its brokers again and again, or captures all day.
 
-What a day of polling does, and thousands of captures, in minutes. The figures are
-read at intervals, each after a moment in which nothing fails or is captured, and are
-compared with how much went on meanwhile: a leak is so much for each reconnection, or for
-each capture. The first quarter doesn't count, as threads are started and buffers grow when
-they are first needed; nor do the first thousand captures, since so many are remembered.
+It does in minutes what a day of polling does, and takes thousands of captures. The figures are read at
+intervals, each after a moment of rest, and are related to the number of reconnections or captures: a leak is
+an amount per reconnection, or per capture. The first quarter doesn't count, because threads are started and
+buffers grow when they are first needed. Nor do the first thousand captures, because that many are remembered.
 """
 
 from __future__ import annotations
@@ -43,32 +42,32 @@ _IMPATIENT = Path(__file__).with_name("impatient.py")
 _TOPIC = "requests"
 _PATIENCE_SECONDS = 60.0
 
-# Until all are connected again, whatever became of them last.
+# Until all are connected again, whatever their last failure was.
 _REST_SECONDS = 3.0
-# How long the sources find nobody, or are not answered: longer than any of them waits.
+# How long the sources are refused, and how long they are not answered: longer than any of them waits.
 _REFUSED_SECONDS = (0.2, 2.0)
 _SILENT_SECONDS = 6.0
-# From one failure to the next, mostly: enough to be connected again.
+# The usual pause between failures: enough to connect again.
 _TURN_SECONDS = 0.25
-# One interval of so many has a silence in it.
+# One of this many intervals has a silence in it.
 _SILENT_EACH = 4
 
-# How many captures run side by side, all ended by one packet.
+# How many captures run at the same time; one packet ends them all.
 _AT_ONCE = 8
 _PORT = 9
 _FILTERS = {"no filter": "", "a filter": f"udp port {_PORT} and net 192.0.2.0/24"}
 
-# What counts as flat: for a thousand reconnections or captures.
+# The growth per thousand reconnections or captures that counts as flat.
 _FLAT = {"descriptors": 1.0, "threads": 1.0, "resident": 1024.0}
 
 
 @dataclass(frozen=True)
 class _Sample:
     """
-    What a daemon uses.
+    The resources of a daemon.
 
-    @ivar events: how many reconnections or captures there were by now.
-    @ivar resident: in KiB.
+    @ivar events: how many reconnections or captures there have been.
+    @ivar resident: the resident size, in KiB.
     """
 
     events: int
@@ -90,7 +89,7 @@ def run(minutes: float | None = None) -> None:
     """Lose the brokers again and again, and print what grows."""
     seconds = (minutes or MINUTES) * 60
     with ExitStack() as stack:
-        # Each broker, and what the daemon takes for it.
+        # Each broker, and the proxy in front of it that the daemon connects to.
         cutters = {name: Cutter() for name in ("redis", "kafka", "sqs")}
         for cutter in cutters.values():
             stack.callback(cutter.stop)
@@ -116,7 +115,7 @@ def run(minutes: float | None = None) -> None:
         daemon.start(sys.executable, str(_IMPATIENT))
 
         def ask(mark: str) -> int:
-            """Have a request by each source refused aloud. How many were."""
+            """Send an invalid request through each source. Return how many rejections were logged."""
             for name in cutters:
                 body = json.dumps({"node": daemon.node, f"{mark}-{name}": 1})
                 match name:
@@ -128,7 +127,7 @@ def run(minutes: float | None = None) -> None:
                         sqs.send(queue, [body])
             return sum(_comes(lambda words=f"{mark}-{name}": words in daemon.log) for name in cutters)
 
-        # While it finds nobody, it begins anew each time.
+        # As long as it is refused, it starts again each time.
         time.sleep(3 * _REFUSED_SECONDS[1])
         for cutter in cutters.values():
             cutter.accept()
@@ -146,12 +145,12 @@ def run(minutes: float | None = None) -> None:
         reconnections = ", ".join(f"{name} {cutter.connections:,}" for name, cutter in cutters.items())
         faults = daemon.log.count("Traceback")
     _report(f"{seconds / 60:g} minutes with connections cut: {reconnections}", "connections", samples)
-    print_target("every source is heard after each", f"{heard} of {asked} requests", heard == asked)
-    print_target("no fault in the log", str(faults), faults == 0)
+    print_target("every source works after each interval", f"{heard} of {asked} requests", heard == asked)
+    print_target("no error in the log", str(faults), faults == 0)
 
 
 def run_captures(captures: int | None = None) -> None:
-    """Capture again and again, and print what grows: without a filter, and with one."""
+    """Capture again and again, without a filter and with one, and print what grows."""
     each = max(1, (captures or CAPTURES) // len(_FILTERS) // _INTERVALS // _AT_ONCE) * _AT_ONCE
     for words, bpf in _FILTERS.items():
         with ExitStack() as stack:
@@ -170,7 +169,7 @@ def run_captures(captures: int | None = None) -> None:
                 for _ in range(each // _AT_ONCE):
                     _capture(client, daemon, wire, bpf)
                     done += _AT_ONCE
-                # The threads that close and write have ended their work.
+                # Until the threads that close and write are done.
                 time.sleep(0.5)
                 samples.append(_sample(daemon, done))
                 tell(f"captures, {words}: {samples[-1]}")
@@ -181,12 +180,12 @@ def run_captures(captures: int | None = None) -> None:
         title = f"{done:,} captures of a packet with {words}, {_AT_ONCE} at once, {rate:.0f} a second"
         _report(title, "captures", samples, REMEMBERED_CAPTURES)
         print_target("no memory file is left", f"{left} bytes", left == 0)
-        print_target("no fault in the log", str(faults), faults == 0)
+        print_target("no error in the log", str(faults), faults == 0)
         print()
 
 
 class _KafkaBehind(KafkaBroker):
-    """A broker that tells its clients to come by another port."""
+    """A broker that advertises another port to its clients."""
 
     def __init__(self, port: int) -> None:
         self._told = f"127.0.0.1:{port}"
@@ -202,7 +201,7 @@ def _port(address: str) -> int:
 
 
 def _comes(condition: Callable[[], bool]) -> bool:
-    """Whether something holds in time."""
+    """Wait for a condition. Return whether it came true in time."""
     deadline = time.monotonic() + _PATIENCE_SECONDS
     while not condition():
         if time.monotonic() > deadline:
@@ -212,7 +211,7 @@ def _comes(condition: Callable[[], bool]) -> bool:
 
 
 def _fail(cutters: Sequence[Cutter], until: float, interval: int) -> None:
-    """Fail in all ways, one after the other, until a time; then all is as it should be."""
+    """Fail in all ways, one after the other, until C{until}; then work again."""
     if interval % _SILENT_EACH == _SILENT_EACH - 1:
         for cutter in cutters:
             cutter.silence(on=True)
@@ -233,14 +232,14 @@ def _fail(cutters: Sequence[Cutter], until: float, interval: int) -> None:
 
 
 def _capture(client: http.client.HTTPConnection, daemon: Daemon, wire: Wire, bpf: str) -> None:
-    """Captures side by side, that one packet ends."""
+    """Take some captures at the same time, which one packet ends."""
     request = {"node": daemon.node, "interface": [wire.interface], "packets": 1, "bytes": 65536}
     body = json.dumps({**request, "bpf": bpf}).encode()
     waited = []
     for _ in range(_AT_ONCE):
         status, answer = _ask(client, "POST", "/captures", body)
         if status != 202:
-            raise RuntimeError(f"a capture was refused: {answer}")
+            raise RuntimeError(f"a capture was rejected: {answer}")
         waited.append(answer["captures"][0]["id"])
     wire.send([udp_frame(1, port=_PORT)])
     deadline = time.monotonic() + _PATIENCE_SECONDS
@@ -273,7 +272,7 @@ def _report(title: str, of: str, samples: Sequence[_Sample], settled_after: int 
     settled = [one for one in samples[len(samples) // 4 :] if one.events >= settled_after]
     events = [one.events for one in settled]
     if len(settled) < _LEAST_SAMPLES:
-        print(f"no judgement: it takes more than {settled_after:,} {of}", flush=True)
+        print(f"no verdict: that needs more than {settled_after:,} {of}", flush=True)
         return
     for at, (name, bound) in enumerate(_FLAT.items(), start=1):
         slope = linear_regression(events, [astuple(one)[at] for one in settled]).slope * 1000
@@ -282,6 +281,6 @@ def _report(title: str, of: str, samples: Sequence[_Sample], settled_after: int 
         print_target(
             f"{what} flat: at most {bound:g}{unit} more for 1,000 {of}",
             f"{slope:+.2f}{unit}",
-            # Where there were fewer, that much is as exact as it gets.
+            # With fewer events, the result is no more precise than that.
             slope / 1000 * min(1000, events[-1] - events[0]) <= bound,
         )

@@ -1,4 +1,4 @@
-"""Plain text: a table, and targets beside what was found."""
+"""Plain text output: tables, and targets next to the figures."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 def print_table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """
-    Print a table: the first column to the left, all others to the right.
+    Print a table. The first column is aligned to the left, all others to the right.
 
-    @param rows: of as many cells as there are heads.
+    @param rows: each has as many cells as there are heads.
     """
     widths = [max(len(row[at]) for row in (heads, *rows)) for at in range(len(heads))]
     print(f"== {title}\n")
@@ -24,11 +24,11 @@ def print_table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]])
 
 
 def print_target(target: str, found: str, reached: bool) -> None:
-    """Print a target, and whether it is reached. Nothing depends on it: other machines have other figures."""
+    """Print a target, and whether it was reached. This has no other effect: machines differ."""
     print(f"{'reached' if reached else 'not reached':<12} {target}: {found}", flush=True)
 
 
 def tell(words: str) -> None:
-    """Say what is being measured, where somebody watches."""
+    """Show on a terminal what is being measured."""
     if sys.stderr.isatty():
         print(f"\r\x1b[K{words}", end="" if words else "\r", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""What a process of ours uses: CPU time and memory, as the kernel counts them."""
+"""The CPU time and the memory of a process, as the kernel counts them."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ _CPU_CLOCK = 2
 
 def cpu_seconds(pid: int) -> float:
     """
-    The CPU time of a process until now, of all its threads, also of those that have ended.
+    The CPU time of a process so far, including threads that have ended.
 
-    As clock_getcpuclockid(3) makes it: in nanoseconds, unlike C{/proc/PID/stat}
-    in ticks. It can be read until the process is waited for.
+    It is read from the clock of clock_getcpuclockid(3), which counts nanoseconds; C{/proc/PID/stat} counts
+    ticks. It can be read until the process is waited for.
     """
     return time.clock_gettime((~pid << 3) | _CPU_CLOCK)
 
 
 def memory(pid: int) -> tuple[int, int]:
-    """The resident bytes of a process: now, and the most since L{reset_peak} (proc(5), C{status})."""
+    """The resident bytes of a process: now, and the peak since L{reset_peak} (proc(5), C{status})."""
     lines = Path("/proc", str(pid), "status").read_text().splitlines()
     fields = dict(line.split(":", 1) for line in lines)
     now, most = (int(fields[name].split()[0]) * 1024 for name in ("VmRSS", "VmHWM"))
@@ -31,12 +31,12 @@ def memory(pid: int) -> tuple[int, int]:
 
 
 def reset_peak(pid: int) -> None:
-    """Begin anew with the most resident memory (proc(5), C{clear_refs})."""
+    """Reset the peak of the resident memory (proc(5), C{clear_refs})."""
     Path("/proc", str(pid), "clear_refs").write_text("5")
 
 
 def memory_files(pid: int) -> int:
-    """The bytes that the captures of a daemon take now in memory files, which no resident set counts."""
+    """The size of the memory files of a daemon's captures, which the resident size doesn't include."""
     taken: dict[int, int] = {}
     for entry in os.scandir(f"/proc/{pid}/fd"):
         try:
