@@ -380,10 +380,12 @@ class PcapySystemTests(PacketSystemContract, unittest.SynchronousTestCase):
 
     def test_any(self) -> None:
         """The pseudo-interface for all of them works, with a link type of its own (LINUX_SLL)."""
-        handle = self.system.open("any", snap_length=512, bpf="udp port 5353 and host 198.51.100.1")
+        # Tests in other processes send to the same address.
+        port = 10_000 + os.getpid() % 50_000
+        handle = self.system.open("any", snap_length=512, bpf=f"udp port {port} and host 198.51.100.1")
         self.addCleanup(handle.close)
         self.assertEqual(handle.link_type, 113)
-        self.send(udp_frame(1, port=5353))
+        self.send(udp_frame(1, port=port))
         self.assertEqual(len(self.read(handle, 1)), 1)
 
     def test_filter_not_for_the_kernel(self) -> None:

@@ -195,6 +195,9 @@ class ExcludeSelfTests(SynchronousTestCase):
         told: dict[str, int] = {}
         for pair in ports:
             name = next((own[port] for port in pair if port in own), None)
+            # A client's port may be that of a connection between others as well.
+            if name == "redis" and self.redis.port not in pair:
+                continue
             if name is not None:
                 told[name] = told.get(name, 0) + 1
         return told
