@@ -1,7 +1,7 @@
-"""The tests: of the core, the rooms and the contracts, and of the whole against real peers."""
+"""Tests of the core, the packages and the contracts, and of the whole daemon against real servers."""
 
 from hypothesis import settings
 
-# No example has a time: a busy machine would fail it.
+# Examples have no time limit, which they would exceed on a busy machine.
 settings.register_profile("pcapsvc", settings(), deadline=None)
 settings.load_profile("pcapsvc")

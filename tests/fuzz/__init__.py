@@ -1,5 +1,5 @@
 """
-Coverage-guided fuzzing of what reads the words of others: messages, and the configuration.
+Coverage-guided fuzzing of the parsers of messages and of the configuration.
 
 C{make fuzz}, or C{python -m tests.fuzz --help}.
 """

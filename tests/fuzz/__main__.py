@@ -1,9 +1,9 @@
 """
 Fuzz: C{python -m tests.fuzz TARGET|all --seconds N}.
 
-Each target has a process of its own, for atheris (libFuzzer) ends the one that it runs
-in. The exit status is 0 where nothing was found. What makes a target fail is kept in a
-file, and tried again by C{python -m tests.fuzz TARGET FILE...}, without atheris.
+Each target runs in a process of its own, because atheris (libFuzzer) exits the process it runs in. The exit
+status is 0 if nothing was found. An input that makes a target fail is kept in a file;
+C{python -m tests.fuzz TARGET FILE...} runs it again, without atheris.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ import sys
 import tempfile
 from pathlib import Path
 
-# So much longer than it was told to take, a process is stuck.
+# A process that exceeds its time by this much is stuck.
 _GRACE_SECONDS = 60
 _ONE_INPUT_SECONDS = 10
 _RSS_MIB = 2048
-#: The targets. (Importing them here would be before they can be instrumented.)
+#: The targets. They can't be imported here, before they are instrumented.
 NAMES = ("request", "address", "settings")
 _ROOT = Path(__file__).resolve().parents[2]
 
 
 def main() -> int:
-    """Do as the command line says, and return the exit status."""
+    """Run the command line. Return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description="Coverage-guided fuzzing.")
     parser.add_argument("target", choices=(*NAMES, "all"))
-    parser.add_argument("inputs", nargs="*", type=Path, help="inputs to run once, in place of fuzzing")
-    parser.add_argument("--seconds", type=int, default=60, help="of each target (default: 60)")
+    parser.add_argument("inputs", nargs="*", type=Path, help="inputs to run once, instead of fuzzing")
+    parser.add_argument("--seconds", type=int, default=60, help="how long to fuzz each target (default: 60)")
     parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     names = NAMES if given.target == "all" else (given.target,)
     if given.seconds < 1:
-        # libFuzzer takes 0 for no end.
+        # To libFuzzer, 0 means no limit.
         parser.error("--seconds must be 1 or more")
     if given.inside is not None:
         _fuzz(given.target, given.inside, given.seconds)
@@ -43,7 +43,7 @@ def main() -> int:
     if given.inputs:
         _run(names, given.inputs)
         return 0
-    # Every one is run, whatever the others found.
+    # All are run, whatever is found.
     found = [name for name in names if not _fuzz_apart(name, given.seconds)]
     print(f"fuzz: {', '.join(found)} failed" if found else "fuzz: nothing found")
     return 1 if found else 0
@@ -54,12 +54,12 @@ def _run(names: tuple[str, ...], inputs: list[Path]) -> None:
 
     for name in names:
         for path in inputs:
-            taken = TARGETS[name].run(path.read_bytes())
-            print(f"{name}: {path}: {'taken' if taken else 'refused'}")
+            accepted = TARGETS[name].run(path.read_bytes())
+            print(f"{name}: {path}: {'accepted' if accepted else 'rejected'}")
 
 
 def _fuzz_apart(name: str, seconds: int) -> bool:
-    """Fuzz in a process of its own; whether that came to its end and found nothing."""
+    """Fuzz in a process of its own. Return whether it finished and found nothing."""
     print(f"== fuzz: {name}, for {seconds} s", flush=True)
     with tempfile.TemporaryDirectory(prefix="pcapsvc-fuzz-") as temporary:
         inside = Path(temporary)
@@ -68,7 +68,7 @@ def _fuzz_apart(name: str, seconds: int) -> bool:
         try:
             status = subprocess.run(
                 command,
-                # Relative paths in an input are looked for there, and not among our files.
+                # Relative paths in an input refer to this directory, not to our files.
                 cwd=inside / "work",
                 env={
                     **os.environ,
@@ -82,9 +82,9 @@ def _fuzz_apart(name: str, seconds: int) -> bool:
             status = None
         kept = [_keep(name, artifact) for artifact in sorted((inside / "found").glob("*"))]
     for path in kept:
-        print(f"fuzz: {name}: again with: python -m tests.fuzz {name} {path}")
+        print(f"fuzz: {name}: to run it again: python -m tests.fuzz {name} {path}")
     if status is None:
-        print(f"fuzz: {name}: did not end")
+        print(f"fuzz: {name}: did not finish")
     return status == 0 and not kept
 
 
@@ -96,11 +96,11 @@ def _keep(name: str, artifact: Path) -> Path:
 
 
 def _fuzz(name: str, inside: Path, seconds: int) -> None:
-    """Fuzz one target; ends the process."""
+    """Fuzz one target, and exit the process."""
     try:
         import atheris
     except ImportError as error:
-        sys.exit(f"fuzz: atheris, of the extra 'fuzz', is not installed ({error})")
+        sys.exit(f"fuzz: atheris is not installed; the extra 'fuzz' installs it ({error})")
 
     with atheris.instrument_imports(include=["pcapsvc.core", "pcapsvc.settings"]):
         from tests.fuzz.targets import TARGETS

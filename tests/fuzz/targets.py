@@ -1,6 +1,6 @@
 """
-What is fuzzed: functions of bytes, which return where the bytes are taken, or refused as
-they should be, and raise where anything else happens.
+The functions to fuzz. Each takes bytes, and returns if the bytes are accepted, or properly rejected. Whatever
+it raises is a finding.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ _NODE = NodeView(
 @dataclass(frozen=True, kw_only=True)
 class Target:
     """
-    One thing to fuzz.
+    A function to fuzz.
 
-    @ivar run: is called with bytes; what it raises is a finding.
-    @ivar seeds: to begin with, each of which is taken.
-    @ivar words: of the language that the bytes are in.
-    @ivar max_bytes: the longest input to try.
+    @ivar run: the function; whatever it raises is a finding.
+    @ivar seeds: the initial inputs, all of which are accepted.
+    @ivar words: words of the language of the inputs.
+    @ivar max_bytes: the maximum length of an input.
     """
 
     run: Callable[[bytes], bool]
@@ -68,32 +68,32 @@ class Target:
 
 def request(body: bytes) -> bool:
     """
-    Understand a message and plan its captures.
+    Parse a message and plan its captures.
 
-    @return: whether it was taken.
+    @return: whether it was accepted.
     """
     try:
         plans = plan_captures(parse_request(body, _NODE.bounds), _NODE, "fuzz")
     except RequestRejected as rejection:
-        _check_told(rejection.problems)
+        _check_problems(rejection.problems)
         return False
     for plan in plans:
         if not (plan.interface and 0 < plan.most_bytes <= _NODE.bounds.max_bytes):
-            raise AssertionError(f"a plan out of bounds: {plan!r}")
+            raise AssertionError(f"a plan is out of bounds: {plan!r}")
     return True
 
 
 def address(body: bytes) -> bool:
     """
-    Find out whether a message is for this node.
+    Decide whether a message is for this node.
 
-    @return: whether that could be told.
+    @return: whether its address was valid.
     """
     try:
         read = read_address(body)
         NodeMatcher(_NODE.name).matches(read.node, read.nodere)
     except RequestRejected as rejection:
-        _check_told(rejection.problems)
+        _check_problems(rejection.problems)
         return False
     return True
 
@@ -102,26 +102,26 @@ def settings(text: bytes) -> bool:
     """
     Load a configuration.
 
-    @return: whether it was taken.
+    @return: whether it was accepted.
     """
-    # A file without a name: that of a named one would stand in every message.
+    # A file without a name, because a name would appear in every message.
     with tempfile.TemporaryFile(buffering=0) as file:
         file.write(text)
         try:
             load_settings(f"/proc/self/fd/{file.fileno()}", COMPONENTS)
         except SettingsError as error:
-            _check_told(error.problems)
+            _check_problems(error.problems)
             return False
     return True
 
 
-def _check_told(problems: tuple[Problem, ...]) -> None:
-    """Something is told, and each problem is one line, whatever was in the input."""
+def _check_problems(problems: tuple[Problem, ...]) -> None:
+    """There are problems, and each is a single line, whatever the input contains."""
     if not problems:
-        raise AssertionError("refused without a reason")
+        raise AssertionError("rejected without a reason")
     for problem in problems:
         if any(character < " " or character in "\x7f\x85\u2028\u2029" for character in str(problem)):
-            raise AssertionError(f"not one line: {str(problem)!r}")
+            raise AssertionError(f"not a single line: {str(problem)!r}")
 
 
 _MESSAGES = (
@@ -165,7 +165,7 @@ _JSON += ("\\ud800", "\\n", "\\u2028")
 _TOML = ("[", "[[", "]]", ' = "', "'''", '"""', "true", "false", "1979-05-27T07:32:00Z", "inf", "0x7f", "\\n")
 _TOML += ("\\u2028", '\\"', "{}", "[[interface]]\n")
 
-#: All of them, by name.
+#: All targets, by name.
 TARGETS: Mapping[str, Target] = {
     "request": Target(
         run=request,

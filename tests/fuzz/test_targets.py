@@ -1,4 +1,4 @@
-"""The targets of the fuzzer, without it."""
+"""The targets of the fuzzer, run without it."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from tests.fuzz.targets import TARGETS
 
 
 class TargetTests(SynchronousTestCase):
-    """What the fuzzer begins with."""
+    """The targets and their seeds."""
 
     def test_seeds(self) -> None:
-        """Each seed is taken: from one that is refused, it would not get far."""
+        """Every seed is accepted. From a rejected one, the fuzzer would not get far."""
         for name, target in TARGETS.items():
             for seed in target.seeds:
                 self.assertTrue(target.run(seed), f"{name}: {seed!r}")
                 self.assertLessEqual(len(seed), target.max_bytes)
 
     def test_refused(self) -> None:
-        """What is no message and no configuration is refused, and that is no finding."""
+        """An input that is neither a message nor a configuration is rejected, which is not a finding."""
         for target in TARGETS.values():
             for wrong in (b"\xff", b"[", b'{"\n', b"\x00" * 3):
                 self.assertFalse(target.run(wrong), wrong)

@@ -1,4 +1,4 @@
-"""The daemon as an ordinary user, with as little as the unit of systemd leaves it, and with less."""
+"""The daemon as an ordinary user, with the capabilities that the systemd unit leaves it, and without any."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from peers.tcpdump import read_packets
 from peers.wire import Wire
 
 _PACKAGING = Path(__file__).parents[2] / "packaging"
-# Nobody's, on every distribution.
+# The user nobody on every distribution.
 _USER = 65534
 
 
 class LeastPrivilegeTests(SynchronousTestCase):
-    """Real packets, for an ordinary user."""
+    """An ordinary user captures real packets."""
 
     def setUp(self) -> None:
         """A wire."""
@@ -37,7 +37,7 @@ class LeastPrivilegeTests(SynchronousTestCase):
         self.wire.start()
 
     def daemon(self, *capabilities: str, configuration: str = "") -> Daemon:
-        """A daemon of an ordinary user with these capabilities, as the unit would start it."""
+        """A daemon that runs as an ordinary user with these capabilities, as the unit starts it."""
         setpriv = require_command("setpriv", "util-linux")
         daemon = Daemon(configuration)
         self.addCleanup(daemon.stop)
@@ -52,10 +52,10 @@ class LeastPrivilegeTests(SynchronousTestCase):
         return daemon
 
     def capabilities(self, daemon: Daemon) -> set[str]:
-        """The sets of capabilities that a daemon has, of each thread."""
+        """The capability sets of all threads of a daemon."""
         found = set()
         for status in Path(f"/proc/{daemon.pid}/task").glob("*/status"):
-            with contextlib.suppress(OSError):  # a thread that has ended meanwhile
+            with contextlib.suppress(OSError):  # the thread has ended
                 lines = status.read_text().splitlines()
                 found |= {
                     line.split()[1] for line in lines if line.startswith(("CapPrm", "CapEff", "CapBnd"))
@@ -63,12 +63,12 @@ class LeastPrivilegeTests(SynchronousTestCase):
         return found
 
     def test_with_cap_net_raw_alone(self) -> None:
-        """It captures, and delivers to a folder, to CloudShark over verified TLS and to S3."""
+        """It captures, and delivers to a directory, to CloudShark over verified TLS, and to S3."""
         cloudshark, s3 = CloudSharkServer(), S3Server()
         for peer in (cloudshark, s3):
             self.addCleanup(peer.stop)
             peer.start()
-        # The peer's folder is its owner's alone.
+        # The server's directory is accessible to its owner only.
         folder = tempfile.TemporaryDirectory()
         self.addCleanup(folder.cleanup)
         os.chmod(folder.name, 0o755)
@@ -97,7 +97,7 @@ class LeastPrivilegeTests(SynchronousTestCase):
         self.assertNotIn("no permission", daemon.log)
 
     def test_without(self) -> None:
-        """It says so once at the start and in each answer, in words; and all else goes on."""
+        """It logs that once at the start, explains it in each answer, and everything else works."""
         daemon = self.daemon(configuration=f'[capture]\nstandby = ["{self.wire.interface}"]\n')
         daemon.logged("no permission to capture: the daemon needs CAP_NET_RAW; until it is started with it")
         before = daemon.descriptors()
@@ -113,22 +113,22 @@ class LeastPrivilegeTests(SynchronousTestCase):
         self.assertEqual((status, answer["problems"][0]["rule"]), (400, "no such interface"))
         self.assertEqual(daemon.log.count("until it is started with it"), 1)
         self.assertNotIn("Traceback", daemon.log)
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 60
         while (left := daemon.descriptors() - before) and time.monotonic() < deadline:
             time.sleep(0.02)  # until it has noticed that the last connection is closed
         self.assertEqual(left, set())
 
 
 class NotifyTests(SynchronousTestCase):
-    """What the service manager hears."""
+    """Notifications to the service manager."""
 
     def test_ready_then_stopping(self) -> None:
-        """The daemon tells that it is ready when it answers, and that it stops when it is told to."""
+        """The daemon reports that it is ready once it answers, and that it is stopping when it is stopped."""
         with tempfile.TemporaryDirectory() as folder:
             path = f"{folder}/notify"
             manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
             self.addCleanup(manager.close)
-            manager.settimeout(10)
+            manager.settimeout(60)
             manager.bind(path)
             daemon = Daemon(general="stoptimeout = 60")
             self.addCleanup(daemon.stop)
@@ -141,11 +141,11 @@ class NotifyTests(SynchronousTestCase):
 
 
 class UnitTests(SynchronousTestCase):
-    """What is installed for systemd."""
+    """The unit for systemd."""
 
     def unit(self) -> Path:
-        """The unit, with a program that is there."""
-        require(_PACKAGING.is_dir(), "packaging/ is not beside the tests")
+        """The unit, with the path of an existing program."""
+        require(_PACKAGING.is_dir(), "packaging/ is not next to tests/")
         folder = tempfile.TemporaryDirectory()
         self.addCleanup(folder.cleanup)
         text = (_PACKAGING / "pcapsvc.service").read_text()
@@ -157,18 +157,18 @@ class UnitTests(SynchronousTestCase):
         return unit
 
     def analyze(self, *words: str) -> str:
-        """What C{systemd-analyze} says."""
+        """The output of C{systemd-analyze}."""
         program = require_command("systemd-analyze", "systemd")
         done = subprocess.run([program, *words], capture_output=True, text=True, timeout=60, check=False)
         self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
         return done.stdout + done.stderr
 
     def test_verify(self) -> None:
-        """systemd has nothing to say against the unit."""
+        """systemd finds nothing wrong with the unit."""
         self.assertEqual(self.analyze("verify", "--man=no", str(self.unit())).strip(), "")
 
     def test_security(self) -> None:
-        """The unit is no more exposed than it was: what is left is what a capture and its delivery need."""
+        """The unit's exposure has not grown: it is what a capture and its delivery need."""
         unit = str(self.unit())
         # The threshold is ten times the exposure that `security` shows.
         self.analyze("security", "--offline=true", "--threshold=17", unit)
