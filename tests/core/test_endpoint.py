@@ -29,7 +29,7 @@ BAD = """
 
 
 class EndpointTests(unittest.SynchronousTestCase):
-    """With or without a scheme and a port, and with nothing else."""
+    """A host with or without a scheme and a port, and nothing else."""
 
     def test_good(self) -> None:
         """An endpoint has one spelling as a URL."""
@@ -41,14 +41,14 @@ class EndpointTests(unittest.SynchronousTestCase):
             self.assertEqual(endpoint_url(url), url)
 
     def test_bad(self) -> None:
-        """All else is refused, by one rule."""
+        """Anything else is rejected by one rule."""
         for text in BAD:
             error = self.assertRaises(EndpointError, endpoint_url, text)
             self.assertTrue(str(error).startswith("must be HOST"), text)
 
     @given(st.text(max_size=30) | st.from_regex(r"https?://[a-z:@/\[\]%?#0-9.\\ ]{0,20}", fullmatch=True))
     def test_any_text(self, text: str) -> None:
-        """Any text is a bare URL, or refused."""
+        """Any text is either converted to a bare URL, or rejected."""
         try:
             url = endpoint_url(text)
         except EndpointError:

@@ -1,4 +1,4 @@
-"""A table of values against a structure's fields."""
+"""Validation of a table of values against a structure's fields."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ class Table(msgspec.Struct, rename={"class_": "class"}):
 
 
 class CheckFieldsTests(unittest.SynchronousTestCase):
-    """Every value by itself."""
+    """Each value."""
 
     def test_good(self) -> None:
-        """What holds comes back by field, and nothing that was not given."""
+        """Valid values are returned by field, and nothing else."""
         self.assertEqual(check_fields(Table, {"class": 5, "word": "a"}), ({"class_": 5, "word": "a"}, []))
         self.assertEqual(check_fields(Table, {}), ({}, []))
 
     def test_problems(self) -> None:
-        """What does not is told in the words of its type, and the others still hold."""
+        """Invalid values are reported with the rule of their type; the others are still returned."""
         values, problems = check_fields(Table, {"class": 10, "word": "longer", "token": "abc"}, prefix="t.")
         self.assertEqual(values, {"token": "abc"})
         self.assertEqual(
@@ -40,13 +40,13 @@ class CheckFieldsTests(unittest.SynchronousTestCase):
         )
 
     def test_secrets(self) -> None:
-        """A secret is not shown, neither by its value nor by its kind."""
+        """Neither the value nor the type of a secret is shown."""
         for value in ("ab", 12345, ["hidden"]):
             _, problems = check_fields(Table, {"token": value}, secrets={"token"})
             self.assertEqual(problems, [Problem(path="token", rule="must be a token")])
 
     def test_unknown(self) -> None:
-        """The field's own name is none where it has another one in the table."""
+        """A field that is renamed in the table isn't known there by its own name."""
         _, problems = check_fields(Table, {"class_": 5}, prefix="t.")
         self.assertEqual(
             problems, [Problem(path="t.class_", rule="is not a known key; did you mean 'class'?")]
@@ -54,27 +54,27 @@ class CheckFieldsTests(unittest.SynchronousTestCase):
         self.assertEqual(check_fields(Table, {"class_": 5}, ignore_unknown=True), ({}, []))
 
     def test_nearest(self) -> None:
-        """The nearest name is found in any case, and none where none is near."""
+        """The most similar name is found regardless of case, and none if none is similar."""
         self.assertIn("'word'", unknown_key("WRD", ["word", "class"]).rule)
         self.assertNotIn("mean", unknown_key("zzz", ["word", "class"]).rule)
 
     def test_no_words(self) -> None:
-        """A type without words is a mistake of ours, and noticed."""
+        """A type without a rule is a programming error."""
         self.assertRaises(TypeError, rule_of, int)
 
 
 class ShownTests(unittest.SynchronousTestCase):
-    """Values of others, in our messages."""
+    """Values from outside in messages."""
 
     def test_short(self) -> None:
-        """A short value is shown as it is, and a long one shortened."""
+        """A short value is shown in full, and a long one shortened."""
         self.assertEqual(shown("a\n"), "'a\\n'")
         self.assertEqual(len(shown("x" * 5000)), 81)
         self.assertEqual(shown_words("a\n'b'"), "a\\n'b'")
         self.assertEqual(shown_words("x" * 5000), "x" * 80 + "…")
 
     def test_nested(self) -> None:
-        """A value that is nested too deeply to be shown is named by its kind."""
+        """Of a value that is nested too deeply, only the type is shown."""
         value: list[object] = []
         for _ in range(100_000):
             value = [value]

@@ -15,7 +15,7 @@ from peers.certificates import Authority, Certificate
 
 S = TypeVar("S", bound=Section)
 
-#: The least that starts.
+#: A minimal configuration.
 LEAST = """
 [general]
 writelocal = true

@@ -1,4 +1,4 @@
-"""The configuration of the brokers that requests come from."""
+"""The configuration of message brokers."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from tests.unit.settings_case import LEAST, SettingsTestCase
 
 
 class KafkaTests(SettingsTestCase):
-    """The section of Kafka, and how its keys go together."""
+    """C{[kafka]}, and the rules between its keys."""
 
     KAFKA = LEAST + "[kafka]\n"
     SASL = "security_protocol = 'SASL_SSL'\nsasl_mechanism = "
     USER = "sasl_plain_username = 'u'\nsasl_plain_password = 'hunter2'\n"
 
     def test_as_it_is(self) -> None:
-        """With nothing said, there is no group, no encryption and nobody logs in."""
+        """By default there is no group, no encryption and no authentication."""
         kafka = self.section(KafkaSettings, self.KAFKA)
         self.assertEqual(
             ((), "capture", None, "pcapsvc", "PLAINTEXT", True, None),
@@ -34,7 +34,7 @@ class KafkaTests(SettingsTestCase):
         )
 
     def test_servers(self) -> None:
-        """A server is a host, or an IPv6 address in brackets, with its port; an empty one is passed over."""
+        """A server is a host, or an IPv6 address in brackets, with a port. Empty entries are ignored."""
         given = ["a.example:9092", "", "192.0.2.1:1", "[::1]:65535"]
         self.assertEqual(
             ("a.example:9092", "192.0.2.1:1", "[::1]:65535"),
@@ -63,13 +63,13 @@ class KafkaTests(SettingsTestCase):
             self.assertIn("kafka.topic = ", self.only_problem(f"{self.KAFKA}topic = '{topic}'"))
 
     def test_listen_needs_a_server(self) -> None:
-        """To listen, a server must be given, and not just an empty one."""
+        """Listening needs a server; an empty entry doesn't count."""
         for line in ("", "server = ['']"):
             problems = self.problems(f"{self.KAFKA}listen = true\n{line}")
             self.assertIn("kafka.listen: needs kafka.server", problems)
 
     def test_logging_in(self) -> None:
-        """Each mechanism has what it needs, and the password is a secret."""
+        """Each mechanism works with the keys that it needs, and the password is a secret."""
         for mechanism in ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"):
             kafka = self.section(KafkaSettings, f"{self.KAFKA}{self.SASL}'{mechanism}'\n{self.USER}")
             self.assertEqual(
@@ -83,7 +83,7 @@ class KafkaTests(SettingsTestCase):
         self.assertEqual(os.path.abspath(path), kafka.sasl_oauth_token_file)
 
     def test_what_goes_together(self) -> None:
-        """A key that needs another, or has no effect without it, says so."""
+        """A key that needs another, or has no effect without it, is reported."""
         ours = self.issue()
         certificate, key = ours.certificate, ours.key
         token = self.file("hunter2")
@@ -124,7 +124,7 @@ class KafkaTests(SettingsTestCase):
             self.assertNotIn("hunter2", problem)
 
     def test_key_of_the_certificate(self) -> None:
-        """The key is the certificate's, in a file of its own or in the same."""
+        """The key belongs to the certificate, and is in its own file or in the same one."""
         ours, other = self.issue(), self.issue()
         tls = f"{self.KAFKA}security_protocol = 'SSL'\nssl_certfile = "
         both = self.file(ours.certificate.read_text() + ours.key.read_text())
@@ -139,7 +139,7 @@ class KafkaTests(SettingsTestCase):
         self.assertIn(": must contain the private key of the certificate in kafka.ssl_certfile", problem)
 
     def test_keys_with_a_password(self) -> None:
-        """A private key that needs a password is a problem: nobody is there to type it."""
+        """A private key with a password is a problem, because nobody could enter it."""
         ours = self.issue()
         tls = f"security_protocol = 'SSL'\nssl_certfile = '{ours.certificate}'\n"
         self.assertEqual(
@@ -155,10 +155,10 @@ class KafkaTests(SettingsTestCase):
 
 
 class SqsTests(SettingsTestCase):
-    """The section of SQS."""
+    """C{[sqs]}."""
 
     def test_as_it_is(self) -> None:
-        """With nothing said, the service is Amazon's, and a message for another node goes back."""
+        """By default the service is Amazon's, and messages for other nodes are returned to the queue."""
         sqs = self.section(SqsSettings, LEAST + "[sqs]")
         self.assertEqual((None, "release"), (sqs.endpoint, sqs.unmatched))
 
@@ -171,7 +171,7 @@ class SqsTests(SettingsTestCase):
         self.assertIn("sqs.endpoint = ", self.only_problem(f"{LEAST}[sqs]\nendpoint = 'http://a/b'"))
 
     def test_queue(self) -> None:
-        """The queue's URL is one with a host, and a port that there can be."""
+        """The queue's URL has a host, and a valid port if any."""
         for url in ("https://sqs.eu-west-1.amazonaws.com/1/q", "http://[::1]:9324/1/q", "http://a"):
             self.assertEqual(url, self.section(SqsSettings, f"{LEAST}[sqs]\nurl = '{url}'").url)
         for url in ("https:///1/q", "https://:1/q", "https://a:99999/q", "https://a:0/q", "https://[::1/1/q"):
@@ -182,7 +182,7 @@ class SqsTests(SettingsTestCase):
             )
 
     def test_unmatched(self) -> None:
-        """What becomes of a message for another node is one of two things."""
+        """Messages for other nodes are either released or deleted."""
         self.assertEqual("delete", self.section(SqsSettings, f"{LEAST}[sqs]\nunmatched = 'delete'").unmatched)
         self.assertEqual(
             "sqs.unmatched = 'keep': must be one of release, delete",
@@ -190,14 +190,14 @@ class SqsTests(SettingsTestCase):
         )
 
     def test_chunk_size(self) -> None:
-        """More messages at once than the service gives are a problem, which says so."""
+        """More messages per poll than the service returns are a problem."""
         self.assertEqual(
             "sqs.chunksize = 11: must be a whole number from 1 to 10",
             self.only_problem(f"{LEAST}[sqs]\nchunksize = 11"),
         )
 
     def test_listen_needs_a_url(self) -> None:
-        """To listen, the queue must be given."""
+        """Listening needs the queue's URL."""
         self.assertIn("sqs.listen: needs sqs.url", self.problems(f"{LEAST}[sqs]\nlisten = true"))
 
 
@@ -205,7 +205,7 @@ class AgeTests(SettingsTestCase):
     """How old a request may be."""
 
     def test_age(self) -> None:
-        """It is a minute; 0 is no bound; and it is never negative."""
+        """The default is a minute, 0 is no limit, and negative numbers are rejected."""
         self.assertEqual(60, self.load(LEAST).general.max_request_age_seconds)
         text = LEAST.replace("[redis]", "maxrequestage = 0\n[redis]")
         self.assertIsNone(self.load(text).general.max_request_age_seconds)
@@ -213,10 +213,10 @@ class AgeTests(SettingsTestCase):
 
 
 class RateTests(SettingsTestCase):
-    """How many requests a source may bring."""
+    """How many requests a source may deliver."""
 
     def test_rate(self) -> None:
-        """It is a hundred a second; 0 is no bound; and it is never negative."""
+        """The default is a hundred per second, 0 is no limit, and negative numbers are rejected."""
         self.assertEqual(100, self.load(LEAST).general.max_request_rate)
         text = LEAST.replace("[redis]", "maxrequestrate = 0\n[redis]")
         self.assertIsNone(self.load(text).general.max_request_rate)
@@ -227,7 +227,7 @@ class ExcludeSelfTests(SettingsTestCase):
     """Whether the daemon's own packets are captured."""
 
     def test_exclude_self(self) -> None:
-        """They are, unless it is said otherwise."""
+        """By default they are."""
         self.assertFalse(self.load(LEAST).general.exclude_self)
         self.assertTrue(
             self.load(LEAST.replace("[redis]", "excludeself = true\n[redis]")).general.exclude_self

@@ -1,4 +1,4 @@
-"""The configuration of certificates, their keys, and the names that they are for."""
+"""The configuration of certificates, their keys, and their names."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from tests.unit.settings_case import LEAST, SettingsTestCase
 
 
 class CertificatesTests(SettingsTestCase):
-    """Files of certificates, and the names that these are for, are found to be good before the start."""
+    """Certificate files, and the names that servers are verified by, are checked before the start."""
 
     def test_no_certificates(self) -> None:
-        """A private key, a certificate that is broken, or a broken one among others, is a problem."""
+        """A private key, a malformed certificate, and a malformed one among others are problems."""
         ours = self.issue()
         good = ours.certificate.read_text()
         broken = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
@@ -43,7 +43,7 @@ class CertificatesTests(SettingsTestCase):
                 )
 
     def test_labels(self) -> None:
-        """A certificate may have any of its labels, for each component alike."""
+        """All components accept all labels of certificates."""
         ours = self.issue()
         for label in LABELS:
             path = labelled(ours.certificate, label)
@@ -55,14 +55,14 @@ class CertificatesTests(SettingsTestCase):
                 self.load(f"{LEAST}{line} = '{path}'\n")
 
     def test_what_else_is_in_the_file(self) -> None:
-        """Comments, in whatever language, and a key beside the certificates don't matter."""
+        """Comments in any language, and a key in the same file, are ignored."""
         ours = self.issue()
         path = self.file("# é\n" + ours.key.read_text() + ours.certificate.read_text() * 2)
         settings = self.load(f"{LEAST}tls = true\ncafile = '{path}'")
         self.assertEqual(os.path.abspath(path), settings.section(RedisSettings).ca_file)
 
     def test_names(self) -> None:
-        """Where a server's certificate is verified, its host has a name that one can have, or an address."""
+        """If a server's certificate is verified, its host is a valid name or an address."""
         cloudshark = "[cloudshark]\nupload = true\ntoken = 't'\n"
         for host in ("foo_bar..x", "a..b", "-a", "a" * 64, "redis:6379"):
             for text, key in ((f"{LEAST}tls = true\n", "redis"), (f"{LEAST}{cloudshark}", "cloudshark")):
@@ -76,7 +76,7 @@ class CertificatesTests(SettingsTestCase):
             self.assertEqual(host, self.section(RedisSettings, f"{LEAST}tls = true\nhost = '{host}'").host)
 
     def test_names_without_certificates(self) -> None:
-        """Where none is verified, names as those of container networks are taken."""
+        """If no certificate is verified, names as in container networks are accepted."""
         self.assertEqual("a_b", self.section(RedisSettings, f"{LEAST}host = 'a_b'").host)
         for more in ("verify = false", "scheme = 'http'"):
             text = f"{LEAST}[cloudshark]\nupload = true\ntoken = 't'\nhost = 'a_b'\n{more}"
@@ -84,14 +84,14 @@ class CertificatesTests(SettingsTestCase):
 
 
 class EndpointTests(SettingsTestCase):
-    """What an endpoint needs is found to be there before the start."""
+    """What an endpoint needs is checked before the start."""
 
     def listen_problem(self, listen: str) -> str:
-        """What is wrong with an endpoint."""
+        """The problem with an endpoint."""
         return self.only_problem(f"{LEAST}[http]\nlisten = '{listen}'")
 
     def test_tls(self) -> None:
-        """A certificate and its key, in a file each or in one, are taken, by Twisted, too."""
+        """A certificate and its key are accepted in two files or in one, by Twisted too."""
         ours = self.issue()
         chain = self.file(ours.certificate.read_text())
         both = self.file(ours.key.read_text() + ours.certificate.read_text())
@@ -104,7 +104,7 @@ class EndpointTests(SettingsTestCase):
             http_endpoint(reactor, settings.section(HttpSettings).listen)
 
     def test_tls_methods(self) -> None:
-        """Each method that may be named is one that Twisted's TLS has."""
+        """Twisted's TLS has each method that is accepted."""
         ours = self.issue()
         files = f"privateKey={ours.key}:certKey={ours.certificate}"
         methods = self.listen_problem(f"ssl:0:{files}:sslmethod=foo").rpartition("one of ")[2].split(", ")
@@ -113,7 +113,7 @@ class EndpointTests(SettingsTestCase):
             http_endpoint(reactor, f"ssl:0:{files}:sslmethod={method}")
 
     def test_tls_without(self) -> None:
-        """What is missing, is something else, or doesn't go together is told, all of it."""
+        """Everything that is missing, is something else or doesn't match is reported."""
         ours, other = self.issue(), self.issue()
         nothing = self.file("nothing")
         start = "ssl:8443:interface=127.0.0.1"
@@ -148,7 +148,7 @@ class EndpointTests(SettingsTestCase):
             self.assertEqual(len(rules), 1 + problem.count("; its "), problem)
 
     def test_systemd(self) -> None:
-        """A socket is one of those that systemd opened for this process."""
+        """A socket is one of those that systemd passed to this process."""
         opened = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "2", "LISTEN_FDNAMES": "http:other"}
         for good in ("index=0", "index=1", "name=http"):
             check_listener(read_listener(f"systemd:domain=UNIX:{good}"), opened)

@@ -9,12 +9,12 @@ from tests.unit.settings_case import SettingsTestCase
 
 
 class ListenTests(SettingsTestCase):
-    """Where HTTP listens decides whether a token is needed."""
+    """The listening address decides whether a token is needed."""
 
     HTTP = "[general]\nwritelocal = true\nlocaldir = '/tmp'\n[http]\n"
 
     def test_local(self) -> None:
-        """On a loopback address, or a unix socket, no token is needed."""
+        """A loopback address or a unix socket needs no token."""
         for listen in (
             "tcp:8480:interface=127.0.0.1",
             "tcp:8480:127.0.0.1",
@@ -27,7 +27,7 @@ class ListenTests(SettingsTestCase):
             self.assertEqual(listen, self.section(HttpSettings, f"{self.HTTP}listen = '{listen}'").listen)
 
     def test_not_local(self) -> None:
-        """Anywhere else one is; with no interface named, it is every address."""
+        """Any other address needs one; without an interface, it is every address."""
         path = self.file("hunter2\n")
         for listen in (
             "tcp:8480",
@@ -45,7 +45,7 @@ class ListenTests(SettingsTestCase):
             )
 
     def test_local_by_its_kind(self) -> None:
-        """TLS changes nothing in this; of a socket that systemd opened, only its kind is known."""
+        """With TLS it is the same. Of a socket from systemd, only the domain is known."""
         for listen, local in (
             ("ssl:8443:interface=127.0.0.1", True),
             ("ssl:8443", False),
@@ -55,7 +55,7 @@ class ListenTests(SettingsTestCase):
             self.assertEqual(local, read_listener(listen).local, listen)
 
     def test_no_endpoints(self) -> None:
-        """What is no endpoint string is a problem, with the rule that it breaks."""
+        """An invalid endpoint string is a problem with the rule that it breaks."""
         for listen, rule in (
             ("8480", "must be an endpoint that starts with one of tcp"),
             ("udp:1", "must be an endpoint that starts with one of tcp"),
@@ -82,7 +82,7 @@ class ListenTests(SettingsTestCase):
             self.assertIn(rule, problem)
 
     def test_as_twisted_reads_it(self) -> None:
-        """A string is taken apart as Twisted does it."""
+        """A string is parsed as Twisted parses it."""
         from twisted.internet.endpoints import _parse  # type: ignore[attr-defined]
 
         for text, names in (

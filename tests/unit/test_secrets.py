@@ -12,7 +12,7 @@ from tests.unit.settings_case import LEAST, SettingsTestCase
 
 
 class SecretsTests(SettingsTestCase):
-    """A secret is known, and never seen."""
+    """A secret can be used, but is never shown."""
 
     PLACES = (
         ("cloudshark", "token"),
@@ -33,7 +33,7 @@ class SecretsTests(SettingsTestCase):
         return getattr(settings.section(kind), kind.secrets[0].field)
 
     def test_given_or_in_a_file(self) -> None:
-        """Each secret can be given by itself or in a file, of which the white space around it is dropped."""
+        """Each secret can be given directly or in a file, where the white space around it is ignored."""
         path = self.file("  hunter2\n")
         for section, key in self.PLACES:
             for line in (f"{key} = 'hunter2'", f"{key}file = '{path}'"):
@@ -41,7 +41,7 @@ class SecretsTests(SettingsTestCase):
                 self.assertEqual("hunter2", found.reveal())
 
     def test_never_both(self) -> None:
-        """Giving a secret and its file is a problem, which shows no secret."""
+        """Giving both a secret and its file is a problem, which doesn't show the secret."""
         path = self.file("hunter2")
         for section, key in self.PLACES:
             problem = self.only_problem(self._text(section, f"{key} = 'hunter3'\n{key}file = '{path}'"))
@@ -49,7 +49,7 @@ class SecretsTests(SettingsTestCase):
             self.assertNotIn("hunter", problem)
 
     def test_both_wrong(self) -> None:
-        """What is wrong with a secret and what is wrong with its file are told together."""
+        """Problems with a secret and with its file are reported together."""
         for section, key in self.PLACES:
             for given in ("5", "['hunter2']", '"hunter2\\n"'):
                 for path, rule in (
@@ -66,7 +66,7 @@ class SecretsTests(SettingsTestCase):
                     )
 
     def test_files_that_hold_none(self) -> None:
-        """A file that is empty, has several lines, or can't be read is a problem with its path only."""
+        """A file that is empty, has several lines or can't be read is a problem that shows only its path."""
         for path, rule in (
             (self.file(" \n"), "it is empty"),
             (self.file("hunter2\nhunter3\n"), "it has several"),
@@ -86,12 +86,12 @@ class SecretsTests(SettingsTestCase):
                 self.assertEqual(f"{section}.{key}: must be one line of text", problem)
 
     def test_passwords_in_addresses(self) -> None:
-        """A password in an address, where none belongs, isn't shown either."""
+        """A password in an address, which is not allowed, isn't shown either."""
         for line in ("host", "[cloudshark]\nhost", "[sqs]\nurl", "[s3]\nendpoint"):
             self.assertNotIn("hunter2", self.only_problem(f"{LEAST}{line} = 'https://u:hunter2@h/x'"))
 
     def test_never_seen(self) -> None:
-        """A secret is in no repr, str or format of itself and of the settings, and isn't pickled."""
+        """A secret isn't shown by repr, str or format, of itself or of the settings, and can't be pickled."""
         settings = self.load(LEAST + "auth = 'hunter2'")
         secret = settings.section(RedisSettings).auth
         assert secret is not None
@@ -100,7 +100,7 @@ class SecretsTests(SettingsTestCase):
         self.assertRaises(TypeError, pickle.dumps, secret)
 
     def test_equal(self) -> None:
-        """Secrets are equal where their values are, and equal nothing else."""
+        """Secrets are equal if their values are, and equal nothing else."""
         self.assertEqual(Secret("é"), Secret("é"))
         self.assertEqual(hash(Secret("a")), hash(Secret("a")))
         self.assertNotEqual(Secret("a"), Secret("b"))

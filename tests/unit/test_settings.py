@@ -1,4 +1,4 @@
-"""The configuration, from the file and the options to settings or problems."""
+"""From the configuration file and the options to settings, or to problems."""
 
 from __future__ import annotations
 
@@ -136,14 +136,14 @@ class OriginalTests(SettingsTestCase):
         )
 
     def test_options_alone(self) -> None:
-        """Options are enough, with no file: one of Redis switches listening on, as it did."""
+        """Options work without a file. An option of Redis enables listening, as in the original."""
         settings = load_settings(None, COMPONENTS, {"redisnode": "r", "writelocal": True, "destdir": "/tmp"})
         self.assertTrue(settings.section(RedisSettings).listen)
         self.assertEqual("r", settings.section(RedisSettings).host)
         self.assertTrue(settings.section(LocalSettings).write_local)
 
     def test_an_empty_text_is_none(self) -> None:
-        """An empty text, where a key has no default, is as if the key were left out."""
+        """An empty text is the same as leaving the key out, if the key has no default."""
         settings = self.load(
             LEAST
             + 'auth = ""\nauthfile = ""\n[s3]\naccessid = ""\naccesskey = ""\nendpoint = ""\nregion = ""\n'
@@ -160,10 +160,10 @@ class OriginalTests(SettingsTestCase):
 
 
 class ProblemsTests(SettingsTestCase):
-    """What is wrong is told, all of it at once, with its path, its value and the rule."""
+    """All problems are reported at once, each with its path, its value and the rule."""
 
     def test_all_at_once(self) -> None:
-        """Problems of several sections, of unknown names, of options and between keys come together."""
+        """Problems with sections, unknown names, options and combinations of keys are reported together."""
         self.assertEqual(
             [
                 "redsi: is not a known key; did you mean 'redis'?",
@@ -200,7 +200,7 @@ class ProblemsTests(SettingsTestCase):
         )
 
     def test_numbers_are_strict(self) -> None:
-        """A number is no boolean, no fraction and no text."""
+        """A boolean, a fraction or a text is not accepted as a number."""
         for value in ("true", "1.0", '"1"', "0", "-1", "[1]", "1979-05-27"):
             problem = self.only_problem(LEAST.replace("[redis]", f"maxpackets = {value}\n[redis]"))
             self.assertTrue(problem.startswith("general.maxpackets = "), problem)
@@ -213,19 +213,19 @@ class ProblemsTests(SettingsTestCase):
         self.assertIn("at least one source", self.only_problem(LEAST.replace("listen = true", "")))
 
     def test_no_destination(self) -> None:
-        """At least one destination must be enabled; a folder alone doesn't switch writing on."""
+        """At least one destination must be enabled; a directory alone doesn't enable writing."""
         text = LEAST.replace("writelocal = true", "")
         self.assertIn("at least one destination", self.only_problem(text, destdir="/tmp"))
 
     def test_no_rule_about_a_wrong_value(self) -> None:
-        """A value that is wrong in itself isn't also said to be missing."""
+        """A value that is wrong in itself isn't reported as missing too."""
         self.assertEqual(
             "redis.listen = 'yes': must be true or false",
             self.only_problem(LEAST.replace("listen = true", 'listen = "yes"')),
         )
 
     def test_needs(self) -> None:
-        """A key that needs another says so."""
+        """A key that needs another is reported."""
         for more, expected in (
             (
                 "[cloudshark]\nupload = true",
@@ -252,7 +252,7 @@ class ProblemsTests(SettingsTestCase):
             self.assertTrue(problem.startswith(expected), problem)
 
     def test_limits_in_order(self) -> None:
-        """A default must be no more than its maximum, and one capture's bytes no more than all captures'."""
+        """A default is at most its maximum, and the size of one capture at most that of all captures."""
         for keys, expected in (
             (
                 "defaulttimeout = 9\nmaxtimeout = 8",
@@ -268,7 +268,7 @@ class ProblemsTests(SettingsTestCase):
             self.assertTrue(problem.startswith(expected), problem)
 
     def test_delivery(self) -> None:
-        """Pauses in order, a spool that has room for any capture, and a folder of its own."""
+        """Delays are in order, and the spool has room for any capture, and a directory of its own."""
         settings = self.load(LEAST + "[delivery]\ntimeout = 0")
         delivery = settings.section(DeliverySettings)
         self.assertEqual((delivery.timeout_seconds, delivery.spool_dir), (None, None))
@@ -289,7 +289,7 @@ class ProblemsTests(SettingsTestCase):
             self.assertTrue(problem.startswith(expected), problem)
 
     def test_defaults_give_way(self) -> None:
-        """A default that would contradict a limit which was given goes with the limit."""
+        """A default that would contradict a configured limit is adapted to it."""
         settings = self.load(
             LEAST.replace("[redis]", "maxtimeout = 8\nmaxsnaplength = 100\nmaxbytes = 2000000000\n[redis]")
         )
@@ -298,7 +298,7 @@ class ProblemsTests(SettingsTestCase):
         self.assertEqual(2_000_000_000, settings.general.max_memory_bytes)
 
     def test_s3_endpoints(self) -> None:
-        """An endpoint becomes a URL; one with a path, a query or credentials is refused, and not shown."""
+        """An endpoint becomes a URL. One with a path, a query or credentials is rejected, and not shown."""
         settings = self.load(
             LEAST + '[s3]\nendpoint = "http://minio:9000/"\nendpoints = ["a.example", "b:1"]'
         )
@@ -311,21 +311,21 @@ class ProblemsTests(SettingsTestCase):
                 self.assertNotIn("hunter2", problem)
 
     def test_hosts(self) -> None:
-        """A host name is not empty, and has no white space, slash or control character."""
+        """A host name is not empty, and has no white space, slashes or control characters."""
         for host in ("", "a b", "a/b", "a\\n", "\\u0000", "redis://a"):
             problem = self.only_problem(f'{LEAST}host = "{host}"')
             self.assertIn("redis.host = ", problem)
         self.assertEqual("::1", self.section(RedisSettings, f'{LEAST}host = "::1"').host)
 
     def test_sections_of_the_wrong_shape(self) -> None:
-        """A section that is no table, or interfaces that are no list of them, are problems."""
+        """A section that isn't a table, and interfaces that aren't a list of tables, are problems."""
         self.assertIn("s3: must be a section, [s3]", self.only_problem(f"s3 = 'hunter2'\n{LEAST}"))
         self.assertIn("s3: must be a section, [s3]", self.only_problem(f"{LEAST}[[s3]]"))
         for text in (f"{LEAST}[interface]\nname = 'lo'", f"interface = 3\n{LEAST}"):
             self.assertEqual("interface: must be a list of sections, [[interface]]", self.only_problem(text))
 
     def test_interfaces(self) -> None:
-        """An interface has a name, and stands there once; its aliases are a list."""
+        """An interface has a name, which is unique, and a list of aliases."""
         self.assertEqual("interface[0].name: must be given", self.only_problem(LEAST + "[[interface]]"))
         self.assertEqual(
             "interface[1].name = 'lo': must not be given twice",
@@ -334,7 +334,7 @@ class ProblemsTests(SettingsTestCase):
         self.assertIn("[0].alias = 'a'", self.only_problem(LEAST + "[[interface]]\nname='lo'\nalias='a'"))
 
     def test_interface_names(self) -> None:
-        """What stands by for captures and what has aliases is named by one rule, the kernel's."""
+        """Interfaces on standby and interfaces with aliases are named by the same rule, the kernel's."""
         for name in ("any", "lo", "eth0", "eth0.100", "br-0123456789ab", "wlp2s0@x", "über0"):
             text = f'{LEAST}[capture]\nstandby = ["{name}"]\n[[interface]]\nname = "{name}"\n'
             self.assertEqual(name, self.load(text).interfaces[0].name)
@@ -349,7 +349,7 @@ class ProblemsTests(SettingsTestCase):
             )
 
     def test_read_timeout(self) -> None:
-        """The kernel hands over soon enough for limits of time to hold within 100 ms."""
+        """The read timeout is short enough for time limits to hold within 100 ms."""
         for value in (1, 40):
             settings = self.load(f"{LEAST}[capture]\nreadtimeout = {value}\n")
             self.assertEqual(value, settings.capture.read_timeout_ms)
@@ -360,14 +360,14 @@ class ProblemsTests(SettingsTestCase):
             )
 
     def test_a_key_outside_its_section(self) -> None:
-        """A key before the first section is told where it belongs."""
+        """For a key before the first section, the right section is named."""
         self.assertEqual(
             "maxpackets: is outside any section; it belongs in [general]",
             self.only_problem(f"maxpackets = 1\n{LEAST}"),
         )
 
     def test_panic_is_no_key(self) -> None:
-        """Only an option makes decode failures fatal, as it was."""
+        """Only an option makes decode failures fatal, as in the original."""
         self.assertIn(
             "general.panic: is not a known",
             self.only_problem(LEAST.replace("[redis]", "panic=true\n[redis]")),
@@ -379,7 +379,7 @@ class FileTests(SettingsTestCase):
     """The file itself."""
 
     def test_not_there(self) -> None:
-        """A file that isn't there is a problem, and the options' own are told beside it."""
+        """A missing file is a problem, and is reported together with those of the options."""
         error = self.assertRaises(SettingsError, load_settings, "/nowhere.toml", COMPONENTS, {"csport": "x"})
         self.assertEqual(
             [
@@ -390,13 +390,13 @@ class FileTests(SettingsTestCase):
         )
 
     def test_no_toml(self) -> None:
-        """Of a file that is no TOML, the line and the column are told."""
+        """For invalid TOML, the line and the column are reported."""
         self.assertIn("is not valid TOML: ", self.only_problem("[general]\nmaxpackets 3"))
         self.assertIn("(at line 2, column 12)", self.only_problem("[general]\nmaxpackets 3"))
         self.assertIn("is not valid TOML", self.only_problem("a = " + "[" * 100_000))
 
     def test_no_text(self) -> None:
-        """Of a file that is no UTF-8, that is told; and of a folder, that it is one."""
+        """A file that isn't UTF-8, and a directory, are reported as such."""
         error = self.assertRaises(SettingsError, load_settings, self.file(b"\xff"), COMPONENTS)
         self.assertIn("UTF-8", str(error))
         self.assertIn("Is a directory", str(self.assertRaises(SettingsError, load_settings, "/", COMPONENTS)))
@@ -406,7 +406,7 @@ class OptionsTests(SettingsTestCase):
     """An option overrides its key."""
 
     def test_each_overrides_its_key(self) -> None:
-        """Whatever the file says, an option that is given decides."""
+        """An option takes precedence over the file."""
         given = {"text": "http", "number": "77", "flag": True}
         for option, kind in COMPONENTS.options().values():
             settings = self.load(LEAST + "[cloudshark]\ntoken = 't'\n", **{option.name: given[option.kind]})
@@ -419,30 +419,30 @@ class OptionsTests(SettingsTestCase):
             self.assertEqual(Secret("http") if isinstance(value, Secret) else expected, value, option.name)
 
     def test_a_wrong_value_in_the_file_does_not_matter(self) -> None:
-        """A key that an option overrides isn't judged."""
+        """A key that an option overrides isn't validated."""
         text = LEAST.replace("[redis]", "maxpackets = 'x'\n[redis]")
         self.assertEqual(3, self.load(text, maxpackets="3").general.max_packets)
 
     def test_a_token_in_place_of_a_file(self) -> None:
-        """A token on the command line is taken in place of the file that the configuration names."""
+        """A token on the command line takes precedence over the token file of the configuration."""
         settings = self.load(LEAST + "[cloudshark]\ntokenfile = '/nowhere'", cstoken="t")
         self.assertEqual(Secret("t"), settings.section(CloudSharkSettings).token)
 
     def test_redis_stays_off(self) -> None:
-        """An option of Redis doesn't switch on what the file switches off."""
+        """An option of Redis doesn't enable what the file disables."""
         text = "[general]\nwritelocal=true\nlocaldir='/'\n[redis]\nlisten=false\n[http]\nlisten='unix:/s'"
         self.assertFalse(self.section(RedisSettings, text, redisport="1").listen)
 
     def test_cloudshark_stays_off(self) -> None:
-        """No option of CloudShark but --upload switches uploading on."""
+        """Only --upload enables uploading to CloudShark."""
         self.assertFalse(self.section(CloudSharkSettings, LEAST, cshost="h", cstoken="t").upload)
 
 
 class PathsTests(SettingsTestCase):
-    """Relative paths are taken from the folder in which the service is started."""
+    """Relative paths start at the directory in which the service is started."""
 
     def test_absolute(self) -> None:
-        """Each is made absolute when it is read, as a daemon leaves that folder."""
+        """Each is made absolute when it is read, because a daemon leaves that directory."""
         ours = self.issue()
         certificates, key = str(ours.certificate), str(ours.key)
         token = self.file("hunter2\n")
@@ -472,7 +472,7 @@ class PathsTests(SettingsTestCase):
         self.assertEqual(os.path.abspath(token), kafka.sasl_oauth_token_file)
 
     def test_files_of_an_endpoint(self) -> None:
-        """The files of TLS are made so, too."""
+        """The paths of TLS files in an endpoint are made absolute too."""
         text = "ssl:1:k.pem:certKey=/c.pem:extraCertChain=x.pem:dhParameters=d.pem:interface=\\:\\:1"
         self.assertEqual(
             {
@@ -487,7 +487,7 @@ class PathsTests(SettingsTestCase):
         )
 
     def test_unix_socket(self) -> None:
-        """The address of a unix socket is made so, whatever is in it; the rest stays."""
+        """The path of a unix socket is made absolute, whatever is in it; the rest stays the same."""
         for text, more in (
             ("unix:a.sock", {}),
             ("unix:address=a.sock", {}),

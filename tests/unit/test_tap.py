@@ -1,4 +1,4 @@
-"""What C{twistd} sees of the service."""
+"""The C{twistd} command."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class OptionsTests(unittest.TestCase):
         self.assertEqual({}, options("--config", "/etc/pcapsvc.toml").overrides())
 
     def test_each(self) -> None:
-        """Each option is taken by its name, its value as it was typed; a flag is true."""
+        """Each option has its value as it was typed; a flag is true."""
         for name, option in OPTIONS.items():
             if option.kind == "flag":
                 self.assertEqual({name: True}, options(f"--{name}").overrides())
@@ -53,7 +53,7 @@ class OptionsTests(unittest.TestCase):
                 self.assertEqual({name: ""}, options(f"--{name}=").overrides())
 
     def test_one_dash(self) -> None:
-        """One dash is enough, as the original had them: for each, with its value beside it or after it."""
+        """One dash is enough, as in the original, and the value may be in the same word or in the next."""
         for name, option in OPTIONS.items():
             if option.kind == "flag":
                 self.assertEqual({name: True}, options(f"-{name}").overrides())
@@ -66,7 +66,7 @@ class OptionsTests(unittest.TestCase):
         self.assertEqual({"cshost": "h", "csport": "1", "upload": True, "redisport": "2"}, given.overrides())
 
     def test_flag_values(self) -> None:
-        """A flag may have the values that Go takes; the last one that is given counts."""
+        """A flag accepts the values that Go accepts; the last one counts."""
         for name in ("upload", "writelocal", "panic"):
             for dashes in ("-", "--"):
                 for value in ("1", "t", "T", "true", "TRUE", "True"):
@@ -77,12 +77,12 @@ class OptionsTests(unittest.TestCase):
         self.assertEqual({"upload": True}, options("-upload=f", "--upload").overrides())
 
     def test_shortened(self) -> None:
-        """Twisted takes a long name that is cut, where it is clear."""
+        """A name may be abbreviated if it is unambiguous."""
         self.assertEqual({"upload": True}, options("--uplo").overrides())
         self.assertEqual({"redischannel": "c"}, options("--redisc", "c").overrides())
 
     def test_refused(self) -> None:
-        """An option that isn't known, one without its value, and what is no option are refused."""
+        """Unknown options, options without their value, and arguments that aren't options are rejected."""
         for given in (
             ("--cshots", "x"),
             ("-cshots", "x"),
@@ -97,14 +97,14 @@ class OptionsTests(unittest.TestCase):
             self.assertRaises(UsageError, options, *given)
 
     def test_help(self) -> None:
-        """The help names each option, and that a token is safer in a file."""
+        """The help lists each option, and says that a token is safer in a file."""
         text = str(tap.Options())
         for name in ("config", *OPTIONS):
             self.assertIn(f"--{name}", text)
         self.assertIn("tokenfile", text)
 
     def test_version(self) -> None:
-        """The version is ours, and then Twisted's, and the process ends with 0."""
+        """It shows the version of pcapsvc, then that of Twisted, and exits with status 0."""
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
             self.assertEqual(0, self.assertRaises(SystemExit, options, "--version").code)
@@ -119,28 +119,28 @@ class MakeServiceTests(unittest.TestCase):
 
     def setUp(self) -> None:
         """
-        Whoever makes a service ignores SIGHUP, gives the reactor another clock, and changes how the end
-        of the process is told.
+        Making a service ignores SIGHUP, replaces the reactor's clock, and changes how fatal errors are
+        printed.
         """
         self.patch(reactor, "seconds", reactor.seconds)
         self.addCleanup(signal.signal, signal.SIGHUP, signal.getsignal(signal.SIGHUP))
         self.addCleanup(setattr, sys, "excepthook", sys.excepthook)
 
     def refused(self, make: Callable[..., IService], *arguments: Any) -> list[str]:
-        """The lines that are printed when no service can be made."""
+        """The lines that are printed if the service can't be made."""
         printed = io.StringIO()
         with contextlib.redirect_stderr(printed):
             self.assertEqual(1, self.assertRaises(SystemExit, make, *arguments).code)
         return printed.getvalue().splitlines()
 
     def test_a_service(self) -> None:
-        """A configuration without problems makes a service, which isn't started."""
+        """A valid configuration makes a service, which isn't started."""
         service = tap.makeService(options("--config", QUICK_START))
         self.assertTrue(IService.providedBy(service))
         self.assertFalse(service.running)
 
     def test_problems(self) -> None:
-        """Each problem is a line on standard error, after a heading, and the process is to end with 1."""
+        """Each problem is a line on standard error, after a heading, and the process exits with status 1."""
         self.assertEqual(
             [
                 "pcapsvc cannot start; the configuration has problems:",
@@ -153,7 +153,7 @@ class MakeServiceTests(unittest.TestCase):
         )
 
     def test_what_only_twisted_refuses(self) -> None:
-        """An endpoint that Twisted can make nothing of, for reasons of its own, is a problem like others."""
+        """An endpoint that only Twisted rejects is a problem like the others."""
         folder = Path(self.mktemp()).absolute()
         folder.mkdir()
         ours = Authority(folder).issue("http")
@@ -172,7 +172,7 @@ class MakeServiceTests(unittest.TestCase):
         self.assertIn("must be an endpoint that can be listened on (Specified chain file", problem)
 
     def test_flag_over_the_file(self) -> None:
-        """A flag that is set to false overrides the file; one that is set to nonsense is a problem."""
+        """A flag that is set to false overrides the file; any other value is a problem."""
         arguments = ("-config", QUICK_START, "-writelocal=false")
         self.assertEqual(
             [
@@ -187,12 +187,12 @@ class MakeServiceTests(unittest.TestCase):
         )
 
     def test_from_the_environment(self) -> None:
-        """The environment names the configuration, too."""
+        """An environment variable can name the configuration."""
         service = tap.service_from_environment({"PCAPSVC_CONFIG": QUICK_START})
         self.assertTrue(IService.providedBy(service))
 
     def test_no_environment(self) -> None:
-        """Without the variable that names it, that is the problem which is told."""
+        """If the variable is missing, that is the problem."""
         for environment in ({}, {"PCAPSVC_CONFIG": ""}):
             self.assertEqual(
                 "  PCAPSVC_CONFIG: must be the path of the configuration",
@@ -204,13 +204,13 @@ class PluginTests(unittest.TestCase):
     """How C{twistd} finds the service."""
 
     def test_found(self) -> None:
-        """One plugin bears our name, and leads to the options and the maker."""
+        """There is one plugin of this name, with the options and the function that makes the service."""
         (found,) = [each for each in getPlugins(IServiceMaker) if each.tapname == "pcapsvc"]
         self.assertIs(tap.Options, found.options)
         self.assertIs(tap.makeService, found.makeService)
 
     def test_no_packages(self) -> None:
-        """The plugin's folders are no packages, which would hide Twisted itself."""
+        """The plugin's directories aren't packages, which would hide Twisted itself."""
         for folder in (ROOT / "twisted", ROOT / "twisted" / "plugins"):
             self.assertFalse((folder / "__init__.py").exists())
 
@@ -222,7 +222,7 @@ class TwistdTests(unittest.TestCase):
         """
         Run it in an empty folder; what it printed, on both channels, and its status.
 
-        @param opened: the name of a socket that it is told to have been opened by systemd.
+        @param opened: the name of a socket that systemd has passed to it.
         """
         sockets = f"LISTEN_PID=str(os.getpid()), LISTEN_FDS='1', LISTEN_FDNAMES={opened!r}"
         told = f"import os; os.environ.update({sockets})"
@@ -243,7 +243,7 @@ class TwistdTests(unittest.TestCase):
         return out.decode(), err.decode(), status
 
     async def test_in_the_foreground(self) -> None:
-        """In the foreground the problems are printed, with no traceback, and the status is 1."""
+        """In the foreground, the problems are printed without a traceback, and the status is 1."""
         out, err, status = await self.twistd("-n", "pcapsvc", "--csport", "x")
         self.assertEqual(("", 1), (out, status))
         self.assertTrue(err.startswith("pcapsvc cannot start"), err)
@@ -252,21 +252,21 @@ class TwistdTests(unittest.TestCase):
         self.assertNotIn("Traceback", err)
 
     async def test_as_the_original(self) -> None:
-        """With one dash, options of twistd before the command and ours after it stay apart."""
+        """With one dash, twistd's options before the command and pcapsvc's after it are kept apart."""
         out, err, status = await self.twistd("-n", "pcapsvc", "-csport", "x", "-upload=maybe")
         self.assertEqual(("", 1), (out, status))
         self.assertIn("\n  --csport = 'x': ", err)
         self.assertIn("\n  --upload = 'maybe': must be true or false", err)
 
     async def test_as_a_daemon(self) -> None:
-        """It doesn't become a daemon with a wrong configuration: whoever starts it sees the status."""
+        """With a wrong configuration it exits before becoming a daemon, so that the caller gets the status."""
         out, err, status = await self.twistd("pcapsvc", "--config", "/nowhere.toml")
         self.assertEqual(("", 1), (out, status))
         self.assertIn("\n  /nowhere.toml: must be a file that can be read", err)
         self.assertNotIn("Traceback", err)
 
     async def test_taken(self) -> None:
-        """Where the address is taken, that is told in words alone, and the status is 1."""
+        """If the address is in use, the error is printed without a traceback, and the status is 1."""
         taken = socket.create_server(("127.0.0.1", 0))
         self.addCleanup(taken.close)
         listen = f"tcp:{taken.getsockname()[1]}:interface=127.0.0.1"
@@ -282,7 +282,7 @@ class TwistdTests(unittest.TestCase):
             self.assertNotIn("Traceback", out + err)
 
     async def test_no_socket_of_systemd(self) -> None:
-        """A socket that systemd has not opened is a problem beside the others; one that it has is none."""
+        """A socket that systemd didn't pass is a problem, reported with the others."""
         configuration = Path(self.mktemp()).absolute()
         configuration.write_text("[http]\nlisten = 'systemd:domain=UNIX:name=http'\n")
         arguments = ("-n", "pcapsvc", "--config", str(configuration))
@@ -295,7 +295,7 @@ class TwistdTests(unittest.TestCase):
         self.assertNotIn("systemd", err)
 
     async def test_by_the_tac(self) -> None:
-        """The same by C{pcapsvc.tac}."""
+        """C{pcapsvc.tac} does the same."""
         for flags in ("-ny", "-y"):
             out, err, status = await self.twistd(
                 flags, str(ROOT / "pcapsvc.tac"), PCAPSVC_CONFIG="/nowhere.toml"
