@@ -259,7 +259,7 @@ class TwistdTests(unittest.TestCase):
         self.assertIn("\n  --upload = 'maybe': must be true or false", err)
 
     async def test_as_a_daemon(self) -> None:
-        """With a wrong configuration it exits before becoming a daemon, so that the caller gets the status."""
+        """With a wrong configuration it exits before becoming a daemon, so the caller gets the status."""
         out, err, status = await self.twistd("pcapsvc", "--config", "/nowhere.toml")
         self.assertEqual(("", 1), (out, status))
         self.assertIn("\n  /nowhere.toml: must be a file that can be read", err)
