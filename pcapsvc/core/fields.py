@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Mapping
 from typing import Any, get_args
 
@@ -66,6 +65,9 @@ def check_fields(
 
 def unknown_key(key: str, known: Collection[str], *, prefix: str = "") -> Problem:
     """The problem that a key is unknown, with the most similar known one."""
+    # Imported here, because a valid configuration doesn't need it, and it costs 200 kB.
+    import difflib
+
     near = difflib.get_close_matches(key.lower(), known, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return Problem(path=prefix + (shown_words(key) or "''"), rule=f"is not a known key{hint}")

@@ -8,8 +8,6 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from twisted.python.systemd import ListenFDs
-
 from pcapsvc.core.errors import shown
 from pcapsvc.settings.files import (
     absolute_path,
@@ -197,6 +195,9 @@ def _file_problems(name: str, path: str, check: Callable[[str], None]) -> Iterat
 
 
 def _inherited_problems(parameters: dict[str, str], environment: Mapping[str, str]) -> Iterator[str]:
+    # Imported here, because few configurations need it.
+    from twisted.python.systemd import ListenFDs
+
     # A copy, because Twisted removes what it reads, and has to read it again itself.
     sockets = ListenFDs.fromEnvironment(dict(environment))
     count, names = len(sockets.inheritedDescriptors()), sockets.inheritedNamedDescriptors()
