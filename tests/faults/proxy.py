@@ -1,4 +1,4 @@
-"""An HTTP server that passes requests on to another, or does not, as it is told."""
+"""An HTTP proxy that can be made to fail."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from pathlib import Path
 @dataclass(frozen=True, kw_only=True)
 class Fault:
     """
-    What becomes of requests.
+    What happens to requests.
 
     @ivar read_bytes_per_second: read the body slowly.
-    @ivar body_bytes: reset the connection when so much of the body has been read; L{None} reads all of it.
-    @ivar answer: answer so, in place of the server; L{None} passes the request on.
+    @ivar body_bytes: reset the connection after reading so much of the body; L{None} reads all of it.
+    @ivar answer: the answer in place of the server's; L{None} passes the request on.
     @ivar silent: never answer.
-    @ivar forgetful: pass the request on, and reset the connection in place of the server's answer.
+    @ivar forgetful: pass the request on, and reset the connection instead of passing the answer back.
     @ivar answer_bytes_per_second: answer slowly.
     """
 
@@ -35,7 +35,7 @@ class Fault:
 
 
 def answer(status: int, code: str, *headers: str) -> bytes:
-    """An answer as S3 gives it (S3 API Reference, "Error responses")."""
+    """An error response of S3 (S3 API Reference, "Error responses")."""
     body = f"<Error><Code>{code}</Code><Message>no</Message></Error>".encode()
     lines = [f"HTTP/1.1 {status} No", "Content-Type: application/xml", f"Content-Length: {len(body)}"]
     return "\r\n".join([*lines, "Connection: close", *headers, "", ""]).encode() + body
@@ -43,17 +43,17 @@ def answer(status: int, code: str, *headers: str) -> bytes:
 
 class FaultyProxy:
     """
-    The proxy, on a free port of 127.0.0.1; each request has a connection of its own.
+    The proxy, on a free port of 127.0.0.1. Each request has its own connection.
 
-    @ivar fault: what becomes of requests from now on; L{None} passes them on.
-    @ivar times: when the requests were, in seconds of the monotonic clock.
+    @ivar fault: what happens to requests from now on; L{None} passes them on.
+    @ivar times: the times of the requests, in seconds of the monotonic clock.
     """
 
     def __init__(self, port: int, certificate: tuple[Path, Path] | None = None, at: int = 0) -> None:
         """
-        @param port: of the server behind it, on 127.0.0.1.
-        @param at: its own port; 0 is a free one.
-        @param certificate: the files of a certificate and its key, to speak TLS with.
+        @param port: the server's port on 127.0.0.1.
+        @param at: the proxy's own port; 0 is a free one.
+        @param certificate: the files of a certificate and its key, for TLS.
         """
         self.fault: Fault | None = None
         self.times: list[float] = []
@@ -70,7 +70,7 @@ class FaultyProxy:
                 try:
                     proxy._serve(self.request)
                 except (OSError, ValueError):
-                    pass  # the client went away
+                    pass  # the client has gone
 
         class Server(socketserver.ThreadingTCPServer):
             allow_reuse_address = True
@@ -82,11 +82,11 @@ class FaultyProxy:
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
 
     def start(self) -> None:
-        """Begin to serve."""
+        """Start to serve."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End all connections, and the thread. Nothing happens where that was done."""
+        """Close all connections, and end the thread. A second call does nothing."""
         if self._stopped.is_set():
             return
         self._stopped.set()
@@ -118,7 +118,7 @@ class FaultyProxy:
             return
         body = self._read_all(read, length, fault.read_bytes_per_second)
         if fault.silent:
-            # Whoever measures memory here means the client's.
+            # Tests that measure memory here mean the client's.
             del body
             read(1)
             return

@@ -1,4 +1,4 @@
-"""Somebody sets the wall clock while the daemon runs: what is counted in seconds goes on as it was."""
+"""The wall clock is set while the daemon runs: time limits in seconds are not affected."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ DAY = 86_400.0
 
 
 class ClockTests(SynchronousTestCase):
-    """The daemon in its own process, with a clock of its own."""
+    """The daemon in its own process, with its own wall clock."""
 
     def setUp(self) -> None:
-        """A wire, a server that refuses, and a daemon with a spool."""
+        """A link, a server that refuses uploads, and a daemon with a spool."""
         self.wire, self.server = Wire(), CloudSharkServer()
         for peer in (self.wire, self.server):
             self.addCleanup(peer.stop)
@@ -46,20 +46,20 @@ class ClockTests(SynchronousTestCase):
         return self.path / "offset"
 
     def step(self, seconds: float) -> None:
-        """Set the clock, so far ahead of the true time."""
+        """Set the clock ahead of the true time by some seconds."""
         draft = self.path / "draft"
         draft.write_text(str(seconds))
         draft.rename(self.offset)
 
     def test_ahead(self) -> None:
-        """Two days ahead: no capture ends, and nothing in the spool is too old."""
+        """Two days ahead, no capture ends, and nothing in the spool is too old."""
         spooled = self.daemon.capture(interface=[self.wire.interface], packets=1)
         self.wire.send([udp_frame(1)])
         self.daemon.logged(f"{spooled}: not delivered to cloudshark yet, and kept in the spool")
         running = self.daemon.capture(interface=[self.wire.interface], packets=2, timeout=60, duration=600)
         self.step(2 * DAY)
         attempts = len(self.server.uploads())
-        # Two rounds through the spool, each of which would take away what is too old.
+        # Two rounds through the spool, each of which would remove what is too old.
         self.daemon.until(lambda: len(self.server.uploads()) > attempts + 1 or None, "two more attempts")
         self.wire.send([udp_frame(2), udp_frame(3)])
         self.assertEqual(self.daemon.done(running)["reason"], "packets")
@@ -68,7 +68,7 @@ class ClockTests(SynchronousTestCase):
         self.assertNotIn("failed for good", self.daemon.log)
 
     def test_back(self) -> None:
-        """A day back: captures end when they would have, and so does the daemon."""
+        """A day back, captures end on time, and so does the daemon."""
         capture = self.daemon.capture(interface=[self.wire.interface], timeout=60, duration=1)
         began = time.monotonic()
         self.step(-DAY)

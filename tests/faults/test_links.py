@@ -1,8 +1,8 @@
 """
-The network between the daemon and a broker fails: a link goes down, and nobody is told.
+The network between the daemon and a broker fails: a link goes down silently.
 
-Nothing is reset and nothing is refused, as with a broker that dies: there is silence, and only
-who asks and waits can tell it from a broker that has nothing to say.
+Unlike with a broker that dies, nothing is reset or refused. Only a source that sends requests and
+waits for the answers can tell this from a broker that has no messages.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ from peers.tcpdump import read_packets
 from peers.wire import Wire
 from tests.integration.test_all_sources import until
 
-#: How long a request takes to its capture, and a source until it is heard again: at most, on a busy machine.
-#: TCP itself would try again only about as long after an outage as the outage lasted.
-HEARD_SECONDS = 30.0
+#: The longest time until a request is captured, and until a source works again, on a busy machine. TCP itself
+#: would retry only about as long after an outage as the outage lasted.
+WORKS_SECONDS = 30.0
 BACK_SECONDS = 10.0
 
-#: A moment that no source notices, and how long its lost packets take to be sent again.
+#: A moment that no source notices, and how long lost packets take to be sent again.
 MOMENT_SECONDS = 2.0
 SENT_AGAIN_SECONDS = 30.0
 
-#: How long a link stays down when its source has noticed: some attempts to connect. By then TCP itself
-#: would try rarely.
+#: How long a link stays down after its source has noticed: some attempts to connect. By then TCP itself
+#: would retry rarely.
 LONGER_SECONDS = 12.0
 
-#: In how long the slowest notices: a node of a group of Kafka that has no partition.
+#: How long the slowest one takes to notice: a node of a Kafka group without a partition.
 SLOWEST_SECONDS = 23.0
 
 #: A stop waits up to 1.5 s for a source, and a busy machine takes longer. To wait for a connection, or for an
@@ -54,12 +54,12 @@ SLOWEST_SECONDS = 23.0
 STOP_SECONDS = 6.0
 GROWN_BYTES = 4 << 20
 
-# Each request is for a port of its own: so are the topics and queues of each test.
+# Each request has its own port; each test has its own topic and queue.
 _numbers = itertools.count(1000)
 
 
 def lasting(peer: Any) -> Any:
-    """Start a peer for all tests, as it takes seconds. It ends with the test runner."""
+    """Start a peer for all tests, as starting takes seconds. It ends with the test runner."""
     atexit.register(peer.stop)
     peer.start()
     return peer
@@ -67,7 +67,7 @@ def lasting(peer: Any) -> Any:
 
 @cache
 def shared_link() -> Link:
-    """The link. The brokers are at its far end, the daemon at the near one."""
+    """The link. The brokers are at its far end, the daemon is at the near one."""
     link: Link = lasting(Link())
     return link
 
@@ -80,26 +80,26 @@ def shared_broker(make: Callable[..., Any]) -> Any:
 
 
 def possessions(daemon: Daemon) -> Counter[str]:
-    """The descriptors of a daemon by their kinds, and its threads."""
+    """A daemon's descriptors by kind, and its threads."""
     kinds = [re.sub(r"^\d+: |:?\[\d+\]", "", one) for one in daemon.descriptors()]
     return Counter([*kinds, *("thread" for _ in Path(f"/proc/{daemon.pid}/task").iterdir())])
 
 
 def memory_bytes(daemon: Daemon) -> int:
-    """How much memory a daemon has in use."""
+    """How much memory a daemon uses."""
     pages = int(Path(f"/proc/{daemon.pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 class LinkSuite:
     """
-    A link, a broker at its far end, and a wire to capture from.
+    A link, a broker at its far end, and another link to capture from.
 
-    @cvar name: the source's.
+    @cvar name: the name of the source.
     @cvar make: makes the broker.
-    @cvar noticed_seconds: how long the source takes to notice silence, at most.
-    @cvar listening: what it logs when it hears.
-    @cvar variants: more of its configuration, with which a stop is tried, too.
+    @cvar noticed_seconds: the longest time until the source notices silence.
+    @cvar listening: what it logs when it works.
+    @cvar variants: other configurations with which a stop is tried.
     """
 
     name: str
@@ -119,18 +119,18 @@ class LinkSuite:
         self.prepare(f"requests{next(_numbers)}")
 
     def prepare(self, name: str) -> None:
-        """Make what the broker needs for a test."""
+        """Create what a test needs in the broker."""
 
     def configuration(self) -> str:
-        """The daemon's, for this broker."""
+        """The daemon's configuration for this broker."""
         raise NotImplementedError
 
     def publish(self, body: str) -> None:
-        """Publish at the far end: it works in an outage, too."""
+        """Publish at the far end, which works in an outage, too."""
         raise NotImplementedError
 
     def daemon(self, more: str = "") -> Daemon:
-        """A daemon that hears the broker, and runs until the end of the test."""
+        """A daemon that is connected to the broker. It runs until the end of the test."""
         daemon = Daemon(self.configuration() + more)
         self.addCleanup(daemon.stop)
         daemon.start()
@@ -138,23 +138,23 @@ class LinkSuite:
         return daemon
 
     def kept(self, daemon: Daemon, in_outage: list[int]) -> list[int]:
-        """Of what was published in an outage, what is captured when it is over: that it is."""
+        """Check that requests of an outage are captured after it, if the broker keeps them."""
         raise NotImplementedError
 
     def request(self, daemon: Daemon) -> tuple[int, str]:
-        """A request for the first packet to a port of its own: the port, and the request."""
+        """A request for the first packet to its own port; returns the port and the request."""
         port = next(_numbers)
         fields = {"interface": [self.wire.interface], "packets": 1, "timeout": 60}
         return port, json.dumps({"node": daemon.node, **fields, "bpf": f"udp dst port {port}"})
 
     def published(self, daemon: Daemon) -> int:
-        """Publish a request. Its port."""
+        """Publish a request; returns its port."""
         port, body = self.request(daemon)
         self.publish(body)
         return port
 
     def by_http(self, daemon: Daemon, count: int = 1) -> list[int]:
-        """So many requests by HTTP at once, and their captures. Their ports."""
+        """Send some requests over HTTP at once, and await their captures; returns their ports."""
         ports = []
         for _ in range(count):
             port, body = self.request(daemon)
@@ -164,7 +164,7 @@ class LinkSuite:
         self.captured(daemon, "http", *ports)
         return ports
 
-    def captured(self, daemon: Daemon, source: str, *ports: int, seconds: float = HEARD_SECONDS) -> None:
+    def captured(self, daemon: Daemon, source: str, *ports: int, seconds: float = WORKS_SECONDS) -> None:
         """A source's requests are captured, and delivered."""
         captures = []
         for port in ports:
@@ -185,11 +185,11 @@ class LinkSuite:
         self.assertEqual(Counter(packets), Counter(udp_frame(port, port=port) for port in ports))
 
     def warnings(self, daemon: Daemon) -> list[str]:
-        """The lines of a daemon's log that are worse than usual."""
+        """The log lines of a daemon at level warn or above."""
         return re.findall(r".*#(?:warn|error|critical)\] .*|Traceback.*", daemon.log)
 
     def stops(self, daemon: Daemon) -> None:
-        """A daemon that is told to stop does."""
+        """Stop a daemon."""
         began = time.monotonic()
         daemon.signal(signal.SIGTERM)
         self.assertEqual(daemon.wait(), 0)
@@ -197,12 +197,12 @@ class LinkSuite:
 
     def test_outage(self) -> None:
         """
-        An outage is told once, and so is its end; HTTP goes on meanwhile. Afterwards requests are
-        heard as before, those of the outage too where the broker keeps them, each is captured
-        once, and the daemon has no more than it had.
+        An outage is logged once, and so is its end; HTTP works in the meantime. Afterwards requests are
+        received as before, also those of the outage if the broker keeps them. Each is captured
+        once, and the daemon has leaked nothing.
         """
         daemon = self.daemon()
-        # Some at once, for the threads that they take stay.
+        # Some at once, as the threads that they need remain.
         ports = [*self.by_http(daemon, 8), self.published(daemon)]
         self.captured(daemon, self.name, ports[-1])
         # Until the connections of these requests are closed.
@@ -234,7 +234,7 @@ class LinkSuite:
         self.assertEqual(daemon.log.count(self.listening), 2, daemon.log)
 
     def test_moment(self) -> None:
-        """A link that is down for a moment is nothing to tell, and what was published in it arrives."""
+        """A link that is down for a moment is not logged, and what was published then arrives."""
         daemon = self.daemon()
         self.link.down()
         ports = [self.published(daemon)]
@@ -247,7 +247,7 @@ class LinkSuite:
         self.assertEqual(self.warnings(daemon), [])
 
     def test_stop(self) -> None:
-        """A stop is quick, before the outage is noticed and after, when it is tried to connect again."""
+        """A stop is quick, before the outage is noticed and after, while the source connects again."""
         daemons = [(self.daemon(more), self.daemon(more)) for more in self.variants]
         self.link.down()
         time.sleep(1)
@@ -264,9 +264,9 @@ class LinkSuite:
 
 class RedisTests(LinkSuite, SynchronousTestCase):
     """
-    Redis: what is published in an outage is gone, for its subscribers are those who are there.
+    Redis: what is published in an outage is lost, as only connected subscribers receive it.
 
-    It takes 15 s to notice silence: up to 10 s until it asks, and 5 s for the answer.
+    The source takes 15 s to notice silence: up to 10 s until it sends a PING, and 5 s for the answer.
     """
 
     name = "redis"
@@ -281,7 +281,7 @@ class RedisTests(LinkSuite, SynchronousTestCase):
         self.link.there(self.broker.publish, "capture", body.encode())
 
     def kept(self, daemon: Daemon, in_outage: list[int]) -> list[int]:
-        # Nor does it come late.
+        # It doesn't come late either.
         time.sleep(1)
         return []
 
@@ -290,7 +290,7 @@ class KafkaTests(LinkSuite, SynchronousTestCase):
     """
     Kafka: a topic keeps what is published in an outage.
 
-    It takes 10 s to notice silence: a broker that is asked has so long to answer.
+    The source takes 10 s to notice silence: that is how long a broker has to answer.
     """
 
     name = "kafka"
@@ -314,7 +314,7 @@ class KafkaTests(LinkSuite, SynchronousTestCase):
         return in_outage
 
     def test_too_old(self) -> None:
-        """What is too old when an outage is over is refused, and what isn't is captured."""
+        """What is too old when an outage is over is rejected; what isn't is captured."""
         daemon = self.daemon()
         self.link.down()
         try:
@@ -337,7 +337,7 @@ class KafkaTests(LinkSuite, SynchronousTestCase):
             producer.close(10)
 
     def test_standby(self) -> None:
-        """A node of a group that has no partition tells an outage and its end as well."""
+        """A node of a group without a partition also logs an outage and its end."""
         daemons = [self.daemon('group = "nodes"\n') for _ in range(2)]
         self.link.down()
         for daemon in daemons:
@@ -353,8 +353,8 @@ class SQSTests(LinkSuite, SynchronousTestCase):
     """
     SQS: a queue keeps what is published in an outage.
 
-    It takes 10 s longer to notice silence than a poll waits, which is 20 s unless it is
-    configured; here it is 3 s.
+    The source takes 10 s longer to notice silence than a poll waits, which is 20 s by default;
+    here it is 3 s.
     """
 
     name = "sqs"
@@ -374,7 +374,8 @@ class SQSTests(LinkSuite, SynchronousTestCase):
         self.link.there(self.broker.send, self.queue, [body])
 
     def kept(self, daemon: Daemon, in_outage: list[int]) -> list[int]:
-        # The first was given to the poll that waited when the link went down: it is hidden for a while.
+        # The first one went to the poll that was waiting when the link went down: it is invisible for a
+        # while.
         for port in reversed(in_outage):
             self.captured(daemon, self.name, port, seconds=HIDDEN_SECONDS)
         counts = lambda: self.link.there(self.broker.counts, self.queue) == (0, 0) or None  # noqa: E731

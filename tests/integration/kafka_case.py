@@ -22,7 +22,7 @@ _shared: list[KafkaBroker] = []
 
 def shared_broker() -> KafkaBroker:
     """
-    The broker of all these tests: to start one takes seconds. It runs when a test begins,
+    The broker of all these tests, as starting one takes seconds. It runs when a test starts,
     and ends with the test runner.
     """
     if not _shared:
@@ -47,12 +47,12 @@ class KafkaTestCase(unittest.TestCase):
         self.addCleanup(globalLogPublisher.removeObserver, self.observe)
 
     def observe(self, event: Any) -> None:
-        """Keep what the source logs."""
+        """Collect what the source logs."""
         if "kafka" in event.get("log_namespace", ""):
             self.lines.append(f"{event['log_level'].name}: {formatEvent(event)}")
 
     def source(self, **options: Any) -> tuple[KafkaSource, MemorySink]:
-        """A source, and where it submits. It is not started."""
+        """A source that isn't started, and its sink."""
         sink = MemorySink()
         servers = options.pop("servers", [self.broker.server])
         group, security = options.pop("group", None), options.pop("security", KafkaSecurity())
@@ -75,7 +75,7 @@ class KafkaTestCase(unittest.TestCase):
         return source, sink
 
     async def listen(self, **options: Any) -> tuple[KafkaSource, MemorySink]:
-        """A source that reads the topic, and where it submits."""
+        """A source that reads the topic, and its sink."""
         source, sink = self.source(**options)
         before = len(self.logged("reading topic"))
         source.startService()
@@ -89,18 +89,18 @@ class KafkaTestCase(unittest.TestCase):
         self.assertLess(time.monotonic() - began, 5.0)
 
     def logged(self, words: str) -> list[str]:
-        """The lines of the log that have these words."""
+        """The log lines that contain these words."""
         return [line for line in self.lines if words in line]
 
     async def until(self, condition: Callable[[], Any], seconds: float = 60.0) -> None:
-        """Wait until something holds."""
+        """Wait until a condition is true."""
         deadline = time.monotonic() + seconds
         while not condition():
             self.assertLess(time.monotonic(), deadline, self.lines)
             await self.sleep(0.02)
 
     async def sleep(self, seconds: float) -> None:
-        """Let time pass."""
+        """Wait for some seconds."""
         await task.deferLater(reactor, seconds, lambda: None)
 
     async def produce(self, *bodies: bytes, partition: int | None = None) -> None:
@@ -108,7 +108,7 @@ class KafkaTestCase(unittest.TestCase):
         await threads.deferToThread(self.broker.produce, self.topic, bodies, partition)
 
     async def produce_behind(self, body: bytes, seconds: float, partition: int = 0) -> None:
-        """Send a message as a producer does whose clock is behind."""
+        """Send a message as a producer whose clock is behind."""
 
         def send() -> None:
             producer = self.broker.producer()
@@ -121,5 +121,5 @@ class KafkaTestCase(unittest.TestCase):
         await threads.deferToThread(send)
 
     def bodies(self, *sinks: MemorySink) -> list[bytes]:
-        """What was submitted."""
+        """The submitted bodies."""
         return [body for sink in sinks for _, body in sink.submitted]

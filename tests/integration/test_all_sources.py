@@ -1,4 +1,4 @@
-"""All sources at once in one daemon, with real brokers: what becomes of one is nothing to the others."""
+"""All sources in one daemon, with real brokers: a failure of one doesn't affect the others."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from peers.wire import Wire
 BROKERS = ("redis", "kafka", "sqs")
 SOURCES = (*BROKERS, "http")
 
-#: How long a request takes to its capture while its source is connected, and until a source is heard again.
-HEARD_SECONDS = 30.0
+#: How long a request takes to be captured while its source is connected, and until a source works again.
+WORKS_SECONDS = 30.0
 BACK_SECONDS = 60.0
 
-#: How long a stop takes at most: a source's takes up to 1.5 s, and the end of the process half a second, or
+#: The longest time that a stop takes: a source takes up to 1.5 s, and the end of the process half a second, or
 #: some seconds on a busy machine. A poll of SQS would take 20 s.
 STOP_SECONDS = 10.0
 
-#: How old requests may be in the tests of that, the skew of clocks aside.
+#: How old requests may be in the tests of that, not counting clock skew.
 AGE_SECONDS = 1
 SKEW_SECONDS = 5
 
 _shared: list[Brokers] = []
-# Each request is for a port of its own: so are the topics and queues of each test.
+# Each request has its own port; each test has its own topic and queue.
 _numbers = itertools.count(1000)
 
 Found = TypeVar("Found")
@@ -46,7 +46,7 @@ Found = TypeVar("Found")
 
 @dataclass(frozen=True, kw_only=True)
 class Brokers:
-    """One of each. They run when a test begins, and end with the test runner."""
+    """One broker of each kind. They run when a test starts, and end with the test runner."""
 
     redis: RedisServer
     kafka: KafkaBroker
@@ -54,7 +54,7 @@ class Brokers:
 
 
 def shared_brokers() -> Brokers:
-    """The brokers of all these tests, as it takes seconds to start them."""
+    """The brokers of all these tests, as starting them takes seconds."""
     if not _shared:
         peers = (RedisServer(), KafkaBroker(), SQSServer())
         for peer in peers:
@@ -64,8 +64,8 @@ def shared_brokers() -> Brokers:
     return _shared[0]
 
 
-def until(look: Callable[[], Found | None], what: str, seconds: float = HEARD_SECONDS) -> Found:
-    """Look until there is something. What it is."""
+def until(look: Callable[[], Found | None], what: str, seconds: float = WORKS_SECONDS) -> Found:
+    """Poll until something is found; returns it."""
     deadline = time.monotonic() + seconds
     while (found := look()) is None:
         if time.monotonic() > deadline:
@@ -75,7 +75,7 @@ def until(look: Callable[[], Found | None], what: str, seconds: float = HEARD_SE
 
 
 class AllSourcesCase(SynchronousTestCase):
-    """A wire, three brokers, and a daemon that listens to all of them."""
+    """A link, three brokers, and a daemon with all sources."""
 
     def setUp(self) -> None:
         """Set them up."""
@@ -89,14 +89,14 @@ class AllSourcesCase(SynchronousTestCase):
         self.queue = self.brokers.sqs.create_queue(f"requests{number}")
 
     def daemon(self, **options: Any) -> Daemon:
-        """A daemon that hears all sources, and runs until the end of the test."""
+        """A daemon whose sources are all connected. It runs until the end of the test."""
         daemon = self.started(**options)
         for words in ("subscribed to channel", "reading topic", f"SQS {self.queue}: listening"):
             daemon.logged(words)
         return daemon
 
     def started(self, **options: Any) -> Daemon:
-        """One that may hear none of them yet."""
+        """A daemon whose sources may not be connected yet."""
         daemon = Daemon(
             f'[redis]\nlisten = true\nhost = "127.0.0.1"\nport = {self.brokers.redis.port}\n'
             f'[kafka]\nlisten = true\nserver = ["{self.brokers.kafka.server}"]\ntopic = "{self.topic}"\n'
@@ -108,16 +108,16 @@ class AllSourcesCase(SynchronousTestCase):
         return daemon
 
     def request(self, daemon: Daemon, **more: Any) -> tuple[int, str]:
-        """A request for the first packet to a port of its own: the port, and the request."""
+        """A request for the first packet to its own port; returns the port and the request."""
         port = next(_numbers)
         fields = {"interface": [self.wire.interface], "packets": 1, "timeout": 60}
         return port, json.dumps({"node": daemon.node, **fields, "bpf": f"udp dst port {port}", **more})
 
     def send(self, daemon: Daemon, source: str, body: str) -> None:
-        """Send a request by a source. Its broker must be there."""
+        """Send a request to a source, whose broker must be up."""
         match source:
             case "redis":
-                # One that isn't subscribed yet would never hear it.
+                # A source that isn't subscribed yet would never receive it.
                 subscribed = lambda: self.brokers.redis.publish("capture", body.encode()) or None  # noqa: E731
                 until(subscribed, "a subscriber", BACK_SECONDS)
             case "kafka":
@@ -128,8 +128,8 @@ class AllSourcesCase(SynchronousTestCase):
                 status, answer = daemon.request("POST", "/captures", body.encode())
                 self.assertEqual(status, 202, answer)
 
-    def captured(self, daemon: Daemon, source: str, port: int, seconds: float = HEARD_SECONDS) -> None:
-        """A source's request is captured: the packet that is sent to its port is in its file."""
+    def captured(self, daemon: Daemon, source: str, port: int, seconds: float = WORKS_SECONDS) -> None:
+        """A source's request is captured: the packet to its port is in its file."""
         pattern = re.compile(rf"(\w+): capturing on \S+ for {source}, filter 'udp dst port {port}'")
         capture = until(lambda: pattern.search(daemon.log), f"a request by {source}", seconds)[1]
         self.wire.send([udp_frame(port, port=port - 1), udp_frame(port, port=port)])
@@ -139,8 +139,8 @@ class AllSourcesCase(SynchronousTestCase):
         self.assertEqual(packet.data, udp_frame(port, port=port))
         self.assertEqual(number_of(packet.data), port)
 
-    def heard(self, daemon: Daemon, sources: Iterable[str], seconds: float = HEARD_SECONDS) -> None:
-        """A request by each of these sources is captured, all of them side by side."""
+    def works(self, daemon: Daemon, sources: Iterable[str], seconds: float = WORKS_SECONDS) -> None:
+        """A request to each of these sources is captured, all at the same time."""
         ports = {}
         for source in sources:
             ports[source], body = self.request(daemon)
@@ -150,34 +150,34 @@ class AllSourcesCase(SynchronousTestCase):
 
 
 class AllSourcesTests(AllSourcesCase):
-    """One source fails, and leaves the others alone."""
+    """One source fails, and doesn't affect the others."""
 
     def others(self, broker: str) -> list[str]:
         """All sources but one."""
         return [source for source in SOURCES if source != broker]
 
     def test_at_once(self) -> None:
-        """A request by each is captured, at the same time."""
+        """A request to each is captured, at the same time."""
         daemon = self.daemon()
-        self.heard(daemon, SOURCES)
+        self.works(daemon, SOURCES)
         self.assertEqual(4, daemon.log.count("capturing on"))
         self.assertNotIn("#warn", daemon.log)
 
     def test_killed(self) -> None:
-        """Each broker in turn is killed: the others are heard as quickly, and it is, when it is back."""
+        """Each broker in turn is killed: the others work as quickly, and so does it once it is back."""
         daemon = self.daemon()
-        self.heard(daemon, SOURCES)
+        self.works(daemon, SOURCES)
         for broker in BROKERS:
             self.kill(broker)
             try:
-                self.told(daemon, broker)
+                self.logged(daemon, broker)
                 for _ in range(3):
-                    self.heard(daemon, self.others(broker))
+                    self.works(daemon, self.others(broker))
             finally:
                 self.restart(broker)
-            self.heard(daemon, [broker], BACK_SECONDS)
-        self.heard(daemon, SOURCES)
-        # Each outage is told by its own source alone, and nothing twice.
+            self.works(daemon, [broker], BACK_SECONDS)
+        self.works(daemon, SOURCES)
+        # Each outage is logged once, by its own source only.
         warnings = re.findall(r"#warn\] (.*)", daemon.log)
         tellers = [line.split()[0].lower() for line in warnings]
         self.assertEqual([*BROKERS], [teller for teller, _ in itertools.groupby(tellers)], warnings)
@@ -185,40 +185,40 @@ class AllSourcesTests(AllSourcesCase):
         self.assertNotIn("Traceback", daemon.log)
 
     def test_frozen(self) -> None:
-        """Each broker in turn says nothing for a while: the others are heard, and it is, when it goes on."""
+        """Each broker in turn is frozen for a while: the others work, and so does it once it continues."""
         daemon = self.daemon()
-        self.heard(daemon, SOURCES)
+        self.works(daemon, SOURCES)
         for broker in BROKERS:
             peer = getattr(self.brokers, broker)
             peer.freeze()
             try:
                 for _ in range(3):
-                    self.heard(daemon, self.others(broker))
+                    self.works(daemon, self.others(broker))
             finally:
                 peer.thaw()
-            self.heard(daemon, [broker], BACK_SECONDS)
+            self.works(daemon, [broker], BACK_SECONDS)
         self.assertNotIn("Traceback", daemon.log)
 
     def test_all_down_at_start(self) -> None:
-        """With no broker there, it starts, and hears HTTP; and each, when it comes."""
+        """With all brokers down, the daemon starts, and HTTP works; so does each broker once it is up."""
         for broker in BROKERS:
             self.kill(broker)
         try:
             daemon = self.started()
             for broker in BROKERS:
-                self.told(daemon, broker)
-            self.heard(daemon, ["http"])
+                self.logged(daemon, broker)
+            self.works(daemon, ["http"])
         finally:
             for broker in BROKERS:
                 self.restart(broker)
         for source in SOURCES:
-            self.heard(daemon, [source], BACK_SECONDS)
+            self.works(daemon, [source], BACK_SECONDS)
 
     def test_stop(self) -> None:
-        """A stop takes no longer with a broker that says nothing, whichever it is."""
+        """A stop takes no longer with a frozen broker, whichever it is."""
         for broker in (None, *BROKERS):
             daemon = self.daemon()
-            self.heard(daemon, ["http"])
+            self.works(daemon, ["http"])
             # Until each is in the middle of its wait.
             time.sleep(0.5)
             if broker is not None:
@@ -247,11 +247,11 @@ class AllSourcesTests(AllSourcesCase):
                 getattr(self.brokers, broker).start()
             case "sqs":
                 self.brokers.sqs.restart()
-                # It keeps nothing.
+                # Redis keeps nothing.
                 self.brokers.sqs.create_queue(self.queue.rpartition("/")[2])
 
-    def told(self, daemon: Daemon, broker: str) -> None:
-        """An outage is told by its own source."""
+    def logged(self, daemon: Daemon, broker: str) -> None:
+        """An outage is logged by its own source."""
         until(
             lambda: re.search(rf"#warn\] {broker} ", daemon.log, re.IGNORECASE),
             f"a word of {broker}",
@@ -260,21 +260,21 @@ class AllSourcesTests(AllSourcesCase):
 
 
 class RequestAgeTests(AllSourcesCase):
-    """A request that is too old by its broker's own clock captures nothing: it would be the wrong minute."""
+    """A request that is too old by its broker's clock captures nothing."""
 
     def daemon(self, **options: Any) -> Daemon:
-        """A daemon that takes young requests only."""
+        """A daemon that accepts recent requests only."""
         return super().daemon(general=f"maxrequestage = {AGE_SECONDS}", **options)
 
     def refused(self, daemon: Daemon, source: str) -> list[str]:
-        """The lines of the log that refuse a source's requests."""
+        """The log lines about rejected requests of a source."""
         lines = [line for line in daemon.log.splitlines() if f"request from {source} refused" in line]
         for line in lines:
             self.assertIn("#warn] ", line)
         return lines
 
     def test_kafka(self) -> None:
-        """A record with an old time stamp is refused; one that is old by less than clocks differ isn't."""
+        """A record with an old time stamp is rejected, unless it is old by less than the clock skew."""
         daemon = self.daemon()
         old, old_body = self.request(daemon)
         young, young_body = self.request(daemon)
@@ -283,7 +283,7 @@ class RequestAgeTests(AllSourcesCase):
         try:
             for body, age in (
                 (old_body, 120.0),
-                # It takes a moment until it is judged.
+                # Its verdict takes a moment.
                 (young_body, AGE_SECONDS + 1.0),
                 (ahead_body, -600.0),
             ):
@@ -293,14 +293,14 @@ class RequestAgeTests(AllSourcesCase):
             producer.close(10)
         self.captured(daemon, "kafka", young)
         self.captured(daemon, "kafka", ahead)
-        # They come in their order.
+        # They arrive in order.
         (line,) = self.refused(daemon, "kafka")
         self.assertRegex(line, "was sent 12[0-9] s ago, and must be at most 1 s old on this node")
         self.assertNotIn(f"port {old}'", daemon.log)
         self.assertEqual(2, daemon.log.count("capturing on"))
 
     def test_sqs(self) -> None:
-        """A message that stayed in its queue for long is refused, and deleted; a moment is no age."""
+        """A message that stayed in its queue for long is rejected and deleted; a recent one isn't."""
         daemon = self.daemon()
         old, old_body = self.request(daemon)
         young, young_body = self.request(daemon)
@@ -314,5 +314,5 @@ class RequestAgeTests(AllSourcesCase):
         self.assertEqual(1, daemon.log.count("capturing on"))
 
     def test_no_clock(self) -> None:
-        """Redis and HTTP keep nothing, and say no time: what comes is young."""
-        self.heard(self.daemon(), ["redis", "http"])
+        """Redis and HTTP have no time stamps: their requests count as recent."""
+        self.works(self.daemon(), ["redis", "http"])

@@ -22,10 +22,10 @@ A_SECOND = 150
 
 
 class KafkaSourceTests(KafkaTestCase):
-    """What is heard, by whom, and where it begins."""
+    """Which source reads which messages, and where it starts."""
 
-    async def test_every_node_hears_every_message(self) -> None:
-        """Without a group, each source hears all partitions, and nothing of what was sent before it began."""
+    async def test_every_node_reads_every_message(self) -> None:
+        """Without a group, each source reads all partitions, and nothing that was sent before it started."""
         self.broker.create_topic(self.topic, 3)
         await self.produce(*[b"before %d" % number for number in range(9)])
         _, one = await self.listen()
@@ -42,12 +42,12 @@ class KafkaSourceTests(KafkaTestCase):
                 self.assertLess(abs(sent_at - began), 20)
 
     async def test_partitions_added_later(self) -> None:
-        """What is sent to a partition that was added a moment ago is heard, from its first message on."""
+        """A partition that was just added is read from its first message on."""
         self.broker.create_topic(self.topic, 1)
         _, sink = await self.listen()
         self.broker.add_partitions(self.topic, 3)
         for partition in range(3):
-            # Its clock may be behind by more than the source has been listening.
+            # The sender's clock may be behind by more than the source has been listening.
             await self.produce_behind(b"first of %d" % partition, 60, partition)
             await self.produce(b"second of %d" % partition, partition=partition)
         await self.until(lambda: len(sink.submitted) >= 6)
@@ -55,7 +55,7 @@ class KafkaSourceTests(KafkaTestCase):
         self.assertEqual(sorted(expected), sorted(self.bodies(sink)))
 
     async def test_a_group_shares(self) -> None:
-        """Each message reaches one node of a group; what is sent while all are away, one that comes back."""
+        """Each message reaches one node of a group, also those that were sent while all nodes were down."""
         self.broker.create_topic(self.topic, 4)
         source, one = await self.listen(group="sharing")
         other_source, other = await self.listen(group="sharing")
@@ -110,7 +110,7 @@ class KafkaSourceTests(KafkaTestCase):
         self.assertEqual(set(), set(sent) - set(self.bodies(*sinks)))
 
     async def test_a_missing_topic(self) -> None:
-        """A topic that is missing is told and waited for, and isn't created, though the broker would."""
+        """A missing topic is logged, waited for, and not created, although the broker would create it."""
         source, sink = self.source()
         source.startService()
         await self.until(lambda: self.logged("does not exist"))
@@ -122,7 +122,7 @@ class KafkaSourceTests(KafkaTestCase):
         await self.until(lambda: sink.submitted)
         self.assertEqual([b"at once"], self.bodies(sink))
 
-    async def test_a_topic_created_anew(self) -> None:
+    async def test_a_topic_created_again(self) -> None:
         """A topic that is deleted and created again is read from its first message on."""
         self.broker.create_topic(self.topic)
         _, sink = await self.listen()
@@ -136,7 +136,7 @@ class KafkaSourceTests(KafkaTestCase):
         self.assertEqual([b"old", b"new"], self.bodies(sink))
 
     async def test_a_codec_that_is_missing(self) -> None:
-        """Where the broker compresses by what isn't installed here, that is told and passed over."""
+        """Messages that are compressed by a missing codec are logged and skipped."""
         self.broker.create_topic(self.topic, 1, compression_type="zstd")
         _, sink = await self.listen()
         await self.produce(b"compressed")
@@ -147,7 +147,8 @@ class KafkaSourceTests(KafkaTestCase):
 
 class _Corked:
     """
-    What stands before a server, and sends its last words and the end in one segment (C{TCP_CORK}, L{tcp(7)}).
+    A proxy that sends a server's last data and the end of the connection in one segment (C{TCP_CORK},
+    tcp(7)).
 
     @ivar server: C{HOST:PORT}.
     """
@@ -167,7 +168,7 @@ class _Corked:
         self._listening.close()
 
     def _accept(self) -> None:
-        # Until the port is shut.
+        # Until the port is closed.
         with contextlib.suppress(OSError):
             while True:
                 client, _ = self._listening.accept()
@@ -185,20 +186,20 @@ class _Corked:
 
 
 class SecureTests(KafkaTestCase):
-    """Logging in, and TLS, on SASL_SSL."""
+    """Authentication and TLS, on SASL_SSL."""
 
     def setUp(self) -> None:
         super().setUp()
         self.broker.create_topic(self.topic)
 
-    async def _hears(self, **changed: Any) -> None:
+    async def _reads(self, **changed: Any) -> None:
         security = self.broker.security(**changed)
         _, sink = await self.listen(servers=[self.broker.secure_server], security=security)
         await self.produce(b"secret")
         await self.until(lambda: sink.submitted)
         self.assertEqual([b"secret"], self.bodies(sink))
 
-    async def _is_told(self, words: str, **options: Any) -> None:
+    async def _logs(self, words: str, **options: Any) -> None:
         source, _ = self.source(servers=[self.broker.secure_server], **options)
         source.startService()
         await self.until(lambda: self.lines)
@@ -208,19 +209,19 @@ class SecureTests(KafkaTestCase):
         self.assertNotIn("hunter2", self.lines[0])
 
     async def test_plain(self) -> None:
-        """PLAIN logs in."""
-        await self._hears(sasl_mechanism="PLAIN")
+        """PLAIN works."""
+        await self._reads(sasl_mechanism="PLAIN")
 
     async def test_scram_256(self) -> None:
-        """SCRAM-SHA-256 logs in."""
-        await self._hears(sasl_mechanism="SCRAM-SHA-256")
+        """SCRAM-SHA-256 works."""
+        await self._reads(sasl_mechanism="SCRAM-SHA-256")
 
     async def test_scram_512(self) -> None:
-        """SCRAM-SHA-512 logs in."""
-        await self._hears(sasl_mechanism="SCRAM-SHA-512")
+        """SCRAM-SHA-512 works."""
+        await self._reads(sasl_mechanism="SCRAM-SHA-512")
 
     async def test_token(self) -> None:
-        """OAUTHBEARER logs in with the token in a file, as it is when it connects."""
+        """OAUTHBEARER works with the file's token at the time of the connection."""
         file = Path(self.mktemp())
         file.write_text("hunter2\n")
         security = self.broker.security(sasl_mechanism="OAUTHBEARER", sasl_oauth_token_file=str(file))
@@ -234,14 +235,14 @@ class SecureTests(KafkaTestCase):
         self.assertEqual(2, len(self.lines), self.lines)
 
     async def test_wrong_password(self) -> None:
-        """A wrong password is told once, by every mechanism, and not shown."""
+        """A wrong password is logged once, with each mechanism, and not shown."""
         for mechanism in ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"):
             self.lines.clear()
             wrong = self.broker.security(sasl_mechanism=mechanism, sasl_plain_password="hunter2")
-            await self._is_told("authentication failed (wrong user name, password or token)", security=wrong)
+            await self._logs("authentication failed (wrong user name, password or token)", security=wrong)
 
     def test_refused_and_cut_off(self) -> None:
-        """A refusal is told as one, also where it comes together with the end of the connection."""
+        """A refusal is reported as one, even if it comes together with the end of the connection."""
         wrong = self.broker.security(sasl_mechanism="PLAIN", sasl_plain_password="hunter2")
         with _Corked(self.broker.secure_server) as corked:
             connection = Connection(
@@ -267,14 +268,12 @@ class SecureTests(KafkaTestCase):
             await threads.deferToThread(connection.close)
 
     async def test_wrong_authority(self) -> None:
-        """A certificate that a stranger signed is refused, and that is told."""
+        """A certificate of another CA is refused, which is logged."""
         folder = Path(self.mktemp())
         folder.mkdir()
         stranger = self.broker.security(ssl_cafile=str(Authority(folder, "stranger").file))
-        await self._is_told("TLS failed", security=stranger)
+        await self._logs("TLS failed", security=stranger)
 
     async def test_without_tls(self) -> None:
-        """To speak in the clear to a port that wants TLS doesn't hang: it is told."""
-        await self._is_told(
-            "do not answer properly", security=KafkaSecurity(), quick={"bootstrap_seconds": 0.5}
-        )
+        """A plain connection to a TLS port doesn't hang: it is logged."""
+        await self._logs("do not answer properly", security=KafkaSecurity(), quick={"bootstrap_seconds": 0.5})

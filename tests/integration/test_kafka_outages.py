@@ -1,4 +1,4 @@
-"""The Kafka source, and a broker that goes away."""
+"""The Kafka source, and a broker that fails."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from peers.process import free_port
 from tests.integration.kafka_case import KafkaTestCase
 
 REQUESTS = 1000
-#: How long the broker stays away, and how fast requests are sent meanwhile.
+#: How long the broker is down, and how fast requests are sent in the meantime.
 AWAY_SECONDS = 2.0
 A_SECOND = 150
 
@@ -34,12 +34,12 @@ _starter = ThreadPoolExecutor(1)
 
 
 def descriptors() -> int:
-    """How many descriptors this process has open."""
+    """How many open descriptors this process has."""
     return len(os.listdir("/proc/self/fd"))
 
 
 class OutageTests(KafkaTestCase):
-    """The broker goes away, and comes back."""
+    """The broker fails, and comes back."""
 
     async def restart(self) -> None:
         """Start the broker again."""
@@ -48,14 +48,14 @@ class OutageTests(KafkaTestCase):
         starting.result()
 
     async def test_down_at_the_start(self) -> None:
-        """Where the broker is down at the start, that is told once; what is sent when it is up is heard."""
+        """A broker that is down at the start is logged once; what is sent when it is up is read."""
         self.broker.create_topic(self.topic)
         self.broker.kill()
         source, sink = self.source()
         source.startService()
         await self.until(lambda: self.logged(": Connection refused"))
         began = time.time()
-        # Not even the first message after is missed, however quick it is, and its clock behind.
+        # Not even the first message is missed, however soon it is sent, and with a clock that is behind.
         await self.restart()
         await self.produce_behind(b"first", time.time() - began + 3)
         await self.until(lambda: sink.submitted)
@@ -63,7 +63,7 @@ class OutageTests(KafkaTestCase):
         self.assertEqual(1, len(self.logged("Connection refused")), self.lines)
 
     async def _survives(self, *groups: str | None) -> None:
-        """A stream of requests, in whose middle the broker is killed and started again."""
+        """Kill and start the broker in the middle of a stream of requests."""
         self.broker.create_topic(self.topic, 3)
         sinks = [(await self.listen(group=group))[1] for group in groups]
         producer = await threads.deferToThread(self.broker.producer, linger_ms=5)
@@ -92,15 +92,15 @@ class OutageTests(KafkaTestCase):
         self.assertEqual(len(groups), len(self.logged("warn: ")), self.lines)
 
     async def test_killed_in_a_stream(self) -> None:
-        """Of 1,000 requests none is lost and none is done twice, on two nodes that hear all of them."""
+        """Of 1,000 requests none is lost and none is done twice, on two nodes that read all of them."""
         await self._survives(None, None)
 
     async def test_killed_in_a_stream_of_a_group(self) -> None:
-        """Nor by a node of a group."""
+        """So it is with a node of a group."""
         await self._survives("surviving")
 
     async def test_frozen(self) -> None:
-        """A broker that is connected, and says nothing, is noticed; when it goes on, it is heard."""
+        """A frozen broker is noticed; when it continues, messages are read."""
         self.broker.create_topic(self.topic)
         _, sink = await self.listen(quick={"request_seconds": 1.0})
         self.broker.freeze()
@@ -113,7 +113,7 @@ class OutageTests(KafkaTestCase):
         self.assertEqual([b"after"], self.bodies(sink))
 
     async def test_a_port_that_hangs_up(self) -> None:
-        """Where something else takes connections and ends them at once, attempts become fewer and fewer."""
+        """If another server accepts connections and closes them at once, attempts become rare."""
         self.broker.create_topic(self.topic)
         _, sink = await self.listen()
         await threads.deferToThread(self.broker.kill)
@@ -122,7 +122,7 @@ class OutageTests(KafkaTestCase):
         with socket.create_server((host, int(port)), backlog=128) as other:
 
             def hang_up() -> None:
-                # Until the port is shut.
+                # Until the port is closed.
                 with contextlib.suppress(OSError):
                     while True:
                         other.accept()[0].close()
@@ -131,7 +131,7 @@ class OutageTests(KafkaTestCase):
             hanging_up = threads.deferToThread(hang_up)
             try:
                 await self.until(lambda: len(accepted) > 2)
-                # Each wait is twice as long as the one before: a dozen at most, where it was hundreds.
+                # Each pause is twice as long as the previous one: up to a dozen attempts, not hundreds.
                 await self.sleep(5.0)
             finally:
                 other.shutdown(socket.SHUT_RDWR)
@@ -142,7 +142,7 @@ class OutageTests(KafkaTestCase):
         await self.until(lambda: sink.submitted)
 
     async def test_a_token_that_goes_away(self) -> None:
-        """Where the token's file is gone when the broker comes back, that is told at once."""
+        """If the token's file is missing when the broker comes back, that is logged at once."""
         self.broker.create_topic(self.topic)
         file = Path(self.mktemp())
         file.write_text(self.broker.token())
@@ -158,7 +158,7 @@ class OutageTests(KafkaTestCase):
         self.assertEqual([b"after"], self.bodies(sink))
 
     async def test_stop_in_an_outage(self) -> None:
-        """While the broker is away, attempts leave nothing behind, and a stop is quick, for a group too."""
+        """While the broker is down, attempts leave nothing behind, and a stop is quick, also in a group."""
         self.broker.create_topic(self.topic)
         quick = {"reconnect_seconds": 0.1}
         alone, _ = await self.listen(quick=quick)
@@ -181,7 +181,7 @@ class OutageTests(KafkaTestCase):
             await self.restart()
 
     async def test_stop_in_a_poll(self) -> None:
-        """A stop is quick while a poll waits, and nothing is left of the source."""
+        """A stop is quick while a poll waits, and the source leaves nothing behind."""
         self.broker.create_topic(self.topic)
         source, _ = await self.listen()
         before = threading.active_count()
@@ -191,12 +191,12 @@ class OutageTests(KafkaTestCase):
 
 
 class AttemptsTests(unittest.TestCase):
-    """Attempts to connect that fail."""
+    """Failed attempts to connect."""
 
     timeout = 120
 
     def attempt(self, times: int, server: str) -> None:
-        """Fail so many times; afterwards there are as many threads and descriptors as before."""
+        """Fail many times; then there are as many threads and descriptors as before."""
         reader = Reader(
             lambda: Connection(
                 [server],
@@ -218,16 +218,16 @@ class AttemptsTests(unittest.TestCase):
         self.assertEqual(before, (threading.active_count(), descriptors()))
 
     def test_nobody_listens(self) -> None:
-        """Hundreds of attempts at a port where nobody listens leave nothing behind."""
+        """Hundreds of attempts to connect to a closed port leave nothing behind."""
         self.attempt(300, f"127.0.0.1:{free_port()}")
 
     def test_nobody_answers(self) -> None:
-        """Nor do those at a server that takes connections, and never says a word."""
+        """So do attempts with a server that accepts connections, but sends nothing."""
         with socket.create_server(("127.0.0.1", 0), backlog=1024) as mute:
             self.attempt(100, f"127.0.0.1:{mute.getsockname()[1]}")
 
     async def test_stop_while_it_connects(self) -> None:
-        """A stop breaks off an attempt that waits for an answer."""
+        """A stop aborts an attempt that waits for an answer."""
         with socket.create_server(("127.0.0.1", 0), backlog=16) as mute:
             before = threading.active_count()
             server = f"127.0.0.1:{mute.getsockname()[1]}"

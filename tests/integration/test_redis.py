@@ -18,7 +18,7 @@ from peers.certificates import LABELS, Authority, labelled
 from peers.redis import RedisServer
 
 CHECK_SECONDS = 0.4
-# This process may stand still for a while; and where a server is frozen, that is to be noticed soon.
+# This process may be delayed for a while. With a frozen server, that should be noticed soon.
 ANSWER_SECONDS = 2.0
 SOON_SECONDS = 0.2
 
@@ -34,18 +34,18 @@ class RedisSourceTests(unittest.TestCase):
         self.addCleanup(globalLogPublisher.removeObserver, self.observe)
 
     def observe(self, event: Any) -> None:
-        """Keep what the source logs."""
+        """Collect what the source logs."""
         if "redis" in event.get("log_namespace", ""):
             self.events.append(f"{event['log_level'].name}: {formatEvent(event)}")
 
     def server(self, **options: Any) -> RedisServer:
-        """A server that is not started."""
+        """A server that isn't started."""
         server = RedisServer(**options)
         self.addCleanup(server.stop)
         return server
 
     def listen(self, server: RedisServer, **options: Any) -> RedisSource:
-        """A source that is started."""
+        """A started source."""
         self.sink = MemorySink()
         source = RedisSource(
             reactor,
@@ -63,106 +63,106 @@ class RedisSourceTests(unittest.TestCase):
         return source
 
     async def until(self, condition: Callable[[], object]) -> None:
-        """Wait until something holds."""
+        """Wait until a condition is true."""
         while not condition():
             await task.deferLater(reactor, 0.01)
 
-    async def hears(self, server: RedisServer, body: bytes) -> None:
+    async def receives(self, server: RedisServer, body: bytes) -> None:
         """A message that is published is submitted, once the source is subscribed."""
         while await threads.deferToThread(server.subscribers, "capture") != 1:
             await task.deferLater(reactor, 0.01)
         self.assertEqual(await threads.deferToThread(server.publish, "capture", body), 1)
         await self.until(lambda: ("redis", body) in self.sink.submitted)
 
-    async def told(self, text: str) -> None:
-        """It is logged."""
+    async def logged(self, text: str) -> None:
+        """Wait until a text is logged."""
         await self.until(lambda: any(text in event for event in self.events))
 
     def warnings(self) -> list[str]:
-        """What was told of outages."""
+        """The logged warnings."""
         return [event for event in self.events if event.startswith("warn")]
 
     async def test_password(self) -> None:
-        """With the right password it is subscribed, and the password is in no log."""
+        """With the right password it subscribes, and the password is not logged."""
         server = self.server(password='s3cret "quoted"')
         server.start()
         self.listen(server, password=server.password)
-        await self.hears(server, b'{"node":"any"}')
+        await self.receives(server, b'{"node":"any"}')
         self.assertEqual(self.warnings(), [])
         self.assertNotIn("s3cret", "".join(self.events))
 
     async def test_no_password(self) -> None:
-        """Where there should be one and is none, that is told."""
+        """A missing password is logged."""
         server = self.server(password="s3cret")
         server.start()
         self.listen(server)
-        await self.told("the server requires a password, and none is configured")
+        await self.logged("the server requires a password, and none is configured")
 
     async def test_wrong_password(self) -> None:
-        """A wrong one is told once; when the server comes back with ours, we are subscribed."""
+        """A wrong password is logged once; when the server accepts it, the source subscribes."""
         server = self.server(password="new")
         server.start()
         self.listen(server, password="old-s3cret")
-        await self.told("AUTH was refused (wrong user name or password)")
+        await self.logged("AUTH was refused (wrong user name or password)")
         await task.deferLater(reactor, 0.5)
         self.assertEqual(len(self.warnings()), 1)
         server.command("CONFIG", "SET", "requirepass", "old-s3cret")
-        await self.hears(server, b"corrected")
+        await self.receives(server, b"corrected")
         self.assertNotIn("s3cret", "".join(self.events))
 
     async def test_password_corrected_by_restart(self) -> None:
-        """Another server on the same port, with the right password, is found."""
+        """A server that is replaced by one with the right password is found."""
         server = self.server(password="new")
         server.start()
         self.listen(server, password="old")
-        await self.told("AUTH was refused")
+        await self.logged("AUTH was refused")
         await threads.deferToThread(server.end)
         right = self.server(password="old")
         self.move(right, server)
         await threads.deferToThread(right.start)
-        await self.hears(right, b"corrected")
+        await self.receives(right, b"corrected")
 
     def move(self, server: RedisServer, to: RedisServer) -> None:
-        """Give a server, before it starts, the port of another one."""
+        """Give a server that isn't started the port of another one."""
         path = server._configuration
         path.write_text(path.read_text().replace(f"port {server.port}\n", f"port {to.port}\n"))
         server.port = to.port
 
     async def test_user(self) -> None:
-        """A user of an access list."""
+        """A user of an access list can subscribe."""
         server = self.server(users={"node7": "s3cret"})
         server.start()
         self.listen(server, username="node7", password="s3cret")
-        await self.hears(server, b"x")
+        await self.receives(server, b"x")
 
     async def test_user_without_rights(self) -> None:
-        """One who may not subscribe to the channel is told so; when he may, he is subscribed."""
+        """A user without permission for the channel is logged; once it is granted, the source subscribes."""
         server = self.server(users={"node7": "s3cret"})
         server.start()
         server.command("ACL", "SETUSER", "node7", "resetchannels")
         self.listen(server, username="node7", password="s3cret")
-        await self.told("SUBSCRIBE was refused (the user has no permission for this channel)")
+        await self.logged("SUBSCRIBE was refused (the user has no permission for this channel)")
         server.command("ACL", "SETUSER", "node7", "&capture")
-        await self.hears(server, b"x")
+        await self.receives(server, b"x")
 
     async def test_user_who_goes(self) -> None:
-        """One whose access is taken away is cut off by the server, and told why."""
+        """A user whose access is revoked is disconnected by the server, and the reason is logged."""
         server = self.server(users={"node7": "s3cret"})
         server.start()
         self.listen(server, username="node7", password="s3cret")
-        await self.hears(server, b"x")
+        await self.receives(server, b"x")
         server.command("ACL", "DELUSER", "node7")
-        await self.told("AUTH was refused")
+        await self.logged("AUTH was refused")
 
     async def test_tls(self) -> None:
-        """The certificate is verified with the file's authority, for a name and for an address."""
+        """The certificate is verified with the CA file, for a name and for an address."""
         server = self.server(tls=True, password="s3cret")
         server.start()
         for host in ("localhost", "127.0.0.1"):
             source = self.listen(
                 server, host=host, tls=True, ca_file=str(server.ca_file), password=server.password
             )
-            await self.hears(server, b"x")
+            await self.receives(server, b"x")
             await source.stopService()
         self.assertEqual(self.warnings(), [])
 
@@ -172,12 +172,12 @@ class RedisSourceTests(unittest.TestCase):
         server.start()
         for label in LABELS:
             source = self.listen(server, tls=True, ca_file=str(labelled(server.ca_file, label)))
-            await self.hears(server, label.encode())
+            await self.receives(server, label.encode())
             await source.stopService()
         self.assertEqual(self.warnings(), [])
 
     async def test_tls_not_trusted(self) -> None:
-        """Another authority's certificate is refused, and the platform's trust doesn't reach it."""
+        """A certificate of another CA is refused, and so is an unknown one without a CA file."""
         folder = tempfile.TemporaryDirectory()
         self.addCleanup(folder.cleanup)
         server = self.server(tls=True, password="s3cret")
@@ -185,93 +185,93 @@ class RedisSourceTests(unittest.TestCase):
         for ca_file in (str(Authority(Path(folder.name)).file), None):
             self.events.clear()
             source = self.listen(server, tls=True, ca_file=ca_file, password=server.password)
-            await self.told("TLS failed: certificate verify failed")
+            await self.logged("TLS failed: certificate verify failed")
             await source.stopService()
             self.assertEqual(len(self.warnings()), 1)
 
     async def test_tls_without(self) -> None:
-        """A server that speaks no TLS is told so."""
+        """A server that doesn't speak TLS is logged."""
         server = self.server()
         server.start()
         self.listen(server, tls=True)
-        await self.told("not subscribed")
+        await self.logged("not subscribed")
 
     async def test_restart(self) -> None:
-        """After a restart of the server it is subscribed again, and both are told once."""
+        """After a restart of the server it subscribes again; both are logged once."""
         server = self.server()
         server.start()
         self.listen(server)
-        await self.hears(server, b"before")
+        await self.receives(server, b"before")
         await threads.deferToThread(server.end)
         await task.deferLater(reactor, 0.5)
         await threads.deferToThread(server.start)
-        await self.hears(server, b"after")
+        await self.receives(server, b"after")
         self.assertEqual([event.split(":")[0] for event in self.events], ["info", "warn", "info"])
 
     async def test_cut_off(self) -> None:
-        """Cut off by the server, it comes back."""
+        """Disconnected by the server, it subscribes again."""
         server = self.server()
         server.start()
         self.listen(server)
         for body in (b"1", b"2", b"3"):
-            await self.hears(server, body)
+            await self.receives(server, body)
             server.drop_subscribers()
             count = len(self.warnings())
             await self.until(lambda count=count: len(self.warnings()) > count)
 
     async def test_down_at_start(self) -> None:
-        """A server that comes later is found."""
+        """A server that starts later is found."""
         server = self.server()
         self.listen(server)
-        await self.told("not subscribed")
+        await self.logged("not subscribed")
         await threads.deferToThread(server.start)
-        await self.hears(server, b"x")
+        await self.receives(server, b"x")
 
     async def test_half_open(self) -> None:
-        """A server that is frozen is noticed within the bound, and heard again when it goes on."""
+        """A frozen server is noticed in time, and its messages arrive once it continues."""
         server = self.server()
         server.start()
         self.listen(server, answer_seconds=SOON_SECONDS)
-        await self.hears(server, b"before")
+        await self.receives(server, b"before")
         began = reactor.seconds()
         server.freeze()
-        await self.told("no answer to PING within 0.2 s")
+        await self.logged("no answer to PING within 0.2 s")
         self.assertLess(reactor.seconds() - began, CHECK_SECONDS + SOON_SECONDS + 10)
         await task.deferLater(reactor, 0.5)
         server.thaw()
-        await self.hears(server, b"after")
+        await self.receives(server, b"after")
 
     async def test_replaced_while_frozen(self) -> None:
-        """A frozen server that is replaced by another one is left."""
+        """A frozen server that is replaced by another one is given up."""
         server = self.server()
         server.start()
         self.listen(server, answer_seconds=SOON_SECONDS)
-        await self.hears(server, b"before")
+        await self.receives(server, b"before")
         server.freeze()
-        await self.told("no answer to PING")
+        await self.logged("no answer to PING")
         await threads.deferToThread(server.restart)
-        await self.hears(server, b"after")
+        await self.receives(server, b"after")
 
     async def test_odd_messages(self) -> None:
-        """Messages that aren't UTF-8, numbers, and huge ones do no harm to the next."""
+        """Messages that aren't UTF-8, numbers, or huge ones don't affect the next."""
         server = self.server()
         server.start()
         self.listen(server)
-        await self.hears(server, b"\xff\xfe\x00\r\n")
-        await self.hears(server, b"123")
-        await self.hears(server, bytes(MAX_MESSAGE_BYTES // 2))
+        await self.receives(server, b"\xff\xfe\x00\r\n")
+        await self.receives(server, b"123")
+        await self.receives(server, bytes(MAX_MESSAGE_BYTES // 2))
         await threads.deferToThread(server.publish, "capture", bytes(20 * MAX_MESSAGE_BYTES))
-        await self.told("the server began a message longer than")
-        await self.hears(server, b"after")
+        await self.logged("the server began a message longer than")
+        await self.receives(server, b"after")
         self.assertEqual(len(self.sink.submitted), 4)
         self.assertEqual(server.subscribers("capture"), 1)
 
     async def test_stop(self) -> None:
-        """The stop closes the connection, and leaves no reader behind; trial looks for delayed calls."""
+        """A stop closes the connection, and leaves no reader or delayed call behind."""
         server = self.server(tls=True)
         server.start()
         source = self.listen(server, tls=True, ca_file=str(server.ca_file))
-        await self.hears(server, b"x")
+        await self.receives(server, b"x")
         self.assertEqual(len(self.clients()), 1)
         await source.stopService()
         self.assertEqual(self.clients(), [])
@@ -282,11 +282,11 @@ class RedisSourceTests(unittest.TestCase):
         return [entry for entry in watched if isinstance(entry, tcp.Client)]
 
     async def test_stop_while_frozen(self) -> None:
-        """The stop doesn't wait for a server that is frozen."""
+        """A stop doesn't wait for a frozen server."""
         server = self.server(tls=True)
         server.start()
         source = self.listen(server, tls=True, ca_file=str(server.ca_file))
-        await self.hears(server, b"x")
+        await self.receives(server, b"x")
         server.freeze()
         began = reactor.seconds()
         await source.stopService()

@@ -37,16 +37,16 @@ numbers = itertools.count()
 
 NODES = ("node-1", "node-2", "node-3")
 
-# How long the server takes to have on its disk what it was sent.
+# How long the server takes to store on disk what it was sent.
 WRITTEN_SECONDS = 1.5
 
 
 @implementer(IRequestSink)
 class NodeSink:
     """
-    A node that takes what is for it.
+    A node that accepts the requests for it.
 
-    @ivar taken: the numbers of the requests that it took.
+    @ivar taken: the numbers of the requests that it accepted.
     """
 
     def __init__(self, node: str) -> None:
@@ -55,7 +55,7 @@ class NodeSink:
         self.sent_at: list[float | None] = []
 
     def submit(self, message: Message) -> defer.Deferred[Verdict]:
-        """Take a request, or say that it is for another."""
+        """Accept a request, or answer that it is for another node."""
         request = json.loads(message.body)
         if request["node"] not in (self._node, "any"):
             return defer.succeed(NotForThisNode())
@@ -65,17 +65,17 @@ class NodeSink:
 
 
 def request(number: int, node: str) -> str:
-    """A request of a number, for a node."""
+    """A request with a number, for a node."""
     return json.dumps({"node": node, "alertid": number})
 
 
 def descriptors() -> int:
-    """How many this process has."""
+    """How many open descriptors this process has."""
     return len(os.listdir("/proc/self/fd"))
 
 
 class SQSTestCase(unittest.TestCase):
-    """A queue server that runs, and sources of a test."""
+    """A running queue server, and sources."""
 
     timeout = 150
 
@@ -86,9 +86,9 @@ class SQSTestCase(unittest.TestCase):
 
     def start(self, *, own: bool = False, **attributes: str) -> str:
         """
-        A new queue. Its URL.
+        Create a queue; returns its URL.
 
-        @param own: whether it is of a server of its own, that outlives being killed.
+        @param own: whether it has its own server, whose queues survive a kill.
         """
         if own:
             self.server = SQSServer(durable=True)
@@ -100,15 +100,15 @@ class SQSTestCase(unittest.TestCase):
         return self.server.create_queue(f"captures{next(numbers)}{suffix}", **attributes)
 
     def observe(self, event: Any) -> None:
-        """Keep what the source logs."""
+        """Collect what the source logs."""
         if any(name in event.get("log_namespace", "") for name in ("sqs", "polling")):
             self.events.append(f"{event['log_level'].name}: {formatEvent(event)}")
 
     def listen(self, url: str, sink: Any, **options: Any) -> SQSSource:
-        """A source that is started, and stopped at the end."""
+        """A started source. It is stopped at the end of the test."""
         options = {
             "region": SQSServer.region,
-            # It is not waited for at the end, and goes on for so long.
+            # The last poll is not waited for at the end, and takes up to this long.
             "wait_seconds": 2,
             "access_id": "AKIAEXAMPLE",
             "access_key": "s3cret/key",
@@ -123,32 +123,32 @@ class SQSTestCase(unittest.TestCase):
         return source
 
     async def until(self, condition: Callable[[], object]) -> None:
-        """Wait until something holds."""
+        """Wait until a condition is true."""
         while not condition():
             await task.deferLater(reactor, 0.02)
 
-    async def told(self, text: str) -> None:
-        """It is logged."""
+    async def logged(self, text: str) -> None:
+        """Wait until a text is logged."""
         await self.until(lambda: any(text in event for event in self.events))
 
     async def counts(self, url: str) -> tuple[int, int]:
-        """The visible and the hidden messages of a queue."""
+        """How many visible and invisible messages a queue has."""
         counts: tuple[int, int] = await threads.deferToThread(self.server.counts, url)
         return counts
 
     async def emptied(self, url: str) -> None:
-        """A queue has no message, not even a hidden one."""
+        """Wait until a queue has no message, not even an invisible one."""
         while await self.counts(url) != (0, 0):
             await task.deferLater(reactor, 0.1)
 
     async def send(self, url: str, *bodies: str, **more: Any) -> list[str]:
-        """Send messages. Their ids."""
+        """Send messages; returns their ids."""
         ids: list[str] = await threads.deferToThread(self.server.send, url, bodies, **more)
         return ids
 
     @staticmethod
     def pollers() -> set[threading.Thread]:
-        """The threads of sources; those of earlier tests may still be in a poll."""
+        """The threads of sources; those of earlier tests may still be polling."""
         return {thread for thread in threading.enumerate() if "pcapsvc-sqs" in thread.name}
 
 
@@ -156,11 +156,11 @@ class ListenTests(SQSTestCase):
     """One source on a queue."""
 
     async def test_promptly(self) -> None:
-        """A message is heard by the poll that waits for it, with the time when it was sent, and deleted."""
+        """A waiting poll receives a message with the time when it was sent; the message is deleted."""
         url = self.start()
         sink = NodeSink("node-1")
         self.listen(url, sink, wait_seconds=10)
-        await self.told("listening")
+        await self.logged("listening")
         await task.deferLater(reactor, 1.0)
         for number in range(3):
             began = time.monotonic()
@@ -174,7 +174,7 @@ class ListenTests(SQSTestCase):
             self.assertLess(abs(time.time() - sent_at), 30)
 
     async def test_envelope(self) -> None:
-        """What SNS sends on is understood."""
+        """A notification from SNS is unwrapped."""
         url = self.start()
         sink = NodeSink("node-1")
         self.listen(url, sink)
@@ -184,7 +184,7 @@ class ListenTests(SQSTestCase):
         await self.emptied(url)
 
     async def test_busy(self) -> None:
-        """What there is no room for comes again, until there is."""
+        """A message for a busy node comes again until it is accepted."""
         url = self.start()
         sink = MemorySink(Busy(reason="full"))
         self.listen(url, sink)
@@ -195,7 +195,7 @@ class ListenTests(SQSTestCase):
         await self.emptied(url)
 
     async def test_for_another_node(self) -> None:
-        """What is for another node goes back, and that node has it soon."""
+        """A message for another node is returned, and soon reaches that node."""
         url = self.start()
         ours, other = NodeSink("node-1"), NodeSink("node-2")
         self.listen(url, ours)
@@ -207,7 +207,7 @@ class ListenTests(SQSTestCase):
         self.assertEqual([], ours.taken)
 
     async def test_for_another_node_deleted(self) -> None:
-        """Where each node has a queue of its own, what is for others is deleted from it."""
+        """If each node has its own queue, messages for others are deleted."""
         url = self.start()
         sink = NodeSink("node-1")
         self.listen(url, sink, unmatched="delete")
@@ -216,7 +216,7 @@ class ListenTests(SQSTestCase):
         await self.emptied(url)
 
     async def test_first_in_first_out(self) -> None:
-        """In a FIFO queue, what is for another node holds its group up no longer than it takes to find it."""
+        """In a FIFO queue, a message for another node delays its group only until it reaches that node."""
         url = self.start(FifoQueue="true", ContentBasedDeduplication="true")
         sinks = [NodeSink(node) for node in NODES[:2]]
         for sink in sinks:
@@ -227,7 +227,7 @@ class ListenTests(SQSTestCase):
         self.assertEqual([[0, 2, 4], [1, 3, 5]], [sink.taken for sink in sinks])
 
     async def test_comes_again(self) -> None:
-        """A message that wasn't deleted, and is seen again when its time is up, is not submitted again."""
+        """A message that wasn't deleted, and becomes visible again, is not submitted again."""
         url = self.start()
         sink = NodeSink("node-1")
         proxy = self.proxy(every=1)
@@ -238,13 +238,13 @@ class ListenTests(SQSTestCase):
         self.assertEqual([*range(20)], sorted(sink.taken))
 
     async def test_deletion_lost(self) -> None:
-        """A message whose deletion never worked comes when its time is up, and is deleted then."""
+        """A message whose deletion failed is deleted when it becomes visible again."""
         url = self.start(own=True)
         sink = MemorySink()
         taken = sink.submit
 
         def submit(message: Message) -> defer.Deferred[Verdict]:
-            # From here on, nothing can be deleted.
+            # From here on, deletions fail.
             self.server.kill()
             return taken(message)
 
@@ -252,14 +252,14 @@ class ListenTests(SQSTestCase):
         await self.send(url, "x")
         await task.deferLater(reactor, WRITTEN_SECONDS)
         self.listen(url, sink, hidden_seconds=1)
-        await self.told("retrying")
+        await self.logged("retrying")
         await threads.deferToThread(self.server.restart)
-        await self.told("was delivered again")
+        await self.logged("was delivered again")
         await self.emptied(url)
         self.assertEqual(1, len(sink.submitted))
 
     def proxy(self, every: int) -> ForgetfulProxy:
-        """A proxy before the server that makes messages come twice."""
+        """A proxy that makes messages come twice."""
         proxy = ForgetfulProxy(self.server.endpoint, every=every)
         proxy.start()
         self.addCleanup(proxy.stop)
@@ -267,15 +267,15 @@ class ListenTests(SQSTestCase):
 
 
 class StopTests(SQSTestCase):
-    """A stop waits for no poll."""
+    """A stop doesn't wait for a poll."""
 
     async def test_during_a_poll(self) -> None:
-        """It is at once; a message that the poll still brings is in the queue again at once."""
+        """It is immediate; a message that the poll still receives is returned at once."""
         url = self.start()
         sink = MemorySink()
         others = self.pollers()
         source = self.listen(url, sink, wait_seconds=5)
-        await self.told("listening")
+        await self.logged("listening")
         await task.deferLater(reactor, 0.3)
         began = time.monotonic()
         await source.stopService()
@@ -286,7 +286,7 @@ class StopTests(SQSTestCase):
         self.assertEqual([], sink.submitted)
 
     async def test_process(self) -> None:
-        """The daemon ends at once, too, in the middle of its poll."""
+        """The daemon also stops immediately in the middle of a poll."""
         url = self.start()
         daemon = Daemon(f'[sqs]\nlisten = true\nurl = "{url}"\naccessid = "a"\naccesskey = "b"\n')
         self.addCleanup(daemon.stop)
@@ -300,12 +300,12 @@ class StopTests(SQSTestCase):
 
 
 class OutageTests(SQSTestCase):
-    """The server is not there, says nothing, or refuses."""
+    """The server is down, silent, or refuses."""
 
     async def test_killed(self) -> None:
         """
-        Killed and back in the middle of 1,000 requests, of which a part comes twice: each is done
-        once, and the outage and its end are told once.
+        The server is killed and restarted in the middle of 1,000 requests, some of which come twice: each is
+        done once, and the outage and its end are logged once.
         """
         url = self.start(own=True)
         sink = NodeSink("node-1")
@@ -318,7 +318,7 @@ class OutageTests(SQSTestCase):
         await self.until(lambda: len(sink.taken) > 100)
         await threads.deferToThread(self.server.kill)
         taken = len(sink.taken)
-        await self.told("retrying")
+        await self.logged("retrying")
         await task.deferLater(reactor, 1.0)
         await threads.deferToThread(self.server.restart)
         await self.send(url, *(request(number, "node-1") for number in range(700, 1000)))
@@ -327,48 +327,48 @@ class OutageTests(SQSTestCase):
         self.assertLess(taken, 700)
         self.assertEqual([*range(1000)], sorted(sink.taken))
         self.assertEqual(250, proxy.forgotten)
-        told = [event for event in self.events if "was delivered again" not in event]
-        self.assertEqual(["info", "warn", "info"], [event.split(":")[0] for event in told])
+        lines = [event for event in self.events if "was delivered again" not in event]
+        self.assertEqual(["info", "warn", "info"], [event.split(":")[0] for event in lines])
 
     async def test_frozen(self) -> None:
-        """A server that says nothing is given up after its time, and polled again when it does."""
+        """A silent server is given up in time, and polled again when it answers."""
         url = self.start(own=True)
         sink = NodeSink("node-1")
         self.listen(url, sink, wait_seconds=1, hidden_seconds=2, answer_seconds=1.0)
-        await self.told("listening")
+        await self.logged("listening")
         self.server.freeze()
-        await self.told("warn")
+        await self.logged("warn")
         self.server.thaw()
         await self.send(url, request(1, "node-1"))
         await self.until(lambda: sink.taken == [1])
         await self.emptied(url)
 
     async def test_no_queue(self) -> None:
-        """A queue that isn't there is told, and polled when it is."""
+        """A missing queue is logged, and polled once it exists."""
         url = self.start()
         sink = NodeSink("node-1")
         self.listen(url.replace("captures", "others"), sink)
-        await self.told("the server answered QueueDoesNotExist")
+        await self.logged("the server answered QueueDoesNotExist")
         await threads.deferToThread(
             self.server.create_queue, url.rpartition("/")[2].replace("captures", "others")
         )
-        await self.told("listening")
+        await self.logged("listening")
         self.assertEqual(2, len(self.events), self.events)
 
     async def test_wrong_credentials(self) -> None:
-        """Wrong credentials are told, and the key isn't."""
+        """Wrong credentials are logged, but not the access key."""
         checking = S3Server()
         self.addCleanup(checking.stop)
         await threads.deferToThread(checking.start)
         url = f"{checking.endpoint}/123456789012/captures"
         self.listen(url, MemorySink(), region=checking.region, access_id=checking.access_key)
-        # moto words it in XML, which this protocol of SQS' hasn't; it is told as it comes.
-        await self.told("the server answered 403: ")
+        # moto answers in XML, although the protocol is JSON. It is logged as received.
+        await self.logged("the server answered 403: ")
         self.assertIn("<Code>SignatureDoesNotMatch</Code>", self.events[0])
         self.assertNotIn("s3cret", "".join(self.events))
 
     async def test_nothing_grows(self) -> None:
-        """Hundreds of polls that fail cost neither threads nor descriptors."""
+        """Hundreds of failed polls leak neither threads nor descriptors."""
         await self.until(lambda: not self.pollers())
         url = f"http://127.0.0.1:{free_port()}/0/captures"
         polls = 0
@@ -392,12 +392,12 @@ class OutageTests(SQSTestCase):
         source.startService()
         self.addCleanup(source.stopService)
         await self.until(lambda: polls >= 20)
-        # What earlier tests left to it is not to go away meanwhile.
+        # What earlier tests left behind must not vanish in the meantime.
         gc.collect()
         before = threading.active_count(), descriptors()
         await self.until(lambda: polls >= 320)
         self.assertLessEqual(threading.active_count(), before[0])
-        # One socket may just be about to connect.
+        # One socket may be connecting.
         self.assertLessEqual(descriptors(), before[1] + 1)
         self.assertEqual(1, len(self.events), self.events)
 
@@ -406,12 +406,12 @@ class FleetTests(SQSTestCase):
     """Three nodes on one queue."""
 
     def addressed(self, count: int) -> list[str]:
-        """For each request, the node that it is for."""
+        """The node that each request is for."""
         chance = random.Random(7)
         return [chance.choice(NODES) for _ in range(count)]
 
     async def test_each_its_own(self) -> None:
-        """Each request is done by its node and by no other, once, though half of them come twice."""
+        """Each request is done once, by its node only, although half of them come twice."""
         url = self.start()
         proxy = ForgetfulProxy(self.server.endpoint)
         proxy.start()
@@ -428,7 +428,7 @@ class FleetTests(SQSTestCase):
         self.assertEqual([], [event for event in self.events if event.startswith("warn")])
 
     async def test_daemons(self) -> None:
-        """Three daemons, and the packets of each request in a file of its node, and in no other."""
+        """With three daemons, the packets of each request are in one file of its node."""
         wire = Wire()
         self.addCleanup(wire.stop)
         wire.start()
@@ -449,7 +449,7 @@ class FleetTests(SQSTestCase):
             self.addCleanup(daemon.stop)
             await threads.deferToThread(daemon.start)
         nodes = self.addressed(300)
-        # Each asks for packets to a port of its own.
+        # Each request captures packets to its own port.
         bodies = [
             json.dumps(
                 {
@@ -478,7 +478,7 @@ class FleetTests(SQSTestCase):
         self.assertEqual(dict.fromkeys(range(300), 1), dict(Counter(files.values())))
         for path, number in files.items():
             self.assertTrue(path.name.startswith(f"{nodes[number]}-"), path.name)
-        # Those that come twice have come, and no capture runs that nobody waits for.
+        # The duplicates have been delivered, and no other capture is running.
         self.assertEqual(150, proxy.forgotten)
         for daemon in daemons:
             self.assertEqual(nodes.count(daemon.node), daemon.log.count("capturing on"))
