@@ -34,10 +34,11 @@ class Request(http.Request):
     A request. Its body is kept in memory, and is never parsed as a form.
 
     @ivar path: the path in the request target, without the query.
+    @ivar args: the parameters in the query, and none from the body.
     @ivar target_host: the host in the request target, which then counts rather than the C{Host} header (RFC
         9112, section 3.2.2); L{None} if there is only a path.
     @ivar prepath: the segments of the path that have been traversed; likewise C{postpath}, those to come.
-    @ivar responding: fires when the answer was sent, or the client is gone and nobody works on one any more.
+    @ivar responding: fires when the answer was sent, or was dropped because the client has gone.
     @ivar is_disconnected: whether the client has gone before it got the whole answer.
     """
 
@@ -67,9 +68,9 @@ class Request(http.Request):
 
     def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
         self.content.seek(0)
-        self.args = {}
         self.method, self.uri, self.clientproto = command, path, version
-        self.path = path.partition(b"?")[0]
+        self.path, _, query = path.partition(b"?")
+        self.args = http.parse_qs(query, keep_blank_values=True)
         if absolute := _ABSOLUTE.match(self.path):
             self.target_host, self.path = absolute[1], absolute[2] or b"/"
         self.prepath: list[bytes] = []

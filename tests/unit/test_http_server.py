@@ -75,7 +75,7 @@ class Twisteds(TwistedResource):
 
     def render_GET(self, request: Any) -> Any:
         self.request = request
-        return 1 if request.args == {} and request.postpath == [] and b"later" in request.uri else b"now"
+        return 1 if b"later" in request.args else b",".join(request.args.get(b"word", [b"now"]))
 
 
 class Broken(Resource):
@@ -244,7 +244,8 @@ class StreamTests(ServerTestCase):
         """A resource of Twisted's own kind is served as it is, and may answer later."""
         transport = self.ask("/twisted")
         self.assertTrue(transport.value().endswith(b"Content-Length: 3\r\n\r\nnow"), transport.value())
-        transport = self.ask("/twisted?later")
+        self.assertTrue(self.ask("/twisted?word=a&word=%C3%A9").value().endswith(b"\r\n\r\na,\xc3\xa9"))
+        transport = self.ask("/twisted?later=")
         self.assertEqual(transport.value(), b"")
         self.twisteds.request.write(b"later")
         self.twisteds.request.finish()

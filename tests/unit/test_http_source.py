@@ -182,6 +182,11 @@ class GetTests(HTTPTestCase):
         response = self.ask("GET", "/captures/abc1?pretty")
         self.assertEqual((response.code, response.content), (200, self.states["abc1"]))
 
+    def test_encoded(self) -> None:
+        """A path may be percent-encoded; an encoded slash separates nothing."""
+        self.assertEqual(self.ask("GET", "/%63aptures/ab%631").content, self.states["abc1"])
+        self.assertEqual(self.ask("GET", "/captures%2Fabc1").code, 404)
+
     def test_head(self) -> None:
         """HEAD has the headers of GET, and no body."""
         expected = self.ask("GET", "/captures/abc1").headers
