@@ -29,8 +29,8 @@ SOURCES = (*BROKERS, "http")
 WORKS_SECONDS = 30.0
 BACK_SECONDS = 60.0
 
-#: The longest time that a stop takes: a source takes up to 1.5 s, and the end of the process half a second, or
-#: some seconds on a busy machine. A poll of SQS would take 20 s.
+#: The longest time that a stop takes: a source takes up to 1.5 s, and the end of the process half a second,
+#: or some seconds on a busy machine. A poll of SQS would take 20 s.
 STOP_SECONDS = 10.0
 
 #: How old requests may be in the tests of that, not counting clock skew.

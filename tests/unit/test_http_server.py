@@ -296,6 +296,8 @@ class CloseTests(ServerTestCase):
         transport = self.ask("/stream")
         closed = self.close()
         self.assertTrue(transport.is_lost)
+        assert self.stream.lost is not None
+        self.failureResultOf(self.stream.lost, error.ConnectionDone)
         self.stream.ended.callback(None)
         self.successResultOf(closed)
         self.assertEqual(self.clock.getDelayedCalls(), [])
