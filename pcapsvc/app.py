@@ -22,7 +22,7 @@ from pcapsvc.host.descriptors import DescriptorLimit
 from pcapsvc.host.permission import PermissionCheck
 from pcapsvc.host.signals import Signals
 from pcapsvc.host.systemd import Readiness
-from pcapsvc.interfaces.capture import IPatientPacketSystem
+from pcapsvc.interfaces.capture import IStandbyPacketSystem
 from pcapsvc.interfaces.delivery import IDestination, IEncoder
 from pcapsvc.interfaces.reports import IReporter
 from pcapsvc.interfaces.threads import RunInThread
@@ -77,7 +77,7 @@ def build(
     settings: Settings,
     reactor: Any,
     *,
-    system: IPatientPacketSystem | None = None,
+    system: IStandbyPacketSystem | None = None,
     wall_clock: Callable[[], float] = time.time,
 ) -> Node:
     """
@@ -96,7 +96,7 @@ def build(
     reporter = FanOutReporter([*reporters.values()])
     events = EventFactory(settings.general.node_name, wall_clock=wall_clock, new_id=_new_id)
     delivery, redelivery, spool = build_delivery(context, [*destinations.values()], reporter, events)
-    packets, capturer = build_capturer(context, pools.new(), system)
+    packets, capturer, below = build_capturer(context, pools.new(), system)
     encoder = _encoder(context)
     pipeline = build_pipeline(context, capturer, encoder, delivery, reporter, events, captures)
     sources = {section.name: section.build(context, pipeline) for section in settings.enabled(SourceSection)}
@@ -110,6 +110,7 @@ def build(
         delivery,
         *spool,
         packets,
+        *below,
         [part for part in outward if IService.providedBy(part)],
         pools,
         [hosted, DescriptorLimit(), *([PermissionCheck()] if system is None else [])],

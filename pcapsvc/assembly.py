@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from twisted.application.service import IService
+
 from pcapsvc.capture.capturer import Capturer
 from pcapsvc.captures import Captures
 from pcapsvc.core.admission import Admission
@@ -17,13 +19,14 @@ from pcapsvc.delivery.redelivery import Redelivery
 from pcapsvc.delivery.settings import DeliverySettings
 from pcapsvc.delivery.spool import Spool
 from pcapsvc.host.descriptors import most_captures
-from pcapsvc.interfaces.capture import IPatientPacketSystem
+from pcapsvc.interfaces.capture import IStandbyPacketSystem
 from pcapsvc.interfaces.delivery import IDelivery, IDestination, IEncoder
 from pcapsvc.interfaces.reports import IReporter
-from pcapsvc.packets.meanwhile import reading
+from pcapsvc.judge import Judge
+from pcapsvc.packets.filter_compiler import FilterCompiler
 from pcapsvc.packets.own_sockets import SocketTable
 from pcapsvc.packets.own_traffic import OwnTrafficFilter
-from pcapsvc.packets.pcapy_system import PcapySystem
+from pcapsvc.packets.pcapy_system import PcapySystem, libpcap_path
 from pcapsvc.packets.standby import StandbySystem
 from pcapsvc.pipeline import Pipeline
 from pcapsvc.settings import Settings
@@ -38,32 +41,44 @@ SPOOL_THREADS = 5
 
 
 def build_capturer(
-    context: BuildContext, threads: Threads, system: IPatientPacketSystem | None
-) -> tuple[StandbySystem, Capturer]:
-    """Where packets come from, and what captures them."""
+    context: BuildContext, threads: Threads, system: IStandbyPacketSystem | None
+) -> tuple[StandbySystem, Capturer, list[list[IService]]]:
+    """
+    Where packets come from, what captures them, and the services that both need: to be stopped after them.
+    """
     settings, reactor = context.settings, context.reactor
-    packets = StandbySystem(
-        reactor,
-        system
-        or PcapySystem(
-            meanwhile=reading(lambda: capturer.read_all()),
+    services: list[list[IService]] = []
+    if system is None:
+        # Whoever has standby handles wants captures to start at once: so the compiler is ready as well.
+        compiler = FilterCompiler(reactor, libpcap_path(), keep_ready=bool(settings.capture.standby))
+        pcapy_system = PcapySystem(
+            compiler=compiler,
+            run_in_thread=threads.run,
             close_descriptor=threads.close_descriptor,
             buffer_size_bytes=settings.capture.buffer_size_bytes,
             read_timeout_ms=settings.capture.read_timeout_ms,
             promiscuous=settings.general.promiscuous,
-        ),
+        )
+        services.append([pcapy_system, compiler])
+        system = pcapy_system
+    packets = StandbySystem(
+        reactor,
+        system,
         interfaces=settings.capture.standby,
         snap_length=settings.general.snap_length,
     )
+    own_traffic = OwnTrafficFilter(reactor, compile_now=packets.compile_now, table=SocketTable)
     capturer = Capturer(
         reactor,
-        OwnTrafficFilter(reactor, packets, table=SocketTable) if settings.general.exclude_self else packets,
+        packets,
+        run_in_thread=threads.run,
+        hook=own_traffic.watch if settings.general.exclude_self else None,
         wall_clock=context.wall_clock,
         read_timeout_ms=settings.capture.read_timeout_ms,
         packet_debug=settings.general.packet_debug,
         panic=settings.general.panic,
     )
-    return packets, capturer
+    return packets, capturer, services
 
 
 def build_pipeline(
@@ -78,25 +93,30 @@ def build_pipeline(
     """What every request goes through."""
     settings = context.settings
     general = settings.general
+    admission = Admission(
+        max_captures=general.max_captures,
+        max_memory_bytes=general.max_memory_bytes,
+        max_in_memory=most_captures(),
+    )
     return Pipeline(
-        _view(settings),
+        judge=Judge(
+            _view(settings),
+            admission=admission,
+            rate=RequestRate(general.max_request_rate),
+            wall_clock=context.wall_clock,
+            now=context.reactor.seconds,
+            max_request_age_seconds=general.max_request_age_seconds,
+            ignore_unknown=general.unknown_keys == "ignore",
+            log_requests=general.log_requests,
+        ),
         capturer=capturer,
         encoder=encoder,
         delivery=delivery,
         reporter=reporter,
         events=events,
         captures=captures,
-        admission=Admission(
-            max_captures=general.max_captures,
-            max_memory_bytes=general.max_memory_bytes,
-            max_in_memory=most_captures(),
-        ),
-        rate=RequestRate(general.max_request_rate),
+        admission=admission,
         wall_clock=context.wall_clock,
-        now=context.reactor.seconds,
-        max_request_age_seconds=general.max_request_age_seconds,
-        ignore_unknown=general.unknown_keys == "ignore",
-        log_requests=general.log_requests,
     )
 
 

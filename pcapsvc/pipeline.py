@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 
 from twisted.application.service import Service
@@ -13,18 +14,8 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from pcapsvc.core.admission import Admission
-from pcapsvc.core.age import too_old
 from pcapsvc.core.artifact import file_name, make_artifact
-from pcapsvc.core.errors import (
-    FAULT,
-    CaptureForbidden,
-    CaptureUnavailable,
-    NodeBusy,
-    PcapsvcError,
-    Problem,
-    RequestRejected,
-    shown_words,
-)
+from pcapsvc.core.errors import FAULT, PcapsvcError, Problem, RequestRejected
 from pcapsvc.core.event import (
     CaptureDone,
     CaptureFailed,
@@ -35,48 +26,43 @@ from pcapsvc.core.event import (
     verdict_payload,
 )
 from pcapsvc.core.message import Message
-from pcapsvc.core.node import NodeMatcher
-from pcapsvc.core.plan import CapturePlan, NodeView, plan_captures
-from pcapsvc.core.rate import RequestRate
 from pcapsvc.core.recording import Content, Recording
-from pcapsvc.core.request import asks_to_be_logged, parse_request, read_address, read_labels
-from pcapsvc.core.result import Accepted, Busy, NotForThisNode, Rejected, StartedCapture, Verdict
+from pcapsvc.core.request import read_labels
+from pcapsvc.core.result import Accepted, Busy, Rejected, StartedCapture, Verdict
 from pcapsvc.core.session import StopReason
 from pcapsvc.interfaces.capture import ICapture, ICapturer
 from pcapsvc.interfaces.captures import ICaptureRegistry
 from pcapsvc.interfaces.delivery import IDelivery, IEncoder
 from pcapsvc.interfaces.reports import IReporter
 from pcapsvc.interfaces.requests import IRequestSink
+from pcapsvc.judge import Admitted, Judge
+from pcapsvc.preparation import prepare_all
 
-_NOT_FOR_THIS_NODE = NotForThisNode()
-# Of a request that is logged, in characters.
-_MOST_LOGGED = 4096
+_STOPPING = "the daemon is stopping"
 
 
 @implementer(IRequestSink)
 class Pipeline(Service):
     """
-    Where every request goes through.
+    What happens to every request.
 
+    @param judge: decides on requests.
+    @param capturer: prepares the captures of a request.
     @param encoder: makes the file that is delivered from a recording.
-    @param delivery: brings what captures bring to the destinations.
-    @param reporter: hears what becomes of requests and captures.
+    @param delivery: delivers files to the destinations.
+    @param reporter: receives the events of requests and captures.
     @param events: makes the events.
     @param captures: knows the captures that are running.
-    @param rate: how many requests each source may bring; L{None} is no bound.
+    @param admission: knows how much room there is.
     @param wall_clock: the time in seconds since the Unix epoch.
-    @param now: the time in seconds of the clock by which the rate is judged.
-    @param max_request_age_seconds: how old a request may be, by its broker's clock; L{None} is no bound.
-    @param ignore_unknown: pass over keys of a request that are not known.
-    @param log_requests: log each request for this node.
     """
 
     _log = Logger()
 
     def __init__(
         self,
-        node: NodeView,
         *,
+        judge: Judge,
         capturer: ICapturer,
         encoder: IEncoder,
         delivery: IDelivery,
@@ -84,15 +70,9 @@ class Pipeline(Service):
         events: EventFactory,
         captures: ICaptureRegistry,
         admission: Admission,
-        rate: RequestRate | None = None,
         wall_clock: Callable[[], float] = time.time,
-        now: Callable[[], float] = time.monotonic,
-        max_request_age_seconds: float | None = None,
-        ignore_unknown: bool = False,
-        log_requests: bool = False,
     ) -> None:
-        self._node = node
-        self._matcher = NodeMatcher(node.name)
+        self._judge = judge
         self._capturer = capturer
         self._encoder = encoder
         self._delivery = delivery
@@ -100,31 +80,31 @@ class Pipeline(Service):
         self._events = events
         self._captures = captures
         self._admission = admission
-        self._rate = rate or RequestRate(None)
         self._wall_clock = wall_clock
-        self._now = now
-        self._max_request_age = max_request_age_seconds
-        self._ignore_unknown = ignore_unknown
-        self._log_requests = log_requests
         self._running: set[ICapture] = set()
         self._flows: set[Deferred[None]] = set()
-        self._stopping = False
+        # The verdicts that have not fired, and the end of each; and how many there are, by source.
+        self._verdicts: dict[Deferred[Verdict], Deferred[None]] = {}
+        self._pending: Counter[str] = Counter()
 
     def startService(self) -> None:
-        """Take requests."""
+        """Accept requests."""
         super().startService()  # type: ignore[no-untyped-call]
-        self._stopping = False
+        self._judge.open()
 
     def stopService(self) -> Deferred[None]:
         """
-        Take no more requests, and end every capture with what it has.
+        Accept no more requests, give up those that are being prepared, and end every capture with what it
+        has.
 
-        @return: fires when all is delivered, or has failed to be; on cancel, the
-            deliveries that still go on are given up.
+        @return: fires when everything is delivered, or has failed to be; on cancel, the
+            deliveries that are still in progress are given up.
         """
         super().stopService()  # type: ignore[no-untyped-call]
-        self._stopping = True
-        flows = list(self._flows)
+        self._judge.close(_STOPPING)
+        flows = [*self._flows, *self._verdicts.values()]
+        for verdict in list(self._verdicts):
+            verdict.cancel()
         for capture in list(self._running):
             capture.end(StopReason.SHUTDOWN)
         done = DeferredList(flows, consumeErrors=True)
@@ -139,90 +119,74 @@ class Pipeline(Service):
 
     def submit(self, message: Message) -> Deferred[Verdict]:
         """Judge a request, and start its captures: see L{IRequestSink.submit}."""
-        source, body = message.source, message.body
         try:
-            verdict = self._judge(source, body, message.sent_at)
+            judged = self._judge.judge(message, self._pending[message.source])
         except RequestRejected as rejection:
-            verdict = Rejected(problems=rejection.problems)
+            judged = Rejected(problems=rejection.problems)
         except Exception:  # noqa: BLE001 - one request fails, and no other
-            self._log.failure("a request from {source} could not be judged", source=source)
-            verdict = Rejected(problems=(Problem(path="request", rule=f"caused an {FAULT}"),))
+            judged = self._internal_error(message)
+        if isinstance(judged, Admitted):
+            return self._await(message, Deferred.fromCoroutine(self._begin(message, judged)))
+        self._report_refusal(message, judged)
+        return succeed(judged)
+
+    def _await(self, message: Message, verdict: Deferred[Verdict]) -> Deferred[Verdict]:
+        """Hold a verdict that may take a while, and see to it that it never fails."""
+        ended: Deferred[None] = Deferred()
+
+        def fired(result: Verdict | Failure) -> Verdict:
+            if isinstance(result, Failure):
+                result = self._internal_error(message, result)
+            self._report_refusal(message, result)
+            return result
+
+        def end(result: Verdict) -> Verdict:
+            del self._verdicts[verdict]
+            self._pending[message.source] -= 1
+            ended.callback(None)
+            return result
+
+        verdict.addBoth(fired)
+        if not verdict.called:
+            self._verdicts[verdict] = ended
+            self._pending[message.source] += 1
+            verdict.addCallback(end)
+        return verdict
+
+    def _internal_error(self, message: Message, failure: Failure | None = None) -> Rejected:
+        self._log.failure("a request from {source} could not be judged", failure, source=message.source)
+        return Rejected(problems=(Problem(path="request", rule=f"caused an {FAULT}"),))
+
+    def _report_refusal(self, message: Message, verdict: Verdict) -> None:
         if isinstance(verdict, Rejected | Busy):
-            self._reporter.report(self._events.event(verdict_payload(verdict), read_labels(body, source)))
-        return succeed(verdict)
+            labels = read_labels(message.body, message.source)
+            self._reporter.report(self._events.event(verdict_payload(verdict), labels))
 
-    def _judge(self, source: str, body: bytes, sent_at: float | None) -> Verdict:
-        # With a fleet nearly every message is for others: nothing else may come before this.
-        address = read_address(body)
-        found: Sequence[Problem] = ()
+    async def _begin(self, message: Message, admitted: Admitted) -> Verdict:
+        """
+        Prepare all captures before any starts, so that a filter which one interface refuses starts none.
+        """
+        plans, reservation = admitted.plans, admitted.reservation
         try:
-            if not self._matcher.matches(address.node, address.nodere):
-                return _NOT_FOR_THIS_NODE
-        except RequestRejected as bad_expression:
-            found = bad_expression.problems
-        if self._stopping:
-            return Busy(reason="the daemon is stopping")
-        began = self._now()
-        if (too_many := self._rate.refusal(source, began)) is not None:
-            return Busy(reason=too_many)
-        try:
-            return self._judge_for_this_node(source, body, sent_at, found)
+            prepared = await prepare_all(self._capturer, plans)
+            self._judge.took(message.source, prepared.compile_seconds)
+            if prepared.verdict is not None:
+                return prepared.verdict if self.running else Busy(reason=_STOPPING)
+            accepted = Accepted(
+                captures=tuple(
+                    StartedCapture(capture_id=capture.capture_id, interface=capture.plan.interface)
+                    for capture in prepared.captures
+                ),
+                problems=prepared.problems,
+            )
+            labels = replace(plans[0].labels, interface=None)
+            self._reporter.report(self._events.event(verdict_payload(accepted), labels))
+            for capture in prepared.captures:
+                reservation.started(capture.capture_id)
+                self._hold(capture.capture_id, Deferred.fromCoroutine(self._flow(capture)))
+            return accepted
         finally:
-            self._rate.took(source, self._now() - began)
-
-    def _judge_for_this_node(
-        self, source: str, body: bytes, sent_at: float | None, found: Sequence[Problem]
-    ) -> Verdict:
-        stale = None if sent_at is None else too_old(sent_at, self._wall_clock(), self._max_request_age)
-        if stale is not None:
-            return Rejected(problems=(stale,))
-        if self._log_requests or asks_to_be_logged(body):
-            self._log_request(source, body)
-        request = parse_request(body, self._node.bounds, ignore_unknown=self._ignore_unknown, found=found)
-        plans = plan_captures(request, self._node, source)
-        needs = (len(plans), plans[0].most_bytes)
-        if (impossible := self._admission.impossible(*needs)) is not None:
-            return Rejected(problems=(impossible,))
-        if (refusal := self._admission.refusal(*needs)) is not None:
-            return Busy(reason=refusal)
-        return self._begin(plans)
-
-    def _log_request(self, source: str, body: bytes) -> None:
-        text = shown_words(body.decode("utf-8", "replace"), _MOST_LOGGED)
-        self._log.info("request from {source}: {request}", source=source, request=text)
-
-    def _begin(self, plans: Sequence[CapturePlan]) -> Verdict:
-        """Open all before any starts, so that a filter which one interface refuses starts none."""
-        prepared: list[ICapture] = []
-        problems: list[Problem] = []
-        try:
-            for plan in plans:
-                try:
-                    prepared.append(self._capturer.prepare(plan))
-                except CaptureUnavailable as error:
-                    problems.append(Problem(path="interface", value=repr(error.interface), rule=error.reason))
-                    if isinstance(error, CaptureForbidden):
-                        break
-        except NodeBusy as error:
-            _discard(prepared)
-            return Busy(reason=str(error))
-        except BaseException:
-            _discard(prepared)
-            raise
-        if not prepared:
-            return Rejected(problems=tuple(problems))
-        accepted = Accepted(
-            captures=tuple(
-                StartedCapture(capture_id=capture.capture_id, interface=capture.plan.interface)
-                for capture in prepared
-            ),
-            problems=tuple(problems),
-        )
-        labels = replace(plans[0].labels, interface=None)
-        self._reporter.report(self._events.event(verdict_payload(accepted), labels))
-        for capture in prepared:
-            self._hold(capture.capture_id, Deferred.fromCoroutine(self._flow(capture)))
-        return accepted
+            reservation.release()
 
     def _hold(self, capture_id: str, flow: Deferred[None]) -> None:
         def fault(failure: Failure) -> None:
@@ -241,7 +205,6 @@ class Pipeline(Service):
     async def _flow(self, capture: ICapture) -> None:
         """One capture, from its start until every destination has had its turn."""
         capture_id, plan = capture.capture_id, capture.plan
-        self._admission.started(capture_id, plan.most_bytes)
         self._running.add(capture)
         self._captures.add(capture)
         try:
@@ -316,8 +279,3 @@ def _stopped(recorded: Recording, suffix: str) -> CaptureStopped:
         counts=recorded.counts,
         file=file_name(recorded, suffix) if recorded.packets else None,
     )
-
-
-def _discard(captures: Sequence[ICapture]) -> None:
-    for capture in captures:
-        capture.discard()

@@ -20,12 +20,19 @@ from twisted.internet import defer
 from zope.interface import implementer
 
 from pcapsvc.core.artifact import Artifact
-from pcapsvc.core.errors import CaptureUnavailable, Problem, RequestRejected
+from pcapsvc.core.errors import CaptureUnavailable, Problem
 from pcapsvc.core.event import Event, EventFactory, Payload
+from pcapsvc.core.filter import FilterRejected, Program
 from pcapsvc.core.message import Message
 from pcapsvc.core.recording import PacketCounts
 from pcapsvc.core.result import Accepted, Busy, Receipt, Verdict
-from pcapsvc.interfaces.capture import IPacketDumper, IPacketHandle, IPatientPacketSystem
+from pcapsvc.interfaces.capture import (
+    IPacketDumper,
+    IPacketHandle,
+    IStandbyHandle,
+    IStandbyPacketSystem,
+    PacketSink,
+)
 from pcapsvc.interfaces.delivery import IDestination, IHeldCapture, ISpool
 from pcapsvc.interfaces.reports import IReporter
 from pcapsvc.interfaces.requests import IRequestSink
@@ -131,7 +138,7 @@ class MemoryInterface:
     handles: list[MemoryHandle] = field(default_factory=list)
 
 
-@implementer(IPatientPacketSystem)
+@implementer(IStandbyPacketSystem)
 class MemoryPacketSystem:
     """
     A packet system whose packets a test delivers.
@@ -141,12 +148,14 @@ class MemoryPacketSystem:
     @ivar interfaces: the interfaces, by name.
     @ivar filters: for each filter that can be compiled, a function that says whether a packet passes it.
     @ivar seconds: the time at which packets arrive, in seconds since the Unix epoch.
+    @ivar opening: makes the Deferred that is awaited before a handle is opened; by default it has fired.
     """
 
     def __init__(self, *interfaces: str) -> None:
         self.interfaces = {name: MemoryInterface() for name in interfaces}
         self.filters: dict[str, Callable[[bytes], bool]] = {"": lambda data: True}
         self.seconds = 1_700_000_000.0
+        self.opening: Callable[[], defer.Deferred[Any]] = lambda: defer.succeed(None)
 
     def deliver(self, interface: str, *packets: bytes) -> None:
         """Let packets arrive on an interface."""
@@ -164,32 +173,103 @@ class MemoryPacketSystem:
         """How many handles are open."""
         return sum(len(interface.handles) for interface in self.interfaces.values())
 
-    def open(self, interface: str, *, snap_length: int, bpf: str) -> IPacketHandle:
-        """Begin to capture: see L{IPacketSystem.open}."""
-        return self._open(interface, snap_length, self.compile(bpf), promiscuous=True)
+    def open(self, interface: str, *, snap_length: int, bpf: str) -> defer.Deferred[IPacketHandle]:
+        """Start to capture: see L{IPacketSystem.open}."""
 
-    def wait(self, interface: str, *, snap_length: int) -> IPacketHandle:
-        """Open a handle that waits: see L{IPatientPacketSystem.wait}."""
-        return self._open(interface, snap_length, lambda data: False, promiscuous=False)
+        async def open_it() -> IPacketHandle:
+            await self.opening()
+            program = self.compile(bpf)
+            return self._open(interface, snap_length, program, promiscuous=True)
+
+        return defer.Deferred.fromCoroutine(open_it())
+
+    def open_standby(self, interface: str, *, snap_length: int) -> defer.Deferred[IStandbyHandle]:
+        """Open a handle that lets no packet pass: see L{IStandbyPacketSystem.open_standby}."""
+
+        async def open_it() -> IStandbyHandle:
+            await self.opening()
+            nothing = MemoryProgram(bpf="", instructions=b"", passes=lambda data: False)
+            return _MemoryStandbyHandle(self, self._open(interface, snap_length, nothing, promiscuous=False))
+
+        return defer.Deferred.fromCoroutine(open_it())
+
+    def compile_now(self, handle: IPacketHandle, bpf: str) -> Program:
+        """Compile a filter: see L{IPacketSystem.compile_now}."""
+        return self.compile(bpf)
+
+    def open_dumper(self, path: str, *, link_type: int, snap_length: int) -> IPacketDumper:
+        """Create a pcap file: see L{IPacketSystem.open_dumper}."""
+        return MemoryDumper(open(path, "wb", buffering=_STDIO_BUFFER_BYTES), link_type, snap_length)
 
     def _open(
-        self, interface: str, snap_length: int, passes: Callable[[bytes], bool], *, promiscuous: bool
+        self, interface: str, snap_length: int, program: MemoryProgram, *, promiscuous: bool
     ) -> MemoryHandle:
         found = self.interfaces.get(interface)
         if found is None:
             raise CaptureUnavailable(interface, "no such interface")
         if found.problem is not None:
             raise CaptureUnavailable(interface, found.problem)
-        handle = MemoryHandle(interface, found, snap_length, self.compile, passes)
+        handle = MemoryHandle(interface, found, snap_length, program)
         handle.promiscuous = promiscuous
         found.handles.append(handle)
         return handle
 
-    def compile(self, bpf: str) -> Callable[[bytes], bool]:
-        """Whether a packet passes a filter."""
+    def compile(self, bpf: str) -> MemoryProgram:
+        """Compile a filter that the test has added."""
         if bpf not in self.filters:
-            raise RequestRejected([Problem(path="bpf", value=repr(bpf), rule="libpcap says: syntax error")])
-        return self.filters[bpf]
+            raise FilterRejected(bpf, "libpcap says: syntax error")
+        return MemoryProgram(bpf=bpf, instructions=b"", passes=self.filters[bpf])
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryProgram(Program):
+    """
+    A filter of a L{MemoryPacketSystem}.
+
+    @ivar passes: whether a packet passes it.
+    """
+
+    passes: Callable[[bytes], bool]
+
+    def without(self, left_out: Program) -> MemoryProgram:
+        """A filter that lets pass what this one does, except what C{left_out} lets pass."""
+        assert isinstance(left_out, MemoryProgram)
+        return replace(self, passes=lambda data: self.passes(data) and not left_out.passes(data))
+
+
+@implementer(IStandbyHandle)
+class _MemoryStandbyHandle:
+    def __init__(self, system: MemoryPacketSystem, handle: MemoryHandle) -> None:
+        self._system = system
+        self.handle = handle
+        self._armed = False
+
+    def check(self) -> None:
+        self.handle.read(1000, _discard)
+
+    def arm(self, bpf: str) -> defer.Deferred[IPacketHandle]:
+        self._armed = True
+
+        async def arm_it() -> IPacketHandle:
+            try:
+                await self._system.opening()
+                program = self._system.compile(bpf)
+                self.handle.read(1000, _discard)
+            except BaseException:
+                self.handle.close()
+                raise
+            self.handle.begin(program)
+            return self.handle
+
+        return defer.Deferred.fromCoroutine(arm_it())
+
+    def close(self) -> None:
+        if not self._armed:
+            self.handle.close()
+
+
+def _discard(header: object, data: bytes) -> None:
+    """For packets that nobody wants."""
 
 
 @implementer(IPacketHandle)
@@ -199,27 +279,21 @@ class MemoryHandle:
 
     @ivar lost: whether its interface is gone.
     @ivar closed: whether it was closed.
-    @ivar promiscuous: whether the interface takes in what is for others, because of it.
+    @ivar promiscuous: whether the interface receives what is addressed to others, because of it.
     """
 
     def __init__(
-        self,
-        name: str,
-        interface: MemoryInterface,
-        snap_length: int,
-        compile_filter: Callable[[str], Callable[[bytes], bool]],
-        passes: Callable[[bytes], bool],
+        self, name: str, interface: MemoryInterface, snap_length: int, program: MemoryProgram
     ) -> None:
         self._name = name
         self._interface = interface
-        self._compile = compile_filter
-        self._filter = passes
-        self._left_out: Callable[[bytes], bool] = _nothing
+        self._filter = program
         self._waiting: deque[tuple[_Header, bytes]] = deque()
         self._received = 0
-        self._dispatching = False
+        self._reading = False
         # A descriptor that is readable while packets wait, so that select() and reactors can be used.
         self._event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.program: Program = program
         self.link_type = interface.link_type
         self.snap_length = snap_length
         self.lost = False
@@ -228,65 +302,49 @@ class MemoryHandle:
 
     def arrive(self, data: bytes, seconds: float) -> None:
         """A packet arrives."""
-        if self._passes(data):
+        if self._filter.passes(data):
             self._received += 1
             self._waiting.append((_Header(seconds, len(data)), data))
             os.eventfd_write(self._event, 1)
-
-    def _passes(self, data: bytes) -> bool:
-        return self._filter(data) and not self._left_out(data)
 
     def fileno(self) -> int:
         """The descriptor: see L{IPacketHandle.fileno}."""
         return -1 if self.closed else self._event
 
-    def open_dumper(self, path: str) -> IPacketDumper:
-        """Begin a pcap file: see L{IPacketHandle.open_dumper}."""
-        return MemoryDumper(open(path, "wb", buffering=_STDIO_BUFFER_BYTES), self.link_type, self.snap_length)
-
-    def dispatch(self, count: int, callback: Callable[[Any, bytes], object]) -> int:
-        """Hand over packets: see L{IPacketHandle.dispatch}."""
+    def read(self, count: int, sink: PacketSink) -> int:
+        """Read packets: see L{IPacketHandle.read}."""
         if self.closed:
             raise ValueError("pcap is closed")
         if self.lost and not self._waiting:
             raise CaptureUnavailable(self._name, "The interface disappeared")
-        handed = 0
-        self._dispatching = True
+        callback = sink if callable(sink) else sink.dump
+        read = 0
+        self._reading = True
         try:
-            while self._waiting and handed < count:
+            while self._waiting and read < count:
                 header, data = self._waiting.popleft()
-                if self._passes(data):
-                    handed += 1
+                if self._filter.passes(data):
+                    read += 1
                     callback(header, data[: self.snap_length])
         finally:
-            self._dispatching = False
+            self._reading = False
             if not self._waiting and not self.lost:
                 with suppress(BlockingIOError):
                     os.eventfd_read(self._event)
-        return handed
+        return read
 
-    def dump(self, count: int, dumper: IPacketDumper) -> int:
-        """Write packets: see L{IPacketHandle.dump}."""
-        return self.dispatch(count, dumper.dump)
-
-    def drain(self) -> None:
-        """Throw away what has arrived: see L{IPacketHandle.drain}."""
-        while self.dispatch(1, lambda header, data: None):
-            pass
-
-    def rearm(self, bpf: str) -> None:
-        """Begin anew with another filter: see L{IPacketHandle.rearm}."""
-        self.drain()
+    def begin(self, program: MemoryProgram) -> None:
+        """Capture from here on, with this filter."""
         self.promiscuous = True
-        self._filter, self._left_out = self._compile(bpf), _nothing
+        self.program = self._filter = program
         self._received = 0
 
-    def leave_out(self, bpf: str) -> None:
-        """Go on without some packets: see L{IPacketHandle.leave_out}."""
-        left_out = self._compile(bpf) if bpf else _nothing
+    def set_filter(self, program: Program) -> None:
+        """Continue with another filter: see L{IPacketHandle.set_filter}."""
+        assert isinstance(program, MemoryProgram)
         if self.lost:
             raise CaptureUnavailable(self._name, "The interface disappeared")
-        self._left_out = left_out
+        self._filter = program
 
     def counts(self) -> PacketCounts | None:
         """What the kernel would say: see L{IPacketHandle.counts}."""
@@ -296,17 +354,12 @@ class MemoryHandle:
 
     def close(self) -> None:
         """Stop capturing: see L{IPacketHandle.close}."""
-        if self._dispatching:
-            raise AssertionError("closed within dispatch: the real thing would crash")
+        if self._reading:
+            raise AssertionError("closed within read: the real thing would crash")
         if not self.closed:
             self.closed = True
             os.close(self._event)
             self._interface.handles.remove(self)
-
-
-def _nothing(data: bytes) -> bool:
-    """A filter that no packet passes."""
-    return False
 
 
 @implementer(IPacketDumper)

@@ -41,7 +41,7 @@ class Observer(Protocol):
 
 
 class _Full(Exception):
-    """Raised within a dispatch to end it."""
+    """Raised within a read to end it."""
 
 
 class MemoryFile:
@@ -116,6 +116,8 @@ class RecordingBuffer:
     there before they are read. That is as much as if each of them were of the snap
     length; so a batch is read in several calls, where that would be much.
 
+    @param open_dumper: creates a pcap file of the handle's link type and snap length, by its path.
+    @param before_read: called before each read of the handle.
     @param snap_length: how much of each packet is kept, in bytes.
     @param observer: sees each packet; what it raises is raised by L{read}.
 
@@ -123,9 +125,18 @@ class RecordingBuffer:
     """
 
     def __init__(
-        self, handle: IPacketHandle, name: str, *, snap_length: int, observer: Observer | None = None
+        self,
+        handle: IPacketHandle,
+        name: str,
+        *,
+        open_dumper: Callable[[str], IPacketDumper],
+        snap_length: int,
+        before_read: Callable[[], None] = lambda: None,
+        observer: Observer | None = None,
     ) -> None:
         self._handle = handle
+        self._open_dumper = open_dumper
+        self._before_read = before_read
         self._largest_packet = PACKET_HEADER_BYTES + snap_length
         self._most_at_once = max(1, _MOST_AHEAD_BYTES // self._largest_packet)
         self._name = name
@@ -167,6 +178,7 @@ class RecordingBuffer:
             while (wanted := before + batch.packets - self.packets) > 0:
                 count = min(wanted, self._most_at_once)
                 file.reserve(file.size + _HELD_BACK_BYTES + count * self._largest_packet)
+                self._before_read()
                 if read(count) < count:
                     break
         except _Full:
@@ -178,14 +190,14 @@ class RecordingBuffer:
         dumper = self._dumper_of(batch)
         if batch.stop_at_bytes is not None or self._observer is not None:
             each = self._each_packet(dumper.dump, batch.stop_at_bytes)
-            return lambda count: self._handle.dispatch(count, each)
+            return lambda count: self._handle.read(count, each)
 
-        def dump(count: int) -> int:
-            got = self._handle.dump(count, dumper)
+        def read(count: int) -> int:
+            got = self._handle.read(count, dumper)
             self.packets += got
             return got
 
-        return dump
+        return read
 
     def finish(self) -> MemoryFile:
         """
@@ -217,7 +229,7 @@ class RecordingBuffer:
     def _begin_file(self) -> None:
         file = MemoryFile(self._name)
         try:
-            self._dumper = self._handle.open_dumper(file.path)
+            self._dumper = self._open_dumper(file.path)
         except BaseException:
             file.close()
             raise

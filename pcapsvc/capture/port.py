@@ -17,7 +17,7 @@ from pcapsvc.core.errors import CaptureUnavailable
 from pcapsvc.core.plan import CapturePlan
 from pcapsvc.core.recording import Recording
 from pcapsvc.core.session import CaptureSession, StopReason
-from pcapsvc.interfaces.capture import ICapture, IPacketHandle
+from pcapsvc.interfaces.capture import ICapture, IPacketHandle, IReadHook
 
 # What a turn of the reactor reads at most, in packets: about 2 ms.
 _TURN_PACKETS = 4096
@@ -42,7 +42,8 @@ class CapturePort:
     One capture, from its open handle to its recording. Its limits hold from here on, as
     packets are kept from here on.
 
-    @param handle: owned from here on, as is C{buffer}.
+    @param handle: owned from here on, as are C{buffer} and C{hook}.
+    @param hook: closed with the handle; the buffer calls it before each read.
     @param wall_clock: the time in seconds since the Unix epoch.
     @param hand_over_seconds: how long the kernel may hold back a packet that has
         arrived: a deadline is judged so much later, when all that came before it
@@ -58,12 +59,14 @@ class CapturePort:
         buffer: RecordingBuffer,
         plan: CapturePlan,
         *,
+        hook: IReadHook | None = None,
         capture_id: str,
         wall_clock: Callable[[], float],
         hand_over_seconds: float,
     ) -> None:
         self._reactor = reactor
         self._handle = handle
+        self._hook = hook
         self._buffer = buffer
         self._wall_clock = wall_clock
         self._hand_over = hand_over_seconds
@@ -75,16 +78,22 @@ class CapturePort:
         self.plan = plan
         self.capture_id = capture_id
         self.link_type = handle.link_type
+        self.compile_seconds = handle.program.compile_seconds
+
+    def begin(self) -> None:
+        """
+        Read packets from here on, until the first of the limits: the ring would not hold them for long, and
+        it may take the other captures of a request a while to be prepared.
+        """
+        try:
+            self._reactor.addReader(self)
+            self._await_deadline()
+        except OSError as error:
+            self._fail(CaptureUnavailable(self.plan.interface, str(error)))
 
     def start(self) -> Deferred[Recording]:
-        """Read packets until the first of the limits: see L{ICapture.start}."""
+        """Have the recording: see L{ICapture.start}."""
         recording: Deferred[Recording] = self._end.addCallbacks(self._keep, self._give_up)
-        if self._ended is not None:
-            try:
-                self._reactor.addReader(self)
-                self._await_deadline()
-            except OSError as error:
-                self._fail(CaptureUnavailable(self.plan.interface, str(error)))
         return recording
 
     def end(self, reason: StopReason) -> None:
@@ -96,7 +105,7 @@ class CapturePort:
         """Give up, before L{start}: see L{ICapture.discard}."""
         self._stop_reading()
         self._close()
-        # Reading ahead may have failed, and nobody wants to know any more.
+        # Reading may have failed, and nobody wants to know any more.
         self._end.addErrback(lambda _: None)
 
     def progress(self) -> tuple[int, int]:
@@ -115,7 +124,7 @@ class CapturePort:
         """Packets have arrived."""
         self._read(_TURN_PACKETS)
 
-    def read_all(self) -> None:
+    def _read_all(self) -> None:
         """Read all that the kernel has handed over by now, within a bound."""
         until = self._reactor.seconds() + _READ_ALL_SECONDS
         while self._read(_TURN_PACKETS) and self._reactor.seconds() < until:
@@ -133,7 +142,7 @@ class CapturePort:
         """A limit of time is met, unless packets came that have moved it."""
         self._timer = None
         if self._session.time_passed(self._reactor.seconds()) is not None:
-            self.read_all()
+            self._read_all()
         if self._ended is None:
             return
         reason = self._session.time_passed(self._reactor.seconds())
@@ -190,8 +199,13 @@ class CapturePort:
         return ended
 
     def _close(self) -> None:
-        self._handle.close()
+        self._close_handle()
         self._buffer.discard()
+
+    def _close_handle(self) -> None:
+        self._handle.close()
+        if self._hook is not None:
+            self._hook.close()
 
     def _give_up(self, failure: Failure) -> Deferred[Recording]:
         self._close()
@@ -207,7 +221,7 @@ class CapturePort:
                 self._read_what_was_held_back()
             counts = self._handle.counts()
             content = self._buffer.finish()
-            self._handle.close()
+            self._close_handle()
         except BaseException as error:  # noqa: BLE001 - all of them are raised again
             self._close()
             raise self._told(error) from None

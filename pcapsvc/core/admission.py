@@ -1,12 +1,60 @@
-"""Whether there is room for one more capture."""
+"""Whether there is room for more captures."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from pcapsvc.core.errors import Problem
 
-#: How many captures may wait for their destinations: beside its bytes, each costs some 20 KiB of objects, as
-#: measured, on the disk or not.
+#: How many captures may wait for their destinations: besides its bytes, each costs some 20 KiB of objects, as
+#: measured, whether it is on the disk or not.
 MOST_WAITING = 10_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Impossible:
+    """There can never be room: the request asks for too much."""
+
+    problem: Problem
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoRoom:
+    """
+    There is no room now.
+
+    @ivar reason: what there is too much of, in words.
+    """
+
+    reason: str
+
+
+Refusal = Impossible | NoRoom
+
+
+class Reservation:
+    """
+    Room for captures that are being prepared.
+
+    @ivar captures: how many more may be started with it.
+    @ivar most_bytes: the size that each may grow to.
+    """
+
+    def __init__(self, admission: Admission, captures: int, most_bytes: int) -> None:
+        self._admission = admission
+        self.captures = captures
+        self.most_bytes = most_bytes
+
+    def started(self, capture_id: str) -> None:
+        """One of the captures has started, and takes its room with it."""
+        assert self.captures > 0
+        self.captures -= 1
+        self._admission.started(capture_id, self.most_bytes)
+
+    def release(self) -> None:
+        """Give back what was not used. A second call does nothing."""
+        self.captures = 0
+        self._admission.released(self)
 
 
 class Admission:
@@ -34,62 +82,42 @@ class Admission:
         self._max_memory = max_memory_bytes
         self._max_in_memory = max_in_memory
         self._max_waiting = max_waiting
+        self._reserved: set[Reservation] = set()
         self._running: set[str] = set()
         self._waiting: set[str] = set()
-        # Of those in memory, and of no others.
+        # Only of those in memory.
         self._bytes: dict[str, int] = {}
 
-    def impossible(self, captures: int, max_bytes: int) -> Problem | None:
-        """The problem that so many captures, each of up to C{max_bytes}, can never have room; or L{None}."""
-        most = min(self._max_captures, self._max_in_memory or self._max_captures)
-        if captures > most:
-            rule = f"means {captures} captures, and at most {most} may run at once on this node"
-            return Problem(path="interface", rule=rule)
-        if captures * max_bytes > self._max_memory:
-            rule = f"comes to {captures * max_bytes} on {captures} interfaces, and at most {self._max_memory}"
-            return Problem(
-                path="bytes", value=str(max_bytes), rule=f"{rule} may be held at once on this node"
-            )
-        return None
-
-    def refusal(self, captures: int, max_bytes: int) -> str | None:
+    def reserve(self, captures: int, most_bytes: int) -> Reservation | Refusal:
         """
-        Why there is no room for so many captures more, each of up to C{max_bytes};
-        L{None} where there is.
-        """
-        if len(self._running) + captures > self._max_captures:
-            return (
-                f"{len(self._running)} captures are running, and {captures} more would be over"
-                f" the {self._max_captures} that may run at once"
-            )
-        if self._max_in_memory is not None and len(self._bytes) + captures > self._max_in_memory:
-            return (
-                f"{len(self._bytes)} captures are in memory, and {captures} more would be over"
-                f" the {self._max_in_memory} for which there are descriptors"
-            )
-        if len(self._waiting) >= self._max_waiting:
-            return f"{len(self._waiting)} captures wait for their destinations, and no more may"
-        held = sum(self._bytes.values())
-        if held + captures * max_bytes > self._max_memory:
-            return (
-                f"captures may grow to {held} bytes, and {captures * max_bytes} more would be over"
-                f" the {self._max_memory} that they may hold at once"
-            )
-        return None
+        Have room for this many captures, each of up to C{most_bytes}; or the reason why there is none.
 
-    def started(self, capture_id: str, max_bytes: int) -> None:
-        """A capture has begun, and may grow to so many bytes."""
+        The room is held until the captures have started, or the reservation is released.
+        """
+        refusal = self._impossible(captures, most_bytes) or self._no_room(captures, most_bytes)
+        if refusal is not None:
+            return refusal
+        reservation = Reservation(self, captures, most_bytes)
+        self._reserved.add(reservation)
+        return reservation
+
+    def started(self, capture_id: str, most_bytes: int) -> None:
+        """A capture has started, and may grow to this size. Called by L{Reservation.started}."""
         self._running.add(capture_id)
-        self._bytes[capture_id] = max_bytes
+        self._bytes[capture_id] = most_bytes
+
+    def released(self, reservation: Reservation) -> None:
+        """A reservation holds nothing any more. Called by L{Reservation.release}."""
+        self._reserved.discard(reservation)
 
     def ended(self, capture_id: str, size: int) -> None:
-        """A capture has ended, and holds so many bytes."""
+        """A capture has ended, and holds this many bytes."""
         self._running.discard(capture_id)
         self._waiting.add(capture_id)
         self._bytes[capture_id] = size
 
     def on_disk(self, capture_id: str) -> None:
-        """A capture has ended, and what it brought is on the disk."""
+        """A capture has ended, and its file is on the disk."""
         self._bytes.pop(capture_id, None)
 
     def done(self, capture_id: str) -> None:
@@ -97,3 +125,38 @@ class Admission:
         self._running.discard(capture_id)
         self._waiting.discard(capture_id)
         self._bytes.pop(capture_id, None)
+
+    def _impossible(self, captures: int, most_bytes: int) -> Impossible | None:
+        most = min(self._max_captures, self._max_in_memory or self._max_captures)
+        if captures > most:
+            rule = f"means {captures} captures, and only {most} may run at once on this node"
+            return Impossible(problem=Problem(path="interface", rule=rule))
+        total = captures * most_bytes
+        if total > self._max_memory:
+            rule = f"comes to {total} bytes on {captures} interfaces; this node may hold {self._max_memory}"
+            return Impossible(problem=Problem(path="bytes", value=str(most_bytes), rule=rule))
+        return None
+
+    def _no_room(self, captures: int, most_bytes: int) -> NoRoom | None:
+        reserved = sum(reservation.captures for reservation in self._reserved)
+        running = len(self._running) + reserved
+        if running + captures > self._max_captures:
+            return NoRoom(
+                reason=f"{running} captures are running, and {captures} more would exceed the limit of"
+                f" {self._max_captures}"
+            )
+        in_memory = len(self._bytes) + reserved
+        if self._max_in_memory is not None and in_memory + captures > self._max_in_memory:
+            return NoRoom(
+                reason=f"{in_memory} captures are in memory, and {captures} more would exceed the"
+                f" {self._max_in_memory} that there are descriptors for"
+            )
+        if len(self._waiting) >= self._max_waiting:
+            return NoRoom(reason=f"{len(self._waiting)} captures are waiting for their destinations")
+        held = sum(self._bytes.values()) + sum(one.captures * one.most_bytes for one in self._reserved)
+        if held + captures * most_bytes > self._max_memory:
+            return NoRoom(
+                reason=f"captures may grow to {held} bytes, and {captures * most_bytes} more would exceed the"
+                f" limit of {self._max_memory}"
+            )
+        return None

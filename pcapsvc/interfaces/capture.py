@@ -3,141 +3,166 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 from twisted.internet.defer import Deferred
 from zope.interface import Attribute, Interface
 
+from pcapsvc.core.filter import Program
 from pcapsvc.core.plan import CapturePlan
 from pcapsvc.core.recording import PacketCounts, Recording
 from pcapsvc.core.session import StopReason
 
 
 class IPacketDumper(Interface):
-    """Writes packets to a file, as they come."""
+    """Writes packets to a pcap file."""
 
     def dump(header: Any, data: bytes) -> None:
-        """Write one packet; to be handed to L{IPacketHandle.dispatch}. A failure to write is silent."""
+        """Write one packet, of L{IPacketHandle.read}. A failure to write is silent."""
 
     def close() -> None:
         """Write what is held back, and close the file."""
+
+
+#: What packets are read into: a dumper, or C{callback(header, data)}. A dumper is faster: libpcap itself
+#: calls it, and no Python runs for each packet.
+PacketSink: TypeAlias = "IPacketDumper | Callable[[Any, bytes], object]"
 
 
 class IPacketHandle(Interface):
     """An interface that is being captured on."""
 
     link_type: int = Attribute("The link-layer type, a number of draft-ietf-opsawg-pcaplinktype.")
+    program: Program = Attribute("The filter that it was opened with, compiled.")
 
     def fileno() -> int:
-        """The descriptor that is readable when packets are."""
+        """The descriptor that is readable when there are packets."""
 
-    def open_dumper(path: str) -> IPacketDumper:
+    def set_filter(program: Program) -> None:
         """
-        Begin a pcap file of this handle's link type and snap length; what was there is cut off.
+        Continue with another filter. Packets that have arrived and don't pass it are not read, though they
+        may be counted. Never to be called within L{read}.
 
-        @raise OSError: where it can't be opened.
-        """
+        @param program: compiled for this handle.
 
-    def dispatch(count: int, callback: Callable[[Any, bytes], object]) -> int:
-        """
-        Hand packets that have arrived to C{callback(header, data)}, and wait for none.
-        What it raises ends the call, and is raised here.
-
-        @param count: at most so many packets, 1 or more.
-
-        @return: the number of packets handed over; 0 where there is none.
-
-        @raise CaptureUnavailable: where the interface went down or away.
+        @raise RequestRejected: if the filter can't be used on this interface; the one before stays.
+        @raise CaptureUnavailable: if the interface went down or away.
         """
 
-    def dump(count: int, dumper: IPacketDumper) -> int:
+    def read(count: int, sink: PacketSink) -> int:
         """
-        Write packets that have arrived with a dumper of this handle, and wait for none:
-        as L{dispatch} to its C{dump} would, and faster.
+        Read packets that have arrived, without waiting. What the sink raises ends the call, and is raised
+        here.
 
-        @param count: at most so many packets, 1 or more.
+        @param count: how many packets, at most; 1 or more.
 
-        @return: the number of packets written; 0 where there is none.
+        @return: the number of packets read; 0 if there are none.
 
-        @raise CaptureUnavailable: where the interface went down or away.
-        """
-
-    def drain() -> None:
-        """
-        Throw away what has arrived.
-
-        @raise CaptureUnavailable: where the interface went down or away.
-        """
-
-    def rearm(bpf: str) -> None:
-        """
-        Begin anew with another filter: what has arrived is thrown away, and not counted. A
-        handle that waited is from here on as one that was opened to capture.
-
-        @raise RequestRejected: where the filter can't be compiled.
-        @raise CaptureUnavailable: where the interface went down or away.
-        """
-
-    def leave_out(bpf: str) -> None:
-        """
-        Go on without the packets that pass this filter, of those that pass the handle's own. What
-        has arrived and is left out is not handed over, though it may be counted. To be
-        called as often as that changes, and never within L{dispatch}.
-
-        @param bpf: a filter of pcap-filter(7), in place of the one of the last call; empty to
-            leave out none.
-
-        @raise RequestRejected: where the filter can't be compiled; the one before stays.
-        @raise CaptureUnavailable: where the interface went down or away.
+        @raise CaptureUnavailable: if the interface went down or away.
+        @raise ValueError: if the handle is closed.
         """
 
     def counts() -> PacketCounts | None:
-        """What the kernel says of this capture so far; L{None} where it can't be asked."""
+        """The kernel's counts of this capture so far; L{None} if the kernel has none any more."""
 
     def close() -> None:
-        """Stop capturing. Never to be called within L{dispatch}. A second call does nothing."""
+        """Stop capturing. Never to be called within L{read}. A second call does nothing."""
 
 
 class IPacketSystem(Interface):
-    """What the operating system knows of packets."""
+    """The operating system, as far as packets are concerned."""
 
-    def open(interface: str, *, snap_length: int, bpf: str) -> IPacketHandle:
+    def open(interface: str, *, snap_length: int, bpf: str) -> Deferred[IPacketHandle]:
         """
-        Begin to capture on an interface, by a filter.
+        Start to capture on an interface, with a filter.
 
         @param interface: its name, or C{any} for all.
         @param snap_length: how much of each packet to keep, in bytes: 1 to 262144.
         @param bpf: a filter of pcap-filter(7); empty for every packet.
 
-        @raise RequestRejected: where the filter can't be compiled.
-        @raise CaptureUnavailable: where the interface can't be captured on.
-        @raise OSError: where there is no memory, or no descriptor, for it.
+        @return: fires with the handle. Fails with L{RequestRejected} if the filter can't be used, with
+            L{CaptureUnavailable} if the interface can't be captured on, with L{NodeBusy} or L{OSError} if
+            there is no memory, descriptor or process for it. On cancel, nothing is left open.
+        """
+
+    def compile_now(handle: IPacketHandle, bpf: str) -> Program:
+        """
+        Compile a filter for a handle of this system, while everything waits. Only for filters of our own:
+        what others ask for may take forever.
+
+        @raise RequestRejected: if the filter can't be compiled for this link type.
+        """
+
+    def open_dumper(path: str, *, link_type: int, snap_length: int) -> IPacketDumper:
+        """
+        Create a pcap file; an existing file is truncated.
+
+        @param snap_length: in bytes.
+
+        @raise OSError: if it can't be opened.
         """
 
 
-class IPatientPacketSystem(IPacketSystem):
-    """One with handles that can wait for a capture."""
+class IStandbyHandle(Interface):
+    """A handle that lets no packet pass, until it is armed."""
 
-    def wait(interface: str, *, snap_length: int) -> IPacketHandle:
+    def check() -> None:
         """
-        Open a handle that lets no packet pass, and doesn't change what the interface takes in,
-        until it is told to capture by L{IPacketHandle.rearm}. The rest is as in C{open}.
+        See whether the interface is still there.
+
+        @raise CaptureUnavailable: if it went down or away.
         """
+
+    def arm(bpf: str) -> Deferred[IPacketHandle]:
+        """
+        Start to capture. Whatever comes of it, this handle is used up.
+
+        @return: as that of L{IPacketSystem.open}.
+        """
+
+    def close() -> None:
+        """Give it up. A second call does nothing."""
+
+
+class IStandbyPacketSystem(IPacketSystem):
+    """A packet system that can prepare handles."""
+
+    def open_standby(interface: str, *, snap_length: int) -> Deferred[IStandbyHandle]:
+        """
+        Open a handle that lets no packet pass, and leaves the interface out of promiscuous mode.
+
+        @return: fires with the handle; the rest is as in C{open}.
+        """
+
+
+class IReadHook(Interface):
+    """What happens before each read of a handle."""
+
+    def before_read(handle: IPacketHandle) -> None:
+        """
+        The handle is about to be read.
+
+        @raise CaptureUnavailable: if the interface went down or away.
+        """
+
+    def close() -> None:
+        """The handle will not be read again. A second call does nothing."""
 
 
 class ICapture(Interface):
-    """A capture whose handle is open, and whose packets wait to be read."""
+    """A capture that has begun: its handle is open, and its packets are kept."""
 
     capture_id: str = Attribute("Unique among all captures, in ASCII letters and digits.")
     plan: CapturePlan = Attribute("What it does.")
     link_type: int = Attribute("The link-layer type of its file.")
+    compile_seconds: float = Attribute("How long another process was busy with its filter.")
 
     def start() -> Deferred[Recording]:
         """
-        Read packets until the first of the limits.
+        Have the recording, once the first of the limits is met.
 
-        @return: fires with the recording; fails with L{CaptureUnavailable}; on cancel,
-            the capture ends now, and the recording has what there is.
+        @return: fires with the recording; fails with L{CaptureUnavailable}; on cancel, the capture ends
+            now, and the recording has what there is.
         """
 
     def end(reason: StopReason) -> None:
@@ -147,17 +172,17 @@ class ICapture(Interface):
         """Give up, before L{start}: as if it had never been."""
 
     def progress() -> tuple[int, int]:
-        """The packets that were captured by now, and the bytes in memory, which may lag by 4096."""
+        """The packets captured so far, and the bytes in memory, which may lag by 4096."""
 
 
 class ICapturer(Interface):
     """Captures by plan."""
 
-    def prepare(plan: CapturePlan) -> ICapture:
+    def prepare(plan: CapturePlan) -> Deferred[ICapture]:
         """
-        Open what a capture needs. From here on, packets are kept for it.
+        Open what a capture needs. Once it fires, packets are kept.
 
-        @raise RequestRejected: where the filter can't be compiled.
-        @raise CaptureUnavailable: where the interface can't be captured on.
-        @raise NodeBusy: where there is no memory, or no descriptor, for it.
+        @return: fires with the capture. Fails with L{RequestRejected} if the filter can't be used, with
+            L{CaptureUnavailable} if the interface can't be captured on, with L{NodeBusy} if there is no
+            memory, descriptor or process for it. On cancel, nothing is left open.
         """

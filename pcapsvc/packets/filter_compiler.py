@@ -27,6 +27,7 @@ from dataclasses import replace
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, DeferredList, DeferredSemaphore, TimeoutError, fail, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorProcess, IReactorTime
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -361,11 +362,15 @@ class _Attempt:
         @raise TimeoutError: if there was none by then.
         """
         place: Deferred[DeferredSemaphore] = places.acquire()
-        if not place.called:
-            place.addTimeout(max(0.0, due - self._reactor.seconds()), self._reactor)
-        await place
+        if place.called:
+            self._leave_place()
+            self._places = places
+            return
+        await place.addTimeout(max(0.0, due - self._reactor.seconds()), self._reactor)
         self._leave_place()
         self._places = places
+        # Whoever left the place has work to finish before this goes on: that is another request's.
+        await deferLater(self._reactor, 0)
 
     def begin(self) -> None:
         """Have the process compile."""

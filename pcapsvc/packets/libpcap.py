@@ -17,9 +17,8 @@ _READER_BYTES = 88
 _DUMPER_BYTES = 8
 
 _HEAD_BYTES = object.__basicsize__
-_NOT_OPTIMIZED, _OPTIMIZED = 0, 1
+_OPTIMIZED = 1
 _INSTRUCTION_BYTES = 8
-_ANY_MASK = 0
 
 
 # The link type of cooked handles (LINUX_SLL), and how much of each packet they keep at least, in bytes.
@@ -62,11 +61,6 @@ class Libpcap:
         self._dump = ctypes.cast(library.pcap_dump, ctypes.c_void_p)
         self._activate = unlocked.pcap_activate
         self._activate.argtypes = (ctypes.c_void_p,)
-        self._open_dead = library.pcap_open_dead
-        self._open_dead.argtypes = (ctypes.c_int, ctypes.c_int)
-        self._open_dead.restype = ctypes.c_void_p
-        self._close = library.pcap_close
-        self._close.argtypes = (ctypes.c_void_p,)
         self._compile = unlocked.pcap_compile
         self._compile.argtypes = (
             *(ctypes.c_void_p, ctypes.POINTER(_Program)),
@@ -96,18 +90,6 @@ class Libpcap:
         @param reader: of pcapy, open, also where it could not be activated.
         """
         return self._words(_pointer(reader, _READER_BYTES))
-
-    def check_filter(self, bpf: str, *, link_type: int, snap_length: int) -> None:
-        """
-        Compile a filter, for nothing.
-
-        @raise BadFilter: where it can't be.
-        """
-        handle = self._open_dead(link_type, snap_length)
-        try:
-            self._freecode(self._compiled(handle, bpf, _NOT_OPTIMIZED, _ANY_MASK))
-        finally:
-            self._close(handle)
 
     def dump(self, reader: Any, dumper: Any, count: int) -> int:
         """

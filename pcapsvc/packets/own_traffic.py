@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 from twisted.internet.interfaces import IDelayedCall, IReactorFromThreads, IReactorTime
 from twisted.logger import Logger
 from zope.interface import implementer
 
 from pcapsvc.core.errors import RequestRejected
+from pcapsvc.core.filter import Program
 from pcapsvc.core.own_traffic import OwnSockets, OwnTraffic
-from pcapsvc.core.recording import PacketCounts
-from pcapsvc.interfaces.capture import IPacketDumper, IPacketHandle, IPacketSystem
+from pcapsvc.interfaces.capture import IPacketHandle, IReadHook
 
-#: How old what is known of the process's sockets may be where packets are read, in seconds.
+#: How old the list of the process's sockets may be when packets are read, in seconds.
 FRESH_SECONDS = 0.001
-#: How often is looked again, before packets are read, for connections that begin just now.
+#: How often the list is updated before a read, for connections that are just being opened.
 MOST_LOOKS = 4
 
 
@@ -25,34 +25,36 @@ class IOwnTrafficReactor(IReactorTime, IReactorFromThreads):
 
 
 class ISocketTable(Protocol):
-    """What the process has open: see L{pcapsvc.packets.own_sockets.SocketTable}."""
+    """The sockets of the process: see L{pcapsvc.packets.own_sockets.SocketTable}."""
 
     @property
     def unfinished(self) -> bool:
         """Whether another look is due soon."""
 
     def watch(self) -> None:
-        """Hear of connections that begin."""
+        """Take note of connections when they are opened."""
 
     def unwatch(self) -> None:
-        """Hear of them no more."""
+        """No longer take note of them."""
 
     def look(self) -> OwnSockets:
-        """What is open, or was since the last look."""
+        """The sockets that are open, or were since the last look."""
 
 
-@implementer(IPacketSystem)
 class OwnTrafficFilter:
     """
-    Leaves the packets of this process's TCP connections out.
+    Excludes the packets of this process's TCP connections.
 
-    Before packets are read, the sockets are looked at, and where they have changed the
-    filter is: what has arrived before goes through it as well. So a connection that
-    begins while a capture runs is left out from its beginning.
+    Before packets are read, the sockets are looked at, and the filter changes with them: it applies to
+    packets that have arrived before as well. So a connection that is opened while a capture runs is
+    excluded from its beginning.
 
-    @param system: whose packets these are.
-    @param table: makes the table of the process's sockets, given what it is to call when
-        a connection begins.
+    @param compile_now: compiles a filter for a handle, while everything waits
+        (L{pcapsvc.interfaces.capture.IPacketSystem}). It may: the text is ours, not a stranger's; it is one
+        of a form that libpcap compiles in 5 ms at most, as it has up to 64 connections; and packets of a
+        connection may only be read once it is excluded.
+    @param table: makes the table of the process's sockets, given a function to call when a connection is
+        opened.
     """
 
     _log = Logger()
@@ -60,37 +62,35 @@ class OwnTrafficFilter:
     def __init__(
         self,
         reactor: IOwnTrafficReactor,
-        system: IPacketSystem,
         *,
+        compile_now: Callable[[IPacketHandle, str], Program],
         table: Callable[[Callable[[], object]], ISocketTable],
     ) -> None:
         self._reactor = reactor
-        self._system = system
+        self._compile_now = compile_now
         self._table = table(lambda: reactor.callFromThread(self._look))
         self._traffic = OwnTraffic()
         self._looked: float | None = None
         self._again: IDelayedCall | None = None
-        self._open = 0
+        self._watching = 0
         self._full = False
 
-    def open(self, interface: str, *, snap_length: int, bpf: str) -> IPacketHandle:
-        """Begin to capture: see L{IPacketSystem.open}."""
+    def watch(self, interface: str) -> IReadHook:
+        """
+        Exclude them from a capture. To be called before its handle is opened.
+
+        @param interface: its name, for the log.
+        """
         self._table.watch()
-        self._open += 1
-        try:
-            # By the request's filter alone, so that it is judged by itself.
-            handle = self._system.open(interface, snap_length=snap_length, bpf=bpf)
-        except BaseException:
-            self._closed()
-            raise
-        return _OwnTrafficHandle(handle, interface, self._own, self._closed)
+        self._watching += 1
+        return _OwnTrafficHook(interface, self._own, self._compile_now, self._closed)
 
     def _own(self) -> str:
-        """The filter that this process's packets pass."""
+        """The filter that the packets of this process pass."""
         now = self._reactor.seconds()
         if self._looked is None or not 0 <= now - self._looked < FRESH_SECONDS:
             self._look()
-        # What another thread is about to send may be there before its packets are read.
+        # Packets of a connection that another thread is opening may be read next.
         for _ in range(MOST_LOOKS):
             if not self._table.unfinished:
                 break
@@ -98,15 +98,15 @@ class OwnTrafficFilter:
         return self._traffic.bpf
 
     def _look(self) -> None:
-        if not self._open:
-            # A thread may have heard of a connection while the last capture was closed.
+        if not self._watching:
+            # A thread may have opened a connection while the last capture was closed.
             self._table.unwatch()
             return
         self._looked = self._reactor.seconds()
         self._traffic.update(self._table.look(), self._looked)
         if self._traffic.left_out and not self._full:
             self._log.warn(
-                "{count} connections of the daemon itself are in its captures: they are too many",
+                "captures contain {count} connections of the daemon itself: it has too many to exclude",
                 count=self._traffic.left_out,
             )
         self._full = bool(self._traffic.left_out)
@@ -118,75 +118,50 @@ class OwnTrafficFilter:
         self._look()
 
     def _closed(self) -> None:
-        self._open -= 1
-        if not self._open:
+        self._watching -= 1
+        if not self._watching:
             self._table.unwatch()
             if self._again is not None:
                 self._again.cancel()
                 self._again = None
 
 
-@implementer(IPacketHandle)
-class _OwnTrafficHandle:
+@implementer(IReadHook)
+class _OwnTrafficHook:
     _log = Logger()
 
     def __init__(
-        self, handle: IPacketHandle, interface: str, own: Callable[[], str], closed: Callable[[], None]
+        self,
+        interface: str,
+        own: Callable[[], str],
+        compile_now: Callable[[IPacketHandle, str], Program],
+        closed: Callable[[], None],
     ) -> None:
-        self._handle = handle
         self._interface = interface
         self._own = own
+        self._compile_now = compile_now
         self._closed: Callable[[], None] | None = closed
-        self._left_out = ""
-        self.link_type: int = handle.link_type
+        self._excluded = ""
 
-    def fileno(self) -> int:
-        return self._handle.fileno()
-
-    def open_dumper(self, path: str) -> IPacketDumper:
-        return self._handle.open_dumper(path)
-
-    def dispatch(self, count: int, callback: Callable[[Any, bytes], object]) -> int:
-        self._leave_out()
-        return self._handle.dispatch(count, callback)
-
-    def dump(self, count: int, dumper: IPacketDumper) -> int:
-        self._leave_out()
-        return self._handle.dump(count, dumper)
-
-    def drain(self) -> None:
-        self._handle.drain()
-
-    def rearm(self, bpf: str) -> None:
-        self._handle.rearm(bpf)
-        self._left_out = ""
-
-    def leave_out(self, bpf: str) -> None:
-        self._handle.leave_out(bpf)
-        self._left_out = bpf
-
-    def counts(self) -> PacketCounts | None:
-        return self._handle.counts()
-
-    def close(self) -> None:
-        self._handle.close()
-        closed, self._closed = self._closed, None
-        if closed is not None:
-            closed()
-
-    def _leave_out(self) -> None:
-        # While the filter is changed, another connection may have begun.
+    def before_read(self, handle: IPacketHandle) -> None:
+        # While the filter is changed, another connection may be opened.
         for _ in range(MOST_LOOKS):
             own = self._own()
-            if own == self._left_out:
+            if own == self._excluded:
                 return
-            self._left_out = own
+            self._excluded = own
             try:
-                self._handle.leave_out(own)
+                program = handle.program
+                handle.set_filter(program.without(self._compile_now(handle, own)) if own else program)
             except RequestRejected as error:
                 # There is no TCP on this link type.
                 self._log.warn(
-                    "{interface}: the daemon's own packets can't be left out: {problem}",
+                    "{interface}: the daemon's own packets can't be excluded: {problem}",
                     interface=self._interface,
                     problem=str(error),
                 )
+
+    def close(self) -> None:
+        closed, self._closed = self._closed, None
+        if closed is not None:
+            closed()

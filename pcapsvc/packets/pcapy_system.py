@@ -1,29 +1,50 @@
-"""Packets by libpcap, through pcapy-ng: the only room that knows either."""
+"""Packets by libpcap, through pcapy-ng: the only module that imports pcapy."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import struct
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pcapy
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred, succeed
+from twisted.logger import Logger
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from pcapsvc.core import filter, own_traffic
-from pcapsvc.core.errors import CaptureForbidden, CaptureUnavailable, Problem, RequestRejected, shown
+from pcapsvc.core.errors import CaptureForbidden, CaptureUnavailable, PcapsvcError
+from pcapsvc.core.filter import NOTHING, FilterRejected, Program, everything
 from pcapsvc.core.recording import PacketCounts
 from pcapsvc.core.text import one_line
-from pcapsvc.interfaces.capture import IPacketDumper, IPacketHandle, IPatientPacketSystem
+from pcapsvc.interfaces.capture import (
+    IPacketDumper,
+    IPacketHandle,
+    IStandbyHandle,
+    IStandbyPacketSystem,
+    PacketSink,
+)
+from pcapsvc.interfaces.threads import RunInThread
+from pcapsvc.packets.filter_compiler import FilterCompiler, uses_netmask
 from pcapsvc.packets.kernel_filter import runs_in_kernel
-from pcapsvc.packets.libpcap import BadFilter, Libpcap, LibpcapError, find_libpcap
-from pcapsvc.packets.meanwhile import Meanwhile, at_once
+from pcapsvc.packets.libpcap import (
+    BadFilter,
+    Libpcap,
+    LibpcapError,
+    find_libpcap,
+    kept_length,
+    library_path,
+)
 
 #: The pseudo-interface that captures on all of them (pcap(3PCAP)).
 ANY_INTERFACE = "any"
 
-# What pcap_activate(3PCAP) answers, of pcap/pcap.h. Of all others libpcap's own words are told.
+# Results of pcap_activate(3PCAP), of pcap/pcap.h. For all others, libpcap's own message is reported.
 _NO_PERMISSION = -8
 _ACTIVATE_ERRORS = {
     -5: "no such interface",
@@ -31,95 +52,262 @@ _ACTIVATE_ERRORS = {
     -11: "no permission for promiscuous mode",
 }
 
-# What a filter's syntax has nothing to do with.
-_ANY_LINK_TYPE = 1
-_ANY_SNAP_LENGTH = 65535
-_NOT_OPTIMIZED, _OPTIMIZED = 0, 1
-
-# Up to so many characters it takes some milliseconds at most to compile a filter.
-_SHORT_FILTER = 80
+# Link types: LINKTYPE_ETHERNET, LINKTYPE_LINUX_SLL.
+_ETHERNET, _COOKED = 1, 113
+# What libpcap makes of types of hardware (linux/if_arp.h, map_arphrd_to_dlt() in pcap-linux.c), of those on
+# which that depends on nothing else.
+_LINK_TYPES = {"1": _ETHERNET, "772": _ETHERNET}
 
 _LIBPCAP = find_libpcap(pcapy.__file__)
 
-# No packet is so long; and libpcap refuses a filter of which it can tell that nothing passes.
-_NOTHING = "greater 2000000000"
+# netdevice(7): struct ifreq, and the request for a netmask.
+_SIOCGIFNETMASK = 0x891B
+_IFREQ = struct.Struct("=16sHH4s16x")
 
-# A membership in what an interface takes in, of linux/if_packet.h: struct packet_mreq (packet(7)). It
+# A membership in what an interface receives, of linux/if_packet.h: struct packet_mreq (packet(7)). It
 # ends with the socket.
 _SOL_PACKET = 263
 _PACKET_ADD_MEMBERSHIP = 1
 _PACKET_MR_PROMISC = 1
 _MEMBERSHIP = struct.Struct("iHH8s")
 
-# What is thrown away is so in steps, each of so many packets.
+# Packets are discarded in steps of this many.
 _STEP_PACKETS = 4096
+# A pcap file without packets (draft-ietf-opsawg-pcap, section 4).
+_FILE_HEADER = struct.Struct("=IHHiIII")
 
 
-@implementer(IPatientPacketSystem)
-class PcapySystem:
+def libpcap_path() -> str:
+    """
+    The path of the libpcap that captures, for L{FilterCompiler}; empty if it is in no shared library, so that
+    filters can't be compiled apart.
+    """
+    try:
+        return library_path(pcapy.__file__)
+    except OSError:
+        return ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Kind:
+    """
+    What a filter is compiled for.
+
+    @ivar snap_length: in bytes.
+    @ivar netmask: as inet_aton(3) has it; 0 if the filter doesn't depend on it.
+    """
+
+    link_type: int
+    snap_length: int
+    netmask: int
+
+
+@implementer(IStandbyPacketSystem)
+class PcapySystem(Service):
     """
     Captures as tcpdump does.
 
+    To open a handle takes some 25 ms, in which the kernel waits for all processors to take note of the new
+    socket: that is done in a thread.
+
+    @param compiler: compiles the filters of requests.
+    @param run_in_thread: for what takes long.
     @param buffer_size_bytes: of the kernel's ring, for each capture.
     @param read_timeout_ms: after how long the kernel hands over a block that isn't full.
-    @param promiscuous: whether to see what is addressed to others.
-    @param close_descriptor: closes a descriptor. For that of a packet socket the kernel
-        waits until all processors have taken note, some 25 ms: better done in a thread.
-    @param meanwhile: does each step that takes long: some 25 ms, and up to most of a second for a
-        filter of 512 characters.
-    @param native: whether libpcap is called directly where that is better, if the pcapy that is installed
-        is one that this is known to work with.
+    @param promiscuous: whether to capture what is addressed to others.
+    @param close_descriptor: closes a descriptor. For that of a packet socket the kernel waits as it does when
+        it is opened: better done in a thread.
+    @param native: whether libpcap is called directly where that is better, if the internals of the installed
+        pcapy are known.
     """
+
+    _log = Logger()
 
     def __init__(
         self,
         *,
+        compiler: FilterCompiler,
+        run_in_thread: RunInThread,
         buffer_size_bytes: int,
         read_timeout_ms: int,
         promiscuous: bool,
         close_descriptor: Callable[[int], None] = os.close,
-        meanwhile: Meanwhile = at_once,
         native: bool = True,
     ) -> None:
+        self._compiler = compiler
+        self._run_in_thread = run_in_thread
         self._close_descriptor = close_descriptor
-        self._meanwhile = meanwhile
         self._libpcap = _LIBPCAP if native else None
         self._buffer_size = buffer_size_bytes
         self._read_timeout_ms = read_timeout_ms
         self._promiscuous = promiscuous
+        # What threads are busy with, and who waits for the end of all of it.
+        self._busy: set[Deferred[Any]] = set()
+        self._idle: list[Deferred[None]] = []
 
-    def open(self, interface: str, *, snap_length: int, bpf: str) -> IPacketHandle:
-        """Begin to capture: see L{IPacketSystem.open}."""
-        return self._open(interface, snap_length, bpf, promiscuous=self._is_to_be_promiscuous(interface))
+    @property
+    def is_native(self) -> bool:
+        """Whether packets are written without Python."""
+        return self._libpcap is not None
 
-    def wait(self, interface: str, *, snap_length: int) -> IPacketHandle:
-        """Open a handle that waits: see L{IPatientPacketSystem.wait}."""
-        handle = self._open(interface, snap_length, _NOTHING, promiscuous=False)
-        handle.promiscuous_from_rearm = self._is_to_be_promiscuous(interface)
-        return handle
+    def startService(self) -> None:
+        """Say so if captures will be slow."""
+        super().startService()  # type: ignore[no-untyped-call]
+        if not self.is_native:
+            self._log.warn(
+                "the internals of the installed pcapy-ng are unknown: captures need several times the"
+                " processor time, and hard filters delay them"
+            )
+
+    def stopService(self) -> Deferred[None]:
+        """
+        Await what is being opened.
+
+        @return: fires when no thread is opening anything; what was opened in vain is closed by then.
+        """
+        super().stopService()  # type: ignore[no-untyped-call]
+        if not self._busy:
+            return succeed(None)
+        self._idle.append(Deferred())
+        return self._idle[-1]
+
+    def open(self, interface: str, *, snap_length: int, bpf: str) -> Deferred[IPacketHandle]:
+        """Start to capture: see L{IPacketSystem.open}."""
+        return Deferred.fromCoroutine(self._open(interface, snap_length, bpf))
+
+    def open_standby(self, interface: str, *, snap_length: int) -> Deferred[IStandbyHandle]:
+        """Open a handle that lets no packet pass: see L{IStandbyPacketSystem.open_standby}."""
+
+        def open_it() -> _PcapyHandle:
+            return self._open_handle(interface, snap_length, NOTHING, promiscuous=False)
+
+        opened = self._in_thread(open_it)
+        return opened.addCallback(lambda handle: _StandbyHandle(self, handle))
+
+    def compile_now(self, handle: IPacketHandle, bpf: str) -> Program:
+        """Compile a filter for a handle, while everything waits: see L{IPacketSystem.compile_now}."""
+        assert isinstance(handle, _PcapyHandle)
+        return handle.compile(bpf)
+
+    def open_dumper(self, path: str, *, link_type: int, snap_length: int) -> IPacketDumper:
+        """Create a pcap file: see L{IPacketSystem.open_dumper}."""
+        # pcapy's dumpers come from its readers, and take the link type and the snap length from there.
+        descriptor = os.memfd_create("pcapsvc-header", os.MFD_CLOEXEC)
+        try:
+            os.write(descriptor, _FILE_HEADER.pack(0xA1B2C3D4, 2, 4, 0, 0, snap_length, link_type))
+            reader = pcapy.open_offline(f"/proc/self/fd/{descriptor}")
+            dumper: IPacketDumper = reader.dump_open(path)
+        except pcapy.PcapError as error:
+            raise OSError(str(error)) from None
+        finally:
+            os.close(descriptor)
+        return dumper
+
+    async def arm(self, handle: _PcapyHandle, bpf: str) -> IPacketHandle:
+        """Have a handle that let no packet pass capture. It is used up, whatever comes of it."""
+        try:
+            program = await self._compile(bpf, handle.kind(bpf))
+        except BaseException:
+            handle.close()
+            raise
+        promiscuous = self._is_to_be_promiscuous(handle.interface)
+        return await self._in_thread(lambda: handle.begin(program, promiscuous=promiscuous))
+
+    async def _open(self, interface: str, snap_length: int, bpf: str) -> IPacketHandle:
+        # libpcap opens more than network interfaces by name (USB, D-Bus, netfilter): those are not asked for.
+        if interface != ANY_INTERFACE and interface not in interface_names():
+            raise CaptureUnavailable(interface, "no such interface")
+        # Opening takes long, and an open handle costs the kernel time for each packet: so the filter is
+        # compiled before, for what the handle will be in all likelihood.
+        expected = _expected_kind(interface, snap_length, bpf)
+        program, rejection = NOTHING, None
+        if expected is not None:
+            try:
+                program = await self._compile(bpf, expected)
+            except FilterRejected as error:
+                if "syntax error" in str(error):
+                    raise
+                rejection = error
+        promiscuous = self._is_to_be_promiscuous(interface)
+        handle = await self._in_thread(
+            lambda: self._open_handle(interface, snap_length, program, promiscuous=promiscuous, kind=expected)
+        )
+        if handle.kind(bpf) == expected and rejection is None:
+            return handle
+        try:
+            if handle.kind(bpf) == expected and rejection is not None:
+                raise rejection
+            program = await self._compile(bpf, handle.kind(bpf))
+        except BaseException:
+            handle.close()
+            raise
+        return await self._in_thread(lambda: handle.begin(program, promiscuous=False))
+
+    def _compile(self, bpf: str, kind: _Kind) -> Deferred[Program]:
+        return self._compiler.compile(
+            bpf, link_type=kind.link_type, snap_length=kind.snap_length, netmask=kind.netmask
+        )
 
     def _is_to_be_promiscuous(self, interface: str) -> bool:
         # There is no promiscuous mode on "any" (packet(7)).
         return self._promiscuous and interface != ANY_INTERFACE
 
-    def _open(self, interface: str, snap_length: int, bpf: str, *, promiscuous: bool) -> _PcapyHandle:
-        # libpcap opens more than network interfaces by name (USB, D-Bus, netfilter): those are not asked for.
-        if interface != ANY_INTERFACE and interface not in interface_names():
-            raise CaptureUnavailable(interface, "no such interface")
-        # To open a handle takes long: so what is no filter on any link type is refused before.
-        self._long_for(bpf)(lambda: self._refuse_what_is_no_filter(bpf))
+    def _in_thread(self, work: Callable[[], _PcapyHandle]) -> Deferred[_PcapyHandle]:
+        """
+        Do something with a handle that takes long. In the thread, it is closed if that fails.
+
+        @return: fires with the handle. On cancel it is closed as soon as the thread is done with it, and
+            no sooner: what another thread works on must not be closed.
+        """
+        wanted: Deferred[_PcapyHandle] = Deferred()
+        working: Deferred[_PcapyHandle] = self._run_in_thread(work)
+        self._busy.add(working)
+
+        def done(result: _PcapyHandle | Failure) -> None:
+            self._busy.discard(working)
+            if not wanted.called:
+                wanted.callback(result)
+            elif isinstance(result, _PcapyHandle):
+                result.close()
+            elif not result.check(PcapsvcError, OSError):  # type: ignore[no-untyped-call]
+                self._log.failure("an interface could not be opened, and nobody waits for it", result)
+            if not self._busy:
+                idle, self._idle = self._idle, []
+                for waiting in idle:
+                    waiting.callback(None)
+
+        working.addBoth(done)
+        return wanted
+
+    def _open_handle(
+        self,
+        interface: str,
+        snap_length: int,
+        program: Program,
+        *,
+        promiscuous: bool,
+        kind: _Kind | None = None,
+    ) -> _PcapyHandle:
+        """
+        Open a handle, in a thread.
+
+        @param kind: what C{program} is compiled for; if the handle turns out to be another, no packet passes.
+        """
         try:
             reader = pcapy.create(interface)
             self._activate(reader, interface, snap_length, promiscuous)
-            handle = _PcapyHandle(reader, interface, self._close_descriptor, self._long_for, self._libpcap)
+            handle = _PcapyHandle(reader, interface, snap_length, self._close_descriptor, self._libpcap)
         except pcapy.PcapError as error:
             raise CaptureUnavailable(interface, str(error)) from None
         try:
-            if bpf:
-                self._long_for(bpf)(lambda: handle.filter(bpf))
+            if kind is not None and handle.kind(program.bpf) != kind:
+                program = NOTHING
+            if program.bpf:
+                handle.set_filter(program)
+            handle.program = program
             reader.setnonblock(1)
         except BaseException:
-            handle.close()
+            handle.close_here()
             raise
         return handle
 
@@ -129,29 +317,16 @@ class PcapySystem:
         reader.set_timeout(self._read_timeout_ms)
         reader.set_buffer_size(self._buffer_size)
         libpcap = self._libpcap
-        status = self._meanwhile(reader.activate if libpcap is None else lambda: libpcap.activate(reader))
+        # pcapy would hold Python's lock meanwhile.
+        status = reader.activate() if libpcap is None else libpcap.activate(reader)
         if status < 0:
-            words = (libpcap and one_line(libpcap.words(reader))) or f"libpcap error {status}"
+            message = (libpcap and one_line(libpcap.words(reader))) or f"libpcap error {status}"
             reader.close()
-            # libpcap doesn't say so: where there are no descriptors, this fails for the same reason.
+            # libpcap doesn't say so: if there are no descriptors, this fails for the same reason.
             os.close(os.dup(0))
             if status == _NO_PERMISSION:
                 raise CaptureForbidden(interface, "no permission to capture: the daemon needs CAP_NET_RAW")
-            raise CaptureUnavailable(interface, _ACTIVATE_ERRORS.get(status, words))
-
-    def _long_for(self, bpf: str) -> Meanwhile:
-        """How to compile a filter."""
-        return self._meanwhile if len(bpf) > _SHORT_FILTER else at_once
-
-    def _refuse_what_is_no_filter(self, bpf: str) -> None:
-        try:
-            if self._libpcap is None:
-                pcapy.compile(_ANY_LINK_TYPE, _ANY_SNAP_LENGTH, bpf, _NOT_OPTIMIZED, 0)
-            else:
-                self._libpcap.check_filter(bpf, link_type=_ANY_LINK_TYPE, snap_length=_ANY_SNAP_LENGTH)
-        except (pcapy.PcapError, LibpcapError) as error:
-            if "syntax error" in str(error):
-                raise _filter_refused(bpf, error) from None
+            raise CaptureUnavailable(interface, _ACTIVATE_ERRORS.get(status, message))
 
 
 def interface_names() -> frozenset[str]:
@@ -159,170 +334,192 @@ def interface_names() -> frozenset[str]:
     return frozenset(name for _, name in socket.if_nameindex())
 
 
-def _filter_refused(bpf: str, why: Exception | str) -> RequestRejected:
-    rule = why if isinstance(why, str) else f"libpcap says: {one_line(str(why))}"
-    return RequestRejected([Problem(path="bpf", value=shown(bpf), rule=rule)])
+def _expected_kind(interface: str, snap_length: int, bpf: str) -> _Kind | None:
+    """What a handle will be, if that can be told before it is opened."""
+    link_type: int | None = _COOKED
+    if interface != ANY_INTERFACE:
+        try:
+            link_type = _LINK_TYPES.get(Path("/sys/class/net", interface, "type").read_text().strip())
+        except OSError:
+            link_type = None
+    if link_type is None:
+        return None
+    netmask = _netmask_of(interface) if uses_netmask(bpf) else 0
+    return _Kind(link_type=link_type, snap_length=kept_length(link_type, snap_length), netmask=netmask)
 
 
-def _throw_away(header: object, data: bytes) -> None:
-    """For packets that nobody wants."""
+def _netmask_of(interface: str) -> int:
+    """As pcap_lookupnet(3PCAP) finds it: that of the first IPv4 address; 0 if there is none."""
+    request = _IFREQ.pack(interface.encode(), socket.AF_INET, 0, b"")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        try:
+            answer = fcntl.ioctl(any_socket, _SIOCGIFNETMASK, request)
+        except OSError:
+            return 0
+    (netmask,) = struct.unpack("=I", _IFREQ.unpack(answer)[3])
+    return int(netmask)
 
 
 class _Filters:
-    """How filters are set on a handle of pcapy's, where no more is known of it."""
+    """How filters are set on a handle of pcapy's whose internals are unknown: as text, compiled once more."""
 
     def __init__(self, reader: Any) -> None:
         self._reader = reader
 
-    def compiled(self, bpf: str) -> Any:
+    def compile(self, bpf: str) -> Program:
         """
-        A filter to be set: here, its words.
+        Compile a filter for the handle.
 
-        @raise BadFilter: where it is none.
+        @raise BadFilter: if it can't be compiled.
         """
-        return bpf
+        return Program(bpf=bpf, instructions=b"")
 
-    def without(self, left_out: str, wanted: Any) -> Any:
-        """One that lets pass what C{wanted} does, but for what C{left_out} does; raises as L{compiled}."""
-        return own_traffic.without(left_out, wanted)
-
-    def set(self, wanted: Any) -> None:
+    def set(self, program: Program) -> None:
         """
-        Set it. libpcap puts what is in the ring already through it as well (pcap_setfilter_linux_mmap).
+        Set it. libpcap applies it to what is in the ring already as well (pcap_setfilter_linux_mmap).
 
-        @raise BadFilter: where it is none.
-        @raise pcapy.PcapError: where it can't be set: the interface went down or away.
+        @raise BadFilter: if it can't be compiled.
+        @raise pcapy.PcapError: if it can't be set: the interface went down or away.
         @raise LibpcapError: likewise.
         """
+        if not program.is_optimized:
+            raise BadFilter("its optimization does not end")
         try:
-            self._reader.setfilter(wanted)
+            self._reader.setfilter(program.bpf)
         except pcapy.PcapError:
             # It doesn't tell a filter that can't be compiled from one that can't be set.
-            (mask,) = struct.unpack("=I", socket.inet_aton(self._reader.getmask()))
+            netmask = _netmask(self._reader)
             try:
-                pcapy.compile(self._reader.datalink(), _ANY_SNAP_LENGTH, wanted, _OPTIMIZED, mask)
+                pcapy.compile(self._reader.datalink(), 65535, program.bpf, 1, netmask)
             except pcapy.PcapError as error:
                 raise BadFilter(str(error)) from None
             raise
 
 
 class _CompiledFilters(_Filters):
-    """Likewise, where libpcap is at hand: each filter is compiled once, and put together with others then."""
+    """Likewise, on a handle whose internals are known: as programs."""
 
     def __init__(self, reader: Any, libpcap: Libpcap) -> None:
         super().__init__(reader)
         self._libpcap = libpcap
 
-    def compiled(self, bpf: str) -> Any:
-        return self._libpcap.compile(self._reader, bpf)
+    def compile(self, bpf: str) -> Program:
+        return Program(bpf=bpf, instructions=self._libpcap.compile(self._reader, bpf))
 
-    def without(self, left_out: str, wanted: Any) -> Any:
-        return filter.without(self.compiled(left_out), wanted)
+    def set(self, program: Program) -> None:
+        self._libpcap.set_filter(self._reader, program.instructions)
 
-    def set(self, wanted: Any) -> None:
-        self._libpcap.set_filter(self._reader, wanted)
+
+def _netmask(reader: Any) -> int:
+    (netmask,) = struct.unpack("=I", socket.inet_aton(reader.getmask()))
+    return int(netmask)
 
 
 @implementer(IPacketHandle)
 class _PcapyHandle:
-    """
-    A handle of pcapy's.
-
-    @ivar promiscuous_from_rearm: whether L{rearm} is to bring the interface into promiscuous mode.
-    """
-
-    promiscuous_from_rearm = False
+    """A handle of pcapy's."""
 
     def __init__(
         self,
         reader: Any,
         interface: str,
+        snap_length: int,
         close_descriptor: Callable[[int], None],
-        long_for: Callable[[str], Meanwhile],
         libpcap: Libpcap | None,
     ) -> None:
+        self.interface = interface
+        self.link_type: int = reader.datalink()
         self._reader = reader
-        self._interface = interface
+        self._snap_length = kept_length(self.link_type, snap_length)
         self._close_descriptor = close_descriptor
-        self._long_for = long_for
         self._libpcap = libpcap
         self._closed = False
         self._filters = _Filters(reader) if libpcap is None else _CompiledFilters(reader, libpcap)
-        # What was asked for, and what is set: that, or less.
-        self._filter = self._in_force = self._filters.compiled("")
+        self.program = self._in_force = everything(self._snap_length)
         # libpcap 1.9 opens its socket on all interfaces, and binds it then: what came between is counted.
         received, dropped, interface_dropped = reader.stats()
         self._before = PacketCounts(received=received, dropped=dropped, interface_dropped=interface_dropped)
-        self.link_type: int = reader.datalink()
+
+    def kind(self, bpf: str) -> _Kind:
+        """What a filter for this handle is compiled for."""
+        netmask = _netmask(self._reader) if uses_netmask(bpf) else 0
+        return _Kind(link_type=self.link_type, snap_length=self._snap_length, netmask=netmask)
 
     def fileno(self) -> int:
         return int(self._reader.getfd())
 
-    def open_dumper(self, path: str) -> IPacketDumper:
+    def read(self, count: int, sink: PacketSink) -> int:
         try:
-            dumper: IPacketDumper = self._reader.dump_open(path)
-        except pcapy.PcapError as error:
-            raise OSError(str(error)) from None
-        return dumper
+            if callable(sink):
+                return int(self._reader.dispatch(count, sink))
+            if self._libpcap is None:
+                return int(self._reader.dispatch(count, sink.dump))
+            return self._libpcap.dump(self._reader, sink, count)
+        except (pcapy.PcapError, LibpcapError) as error:
+            raise CaptureUnavailable(self.interface, str(error)) from None
 
-    def dispatch(self, count: int, callback: Callable[[Any, bytes], object]) -> int:
-        try:
-            return int(self._reader.dispatch(count, callback))
-        except pcapy.PcapError as error:
-            raise CaptureUnavailable(self._interface, str(error)) from None
+    def discard_packets(self) -> None:
+        """
+        Discard what has arrived.
 
-    def dump(self, count: int, dumper: IPacketDumper) -> int:
-        if self._libpcap is None:
-            return self.dispatch(count, dumper.dump)
-        try:
-            return self._libpcap.dump(self._reader, dumper, count)
-        except LibpcapError as error:
-            raise CaptureUnavailable(self._interface, str(error)) from None
-
-    def drain(self) -> None:
-        while self.dispatch(_STEP_PACKETS, _throw_away):
+        @raise CaptureUnavailable: if the interface went down or away.
+        """
+        while self.read(_STEP_PACKETS, _discard):
             pass
 
-    def rearm(self, bpf: str) -> None:
-        self.drain()
-        if self.promiscuous_from_rearm:
-            self.promiscuous_from_rearm = False
-            self._become_promiscuous()
-        self._long_for(bpf)(lambda: self.filter(bpf))
-        self._before = self._all_counts() or self._before
+    def begin(self, program: Program, *, promiscuous: bool) -> _PcapyHandle:
+        """
+        Begin anew with another filter, in a thread: what has arrived is discarded, and not counted.
+
+        @param promiscuous: whether to bring the interface into promiscuous mode.
+
+        @return: this handle.
+
+        @raise RequestRejected: if the filter can't be used here; the handle is closed then.
+        @raise CaptureUnavailable: if the interface went down or away; likewise.
+        """
+        try:
+            self.discard_packets()
+            if promiscuous:
+                self._become_promiscuous()
+            self.set_filter(program)
+            self.program = program
+            self._before = self._all_counts() or self._before
+        except BaseException:
+            self.close_here()
+            raise
+        return self
 
     def _become_promiscuous(self) -> None:
         # As libpcap does when it is asked to before it opens the interface.
         try:
-            index = socket.if_nametoindex(self._interface)
+            index = socket.if_nametoindex(self.interface)
             with socket.socket(fileno=os.dup(self.fileno())) as same:
                 membership = _MEMBERSHIP.pack(index, _PACKET_MR_PROMISC, 0, b"")
                 same.setsockopt(_SOL_PACKET, _PACKET_ADD_MEMBERSHIP, membership)
         except OSError as error:
-            raise CaptureUnavailable(self._interface, f"promiscuous mode: {error.strerror}") from None
+            raise CaptureUnavailable(self.interface, f"promiscuous mode: {error.strerror}") from None
 
-    def filter(self, bpf: str) -> None:
-        """Let pass what this filter does, and no more: raises what L{IPacketHandle.rearm} does."""
-        self._filter = self._set_filter(bpf, lambda: self._filters.compiled(bpf))
-
-    def leave_out(self, bpf: str) -> None:
-        self._set_filter(bpf, lambda: self._filters.without(bpf, self._filter) if bpf else self._filter)
-
-    def _set_filter(self, bpf: str, make: Callable[[], Any]) -> Any:
-        """Set a filter that is made of this one, and answer it."""
+    def compile(self, bpf: str) -> Program:
+        """Compile a filter for this handle: see L{IPacketSystem.compile_now}."""
         try:
-            wanted = make()
-            self._filters.set(wanted)
+            return self._filters.compile(bpf)
+        except BadFilter as error:
+            raise _rejected(bpf, error) from None
+
+    def set_filter(self, program: Program) -> None:
+        try:
+            self._filters.set(program)
             if runs_in_kernel(self.fileno()):
-                self._in_force = wanted
-                return wanted
-            # libpcap would run it, and a dispatch go on for as long as packets come that don't pass it.
+                self._in_force = program
+                return
+            # libpcap would run it, and a read would last for as long as packets come that don't pass it.
             self._filters.set(self._in_force)
         except BadFilter as error:
-            raise _filter_refused(bpf, error) from None
+            raise _rejected(program.bpf, error) from None
         except (pcapy.PcapError, LibpcapError) as error:
-            raise CaptureUnavailable(self._interface, str(error)) from None
-        raise _filter_refused(bpf, f"the kernel can't run it on {self._interface}")
+            raise CaptureUnavailable(self.interface, str(error)) from None
+        raise FilterRejected(program.bpf, f"the kernel can't run it on {self.interface}")
 
     def counts(self) -> PacketCounts | None:
         counts = self._all_counts()
@@ -340,6 +537,13 @@ class _PcapyHandle:
         return PacketCounts(received=received, dropped=dropped, interface_dropped=interface_dropped)
 
     def close(self) -> None:
+        self._close(self._close_descriptor)
+
+    def close_here(self) -> None:
+        """Close it, in a thread that may wait."""
+        self._close(os.close)
+
+    def _close(self, close_descriptor: Callable[[int], None]) -> None:
         if self._closed:
             return
         self._closed = True
@@ -350,4 +554,34 @@ class _PcapyHandle:
             self._reader.close()
         else:
             self._reader.close()
-            self._close_descriptor(last)
+            close_descriptor(last)
+
+
+@implementer(IStandbyHandle)
+class _StandbyHandle:
+    """A handle that lets no packet pass."""
+
+    def __init__(self, system: PcapySystem, handle: _PcapyHandle) -> None:
+        self._system = system
+        self._handle = handle
+        self._armed = False
+
+    def check(self) -> None:
+        # There may be packets that arrived before its filter was set.
+        self._handle.discard_packets()
+
+    def arm(self, bpf: str) -> Deferred[IPacketHandle]:
+        self._armed = True
+        return Deferred.fromCoroutine(self._system.arm(self._handle, bpf))
+
+    def close(self) -> None:
+        if not self._armed:
+            self._handle.close()
+
+
+def _rejected(bpf: str, error: Exception) -> FilterRejected:
+    return FilterRejected(bpf, f"libpcap says: {one_line(str(error))}")
+
+
+def _discard(header: object, data: bytes) -> None:
+    """For packets that nobody wants."""

@@ -2,30 +2,52 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import select
 import struct
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
+from twisted.internet import reactor as global_reactor
+from twisted.internet.defer import CancelledError, maybeDeferred
+from twisted.logger import LogEvent, LogLevel, formatEvent, globalLogPublisher
 from twisted.trial import unittest
 
 from pcapsvc.core.errors import CaptureUnavailable, RequestRejected
-from pcapsvc.interfaces.capture import IPacketHandle, IPatientPacketSystem
-from pcapsvc.packets.libpcap import Libpcap
-from pcapsvc.packets.pcapy_system import PcapySystem
+from pcapsvc.interfaces.capture import IPacketDumper, IPacketHandle, IStandbyPacketSystem
+from pcapsvc.packets.filter_compiler import FilterCompiler
+from pcapsvc.packets.pcapy_system import PcapySystem, libpcap_path
 from pcapsvc.testing import MemoryPacketSystem
+from pcapsvc.threads import Threads
 from peers.frames import udp_frame
-from peers.requirement import require_root
+from peers.requirement import require_command
 from peers.wire import Wire
+
+reactor: Any = global_reactor
+
+
+def ip(*words: str) -> None:
+    """Call C{ip}."""
+    subprocess.run([require_command("ip", "iproute2"), *words], check=True, capture_output=True, timeout=20)
+
+
+def sockets() -> int:
+    """How many sockets and memory files this process has open, which a handle or a dumper is."""
+    found = 0
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            found += os.readlink(f"/proc/self/fd/{name}").startswith(("socket:", "/memfd:"))
+    return found
 
 
 class PacketSystemContract:
-    """What an L{IPatientPacketSystem} owes, whichever it is."""
+    """What an L{IStandbyPacketSystem} owes, whichever it is."""
 
-    system: IPatientPacketSystem
+    system: IStandbyPacketSystem
     interface: str
 
     def send(self, *frames: bytes) -> None:
@@ -40,11 +62,32 @@ class PacketSystemContract:
         """Take the interface away."""
         raise NotImplementedError
 
-    def open(self, *, snap_length: int = 512, bpf: str = "") -> IPacketHandle:
+    async def open(self, *, snap_length: int = 512, bpf: str = "") -> IPacketHandle:
         """A handle that is closed at the end of the test."""
-        handle = self.system.open(self.interface, snap_length=snap_length, bpf=bpf)
+        handle = await self.system.open(self.interface, snap_length=snap_length, bpf=bpf)
         self.addCleanup(handle.close)
         return handle
+
+    def exclude(self, handle: IPacketHandle, bpf: str) -> None:
+        """Continue without the packets that pass a filter, of those that pass the handle's own."""
+        program = handle.program
+        handle.set_filter(program.without(self.system.compile_now(handle, bpf)) if bpf else program)
+
+    def dumper(self, handle: IPacketHandle, path: str, *, snap_length: int = 512) -> IPacketDumper:
+        """A file for the packets of a handle."""
+        return self.system.open_dumper(path, link_type=handle.link_type, snap_length=snap_length)
+
+    async def rejected(self, bpf: str, interface: str | None = None) -> RequestRejected:
+        """Why a filter is rejected."""
+        opening = self.system.open(interface or self.interface, snap_length=512, bpf=bpf)
+        error: RequestRejected = await self.assertFailure(opening, RequestRejected)
+        return error
+
+    async def unavailable(self, interface: str | None = None) -> CaptureUnavailable:
+        """Why an interface can't be captured on."""
+        opening = self.system.open(interface or self.interface, snap_length=512, bpf="")
+        error: CaptureUnavailable = await self.assertFailure(opening, CaptureUnavailable)
+        return error
 
     def read(self, handle: IPacketHandle, count: int, most: int = 100) -> list[bytes]:
         """The data of the next packets, as many as are wanted, or as come within two seconds."""
@@ -52,7 +95,7 @@ class PacketSystemContract:
         until = time.monotonic() + 2
         while len(data) < count and time.monotonic() < until:
             select.select([handle], [], [], 0.05)
-            handle.dispatch(min(most, count - len(data)), lambda _, packet: data.append(packet))
+            handle.read(min(most, count - len(data)), lambda _, packet: data.append(packet))
         return data
 
     def memory_file(self) -> str:
@@ -61,32 +104,32 @@ class PacketSystemContract:
         self.addCleanup(os.close, descriptor)
         return f"/proc/self/fd/{descriptor}"
 
-    def test_packets_in_order(self) -> None:
+    async def test_packets_in_order(self) -> None:
         """Packets are handed over in the order in which they came, and each once."""
-        handle = self.open()
+        handle = await self.open()
         frames = [udp_frame(number) for number in range(20)]
         self.send(*frames)
         self.assertEqual(self.read(handle, 20, most=7), frames)
-        self.assertEqual(handle.dispatch(10, lambda *_: self.fail("there was no more")), 0)
+        self.assertEqual(handle.read(10, lambda *_: self.fail("there was no more")), 0)
 
-    def test_at_most(self) -> None:
+    async def test_at_most(self) -> None:
         """No more packets are handed over than were asked for; the others wait."""
-        handle = self.open()
+        handle = await self.open()
         self.send(*[udp_frame(number) for number in range(5)])
         self.assertEqual(len(self.read(handle, 2)), 2)
         self.assertEqual(len(self.read(handle, 3)), 3)
 
-    def test_snap_length(self) -> None:
+    async def test_snap_length(self) -> None:
         """A packet is cut at the snap length, and its own length is kept in the file."""
-        handle = self.open(snap_length=60)
+        handle = await self.open(snap_length=60)
         path = self.memory_file()
-        dumper = handle.open_dumper(path)
+        dumper = self.dumper(handle, path, snap_length=60)
         self.send(udp_frame(1, size=300), udp_frame(2, size=200))
-        while not handle.dispatch(1, dumper.dump):
+        while not handle.read(1, dumper.dump):
             select.select([handle], [], [], 2)
         dumper.close()
         lengths: list[int] = []
-        while not handle.dispatch(1, lambda header, _: lengths.append(header.getlen())):
+        while not handle.read(1, lambda header, _: lengths.append(header.getlen())):
             select.select([handle], [], [], 2)
         self.assertEqual(lengths, [200])
         with open(path, "rb") as file:
@@ -96,24 +139,24 @@ class PacketSystemContract:
         self.assertEqual(struct.unpack_from("=II", written, 32), (60, 300))
         self.assertEqual(written[40:], udp_frame(1, size=300)[:60])
 
-    def test_dump(self) -> None:
+    async def test_dump(self) -> None:
         """Packets are written as they would be one by one, at most as many as asked for; the others wait."""
-        handle = self.open(snap_length=60)
+        handle = await self.open(snap_length=60)
         one_by_one, at_once = self.memory_file(), self.memory_file()
         frames = [udp_frame(number, size=50 + number) for number in range(20)]
         self.send(*frames)
         written = 0
-        dumper = handle.open_dumper(at_once)
+        dumper = self.dumper(handle, at_once, snap_length=60)
         while written < 7:
             select.select([handle], [], [], 2)
-            written += handle.dump(7 - written, dumper)
+            written += handle.read(7 - written, dumper)
         dumper.close()
         self.assertEqual(written, 7)
-        dumper = handle.open_dumper(one_by_one)
+        dumper = self.dumper(handle, one_by_one, snap_length=60)
         while written < 20:
             select.select([handle], [], [], 2)
-            written += handle.dispatch(20, dumper.dump)
-        self.assertEqual(handle.dump(10, dumper), 0)
+            written += handle.read(20, dumper.dump)
+        self.assertEqual(handle.read(10, dumper), 0)
         dumper.close()
         first, second = Path(at_once).read_bytes(), Path(one_by_one).read_bytes()
         self.assertEqual(first[:24], second[:24])
@@ -125,53 +168,51 @@ class PacketSystemContract:
             at += 16 + kept
         self.assertEqual(found, [(len(frame), frame[:60]) for frame in frames])
 
-    def test_dump_of_a_lost_interface(self) -> None:
+    async def test_dump_of_a_lost_interface(self) -> None:
         """What had arrived when the interface went away is written; then that is told."""
-        handle = self.open()
+        handle = await self.open()
         self.send(*[udp_frame(number) for number in range(3)])
         time.sleep(0.05)  # the kernel hands over a block that isn't full after its time-out
         self.lose_interface()
-        dumper = handle.open_dumper(self.memory_file())
+        dumper = self.dumper(handle, self.memory_file())
         self.addCleanup(dumper.close)
         written = 0
         with self.assertRaises(CaptureUnavailable) as caught:
             for _ in range(100):
-                written += handle.dump(2, dumper)
+                written += handle.read(2, dumper)
         self.assertEqual((written, caught.exception.interface), (3, self.interface))
 
-    def test_dump_after_the_end(self) -> None:
+    async def test_dump_after_the_end(self) -> None:
         """Nothing is written by a handle that is closed."""
-        handle = self.open()
-        dumper = handle.open_dumper(self.memory_file())
+        handle = await self.open()
+        dumper = self.dumper(handle, self.memory_file())
         self.addCleanup(dumper.close)
         handle.close()
-        self.assertRaises(ValueError, handle.dump, 1, dumper)
+        self.assertRaises(ValueError, handle.read, 1, dumper)
 
-    def test_filter(self) -> None:
+    async def test_filter(self) -> None:
         """Only what passes the filter is handed over, and counted."""
-        handle = self.open(bpf="udp port 53")
+        handle = await self.open(bpf="udp port 53")
         self.send(udp_frame(1, port=9), udp_frame(2, port=53), udp_frame(3, port=9), udp_frame(4, port=53))
         self.assertEqual(self.read(handle, 2), [udp_frame(2, port=53), udp_frame(4, port=53)])
         counts = handle.counts()
         assert counts is not None
         self.assertEqual((counts.received, counts.dropped), (2, 0))
 
-    def test_bad_filter(self) -> None:
+    async def test_bad_filter(self) -> None:
         """A filter that can't be compiled is the sender's fault, in libpcap's own words."""
-        error = self.assertRaises(
-            RequestRejected, self.system.open, self.interface, snap_length=512, bpf="tcp prot 80"
-        )
+        error = await self.rejected("tcp prot 80")
         self.assertEqual([problem.path for problem in error.problems], ["bpf"])
         self.assertIn("syntax error", str(error))
 
-    def test_no_such_interface(self) -> None:
+    async def test_no_such_interface(self) -> None:
         """An interface that isn't there is told by its name."""
-        error = self.assertRaises(CaptureUnavailable, self.system.open, "nosuch0", snap_length=512, bpf="")
+        error = await self.unavailable("nosuch0")
         self.assertEqual((error.interface, error.reason), ("nosuch0", "no such interface"))
 
-    def test_interface_lost(self) -> None:
+    async def test_interface_lost(self) -> None:
         """What had arrived when the interface went away can still be read; then that is told."""
-        handle = self.open()
+        handle = await self.open()
         frames = [udp_frame(number) for number in range(3)]
         self.send(*frames)
         time.sleep(0.05)  # the kernel hands over a block that isn't full after its time-out
@@ -180,14 +221,14 @@ class PacketSystemContract:
 
         def read_on() -> None:
             for _ in range(100):
-                handle.dispatch(2, lambda _, packet: read.append(packet))
+                handle.read(2, lambda _, packet: read.append(packet))
 
         self.assertRaises(CaptureUnavailable, read_on)
         self.assertEqual(read, frames)
 
-    def test_callback_fails(self) -> None:
+    async def test_callback_fails(self) -> None:
         """What the callback raises ends the dispatch, and is raised; the packets behind it wait."""
-        handle = self.open()
+        handle = await self.open()
         self.send(udp_frame(1), udp_frame(2))
         self.assertEqual(self.read(handle, 1), [udp_frame(1)])
 
@@ -196,33 +237,23 @@ class PacketSystemContract:
 
         with self.assertRaises(ZeroDivisionError):
             while True:
-                handle.dispatch(10, refuse)
+                handle.read(10, refuse)
                 select.select([handle], [], [], 2)
 
-    def test_rearm(self) -> None:
-        """With another filter a handle begins anew: what had arrived is neither handed over nor counted."""
-        handle = self.open()
-        self.send(udp_frame(1, port=53), udp_frame(2, port=53))
-        time.sleep(0.05)
-        handle.rearm("udp port 53")
-        self.send(udp_frame(3, port=9), udp_frame(4, port=53))
-        self.assertEqual(self.read(handle, 1), [udp_frame(4, port=53)])
-        counts = handle.counts()
-        assert counts is not None
-        self.assertEqual(counts.received, 1)
-
-    def test_wait(self) -> None:
+    async def test_standby(self) -> None:
         """
-        A handle that waits lets nothing pass, and the interface takes in no more than before. Then it is
-        as any other, with what comes from there on.
+        A standby handle lets nothing pass, and the interface receives no more than before. Once it is
+        armed it is like any other, for what arrives from then on.
         """
-        handle = self.system.wait(self.interface, snap_length=60)
-        self.addCleanup(handle.close)
+        standby = await self.system.open_standby(self.interface, snap_length=60)
+        self.addCleanup(standby.close)
         self.assertFalse(self.is_promiscuous())
         self.send(udp_frame(1, port=53))
         time.sleep(0.05)
-        self.assertEqual(handle.dispatch(10, lambda *_: self.fail("nothing was to pass")), 0)
-        handle.rearm("udp port 53")
+        standby.check()
+        handle = await standby.arm("udp port 53")
+        self.addCleanup(handle.close)
+        standby.close()
         self.assertTrue(self.is_promiscuous())
         self.send(udp_frame(2, port=9), udp_frame(3, port=53))
         self.assertEqual(self.read(handle, 1), [udp_frame(3, port=53)[:60]])
@@ -232,71 +263,98 @@ class PacketSystemContract:
         handle.close()
         self.assertFalse(self.is_promiscuous())
 
-    def test_rearm_refused(self) -> None:
-        """A filter that can't be compiled is the sender's fault, too; an interface that is lost is not."""
-        handle = self.open()
-        self.assertRaises(RequestRejected, handle.rearm, "tcp prot 80")
-        self.lose_interface()
-        self.assertRaises(CaptureUnavailable, handle.rearm, "")
+    async def test_standby_without_a_filter(self) -> None:
+        """Armed without a filter, a handle lets everything pass, and goes on as any other."""
+        standby = await self.system.open_standby(self.interface, snap_length=512)
+        handle = await standby.arm("")
+        self.addCleanup(handle.close)
+        self.send(udp_frame(1), udp_frame(2, port=53))
+        self.assertEqual(self.read(handle, 2), [udp_frame(1), udp_frame(2, port=53)])
+        self.exclude(handle, "udp port 53")
+        self.send(udp_frame(3, port=53), udp_frame(4))
+        self.assertEqual(self.read(handle, 1), [udp_frame(4)])
 
-    def test_leave_out(self) -> None:
+    async def test_standby_refused(self) -> None:
+        """That a filter can't be compiled is the sender's fault, too; that an interface is lost is not."""
+        standby = await self.system.open_standby(self.interface, snap_length=60)
+        await self.assertFailure(standby.arm("tcp prot 80"), RequestRejected)
+        standby = await self.system.open_standby(self.interface, snap_length=60)
+        self.lose_interface()
+        await self.assertFailure(standby.arm(""), CaptureUnavailable)
+
+    async def test_standby_lost(self) -> None:
+        """That its interface is gone shows when a standby handle is checked."""
+        standby = await self.system.open_standby(self.interface, snap_length=60)
+        self.addCleanup(standby.close)
+        self.lose_interface()
+        self.assertRaises(CaptureUnavailable, standby.check)
+
+    async def test_cancel(self) -> None:
+        """An open that is cancelled leaves nothing."""
+        opening = self.system.open(self.interface, snap_length=512, bpf="udp")
+        if not opening.called:
+            opening.cancel()
+            await self.assertFailure(opening, CancelledError)
+        else:
+            (await opening).close()
+        standby = await self.system.open_standby(self.interface, snap_length=512)
+        arming = standby.arm("udp")
+        if not arming.called:
+            arming.cancel()
+            await self.assertFailure(arming, CancelledError)
+        else:
+            (await arming).close()
+
+    async def test_leave_out(self) -> None:
         """A handle goes on without what passes a filter, of what had arrived as well; then of another."""
-        handle = self.open(bpf="udp")
+        handle = await self.open(bpf="udp")
         self.send(udp_frame(1, port=53), udp_frame(2, port=9))
         time.sleep(0.05)
-        handle.leave_out("udp port 53")
+        self.exclude(handle, "udp port 53")
         self.send(udp_frame(3, port=53), udp_frame(4, port=9))
         self.assertEqual(self.read(handle, 2), [udp_frame(2, port=9), udp_frame(4, port=9)])
-        self.assertEqual(handle.dispatch(10, lambda *_: self.fail("there was no more")), 0)
-        handle.leave_out("udp port 9")
+        self.assertEqual(handle.read(10, lambda *_: self.fail("there was no more")), 0)
+        self.exclude(handle, "udp port 9")
         self.send(udp_frame(5, port=9), udp_frame(6, port=53))
         self.assertEqual(self.read(handle, 1), [udp_frame(6, port=53)])
-        handle.leave_out("")
+        self.exclude(handle, "")
         self.send(udp_frame(7, port=9))
         self.assertEqual(self.read(handle, 1), [udp_frame(7, port=9)])
 
-    def test_leave_out_of_a_filter(self) -> None:
+    async def test_leave_out_of_a_filter(self) -> None:
         """Of a handle with a filter, no more is handed over than before; of one without, all else is."""
         for bpf, wanted in (("udp port 53", [53]), ("", [7, 53])):
-            handle = self.open(bpf=bpf)
-            handle.leave_out("udp port 9")
+            handle = await self.open(bpf=bpf)
+            self.exclude(handle, "udp port 9")
             self.send(udp_frame(1, port=7), udp_frame(2, port=9), udp_frame(3, port=53))
             ports = [int.from_bytes(data[36:38], "big") for data in self.read(handle, len(wanted))]
             self.assertEqual(ports, wanted)
             handle.close()
 
-    def test_leave_out_until_rearmed(self) -> None:
-        """Begun anew, a handle leaves nothing out."""
-        handle = self.open()
-        handle.leave_out("udp port 53")
-        handle.rearm("udp")
-        self.send(udp_frame(1, port=53))
-        self.assertEqual(self.read(handle, 1), [udp_frame(1, port=53)])
-
-    def test_leave_out_refused(self) -> None:
+    async def test_leave_out_refused(self) -> None:
         """Where what is to be left out is no filter, what was left out before still is."""
-        handle = self.open()
-        handle.leave_out("udp port 53")
-        self.assertRaises(RequestRejected, handle.leave_out, "tcp prot 80")
+        handle = await self.open()
+        self.exclude(handle, "udp port 53")
+        self.assertRaises(RequestRejected, self.exclude, handle, "tcp prot 80")
         self.send(udp_frame(1, port=53), udp_frame(2, port=9))
         self.assertEqual(self.read(handle, 1), [udp_frame(2, port=9)])
 
-    def test_leave_out_of_a_lost_interface(self) -> None:
+    async def test_leave_out_of_a_lost_interface(self) -> None:
         """That an interface went away is not the filter's fault; a filter that is none is, there as well."""
-        handle = self.open(bpf="udp")
+        handle = await self.open(bpf="udp")
         self.lose_interface()
-        self.assertRaises(RequestRejected, handle.leave_out, "tcp prot 80")
-        error = self.assertRaises(CaptureUnavailable, handle.leave_out, "udp port 53")
+        self.assertRaises(RequestRejected, self.exclude, handle, "tcp prot 80")
+        error = self.assertRaises(CaptureUnavailable, self.exclude, handle, "udp port 53")
         self.assertEqual(error.interface, self.interface)
 
-    def test_close_twice(self) -> None:
+    async def test_close_twice(self) -> None:
         """A handle may be closed again."""
-        handle = self.open()
+        handle = await self.open()
         handle.close()
         handle.close()
 
 
-class MemoryPacketSystemTests(PacketSystemContract, unittest.SynchronousTestCase):
+class MemoryPacketSystemTests(PacketSystemContract, unittest.TestCase):
     """Our fake."""
 
     def setUp(self) -> None:
@@ -321,20 +379,41 @@ class MemoryPacketSystemTests(PacketSystemContract, unittest.SynchronousTestCase
         self.memory.lose("mem0")
 
 
-class PcapySystemTests(PacketSystemContract, unittest.SynchronousTestCase):
+class PcapySystemTests(PacketSystemContract, unittest.TestCase):
     """libpcap, on a wire of its own."""
 
     native = True
 
     def setUp(self) -> None:
         """A wire for each test."""
+        self.sockets = sockets()
         self.wire = Wire()
         self.addCleanup(self.wire.stop)
         self.wire.start()
-        self.system = PcapySystem(
-            buffer_size_bytes=2 << 20, read_timeout_ms=10, promiscuous=True, native=self.native
-        )
         self.interface = self.wire.interface
+        self.threads = Threads(reactor)
+        self.compiler = FilterCompiler(reactor, libpcap_path())
+        self.system = self.make(buffer_size_bytes=2 << 20)
+        for service in (self.threads, self.compiler, self.system):
+            service.startService()
+
+    def make(self, *, buffer_size_bytes: int) -> PcapySystem:
+        """A packet system of this kind."""
+        return PcapySystem(
+            compiler=self.compiler,
+            run_in_thread=self.threads.run,
+            buffer_size_bytes=buffer_size_bytes,
+            read_timeout_ms=10,
+            promiscuous=True,
+            native=self.native,
+        )
+
+    async def tearDown(self) -> None:
+        """No handle, no process and no descriptor is left."""
+        self.doCleanups()
+        for service in (self.system, self.compiler, self.threads):
+            await maybeDeferred(service.stopService)
+        self.assertEqual(sockets(), self.sockets)
 
     def send(self, *frames: bytes) -> None:
         """Put frames on the wire."""
@@ -349,46 +428,45 @@ class PcapySystemTests(PacketSystemContract, unittest.SynchronousTestCase):
         """Delete the wire."""
         self.wire.delete()
 
-    def test_interface_down(self) -> None:
+    async def test_interface_down(self) -> None:
         """An interface that is down is told as such."""
         self.wire.down()
-        error = self.assertRaises(CaptureUnavailable, self.open)
+        error = await self.unavailable()
         self.assertEqual(error.reason, "the interface is down")
 
-    def test_interface_goes_down_meanwhile(self) -> None:
+    async def test_interface_goes_down_meanwhile(self) -> None:
         """One that goes down while its filter is set is told as such, and is no fault of the filter's."""
-        handle = self.open(bpf="udp")
+        handle = await self.open(bpf="udp")
         self.wire.down()
-        error = self.assertRaises(CaptureUnavailable, handle.leave_out, "udp port 53")
+        error = self.assertRaises(CaptureUnavailable, self.exclude, handle, "udp port 53")
         self.assertIn("Network is down", error.reason)
 
-    def test_no_room_for_the_ring(self) -> None:
+    async def test_no_room_for_the_ring(self) -> None:
         """What else keeps an interface from being opened is told in libpcap's words, if they can be had."""
-        system = PcapySystem(
-            buffer_size_bytes=64 << 20, read_timeout_ms=10, promiscuous=True, native=self.native
-        )
+        (await self.open()).close()  # there is a thread from here on, and needs no memory any more
+        system = self.make(buffer_size_bytes=64 << 20)
         before = resource.getrlimit(resource.RLIMIT_AS)
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (32 << 20), before[1]))
         try:
-            error = self.assertRaises(
-                CaptureUnavailable, system.open, self.interface, snap_length=512, bpf=""
+            error = await self.assertFailure(
+                system.open(self.interface, snap_length=512, bpf=""), CaptureUnavailable
             )
         finally:
             resource.setrlimit(resource.RLIMIT_AS, before)
-        self.assertIn("can't mmap rx ring" if system._libpcap else "libpcap error -1", error.reason)
+        self.assertIn("can't mmap rx ring" if system.is_native else "libpcap error -1", error.reason)
 
-    def test_any(self) -> None:
+    async def test_any(self) -> None:
         """The pseudo-interface for all of them works, with a link type of its own (LINUX_SLL)."""
         # Tests in other processes send to the same address.
         port = 10_000 + os.getpid() % 50_000
-        handle = self.system.open("any", snap_length=512, bpf=f"udp port {port} and host 198.51.100.1")
+        handle = await self.system.open("any", snap_length=512, bpf=f"udp port {port} and host 198.51.100.1")
         self.addCleanup(handle.close)
         self.assertEqual(handle.link_type, 113)
         self.send(udp_frame(1, port=port))
         self.assertEqual(len(self.read(handle, 1)), 1)
 
-    def test_filter_not_for_the_kernel(self) -> None:
+    async def test_filter_not_for_the_kernel(self) -> None:
         """
         A filter that the kernel doesn't run is refused, whatever it is: within libpcap, packets that don't
         pass it would be read without end. The one before stays.
@@ -398,59 +476,68 @@ class PcapySystemTests(PacketSystemContract, unittest.SynchronousTestCase):
             ("any", "link[4] = 1"),
             ("any", "geneve"),
         ):
-            error = self.assertRaises(RequestRejected, self.system.open, interface, snap_length=512, bpf=bpf)
+            error = await self.rejected(bpf, interface)
             self.assertIn(f"the kernel can't run it on {interface}", str(error))
-        handle = self.open(bpf="udp port 53")
-        self.assertRaises(RequestRejected, handle.leave_out, "ip protochain 17")
+        handle = await self.open(bpf="udp port 53")
+        self.assertRaises(RequestRejected, self.exclude, handle, "ip protochain 17")
         self.send(udp_frame(1, port=9), udp_frame(2, port=53))
         self.assertEqual(self.read(handle, 1), [udp_frame(2, port=53)])
 
-    def test_no_leak_by_bad_filters(self) -> None:
+    async def test_no_leak_by_bad_filters(self) -> None:
         """Refused filters and interfaces leave no descriptor behind."""
-        before = len(os.listdir("/proc/self/fd"))
+        before = sockets()
         for _ in range(5):
-            self.assertRaises(RequestRejected, self.open, bpf="tcp prot 80")
-            self.assertRaises(CaptureUnavailable, self.system.open, "nosuch0", snap_length=512, bpf="")
-        self.assertEqual(len(os.listdir("/proc/self/fd")), before)
+            await self.rejected("tcp prot 80")
+            await self.rejected("wlan type mgt")
+            await self.unavailable("nosuch0")
+        self.assertEqual(sockets(), before)
 
-    def test_interface_that_libpcap_alone_knows(self) -> None:
-        """What libpcap would open by name, though it is no network interface, isn't opened."""
-        self.assertRaises(CaptureUnavailable, self.system.open, "nflog", snap_length=512, bpf="")
+    async def test_opened_in_vain(self) -> None:
+        """What a thread has opened for nobody is closed, and a stop waits for that."""
+        before = sockets()
+        standby = await self.system.open_standby(self.interface, snap_length=512)
+        opening = [self.system.open(self.interface, snap_length=512, bpf="") for _ in range(3)]
+        arming = standby.arm("")
+        for one in (*opening, arming):
+            one.addErrback(lambda failure: failure.trap(CancelledError))
+            one.cancel()
+            standby.close()
+        await self.system.stopService()
+        self.assertEqual(sockets(), before)
 
-
-class _Counting:
-    """libpcap, and the filters that it has compiled."""
-
-    def __init__(self, libpcap: Libpcap) -> None:
-        self._libpcap = libpcap
-        self.compiled: list[str] = []
-
-    def compile(self, reader: object, bpf: str) -> bytes:
-        """Take note."""
-        self.compiled.append(bpf)
-        return self._libpcap.compile(reader, bpf)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._libpcap, name)
-
-
-class CompiledFilterTests(unittest.SynchronousTestCase):
-    """What is left out changes all the time."""
-
-    def test_once(self) -> None:
-        """However often that changes, the filter of a capture, which may take long, is compiled once."""
-        require_root("to capture")
-        system = PcapySystem(buffer_size_bytes=2 << 20, read_timeout_ms=10, promiscuous=True)
-        if system._libpcap is None:
-            raise unittest.SkipTest("the pcapy that is installed is not the one that is known")
-        counting = system._libpcap = _Counting(system._libpcap)  # type: ignore[assignment]
-        handle = system.open("lo", snap_length=512, bpf="udp port 53")
+    async def test_unusual_link_type(self) -> None:
+        """On an interface whose link type shows only once it is open, filters are compiled for that."""
+        tunnel = f"{self.interface[:-1]}t"
+        try:
+            ip("link", "add", tunnel, "type", "sit", "local", "127.0.0.1")
+        except subprocess.CalledProcessError:
+            raise unittest.SkipTest("there are no tunnels here") from None
+        self.addCleanup(ip, "link", "delete", tunnel)
+        ip("link", "set", tunnel, "up")
+        await self.rejected("ether host 02:00:00:00:00:01", tunnel)
+        await self.rejected("tcp prot 80", tunnel)
+        handle = await self.system.open(tunnel, snap_length=512, bpf="udp port 53")
         self.addCleanup(handle.close)
-        for port in range(3):
-            handle.leave_out(f"tcp port {port}")
-        handle.leave_out("")
-        compiled = [bpf for bpf in counting.compiled if bpf]
-        self.assertEqual(compiled, ["udp port 53", "tcp port 0", "tcp port 1", "tcp port 2"])
+        self.assertEqual(handle.link_type, 12)
+        live = self.system.compile_now(handle, "udp port 53")
+        self.assertEqual(handle.program.bpf, "udp port 53")
+        if self.native:
+            self.assertEqual(handle.program, live)
+
+    def test_fast_path(self) -> None:
+        """That packets can't be written without Python is logged once, at the start; otherwise nothing is."""
+        events: list[LogEvent] = []
+        globalLogPublisher.addObserver(events.append)
+        self.addCleanup(globalLogPublisher.removeObserver, events.append)
+        self.make(buffer_size_bytes=2 << 20).startService()
+        lines = [formatEvent(event) for event in events if event["log_level"] >= LogLevel.warn]
+        self.assertEqual(len(lines), 0 if self.native else 1)
+        if lines:
+            self.assertIn("the internals of the installed pcapy-ng are unknown", lines[0])
+
+    async def test_interface_that_libpcap_alone_knows(self) -> None:
+        """What libpcap would open by name, though it is no network interface, isn't opened."""
+        await self.unavailable("nflog")
 
 
 class PlainPcapySystemTests(PcapySystemTests):

@@ -29,6 +29,7 @@ from pcapsvc.delivery.lane import Lane
 from pcapsvc.delivery.redelivery import Redelivery
 from pcapsvc.delivery.spool import Spool
 from pcapsvc.encoders.pcap.encoder import PcapEncoder
+from pcapsvc.judge import Judge
 from pcapsvc.pipeline import Pipeline
 from pcapsvc.reports.fan_out import FanOutReporter
 from pcapsvc.testing import MemoryDestination, MemoryPacketSystem, MemoryReporter, event_factory, run_now
@@ -110,15 +111,26 @@ class ManyTests(SynchronousTestCase):
             wall_clock=self.wall_clock,
             chance=self.chance.random,
         )
+        admission = Admission(max_captures=1, max_memory_bytes=10**9)
         self.pipeline = Pipeline(
-            NodeView(name="sensor1", bounds=BOUNDS, default_timeout_seconds=10, snap_length=500),
-            capturer=Capturer(self.reactor, self.system, wall_clock=self.wall_clock, read_timeout_ms=10),
+            judge=Judge(
+                NodeView(name="sensor1", bounds=BOUNDS, default_timeout_seconds=10, snap_length=500),
+                admission=admission,
+                wall_clock=self.wall_clock,
+            ),
+            capturer=Capturer(
+                self.reactor,
+                self.system,
+                run_in_thread=run_now,
+                wall_clock=self.wall_clock,
+                read_timeout_ms=10,
+            ),
             encoder=PcapEncoder(),
             delivery=self.delivery,
             reporter=everyone,
             events=events,
             captures=captures,
-            admission=Admission(max_captures=1, max_memory_bytes=10**9),
+            admission=admission,
             wall_clock=self.wall_clock,
         )
         for part in (self.spool, self.delivery, self.redelivery, self.pipeline):

@@ -69,20 +69,31 @@ class CapturePortTests(unittest.SynchronousTestCase):
             options={},
             via="test",
         )
-        handle = self.system.open("mem0", snap_length=snap, bpf="")
-        return CapturePort(
+        handle = self.successResultOf(self.system.open("mem0", snap_length=snap, bpf=""))
+        port = CapturePort(
             self.reactor,
             handle,
-            RecordingBuffer(handle, "test", snap_length=snap),
+            RecordingBuffer(
+                handle,
+                "test",
+                open_dumper=lambda path: self.system.open_dumper(path, link_type=1, snap_length=snap),
+                snap_length=snap,
+            ),
             plan,
             capture_id="abc",
             wall_clock=lambda: self.wall_clock,
             hand_over_seconds=HAND_OVER,
         )
+        port.begin()
+        return port
 
     def arrive(self, *packets: bytes) -> None:
         """Packets arrive, and the reactor sees them."""
         self.system.deliver("mem0", *packets)
+        self.turn()
+
+    def turn(self) -> None:
+        """A turn of the reactor."""
         for reader in list(self.reactor.getReaders()):
             reader.doRead()
 
@@ -115,18 +126,18 @@ class CapturePortTests(unittest.SynchronousTestCase):
         port = self.port(packets=1)
         self.system.deliver("mem0", udp_frame(1))
         recording = port.start()
-        self.arrive()
+        self.turn()
         self.assertEqual(self.recorded(recording).packets, 1)
 
     def test_read_before_the_start(self) -> None:
-        """What is read before the start counts: a limit that it meets ends the capture at its start."""
+        """Packets are read before the start: a limit that they meet ends the capture."""
         port = self.port(packets=3)
         self.system.deliver("mem0", udp_frame(1), udp_frame(2))
-        port.read_all()
+        self.turn()
         self.assertEqual(port.progress()[0], 2)
         self.system.deliver("mem0", udp_frame(3), udp_frame(4))
-        port.read_all()
-        port.read_all()
+        self.turn()
+        self.turn()
         made = self.recorded(port.start())
         self.assertEqual((made.reason, made.packets), (StopReason.PACKETS, 3))
 
@@ -135,8 +146,8 @@ class CapturePortTests(unittest.SynchronousTestCase):
         port = self.port()
         self.system.deliver("mem0", udp_frame(1))
         self.system.lose("mem0")
-        port.read_all()
-        port.read_all()
+        self.turn()
+        self.turn()
         made = self.recorded(port.start())
         self.assertEqual((made.reason, made.packets), (StopReason.DEVICE_LOST, 1))
 
@@ -145,7 +156,7 @@ class CapturePortTests(unittest.SynchronousTestCase):
         for packets in (1, 2):
             port = self.port(packets=packets)
             self.system.deliver("mem0", udp_frame(1))
-            port.read_all()
+            self.turn()
             port.discard()
 
     def test_fault_before_the_start(self) -> None:
@@ -154,7 +165,7 @@ class CapturePortTests(unittest.SynchronousTestCase):
             port = self.port()
             self.system.deliver("mem0", udp_frame(1))
             port._buffer.read = self.fail_to_read  # type: ignore[method-assign]
-            port.read_all()
+            self.turn()
             result = end(port)
             if result is not None:
                 self.failureResultOf(result, CaptureUnavailable)
@@ -245,7 +256,7 @@ class CapturePortTests(unittest.SynchronousTestCase):
         """A descriptor that is readable without a packet changes nothing."""
         port = self.port(size=1)
         recording = port.start()
-        self.arrive()
+        self.turn()
         self.assertNoResult(recording)
         port.end(StopReason.CANCELLED)
         self.assertEqual(self.recorded(recording).packets, 0)

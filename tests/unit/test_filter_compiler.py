@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pcapy
-from twisted.internet import reactor
+from twisted.internet import reactor as global_reactor
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.internet.error import ProcessExitedAlready, ProcessTerminated
 from twisted.internet.task import Clock, deferLater
@@ -22,6 +22,8 @@ from pcapsvc.packets.filter_child import ANSWER, ERROR, LONG, MEMORY, PROGRAM, R
 from pcapsvc.packets.filter_compiler import START_SECONDS, FilterCompiler
 from pcapsvc.packets.filter_worker import FilterWorker
 from pcapsvc.packets.libpcap import library_path
+
+reactor: Any = global_reactor
 
 QUICK, OPTIMIZER, LIMIT, WAIT, IDLE = 1.0, 10.0, 20.0, 100.0, 60.0
 # libpcap 1.9.1 never comes to an end on these (its issue 112).
@@ -199,6 +201,22 @@ class FilterCompilerTests(unittest.SynchronousTestCase):
             self.assertEqual(process.asked[-1], str(number))
             process.answer(PROGRAM, b"program")
             self.successResultOf(one)
+            self.clock.advance(0)
+
+    def test_stacks(self) -> None:
+        """
+        The next filter has its turn after everything that follows from the one before, and not within it.
+        """
+        first, second = self.compile("first"), self.compile("second")
+        [process] = self.clock.processes
+        asked: list[list[str]] = []
+        first.addCallback(lambda _: asked.append(process.asked[:]))
+        process.answer(PROGRAM, b"program")
+        self.assertEqual(asked, [["first"]])
+        self.clock.advance(0)
+        self.assertEqual(process.asked, ["first", "second"])
+        process.answer(PROGRAM, b"program")
+        self.successResultOf(second)
 
     def test_hard_filter_delays_no_other(self) -> None:
         """After a moment, a filter that takes long leaves the turn to the next, and goes on by itself."""
@@ -216,7 +234,7 @@ class FilterCompilerTests(unittest.SynchronousTestCase):
         """Hard filters for which there is no place give up their processes, and start again in order."""
         hard = [self.compile(f"hard {number}") for number in range(3)]
         for _ in hard:
-            self.clock.advance(QUICK)
+            self.clock.pump([QUICK, 0])
         self.assertEqual(len(self.clock.alive), 1)
         easy = self.compile("easy")
         self.clock.alive[1].answer(PROGRAM, b"program")
@@ -225,6 +243,7 @@ class FilterCompilerTests(unittest.SynchronousTestCase):
             [process] = [process for process in self.clock.alive if process.asked[-1] == f"hard {number}"]
             process.answer(PROGRAM, b"program")
             self.successResultOf(one)
+            self.clock.advance(0)
 
     def test_without_optimization(self) -> None:
         """A filter whose optimization takes too long is used as it was before, and its process is ended."""
@@ -304,6 +323,7 @@ class FilterCompilerTests(unittest.SynchronousTestCase):
             one.cancel()
             self.failureResultOf(one, CancelledError)
         self.assertFalse(self.clock.processes[0].is_alive)
+        self.clock.advance(0)
         self.clock.processes[1].answer(PROGRAM, b"program")
         self.successResultOf(third)
         self.assertEqual(self.clock.processes[1].asked, ["third"])
@@ -311,9 +331,10 @@ class FilterCompilerTests(unittest.SynchronousTestCase):
     def test_cancel_of_a_hard_filter(self) -> None:
         """One that is hard makes room for the next."""
         first, second = self.compile("first"), self.compile("second")
-        self.clock.pump([QUICK, QUICK])
+        self.clock.pump([QUICK, 0, QUICK])
         first.cancel()
         self.failureResultOf(first, CancelledError)
+        self.clock.advance(0)
         [process] = self.clock.alive
         self.assertEqual(process.asked, ["second"])
         process.answer(PROGRAM, b"program")
@@ -403,13 +424,13 @@ class FilterProcessTests(unittest.TestCase):
 
     async def setUp(self) -> None:
         """No child, and no descriptor more than before, is left in the end."""
-        await deferLater(reactor, 0, lambda: None)  # type: ignore[arg-type] # it has all of its own by then
+        await deferLater(reactor, 0, lambda: None)  # it has all of its own by then
         self.descriptors = len(os.listdir("/proc/self/fd"))
         self.compiler = self.make()
 
     def make(self, **more: Any) -> FilterCompiler:
         """A compiler for the libpcap that pcapy uses."""
-        self.compiler = FilterCompiler(reactor, library_path(pcapy.__file__), **more)  # type: ignore[arg-type]
+        self.compiler = FilterCompiler(reactor, library_path(pcapy.__file__), **more)
         self.compiler.startService()
         return self.compiler
 
@@ -467,7 +488,7 @@ class FilterProcessTests(unittest.TestCase):
     async def test_stop_while_compiling(self) -> None:
         """A stop leaves nothing, whatever is being compiled."""
         compiling = [self.compile(bpf) for bpf in (*ENDLESS, "udp")]
-        await deferLater(reactor, 0.1, lambda: None)  # type: ignore[arg-type]
+        await deferLater(reactor, 0.1, lambda: None)
         begun = time.monotonic()
         await self.stop()
         self.assertLess(time.monotonic() - begun, 1)

@@ -41,10 +41,11 @@ from pcapsvc.delivery.lane import Lane
 from pcapsvc.encoders.pcap.encoder import PcapEncoder
 from pcapsvc.interfaces.delivery import IEncoder
 from pcapsvc.interfaces.reports import IReporter
+from pcapsvc.judge import Judge
 from pcapsvc.pipeline import Pipeline
 from pcapsvc.reports.fan_out import FanOutReporter
 from pcapsvc.reports.log import LogReporter
-from pcapsvc.testing import MemoryDestination, MemoryPacketSystem, MemoryReporter, event_factory
+from pcapsvc.testing import MemoryDestination, MemoryPacketSystem, MemoryReporter, event_factory, run_now
 from peers.frames import udp_frame
 from tests.core.test_request import BOUNDS
 from tests.unit.event_schema import checked_reporter
@@ -100,11 +101,17 @@ class PipelineCase(unittest.SynchronousTestCase):
         self.reporter, self.event_factory = checked_reporter(self), event_factory()
         self.captures = Captures(["one", "two"])
         everyone = FanOutReporter([*self.reporters, LogReporter(self.reactor), self.captures, self.reporter])
+        admission = Admission(max_captures=self.max_captures, max_memory_bytes=self.max_memory)
         self.pipeline = Pipeline(
-            self.node(),
+            judge=Judge(
+                self.node(),
+                admission=admission,
+                **self.options,
+            ),
             capturer=Capturer(
                 self.reactor,
                 self.system,
+                run_in_thread=run_now,
                 wall_clock=lambda: 1_700_000_000.0,
                 read_timeout_ms=10,
                 **self.capturer_options,
@@ -123,8 +130,7 @@ class PipelineCase(unittest.SynchronousTestCase):
             reporter=everyone,
             events=self.event_factory,
             captures=self.captures,
-            admission=Admission(max_captures=self.max_captures, max_memory_bytes=self.max_memory),
-            **self.options,
+            admission=admission,
         )
         self.pipeline.startService()
         self.addCleanup(self.assert_nothing_left)
@@ -313,18 +319,11 @@ class JudgingTests(PipelineCase):
 
     def test_no_memory_to_begin(self) -> None:
         """Where there is no memory for a capture, the node is busy, and nothing is left open."""
-        opened = self.system.open
 
-        def poor(interface: str, *, snap_length: int, bpf: str) -> Any:
-            handle: Any = opened(interface, snap_length=snap_length, bpf=bpf)
+        def no_memory(path: str, **_: int) -> Any:
+            raise OSError(12, "Cannot allocate memory")
 
-            def no_memory(path: str) -> Any:
-                raise OSError(12, "Cannot allocate memory")
-
-            handle.open_dumper = no_memory
-            return handle
-
-        self.system.open = poor  # type: ignore[method-assign]
+        self.system.open_dumper = no_memory  # type: ignore[method-assign]
         verdict = self.submit(interface=["mem0"], bytes=100)
         assert isinstance(verdict, Busy)
         self.assertIn("there is no room for a capture: [Errno 12]", verdict.reason)
@@ -335,7 +334,7 @@ class JudgingTests(PipelineCase):
         first = self.begin(bytes=1500, packets=1, snap=1460)
         refused = self.submit(interface=["mem0"], bytes=501)
         assert isinstance(refused, Busy)
-        self.assertIn("over the 2000", refused.reason)
+        self.assertIn("exceed the limit of 2000", refused.reason)
         self.assertEqual(self.events(RequestBusy)[-1].reason, refused.reason)
         self.assertIsInstance(self.submit(alias=["both"], bytes=251), Busy)
         self.arrive(b"x" * 60)
@@ -523,12 +522,11 @@ class CapturingTests(PipelineCase):
         """Where memory runs out in the middle, that capture fails, is told to, and holds nothing."""
         capture_id = self.begin(bytes=24 + 40 * 116, snap=100)
         self.arrive(*[b"x" * 100] * 20)
-        [handle] = self.system.interfaces["mem0"].handles
 
-        def no_memory(path: str) -> Any:
+        def no_memory(path: str, **_: int) -> Any:
             raise OSError(12, "Cannot allocate memory")
 
-        handle.open_dumper = no_memory  # type: ignore[method-assign]
+        self.system.open_dumper = no_memory  # type: ignore[method-assign]
         self.arrive(*[b"x" * 100] * 15)
         self.arrive(*[b"x" * 100] * 15)
         [failed] = self.events(CaptureFailed)
@@ -545,7 +543,7 @@ class CapturingTests(PipelineCase):
         def faulty(count: int, callback: object) -> int:
             raise ZeroDivisionError
 
-        handle.dispatch = faulty  # type: ignore[method-assign]
+        handle.read = faulty  # type: ignore[method-assign]
         self.arrive(udp_frame(1))
         self.arrive(udp_frame(1), interface="mem1")
         self.assertEqual(
@@ -570,7 +568,7 @@ class BusyTests(PipelineCase):
         self.begin()
         refused = self.submit(alias=["both"])
         assert isinstance(refused, Busy)
-        self.assertIn("over the 2", refused.reason)
+        self.assertIn("exceed the limit of 2", refused.reason)
         self.assertEqual(self.system.open_handles, 1)
         self.begin(packets=1)
         self.assertIsInstance(self.submit(interface=["mem1"]), Busy)

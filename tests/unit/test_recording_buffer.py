@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial import unittest
 
-from pcapsvc.capture.buffer import MemoryFile, RecordingBuffer
+from pcapsvc.capture.buffer import MemoryFile, Observer, RecordingBuffer
 from pcapsvc.core.errors import CaptureUnavailable
 from pcapsvc.core.session import Batch, CaptureLimits, CaptureSession, StopReason
 from pcapsvc.interfaces.capture import IPacketHandle
-from pcapsvc.testing import MemoryDumper, MemoryHandle, MemoryPacketSystem
+from pcapsvc.testing import MemoryDumper, MemoryPacketSystem
 
 
 def packets_of(content: MemoryFile) -> list[tuple[int, bytes]]:
@@ -88,9 +88,21 @@ class RecordingBufferTests(unittest.SynchronousTestCase):
 
     def handle(self, snap_length: int = 100) -> IPacketHandle:
         """An open handle, closed in the end."""
-        handle = self.system.open("mem0", snap_length=snap_length, bpf="")
+        handle = self.successResultOf(self.system.open("mem0", snap_length=snap_length, bpf=""))
         self.addCleanup(handle.close)
         return handle
+
+    def buffer(
+        self, handle: IPacketHandle, *, snap_length: int = 100, observer: Observer | None = None
+    ) -> RecordingBuffer:
+        """A buffer for a handle."""
+        return RecordingBuffer(
+            handle,
+            "test",
+            open_dumper=lambda path: self.system.open_dumper(path, link_type=1, snap_length=snap_length),
+            snap_length=snap_length,
+            observer=observer,
+        )
 
     def finish(self, buffer: RecordingBuffer) -> MemoryFile:
         """The content, closed in the end."""
@@ -100,7 +112,7 @@ class RecordingBufferTests(unittest.SynchronousTestCase):
 
     def test_uncounted(self) -> None:
         """A batch without counting takes what has arrived, and no more than it may."""
-        buffer = RecordingBuffer(self.handle(), "test", snap_length=100)
+        buffer = self.buffer(self.handle())
         self.system.deliver("mem0", b"a", b"bb", b"c" * 200)
         self.assertEqual(buffer.read(Batch(packets=2, stop_at_bytes=None)), 2)
         self.assertEqual(buffer.read(Batch(packets=2, stop_at_bytes=None)), 1)
@@ -112,7 +124,7 @@ class RecordingBufferTests(unittest.SynchronousTestCase):
 
     def test_counted(self) -> None:
         """A counted batch ends with the packet that brings the file to the size; the next ones wait."""
-        buffer = RecordingBuffer(self.handle(), "test", snap_length=100)
+        buffer = self.buffer(self.handle())
         self.system.deliver("mem0", *[b"x" * 10] * 5)
         stop = 24 + 2 * 26
         self.assertEqual(buffer.read(Batch(packets=5, stop_at_bytes=stop)), 2)
@@ -122,7 +134,7 @@ class RecordingBufferTests(unittest.SynchronousTestCase):
 
     def test_two_parts(self) -> None:
         """What was counted is put behind what was not, as one file."""
-        buffer = RecordingBuffer(self.handle(), "test", snap_length=100)
+        buffer = self.buffer(self.handle())
         packets = [bytes([number]) * (number + 1) for number in range(60)]
         self.system.deliver("mem0", *packets)
         buffer.read(Batch(packets=50, stop_at_bytes=None))
@@ -136,7 +148,7 @@ class RecordingBufferTests(unittest.SynchronousTestCase):
 
     def test_second_part_empty(self) -> None:
         """A counted part that got no packet adds nothing."""
-        buffer = RecordingBuffer(self.handle(), "test", snap_length=100)
+        buffer = self.buffer(self.handle())
         self.system.deliver("mem0", b"a")
         buffer.read(Batch(packets=5, stop_at_bytes=None))
         buffer.read(Batch(packets=5, stop_at_bytes=1000))
@@ -145,11 +157,11 @@ class RecordingBufferTests(unittest.SynchronousTestCase):
 
     def test_no_packet(self) -> None:
         """A file without a packet is its header."""
-        self.assertEqual(self.finish(RecordingBuffer(self.handle(), "test", snap_length=100)).size, 24)
+        self.assertEqual(self.finish(self.buffer(self.handle())).size, 24)
 
     def test_lost_interface(self) -> None:
         """What had been read when the interface went away is in the file."""
-        buffer = RecordingBuffer(self.handle(), "test", snap_length=100)
+        buffer = self.buffer(self.handle())
         self.system.deliver("mem0", b"a")
         self.system.lose("mem0")
         self.assertEqual(buffer.read(Batch(packets=5, stop_at_bytes=None)), 1)
@@ -160,13 +172,12 @@ class RecordingBufferTests(unittest.SynchronousTestCase):
     def test_lost_packets(self) -> None:
         """A counted file that is not of the size it should be is refused, and not left open."""
         handle = self.handle()
-        assert isinstance(handle, MemoryHandle)
 
-        def forgetful(path: str) -> MemoryDumper:
+        def forgetful(path: str, **_: int) -> MemoryDumper:
             return _Forgetful(open(path, "wb"), 1, 100)
 
-        handle.open_dumper = forgetful  # type: ignore[method-assign]
-        buffer = RecordingBuffer(handle, "test", snap_length=100)
+        self.system.open_dumper = forgetful  # type: ignore[method-assign]
+        buffer = self.buffer(handle)
         self.system.deliver("mem0", b"a", b"b")
         buffer.read(Batch(packets=5, stop_at_bytes=1000))
         error = self.assertRaises(OSError, buffer.finish)
@@ -175,32 +186,52 @@ class RecordingBufferTests(unittest.SynchronousTestCase):
     def test_no_second_part(self) -> None:
         """Where no second file can be begun, that is told, and the first can be thrown away."""
         handle = self.handle()
-        assert isinstance(handle, MemoryHandle)
-        buffer = RecordingBuffer(handle, "test", snap_length=100)
+        buffer = self.buffer(handle)
         self.system.deliver("mem0", b"a", b"b")
         buffer.read(Batch(packets=1, stop_at_bytes=None))
 
-        def no_memory(path: str) -> MemoryDumper:
+        def no_memory(path: str, **_: int) -> MemoryDumper:
             raise OSError(12, "no memory")
 
-        handle.open_dumper = no_memory  # type: ignore[method-assign]
+        self.system.open_dumper = no_memory  # type: ignore[method-assign]
         self.assertRaises(OSError, buffer.read, Batch(packets=1, stop_at_bytes=1000))
         buffer.discard()
 
     def test_no_first_part(self) -> None:
         """Where no file can be begun at all, nothing is left open."""
         handle = self.handle()
-        assert isinstance(handle, MemoryHandle)
 
-        def no_memory(path: str) -> MemoryDumper:
+        def no_memory(path: str, **_: int) -> MemoryDumper:
             raise OSError(12, "no memory")
 
-        handle.open_dumper = no_memory  # type: ignore[method-assign]
-        self.assertRaises(OSError, RecordingBuffer, handle, "test", snap_length=100)
+        self.system.open_dumper = no_memory  # type: ignore[method-assign]
+        self.assertRaises(OSError, self.buffer, handle)
+
+    def test_before_each_read(self) -> None:
+        """What is to happen before packets are read happens before each call, be the batch large or small."""
+        handle, calls = self.handle(262144), 0
+
+        def before_read() -> None:
+            nonlocal calls
+            calls += 1
+            if calls == 3:
+                raise CaptureUnavailable("mem0", "the network is down")
+
+        buffer = RecordingBuffer(
+            handle,
+            "test",
+            open_dumper=lambda path: self.system.open_dumper(path, link_type=1, snap_length=262144),
+            before_read=before_read,
+            snap_length=262144,
+        )
+        self.system.deliver("mem0", *[b"x"] * 100)
+        self.assertRaises(CaptureUnavailable, buffer.read, Batch(packets=100, stop_at_bytes=None))
+        self.assertEqual(buffer.packets, 2 * 15)
+        buffer.discard()
 
     def test_discard(self) -> None:
         """What is thrown away is gone, whole; a second time does nothing."""
-        buffer = RecordingBuffer(self.handle(), "test", snap_length=100)
+        buffer = self.buffer(self.handle())
         self.system.deliver("mem0", b"a", b"b")
         buffer.read(Batch(packets=1, stop_at_bytes=None))
         buffer.read(Batch(packets=1, stop_at_bytes=1000))
@@ -211,7 +242,7 @@ class RecordingBufferTests(unittest.SynchronousTestCase):
     def test_observer(self) -> None:
         """An observer sees each packet as it is kept, in counted batches and others, and the end once."""
         watcher = _Watcher()
-        buffer = RecordingBuffer(self.handle(2), "test", snap_length=100, observer=watcher)
+        buffer = self.buffer(self.handle(2), observer=watcher)
         self.system.deliver("mem0", b"abc", b"de", b"f")
         self.assertEqual(buffer.read(Batch(packets=2, stop_at_bytes=None)), 2)
         self.assertEqual(buffer.read(Batch(packets=2, stop_at_bytes=1000)), 1)
@@ -224,7 +255,7 @@ class RecordingBufferTests(unittest.SynchronousTestCase):
     def test_observer_fails(self) -> None:
         """What an observer raises comes out of the batch, and the observer hears of the end."""
         watcher = _Watcher(fail_at=2)
-        buffer = RecordingBuffer(self.handle(), "test", snap_length=100, observer=watcher)
+        buffer = self.buffer(self.handle(), observer=watcher)
         self.system.deliver("mem0", b"a", b"b", b"c")
         self.assertRaises(ZeroDivisionError, buffer.read, Batch(packets=3, stop_at_bytes=None))
         buffer.discard()
@@ -232,7 +263,7 @@ class RecordingBufferTests(unittest.SynchronousTestCase):
 
     def test_readers_of_their_own(self) -> None:
         """Two readers do not share a place, and what is open outlives the content."""
-        buffer = RecordingBuffer(self.handle(), "test", snap_length=100)
+        buffer = self.buffer(self.handle())
         content = buffer.finish()
         with content.open() as one, content.open() as other:
             self.assertEqual(one.read(4), other.read(4))
@@ -242,7 +273,7 @@ class RecordingBufferTests(unittest.SynchronousTestCase):
 
     def test_memory_is_there_before(self) -> None:
         """The memory for a batch is allocated before it is read, and given back in the end."""
-        buffer = RecordingBuffer(self.handle(), "test", snap_length=100)
+        buffer = self.buffer(self.handle())
         buffer.read(Batch(packets=4096, stop_at_bytes=None))
         self.assertGreaterEqual(allocated(buffer), 4096 * 116)
         self.system.deliver("mem0", b"x" * 60)
@@ -253,7 +284,7 @@ class RecordingBufferTests(unittest.SynchronousTestCase):
 
     def test_memory_is_bounded(self) -> None:
         """With the longest snap length a batch is as large as with any other, and takes no more memory."""
-        buffer = RecordingBuffer(self.handle(262144), "test", snap_length=262144)
+        buffer = self.buffer(self.handle(262144), snap_length=262144)
         self.system.deliver("mem0", *[b"x" * 60] * 100)
         self.assertEqual(buffer.read(Batch(packets=90, stop_at_bytes=None)), 90)
         self.assertLess(allocated(buffer), 6 << 20)
@@ -263,7 +294,7 @@ class RecordingBufferTests(unittest.SynchronousTestCase):
 
     def test_lost_within_a_batch(self) -> None:
         """Where the interface is gone in the middle of a batch, what was read of it is counted."""
-        buffer = RecordingBuffer(self.handle(262144), "test", snap_length=262144)
+        buffer = self.buffer(self.handle(262144), snap_length=262144)
         self.system.deliver("mem0", *[b"x" * 60] * 15)
         self.system.lose("mem0")
         self.assertRaises(CaptureUnavailable, buffer.read, Batch(packets=4096, stop_at_bytes=None))
@@ -272,7 +303,7 @@ class RecordingBufferTests(unittest.SynchronousTestCase):
 
     def test_no_memory(self) -> None:
         """Where there is none for a batch, nothing of it is read."""
-        buffer = RecordingBuffer(self.handle(), "test", snap_length=100)
+        buffer = self.buffer(self.handle())
         self.addCleanup(buffer.discard)
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
@@ -307,8 +338,8 @@ class RecordingBufferTests(unittest.SynchronousTestCase):
 
         limits = CaptureLimits(max_packets=most, max_bytes=size, idle_seconds=1, duration_seconds=1)
         followed = CaptureSession(limits, snap_length=snap, now=0)
-        handle = self.system.open("mem0", snap_length=snap, bpf="")
-        buffer = RecordingBuffer(handle, "test", snap_length=snap, observer=_Watcher() if observed else None)
+        handle = self.handle(snap)
+        buffer = self.buffer(handle, snap_length=snap, observer=_Watcher() if observed else None)
         waiting = [bytes([number % 256]) * length for number, length in enumerate(lengths)]
         packets, stopped = list(waiting), None
         try:

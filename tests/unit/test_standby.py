@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 
+from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.trial import unittest
 
 from pcapsvc.core.errors import CaptureUnavailable, Problem, RequestRejected
-from pcapsvc.interfaces.capture import IPacketHandle
-from pcapsvc.packets.standby import CARE_SECONDS, REPLACE_SECONDS, StandbySystem
+from pcapsvc.interfaces.capture import IPacketHandle, IStandbyHandle
+from pcapsvc.packets.standby import CHECK_SECONDS, REPLACE_SECONDS, StandbySystem
 from pcapsvc.testing import MemoryPacketSystem
 
 
@@ -17,18 +18,18 @@ class Failing(MemoryPacketSystem):
     """
     A packet system that fails now and then.
 
-    @ivar errors: what the next handles that are to wait raise instead, one after the other.
+    @ivar errors: what opening the next standby handles fails with, one after the other.
     """
 
     def __init__(self, *interfaces: str) -> None:
         super().__init__(*interfaces)
         self.errors: list[Exception] = []
 
-    def wait(self, interface: str, *, snap_length: int) -> IPacketHandle:
+    def open_standby(self, interface: str, *, snap_length: int) -> Deferred[IStandbyHandle]:
         """Fail, or open a handle."""
         if self.errors:
-            raise self.errors.pop(0)
-        return super().wait(interface, snap_length=snap_length)
+            return fail(self.errors.pop(0))
+        return super().open_standby(interface, snap_length=snap_length)
 
 
 class StandbySystemTests(unittest.SynchronousTestCase):
@@ -37,7 +38,6 @@ class StandbySystemTests(unittest.SynchronousTestCase):
     def setUp(self) -> None:
         """A handle waits on one of two interfaces."""
         self.memory = Failing("mem0", "mem1")
-        self.memory.filters["greater 2000000000"] = lambda data: len(data) >= 2_000_000_000
         self.memory.filters["udp"] = lambda data: data.startswith(b"udp")
         self.clock = Clock()
         self.standby = StandbySystem(self.clock, self.memory, interfaces=["mem0"], snap_length=512)
@@ -50,24 +50,28 @@ class StandbySystemTests(unittest.SynchronousTestCase):
         self.assertEqual(self.memory.open_handles, 0)
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
+    def open(self, interface: str, *, snap_length: int = 512, bpf: str = "udp") -> IPacketHandle:
+        """A handle."""
+        return self.successResultOf(self.standby.open(interface, snap_length=snap_length, bpf=bpf))
+
     def read(self, interface: str, *, snap_length: int = 512, bpf: str = "udp") -> list[bytes]:
         """What a capture gets of two packets that come after it was opened, and of one that came before."""
         self.memory.deliver(interface, b"udp early")
-        handle = self.standby.open(interface, snap_length=snap_length, bpf=bpf)
+        handle = self.open(interface, snap_length=snap_length, bpf=bpf)
         self.addCleanup(handle.close)
         self.memory.deliver(interface, b"tcp", b"udp late")
         data: list[bytes] = []
-        handle.dispatch(10, lambda _, packet: data.append(packet))
+        handle.read(10, lambda _, packet: data.append(packet))
         handle.close()
         return data
 
     def test_waiting_handle_is_used(self) -> None:
         """A capture gets the handle that waits, with its own filter, and nothing that came before it."""
         (waiting,) = self.memory.interfaces["mem0"].handles
-        handle = self.standby.open("mem0", snap_length=512, bpf="udp")
+        handle = self.open("mem0")
         self.assertIs(handle, waiting)
         handle.close()
-        self.clock.advance(CARE_SECONDS)
+        self.clock.advance(CHECK_SECONDS)
         self.assertEqual(self.read("mem0"), [b"udp late"])
 
     def test_replaced(self) -> None:
@@ -78,15 +82,44 @@ class StandbySystemTests(unittest.SynchronousTestCase):
         self.clock.advance(REPLACE_SECONDS)
         self.assertEqual(self.memory.open_handles, 1)
 
-    def test_one_in_a_turn(self) -> None:
-        """Many handles are opened one after the other, with room for all else between them."""
-        standby = StandbySystem(self.clock, self.memory, interfaces=["mem0", "mem1"], snap_length=512)
-        before = self.memory.open_handles
-        standby.startService()
-        self.addCleanup(standby.stopService)
-        self.assertEqual(self.memory.open_handles, before + 1)
-        self.clock.advance(0)
-        self.assertEqual(self.memory.open_handles, before + 2)
+    def test_one_at_a_time(self) -> None:
+        """
+        Handles are opened one after the other; a request is served meanwhile, and its handle replaced soon.
+        """
+        self.standby.stopService()
+        self.standby = StandbySystem(self.clock, self.memory, interfaces=["mem0", "mem1"], snap_length=512)
+        opening: list[Deferred[None]] = []
+
+        def slow() -> Deferred[None]:
+            opening.append(Deferred())
+            return opening[-1]
+
+        self.memory.opening = slow
+        self.standby.startService()
+        self.assertEqual(len(opening), 1)
+        opening[0].callback(None)
+        self.assertEqual((self.memory.open_handles, len(opening)), (1, 2))
+        self.memory.opening = lambda: succeed(None)
+        self.open("mem0").close()
+        opening[1].callback(None)
+        self.clock.advance(REPLACE_SECONDS)
+        self.assertEqual(self.memory.open_handles, 2)
+
+    def test_stop_while_opening(self) -> None:
+        """A stop leaves nothing of what is being opened, and no timer."""
+        self.read("mem0")
+        self.memory.opening = Deferred
+        self.clock.advance(REPLACE_SECONDS)
+        self.standby.stopService()
+        self.assertEqual((self.memory.open_handles, self.clock.getDelayedCalls()), (0, []))
+
+    def test_cancel(self) -> None:
+        """A request that is given up while its handle is armed leaves nothing."""
+        self.memory.opening = Deferred
+        opening = self.standby.open("mem0", snap_length=512, bpf="udp")
+        opening.cancel()
+        self.failureResultOf(opening, CancelledError)
+        self.assertEqual(self.memory.open_handles, 0)
 
     def test_others_open_their_own(self) -> None:
         """Another interface, or another snap length, leaves the handle waiting."""
@@ -96,28 +129,28 @@ class StandbySystemTests(unittest.SynchronousTestCase):
 
     def test_bad_filter(self) -> None:
         """A filter that is refused costs the handle, and no more."""
-        self.assertRaises(RequestRejected, self.standby.open, "mem0", snap_length=512, bpf="tcp prot")
+        self.failureResultOf(self.standby.open("mem0", snap_length=512, bpf="tcp prot"), RequestRejected)
         self.assertEqual(self.memory.open_handles, 0)
-        self.clock.advance(CARE_SECONDS)
+        self.clock.advance(CHECK_SECONDS)
         self.assertEqual(self.memory.open_handles, 1)
 
     def test_interface_comes_back(self) -> None:
         """A handle whose interface went away is given up, and a new one waits when it is back."""
         interface = self.memory.interfaces["mem0"]
         self.memory.lose("mem0")
-        self.assertRaises(CaptureUnavailable, self.standby.open, "mem0", snap_length=512, bpf="")
+        self.failureResultOf(self.standby.open("mem0", snap_length=512, bpf=""), CaptureUnavailable)
         self.assertEqual(interface.handles, [])
-        self.clock.advance(CARE_SECONDS)
+        self.clock.advance(CHECK_SECONDS)
         interface.problem = None
         self.memory.interfaces["mem0"] = interface
-        self.clock.advance(CARE_SECONDS)
+        self.clock.advance(CHECK_SECONDS)
         self.assertEqual(len(interface.handles), 1)
 
     def test_interface_lost_while_waiting(self) -> None:
         """A handle is looked after while nobody asks for it."""
         interface = self.memory.interfaces["mem0"]
         self.memory.lose("mem0")
-        self.clock.advance(CARE_SECONDS)
+        self.clock.advance(CHECK_SECONDS)
         self.assertEqual(interface.handles, [])
 
     def test_failed(self) -> None:
@@ -129,40 +162,23 @@ class StandbySystemTests(unittest.SynchronousTestCase):
             ZeroDivisionError("a fault"),
         ):
             self.memory.errors = [error]
-            self.clock.advance(CARE_SECONDS)
+            self.clock.advance(CHECK_SECONDS)
             self.assertEqual((self.memory.errors, self.memory.open_handles), ([], 0))
             self.assertEqual(self.read("mem0"), [b"udp late"])
         # What may be is no fault.
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
-        self.clock.advance(CARE_SECONDS)
+        self.clock.advance(CHECK_SECONDS)
         self.assertEqual(self.memory.open_handles, 1)
 
     def test_failed_while_waiting(self) -> None:
         """A handle that fails in whichever way is given up, and replaced."""
         [waiting] = self.memory.interfaces["mem0"].handles
 
-        def fail(count: int, callback: object) -> int:
+        def faulty(count: int, sink: object) -> int:
             raise ZeroDivisionError
 
-        waiting.dispatch = fail  # type: ignore[method-assign]
-        self.clock.advance(CARE_SECONDS)
+        waiting.read = faulty  # type: ignore[method-assign]
+        self.clock.advance(CHECK_SECONDS)
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
         self.assertTrue(waiting.closed)
-        self.clock.advance(CARE_SECONDS)
         self.assertEqual(self.memory.open_handles, 1)
-
-    def test_request_while_opening(self) -> None:
-        """A handle is asked for while another is being opened: there is no timer then to be moved."""
-        standby = StandbySystem(self.clock, self.memory, interfaces=["mem0", "mem1"], snap_length=512)
-        standby.startService()
-        self.clock.advance(0)
-        handle = self.memory.interfaces["mem1"].handles[0]
-        handle.lost = True
-
-        def ask(interface: str, *, snap_length: int) -> IPacketHandle:
-            standby.open("mem0", snap_length=512, bpf="udp").close()
-            raise CaptureUnavailable(interface, "the interface is down")
-
-        self.memory.wait = ask  # type: ignore[method-assign]
-        self.clock.advance(CARE_SECONDS)
-        standby.stopService()

@@ -1,0 +1,139 @@
+"""What is decided on a request before anything is opened for it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from twisted.logger import Logger
+
+from pcapsvc.core.admission import Admission, Impossible, NoRoom, Reservation
+from pcapsvc.core.age import too_old
+from pcapsvc.core.errors import Problem, RequestRejected, shown_words
+from pcapsvc.core.message import Message
+from pcapsvc.core.node import NodeMatcher
+from pcapsvc.core.plan import CapturePlan, NodeView, plan_captures
+from pcapsvc.core.rate import RequestRate
+from pcapsvc.core.request import asks_to_be_logged, parse_request, read_address
+from pcapsvc.core.result import Busy, NotForThisNode, Rejected, Verdict
+
+#: How many requests of a source may be in preparation; more are answered with L{Busy}.
+MOST_PENDING = 128
+
+_NOT_FOR_THIS_NODE = NotForThisNode()
+# Of a request that is logged, in characters.
+_MOST_LOGGED = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class Admitted:
+    """
+    A request that can be done, and for which there is room.
+
+    @ivar reservation: the room; to be released.
+    """
+
+    plans: Sequence[CapturePlan]
+    reservation: Reservation
+
+
+class Judge:
+    """
+    Judges requests.
+
+    @param admission: knows how much room there is.
+    @param rate: how many requests each source may bring; L{None} is no bound.
+    @param wall_clock: the time in seconds since the Unix epoch.
+    @param now: the time in seconds of the clock by which the rate is judged.
+    @param max_request_age_seconds: how old a request may be, by its broker's clock; L{None} is no bound.
+    @param ignore_unknown: pass over keys of a request that are not known.
+    @param log_requests: log each request for this node.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        node: NodeView,
+        *,
+        admission: Admission,
+        rate: RequestRate | None = None,
+        wall_clock: Callable[[], float] = time.time,
+        now: Callable[[], float] = time.monotonic,
+        max_request_age_seconds: float | None = None,
+        ignore_unknown: bool = False,
+        log_requests: bool = False,
+    ) -> None:
+        self._node = node
+        self._matcher = NodeMatcher(node.name)
+        self._admission = admission
+        self._rate = rate or RequestRate(None)
+        self._wall_clock = wall_clock
+        self._now = now
+        self._max_request_age = max_request_age_seconds
+        self._ignore_unknown = ignore_unknown
+        self._log_requests = log_requests
+        self._closed: Busy | None = None
+
+    def open(self) -> None:
+        """Admit requests."""
+        self._closed = None
+
+    def close(self, reason: str) -> None:
+        """From here on, answer each request for this node with L{Busy}."""
+        self._closed = Busy(reason=reason)
+
+    def judge(self, message: Message, pending: int) -> Verdict | Admitted:
+        """
+        Judge a message.
+
+        @param pending: how many requests of its source are in preparation.
+
+        @raise RequestRejected: if the request can't be done.
+        """
+        # In a fleet nearly every message is for other nodes: nothing else may come before this.
+        address = read_address(message.body)
+        found: Sequence[Problem] = ()
+        try:
+            if not self._matcher.matches(address.node, address.nodere):
+                return _NOT_FOR_THIS_NODE
+        except RequestRejected as bad_expression:
+            found = bad_expression.problems
+        if self._closed is not None:
+            return self._closed
+        source, began = message.source, self._now()
+        if (too_many := self._rate.refusal(source, began)) is not None:
+            return Busy(reason=too_many)
+        if pending >= MOST_PENDING:
+            return Busy(reason=f"{pending} requests from {source} are being prepared")
+        try:
+            return self._judge_for_this_node(message, found)
+        finally:
+            self.took(source, self._now() - began)
+
+    def took(self, source: str, seconds: float) -> None:
+        """
+        Charge a source for the time that a request of it took, that others could not use.
+
+        @param seconds: how long this process was busy with it, or another one on its behalf.
+        """
+        self._rate.took(source, seconds)
+
+    def _judge_for_this_node(self, message: Message, found: Sequence[Problem]) -> Verdict | Admitted:
+        sent_at, body = message.sent_at, message.body
+        stale = None if sent_at is None else too_old(sent_at, self._wall_clock(), self._max_request_age)
+        if stale is not None:
+            return Rejected(problems=(stale,))
+        if self._log_requests or asks_to_be_logged(body):
+            text = shown_words(body.decode("utf-8", "replace"), _MOST_LOGGED)
+            self._log.info("request from {source}: {request}", source=message.source, request=text)
+        request = parse_request(body, self._node.bounds, ignore_unknown=self._ignore_unknown, found=found)
+        plans = plan_captures(request, self._node, message.source)
+        # Before anything is awaited, so that no other request takes the same room.
+        reserved = self._admission.reserve(len(plans), plans[0].most_bytes)
+        if isinstance(reserved, Impossible):
+            return Rejected(problems=(reserved.problem,))
+        if isinstance(reserved, NoRoom):
+            return Busy(reason=reserved.reason)
+        return Admitted(plans=plans, reservation=reserved)
