@@ -10,12 +10,13 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, ClassVar, NoReturn
 
-from twisted.application.service import IService
+from twisted.application.service import IService, MultiService
 from twisted.python import usage
 
 from pcapsvc import __version__
 from pcapsvc.components import COMPONENTS
 from pcapsvc.core.errors import PcapsvcError, Problem, SettingsError
+from pcapsvc.host.background_log import log_in_background
 from pcapsvc.host.signals import ignore_reload
 from pcapsvc.settings import Option, load_settings
 from pcapsvc.settings.section import Section
@@ -145,7 +146,10 @@ def _service(path: str | None, overrides: Mapping[str, Any]) -> IService:
     except SettingsError as error:
         _refuse(error)
     sys.excepthook = _print_fatal
-    return node.service
+    service = MultiService()  # type: ignore[no-untyped-call]
+    for each in (log_in_background(), node.service):
+        each.setServiceParent(service)  # type: ignore[no-untyped-call]
+    return service
 
 
 def _print_fatal(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:

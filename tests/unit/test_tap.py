@@ -15,6 +15,7 @@ from typing import Any
 from twisted.application.service import IService, IServiceMaker
 from twisted.internet import reactor
 from twisted.internet.utils import getProcessOutputAndValue
+from twisted.logger import globalLogBeginner
 from twisted.plugin import getPlugins
 from twisted.python.usage import UsageError
 from twisted.trial import unittest
@@ -125,6 +126,8 @@ class MakeServiceTests(unittest.TestCase):
         self.patch(reactor, "seconds", reactor.seconds)
         self.addCleanup(signal.signal, signal.SIGHUP, signal.getsignal(signal.SIGHUP))
         self.addCleanup(setattr, sys, "excepthook", sys.excepthook)
+        self.addCleanup(setattr, sys, "stdout", sys.stdout)
+        self.patch(globalLogBeginner, "beginLoggingTo", globalLogBeginner.beginLoggingTo)
 
     def refused(self, make: Callable[..., IService], *arguments: Any) -> list[str]:
         """The lines that are printed if the service can't be made."""
