@@ -162,7 +162,7 @@ class ManholeCase(unittest.TestCase):
 
     async def until(self, look: Callable[[], Any], what: str) -> None:
         """Wait until something is so."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not look():
             self.assertLess(time.monotonic(), deadline, f"waited for {what} in vain: {self.log}")
             await task.deferLater(reactor, 0.02)  # type: ignore[arg-type]
@@ -423,7 +423,7 @@ class BoundTests(ManholeCase):
         self.assertIn("more characters were cut off", ended.output)
         self.assertIn("TakesTooLong", ended.output)
         self.assertLess(len(ended.output), 70_000)
-        self.assertLess(time.monotonic() - began, 10)
+        self.assertLess(time.monotonic() - began, 60)
 
     async def test_client_that_does_not_read(self) -> None:
         """A client that leaves too much unread is disconnected."""
@@ -456,7 +456,7 @@ class BoundTests(ManholeCase):
         clients[0].transport.signalProcess(signal.SIGSTOP)  # type: ignore[union-attr]
         began = time.monotonic()
         await self.manhole.stopService()
-        self.assertLess(time.monotonic() - began, 1.0)
+        self.assertLess(time.monotonic() - began, 8.0)
         clients[0].transport.signalProcess(signal.SIGCONT)  # type: ignore[union-attr]
         for client in clients:
             self.assertEqual((await client.ended).status, FAILED)

@@ -151,7 +151,11 @@ class ManholeDaemonTests(SynchronousTestCase):
             status, output = self.run_ssh(expression)
             self.assertNotIn("hush-hush", output, expression)
             self.assertNotEqual(status, 255, output)
-        self.assertIn("<secret>", self.run_ssh(source)[1])
+        # On a busy machine the search takes too long, and is interrupted.
+        deadline = time.monotonic() + 60
+        while "<secret>" not in (output := self.run_ssh(source)[1]):
+            self.assertIn("interrupted after", output)
+            self.assertLess(time.monotonic(), deadline, output)
         self.assertNotIn("hush-hush", daemon.log)
 
     def test_hangs_and_floods(self) -> None:
@@ -180,6 +184,9 @@ class ManholeDaemonTests(SynchronousTestCase):
         self.assertEqual(found, list(range(30_000)))
         self.assertIn("does not read; disconnected", daemon.log)
 
+    # It measures lost packets.
+    test_hangs_and_floods.needs_machine_alone = True  # type: ignore[attr-defined]
+
     def test_stop(self) -> None:
         """A stop doesn't wait for sessions: neither for one that is idle, nor for one whose client hangs."""
         daemon = self.daemon()
@@ -189,7 +196,7 @@ class ManholeDaemonTests(SynchronousTestCase):
         began = time.monotonic()
         daemon.signal(signal.SIGTERM)
         self.assertEqual(daemon.wait(), 0)
-        self.assertLess(time.monotonic() - began, 3.0)
+        self.assertLess(time.monotonic() - began, 8.0)
         hanging.send_signal(signal.SIGCONT)
 
     def test_restart(self) -> None:

@@ -194,7 +194,7 @@ class BoundTests(ConsoleCase):
             self.written.clear()
             began = time.monotonic()
             self.assertFalse(self.console.run(line), line)
-            self.assertLess(time.monotonic() - began, 3.0, line)
+            self.assertLess(time.monotonic() - began, 20.0, line)
             self.assertIn("\nTakesTooLong: interrupted after 0.05 s", "".join(self.written))
             self.assertNotIn("time_limit", "".join(self.written))
         self.assertEqual(self.enter("1"), "1\n")
