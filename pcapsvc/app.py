@@ -15,7 +15,8 @@ from twisted.application.service import IService, MultiService
 from pcapsvc.assembly import build_capturer, build_delivery, build_pipeline
 from pcapsvc.captures import Captures
 from pcapsvc.core.event import EventFactory
-from pcapsvc.delivery.delivery import Delivery
+from pcapsvc.delivery.outbox import Outbox
+from pcapsvc.delivery.outboxes import Outboxes
 from pcapsvc.delivery.settings import DeliverySettings
 from pcapsvc.delivery.spool import Spool
 from pcapsvc.host.descriptors import DescriptorLimit
@@ -56,7 +57,7 @@ class Node:
     @ivar reporters: where events are reported, by name.
     @ivar encoder: makes the files that are delivered.
     @ivar packets: where packets come from.
-    @ivar delivery: what delivers captures.
+    @ivar outboxes: what delivers captures, by the name of the destination.
     @ivar spool: where captures wait that can't be delivered; L{None} if there is no spool.
     """
 
@@ -69,7 +70,7 @@ class Node:
     reporters: Mapping[str, IReporter]
     encoder: IEncoder
     packets: StandbySystem
-    delivery: Delivery
+    outboxes: Mapping[str, Outbox]
     spool: Spool | None
 
 
@@ -95,10 +96,10 @@ def build(
     reporters = _reporters(context, captures)
     reporter = FanOutReporter([*reporters.values()])
     events = EventFactory(settings.general.node_name, wall_clock=wall_clock, new_id=_new_id)
-    delivery, redelivery, spool = build_delivery(context, [*destinations.values()], reporter, events)
+    outboxes, rounds, spool = build_delivery(context, [*destinations.values()], reporter, events)
     packets, capturer, below = build_capturer(context, pools.new(), system)
     encoder = _encoder(context)
-    pipeline = build_pipeline(context, capturer, encoder, delivery, reporter, events, captures)
+    pipeline = build_pipeline(context, capturer, encoder, Outboxes(outboxes), reporter, events, captures)
     sources = {section.name: section.build(context, pipeline) for section in settings.enabled(SourceSection)}
     outward = (encoder, *destinations.values(), *reporters.values())
     stop_timeout = settings.general.stop_timeout_seconds
@@ -106,8 +107,8 @@ def build(
     # The spool must not begin another attempt while captures have their last.
     stop_order: list[IService | list[IService]] = [
         [readiness, *sources.values()],
-        [pipeline, *redelivery],
-        delivery,
+        [pipeline, *rounds],
+        [*outboxes],
         *spool,
         packets,
         *below,
@@ -126,7 +127,7 @@ def build(
         reporters=reporters,
         encoder=encoder,
         packets=packets,
-        delivery=delivery,
+        outboxes={outbox.destination: outbox for outbox in outboxes},
         spool=spool[0] if spool else None,
     )
     for section in settings.enabled(ServiceSection):

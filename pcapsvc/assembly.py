@@ -12,12 +12,11 @@ from pcapsvc.core.plan import NodeView
 from pcapsvc.core.rate import RequestRate
 from pcapsvc.core.request import RequestBounds
 from pcapsvc.core.retry import RetryPolicy
-from pcapsvc.delivery.delivery import Delivery
 from pcapsvc.delivery.folder import SpoolFolder
-from pcapsvc.delivery.lane import Lane
-from pcapsvc.delivery.redelivery import Redelivery
+from pcapsvc.delivery.outbox import Outbox
+from pcapsvc.delivery.rounds import Rounds
 from pcapsvc.delivery.settings import DeliverySettings
-from pcapsvc.delivery.spool import Spool
+from pcapsvc.delivery.spool import SPOOL_THREADS, Spool
 from pcapsvc.host.descriptors import most_captures
 from pcapsvc.interfaces.capture import IStandbyPacketSystem
 from pcapsvc.interfaces.delivery import IDelivery, IDestination, IEncoder
@@ -35,9 +34,6 @@ from pcapsvc.settings.section import (
     DestinationSection,
 )
 from pcapsvc.threads import Threads
-
-# One writes, and the others read for each route of each destination.
-SPOOL_THREADS = 5
 
 
 def build_capturer(
@@ -152,52 +148,42 @@ def build_delivery(
     destinations: list[IDestination],
     reporter: IReporter,
     events: EventFactory,
-) -> tuple[Delivery, list[Redelivery], list[Spool]]:
-    """What delivers captures; if there is a spool, what delivers from there, and the spool."""
-    reactor, wall_clock = context.reactor, context.wall_clock
+) -> tuple[list[Outbox], list[Rounds], list[Spool]]:
+    """An outbox for each destination; if there is a spool, the rounds through it, and the spool."""
     chosen = context.settings.section(DeliverySettings)
-    lanes = [
-        Lane(reactor, destination, at_once=chosen.concurrency, timeout_seconds=chosen.timeout_seconds)
-        for destination in destinations
-    ]
-    spools: list[Spool] = []
-    redeliveries: list[Redelivery] = []
+    spool = None
     if chosen.spool_dir is not None:
         spool = Spool(
-            reactor,
+            context.reactor,
             SpoolFolder(chosen.spool_dir),
-            context.threads(SPOOL_THREADS),
+            run_in_thread=context.threads(SPOOL_THREADS),
             reporter=reporter,
             events=events,
             max_bytes=chosen.spool_size_bytes,
             max_age_seconds=chosen.max_age_seconds,
-            retry_seconds=chosen.retry_interval_seconds,
-            wall_clock=wall_clock,
+            wall_clock=context.wall_clock,
         )
-        spools.append(spool)
-        redeliveries.append(
-            Redelivery(
-                reactor,
-                spool,
-                lanes,
-                interval_seconds=chosen.retry_interval_seconds,
-                reporter=reporter,
-                events=events,
-                wall_clock=wall_clock,
-            )
+    outboxes = [
+        Outbox(
+            context.reactor,
+            destination,
+            slots=chosen.concurrency,
+            timeout_seconds=chosen.timeout_seconds,
+            policy=RetryPolicy(
+                attempts=chosen.attempts,
+                first_delay_seconds=chosen.first_delay_seconds,
+                max_delay_seconds=chosen.max_delay_seconds,
+            ),
+            spool_interval_seconds=chosen.retry_interval_seconds,
+            reporter=reporter,
+            events=events,
+            spool=spool,
+            spool_first=chosen.spool_first,
+            wall_clock=context.wall_clock,
         )
-    delivery = Delivery(
-        reactor,
-        lanes,
-        policy=RetryPolicy(
-            attempts=chosen.attempts,
-            first_delay_seconds=chosen.first_delay_seconds,
-            max_delay_seconds=chosen.max_delay_seconds,
-        ),
-        reporter=reporter,
-        events=events,
-        spool=spools[0] if spools else None,
-        spool_first=chosen.spool_first,
-        wall_clock=wall_clock,
-    )
-    return delivery, redeliveries, spools
+        for destination in destinations
+    ]
+    if spool is None:
+        return outboxes, [], []
+    interval_seconds = chosen.retry_interval_seconds
+    return outboxes, [Rounds(context.reactor, spool, outboxes, interval_seconds=interval_seconds)], [spool]

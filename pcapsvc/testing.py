@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO
 
 from twisted.internet import defer
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from pcapsvc.core.artifact import Artifact
@@ -26,6 +27,8 @@ from pcapsvc.core.filter import FilterRejected, Program
 from pcapsvc.core.message import Message
 from pcapsvc.core.recording import PacketCounts
 from pcapsvc.core.result import Accepted, Busy, Receipt, Verdict
+from pcapsvc.delivery.entry import Entry, Input, SpooledCapture, State
+from pcapsvc.delivery.ispool import ISpool
 from pcapsvc.interfaces.capture import (
     IPacketDumper,
     IPacketHandle,
@@ -33,7 +36,7 @@ from pcapsvc.interfaces.capture import (
     IStandbyPacketSystem,
     PacketSink,
 )
-from pcapsvc.interfaces.delivery import IDestination, IHeldCapture, ISpool
+from pcapsvc.interfaces.delivery import IDestination
 from pcapsvc.interfaces.reports import IReporter
 from pcapsvc.interfaces.requests import IRequestSink
 
@@ -426,47 +429,89 @@ class MemoryDestination:
 @implementer(ISpool)
 class MemorySpool:
     """
-    A spool that keeps what it is given.
+    A spool in memory. It never drops anything, and nothing in it is ever damaged.
 
+    @ivar seconds: returns the time by which entries are due.
     @ivar files: the bytes of each capture, by its name and its destination's.
-    @ivar problems: why each was spooled, likewise.
-    @ivar asked_seconds: how long each destination asked to be left alone, likewise.
-    @ivar held: those that somebody else is about to deliver.
-    @ivar answer: makes the Deferred of each; the default keeps it at once.
-    @ivar taking_out: makes the Deferred of each that is delivered; the default has it out at once.
+    @ivar entries: their entries, likewise.
+    @ivar writing: makes the Deferred of each that is written; the default writes it at once.
+    @ivar removing: makes the Deferred of each that is removed; the default removes it at once.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: Callable[[], float] = lambda: 0.0) -> None:
+        self.seconds = seconds
         self.files: dict[tuple[str, str], bytes] = {}
-        self.problems: dict[tuple[str, str], str] = {}
-        self.asked_seconds: dict[tuple[str, str], float | None] = {}
-        self.held: set[tuple[str, str]] = set()
-        self.answer: Callable[[], defer.Deferred[Any]] = lambda: defer.succeed(None)
-        self.taking_out: Callable[[], defer.Deferred[Any]] = lambda: defer.succeed(None)
+        self.entries: dict[tuple[str, str], Entry] = {}
+        self.writing: Callable[[], defer.Deferred[Any]] = lambda: defer.succeed(None)
+        self.removing: Callable[[], defer.Deferred[Any]] = lambda: defer.succeed(None)
+        self._artifacts: dict[tuple[str, str], Artifact] = {}
 
-    def put(
-        self, artifact: Artifact, destination: str, problem: str, asked_seconds: float | None = None
-    ) -> defer.Deferred[None]:
-        """Keep a capture: see L{ISpool.put}."""
+    def write(self, entry: Entry, artifact: Artifact, problem: str) -> defer.Deferred[Artifact]:
+        """Write a capture: see L{ISpool.write}."""
 
-        def keep(_: object) -> None:
-            key = (artifact.name, destination)
+        def written(_: object) -> Artifact:
+            key = (artifact.name, entry.destination)
             with artifact.content.open() as file:
                 self.files[key] = file.read()
-            self.problems[key] = problem
-            self.asked_seconds[key] = asked_seconds
+            self.entries[key] = entry
+            self._artifacts[key] = replace(artifact, content=_Bytes(self.files[key]))
+            entry.spooled = SpooledCapture(
+                name=artifact.name, size=artifact.content.size, since=self.seconds()
+            )
+            entry.problem = problem
+            entry.on(Input.WRITTEN)
+            return self._artifacts[key]
 
-        return self.answer().addCallback(keep)
+        return self.writing().addCallback(written)
 
-    def hold(self, artifact: Artifact, destination: str, problem: str) -> defer.Deferred[IHeldCapture]:
-        """Keep a capture, and don't deliver it: see L{ISpool.hold}."""
+    def read(self, entry: Entry) -> defer.Deferred[Artifact]:
+        """Read a capture: see L{ISpool.read}."""
+        return defer.succeed(self._artifacts[self._key(entry)])
 
-        def holding(_: None) -> IHeldCapture:
-            key = (artifact.name, destination)
-            self.held.add(key)
-            return _MemoryHeldCapture(self, key, replace(artifact, content=_Bytes(self.files[key])))
+    def remove(self, entry: Entry) -> defer.Deferred[None]:
+        """Remove a capture: see L{ISpool.remove}."""
 
-        return self.put(artifact, destination, problem).addCallback(holding)
+        def removed(_: object) -> None:
+            key = self._key(entry)
+            del self.files[key], self.entries[key], self._artifacts[key]
+            entry.on(Input.REMOVED)
+
+        def not_removed(failure: Failure) -> Failure:
+            entry.on(Input.NOT_REMOVED)
+            return failure
+
+        return self.removing().addCallbacks(removed, not_removed)
+
+    def put_back(self, entry: Entry) -> bool:
+        """Leave an entry to the spool: see L{ISpool.put_back}."""
+        return entry.on(Input.PUT_AWAY) is State.SPOOLED
+
+    def due(self, destination: str) -> list[Entry]:
+        """What is due: see L{ISpool.due}."""
+        return [
+            entry
+            for (_, name), entry in self.entries.items()
+            if name == destination and entry.state is State.SPOOLED and entry.due <= self.seconds()
+        ]
+
+    def destinations(self) -> set[str]:
+        """The names of the destinations: see L{ISpool.destinations}."""
+        return {destination for _, destination in self.entries}
+
+    def tidy(self) -> defer.Deferred[None]:
+        """Do nothing: see L{ISpool.tidy}."""
+        return defer.succeed(None)
+
+    def vanish(self) -> None:
+        """Lose everything, as a real one does whose directory goes away."""
+        for entry in self.entries.values():
+            entry.on(Input.VANISH)
+        self.files.clear()
+        self.entries.clear()
+        self._artifacts.clear()
+
+    def _key(self, entry: Entry) -> tuple[str, str]:
+        return next(key for key, known in self.entries.items() if known is entry)
 
 
 class _Bytes:
@@ -481,26 +526,3 @@ class _Bytes:
 
     def close(self) -> None:
         """Nothing is to be closed."""
-
-
-@implementer(IHeldCapture)
-class _MemoryHeldCapture:
-    def __init__(self, spool: MemorySpool, key: tuple[str, str], artifact: Artifact) -> None:
-        self._spool = spool
-        self._key = key
-        self.artifact = artifact
-
-    def delivered(self) -> defer.Deferred[None]:
-        def take_out(_: object) -> None:
-            self._spool.held.discard(self._key)
-            del self._spool.files[self._key]
-
-        return self._spool.taking_out().addCallback(take_out)
-
-    def release(self, problem: str, asked_seconds: float | None = None) -> bool:
-        self._spool.held.discard(self._key)
-        if self._key not in self._spool.files:
-            return False
-        self._spool.problems[self._key] = problem
-        self._spool.asked_seconds[self._key] = asked_seconds
-        return True

@@ -61,7 +61,7 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Aside:
+class QuarantinedEntry:
     """
     Something in C{broken/}.
 
@@ -86,12 +86,12 @@ class Found:
     """
 
     entries: tuple[SpoolEntry, ...]
-    broken: tuple[Aside, ...]
-    set_aside: tuple[tuple[str, str], ...]
+    quarantined: tuple[QuarantinedEntry, ...]
+    damaged: tuple[tuple[str, str], ...]
     unreadable: tuple[tuple[str, str], ...]
 
 
-class NotWhole(SpoolError):
+class Damaged(SpoolError):
     """An entry is not what was once written."""
 
 
@@ -210,7 +210,7 @@ class SpoolFolder:
         """
         An entry, every byte of it checked.
 
-        @raise NotWhole: where it is not what was written.
+        @raise Damaged: where it is not what was written.
         @raise SpoolError: where it can't be read.
         """
         with self._problems_told():
@@ -221,7 +221,7 @@ class SpoolFolder:
                 while chunk := file.read(durable.CHUNK_BYTES):
                     digest.update(chunk)
             if digest.hexdigest() != entry.sha256:
-                raise NotWhole(f"{path}: its bytes are not those that were written")
+                raise Damaged(f"{path}: its bytes are not those that were written")
             return entry, SpoolFile(path, entry.size)
 
     def remove(self, name: str) -> None:
@@ -244,16 +244,16 @@ class SpoolFolder:
         """The capture of an entry that was just written."""
         return SpoolFile(os.path.join(self._in(entry.entry_name), _CAPTURE), entry.size)
 
-    def set_aside(self, name: str) -> Aside:
+    def quarantine(self, name: str) -> QuarantinedEntry:
         """
         Put an entry that is not whole into C{broken/}.
 
         @raise SpoolError: where it can't be.
         """
         with self._problems_told():
-            return self._set_aside(name)
+            return self._quarantine(name)
 
-    def remove_aside(self, name: str) -> None:
+    def remove_quarantined(self, name: str) -> None:
         """
         Take away something in C{broken/}, if it is still there.
 
@@ -278,7 +278,7 @@ class SpoolFolder:
 
     def _look_through(self) -> Found:
         entries: list[SpoolEntry] = []
-        set_aside: list[tuple[str, str]] = []
+        damaged: list[tuple[str, str]] = []
         unreadable: list[tuple[str, str]] = []
         broken = self._in(_BROKEN)
         if os.path.lexists(broken) and not _is_folder(broken):
@@ -290,18 +290,18 @@ class SpoolFolder:
                     if name.startswith(_GONE):
                         _take_away(self._in(name), ignore_errors=True)
                     elif name.startswith(_NEW):
-                        raise NotWhole("it was not written to its end")
+                        raise Damaged("it was not written to its end")
                     elif is_entry_name(name):
                         entries.append(self._entry(name))
-                except NotWhole as error:
-                    self._set_aside(name)
-                    set_aside.append((name, str(error)))
+                except Damaged as error:
+                    self._quarantine(name)
+                    damaged.append((name, str(error)))
             except OSError as error:
                 unreadable.append((name, error.strerror or str(error)))
         return Found(
             entries=tuple(entries),
-            broken=tuple(self._aside(name) for name in _names_in(broken)),
-            set_aside=tuple(set_aside),
+            quarantined=tuple(self._quarantined(name) for name in _names_in(broken)),
+            damaged=tuple(damaged),
             unreadable=tuple(unreadable),
         )
 
@@ -309,18 +309,18 @@ class SpoolFolder:
         """An entry, of which all is checked but the bytes of its capture."""
         # Where there is nothing of this name, nothing is known of the entry: that is another error.
         if not _is_folder(self._in(name)):
-            raise NotWhole(f"{self._in(name)}: is no folder")
+            raise Damaged(f"{self._in(name)}: is no folder")
         path, _ = self._plain_file(name, _MANIFEST)
         try:
             with _open_file(path) as file:
                 entry = decode_entry(file.read(LONGEST_MANIFEST_BYTES + 1))
         except SpoolError as error:
-            raise NotWhole(f"{path} {error}") from None
+            raise Damaged(f"{path} {error}") from None
         if entry.entry_name != name:
-            raise NotWhole(f"{path}: is of another entry, {entry.entry_name}")
+            raise Damaged(f"{path}: is of another entry, {entry.entry_name}")
         path, size = self._plain_file(name, _CAPTURE)
         if size != entry.size:
-            raise NotWhole(f"{path}: has {size} bytes, and {entry.size} were written")
+            raise Damaged(f"{path}: has {size} bytes, and {entry.size} were written")
         return entry
 
     def _plain_file(self, name: str, file: str) -> tuple[str, int]:
@@ -330,16 +330,16 @@ class SpoolFolder:
             found = os.lstat(path)
         except FileNotFoundError:
             os.lstat(self._in(name))
-            raise NotWhole(f"{path}: is missing") from None
+            raise Damaged(f"{path}: is missing") from None
         if not stat.S_ISREG(found.st_mode):
-            raise NotWhole(f"{path}: is no plain file")
+            raise Damaged(f"{path}: is no plain file")
         return path, found.st_size
 
-    def _set_aside(self, name: str) -> Aside:
+    def _quarantine(self, name: str) -> QuarantinedEntry:
         aside = f"{_UNSAFE.sub('_', name.lstrip('.'))[:200]}.{secrets.token_hex(4)}"
         os.rename(self._in(name), os.path.join(self._broken(), aside))
         durable.sync_directory(self._path)
-        return self._aside(aside)
+        return self._quarantined(aside)
 
     def _broken(self) -> str:
         """The path of C{broken/}, which is made sure to be a folder."""
@@ -351,14 +351,14 @@ class SpoolFolder:
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path) from None
         return path
 
-    def _aside(self, name: str) -> Aside:
+    def _quarantined(self, name: str) -> QuarantinedEntry:
         path = os.path.join(self._in(_BROKEN), name)
         # A walk would begin by following a link.
         walk = os.walk(path) if _is_folder(path) else [(self._in(_BROKEN), [], [name])]
         size = 0
         for folder, _, files in walk:
             size += sum(os.lstat(os.path.join(folder, file)).st_size for file in files)
-        return Aside(name=name, size=size, written=os.lstat(path).st_mtime)
+        return QuarantinedEntry(name=name, size=size, written=os.lstat(path).st_mtime)
 
     @contextmanager
     def _problems_told(self) -> Iterator[None]:

@@ -1,112 +1,86 @@
-"""What is known to be in the spool, by age, and what it takes of the disk."""
+"""What is known to be in the spool, by age, and how much of the disk it uses."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from operator import attrgetter
-from typing import Any
 
-from pcapsvc.core.labels import Labels
-from pcapsvc.delivery.folder import Aside
+from pcapsvc.delivery.entry import Entry, SpooledCapture, State
+from pcapsvc.delivery.folder import QuarantinedEntry
 
-#: What an entry takes of the disk beside its capture, in bytes: two folders' blocks and a manifest.
+#: What an entry uses of the disk beside its capture, in bytes: two directories' blocks and a manifest.
 ENTRY_BYTES = 12 * 1024
-
-
-@dataclass(kw_only=True)
-class Kept:
-    """
-    An entry that is known to be on the disk.
-
-    @ivar options: what its request says of the destination, by field.
-    @ivar size: what it counts for, in bytes.
-    @ivar since: when it was spooled, by the reactor's clock, which nobody sets.
-    @ivar problem: why it could not be delivered the last time.
-    @ivar attempts: how often that was tried from the spool, by this process.
-    @ivar due: when it is to be tried again, by the reactor's clock.
-    @ivar busy: whether it is being tried, or dropped.
-    @ivar delivered: whether it was, and only could not be removed.
-    @ivar gone: whether it went away while it was busy.
-    """
-
-    name: str
-    capture_id: str
-    destination: str
-    options: Mapping[str, Any]
-    labels: Labels
-    size: int
-    since: float
-    problem: str
-    attempts: int = 0
-    due: float = 0.0
-    busy: bool = False
-    delivered: bool = False
-    gone: bool = False
 
 
 class Inventory:
     """
-    The entries, from the oldest to the newest, and what is in C{broken/}. There may be a
-    hundred thousand: what each capture pays for doesn't grow with their number.
+    The entries in the spool, from the oldest to the newest, and what is in quarantine. There may be
+    a hundred thousand: the cost of a new one doesn't depend on their number.
 
-    @param entries: those that were found; their age is by C{since}, as a name is by the
-        wall clock, which may have been set between two of them.
-    @ivar size: what all takes of the disk, in bytes.
+    @param entries: those that were found. Their age is by L{SpooledCapture.since}, not by their names:
+        those are by the wall clock, which may have been set in between.
+    @ivar size: what everything uses of the disk, in bytes.
     """
 
-    def __init__(self, entries: Iterable[Kept] = (), asides: Iterable[Aside] = ()) -> None:
-        self._entries: dict[str, Kept] = {}
-        self._asides = {aside.name: aside for aside in asides}
-        self.size = sum(map(_size_of, self._asides.values()))
-        for kept in sorted(entries, key=attrgetter("since", "name")):
-            self.add(kept)
+    def __init__(self, entries: Iterable[Entry] = (), quarantined: Iterable[QuarantinedEntry] = ()) -> None:
+        self._entries: dict[str, Entry] = {}
+        self._quarantined = {one.name: one for one in quarantined}
+        self.size = sum(map(_quarantined_size, self._quarantined.values()))
+        for entry in sorted(entries, key=lambda entry: (spooled(entry).since, spooled(entry).name)):
+            self.add(entry)
 
-    def __iter__(self) -> Iterator[Kept]:
+    def __iter__(self) -> Iterator[Entry]:
         """All entries as they are now, the oldest first."""
         return iter(list(self._entries.values()))
 
-    def add(self, kept: Kept) -> None:
-        """An entry that was just written: no other is newer."""
-        self._entries[kept.name] = kept
-        self.size += kept.size
+    def add(self, entry: Entry) -> None:
+        """Add an entry that was just written: it is the newest."""
+        self._entries[spooled(entry).name] = entry
+        self.size += spooled(entry).size
 
-    def remove(self, kept: Kept) -> None:
-        """Forget an entry. Nothing happens where it is not known."""
-        if self.has(kept):
-            del self._entries[kept.name]
-            self.size -= kept.size
+    def remove(self, entry: Entry) -> None:
+        """Remove an entry. Nothing happens if it is not in the inventory."""
+        if self.has(entry):
+            del self._entries[spooled(entry).name]
+            self.size -= spooled(entry).size
 
-    def has(self, kept: Kept) -> bool:
-        """Whether this very entry is here."""
-        return self._entries.get(kept.name) is kept
+    def has(self, entry: Entry) -> bool:
+        """Whether this entry is in the inventory: this one, not another of its name."""
+        return self._entries.get(spooled(entry).name) is entry
 
-    def named(self, name: str) -> Kept | None:
-        """The entry of a name."""
+    def named(self, name: str) -> Entry | None:
+        """The entry with a name, or L{None}."""
         return self._entries.get(name)
 
-    def in_order_of_going(self) -> list[Kept]:
-        """All entries as they are to make room: what is delivered, then the oldest."""
-        return sorted(self, key=attrgetter("delivered"), reverse=True)
+    def in_order_of_removal(self) -> list[Entry]:
+        """All entries, in the order in which they make room: what is delivered already, then the oldest."""
+        return sorted(self, key=lambda entry: entry.state is not State.UNREMOVED)
 
-    def busy_size(self) -> int:
-        """What the busy ones take of the disk, in bytes: looks at each entry."""
-        return sum(kept.size for kept in self if kept.busy)
+    def size_in_use(self) -> int:
+        """What the entries in use need of the disk, in bytes. Looks at every entry."""
+        return sum(spooled(entry).size for entry in self if entry.is_in_use)
 
-    def asides(self) -> list[Aside]:
-        """What is in C{broken/}, the oldest first."""
-        return sorted(self._asides.values(), key=attrgetter("written"))
+    def quarantined(self) -> list[QuarantinedEntry]:
+        """What is in quarantine, the oldest first."""
+        return sorted(self._quarantined.values(), key=attrgetter("written"))
 
-    def add_aside(self, aside: Aside) -> None:
-        """Something that was just put into C{broken/}."""
-        self._asides[aside.name] = aside
-        self.size += _size_of(aside)
+    def add_quarantined(self, quarantined: QuarantinedEntry) -> None:
+        """Add what was just put into quarantine."""
+        self._quarantined[quarantined.name] = quarantined
+        self.size += _quarantined_size(quarantined)
 
-    def remove_aside(self, aside: Aside) -> None:
-        """Forget something of C{broken/}. Nothing happens where it is not known."""
-        if self._asides.pop(aside.name, None) is not None:
-            self.size -= _size_of(aside)
+    def remove_quarantined(self, quarantined: QuarantinedEntry) -> None:
+        """Remove something from quarantine. Nothing happens if it is not there."""
+        if self._quarantined.pop(quarantined.name, None) is not None:
+            self.size -= _quarantined_size(quarantined)
 
 
-def _size_of(aside: Aside) -> int:
-    return aside.size + ENTRY_BYTES
+def spooled(entry: Entry) -> SpooledCapture:
+    """Where an entry is in the spool, for those that are."""
+    if entry.spooled is None:
+        raise AssertionError(f"{entry!r} is not in the spool")
+    return entry.spooled
+
+
+def _quarantined_size(quarantined: QuarantinedEntry) -> int:
+    return quarantined.size + ENTRY_BYTES

@@ -16,15 +16,13 @@ from typing import Any
 
 from twisted.internet import reactor, task
 
-from pcapsvc.assembly import SPOOL_THREADS
 from pcapsvc.core.event import CaptureDelivered, DeliveryFailed, DeliveryPostponed, DeliverySpooled
 from pcapsvc.core.retry import RetryPolicy
-from pcapsvc.delivery.delivery import Delivery
 from pcapsvc.delivery.folder import SpoolFolder
-from pcapsvc.delivery.lane import Lane
-from pcapsvc.delivery.redelivery import Redelivery
+from pcapsvc.delivery.outbox import Outbox
+from pcapsvc.delivery.rounds import Rounds
 from pcapsvc.delivery.settings import DeliverySettings
-from pcapsvc.delivery.spool import Spool
+from pcapsvc.delivery.spool import SPOOL_THREADS, Spool
 from pcapsvc.interfaces.delivery import IDestination
 from pcapsvc.interfaces.threads import RunInThread
 from pcapsvc.lifecycle import OrderedServices
@@ -34,8 +32,8 @@ from tests.unit.contents import MemfdContent, make_artifact, resident_bytes
 
 _PATIENCE_SECONDS = 60.0
 # As L{pcapsvc.app.build} has it by default.
-_AT_ONCE = DeliverySettings().concurrency
-_DESTINATION_THREADS = 2 * _AT_ONCE
+_SLOTS = DeliverySettings().concurrency
+_DESTINATION_THREADS = 2 * _SLOTS
 
 
 class House:
@@ -73,30 +71,29 @@ class House:
         theirs, ours = Threads(reactor, most=_DESTINATION_THREADS), Threads(reactor, most=SPOOL_THREADS)
         self._theirs = theirs
         destination = self._make(theirs.run)
-        lane = Lane(reactor, destination, at_once=_AT_ONCE, timeout_seconds=self._timeout_seconds)
         self.spool = Spool(
             reactor,
             SpoolFolder(str(self._path)),
-            ours.run,
+            run_in_thread=ours.run,
             reporter=self.reporter,
             events=events,
             max_bytes=1 << 30,
             max_age_seconds=3600,
-            retry_seconds=self._retry_seconds,
         )
-        redelivery = Redelivery(
+        self.outbox = Outbox(
             reactor,
-            self.spool,
-            [lane],
-            interval_seconds=self._retry_seconds,
+            destination,
+            slots=_SLOTS,
+            timeout_seconds=self._timeout_seconds,
+            policy=self._policy,
+            spool_interval_seconds=self._retry_seconds,
             reporter=self.reporter,
             events=events,
+            spool=self.spool,
         )
-        self.delivery = Delivery(
-            reactor, [lane], policy=self._policy, reporter=self.reporter, events=events, spool=self.spool
-        )
+        rounds = Rounds(reactor, self.spool, [self.outbox], interval_seconds=self._retry_seconds)
         self._services = OrderedServices(
-            reactor, [[redelivery], self.delivery, self.spool, [theirs, ours]], stop_timeout_seconds=10
+            reactor, [[rounds], self.outbox, self.spool, [theirs, ours]], stop_timeout_seconds=10
         )
         self._services.startService()
         self.running = True
@@ -111,7 +108,7 @@ class House:
         """Deliver a capture, until its destination has had its turn."""
         content = MemfdContent(data)
         try:
-            await self.delivery.deliver(make_artifact(content, name=name, tags="customer:Zoë"), lambda: None)
+            await self.outbox.deliver(make_artifact(content, name=name, tags="customer:Zoë"), lambda: None)
         finally:
             content.close()
 

@@ -27,9 +27,11 @@ from pcapsvc.core.artifact import Artifact
 from pcapsvc.core.errors import DestinationError, Problem
 from pcapsvc.core.event import DeliveryFailed, Event
 from pcapsvc.core.result import Receipt
+from pcapsvc.core.retry import RetryPolicy
+from pcapsvc.delivery.entry import Entry, Input
 from pcapsvc.delivery.folder import SpoolFolder
-from pcapsvc.delivery.lane import Lane
-from pcapsvc.delivery.redelivery import Redelivery
+from pcapsvc.delivery.outbox import Outbox
+from pcapsvc.delivery.rounds import Rounds
 from pcapsvc.delivery.spool import Spool
 from pcapsvc.interfaces.delivery import IDestination
 from pcapsvc.interfaces.reports import IReporter
@@ -103,7 +105,10 @@ async def put(spool: Spool, account: Account, capture_id: str) -> None:
     """Spool a capture."""
     content = MemfdContent(content_of(capture_id))
     artifact = replace(make_artifact(content, name=f"{capture_id}.pcap", tags=""), capture_id=capture_id)
-    await spool.put(artifact, "one", "503")
+    entry = Entry(capture_id=capture_id, destination="one", options={}, labels=artifact.labels)
+    entry.on(Input.QUEUE)
+    entry.on(Input.PUT_AWAY)
+    await spool.write(entry, artifact, "503")
     content.close()
     account.write(f"spooled {capture_id}")
 
@@ -118,18 +123,25 @@ async def main(reactor: Any, path: str, account_path: str, seed: str, *drain: st
     spool = Spool(
         reactor,
         SpoolFolder(path),
-        ours.run,
+        run_in_thread=ours.run,
         reporter=Reporter(account),
         events=event_factory(),
         max_bytes=1 << 30,
         max_age_seconds=3600,
-        retry_seconds=0.001,
     )
-    lane = Lane(reactor, Destination(account, chance), at_once=4, timeout_seconds=5)
-    redelivery = Redelivery(
-        reactor, spool, [lane], interval_seconds=0.001, reporter=Reporter(account), events=event_factory()
+    outbox = Outbox(
+        reactor,
+        Destination(account, chance),
+        slots=4,
+        timeout_seconds=5,
+        policy=RetryPolicy(attempts=1, first_delay_seconds=1, max_delay_seconds=1),
+        spool_interval_seconds=0.001,
+        reporter=Reporter(account),
+        events=event_factory(),
+        spool=spool,
     )
-    redelivery.startService()
+    rounds = Rounds(reactor, spool, [outbox], interval_seconds=0.001)
+    rounds.startService()
     await spool.tidy()
     while drain and spool.entries:
         await task.deferLater(reactor, 0.01)
@@ -138,7 +150,7 @@ async def main(reactor: Any, path: str, account_path: str, seed: str, *drain: st
         names = [f"{seed}x{number + each}" for each in range(3)]
         await defer.gatherResults([defer.Deferred.fromCoroutine(put(spool, account, name)) for name in names])
         number += 3
-    await redelivery.stopService()
+    await rounds.stopService()
     os._exit(0)
 
 

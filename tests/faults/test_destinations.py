@@ -176,7 +176,7 @@ class LocalDirectoryTests(FaultCase):
         house = self.house(self.make)
         await house.deliver(self.data)
         [failed] = house.told(DeliveryFailed)
-        self.assertIn("No such file or directory; and not kept in the spool:", failed.problem)
+        self.assertIn("No such file or directory; and not spooled:", failed.problem)
         self.assertIn("No space left on device", failed.problem)
         self.assertEqual({path.name for path in (self.path / "spool").iterdir()}, {"lock"})
         await house.deliver(self.data[:1000], "small.pcap")
@@ -289,16 +289,16 @@ class CloudSharkTests(FaultCase):
 
     async def test_hangs(self) -> None:
         """No answer at all."""
-        await self.trouble(hang(), "no end within 2 s", timeout_seconds=2.0)
+        await self.trouble(hang(), "timed out after 2 s", timeout_seconds=2.0)
 
     async def test_drips(self) -> None:
         """An answer that takes half a second for each byte."""
-        await self.trouble(drip(2), "no end within 2 s", arrives=True, timeout_seconds=2.0)
+        await self.trouble(drip(2), "timed out after 2 s", arrives=True, timeout_seconds=2.0)
 
     async def test_reads_slowly(self) -> None:
         """An upload that is read too slowly."""
         self.data = os.urandom(8_000_000)
-        await self.trouble(slow(1_000_000), "no end within 2 s", timeout_seconds=2.0)
+        await self.trouble(slow(1_000_000), "timed out after 2 s", timeout_seconds=2.0)
 
     async def test_wrong_certificate(self) -> None:
         """A certificate of a stranger, until the right authority is named."""
@@ -337,7 +337,7 @@ class CloudSharkTests(FaultCase):
     async def test_memory(self) -> None:
         """Nothing of captures is kept in memory by attempts that hang, are refused or reset."""
         for behaviour, words in (
-            (hang(), "no end within 0.3 s"),
+            (hang(), "timed out after 0.3 s"),
             (refuse(500, "out of order"), "out of order"),
             (reset(500_000), _RESET),
         ):
@@ -478,12 +478,12 @@ class S3Tests(FaultCase):
 
     async def test_hangs(self) -> None:
         """No answer at all."""
-        await self.trouble(Fault(silent=True), "no end within 2 s", timeout_seconds=2.0)
+        await self.trouble(Fault(silent=True), "timed out after 2 s", timeout_seconds=2.0)
 
     async def test_drips(self) -> None:
         """An answer that takes a tenth of a second for each byte."""
         await self.trouble(
-            Fault(answer_bytes_per_second=10), "no end within 2 s", arrives=True, timeout_seconds=2.0
+            Fault(answer_bytes_per_second=10), "timed out after 2 s", arrives=True, timeout_seconds=2.0
         )
 
     async def test_drips_over_tls(self) -> None:
@@ -492,13 +492,13 @@ class S3Tests(FaultCase):
         self.proxy = self.proxied(certificate=self.files)
         self.endpoint = f"https://127.0.0.1:{self.proxy.port}"
         await self.trouble(
-            Fault(answer_bytes_per_second=10), "no end within 2 s", arrives=True, timeout_seconds=2.0
+            Fault(answer_bytes_per_second=10), "timed out after 2 s", arrives=True, timeout_seconds=2.0
         )
 
     async def test_reads_slowly(self) -> None:
         """An object that is read too slowly."""
         self.data = os.urandom(12_000_000)
-        await self.trouble(Fault(read_bytes_per_second=1_000_000), "no end within 2 s", timeout_seconds=2.0)
+        await self.trouble(Fault(read_bytes_per_second=1_000_000), "timed out after 2 s", timeout_seconds=2.0)
 
     async def test_refused_credentials(self) -> None:
         """Credentials that are refused for a while."""
@@ -519,7 +519,7 @@ class S3Tests(FaultCase):
     async def test_memory(self) -> None:
         """Nothing of captures is kept in memory by attempts that hang, are refused or reset."""
         for fault, words in (
-            (Fault(silent=True), "no end within 0.3 s"),
+            (Fault(silent=True), "timed out after 0.3 s"),
             (Fault(answer=answer(500, "InternalError")), "InternalError"),
             (Fault(body_bytes=500_000), _RESET_S3),
         ):

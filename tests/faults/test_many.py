@@ -23,10 +23,10 @@ from pcapsvc.core.message import Message
 from pcapsvc.core.plan import NodeView
 from pcapsvc.core.result import Accepted
 from pcapsvc.core.retry import RetryPolicy
-from pcapsvc.delivery.delivery import Delivery
 from pcapsvc.delivery.folder import SpoolFolder
-from pcapsvc.delivery.lane import Lane
-from pcapsvc.delivery.redelivery import Redelivery
+from pcapsvc.delivery.outbox import Outbox
+from pcapsvc.delivery.outboxes import Outboxes
+from pcapsvc.delivery.rounds import Rounds
 from pcapsvc.delivery.spool import Spool
 from pcapsvc.encoders.pcap.encoder import PcapEncoder
 from pcapsvc.judge import Judge
@@ -79,39 +79,34 @@ class ManyTests(SynchronousTestCase):
         everyone = FanOutReporter([self.reporter, captures])
         events = event_factory(wall_clock=self.wall_clock)
         self.destinations = [self.destination(name) for name in ("one", "two")]
-        lanes = [Lane(self.reactor, one, at_once=4, timeout_seconds=300) for one in self.destinations]
         self.spool = Spool(
             self.reactor,
             SpoolFolder(str(self.path)),
-            run_now,
+            run_in_thread=run_now,
             reporter=everyone,
             events=events,
             max_bytes=1 << 30,
             max_age_seconds=86400,
-            retry_seconds=60,
             wall_clock=self.wall_clock,
-        )
-        self.redelivery = Redelivery(
-            self.reactor,
-            self.spool,
-            lanes,
-            interval_seconds=60,
-            reporter=everyone,
-            events=events,
-            wall_clock=self.wall_clock,
-            chance=self.chance.random,
-        )
-        self.delivery = Delivery(
-            self.reactor,
-            lanes,
-            policy=RetryPolicy(attempts=3, first_delay_seconds=1, max_delay_seconds=60),
-            reporter=everyone,
-            events=events,
-            spool=self.spool,
-            wall_clock=self.wall_clock,
-            chance=self.chance.random,
         )
         admission = Admission(max_captures=1, max_memory_bytes=10**9)
+        self.outboxes = [
+            Outbox(
+                self.reactor,
+                destination,
+                slots=4,
+                timeout_seconds=300,
+                policy=RetryPolicy(attempts=3, first_delay_seconds=1, max_delay_seconds=60),
+                spool_interval_seconds=60,
+                reporter=everyone,
+                events=events,
+                spool=self.spool,
+                wall_clock=self.wall_clock,
+                chance=self.chance.random,
+            )
+            for destination in self.destinations
+        ]
+        self.rounds = Rounds(self.reactor, self.spool, self.outboxes, interval_seconds=60)
         self.pipeline = Pipeline(
             judge=Judge(
                 NodeView(name="sensor1", bounds=BOUNDS, default_timeout_seconds=10, snap_length=500),
@@ -126,14 +121,14 @@ class ManyTests(SynchronousTestCase):
                 read_timeout_ms=10,
             ),
             encoder=PcapEncoder(),
-            delivery=self.delivery,
+            delivery=Outboxes(self.outboxes),
             reporter=everyone,
             events=events,
             captures=captures,
             admission=admission,
             wall_clock=self.wall_clock,
         )
-        for part in (self.spool, self.delivery, self.redelivery, self.pipeline):
+        for part in (self.spool, *self.outboxes, self.rounds, self.pipeline):
             part.startService()
 
     def wall_clock(self) -> float:
@@ -197,7 +192,7 @@ class ManyTests(SynchronousTestCase):
         self.assertGreater(attempts, 2 * CAPTURES * 1.2)
         self.assertEqual((self.spool.entries, self.spool.size), (0, 0))
         self.assertEqual([path.name for path in self.path.iterdir()], ["lock"])
-        for part in (self.pipeline, self.redelivery, self.delivery, self.spool):
+        for part in (self.pipeline, self.rounds, *self.outboxes, self.spool):
             self.successResultOf(part.stopService())
         self.assertEqual(self.reactor.getDelayedCalls(), [])
         self.assertEqual(possessions() - self.before, Counter())

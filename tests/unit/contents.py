@@ -43,6 +43,7 @@ class MemfdContent:
 def make_artifact(
     content: MemfdContent,
     *,
+    capture_id: str = "abc",
     name: str = "web1-eth0-1700000000-abc.pcap",
     tags: str = "node:web1",
     media_type: str = PCAP_MEDIA_TYPE,
@@ -52,7 +53,7 @@ def make_artifact(
     """An artifact, with options of one destination."""
     by_destination = {destination: options} if options else {}
     return Artifact(
-        capture_id="abc",
+        capture_id=capture_id,
         name=name,
         media_type=media_type,
         tags=tags,

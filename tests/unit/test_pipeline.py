@@ -36,8 +36,8 @@ from pcapsvc.core.recording import PacketCounts
 from pcapsvc.core.result import Accepted, Busy, NotForThisNode, Rejected, Verdict
 from pcapsvc.core.retry import RetryPolicy
 from pcapsvc.core.session import StopReason
-from pcapsvc.delivery.delivery import Delivery
-from pcapsvc.delivery.lane import Lane
+from pcapsvc.delivery.outbox import Outbox
+from pcapsvc.delivery.outboxes import Outboxes
 from pcapsvc.encoders.pcap.encoder import PcapEncoder
 from pcapsvc.interfaces.delivery import IEncoder
 from pcapsvc.interfaces.reports import IReporter
@@ -117,15 +117,20 @@ class PipelineCase(unittest.SynchronousTestCase):
                 **self.capturer_options,
             ),
             encoder=self.encoder,
-            delivery=Delivery(
-                self.reactor,
+            delivery=Outboxes(
                 [
-                    Lane(self.reactor, destination, at_once=4, timeout_seconds=None)
+                    Outbox(
+                        self.reactor,
+                        destination,
+                        slots=4,
+                        timeout_seconds=None,
+                        policy=RetryPolicy(attempts=1, first_delay_seconds=1, max_delay_seconds=1),
+                        spool_interval_seconds=60,
+                        reporter=everyone,
+                        events=self.event_factory,
+                    )
                     for destination in (self.one, self.two)
-                ],
-                policy=RetryPolicy(attempts=1, first_delay_seconds=1, max_delay_seconds=1),
-                reporter=everyone,
-                events=self.event_factory,
+                ]
             ),
             reporter=everyone,
             events=self.event_factory,
@@ -695,7 +700,7 @@ class StoppingTests(PipelineCase):
         self.successResultOf(stopping)
         self.assertEqual(
             [(event.destination, event.problem) for event in self.events(DeliveryFailed)],
-            [("one", "given up")],
+            [("one", "cancelled")],
         )
         self.assertEqual(len(self.events(CaptureDone)), 1)
 

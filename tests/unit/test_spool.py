@@ -17,14 +17,17 @@ from twisted.trial import unittest
 from zope.interface.verify import verifyObject
 
 from pcapsvc import durable
+from pcapsvc.core.artifact import Artifact
 from pcapsvc.core.errors import SpoolError
 from pcapsvc.core.event import DeliveryFailed
+from pcapsvc.core.retry import RetryPolicy
+from pcapsvc.delivery.entry import Entry, Input, State
 from pcapsvc.delivery.folder import SpoolFolder
 from pcapsvc.delivery.inventory import ENTRY_BYTES
-from pcapsvc.delivery.lane import Lane
-from pcapsvc.delivery.redelivery import Redelivery
+from pcapsvc.delivery.ispool import ISpool
+from pcapsvc.delivery.outbox import Outbox
+from pcapsvc.delivery.rounds import Rounds
 from pcapsvc.delivery.spool import Spool
-from pcapsvc.interfaces.delivery import ISpool
 from pcapsvc.interfaces.lifecycle import IHurriable
 from pcapsvc.testing import MemoryDestination, event_factory, run_now
 from tests.unit.contents import MemfdContent, PeakMemory, make_artifact
@@ -56,6 +59,7 @@ class SpoolCase(unittest.SynchronousTestCase):
         self.one = MemoryDestination("one", ("usual", "https://slow.example.com"))
         self.content = MemfdContent(DATA)
         self.addCleanup(self.content.close)
+        self.entries: list[Entry] = []
         self.start()
         self.addCleanup(lambda: self.assertEqual(len(os.listdir("/proc/self/fd")), self.before + 1))
         self.addCleanup(lambda: self.assertTrue(self.content.all_closed))
@@ -70,25 +74,32 @@ class SpoolCase(unittest.SynchronousTestCase):
         self.spool = Spool(
             self.clock,
             SpoolFolder(str(self.path)),
-            lambda *args: self.run_in_thread(*args),
+            run_in_thread=lambda *args: self.run_in_thread(*args),
             reporter=self.reporter,
             events=event_factory(),
             max_bytes=self.max_bytes,
             max_age_seconds=DAY,
-            retry_seconds=60,
             wall_clock=self.wall_clock,
         )
         self.spool.startService()
-        self.redelivery = Redelivery(
+        self.outbox = Outbox(
             self.clock,
-            self.spool,
-            [Lane(self.clock, self.one, at_once=2, timeout_seconds=300)],
-            interval_seconds=60,
+            self.one,
+            slots=2,
+            timeout_seconds=300,
+            policy=RetryPolicy(attempts=5, first_delay_seconds=1, max_delay_seconds=60),
+            spool_interval_seconds=60,
             reporter=self.reporter,
             events=event_factory(),
+            spool=self.spool,
             wall_clock=self.wall_clock,
-            chance=lambda: 1.0,
+            chance=lambda: self.chance(),
         )
+        self.rounds = Rounds(self.clock, self.spool, [self.outbox], interval_seconds=60)
+
+    def chance(self) -> float:
+        """The random number of each jitter."""
+        return 1.0
 
     def wall_clock(self) -> float:
         """The time of day."""
@@ -96,7 +107,7 @@ class SpoolCase(unittest.SynchronousTestCase):
 
     def stop(self) -> None:
         """Stop the spool."""
-        self.successResultOf(self.redelivery.stopService())
+        self.successResultOf(self.rounds.stopService())
         self.successResultOf(self.spool.stopService())
 
     def restart(self) -> None:
@@ -108,12 +119,55 @@ class SpoolCase(unittest.SynchronousTestCase):
     def put(self, name: str = "a.pcap", destination: str = "one", **values: Any) -> None:
         """Spool a capture, whose id is its name's beginning, and let a second pass."""
         artifact = make_artifact(self.content, name=name, destination=destination, **values)
-        self.successResultOf(self.spool.put(replace_id(artifact, name), destination, "503"))
+        self.successResultOf(self.write(replace_id(artifact, name), destination))
         self.clock.advance(1)
+
+    def write(self, artifact: Artifact, destination: str = "one", *, ahead: bool = False) -> Deferred[Any]:
+        """
+        Write a capture to the spool, due in a minute.
+
+        @param ahead: before its first attempt, instead of after its last one.
+        """
+        entry = self.entry_of(artifact, destination)
+        if ahead:
+            entry.on(Input.WRITE_AHEAD)
+        else:
+            entry.on(Input.QUEUE)
+            entry.on(Input.PUT_AWAY)
+        entry.due = self.clock.seconds() + 60
+        return self.spool.write(entry, artifact, "503")
+
+    def entry_of(self, artifact: Artifact, destination: str) -> Entry:
+        """The entry of an artifact, which the test finds in C{entries}."""
+        options = artifact.options.get(destination, {})
+        entry = Entry(
+            capture_id=artifact.capture_id, destination=destination, options=options, labels=artifact.labels
+        )
+        self.entries.append(entry)
+        return entry
+
+    def write_ahead(self, name: str) -> Entry:
+        """Write a capture to the spool that the test is about to deliver."""
+        artifact = replace_id(make_artifact(self.content, name=name), name)
+        self.successResultOf(self.write(artifact, ahead=True))
+        return self.entries[-1]
+
+    def delivered(self, entry: Entry) -> Deferred[None]:
+        """Deliver an entry that is taken, and remove it."""
+        entry.on(Input.SLOT)
+        entry.on(Input.DELIVER)
+        return self.spool.remove(entry)
+
+    def take(self, number: int | None = None) -> list[Entry]:
+        """Take what is due, as an outbox does: all, or so many of the oldest."""
+        taken = self.spool.due("one")[:number]
+        for entry in taken:
+            entry.on(Input.TAKE)
+        return taken
 
     def refused(self, name: str = "a.pcap") -> str:
         """Spool a capture in vain: why."""
-        putting = self.spool.put(replace_id(make_artifact(self.content, name=name), name), "one", "503")
+        putting = self.write(replace_id(make_artifact(self.content, name=name), name))
         return str(self.failureResultOf(putting, SpoolError).value)
 
     def hang(self, name: str) -> list[Deferred[Any]]:
@@ -177,7 +231,7 @@ class FolderTests(SpoolCase):
     def test_interfaces(self) -> None:
         """They are what the others ask for."""
         self.assertTrue(verifyObject(ISpool, self.spool))
-        self.assertTrue(verifyObject(IHurriable, self.redelivery))
+        self.assertTrue(verifyObject(IHurriable, self.rounds))
 
     def test_entry(self) -> None:
         """An entry is a folder of two files, for nobody else to read, with the capture byte for byte."""
@@ -232,15 +286,11 @@ class FolderTests(SpoolCase):
         self.put()
         self.assertEqual(calls, ["capture.pcap", "manifest.json", ".new", "rename", self.path.name])
         calls.clear()
-        [kept] = self.due()
-        self.successResultOf(self.spool.delivered(kept))
+        self.clock.advance(60)
+        [entry] = self.take()
+        self.successResultOf(self.delivered(entry))
         self.assertEqual(calls, ["rename", self.path.name])
         self.assertEqual(self.names(), [])
-
-    def due(self) -> list[Any]:
-        """What is due after a while."""
-        self.clock.advance(60)
-        return self.spool.due("one")
 
     def test_disk_full(self) -> None:
         """Where the disk is full, nothing is left of it, and it is told."""
@@ -298,10 +348,10 @@ class FolderTests(SpoolCase):
         """A content that can't be opened, or is shorter than it says, is not spooled."""
         content = MemfdContent(DATA)
         content.size += 1
-        putting = self.spool.put(make_artifact(content), "one", "503")
+        putting = self.write(make_artifact(content))
         self.assertIn("12 bytes could be read, of 13", str(self.failureResultOf(putting, SpoolError).value))
         content.open = lambda: (_ for _ in ()).throw(OSError(24, "Too many open files"))  # type: ignore[method-assign]
-        putting = self.spool.put(make_artifact(content), "one", "503")
+        putting = self.write(make_artifact(content))
         self.failureResultOf(putting, SpoolError)
         self.assertEqual(self.names(), [])
         content.close()
@@ -330,21 +380,16 @@ class FolderTests(SpoolCase):
 
     def test_replaced_while_held(self) -> None:
         """What went away while somebody else had it is not here when it is given back; what didn't, is."""
-        first, second = (self.hold(name) for name in ("a.pcap", "b.pcap"))
+        first, second = (self.write_ahead(name) for name in ("a.pcap", "b.pcap"))
         self.path.rename(self.path.with_name(self.path.name + "-away"))
         self.path.mkdir(0o700)
         self.put("c.pcap")
-        third = self.hold("d.pcap")
-        self.assertFalse(first.release("403"))
-        self.successResultOf(second.delivered())
-        self.assertTrue(third.release("403"))
+        third = self.write_ahead("d.pcap")
+        self.assertFalse(self.spool.put_back(first))
+        self.successResultOf(self.delivered(second))
+        self.assertTrue(self.spool.put_back(third))
         self.assertEqual(self.lost(), [])
         self.assertEqual(self.spool.entries, 2)
-
-    def hold(self, name: str) -> Any:
-        """Have the spool keep a capture that the test is about to deliver."""
-        artifact = replace_id(make_artifact(self.content, name=name), name)
-        return self.successResultOf(self.spool.hold(artifact, "one", "503"))
 
     def test_not_ours_alone(self) -> None:
         """A folder that others may write to, or that is another user's, is told as an error, and not used."""
@@ -388,8 +433,8 @@ class FolderTests(SpoolCase):
 
         self.successResultOf(self.spool.tidy())
         self.run_in_thread = later
-        first = self.spool.put(make_artifact(self.content), "one", "503")
-        second = self.spool.put(make_artifact(self.content), "two", "503")
+        first = self.write(make_artifact(self.content))
+        second = self.write(make_artifact(self.content), "two")
         second.cancel()
         self.failureResultOf(second)
         waiting.pop()[0].callback(True)
@@ -405,7 +450,7 @@ class FolderTests(SpoolCase):
         """What is on the disk when it was given up already is taken out before anything else is written."""
         hanging = self.hang("write")
         first, second, third = (
-            self.spool.hold(replace_id(make_artifact(self.content), name), "one", "503") for name in "abc"
+            self.write(replace_id(make_artifact(self.content), name), ahead=True) for name in "abc"
         )
         first.cancel()
         second.cancel()
@@ -438,11 +483,11 @@ class FolderTests(SpoolCase):
         """
         self.patch(durable, "read_chunks", lambda source, cancelled: iter([source.read()]))
         hanging = self.hang("write")
-        putting = self.spool.put(replace_id(make_artifact(self.content), "a"), "one", "503")
+        putting = self.write(replace_id(make_artifact(self.content), "a"))
         putting.cancel()
         self.failureResultOf(putting, CancelledError)
         hanging[0].callback(None)
-        holding = self.spool.hold(replace_id(make_artifact(self.content), "b"), "one", "503")
+        holding = self.write(replace_id(make_artifact(self.content), "b"), ahead=True)
         stopping = self.spool.stopService()
         holding.cancel()
         self.failureResultOf(holding, CancelledError)
@@ -456,13 +501,13 @@ class FolderTests(SpoolCase):
     def test_too_late_to_take_out(self) -> None:
         """Where that can't be, as when there are no threads any more, it is told."""
         hanging = self.hang("write")
-        holding = self.spool.hold(make_artifact(self.content), "one", "503")
+        holding = self.write(make_artifact(self.content), ahead=True)
         holding.cancel()
         self.failureResultOf(holding, CancelledError)
         self.patch(durable, "read_chunks", lambda source, cancelled: iter([source.read()]))
         self.run_in_thread = lambda *args: fail(RuntimeError("the threads are not running"))
         hanging[0].callback(None)
-        self.assertIn("what was given up stays in the spool", self.errors()[0])
+        self.assertIn("a capture that was given up stays in the spool", self.errors()[0])
         self.run_in_thread = run_now
         self.restart()
         self.assertEqual(self.spool.entries, 1)
@@ -483,9 +528,9 @@ class FolderTests(SpoolCase):
 
     def test_delivered_and_stuck(self) -> None:
         """What was held, and can't be taken out when it is delivered, is later."""
-        held = self.hold("a.pcap")
+        entry = self.write_ahead("a.pcap")
         hanging = self.hang("remove")
-        delivered = held.delivered()
+        delivered = self.delivered(entry)
         delivered.cancel()
         self.failureResultOf(delivered, CancelledError)
         self.assertEqual(len(hanging), 1)
@@ -500,14 +545,15 @@ class FolderTests(SpoolCase):
 
     def test_memory(self) -> None:
         """60 MB are spooled, checked and read without holding them."""
-        self.spool._max_bytes = 10**9
+        self.max_bytes = 10**9
+        self.restart()
         large = MemfdContent(zeros=60_000_000)
         self.addCleanup(large.close)
         with PeakMemory() as memory:
-            self.successResultOf(self.spool.put(make_artifact(large, name="l.pcap"), "one", "503"))
+            self.successResultOf(self.write(make_artifact(large, name="l.pcap")))
             self.clock.advance(60)
-            [kept] = self.spool.due("one")
-            artifact = self.successResultOf(self.spool.read(kept))
+            [entry] = self.take()
+            artifact = self.successResultOf(self.spool.read(entry))
         self.assertLess(memory.grown_bytes, 4_000_000)
         self.assertEqual(artifact.content.size, 60_000_000)
 
@@ -521,9 +567,11 @@ class RestartTests(SpoolCase):
             self.put(name, tags="x")
         size = self.spool.size
         self.restart()
-        self.assertEqual([kept.capture_id for kept in self.spool.due("one")], ["c", "a", "b"])
+        self.assertEqual([entry.capture_id for entry in self.spool.due("one")], ["c", "a", "b"])
+        self.assertEqual(self.spool.waiting, self.spool.due("one"))
+        self.assertEqual(repr(self.spool), f"<Spool: 3 captures, {size} bytes>")
         self.assertEqual(self.spool.size, size)
-        artifact = self.successResultOf(self.spool.read(self.spool.due("one")[1]))
+        artifact = self.successResultOf(self.spool.read(self.take()[1]))
         self.assertEqual((artifact.name, artifact.tags, artifact.capture_id), ("a.pcap", "x", "a"))
         with artifact.content.open() as file:
             self.assertEqual(file.read(), DATA)
@@ -550,7 +598,8 @@ class RestartTests(SpoolCase):
         away = Path(self.mktemp()).absolute()
         away.mkdir()
         names = ["whole", *"abcdefghijklmno"]
-        self.spool._max_bytes *= 2
+        self.max_bytes *= 2
+        self.restart()
         for name in names:
             self.put(f"{name}.pcap")
         self.stop()
@@ -564,7 +613,7 @@ class RestartTests(SpoolCase):
         (self.path / "lost+found").mkdir()
         self.start()
         self.successResultOf(self.spool.tidy())
-        self.assertEqual([kept.capture_id for kept in self.spool.due("one")], ["whole"])
+        self.assertEqual([entry.capture_id for entry in self.spool.due("one")], ["whole"])
         self.assertEqual(len(os.listdir(self.path / "broken")), len(harms) + 1)
         self.assertEqual(len(self.errors()), len(harms) + 1)
         self.assertEqual(sorted(os.listdir(away)), ["another", "capture", "entry", "manifest"])
@@ -578,8 +627,9 @@ class RestartTests(SpoolCase):
         self.put()
         (self.entry() / "capture.pcap").write_bytes(b"xxxx packets")
         self.restart()
-        [kept] = self.spool.due("one")
-        self.failureResultOf(self.spool.read(kept), SpoolError)
+        [entry] = self.take()
+        self.failureResultOf(self.spool.read(entry), SpoolError)
+        self.assertIs(entry.state, State.QUARANTINED)
         self.assertEqual([capture for capture, _ in self.lost()], ["a"])
         self.assertEqual(len(os.listdir(self.path / "broken")), 1)
         self.assertEqual(self.spool.entries, 0)
@@ -641,7 +691,7 @@ class RestartTests(SpoolCase):
         gone.rmdir()
 
         def failing(function: Any, *args: Any) -> Deferred[Any]:
-            if function.__name__ == "remove_aside" and "stuck" in args[0]:
+            if function.__name__ == "remove_quarantined" and "stuck" in args[0]:
                 return fail(SpoolError("Operation not permitted"))
             return run_now(function, *args)
 

@@ -45,7 +45,7 @@ class BoundsTests(SpoolCase):
             self.put(f"{number}.pcap")
         self.assertEqual(self.lost(), [])
         self.clock.advance(60)
-        self.spool.due("one")[0].busy = True
+        self.take(1)
         self.put("x.pcap")
         self.put("y.pcap")
         self.assertEqual([capture for capture, _ in self.lost()], ["1", "2"])
@@ -56,7 +56,8 @@ class BoundsTests(SpoolCase):
 
     def test_what_a_capture_costs(self) -> None:
         """A capture that finds room costs as much however many are in the spool already."""
-        self.spool._max_bytes *= 100
+        self.max_bytes *= 100
+        self.restart()
         self.put("first.pcap")
         costs = [steps_of(partial(self.put, f"{number}.pcap")) for number in range(100)]
         # The least of ten, as garbage may be collected within one.
@@ -70,13 +71,14 @@ class BoundsTests(SpoolCase):
         self.put("x.pcap")
         self.assertEqual([capture for capture, _ in self.lost()], ["0"])
         self.clock.advance(60)
-        self.assertEqual([kept.capture_id for kept in self.spool.due("one")], [*"123456789x"])
+        self.assertEqual([entry.capture_id for entry in self.spool.due("one")], [*"123456789x"])
 
     def test_too_large(self) -> None:
         """What is larger than all of it pushes nothing out."""
         self.put()
-        self.spool._max_bytes = ENTRY_BYTES
-        self.assertIn("the spool may have", self.refused("b.pcap"))
+        self.max_bytes = ENTRY_BYTES
+        self.restart()
+        self.assertIn("the spool may use up to", self.refused("b.pcap"))
         self.assertEqual(self.spool.entries, 1)
 
     def test_all_busy(self) -> None:
@@ -84,8 +86,7 @@ class BoundsTests(SpoolCase):
         for number in range(10):
             self.put(f"{number}.pcap")
         self.clock.advance(60)
-        for kept in self.spool.due("one"):
-            kept.busy = True
+        self.take()
         self.assertIn("being delivered now", self.refused("x.pcap"))
 
     def test_busy_ones_in_the_way(self) -> None:
@@ -93,11 +94,10 @@ class BoundsTests(SpoolCase):
         for number in range(10):
             self.put(f"{number}.pcap")
         self.clock.advance(60)
-        for kept in self.spool.due("one")[:5]:
-            kept.busy = True
+        self.take(5)
         large = MemfdContent(bytes(5 * ENTRY_BYTES))
         self.addCleanup(large.close)
-        putting = self.spool.put(make_artifact(large, name="x.pcap"), "one", "503")
+        putting = self.write(make_artifact(large, name="x.pcap"))
         self.assertIn("being delivered now", str(self.failureResultOf(putting, SpoolError).value))
         self.assertEqual((self.lost(), self.spool.entries), ([], 10))
 
@@ -121,12 +121,12 @@ class BoundsTests(SpoolCase):
         for number in range(10):
             self.put(f"{number}.pcap")
         hanging = self.hang("remove")
-        putting = self.spool.put(replace_id(make_artifact(self.content, name="x.pcap"), "x"), "one", "503")
+        putting = self.write(replace_id(make_artifact(self.content, name="x.pcap"), "x"))
         putting.cancel()
         self.successResultOf(putting)
         self.run_in_thread = run_now
         self.assertEqual((self.spool.entries, self.lost()), (11, []))
-        late = self.spool.put(replace_id(make_artifact(self.content, name="y.pcap"), "y"), "one", "503")
+        late = self.write(replace_id(make_artifact(self.content, name="y.pcap"), "y"))
         self.assertNoResult(late)
         hanging[0].callback(None)
         self.successResultOf(late)

@@ -14,8 +14,8 @@ from twisted.trial import unittest
 
 from pcapsvc import app
 from pcapsvc.components import COMPONENTS
-from pcapsvc.delivery.delivery import Delivery
-from pcapsvc.delivery.redelivery import Redelivery
+from pcapsvc.delivery.outbox import Outbox
+from pcapsvc.delivery.rounds import Rounds
 from pcapsvc.delivery.spool import Spool
 from pcapsvc.host.syslog import SyslogService
 from pcapsvc.pipeline import Pipeline
@@ -117,7 +117,7 @@ class StopOrderTests(unittest.SynchronousTestCase):
         """The log of events stops after everything that reports events, and before syslog."""
         stopped = [type(one) for call, one in self.calls if call == "stop"]
         at = stopped.index(LogReporter)
-        for reports in (Pipeline, Redelivery, Delivery, Spool):
+        for reports in (Pipeline, Rounds, Outbox, Spool):
             self.assertLess(stopped.index(reports), at)
         [syslog] = [one for one in self.created if isinstance(one, SyslogService)]
         self.assertGreater(stopped.index(type(syslog.parent)), at)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -12,12 +13,14 @@ from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
 
 from pcapsvc.core.errors import DestinationError, SpoolError
 from pcapsvc.core.event import CaptureDelivered, DeliveryPostponed
-from pcapsvc.core.retry import LONGEST_ASKED_SECONDS, RetryPolicy
-from pcapsvc.delivery.delivery import Delivery
-from pcapsvc.delivery.lane import Lane
-from pcapsvc.testing import event_factory, run_now
+from pcapsvc.core.labels import Labels
+from pcapsvc.core.retry import LONGEST_ASKED_SECONDS
+from pcapsvc.delivery.entry import State
+from pcapsvc.destinations.s3.options import check_options
+from pcapsvc.testing import run_now
+from tests.core.test_spool_entry import MANIFEST_1
 from tests.unit.contents import make_artifact
-from tests.unit.test_spool import DAY, WALL, SpoolCase
+from tests.unit.test_spool import DATA, DAY, WALL, SpoolCase
 
 
 class RedeliveryTests(SpoolCase):
@@ -37,19 +40,80 @@ class RedeliveryTests(SpoolCase):
         for name in ("c.pcap", "a.pcap", "b.pcap"):
             self.put(name)
         self.restart()
-        self.redelivery.startService()
+        self.rounds.startService()
         self.assertEqual(list(self.one.files), ["c.pcap", "a.pcap", "b.pcap"])
         self.assertEqual(len(self.events(CaptureDelivered)), 3)
         self.assertEqual((self.names(), self.spool.entries, self.spool.size), ([], 0, 0))
         # Nobody knows what the process before had come to.
         self.assertTrue(all(artifact.may_be_there for artifact in self.one.artifacts))
         self.restart()
-        self.redelivery.startService()
+        self.rounds.startService()
         self.assertEqual(len(self.one.artifacts), 3)
+
+    def test_labels_after_a_restart(self) -> None:
+        """Events after a restart have the labels of the request."""
+        labels = Labels(via="kafka", requestid="r-1", alertid=17, customer="Zoë", tags="t", interface="eth0")
+        artifact = replace(make_artifact(self.content), labels=labels)
+        self.successResultOf(self.write(artifact))
+        self.answers(self.broken, lambda: succeed(None))
+        self.restart()
+        self.rounds.startService()
+        self.clock.pump([60] * 3)
+        self.assertEqual(
+            [(type(event.data), event.labels, event.subject) for event in self.reporter.events],
+            [(DeliveryPostponed, labels, "abc"), (CaptureDelivered, labels, "abc")],
+        )
+
+    def test_manifest_of_version_1(self) -> None:
+        """What an older version spooled is delivered, with its options; its labels are not known."""
+        entry = self.path / "1795316400104-f3a9c2d41b07-s3"
+        self.one.name = "s3"
+        self.wall = 1_795_316_500.0
+        self.stop()
+        self.start()
+        entry.mkdir(0o700)
+        (entry / "manifest.json").write_bytes(MANIFEST_1)
+        (entry / "capture.pcap").write_bytes(DATA)
+        self.rounds.startService()
+        [artifact] = self.one.artifacts
+        self.assertEqual(artifact.name, "web1-eth0-1795316400-f3a9c2d41b07.pcap")
+        self.assertEqual(self.one.files[artifact.name], DATA)
+        self.assertEqual(
+            artifact.options, {"s3": {"bucket": "captures-eu", "folder": "web/1", "encryption": False}}
+        )
+        [event] = self.reporter.events
+        self.assertEqual((event.labels, event.subject), (Labels(via=None), "f3a9c2d41b07"))
+        self.assertEqual(self.names(), [])
+
+    def test_options_after_a_restart(self) -> None:
+        """The options of any destination are in its manifest."""
+        self.put(recipients=["a@example.org"], priority=2)
+        self.restart()
+        self.rounds.startService()
+        [artifact] = self.one.artifacts
+        self.assertEqual(artifact.options, {"one": {"recipients": ["a@example.org"], "priority": 2}})
+
+    def test_options_refused(self) -> None:
+        """
+        What a manifest says of its destination is checked before it is delivered, as by a request: it may
+        have been tampered with, or not be allowed any more. It waits for an operator.
+        """
+        self.put(bucket="../../evil")
+        self.one.problems = check_options
+        self.restart()
+        self.rounds.startService()
+        self.clock.pump([60] * 31)
+        self.assertEqual((self.one.artifacts, self.spool.entries), ([], 1))
+        [first, second] = self.events(DeliveryPostponed)
+        self.assertIn("the request's bucket = '../../evil': must be the name of a bucket", first.problem)
+        self.assertEqual((first.problem, second.attempts), (second.problem, 2))
+        self.one.problems = lambda options: ()
+        self.clock.pump([60] * 31)
+        self.assertEqual(len(self.one.artifacts), 1)
 
     def test_periodically(self) -> None:
         """What is spooled later has its turn, too, not at once."""
-        self.redelivery.startService()
+        self.rounds.startService()
         self.put()
         self.clock.advance(58)
         self.assertEqual(self.one.artifacts, [])
@@ -63,7 +127,7 @@ class RedeliveryTests(SpoolCase):
         self.put()
         self.answers(self.broken)
         self.restart()
-        self.redelivery.startService()
+        self.rounds.startService()
         self.clock.pump([60] * 200)
         tries = [event.next_try - WALL - 1 for event in self.events(DeliveryPostponed)]
         pauses = [later - earlier for earlier, later in pairwise(tries)]
@@ -76,7 +140,7 @@ class RedeliveryTests(SpoolCase):
         self.put()
         self.answers(lambda: fail(DestinationError("429", retryable=True, retry_after_seconds=1000)))
         self.restart()
-        self.redelivery.startService()
+        self.rounds.startService()
         self.clock.pump([60] * 16)
         self.assertEqual(len(self.one.artifacts), 1)
         self.clock.pump([60] * 2)
@@ -84,20 +148,12 @@ class RedeliveryTests(SpoolCase):
 
     def test_asked_for_ages(self) -> None:
         """A destination that asks for ages gets an hour, from memory's last attempt on as well."""
-        delivery = Delivery(
-            self.clock,
-            [Lane(self.clock, self.one, at_once=2, timeout_seconds=300)],
-            policy=RetryPolicy(attempts=5, first_delay_seconds=1, max_delay_seconds=60),
-            reporter=self.reporter,
-            events=event_factory(),
-            spool=self.spool,
-        )
         self.answers(
             *[lambda: fail(DestinationError("429", retryable=True, retry_after_seconds=1e12))] * 2,
             lambda: succeed(None),
         )
-        self.successResultOf(delivery.deliver(make_artifact(self.content, name="a.pcap"), lambda: None))
-        self.redelivery.startService()
+        self.successResultOf(self.outbox.deliver(make_artifact(self.content, name="a.pcap"), lambda: None))
+        self.rounds.startService()
         for attempts in (2, 3):
             self.clock.pump([60] * (int(LONGEST_ASKED_SECONDS) // 60 - 2))
             self.assertEqual(len(self.one.artifacts), attempts - 1)
@@ -124,22 +180,21 @@ class RedeliveryTests(SpoolCase):
         attempt: Deferred[Any] = Deferred()
         self.answers(lambda: attempt)
         self.restart()
-        self.redelivery.startService()
+        self.rounds.startService()
         self.replace_folder()
         self.assertEqual(self.lost(), [])
         attempt.errback(DestinationError("503", retryable=True))
-        self.assertEqual(self.lost(), [("a", "it is gone from the spool")])
+        self.assertEqual(self.lost(), [("a", "no longer in the spool")])
         self.assertEqual(self.events(DeliveryPostponed), [])
 
     def test_gone_and_delivered(self) -> None:
         """What went away while it was tried, and arrived all the same, is not."""
         self.put()
         self.restart()
-        [kept] = self.spool.due("one")
-        kept.busy = True
+        [entry] = self.take()
         self.replace_folder()
-        self.successResultOf(self.spool.delivered(kept))
-        self.spool.leave(kept)
+        self.successResultOf(self.delivered(entry))
+        self.assertIs(entry.state, State.DELIVERED)
         self.assertEqual(self.lost(), [])
 
     def replace_folder(self) -> None:
@@ -154,7 +209,7 @@ class RedeliveryTests(SpoolCase):
         hanging: list[Deferred[Any]] = [Deferred()]
         self.answers(lambda: hanging[0], lambda: succeed(None))
         self.restart()
-        self.redelivery.startService()
+        self.rounds.startService()
         away = self.path.with_name(f"{self.path.name}-away")
         self.path.rename(away)
         self.path.mkdir(0o700)
@@ -174,7 +229,7 @@ class RedeliveryTests(SpoolCase):
         self.put()
         self.answers(lambda: fail(DestinationError("403", retryable=False)), lambda: succeed(None))
         self.restart()
-        self.redelivery.startService()
+        self.rounds.startService()
         self.clock.pump([60] * 29)
         self.assertEqual(len(self.one.artifacts), 1)
         self.clock.pump([60] * 2)
@@ -186,7 +241,7 @@ class RedeliveryTests(SpoolCase):
             self.put(name)
         self.answers(self.broken, lambda: succeed(None))
         self.restart()
-        self.redelivery.startService()
+        self.rounds.startService()
         self.assertEqual(list(self.one.files), ["b.pcap", "c.pcap"])
         self.clock.pump([60] * 3)
         self.assertEqual(list(self.one.files), ["b.pcap", "c.pcap", "a.pcap"])
@@ -197,7 +252,7 @@ class RedeliveryTests(SpoolCase):
         self.put("b.pcap")
         self.answers(Deferred)
         self.restart()
-        self.redelivery.startService()
+        self.rounds.startService()
         self.clock.pump([60] * 4)
         self.assertEqual([artifact.name for artifact in self.one.artifacts], ["a.pcap"])
         self.stop_hurried()
@@ -214,7 +269,7 @@ class RedeliveryTests(SpoolCase):
             )
         )
         self.restart()
-        self.redelivery.startService()
+        self.rounds.startService()
         self.put("f.pcap")
         self.clock.pump([60] * 2)
         self.assertEqual({artifact.name for artifact in self.one.artifacts}, {f"{x}.pcap" for x in "acdef"})
@@ -225,9 +280,9 @@ class RedeliveryTests(SpoolCase):
         """What is for a destination that isn't configured any more stays, and is told."""
         self.put(destination="old")
         self.restart()
-        self.redelivery.startService()
+        self.rounds.startService()
         self.assertEqual((self.one.artifacts, self.spool.entries), ([], 1))
-        self.assertIn("for old, which is not configured", " ".join(line for _, line in self.lines))
+        self.assertIn("captures for old, which is not configured", " ".join(line for _, line in self.lines))
 
     def test_rotten(self) -> None:
         """What is not what was written is not delivered, and the next one is."""
@@ -235,7 +290,7 @@ class RedeliveryTests(SpoolCase):
         self.put("b.pcap")
         (self.entry() / "capture.pcap").write_bytes(b"xxxx packets")
         self.restart()
-        self.redelivery.startService()
+        self.rounds.startService()
         self.assertEqual(list(self.one.files), ["b.pcap"])
         self.assertEqual([capture for capture, _ in self.lost()], ["a"])
         self.assertEqual(self.events(DeliveryPostponed), [])
@@ -252,7 +307,7 @@ class RedeliveryTests(SpoolCase):
             return opened(function, *args)
 
         self.run_in_thread = failing
-        self.redelivery.startService()
+        self.rounds.startService()
         self.assertEqual(
             [event.problem for event in self.events(DeliveryPostponed)], ["the spool: Input/output error"]
         )
@@ -272,7 +327,7 @@ class RedeliveryTests(SpoolCase):
             rename(old, new)
 
         with_failures = self.patch(os, "rename", failing)
-        self.redelivery.startService()
+        self.rounds.startService()
         self.clock.pump([60] * 40)
         self.assertEqual(len(self.one.artifacts), 1)
         self.assertIn("may be delivered again after a restart", self.errors()[0])
@@ -288,17 +343,17 @@ class RedeliveryTests(SpoolCase):
         hanging: Deferred[Any] = Deferred()
         self.answers(lambda: hanging)
         self.restart()
-        self.redelivery.startService()
-        self.redelivery.hurry()
-        stopping = self.redelivery.stopService()
+        self.rounds.startService()
+        self.rounds.hurry()
+        stopping = self.rounds.stopService()
         self.assertNoResult(stopping)
         hanging.callback(None)
         self.successResultOf(stopping)
         self.assertEqual((list(self.one.files), self.spool.entries), (["a.pcap"], 1))
 
     def stop_hurried(self) -> None:
-        stopping = self.redelivery.stopService()
-        self.redelivery.hurry()
+        stopping = self.rounds.stopService()
+        self.rounds.hurry()
         self.successResultOf(stopping)
 
     def test_stop_in_a_hurry(self) -> None:
@@ -306,12 +361,12 @@ class RedeliveryTests(SpoolCase):
         self.put()
         self.answers(Deferred)
         self.restart()
-        self.redelivery.startService()
+        self.rounds.startService()
         self.stop_hurried()
         self.assertEqual(self.spool.entries, 1)
         self.restart()
-        self.redelivery.startService()
-        stopping = self.redelivery.stopService()
+        self.rounds.startService()
+        stopping = self.rounds.stopService()
         stopping.cancel()
         self.successResultOf(stopping)
         self.assertEqual((self.spool.entries, len(self.one.artifacts)), (1, 2))
@@ -321,20 +376,20 @@ class RedeliveryTests(SpoolCase):
         self.put()
         self.answers(self.broken, lambda: succeed(None))
         self.restart()
-        chance, self.redelivery._chance = self.redelivery._chance, lambda: 1 / 0
-        self.redelivery.startService()
+        self.chance = lambda: 1 / 0  # type: ignore[method-assign]
+        self.rounds.startService()
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
-        self.redelivery._chance = chance
+        self.chance = lambda: 1.0  # type: ignore[method-assign]
         self.clock.pump([60])
         self.assertEqual(len(self.one.files), 1)
 
     def test_cancelled_round(self) -> None:
         """A round that is cancelled, as by threads that are given up at a stop, is no fault."""
-        self.redelivery.startService()
+        self.rounds.startService()
         hanging: list[Deferred[Any]] = []
         self.run_in_thread = lambda *args: hanging.append(Deferred()) or hanging[-1]  # type: ignore[func-returns-value]
         self.clock.pump([60])
-        stopping = self.redelivery.stopService()
+        stopping = self.rounds.stopService()
         stopping.cancel()
         self.successResultOf(stopping)
         [tidying] = hanging
@@ -353,8 +408,8 @@ class RedeliveryTests(SpoolCase):
             return hanging[-1].addCallback(lambda _: maybeDeferred(function, *args))
 
         self.run_in_thread = later
-        self.redelivery.startService()
-        stopping = self.redelivery.stopService()
+        self.rounds.startService()
+        stopping = self.rounds.stopService()
         self.assertNoResult(stopping)
         stopping.cancel()
         self.successResultOf(stopping)

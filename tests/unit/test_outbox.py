@@ -1,4 +1,4 @@
-"""Deliveries: attempts, pauses, places, and the spool when they are used up."""
+"""Outboxes: attempts, delays, slots, and the spool when the attempts are used up."""
 
 from __future__ import annotations
 
@@ -7,20 +7,22 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from twisted.internet.defer import CancelledError, Deferred, fail, succeed
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.logger import formatEvent, globalLogPublisher
 from twisted.trial import unittest
 from zope.interface.verify import verifyObject
 
-from pcapsvc.core.errors import DestinationError, SpoolError
+from pcapsvc.core.errors import FAULT, DestinationError, Problem, SpoolError
 from pcapsvc.core.event import CaptureDelivered, DeliveryFailed, DeliveryPostponed, DeliverySpooled
 from pcapsvc.core.retry import RetryPolicy
-from pcapsvc.delivery.delivery import LONGEST_HOLD_SECONDS, Delivery
-from pcapsvc.delivery.lane import Lane
-from pcapsvc.interfaces.delivery import IDelivery, ISpool
+from pcapsvc.delivery.entry import State
+from pcapsvc.delivery.ispool import ISpool
+from pcapsvc.delivery.outbox import LONGEST_HOLD_SECONDS, Outbox
+from pcapsvc.delivery.outboxes import Outboxes
+from pcapsvc.interfaces.delivery import IDelivery
 from pcapsvc.interfaces.lifecycle import IHurriable
-from pcapsvc.testing import MemoryDestination, MemorySpool, event_factory
+from pcapsvc.testing import MemoryDestination, MemoryReporter, MemorySpool, event_factory
 from tests.unit.contents import MemfdContent, make_artifact
 from tests.unit.event_schema import checked_reporter
 
@@ -32,8 +34,8 @@ def broken(words: str = "503", *, retryable: bool = True, asked: float | None = 
     return fail(DestinationError(words, retryable=retryable, retry_after_seconds=asked))
 
 
-class LaneTests(unittest.SynchronousTestCase):
-    """The way to one destination."""
+class AttemptTests(unittest.SynchronousTestCase):
+    """The attempts for one destination: slots, routes, time limits. Each capture has one."""
 
     def setUp(self) -> None:
         """A destination that answers when the test does."""
@@ -43,20 +45,40 @@ class LaneTests(unittest.SynchronousTestCase):
         self.destination = MemoryDestination("one", ("usual", "https://slow.example.com"))
         self.answers: list[Deferred[Any]] = []
         self.destination.answer = self.answer
-        self.lane = Lane(self.clock, self.destination, at_once=2, timeout_seconds=5)
+        self.reporter = MemoryReporter()
+        self.outbox = self.make(slots=2, timeout_seconds=5)
         self.addCleanup(lambda: self.assertEqual(self.clock.getDelayedCalls(), []))
+
+    def make(self, *, slots: int, timeout_seconds: float | None) -> Outbox:
+        """An outbox."""
+        return Outbox(
+            self.clock,
+            self.destination,
+            slots=slots,
+            timeout_seconds=timeout_seconds,
+            policy=RetryPolicy(attempts=1, first_delay_seconds=1, max_delay_seconds=1),
+            spool_interval_seconds=60,
+            reporter=self.reporter,
+            events=event_factory(),
+        )
 
     def answer(self) -> Deferred[Any]:
         """The answer to one attempt, for the test to fire."""
         self.answers.append(Deferred())
         return self.answers[-1]
 
-    def attempt(self, **options: str) -> Deferred[Any]:
+    def attempt(self, capture_id: str = "abc", **options: str) -> Deferred[Any]:
         """One attempt."""
-        return self.lane.attempt(make_artifact(self.content, destination="one", **options))
+        artifact = make_artifact(self.content, capture_id=capture_id, destination="one", **options)
+        return self.outbox.deliver(artifact, lambda: None)
 
-    def test_ways(self) -> None:
-        """So many go on at once on each way of the destination, as it says, whatever the requests name."""
+    def end(self, capture_id: str) -> str:
+        """What became of an attempt, which has ended."""
+        [data] = [event.data for event in self.reporter.events if event.subject == capture_id]
+        return "delivered" if isinstance(data, CaptureDelivered) else str(data.values()["problem"])
+
+    def test_routes(self) -> None:
+        """Each route of the destination has slots of its own, whatever else the requests say."""
         elsewhere = [self.attempt(endpoint="https://slow.example.com") for _ in range(3)]
         self.assertEqual(len(self.answers), 2)
         here = [self.attempt(endpoint=f"https://{number}.example.com") for number in range(3)]
@@ -64,103 +86,105 @@ class LaneTests(unittest.SynchronousTestCase):
         self.assertEqual(len(self.answers), 4)
         for attempt in (*here, *elsewhere):
             attempt.cancel()
-            self.failureResultOf(attempt, CancelledError)
+            self.successResultOf(attempt)
 
-    def test_places(self) -> None:
-        """So many go on at once, in their order; whatever one's end, the next has its place."""
-        attempts = [self.attempt() for _ in range(6)]
+    def test_slots(self) -> None:
+        """Up to two go on at the same time, in order; however one ends, the next gets its slot."""
+        attempts = [self.attempt(str(number)) for number in range(6)]
         self.assertEqual(len(self.answers), 2)
         self.answers[0].callback(None)
-        self.successResultOf(attempts[0])
+        self.assertEqual(self.end("0"), "delivered")
         self.assertEqual(len(self.answers), 3)
         self.answers[1].errback(DestinationError("503", retryable=True))
-        self.failureResultOf(attempts[1], DestinationError)
+        self.assertEqual(self.end("1"), "503")
         self.assertEqual(len(self.answers), 4)
         attempts[2].cancel()
-        self.failureResultOf(attempts[2], CancelledError)
+        self.assertEqual(self.end("2"), "cancelled")
         self.assertEqual(len(self.answers), 5)
         self.clock.advance(5)
-        self.failureResultOf(attempts[3], DestinationError)
-        self.failureResultOf(attempts[4], DestinationError)
+        self.assertEqual((self.end("3"), self.end("4")), ("timed out after 5 s",) * 2)
         self.answers[5].callback(None)
-        self.successResultOf(attempts[5])
+        self.assertEqual(self.end("5"), "delivered")
+        for attempt in attempts:
+            self.successResultOf(attempt)
 
     def test_cancelled_while_it_waits(self) -> None:
-        """One that is given up before it had a place leaves no trace."""
-        attempts = [self.attempt() for _ in range(4)]
+        """One that is cancelled before it has a slot leaves no trace."""
+        attempts = [self.attempt(str(number)) for number in range(4)]
         attempts[2].cancel()
-        self.failureResultOf(attempts[2], CancelledError)
+        self.assertEqual(self.end("2"), "cancelled")
         for answer in self.answers[:2]:
             answer.callback(None)
         self.answers[2].callback(None)
-        self.successResultOf(attempts[3])
+        self.assertEqual([self.end(number) for number in "013"], ["delivered"] * 3)
         self.assertEqual(len(self.answers), 3)
-        self.successResultOf(attempts[0])
-        self.successResultOf(attempts[1])
 
     def test_many_give_up(self) -> None:
-        """To give up costs one of thirty thousand that wait as much as one of a few."""
+        """Cancelling one of thirty thousand that wait costs as much as cancelling one of a few."""
         [crowded, alone] = (self.cost_of_giving_up(waiting) for waiting in (30_000, 20))
         self.assertLess(crowded, 10 * alone)
 
     def cost_of_giving_up(self, waiting: int) -> float:
-        """What it costs one of those that wait, in seconds of this process: the least of twenty times."""
-        lane = Lane(self.clock, self.destination, at_once=1, timeout_seconds=None)
-        attempts = [lane.attempt(make_artifact(self.content)) for _ in range(waiting + 1)]
+        """What cancelling one costs, in seconds of this process: the least of twenty times."""
+        self.outbox = self.make(slots=1, timeout_seconds=None)
+        attempts = [self.attempt() for _ in range(waiting + 1)]
         costs = []
         for attempt in reversed(attempts[-20:]):
             before = time.process_time_ns()
             attempt.cancel()
             costs.append(time.process_time_ns() - before)
-        for attempt in attempts:
-            attempt.addErrback(lambda failure: failure.trap(CancelledError))
+        # From the last one: none gets a slot.
+        for attempt in reversed(attempts):
             attempt.cancel()
         return min(costs) / 1e9
 
     def test_many_fail_at_once(self) -> None:
-        """However many wait for a place, and fail at once when they have it, each has its turn."""
+        """However many wait for a slot, and fail as soon as they have it, all are attempted."""
         attempts = [self.attempt() for _ in range(2000)]
         self.destination.answer = lambda: broken("no bucket", retryable=False)
         self.answers[0].callback(None)
-        self.successResultOf(attempts.pop(0))
         self.answers[1].callback(None)
-        self.successResultOf(attempts.pop(0))
         for attempt in attempts:
-            self.failureResultOf(attempt, DestinationError)
+            self.successResultOf(attempt)
+        self.assertEqual(sum(isinstance(data, DeliveryFailed) for data in self.reporter.data), 1998)
 
-    def test_time(self) -> None:
-        """An attempt has its time, from when it has a place; after that it is ended, and can be repeated."""
+    def test_time_limit(self) -> None:
+        """The time limit of an attempt begins when it has a slot. Afterwards it is cancelled."""
         cancelled: list[object] = []
         self.destination.answer = lambda: Deferred(cancelled.append)
         attempt = self.attempt()
         self.clock.advance(4.9)
         self.assertNoResult(attempt)
         self.clock.advance(0.1)
-        error = self.failureResultOf(attempt, DestinationError).value
-        self.assertEqual(str(error), "no end within 5 s")
-        self.assertTrue(error.retryable)
-        self.assertEqual(len(cancelled), 1)
+        self.successResultOf(attempt)
+        self.assertEqual((self.end("abc"), len(cancelled)), ("timed out after 5 s", 1))
 
-    def test_no_limit(self) -> None:
-        """There may be no limit of time."""
-        self.lane = Lane(self.clock, self.destination, at_once=2, timeout_seconds=None)
-        attempt = self.attempt()
+    def test_no_time_limit(self) -> None:
+        """There may be no time limit."""
+        self.outbox = self.make(slots=2, timeout_seconds=None)
+        self.attempt()
         self.clock.advance(1e6)
         self.answers[0].callback(None)
-        self.successResultOf(attempt)
+        self.assertEqual(self.end("abc"), "delivered")
 
-    def test_fault(self) -> None:
-        """A destination that meets a fault, or raises, is an error as any other; the fault is logged."""
+    def test_internal_error(self) -> None:
+        """A destination with a bug is an error like any other, and the bug is logged."""
 
         def raising() -> Deferred[Any]:
             raise ZeroDivisionError
 
-        for answer in (raising, lambda: fail(ZeroDivisionError())):
+        for number, answer in enumerate((raising, lambda: fail(ZeroDivisionError()))):
             self.destination.answer = answer
-            error = self.failureResultOf(self.attempt(), DestinationError).value
-            self.assertFalse(error.retryable)
-            self.assertIn("internal error", str(error))
+            self.attempt(str(number))
+            self.assertEqual(self.end(str(number)), FAULT)
             self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+    def test_options_refused(self) -> None:
+        """A capture whose options the destination does not accept is not delivered, for good."""
+        self.destination.problems = lambda options: [Problem(path="bucket", rule=f"no {options['bucket']}")]
+        self.attempt(bucket="evil")
+        self.assertEqual(self.end("abc"), "the request's bucket: no evil")
+        self.assertEqual((self.answers, self.destination.artifacts), ([], []))
 
 
 class DeliveryCase(unittest.SynchronousTestCase):
@@ -183,19 +207,37 @@ class DeliveryCase(unittest.SynchronousTestCase):
         self.addCleanup(lambda: self.assertTrue(self.content.all_closed))
 
     def build(self) -> None:
-        """The delivery."""
-        self.delivery = Delivery(
-            self.clock,
-            [Lane(self.clock, one, at_once=2, timeout_seconds=300) for one in (self.one, self.two)],
-            policy=RetryPolicy(attempts=self.attempts, first_delay_seconds=1, max_delay_seconds=10),
-            reporter=self.reporter,
-            events=event_factory(),
-            spool=self.spool,
-            spool_first=self.spool_first,
-            wall_clock=lambda: WALL + self.clock.seconds(),
-            chance=lambda: 1.0,
-        )
-        self.delivery.startService()
+        """An outbox for each."""
+        self.boxes = [
+            Outbox(
+                self.clock,
+                destination,
+                slots=2,
+                timeout_seconds=300,
+                policy=RetryPolicy(attempts=self.attempts, first_delay_seconds=1, max_delay_seconds=10),
+                spool_interval_seconds=60,
+                reporter=self.reporter,
+                events=event_factory(),
+                spool=self.spool,
+                spool_first=self.spool_first,
+                wall_clock=lambda: WALL + self.clock.seconds(),
+                chance=lambda: self.chance(),
+            )
+            for destination in (self.one, self.two)
+        ]
+        self.outbox = self.boxes[0]
+        self.delivery = Outboxes(self.boxes)
+        for box in self.boxes:
+            box.startService()
+
+    def chance(self) -> float:
+        """The random number of each jitter."""
+        return 1.0
+
+    def hurry_all(self) -> None:
+        """Hurry, as a stop does."""
+        for box in self.boxes:
+            box.hurry()
 
     def deliver(self, name: str = "a.pcap") -> Deferred[None]:
         """Deliver a capture."""
@@ -225,7 +267,7 @@ class DeliveryTests(DeliveryCase):
     def test_interfaces(self) -> None:
         """It is what the pipeline and the lifecycle ask for; and so is the fake of the spool."""
         self.assertTrue(verifyObject(IDelivery, self.delivery))
-        self.assertTrue(verifyObject(IHurriable, self.delivery))
+        self.assertTrue(verifyObject(IHurriable, self.outbox))
         self.assertTrue(verifyObject(ISpool, MemorySpool()))
 
     def test_at_once(self) -> None:
@@ -307,7 +349,7 @@ class DeliveryTests(DeliveryCase):
         for delivery in deliveries:
             delivery.cancel()
             self.successResultOf(delivery)
-        self.assertEqual({event.problem for event in self.events(DeliveryFailed)}, {"given up"})
+        self.assertEqual({event.problem for event in self.events(DeliveryFailed)}, {"cancelled"})
 
     def test_cancel_in_a_pause(self) -> None:
         """A delivery that is given up in a pause ends there."""
@@ -315,11 +357,11 @@ class DeliveryTests(DeliveryCase):
         delivery = self.deliver()
         delivery.cancel()
         self.successResultOf(delivery)
-        self.assertEqual([event.problem for event in self.events(DeliveryFailed)], ["given up"])
+        self.assertEqual([event.problem for event in self.events(DeliveryFailed)], ["cancelled"])
 
     def test_fault(self) -> None:
         """A fault of ours costs one delivery, and is logged."""
-        self.delivery._chance = lambda: 1 / 0
+        self.chance = lambda: 1 / 0  # type: ignore[method-assign]
         self.answers(broken)
         self.successResultOf(self.deliver())
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
@@ -330,27 +372,27 @@ class DeliveryTests(DeliveryCase):
         """Without a spool there is nothing to gain by hurrying."""
         self.answers(broken, lambda: succeed(None))
         delivery = self.deliver()
-        self.delivery.hurry()
+        self.hurry_all()
         self.clock.advance(1)
         self.successResultOf(delivery)
         self.assertEqual(len(self.one.files), 1)
 
     def test_stop(self) -> None:
         """A stop waits for what goes on; on cancel, that is given up."""
-        self.successResultOf(self.delivery.stopService())
+        self.successResultOf(self.outbox.stopService())
         hanging: Deferred[Any] = Deferred()
         self.answers(lambda: hanging)
         self.deliver()
-        stopping = self.delivery.stopService()
+        stopping = self.outbox.stopService()
         self.assertNoResult(stopping)
         hanging.callback(None)
         self.successResultOf(stopping)
         self.answers(Deferred)
         self.deliver()
-        stopping = self.delivery.stopService()
+        stopping = self.outbox.stopService()
         stopping.cancel()
         self.successResultOf(stopping)
-        self.assertEqual([event.problem for event in self.events(DeliveryFailed)], ["given up"])
+        self.assertEqual([event.problem for event in self.events(DeliveryFailed)], ["cancelled"])
 
 
 class SpoolingTests(DeliveryCase):
@@ -365,6 +407,15 @@ class SpoolingTests(DeliveryCase):
         """The spool."""
         assert self.spool is not None
         return self.spool
+
+    def test_waiting(self) -> None:
+        """What is being delivered can be looked at."""
+        self.answers(broken)
+        self.deliver()
+        self.assertEqual([repr(entry) for entry in self.outbox.waiting], ["<Entry abc for one: BACKING_OFF>"])
+        self.assertEqual(repr(self.outbox), "<Outbox for one: 1 captures>")
+        self.clock.pump([1, 2])
+        self.assertEqual(self.outbox.waiting, [])
 
     def test_used_up(self) -> None:
         """When the attempts are used up, the capture is spooled for that destination alone, which is told."""
@@ -382,25 +433,25 @@ class SpoolingTests(DeliveryCase):
         """What can't pass is spooled, too: an operator may mend it."""
         self.answers(lambda: broken("no credentials", retryable=False))
         self.successResultOf(self.deliver())
-        self.assertEqual(self.spooled().problems, {("a.pcap", "one"): "no credentials"})
+        self.assertEqual(self.spooled().entries["a.pcap", "one"].problem, "no credentials")
 
     def test_asked_for_long(self) -> None:
         """A destination that asks to be left alone for long is, and memory isn't held meanwhile."""
         self.answers(lambda: broken("429", asked=600))
         self.successResultOf(self.deliver())
-        self.assertEqual(self.spooled().asked_seconds, {("a.pcap", "one"): 600})
+        self.assertEqual(self.spooled().entries["a.pcap", "one"].due, 600)
 
     def test_not_spooled(self) -> None:
         """A capture that can't be spooled is lost to that destination, with both reasons."""
-        self.spooled().answer = lambda: fail(SpoolError("no space left"))
+        self.spooled().writing = lambda: fail(SpoolError("no space left"))
         self.answers(lambda: broken("403", retryable=False))
         self.successResultOf(self.deliver())
         [failed] = self.events(DeliveryFailed)
-        self.assertEqual(failed.problem, "403; and not kept in the spool: no space left")
+        self.assertEqual(failed.problem, "403; and not spooled: no space left")
 
     def test_fault_of_the_spool(self) -> None:
         """So is one at which the spool meets a fault."""
-        self.spooled().answer = lambda: fail(ZeroDivisionError())
+        self.spooled().writing = lambda: fail(ZeroDivisionError())
         self.answers(lambda: broken("403", retryable=False))
         self.successResultOf(self.deliver())
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
@@ -411,7 +462,7 @@ class SpoolingTests(DeliveryCase):
         self.answers(broken, Deferred)
         deliveries = [self.deliver(f"{number}.pcap") for number in range(5)]
         self.assertEqual(len(self.one.artifacts), 3)
-        self.delivery.hurry()
+        self.hurry_all()
         deliveries.append(self.deliver("late.pcap"))
         for delivery in deliveries:
             self.successResultOf(delivery)
@@ -420,26 +471,26 @@ class SpoolingTests(DeliveryCase):
             {name for name, destination in self.spooled().files if destination == "one"},
             {"0.pcap", "1.pcap", "2.pcap", "3.pcap", "4.pcap", "late.pcap"},
         )
-        self.assertEqual(self.spooled().problems["0.pcap", "one"], "503")
-        self.assertIn("the daemon stopped before", self.spooled().problems["4.pcap", "one"])
+        self.assertEqual(self.spooled().entries["0.pcap", "one"].problem, "503")
+        self.assertIn("the daemon stopped before", self.spooled().entries["4.pcap", "one"].problem)
 
     def test_cancelled_in_the_spool(self) -> None:
         """Where there is no time for the spool either, the capture is lost, and told to be."""
-        self.spooled().answer = Deferred
+        self.spooled().writing = Deferred
         self.answers(Deferred)
         delivery = self.deliver()
-        self.delivery.hurry()
+        self.hurry_all()
         self.assertNoResult(delivery)
         delivery.cancel()
         self.successResultOf(delivery)
         [failed] = self.events(DeliveryFailed)
-        self.assertTrue(failed.problem.endswith("; given up"), failed.problem)
+        self.assertTrue(failed.problem.endswith("; cancelled"), failed.problem)
 
     def test_started_again(self) -> None:
         """After another start, there is time again."""
-        self.delivery.hurry()
-        self.successResultOf(self.delivery.stopService())
-        self.delivery.startService()
+        self.hurry_all()
+        self.successResultOf(self.outbox.stopService())
+        self.outbox.startService()
         self.successResultOf(self.deliver())
         self.assertEqual(len(self.one.files), 1)
 
@@ -457,7 +508,7 @@ class SpoolFirstTests(DeliveryCase):
     def test_memory(self) -> None:
         """Once it is kept for every destination it is delivered from the disk, and memory is let go of."""
         writing: list[Deferred[None]] = []
-        self.kept.answer = lambda: writing.append(Deferred()) or writing[-1]  # type: ignore[func-returns-value]
+        self.kept.writing = lambda: writing.append(Deferred()) or writing[-1]  # type: ignore[func-returns-value]
         self.answers(Deferred)
         delivery = self.deliver()
         writing[1].callback(None)
@@ -465,7 +516,7 @@ class SpoolFirstTests(DeliveryCase):
         writing[0].callback(None)
         self.assertEqual(self.let_gos, 1)
         self.assertEqual(set(self.kept.files), {("a.pcap", "one")})
-        self.assertEqual(self.kept.held, {("a.pcap", "one")})
+        self.assertTrue(self.kept.entries["a.pcap", "one"].is_taken)
         self.assertNoResult(delivery)
         delivery.cancel()
         self.successResultOf(delivery)
@@ -481,16 +532,17 @@ class SpoolFirstTests(DeliveryCase):
         """What could not be delivered is left to the spool, with the last problem, and that is told."""
         self.answers(lambda: broken("403", retryable=False))
         self.successResultOf(self.deliver())
-        self.assertEqual((self.kept.held, set(self.kept.files)), (set(), {("a.pcap", "one")}))
-        self.assertEqual(self.kept.problems[("a.pcap", "one")], "403")
+        [(key, entry)] = self.kept.entries.items()
+        self.assertEqual((key, entry.problem, entry.state), (("a.pcap", "one"), "403", State.SPOOLED))
+        self.assertEqual((entry.attempts, entry.due), (0, 60))
         self.assertEqual((len(self.events(DeliverySpooled)), self.events(DeliveryFailed)), (1, []))
 
     def test_gone(self) -> None:
         """What is gone from the spool when its attempts are used up is told to be lost."""
-        self.answers(lambda: self.kept.files.clear() or broken("403", retryable=False))  # type: ignore[func-returns-value]
+        self.answers(lambda: self.kept.vanish() or broken("403", retryable=False))  # type: ignore[func-returns-value]
         self.successResultOf(self.deliver())
         [failed] = self.events(DeliveryFailed)
-        self.assertEqual(failed.problem, "403; and it is gone from the spool")
+        self.assertEqual(failed.problem, "403; and no longer in the spool")
 
     def test_broken_off(self) -> None:
         """A delivery that is given up, hurried, or meets a fault is left to the spool, too."""
@@ -499,7 +551,7 @@ class SpoolFirstTests(DeliveryCase):
             end(f"{number}.pcap")
             self.assertIn((f"{number}.pcap", "one"), self.kept.files)
             self.assertEqual((len(self.events(DeliverySpooled)), self.events(DeliveryFailed)), (1, []), end)
-        self.assertEqual(self.kept.held, set())
+        self.assertEqual({entry.state for entry in self.kept.entries.values()}, {State.SPOOLED})
 
     def give_up(self, name: str) -> None:
         """End it by force."""
@@ -512,16 +564,16 @@ class SpoolFirstTests(DeliveryCase):
         """End it as a stop does."""
         self.answers(Deferred)
         delivery = self.deliver(name)
-        self.delivery.hurry()
+        self.hurry_all()
         self.successResultOf(delivery)
-        self.delivery.startService()
+        self.outbox.startService()
 
     def fault(self, name: str) -> None:
         """End it by a fault behind the attempt."""
         self.answers(lambda: broken("503"))
-        self.delivery._policy = None  # type: ignore[assignment]
+        self.chance = lambda: 1 / 0  # type: ignore[method-assign]
         self.successResultOf(self.deliver(name))
-        self.flushLoggedErrors(AttributeError)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
 
     def test_disk_hangs(self) -> None:
         """
@@ -530,7 +582,7 @@ class SpoolFirstTests(DeliveryCase):
         """
         warnings = self.warnings()
         writing: list[Deferred[None]] = []
-        self.kept.answer = lambda: writing.append(Deferred()) or writing[-1]  # type: ignore[func-returns-value]
+        self.kept.writing = lambda: writing.append(Deferred()) or writing[-1]  # type: ignore[func-returns-value]
         self.answers(broken, lambda: succeed(None))
         delivery = self.deliver()
         self.clock.advance(LONGEST_HOLD_SECONDS - 1)
@@ -548,7 +600,7 @@ class SpoolFirstTests(DeliveryCase):
     def test_disk_hangs_afterwards(self) -> None:
         """Where it hangs when it is delivered, that is told as a success in the end, too."""
         warnings = self.warnings()
-        self.kept.taking_out = Deferred
+        self.kept.removing = Deferred
         delivery = self.deliver()
         self.assertEqual(self.reporter.events, [])
         self.clock.advance(LONGEST_HOLD_SECONDS)
@@ -571,7 +623,7 @@ class SpoolFirstTests(DeliveryCase):
 
     def test_no_room(self) -> None:
         """Where the spool can't keep it, it is delivered from memory."""
-        self.kept.answer = lambda: fail(SpoolError("the disk is full"))
+        self.kept.writing = lambda: fail(SpoolError("the disk is full"))
         self.successResultOf(self.deliver())
         self.assertEqual(
             (self.let_gos, list(self.one.files), list(self.two.files)), (0, ["a.pcap"], ["a.pcap"])
