@@ -1,6 +1,6 @@
 """
-The one list of components. A new source, destination, reporter or encoder is a package of
-its own and a line here.
+The list of components. A new source, destination, reporter or encoder is a package of its
+own, and a line here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What can be configured: the sections of all components."""
+"""The sections of all components, and what follows from them."""
 
 from __future__ import annotations
 
@@ -15,17 +15,16 @@ from pcapsvc.settings.section import (
     SourceSection,
 )
 
-#: The table of which there are many: C{[[interface]]}.
+#: The name of the only array of tables: C{[[interface]]}.
 INTERFACE = "interface"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Catalogue:
     """
-    The sections that there are. The tables, keys and options of the configuration follow
-    from them.
+    The sections of the configuration, from which its tables, keys and options follow.
 
-    @ivar node: those that belong to no component.
+    @ivar node: the sections that don't belong to a component.
 
     @raise ValueError: if two sections have a key or an option in common.
     """
@@ -58,7 +57,7 @@ class Catalogue:
         )
 
     def tables(self) -> dict[str, tuple[str, ...]]:
-        """The keys of each table of the file, but for C{[[interface]]}."""
+        """The keys of each table of the file, except C{[[interface]]}."""
         tables: dict[str, tuple[str, ...]] = {}
         for section in self.sections:
             if section.table is not None:
@@ -66,7 +65,7 @@ class Catalogue:
         return tables
 
     def options(self) -> dict[str, tuple[Option, type[Section]]]:
-        """The options of the command line by name, each with the section of its key."""
+        """The command line options by name, each with the section of its key."""
         return {option.name: (option, section) for section in self.sections for option in section.options}
 
 

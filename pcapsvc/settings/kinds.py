@@ -1,9 +1,9 @@
 """
-The kinds of values that a section may hold.
+The kinds of values in the configuration.
 
-A kind is a type. It carries its bounds and, as its description, the rule that a problem
-shows: C{must be a whole number from 1 to 65535}. It may carry a conversion too, which is
-applied to a value within the bounds.
+A kind is a type with its bounds and, as its description, the rule that a problem shows:
+C{must be a whole number from 1 to 65535}. It may also have a conversion, which is applied to
+values within the bounds.
 """
 
 from __future__ import annotations
@@ -63,15 +63,15 @@ def converted(conversion: Callable[[Any], Any]) -> Meta:
     """
     A conversion, for a kind: C{Annotated[Line, converted(endpoint_url)]}.
 
-    @param conversion: is called with a value that the kind allows, and returns the one to
-        keep. It raises L{ValueError} with a rule, which goes on from the path, if the value
-        won't do.
+    @param conversion: is called with a value within the bounds, and returns the value of the
+        field. It raises L{ValueError} with a rule that continues from the path, if the value is
+        not acceptable.
     """
     return Meta(extra={_CONVERSION: conversion})
 
 
 def conversion_of(kind: Any) -> Callable[[Any], Any] | None:
-    """The conversion that a kind, or a kind that may be L{None}, carries."""
+    """The conversion of a kind, or of a kind that may be L{None}, if it has one."""
     for part in (kind, *get_args(kind)):
         for meta in getattr(part, "__metadata__", ()):
             if isinstance(meta, Meta) and meta.extra and _CONVERSION in meta.extra:
@@ -81,7 +81,7 @@ def conversion_of(kind: Any) -> Callable[[Any], Any] | None:
 
 
 def none_if_zero(number: int) -> int | None:
-    """0 in the file means no limit, which is L{None} everywhere else."""
+    """In the file, 0 means "no limit"; everywhere else, that is L{None}."""
     return number or None
 
 
@@ -90,9 +90,9 @@ _ONE_LINE = r"[^\x00-\x1f\x7f-\x9f\u2028\u2029]"
 Count = Annotated[int, whole_number(1, _MOST)]
 Size = Annotated[int, whole_number(1, _MOST, "a whole number of bytes,")]
 SnapLength = Annotated[int, whole_number(1, MAX_SNAP_LENGTH, "a whole number of bytes,")]
-# A thousand million seconds are 31 years: far, and still a time that a clock can show.
+# 10**9 seconds are 31 years: long enough, and still a time that clocks can represent.
 Seconds = Annotated[int, whole_number(1, 10**9, "a whole number of seconds,")]
-#: A time limit; 0 is none.
+#: A time limit; 0 means that there is none.
 SecondsOrNone = Annotated[int, whole_number(0, 10**9, "a whole number of seconds,"), converted(none_if_zero)]
 Port = Annotated[int, whole_number(1, 65535)]
 Line = Annotated[str, Meta(pattern=rf"\A{_ONE_LINE}+\Z", description="one line of text, not empty")]
@@ -107,7 +107,7 @@ Path = Annotated[str, Meta(pattern=r"\A[^\x00]+\Z", description="a path, not emp
 AbsolutePath = Annotated[Path, converted(absolute_path)]
 CertificatesFile = Annotated[Path, converted(certificates_file)]
 KeyFile = Annotated[Path, converted(key_file)]
-#: A secret that is read when it is needed, not at the start.
+#: A file with a secret that is read when it is needed, not only at the start.
 SecretFile = Annotated[Path, converted(secret_file)]
 #: The URL of an S3 or SQS service.
 Endpoint = Annotated[Line, converted(endpoint_url)]

@@ -1,4 +1,4 @@
-"""From the TOML file and the options to L{Settings}, or to every problem that they have."""
+"""Reads the TOML file and the options into L{Settings}, or reports every problem with them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def load_settings(
     Read and validate the configuration. A file that a setting names (a secret, a
     certificate) is read too.
 
-    @param path: the TOML file; L{None} for none.
+    @param path: the path of the TOML file, if there is one.
     @param components: what can be configured.
     @param overrides: the options that were given, by name, with their values as on the
         command line; C{True} or C{False} for a flag.
@@ -67,8 +67,8 @@ def load_settings(
 
 def _as_given(problem: Problem, origins: Mapping[str, str]) -> Problem:
     """
-    A problem at the place where the operator made it. An address may have a password in it,
-    though it must not, so a value that may be one isn't shown.
+    A problem at the option or key that the operator used. Addresses must not contain passwords,
+    but might, so a value that looks like one isn't shown.
     """
     credentials = problem.value is not None and "@" in problem.value
     return Problem(
@@ -98,11 +98,11 @@ def _read_tables(
     problems: list[Problem],
 ) -> None:
     """
-    Sort the keys of a table, and of the tables in it, by the table that they belong to.
+    Collect the keys of a table, and of the tables nested in it.
 
     @param path: the table's; empty for the whole document.
     @param known: the keys of each table, by its path.
-    @param tables: gets the values of known keys, for us to change.
+    @param tables: receives the values of known keys, by table.
     """
     keys = known.get(path, ())
     own = tables.setdefault(path, {}) if path in known else {}
@@ -163,7 +163,7 @@ def _apply_options(
 
 
 def _read_section(section: type[Section], table: Mapping[str, Any], problems: list[Problem]) -> Section:
-    """A section with those values that hold, and defaults in place of the others."""
+    """A section with the valid values, and defaults for the rest."""
     prefix = section.key_path("")
     fields = {each.encode_name: each for each in msgspec.structs.fields(section)}
     secret_fields = {secret.field for secret in section.secrets}
@@ -172,7 +172,7 @@ def _read_section(section: type[Section], table: Mapping[str, Any], problems: li
         for key, value in table.items()
         if key in fields
         and fields[key].name not in secret_fields
-        # An empty text stands for "not given", as in the original, if a key has no default.
+        # An empty text means "not given", as in the original, if the key has no default.
         and not (value == "" and fields[key].default is None)
     }
     values, wrong = check_fields(section, plain, prefix=prefix)
@@ -196,7 +196,7 @@ def _read_section(section: type[Section], table: Mapping[str, Any], problems: li
 def _read_secret(
     table: Mapping[str, Any], secret: SecretKeys, prefix: str
 ) -> tuple[Secret | None, list[Problem]]:
-    """A secret, which is given itself or in a file, and what is wrong with it. An empty text is none."""
+    """A secret, given directly or in a file, and the problems with it. An empty text means "not given"."""
     given = "" if secret.key is None else table.get(secret.key, "")
     path = table.get(secret.file_key, "")
     problems: list[Problem] = []

@@ -1,4 +1,4 @@
-"""Rules between keys that several sections have."""
+"""Rules that several sections share."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def at_most(
 
 
 def access_key_pair(section: type[Section], access_id: object, access_key: object) -> Iterator[Problem]:
-    """C{accessid} and C{accesskey} are given both, or neither."""
+    """C{accessid} and C{accesskey} are both given, or neither is."""
     if (access_id is None) != (access_key is None):
         yield Conflict(
             path=section.key_path("accessid"),
@@ -35,9 +35,9 @@ def access_key_pair(section: type[Section], access_id: object, access_key: objec
 
 def certificate_name(section: type[Section], host: str, *others: str) -> Iterator[Problem]:
     """
-    The key C{host} is one that a server's certificate can be for, because that is verified.
+    C{host} is a name or address that a server's certificate can be issued for.
 
-    @param others: the keys that say that it is verified.
+    @param others: the keys that decide that the certificate is verified.
     """
     # An IPv6 address may be in brackets, as in a URL.
     problem = _certificate_name_problem(host.strip("[]"))
@@ -52,14 +52,14 @@ def certificate_name(section: type[Section], host: str, *others: str) -> Iterato
 
 
 def _certificate_name_problem(host: str) -> str | None:
-    """Why no certificate can be for a host (RFC 9525, section 2; RFC 5891, section 4), if none can."""
+    """Why a host is no valid name (RFC 9525, section 2; RFC 5891, section 4); L{None} if it is one."""
     try:
         ipaddress.ip_address(host)
     except ValueError:
         pass
     else:
         return None
-    # Imported here: a configuration without TLS does without its tables.
+    # Imported here, because its tables are large, and a configuration without TLS doesn't need them.
     import idna
 
     try:

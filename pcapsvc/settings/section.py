@@ -1,10 +1,10 @@
 """
-A component's part of the configuration, which is the component's own.
+Base classes for the settings of components.
 
-A source, destination, reporter, encoder or service of the host subclasses one of the classes
-below in its C{settings.py}, and is added to the one list in L{pcapsvc.components}. All else
-follows from there: which tables, keys and options there are, how they are validated, what is
-kept secret, and how the component is built.
+Each source, destination, reporter, encoder and host service has a subclass of one of these in
+its C{settings.py}, and is listed in L{pcapsvc.components}. Everything else follows from that
+list: the tables, keys and options of the configuration, how they are validated, which values
+are secret, and how the component is built.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class Option:
     """
-    An option of the command line. It overrides a key of its section.
+    A command line option that overrides a key of its section.
 
     @ivar name: as on the command line, without its dashes.
     @ivar key: the key that it overrides.
     @ivar kind: what its value is. A flag has no value, and means C{true}.
-    @ivar only: whether the key can be set by this option only, and not in the file.
+    @ivar only: whether the key can only be set by this option, and not in the file.
     @ivar implies: a key that is set to C{true} as well, unless the file sets it.
     """
 
@@ -67,10 +67,10 @@ class SecretKeys:
 @dataclass(frozen=True, kw_only=True)
 class Conflict(Problem):
     """
-    A problem between keys. It is dropped if one of them has a problem already, because
-    nobody knows then what its value was meant to be.
+    A broken rule about several keys. It is not reported if one of them has a problem of its own,
+    because then its intended value is unknown.
 
-    @ivar others: the paths, beside its own, of the keys that the rule looks at.
+    @ivar others: the paths of the other keys that the rule looks at.
     """
 
     others: tuple[str, ...] = ()
@@ -79,14 +79,14 @@ class Conflict(Problem):
 @dataclass(frozen=True, kw_only=True)
 class BuildContext:
     """
-    What a component may need when it is built.
+    What is available to a component when it is built.
 
-    @ivar threads: makes a pool of up to N threads of the component's own, and returns what
-        runs a function in one of them. The pool is started and stopped with the service.
-    @ivar destination_threads: the same, with as many threads as the attempts of one
+    @ivar threads: makes a pool of up to N threads for the component alone, and returns a
+        function that runs others in these threads. The pool starts and stops with the service.
+    @ivar destination_threads: the same, with as many threads as the concurrent attempts of a
         destination need.
     @ivar wall_clock: the time in seconds since the Unix epoch.
-    @ivar captures: the running captures, and the last ones.
+    @ivar captures: the running and the most recent captures.
     """
 
     settings: Settings
@@ -104,11 +104,11 @@ class Section(msgspec.Struct, frozen=True, kw_only=True):
     C{field(name=...)}.
 
     @cvar name: what the component is called in the log and in events.
-    @cvar table: the table of the file that has the keys, with dots if it is nested:
-        C{reports.redis}. Several sections may share one. L{None} if there are no keys.
+    @cvar table: the path of the TOML table with the keys, such as C{redis} or
+        C{reports.redis}. Sections may share a table. L{None} if there are no keys.
     @cvar secrets: the fields that hold a secret.
-    @cvar options: the options of the command line that override keys of this section.
-    @cvar only_if_given: whether the settings have this section only if the file has its table.
+    @cvar options: the command line options that override keys of this section.
+    @cvar only_if_given: whether the section exists only if its table is in the file.
     """
 
     name: ClassVar[str]
@@ -119,7 +119,7 @@ class Section(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def file_keys(cls) -> tuple[str, ...]:
-        """The keys that the file may set, in the order in which they are declared."""
+        """The keys that the file may have, in the order of their declaration."""
         by_option_only = {option.key for option in cls.options if option.only}
         secrets = {secret.field: secret for secret in cls.secrets}
         keys: list[str] = []
@@ -138,7 +138,7 @@ class Section(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def dependent_defaults(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The defaults, by field, that depend on fields that were given."""
+        """Defaults, by field, that depend on the given values of other fields."""
         return {}
 
     def is_enabled(self) -> bool:
@@ -147,34 +147,34 @@ class Section(msgspec.Struct, frozen=True, kw_only=True):
 
     def directories(self) -> Iterator[tuple[str, str]]:
         """
-        The directories that the component writes into, each with its key. No other component
-        may have the same one.
+        The directories that the component writes to, each with its key. Components must not
+        share a directory.
         """
         return iter(())
 
     def problems(self, settings: Settings) -> Iterator[Problem]:
         """
-        The rules that these settings break together with each other, or with those of other
-        sections. A rule that looks at several keys yields a L{Conflict}.
+        Check rules that concern several keys, of this section or of others.
+
+        @return: a L{Conflict} for each broken rule.
         """
         return iter(())
 
     def uses_twisted_tls(self) -> bool:
         """
-        Whether the component, if enabled, needs Twisted's TLS, which costs 15 MB of memory.
-        (Python's own C{ssl} is always there.) A section that says no when it should have
-        said yes breaks its component; the other way round costs memory only.
+        Whether the component needs Twisted's TLS if it is enabled. If no component does, it is
+        not imported, which saves 15 MB of memory. Python's C{ssl} is always available.
         """
         return False
 
 
 class _ConnectedSection(Section, frozen=True, kw_only=True):
-    """A section of which there must be an enabled one."""
+    """A section of a kind of which at least one must be enabled."""
 
     switch: ClassVar[str]
 
     def uses_twisted_tls(self) -> bool:
-        """As in L{Section}. It does, unless its section knows better."""
+        """As in L{Section}. The default is the safe one."""
         return True
 
 
@@ -191,8 +191,7 @@ class SourceSection(_ConnectedSection, frozen=True, kw_only=True):
         """
         The source, not started.
 
-        @raise pcapsvc.core.errors.SettingsError: if only its library could find out that the
-            settings won't do.
+        @raise pcapsvc.core.errors.SettingsError: if the settings turn out to be wrong only now.
         """
         raise NotImplementedError
 
@@ -219,7 +218,7 @@ class ReporterSection(Section, frozen=True, kw_only=True):
     """The settings of a reporter of events."""
 
     def uses_twisted_tls(self) -> bool:
-        """As in L{Section}. It does, unless its section knows better."""
+        """As in L{Section}. The default is the safe one."""
         return True
 
     def build(self, context: BuildContext) -> IReporter:
@@ -236,11 +235,11 @@ class EncoderSection(Section, frozen=True, kw_only=True):
 
 
 class ServiceSection(Section, frozen=True, kw_only=True):
-    """The settings of a service beside the captures, such as syslog."""
+    """The settings of a host service, such as syslog."""
 
     def build(self, context: BuildContext, node: Any) -> IService:
         """
-        The service, not started. It starts before all else, and stops after it.
+        The service, not started. It starts before everything else, and stops last.
 
         @param node: the L{pcapsvc.app.Node} that it belongs to.
         """

@@ -14,9 +14,9 @@ S = TypeVar("S", bound=Section)
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """
-    Everything that the operator decides. Its C{repr} shows no secret.
+    The complete configuration. Its C{repr} doesn't show secrets.
 
-    @ivar sections: one for each component in the list, in its order.
+    @ivar sections: one for each component, in the order of the list of components.
     @ivar interfaces: the aliases of interfaces.
     """
 

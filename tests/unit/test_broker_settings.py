@@ -176,8 +176,8 @@ class SqsTests(SettingsTestCase):
             self.assertEqual(url, self.section(SqsSettings, f"{LEAST}[sqs]\nurl = '{url}'").url)
         for url in ("https:///1/q", "https://:1/q", "https://a:99999/q", "https://a:0/q", "https://[::1/1/q"):
             self.assertEqual(
-                f"sqs.url = {url!r}: must be an http:// or https:// URL with a host, and with a port "
-                "from 1 to 65535 or none",
+                f"sqs.url = {url!r}: must be an http:// or https:// URL with a host, and a port "
+                "from 1 to 65535 if any",
                 self.only_problem(f"{LEAST}[sqs]\nurl = '{url}'"),
             )
 

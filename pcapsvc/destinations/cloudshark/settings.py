@@ -71,7 +71,7 @@ class CloudSharkSettings(DestinationSection, frozen=True, kw_only=True):
         return self.upload
 
     def problems(self, settings: Settings) -> Iterator[Problem]:
-        """Uploading needs a token, and TLS a name that a certificate can have."""
+        """Uploading needs a token, and TLS needs a valid name."""
         if self.upload and self.token is None:
             yield Conflict(
                 path="cloudshark.upload",

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 class HttpSettings(SourceSection, frozen=True, kw_only=True):
     """
-    Requests by HTTP.
+    Requests over HTTP.
 
-    @ivar listen: a server endpoint string of Twisted; L{None} doesn't listen.
+    @ivar listen: a server endpoint string of Twisted; L{None} if HTTP is off.
     """
 
     name: ClassVar[str] = "http"
@@ -37,11 +37,11 @@ class HttpSettings(SourceSection, frozen=True, kw_only=True):
         return self.listen is not None
 
     def uses_twisted_tls(self) -> bool:
-        """If it listens with TLS."""
+        """If the endpoint uses TLS."""
         return self.listen is not None and read_listener(self.listen).kind == "ssl"
 
     def problems(self, settings: Settings) -> Iterator[Problem]:
-        """What others than this host can reach needs a token."""
+        """Listening where other hosts can connect needs a token."""
         if self.listen is not None and self.token is None and not read_listener(self.listen).local:
             yield Conflict(
                 path="http.listen",

@@ -82,7 +82,7 @@ class KafkaSettings(SourceSection, frozen=True, kw_only=True):
     sasl_oauth_token_file: SecretFile | None = field(name="sasl_oauth_tokenfile", default=None)
 
     def is_enabled(self) -> bool:
-        """Whether requests are taken from it."""
+        """Whether requests are accepted from it."""
         return self.listen
 
     def uses_twisted_tls(self) -> bool:
@@ -90,7 +90,7 @@ class KafkaSettings(SourceSection, frozen=True, kw_only=True):
         return False
 
     def problems(self, settings: Settings) -> Iterator[Problem]:
-        """Listening needs servers; TLS and SASL are complete, and not given without their protocol."""
+        """Listening needs servers. TLS and SASL have all their keys, and the right protocol."""
         if self.listen and not self.server:
             yield Conflict(path="kafka.listen", others=("kafka.server",), rule="needs kafka.server")
         yield from self._tls_problems()

@@ -32,7 +32,7 @@ class RedisSettings(SourceSection, frozen=True, kw_only=True):
             key="channel",
             kind="text",
             implies="listen",
-            help="Redis channel to subscribe to. Like each option of Redis, it switches listening on, "
+            help="Redis channel to subscribe to. Like every option of Redis, it enables listening, "
             "unless the configuration says listen = false.",
         ),
         Option(
@@ -55,15 +55,15 @@ class RedisSettings(SourceSection, frozen=True, kw_only=True):
     ca_file: CertificatesFile | None = field(name="cafile", default=None)
 
     def is_enabled(self) -> bool:
-        """Whether requests are taken from it."""
+        """Whether requests are accepted from it."""
         return self.listen
 
     def uses_twisted_tls(self) -> bool:
-        """Always: its client library imports it."""
+        """Always, because its client library imports it."""
         return True
 
     def problems(self, settings: Settings) -> Iterator[Problem]:
-        """A user needs a password, a CA file needs TLS, and TLS a name that a certificate can have."""
+        """A user needs a password, a CA file needs TLS, and TLS needs a valid name."""
         if self.username is not None and self.auth is None:
             yield Conflict(
                 path="redis.username",

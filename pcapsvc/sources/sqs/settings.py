@@ -20,20 +20,18 @@ if TYPE_CHECKING:
     from pcapsvc.interfaces.requests import IRequestSink
     from pcapsvc.settings.settings import Settings
 
-# A message that comes again is known for this long after its capture must have ended.
+# How long after the longest capture a message is recognized if it is delivered again.
 _REMEMBERED_AFTER_SECONDS = 3600
 
 
 def _queue_url(url: str) -> str:
     try:
         parts = urlsplit(url)
-        holds = bool(parts.hostname) and parts.port != 0
+        valid = bool(parts.hostname) and parts.port != 0
     except ValueError:
-        holds = False
-    if not holds:
-        raise ValueError(
-            "must be an http:// or https:// URL with a host, and with a port from 1 to 65535 or none"
-        )
+        valid = False
+    if not valid:
+        raise ValueError("must be an http:// or https:// URL with a host, and a port from 1 to 65535 if any")
     return url
 
 
@@ -72,7 +70,7 @@ class SqsSettings(SourceSection, frozen=True, kw_only=True):
     unmatched: Annotated[str, one_of("release", "delete")] = "release"
 
     def is_enabled(self) -> bool:
-        """Whether requests are taken from it."""
+        """Whether requests are accepted from it."""
         return self.listen
 
     def uses_twisted_tls(self) -> bool:
