@@ -12,10 +12,13 @@ from twisted.internet import endpoints
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.interfaces import IAddress, IStreamServerEndpoint
 
+from pcapsvc.net.unix_socket import UnixListener
+
 
 def listening_endpoint(reactor: Any, description: str, *, socket_mode: str) -> IStreamServerEndpoint:
     """
-    The endpoint that a server endpoint string describes. Nothing is opened.
+    The endpoint that a server endpoint string describes. Nothing is opened. A unix socket on which
+    nobody listens is replaced: see L{UnixListener}.
 
     @param socket_mode: the octal mode of a unix socket, if the string has none; Twisted's default is 666.
 
@@ -23,8 +26,10 @@ def listening_endpoint(reactor: Any, description: str, *, socket_mode: str) -> I
     """
     kind, *parameters = re.split(r"(?<!\\):", description)
     positional = [part for part in parameters if not re.search(r"(?<!\\)=", part)]
-    if kind == "unix" and not any(part.startswith("mode=") for part in parameters) and len(positional) < 2:
-        description += f":mode={socket_mode}"
+    if kind == "unix":
+        reactor = UnixListener(reactor)
+        if not any(part.startswith("mode=") for part in parameters) and len(positional) < 2:
+            description += f":mode={socket_mode}"
     endpoint: IStreamServerEndpoint = endpoints.serverFromString(reactor, description)
     return endpoint
 

@@ -10,7 +10,6 @@ from typing import Any
 
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
-from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IAddress, IListeningPort
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -22,7 +21,7 @@ from pcapsvc.host.manhole.session import Sessions
 from pcapsvc.host.manhole.ssh import Factory
 from pcapsvc.host.manhole.time_limit import TimeLimit
 from pcapsvc.interfaces.threads import RunInThread
-from pcapsvc.settings.listen import read_listener
+from pcapsvc.net.listen import listening_endpoint
 
 #: The mode of a unix socket whose endpoint says none: for the owner and the group.
 SOCKET_MODE = "660"
@@ -88,9 +87,7 @@ class ManholeService(Service):
         self._factory = Factory(self._reactor, key, self._read_keys, self._sessions)
         self.listening = Deferred()
         problems: list[Failure] = []
-        self._opening = maybeDeferred(
-            lambda: serverFromString(self._reactor, _with_mode(self._listen)).listen(self._factory)
-        )
+        self._opening = maybeDeferred(self._begin_to_listen, self._factory)
         self._opening.addCallbacks(self._opened, self._not_opened, errbackArgs=(problems,))
         if problems:
             problem = problems[0].getErrorMessage() or type(problems[0].value).__name__
@@ -119,6 +116,10 @@ class ManholeService(Service):
         if self._factory is not None:
             await self._factory.close()
 
+    def _begin_to_listen(self, factory: Factory) -> Deferred[IListeningPort]:
+        endpoint = listening_endpoint(self._reactor, self._listen, socket_mode=SOCKET_MODE)
+        return endpoint.listen(factory)
+
     def _read_keys(self) -> Deferred[AuthorizedKeys]:
         return self._run_in_thread(read_authorized_keys, self._authorized_keys)
 
@@ -138,14 +139,6 @@ class ManholeService(Service):
                 problem=why.getErrorMessage(),
             )
         self.listening.callback(None)
-
-
-def _with_mode(listen: str) -> str:
-    """An endpoint string, whose unix socket has a mode; Twisted's own default is 666."""
-    listener = read_listener(listen)
-    if listener.kind == "unix" and "mode" not in listener.parameters:
-        return f"{listen}:mode={SOCKET_MODE}"
-    return listen
 
 
 def _unusable(key: str, value: str, rule: str) -> SettingsError:
