@@ -44,6 +44,16 @@ def _clean_up(program: str, interface: str, namespace: str) -> None:
         subprocess.run([program, *words], check=False, capture_output=True, timeout=60)
 
 
+def clean_up_after(pid: int) -> None:
+    """Remove the wires of a process that was killed: with a namespace go both ends."""
+    for path in Path("/run/netns").glob(f"{_namespace(pid, '*')}"):
+        subprocess.run(["ip", "netns", "delete", path.name], check=False, capture_output=True, timeout=60)
+
+
+def _namespace(pid: int, number: int | str) -> str:
+    return f"pcapsvc-pw{pid:x}n{number}"
+
+
 def within(namespace: str, make: Callable[[], Made]) -> Made:
     """
     Call a function in another network namespace (network_namespaces(7)).
@@ -96,10 +106,10 @@ class Wire:
     def __init__(self) -> None:
         require_root("to make a network namespace")
         self._program = require_command("ip", "iproute2")
-        own = f"pw{os.getpid():x}n{next(_numbers)}"
+        self.namespace = _namespace(os.getpid(), next(_numbers))
+        own = self.namespace.removeprefix("pcapsvc-")
         self.interface = f"{own}a"
         self.far = f"{own}b"
-        self.namespace = f"pcapsvc-{own}"
         self._socket: socket.socket | None = None
         self._finalizer: weakref.finalize[[str, str, str], Wire] | None = None
 

@@ -8,7 +8,10 @@ import io
 import os
 import socket
 import ssl
+import subprocess
+import sys
 import time
+from pathlib import Path
 from unittest import SkipTest
 
 from botocore.exceptions import ClientError
@@ -20,7 +23,7 @@ from peers.redis import RedisRefused, RedisServer
 from peers.requirement import require
 from peers.s3 import S3Server
 from peers.tcpdump import Tcpdump, tshark_complaint
-from peers.wire import Wire
+from peers.wire import Wire, clean_up_after
 
 
 class RequirementTests(SynchronousTestCase):
@@ -148,6 +151,25 @@ class WireTests(SynchronousTestCase):
         time.sleep(0.2)
         self.assertEqual([packet.data for packet in self.tcpdump.finish()], frames)
         self.assertIsNone(tshark_complaint(self.tcpdump.path))
+
+    def test_clean_up_after_a_kill(self) -> None:
+        """What a killed process left behind can be removed."""
+        program = (
+            "import os, signal; from peers.wire import Wire; wire = Wire(); wire.start();"
+            "print(wire.interface, wire.namespace, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+        )
+        root = Path(__file__).parents[2]
+        killed = subprocess.Popen(
+            [sys.executable, "-c", program], cwd=root, stdout=subprocess.PIPE, text=True
+        )
+        said, _ = killed.communicate(timeout=60)
+        interface, namespace = said.split()
+        self.assertTrue(Path("/sys/class/net", interface).exists())
+        clean_up_after(killed.pid)
+        deadline = time.monotonic() + 60
+        while Path("/sys/class/net", interface).exists() or Path("/run/netns", namespace).exists():
+            self.assertLess(time.monotonic(), deadline)
+            time.sleep(0.01)
 
     def test_rate(self) -> None:
         """A rate is kept."""
