@@ -21,6 +21,8 @@ from peers.wire import Wire
 
 PASSWORD = "hush-hush 'n' quiet"
 
+_TRIES = 20
+
 
 class ManholeDaemonTests(SynchronousTestCase):
     """A daemon with a manhole, and OpenSSH's client."""
@@ -58,9 +60,17 @@ class ManholeDaemonTests(SynchronousTestCase):
 
     def run_console(self, command: str) -> str:
         """The output of a command that succeeds."""
-        status, output = self.run_ssh(command)
+        status, output = self.run_in_time(command)
         self.assertEqual(status, 0, output)
         return output
+
+    def run_in_time(self, command: str) -> tuple[int, str]:
+        """As L{run_ssh}, once more if the line was interrupted: on a busy machine any may be."""
+        for _ in range(_TRIES):
+            status, output = self.run_ssh(command)
+            if "TakesTooLong" not in output:
+                break
+        return status, output
 
     def session(self, **how: Any) -> subprocess.Popen[bytes]:
         """A session at a terminal, which is ended with the test at the latest."""
@@ -115,6 +125,23 @@ class ManholeDaemonTests(SynchronousTestCase):
         self.assertRegex(self.run_console("objects()"), r"(?m)^builtins\.dict +\d+$")
         self.run_console("spool, outboxes, node, help(), help(node.pipeline)")
 
+    def test_waiting(self) -> None:
+        """What waits for a destination that is down is shown, and why."""
+        wire = Wire()
+        self.addCleanup(wire.stop)
+        wire.start()
+        spool = self.ssh.directory / "spool"
+        spool.mkdir(0o700)
+        daemon = self.daemon(
+            f'[delivery]\nspooldir = "{spool}"\nattempts = 1\n[cloudshark]\nupload = true\n'
+            f'host = "127.0.0.1"\nscheme = "http"\nport = {free_port()}\ntoken = "0123456789"\n'
+        )
+        capture = daemon.capture(interface=[wire.interface], packets=3, timeout=10, bpf="udp port 9")
+        wire.send([udp_frame(number) for number in range(3)])
+        daemon.done(capture)
+        self.assertRegex(self.run_console("spool"), rf"(?m)^{capture} +cloudshark +spooled +\d+ .*refused")
+        self.assertRegex(self.run_console("outboxes"), r"(?m)^cloudshark +0$")
+
     def test_secrets(self) -> None:
         """No expression that begins with the settings or the node prints a secret."""
         redis = RedisServer(password=PASSWORD)
@@ -148,14 +175,10 @@ class ManholeDaemonTests(SynchronousTestCase):
             source,
         ]
         for expression in expressions:
-            status, output = self.run_ssh(expression)
+            status, output = self.run_in_time(expression)
             self.assertNotIn("hush-hush", output, expression)
             self.assertNotEqual(status, 255, output)
-        # On a busy machine the search takes too long, and is interrupted.
-        deadline = time.monotonic() + 60
-        while "<secret>" not in (output := self.run_ssh(source)[1]):
-            self.assertIn("interrupted after", output)
-            self.assertLess(time.monotonic(), deadline, output)
+        self.assertIn("<secret>", self.run_in_time(source)[1])
         self.assertNotIn("hush-hush", daemon.log)
 
     def test_hangs_and_floods(self) -> None:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from contextlib import redirect_stdout
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 from twisted.trial import unittest
 
+from pcapsvc.core.labels import Labels
 from pcapsvc.core.message import Message
+from pcapsvc.delivery.entry import Entry, SpooledCapture
 from pcapsvc.host.manhole.tools import namespace
 from pcapsvc.settings import Secret, Settings
 from pcapsvc.settings.general import GeneralSettings
@@ -57,6 +59,24 @@ class Source:
     name = "redis"
 
 
+class Outbox:
+    """An outbox with one delivery."""
+
+    waiting = (Entry(capture_id="b", destination="s3", options={}, labels=Labels(via="redis")),)
+
+
+class Spool:
+    """A spool with these entries."""
+
+    def __init__(self, entries: list[Entry]) -> None:
+        self._entries = entries
+
+    @property
+    def waiting(self) -> list[Entry]:
+        """As C{Spool.waiting}."""
+        return self._entries
+
+
 @dataclass(frozen=True)
 class Node:
     """As C{pcapsvc.app.Node}, as far as consoles look at it."""
@@ -66,7 +86,7 @@ class Node:
     pipeline: Pipeline
     sources: Mapping[str, Any] = field(default_factory=lambda: {"redis": Source()})
     destinations: Mapping[str, Any] = field(default_factory=dict)
-    outboxes: Mapping[str, Any] = field(default_factory=dict)
+    outboxes: Mapping[str, Any] = field(default_factory=lambda: {"s3": Outbox()})
     spool: Any = None
 
 
@@ -143,6 +163,30 @@ class NamespaceTests(unittest.SynchronousTestCase):
             self.assertRaises(PermissionError, shown.auth.reveal)
         self.assertEqual(repr(settings).splitlines()[:3], ["[redis]", "listen = False", "host = 'localhost'"])
         self.assertIn("auth = <secret>", repr(settings))
+
+    def test_spool(self) -> None:
+        """What waits is shown, in the spool and before each destination."""
+        self.assertEqual(repr(self.names["spool"]), "There is no spool.")
+        self.assertEqual(repr(self.names["outboxes"]), "destination  waiting\ns3           1")
+        self.assertEqual(
+            repr(self.names["outboxes"].list()),
+            "capture  destination  state  bytes  attempts  problem\nb        s3           new           0",
+        )
+        entry = Entry(
+            capture_id="a",
+            destination="s3",
+            options={},
+            labels=Labels(via="redis"),
+            spooled=SpooledCapture(name="n", size=4096, since=0.0),
+            problem="timed out",
+        )
+        entry.due = 30.0
+        names = namespace(replace(self.node, spool=Spool([entry])), self.reactor)
+        self.assertEqual(
+            repr(names["spool"]),
+            "capture  destination  state    bytes  attempts  problem    next in\n"
+            "a        s3           spooled  4096   0         timed out  30 s",
+        )
 
     def test_parts(self) -> None:
         """Parts are shown by name and type."""

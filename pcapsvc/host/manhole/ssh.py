@@ -12,40 +12,29 @@ and what a client leaves unread are all bounded.
 
 from __future__ import annotations
 
-import hashlib
 import socket
 import struct
-from base64 import b64encode
 from collections.abc import Callable
 from typing import Any
 
 from twisted.conch.avatar import ConchUser
-from twisted.conch.error import ConchError, ValidPublicKey
+from twisted.conch.error import ConchError
 from twisted.conch.interfaces import IConchUser
-from twisted.conch.ssh.common import getNS
 from twisted.conch.ssh.connection import OPEN_RESOURCE_SHORTAGE, SSHConnection
 from twisted.conch.ssh.factory import SSHFactory
-from twisted.conch.ssh.keys import Key
 from twisted.conch.ssh.transport import (
-    DISCONNECT_NO_MORE_AUTH_METHODS_AVAILABLE,
-    DISCONNECT_PROTOCOL_ERROR,
     SSHServerTransport,
 )
-from twisted.conch.ssh.userauth import SSHUserAuthServer
-from twisted.cred.checkers import ICredentialsChecker
-from twisted.cred.credentials import ISSHPrivateKey
-from twisted.cred.error import UnauthorizedLogin
 from twisted.cred.portal import IRealm, Portal
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IPushProducer
-from twisted.logger import ILogObserver, LogEvent, Logger, LogLevel, globalLogPublisher
-from twisted.python.failure import Failure
+from twisted.logger import Logger
 from zope.interface import implementer
 
 from pcapsvc.core.line_limit import LineLimit
-from pcapsvc.host.manhole.keys import KEY_TYPES, AuthorizedKey, AuthorizedKeys
+from pcapsvc.host.manhole.keys import AuthorizedKey, AuthorizedKeys
+from pcapsvc.host.manhole.login import SIGNATURES, WEAK_SIGNATURES, KeyChecker, Quiet, UserAuth
 from pcapsvc.host.manhole.session import Channel, Sessions
-from pcapsvc.threads import NotRunning
 
 #: Connections at once that have logged in, and those that have not.
 MAX_CONNECTIONS = 8
@@ -56,9 +45,6 @@ MAX_CHANNELS = 4
 
 #: How long a client has to log in.
 LOGIN_SECONDS = 20
-
-#: How often a client may try; a key that is merely offered counts.
-MAX_LOGIN_ATTEMPTS = 12
 
 #: How long the place of a connection that didn't log in is not given to the next one.
 PENALTY_SECONDS = 0.5
@@ -80,33 +66,13 @@ _KEY_EXCHANGES = (
 )
 _CIPHERS = (b"aes256-ctr", b"aes192-ctr", b"aes128-ctr")
 _MACS = (b"hmac-sha2-512", b"hmac-sha2-256")
-# SHA-1 is not for signatures any longer (RFC 8332, section 1).
-_WEAK_SIGNATURES = (b"ssh-rsa", b"ssh-dss")
-_SIGNATURES = (
-    *(each.encode() for each in KEY_TYPES if each != "ssh-rsa"),
-    b"rsa-sha2-512",
-    b"rsa-sha2-256",
-)
 _REFUSED_PER_SECOND = 2
 
 _CREDENTIALS = struct.Struct("iII")
 
 
-@implementer(ILogObserver)
-def _observer(event: LogEvent) -> None:
-    """Conch logs each step of each connection; of that, only what goes wrong here is for an operator."""
-    failure = event.get("log_failure")
-    is_refusal = failure is not None and failure.check(ConchError)
-    if event["log_level"] >= LogLevel.error and not is_refusal:
-        globalLogPublisher(event)
-
-
-class _Quiet:
-    _log = Logger(namespace="pcapsvc.host.manhole.conch", observer=_observer)
-
-
 @implementer(IPushProducer)
-class _Transport(_Quiet, SSHServerTransport):
+class _Transport(Quiet, SSHServerTransport):
     """One connection."""
 
     version = b"pcapsvc"
@@ -177,7 +143,7 @@ class _Transport(_Quiet, SSHServerTransport):
     def sendExtInfo(self, extensions: Any) -> None:
         # Conch says here what the host key can sign with. It is to be what clients may sign with
         # (RFC 8308, section 3.1): with less, OpenSSH offers no RSA key.
-        super().sendExtInfo([(b"server-sig-algs", b",".join(_SIGNATURES))])
+        super().sendExtInfo([(b"server-sig-algs", b",".join(SIGNATURES))])
 
     def pauseProducing(self) -> None:
         self._is_paused = True
@@ -198,48 +164,7 @@ class _Transport(_Quiet, SSHServerTransport):
         super().connectionLost(reason)
 
 
-class _UserAuth(_Quiet, SSHUserAuthServer):
-    """Logins, one attempt at a time. Each counts, also one that only asks what there is."""
-
-    transport: Any
-    _attempts = 0
-    _is_trying = False
-
-    def serviceStarted(self) -> None:
-        self.clock = self.transport.factory.reactor
-        super().serviceStarted()
-
-    def ssh_USERAUTH_REQUEST(self, packet: bytes) -> Any:
-        self._attempts += 1
-        if self._attempts > MAX_LOGIN_ATTEMPTS:
-            self.transport.why_refused = "tried too often to log in"
-            self.transport.sendDisconnect(DISCONNECT_NO_MORE_AUTH_METHODS_AVAILABLE, b"too many attempts")
-            return None
-        if self._is_trying:
-            self.transport.sendDisconnect(DISCONNECT_PROTOCOL_ERROR, b"one attempt at a time, please")
-            return None
-        self._is_trying = True
-
-        def done(result: Any) -> Any:
-            self._is_trying = False
-            return result
-
-        trying = super().ssh_USERAUTH_REQUEST(packet)
-        return trying if trying is None else trying.addBoth(done)
-
-    def auth_publickey(self, packet: bytes) -> Any:
-        _, blob, _ = getNS(packet[1:], 2)
-
-        def refused(why: Failure) -> Failure:
-            if why.check(UnauthorizedLogin):
-                digest = b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")
-                self.transport.why_refused = f"did not log in; its key SHA256:{digest} is not accepted"
-            return why
-
-        return super().auth_publickey(packet).addErrback(refused)
-
-
-class _Connection(_Quiet, SSHConnection):
+class _Connection(Quiet, SSHConnection):
     """The channels of a connection that has logged in."""
 
     transport: Any
@@ -254,7 +179,7 @@ class _Connection(_Quiet, SSHConnection):
         return super().getChannel(channelType, windowSize, maxPacket, data)
 
 
-class _User(_Quiet, ConchUser):
+class _User(Quiet, ConchUser):
     """Who has logged in. There are only session channels, and no global requests such as forwarding."""
 
     def __init__(self, key: AuthorizedKey, sessions: Sessions) -> None:
@@ -285,58 +210,7 @@ class _Realm:
         return IConchUser, _User(avatarId, self._sessions), lambda: None
 
 
-@implementer(ICredentialsChecker)
-class KeyChecker:
-    """
-    Knows who may log in. The file is read for each attempt: a key that was removed from it
-    is gone.
-
-    @param read_keys: reads the file, in a thread.
-    """
-
-    _log = Logger()
-    credentialInterfaces = (ISSHPrivateKey,)
-
-    def __init__(self, read_keys: Callable[[], Deferred[AuthorizedKeys]]) -> None:
-        self._read_keys = read_keys
-        self._problems: tuple[str, ...] = ()
-
-    def requestAvatarId(self, credentials: Any) -> Deferred[Any]:
-        """See L{ICredentialsChecker}. The id is an L{AuthorizedKey}."""
-        return Deferred.fromCoroutine(self._check(credentials))
-
-    async def _check(self, credentials: Any) -> AuthorizedKey:
-        try:
-            found = await self._read_keys()
-        except NotRunning:
-            raise UnauthorizedLogin("stopping") from None
-        except ValueError as error:
-            self._log.error("manhole: nobody can log in: authorizedkeys {problem}", problem=str(error))
-            raise UnauthorizedLogin("no keys") from None
-        if found.problems != self._problems:
-            self._problems = found.problems
-            for problem in found.problems[:10]:
-                self._log.warn("manhole: authorizedkeys: {problem}; it is passed over", problem=problem)
-        key = found.keys.get(credentials.blob)
-        if key is None:
-            raise UnauthorizedLogin("not an authorized key")
-        if not credentials.signature:
-            raise ValidPublicKey
-        if not _is_signed(credentials):
-            raise UnauthorizedLogin("the signature is wrong")
-        return key
-
-
-def _is_signed(credentials: Any) -> bool:
-    try:
-        if getNS(credentials.signature)[0] in _WEAK_SIGNATURES:
-            return False
-        return bool(Key.fromString(credentials.blob).verify(credentials.signature, credentials.sigData))
-    except Exception:  # noqa: BLE001 - a stranger's signature: what is broken is wrong
-        return False
-
-
-class Factory(_Quiet, SSHFactory):
+class Factory(Quiet, SSHFactory):
     """
     Makes connections.
 
@@ -347,7 +221,7 @@ class Factory(_Quiet, SSHFactory):
     log = Logger()
     noisy = False
     protocol = _Transport
-    services = {b"ssh-userauth": _UserAuth, b"ssh-connection": _Connection}  # noqa: RUF012 - not changed by anybody
+    services = {b"ssh-userauth": UserAuth, b"ssh-connection": _Connection}  # noqa: RUF012 - not changed by anybody
     primes = None
 
     def __init__(
@@ -420,7 +294,7 @@ def _choose_algorithms(connection: SSHServerTransport) -> None:
     connection.supportedCompressions = [b"none"]
     # Those of the host key.
     connection.supportedPublicKeys = [
-        each for each in connection.supportedPublicKeys if each not in _WEAK_SIGNATURES
+        each for each in connection.supportedPublicKeys if each not in WEAK_SIGNATURES
     ]
 
 

@@ -104,6 +104,36 @@ class CaptureTool:
         return repr(self.list())
 
 
+class SpoolTool:
+    """What waits in the spool."""
+
+    def __init__(self, node: Any, reactor: Any) -> None:
+        self._spool = node.spool
+        self._reactor = reactor
+
+    def list(self) -> Table:
+        """The captures in the spool, once for each destination that they are for."""
+        now = self._reactor.seconds()
+        return Table(
+            {**_entry(entry), "next in": f"{max(0.0, entry.due - now):.0f} s"}
+            for entry in ([] if self._spool is None else self._spool.waiting)
+        )
+
+    def __repr__(self) -> str:
+        return "There is no spool." if self._spool is None else repr(self.list())
+
+
+class OutboxesTool(dict[str, Any]):
+    """The outboxes, by destination: what is being delivered, except for what is left to the spool."""
+
+    def list(self) -> Table:
+        """The captures that are being delivered, once for each destination that they are for."""
+        return Table(_entry(entry) for each in self.values() for entry in each.waiting)
+
+    def __repr__(self) -> str:
+        return repr(Table({"destination": name, "waiting": len(each.waiting)} for name, each in self.items()))
+
+
 class SettingsView:
     """
     The configuration, by section: C{settings.redis.host}. Secrets are masked.
@@ -149,14 +179,25 @@ def namespace(node: Any, reactor: Any) -> dict[str, Any]:
         "captures": CaptureTool(node, reactor),
         "sources": Parts(node.sources),
         "destinations": Parts(node.destinations),
-        "outboxes": Parts(getattr(node, "outboxes", {})),
-        "spool": node.spool,
+        "outboxes": OutboxesTool(node.outboxes),
+        "spool": SpoolTool(node, reactor),
         "reactor": reactor,
         "delayed_calls": lambda: delayed_calls(reactor),
         "readers": lambda: readers(reactor),
         "objects": objects,
     }
     return {**names, "help": Help(names)}
+
+
+def _entry(entry: Any) -> dict[str, Any]:
+    return {
+        "capture": entry.capture_id,
+        "destination": entry.destination,
+        "state": entry.state.name.lower(),
+        "bytes": None if entry.spooled is None else entry.spooled.size,
+        "attempts": entry.attempts,
+        "problem": entry.problem,
+    }
 
 
 def delayed_calls(reactor: Any) -> Table:
@@ -169,7 +210,7 @@ def delayed_calls(reactor: Any) -> Table:
 def readers(reactor: Any) -> Table:
     """The descriptors that the reactor waits for, to read from or to write to."""
     return Table(
-        {"fd": each.fileno(), "waits to": what, "is": _part(each)}
+        {"fd": each.fileno(), "waits to": what, "is": _shown(each)}
         for what, found in (("read", reactor.getReaders()), ("write", reactor.getWriters()))
         for each in found
     )
@@ -228,6 +269,10 @@ def _cell(value: Any, most: int = _COLUMN_CHARACTERS) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
+def _shown(thing: Any) -> str:
+    return repr(thing) if any("__repr__" in vars(kind) for kind in type(thing).__mro__[:-1]) else _part(thing)
+
+
 def _part(part: Any) -> str:
     name = getattr(part, "name", None)
     kind = type(part).__qualname__
@@ -246,8 +291,8 @@ settings        the configuration: settings.general.snap_length, …; secrets ar
 captures        .list(), .get(id), .start({…}), .end(id)
 sources         where requests come from
 destinations    where captures are delivered to
-outboxes        what waits for delivery, for each destination
-spool           what waits on the disk
+outboxes        .list(): what is being delivered
+spool           .list(): what waits on the disk, to be delivered later
 delayed_calls() what the reactor will call, and when
 readers()       the descriptors that the reactor waits for
 objects()       live objects by type; objects(50, "pcapsvc") for more, or for some
