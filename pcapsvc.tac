@@ -1,4 +1,4 @@
-"""C{PCAPSVC_CONFIG=/etc/pcapsvc.toml twistd -ny pcapsvc.tac}"""
+"""C{PCAPSVC_CONFIG=/etc/pcapsvc.toml twistd -n --pidfile= -y pcapsvc.tac}"""
 
 import os
 
