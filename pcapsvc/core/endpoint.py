@@ -5,21 +5,21 @@ from __future__ import annotations
 import re
 from urllib.parse import urlsplit
 
-# A host name (RFC 1123, section 2.1, and the underscore that container networks use), or an address.
+# A host name (RFC 1123, section 2.1, plus the underscore that container networks use), or an address.
 _HOST = re.compile(r"\A(?=.{1,253}\Z)[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?\.?\Z|\A[0-9A-Fa-f:.]+\Z")
 
-_RULE = "must be HOST, HOST:PORT, or an http:// or https:// URL of no more than that"
+_RULE = "must be HOST, HOST:PORT, or an http:// or https:// URL without a path"
 
 
 class EndpointError(ValueError):
-    """An endpoint is none; the message is the rule that it breaks."""
+    """Not an endpoint. The message is the rule that it breaks."""
 
 
 def endpoint_url(text: str) -> str:
     """
     The URL of an endpoint: C{s3.amazonaws.com} is C{https://s3.amazonaws.com}.
 
-    @raise EndpointError: where it is no host with an optional scheme and port.
+    @raise EndpointError: if it is anything but a host with an optional scheme and port.
     """
     try:
         parts = urlsplit(text if "://" in text else f"https://{text}")

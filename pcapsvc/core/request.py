@@ -28,7 +28,7 @@ from pcapsvc.core.values import (
     RequestId,
 )
 
-#: The longest body that is looked at, in bytes.
+#: The longest body that is decoded, in bytes.
 MAX_BODY_BYTES = 65536
 
 
@@ -93,11 +93,12 @@ class OptionFields:
 @dataclass(frozen=True, kw_only=True)
 class RequestBounds:
     """
-    How far a request may go on this node.
+    The limits of requests on this node.
 
-    @ivar max_timeout_seconds: of the idle time; L{max_duration_seconds}, of the whole.
-    @ivar max_filter_characters: a filter's compilation costs grow with the cube of its length.
-    @ivar aliases: of interfaces, that are known here.
+    @ivar max_timeout_seconds: of the idle time.
+    @ivar max_duration_seconds: of the whole capture.
+    @ivar max_filter_characters: the cost of compiling a filter grows with the cube of its length.
+    @ivar aliases: those of the interfaces of this node.
     @ivar options: the fields that belong to destinations. Destinations may share a field of the same type.
     """
 
@@ -133,7 +134,7 @@ class RequestBounds:
 
 
 class Address(msgspec.Struct, frozen=True):
-    """The part of a message that says for which nodes it is, unjudged."""
+    """The part of a message that says which nodes it is for, unchecked."""
 
     node: Any = None
     nodere: Any = None
@@ -166,8 +167,7 @@ _logging_decoder = msgspec.json.Decoder(_Logging)
 _object_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _value_decoder = msgspec.json.Decoder(Any)
 
-# An escape sequence in JSON's text (RFC 8259, section 7): two that make one character, one that needs
-# another beside it, or any other.
+# An escape sequence in JSON (RFC 8259, section 7): a surrogate pair, half of one, or any other.
 _ESCAPED = re.compile(
     rb"\\(?:u[Dd][89ABab][0-9A-Fa-f]{2}\\u[Dd][C-Fc-f][0-9A-Fa-f]{2}|(u[Dd][89A-Fa-f][0-9A-Fa-f]{2})|.)",
     re.DOTALL,
@@ -176,10 +176,10 @@ _ESCAPED = re.compile(
 
 def read_address(body: bytes) -> Address:
     """
-    Read the address of a message, and nothing else: with a fleet, nearly every
-    message is for others, and must cost next to nothing.
+    Read the address of a message, and nothing else: in a fleet, nearly every message is for other nodes, and
+    must cost next to nothing.
 
-    @raise RequestRejected: where C{body} is no JSON object at all.
+    @raise RequestRejected: if C{body} is not a JSON object.
     """
     return _decoded(body, _address_decoder)
 
@@ -209,9 +209,9 @@ def _label(name: str, raw: msgspec.Raw) -> Any:
 
 def asks_to_be_logged(body: bytes) -> bool:
     """
-    Whether a message wants to be logged, also where it is to be refused.
+    Whether a message asks to be logged, even if it is invalid otherwise.
 
-    @raise RequestRejected: where C{body} is no JSON object at all.
+    @raise RequestRejected: if C{body} is not a JSON object.
     """
     return _decoded(body, _logging_decoder).logrequest is True
 
@@ -220,15 +220,13 @@ def parse_request(
     body: bytes, bounds: RequestBounds, *, ignore_unknown: bool = False, found: Sequence[Problem] = ()
 ) -> CaptureRequest:
     """
-    Understand a message, and judge it by every rule that needs nothing but the
-    message and the node's bounds.
+    Parse a message, and check every rule that needs only the message and the node's bounds.
 
-    C{null}, and what the original took as "not given" (where a string or a list is
-    due, an empty one, and 0 where a number is that is no limit of packets), is as
-    if it were left out.
+    C{null}, and what the original took as "not given", has the same meaning as leaving the field out: an
+    empty string or list, and 0 for numbers other than a limit of packets.
 
-    @param ignore_unknown: pass over keys that are not known, instead of refusing them.
-    @param found: problems that were found already, to be told with the others.
+    @param ignore_unknown: ignore unknown keys, instead of rejecting the message.
+    @param found: problems that were found already, to be reported with the others.
 
     @raise RequestRejected: with every problem, by field.
     """
@@ -246,7 +244,7 @@ def parse_request(
 
 def _decoded(body: bytes, decoder: msgspec.json.Decoder[_Decoded]) -> _Decoded:
     if len(body) > MAX_BODY_BYTES:
-        raise _not_a_request(f"must be at most {MAX_BODY_BYTES} bytes long, and has {len(body)}")
+        raise _not_a_request(f"must have up to {MAX_BODY_BYTES} bytes, and has {len(body)}")
     try:
         return decoder.decode(body)
     except (ValueError, RecursionError) as error:
@@ -254,7 +252,7 @@ def _decoded(body: bytes, decoder: msgspec.json.Decoder[_Decoded]) -> _Decoded:
 
 
 class _OutOfRange:
-    """A value with a number that can't be held: too large, or of too many digits."""
+    """A value with a number that can't be represented: too large, or with too many digits."""
 
     def __init__(self, raw: msgspec.Raw) -> None:
         self._text = bytes(raw).decode("utf-8", "replace")
@@ -267,7 +265,7 @@ def _value(raw: msgspec.Raw) -> Any:
     try:
         return _value_decoder.decode(raw)
     except msgspec.ValidationError:
-        # It is no value of any field: each will say so by its own rule.
+        # No field accepts it: each will say so by its own rule.
         return _OutOfRange(raw)
     except (ValueError, RecursionError) as error:
         raise _not_json(bytes(raw), error) from None
@@ -280,7 +278,7 @@ def _not_json(body: bytes, error: Exception) -> RequestRejected:
         return _not_a_request("is nested too deeply")
     for escaped in _ESCAPED.finditer(body):
         if escaped[1] is not None:
-            # msgspec finds it, and calls it by other names.
+            # msgspec's own message is less clear.
             return _not_a_request(
                 f"must be Unicode, and has half of a surrogate pair: \\{escaped[1].decode()}"
             )
@@ -291,7 +289,7 @@ def _not_a_request(rule: str) -> RequestRejected:
     return RequestRejected([Problem(path="request", rule=rule)])
 
 
-# What the original took as "not given", of the fields with numbers: no limit of packets is 0.
+# What the original took as "not given" in fields with numbers. 0 is not a limit of packets.
 _NOTHING: Mapping[str, tuple[Any, ...]] = {
     **dict.fromkeys(("snap", "timeout", "duration", "bytes"), (None, 0)),
     **dict.fromkeys(("alertid", "alertstr"), (None, 0, "")),
@@ -299,7 +297,7 @@ _NOTHING: Mapping[str, tuple[Any, ...]] = {
 
 
 def _nothing_of(kind: Any) -> tuple[Any, ...]:
-    """What the original took as "not given" in a field of a type: the empty text, or the empty list."""
+    """What the original took as "not given" in a field of some type: the empty string, or the empty list."""
     if get_origin(kind) is Annotated:
         return _nothing_of(get_args(kind)[0])
     if get_origin(kind) in (Union, UnionType):
@@ -345,15 +343,15 @@ def _rules_broken(
 
 
 def _exactly_one(meant: Mapping[str, Any], one: str, other: str) -> Iterator[Problem]:
-    """Judged by what the message holds, so that a field which is wrong in itself isn't called missing."""
+    """By what the message has, so that an invalid field isn't called missing."""
     count = sum(key in meant for key in (one, other))
     if count != 1:
-        found = "none is" if count == 0 else "both are"
-        yield Problem(path=one, rule=f"exactly one of {one!r} and {other!r} must be given, and {found}")
+        found = "neither is" if count == 0 else "both are"
+        yield Problem(path=one, rule=f"exactly one of {one!r} and {other!r} must be given, but {found}")
 
 
 def _aliases_unknown(aliases: Sequence[str], known: frozenset[str]) -> Iterator[Problem]:
-    """One that is known is enough: a message is for many nodes, and not every node has every alias."""
+    """One known alias is enough: a message is for many nodes, and not every node has every alias."""
     if known.isdisjoint(aliases):
         rule = f"must name an alias of this node (it has: {', '.join(sorted(known)) or 'none'})"
         yield Problem(path="alias", value=shown(list(aliases)), rule=rule)
@@ -361,14 +359,10 @@ def _aliases_unknown(aliases: Sequence[str], known: frozenset[str]) -> Iterator[
 
 def _filter_rules_broken(bpf: str, most: int) -> Iterator[Problem]:
     if len(bpf) > most:
-        yield Problem(
-            path="bpf", rule=f"must be at most {most} characters long on this node, and has {len(bpf)}"
-        )
+        yield Problem(path="bpf", rule=f"must have up to {most} characters on this node, and has {len(bpf)}")
         return
     if follows_header_chains(bpf):
-        yield Problem(
-            path="bpf", value=shown("protochain"), rule="is not for captures: the kernel can't run it"
-        )
+        yield Problem(path="bpf", value=shown("protochain"), rule="can't be used: the kernel can't run it")
     for name in names_needing_dns(bpf):
         yield Problem(
             path="bpf",

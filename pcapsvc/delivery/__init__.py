@@ -1,1 +1,1 @@
-"""Brings captures to their destinations, and does not give up."""
+"""Delivers captures to their destinations, from memory and from the spool."""

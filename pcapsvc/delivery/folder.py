@@ -1,22 +1,22 @@
 """
-The spool's folder on disk. A crash at any instant leaves it readable.
+The spool's directory. A crash at any instant leaves it readable.
 
 ::
 
     SPOOLDIR/
-      lock                           held, as long as a process uses the folder
-      1795316400104-f3a9c2d41b07-s3/ one capture for one destination: whole, by its name
+      lock                           locked while a process uses the directory
+      1795316400104-f3a9c2d41b07-s3/ one capture for one destination; its name says that it is complete
         capture.pcap
         manifest.json
       .new-…                         being written
-      .gone-…                        delivered, or dropped: being taken away
-      broken/                        what was not whole: never delivered
+      .gone-…                        delivered or dropped; being removed
+      broken/                        quarantine: what was damaged, and is never delivered
 
-One rename makes an entry, after all in it is on the disk, and one rename ends it,
-before anything in it is taken away. In between it is not changed.
+One rename creates an entry, after everything in it is synced. One rename ends it, before anything in it is
+removed. In between, it is never changed.
 
-Nobody but this process's user may write to the folder. Even so, what is found in it is
-never followed elsewhere, nor waited for: what is no plain file, or no folder, is broken.
+Only this process's user may write to the directory. Even so, no link in it is followed, and no pipe is
+waited for: an entry with anything but regular files is damaged.
 """
 
 from __future__ import annotations
@@ -47,26 +47,26 @@ from pcapsvc.core.spool_entry import (
     make_entry,
 )
 
-#: What the files of an entry may be done with: by us alone, as they are packets of others.
+#: The permissions of an entry's files: they hold other people's packets.
 FILE_MODE = 0o600
-_FOLDER_MODE = 0o700
+_DIRECTORY_MODE = 0o700
 
 _CAPTURE, _MANIFEST = "capture.pcap", "manifest.json"
 _LOCK, _BROKEN, _NEW, _GONE = "lock", "broken", ".new-", ".gone-"
 
-# To open what may be anything: no link is followed, and no pipe's other end waited for (open(2)).
+# For opening what may be anything: links are not followed, and pipes don't block (open(2)).
 _SAFELY = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-# What stands for itself in the name of what is put into broken/, as it comes to the log: all but this.
+# What is replaced in the names in broken/, because they are logged.
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuarantinedEntry:
     """
-    Something in C{broken/}.
+    Something in quarantine.
 
     @ivar size: of its files, in bytes.
-    @ivar written: when it was last written to, in seconds since the Unix epoch.
+    @ivar written: when it was last modified, in seconds since the Unix epoch.
     """
 
     name: str
@@ -77,12 +77,12 @@ class QuarantinedEntry:
 @dataclass(frozen=True, kw_only=True)
 class Found:
     """
-    What is in the folder.
+    What is in the directory.
 
-    @ivar entries: the whole ones; their bytes are not looked at yet.
-    @ivar broken: all that is in C{broken/}.
-    @ivar set_aside: what was put there just now, and why.
-    @ivar unreadable: the entries that can't be read, and why; they stay where they are.
+    @ivar entries: the complete ones. The bytes of their captures are not checked yet.
+    @ivar quarantined: everything in quarantine.
+    @ivar damaged: what was quarantined just now, and why.
+    @ivar unreadable: the entries that can't be read, and why. They stay where they are.
     """
 
     entries: tuple[SpoolEntry, ...]
@@ -92,7 +92,7 @@ class Found:
 
 
 class Damaged(SpoolError):
-    """An entry is not what was once written."""
+    """An entry is not what was written."""
 
 
 class SpoolFile:
@@ -107,17 +107,17 @@ class SpoolFile:
         self.size = size
 
     def open(self) -> BinaryIO:
-        """A reader of its own."""
+        """A reader. The caller closes it."""
         return _open_file(self._path)
 
     def close(self) -> None:
-        """Do nothing: the entry lasts until it is removed."""
+        """Do nothing: the file exists until the entry is removed."""
 
 
 class SpoolFolder:
     """
-    The folder. All of it blocks: to be called in threads, one call at a time but for
-    L{read} and for a L{write} that was cancelled.
+    The directory. Its methods block: call them in threads, and one at a time, except for L{read}, L{remove}
+    and a L{write} that was cancelled.
 
     @param path: absolute. It must exist.
     """
@@ -127,7 +127,7 @@ class SpoolFolder:
         self._lock: int | None = None
 
     def is_open(self) -> bool:
-        """Whether the folder is ours, and still the one that was opened."""
+        """Whether the directory is locked by us, and still the one that was opened."""
         if self._lock is None:
             return False
         try:
@@ -138,17 +138,17 @@ class SpoolFolder:
 
     def open(self) -> Found:
         """
-        Take the folder for this process, and look through it.
+        Lock the directory for this process, and list it.
 
-        @raise SpoolError: where it can't be used, others may write to it, or another process uses it.
+        @raise SpoolError: if it can't be used, others may write to it, or another process uses it.
         """
         self.close()
-        with self._problems_told():
+        with self._spool_errors():
             self._check_owner()
             self._lock = os.open(self._in(_LOCK), os.O_RDWR | os.O_CREAT | _SAFELY, FILE_MODE)
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return self._look_through()
+                return self._list()
             except BlockingIOError:
                 self.close()
                 raise SpoolError(f"{self._path}: another process uses it") from None
@@ -157,7 +157,7 @@ class SpoolFolder:
                 raise
 
     def close(self) -> None:
-        """Let others have the folder. A second call does nothing."""
+        """Unlock the directory. A second call does nothing."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -172,24 +172,24 @@ class SpoolFolder:
         cancelled: Callable[[], bool],
     ) -> SpoolEntry:
         """
-        Keep a capture: all of it, or nothing.
+        Write an entry: all of it, or nothing.
 
-        @param source: the capture; it is closed.
-        @param cancelled: whether nobody waits for it any more.
+        @param source: the capture. It is closed.
+        @param cancelled: whether the work has been cancelled.
 
-        @raise SpoolError: where it can't be kept.
+        @raise SpoolError: if it can't be written.
         """
         new = self._in(_NEW + secrets.token_hex(8))
         name = entry_name(artifact.capture_id, destination, created)
-        with source, self._problems_told():
-            os.mkdir(new, _FOLDER_MODE)
+        with source, self._spool_errors():
+            os.mkdir(new, _DIRECTORY_MODE)
             try:
-                os.chmod(new, _FOLDER_MODE)  # whatever the umask says
+                os.chmod(new, _DIRECTORY_MODE)  # whatever the umask says
                 digest = hashlib.sha256()
                 chunks = _hashed(durable.read_chunks(source, cancelled), digest)
                 size = durable.write_file(os.path.join(new, _CAPTURE), chunks, mode=FILE_MODE)
                 if size != artifact.content.size:
-                    raise SpoolError(f"{size} bytes could be read, of {artifact.content.size}")
+                    raise SpoolError(f"only {size} of {artifact.content.size} bytes could be read")
                 entry = make_entry(
                     artifact,
                     destination,
@@ -208,12 +208,12 @@ class SpoolFolder:
 
     def read(self, name: str) -> tuple[SpoolEntry, SpoolFile]:
         """
-        An entry, every byte of it checked.
+        Read an entry, and check every byte of it.
 
-        @raise Damaged: where it is not what was written.
-        @raise SpoolError: where it can't be read.
+        @raise Damaged: if it is not what was written.
+        @raise SpoolError: if it can't be read.
         """
-        with self._problems_told():
+        with self._spool_errors():
             entry = self._entry(name)
             path = os.path.join(self._in(name), _CAPTURE)
             digest = hashlib.sha256()
@@ -221,24 +221,24 @@ class SpoolFolder:
                 while chunk := file.read(durable.CHUNK_BYTES):
                     digest.update(chunk)
             if digest.hexdigest() != entry.sha256:
-                raise Damaged(f"{path}: its bytes are not those that were written")
+                raise Damaged(f"{path}: the checksum is wrong")
             return entry, SpoolFile(path, entry.size)
 
     def remove(self, name: str) -> None:
         """
-        Take an entry away. From the moment that this returns, no restart finds it again.
+        Remove an entry. When this returns, no restart will find it again.
 
-        @raise SpoolError: where it can't be; it may or may not be there then.
+        @raise SpoolError: if it fails. The entry may or may not be there then.
         """
         gone = self._in(_GONE + name)
-        with self._problems_told():
+        with self._spool_errors():
             try:
                 os.rename(self._in(name), gone)
             except FileNotFoundError:
-                pass  # an earlier call did it, and may not have come to its end
+                pass  # an earlier call did it, but may not have completed
             durable.sync_directory(self._path)
-        # The next start does what is left undone here.
-        _take_away(gone, ignore_errors=True)
+        # The next start removes what is left.
+        _remove(gone, ignore_errors=True)
 
     def content(self, entry: SpoolEntry) -> SpoolFile:
         """The capture of an entry that was just written."""
@@ -246,22 +246,22 @@ class SpoolFolder:
 
     def quarantine(self, name: str) -> QuarantinedEntry:
         """
-        Put an entry that is not whole into C{broken/}.
+        Move a damaged entry into quarantine.
 
-        @raise SpoolError: where it can't be.
+        @raise SpoolError: if it can't be moved.
         """
-        with self._problems_told():
+        with self._spool_errors():
             return self._quarantine(name)
 
     def remove_quarantined(self, name: str) -> None:
         """
-        Take away something in C{broken/}, if it is still there.
+        Remove something from quarantine, if it is still there.
 
-        @raise SpoolError: where it can't be.
+        @raise SpoolError: if it can't be removed.
         """
-        with self._problems_told():
+        with self._spool_errors():
             try:
-                _take_away(os.path.join(self._broken(), name))
+                _remove(os.path.join(self._broken(), name))
             except FileNotFoundError:
                 pass
 
@@ -273,24 +273,24 @@ class SpoolFolder:
         if found.st_uid != os.geteuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             raise SpoolError(
                 f"{self._path}: must belong to this process's user, {os.geteuid()}, and nobody else may write"
-                f" to it; it belongs to {found.st_uid}, with the mode {stat.S_IMODE(found.st_mode):04o}"
+                f" to it; it belongs to {found.st_uid}, and its mode is {stat.S_IMODE(found.st_mode):04o}"
             )
 
-    def _look_through(self) -> Found:
+    def _list(self) -> Found:
         entries: list[SpoolEntry] = []
         damaged: list[tuple[str, str]] = []
         unreadable: list[tuple[str, str]] = []
         broken = self._in(_BROKEN)
-        if os.path.lexists(broken) and not _is_folder(broken):
-            # It leaves its place, and is set aside below.
+        if os.path.lexists(broken) and not _is_directory(broken):
+            # Moved out of the way, it is quarantined below.
             os.rename(broken, self._in(_NEW + secrets.token_hex(8)))
         for name in sorted(os.listdir(self._path)):
             try:
                 try:
                     if name.startswith(_GONE):
-                        _take_away(self._in(name), ignore_errors=True)
+                        _remove(self._in(name), ignore_errors=True)
                     elif name.startswith(_NEW):
-                        raise Damaged("it was not written to its end")
+                        raise Damaged("it is incomplete")
                     elif is_entry_name(name):
                         entries.append(self._entry(name))
                 except Damaged as error:
@@ -306,24 +306,24 @@ class SpoolFolder:
         )
 
     def _entry(self, name: str) -> SpoolEntry:
-        """An entry, of which all is checked but the bytes of its capture."""
-        # Where there is nothing of this name, nothing is known of the entry: that is another error.
-        if not _is_folder(self._in(name)):
-            raise Damaged(f"{self._in(name)}: is no folder")
-        path, _ = self._plain_file(name, _MANIFEST)
+        """An entry. Everything is checked except for the bytes of its capture."""
+        # If nothing has this name, that is another error: it says nothing about the entry.
+        if not _is_directory(self._in(name)):
+            raise Damaged(f"{self._in(name)}: is not a directory")
+        path, _ = self._regular_file(name, _MANIFEST)
         try:
             with _open_file(path) as file:
                 entry = decode_entry(file.read(LONGEST_MANIFEST_BYTES + 1))
         except SpoolError as error:
             raise Damaged(f"{path} {error}") from None
         if entry.entry_name != name:
-            raise Damaged(f"{path}: is of another entry, {entry.entry_name}")
-        path, size = self._plain_file(name, _CAPTURE)
+            raise Damaged(f"{path}: belongs to another entry, {entry.entry_name}")
+        path, size = self._regular_file(name, _CAPTURE)
         if size != entry.size:
-            raise Damaged(f"{path}: has {size} bytes, and {entry.size} were written")
+            raise Damaged(f"{path}: has {size} bytes instead of {entry.size}")
         return entry
 
-    def _plain_file(self, name: str, file: str) -> tuple[str, int]:
+    def _regular_file(self, name: str, file: str) -> tuple[str, int]:
         """The path and the size of a file of an entry."""
         path = os.path.join(self._in(name), file)
         try:
@@ -332,36 +332,36 @@ class SpoolFolder:
             os.lstat(self._in(name))
             raise Damaged(f"{path}: is missing") from None
         if not stat.S_ISREG(found.st_mode):
-            raise Damaged(f"{path}: is no plain file")
+            raise Damaged(f"{path}: is not a regular file")
         return path, found.st_size
 
     def _quarantine(self, name: str) -> QuarantinedEntry:
-        aside = f"{_UNSAFE.sub('_', name.lstrip('.'))[:200]}.{secrets.token_hex(4)}"
-        os.rename(self._in(name), os.path.join(self._broken(), aside))
+        new = f"{_UNSAFE.sub('_', name.lstrip('.'))[:200]}.{secrets.token_hex(4)}"
+        os.rename(self._in(name), os.path.join(self._broken(), new))
         durable.sync_directory(self._path)
-        return self._quarantined(aside)
+        return self._quarantined(new)
 
     def _broken(self) -> str:
-        """The path of C{broken/}, which is made sure to be a folder."""
+        """The path of the quarantine, which is created if it is missing."""
         path = self._in(_BROKEN)
         try:
-            os.mkdir(path, _FOLDER_MODE)
+            os.mkdir(path, _DIRECTORY_MODE)
         except FileExistsError:
-            if not _is_folder(path):
+            if not _is_directory(path):
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path) from None
         return path
 
     def _quarantined(self, name: str) -> QuarantinedEntry:
         path = os.path.join(self._in(_BROKEN), name)
-        # A walk would begin by following a link.
-        walk = os.walk(path) if _is_folder(path) else [(self._in(_BROKEN), [], [name])]
+        # os.walk would follow a link at the top.
+        walk = os.walk(path) if _is_directory(path) else [(self._in(_BROKEN), [], [name])]
         size = 0
-        for folder, _, files in walk:
-            size += sum(os.lstat(os.path.join(folder, file)).st_size for file in files)
+        for directory, _, files in walk:
+            size += sum(os.lstat(os.path.join(directory, file)).st_size for file in files)
         return QuarantinedEntry(name=name, size=size, written=os.lstat(path).st_mtime)
 
     @contextmanager
-    def _problems_told(self) -> Iterator[None]:
+    def _spool_errors(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
@@ -370,19 +370,19 @@ class SpoolFolder:
 
 
 def _hashed(chunks: Iterable[bytes], digest: Any) -> Iterator[bytes]:
-    """The same chunks, each of which is added to a digest."""
+    """The same chunks, added to a digest."""
     for chunk in chunks:
         digest.update(chunk)
         yield chunk
 
 
-def _is_folder(path: str) -> bool:
-    """Whether something is a folder, and no link to one. L{OSError} where there is nothing."""
+def _is_directory(path: str) -> bool:
+    """Whether something is a directory, not a link to one. L{OSError} if there is nothing."""
     return stat.S_ISDIR(os.lstat(path).st_mode)
 
 
 def _names_in(path: str) -> list[str]:
-    """What is in a folder, sorted; nothing where there is no folder."""
+    """What is in a directory, sorted; nothing if there is no directory."""
     try:
         return sorted(os.listdir(path))
     except FileNotFoundError:
@@ -390,18 +390,18 @@ def _names_in(path: str) -> list[str]:
 
 
 def _open_file(path: str) -> BinaryIO:
-    """A reader of a plain file. L{OSError} where it is anything else."""
+    """A reader of a regular file. L{OSError} if it is anything else."""
     file = os.open(path, os.O_RDONLY | _SAFELY)
     if not stat.S_ISREG(os.fstat(file).st_mode):
         os.close(file)
-        raise OSError(errno.EINVAL, "is no plain file", path)
+        raise OSError(errno.EINVAL, "is not a regular file", path)
     return os.fdopen(file, "rb")
 
 
-def _take_away(path: str, *, ignore_errors: bool = False) -> None:
-    """Remove a folder with all in it, or whatever else is there. No link is followed."""
+def _remove(path: str, *, ignore_errors: bool = False) -> None:
+    """Remove a directory and its contents, or whatever else is there. No link is followed."""
     try:
-        if _is_folder(path):
+        if _is_directory(path):
             shutil.rmtree(path, ignore_errors=ignore_errors)
         else:
             os.unlink(path)

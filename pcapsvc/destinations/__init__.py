@@ -1,1 +1,1 @@
-"""Where captures go."""
+"""Where captures are delivered, one package for each kind of destination."""

@@ -313,8 +313,8 @@ class EitherTests(_Requests, unittest.SynchronousTestCase):
             self.assertEqual(
                 self.problems(body),
                 {
-                    "node": "exactly one of 'node' and 'nodere' must be given, and none is",
-                    "interface": "exactly one of 'interface' and 'alias' must be given, and none is",
+                    "node": "exactly one of 'node' and 'nodere' must be given, but neither is",
+                    "interface": "exactly one of 'interface' and 'alias' must be given, but neither is",
                 },
             )
 
@@ -323,8 +323,8 @@ class EitherTests(_Requests, unittest.SynchronousTestCase):
         self.assertEqual(
             self.problems(message(nodere="x", alias=["y"])),
             {
-                "node": "exactly one of 'node' and 'nodere' must be given, and both are",
-                "interface": "exactly one of 'interface' and 'alias' must be given, and both are",
+                "node": "exactly one of 'node' and 'nodere' must be given, but both are",
+                "interface": "exactly one of 'interface' and 'alias' must be given, but both are",
             },
         )
 
@@ -378,7 +378,7 @@ class FilterTests(_Requests, unittest.SynchronousTestCase):
         self.assertEqual(self.parse(message(bpf=longest)).bpf, longest)
         self.assertEqual(
             self.problems(message(bpf="foo.example " * 50)),
-            {"bpf": "must be at most 512 characters long on this node, and has 600"},
+            {"bpf": "must have up to 512 characters on this node, and has 600"},
         )
 
     def test_names(self) -> None:
@@ -394,7 +394,7 @@ class FilterTests(_Requests, unittest.SynchronousTestCase):
         """A filter that the kernel can't run is refused by its word."""
         self.assertEqual(
             self.problems(message(bpf="ip protochain 6")),
-            {"bpf": "is not for captures: the kernel can't run it"},
+            {"bpf": "can't be used: the kernel can't run it"},
         )
 
     def test_control_characters(self) -> None:
@@ -495,7 +495,7 @@ class BodyTests(_Requests, unittest.SynchronousTestCase):
         self.parse(good + b" " * (MAX_BODY_BYTES - len(good)))
         self.assertEqual(
             self.problems(good + b" " * (MAX_BODY_BYTES - len(good) + 1)),
-            {"request": "must be at most 65536 bytes long, and has 65537"},
+            {"request": "must have up to 65536 bytes, and has 65537"},
         )
 
     def test_encoding(self) -> None:

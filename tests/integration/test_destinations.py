@@ -130,10 +130,10 @@ class CloudSharkTests(DestinationCase):
         for behaviour, words, retryable in (
             (refuse(400, "Bad capture"), "answered 400: Bad capture", False),
             (refuse(503, "Busy"), "answered 503: Busy", True),
-            (answer("<html>"), "answered 200: with no id", False),
+            (answer("<html>"), "answered 200: without the id", False),
             (reset(), "", True),
             (reset(100_000), "", True),
-            (hang(), "no answer within 2 s", True),
+            (hang(), "timed out after 2 s", True),
         ):
             server.behave(behaviour)
             error = await self.refused(destination.store(make_artifact(self.content)))
@@ -148,7 +148,7 @@ class CloudSharkTests(DestinationCase):
         large = MemfdContent(zeros=_LARGE_BYTES)
         self.addCleanup(large.close)
         stored = self.make(server, timeout_seconds=0.5).store(make_artifact(large))
-        self.assertIn("no answer within 0.5 s", str(await self.refused(stored)))
+        self.assertIn("timed out after 0.5 s", str(await self.refused(stored)))
         self.assertTrue(large.all_closed)
 
     async def test_memory(self) -> None:

@@ -235,7 +235,7 @@ class CloudSharkTests(CloudSharkCase):
         """200 with no id is a failure, whatever else comes with it."""
         for body in (b"", b"<html>", b"[]", b'{"id": null}', b'{"id": true}', b'{"id": ""}', b"[" * 50000):
             self.server.answer = lambda request, body=body: body
-            self.assertIn("answered 200: with no id of a capture", str(await self.refused()))
+            self.assertIn("answered 200: without the id of a capture", str(await self.refused()))
 
     async def test_endless_answer(self) -> None:
         """No more of an answer is read than an answer can have."""
@@ -245,7 +245,7 @@ class CloudSharkTests(CloudSharkCase):
             return NOT_DONE_YET
 
         self.server.answer = answer
-        self.assertIn("with no id of a capture", str(await self.refused()))
+        self.assertIn("without the id of a capture", str(await self.refused()))
 
     async def test_endless_headers(self) -> None:
         """Nor of its headers, and of what comes before it."""
@@ -281,7 +281,7 @@ class CloudSharkTests(CloudSharkCase):
         self.server.answer = lambda request: NOT_DONE_YET
         error = await self.refused(timeout_seconds=0.2)
         self.assertTrue(error.retryable)
-        self.assertIn("no answer within 0.2 s", str(error))
+        self.assertIn("timed out after 0.2 s", str(error))
 
     async def test_timeout_of_the_body(self) -> None:
         """So is an answer that begins, and does not end."""
@@ -291,7 +291,7 @@ class CloudSharkTests(CloudSharkCase):
             return NOT_DONE_YET
 
         self.server.answer = answer
-        self.assertIn("no answer within", str(await self.refused(timeout_seconds=0.2)))
+        self.assertIn("timed out after", str(await self.refused(timeout_seconds=0.2)))
 
     async def test_cancel(self) -> None:
         """On cancel the connection is ended, and the content closed."""
@@ -480,7 +480,7 @@ class SearchTests(CloudSharkCase):
             self.server.search = answer
             self.assertEqual(await self.again(), "f00")
             self.assertEqual(self.methods, [b"GET", b"POST"])
-            self.assertIn("which is uploaded again", "".join(self.logged))
+            self.assertIn("; it is uploaded again", "".join(self.logged))
             self.assertNoToken()
 
     async def test_slow_search(self) -> None:
@@ -488,7 +488,7 @@ class SearchTests(CloudSharkCase):
         self.server.search = lambda request: NOT_DONE_YET
         self.assertEqual(await self.again(search_seconds=0.05), "f00")
         self.assertEqual(self.methods, [b"GET", b"POST"])
-        self.assertIn("answered nothing when it was asked for", "".join(self.logged))
+        self.assertIn("timed out; it is uploaded again", "".join(self.logged))
 
     async def test_later(self) -> None:
         """Where the server asks to be left alone, it is."""

@@ -1,4 +1,4 @@
-"""Captures to CloudShark, by its API."""
+"""Captures to CloudShark, through its API."""
 
 from __future__ import annotations
 
@@ -29,38 +29,34 @@ from pcapsvc.net.http_client import Response, exchange, server_endpoint
 from pcapsvc.net.pem import UnusableCertificates
 
 _LONGEST_ID = 256
-# Request Timeout, Too Many Requests, Service Unavailable (RFC 9110, RFC 6585): another request would fare
-# no better.
+# Request Timeout, Too Many Requests, Service Unavailable (RFC 9110, RFC 6585): no point in another
+# request right now.
 _BUSY = frozenset({408, 429, 503})
 
 
 @implementer(IDestination)
 class CloudShark:
     """
-    Uploads captures: POST of C{multipart/form-data} to
-    C{SCHEME://HOST[:PORT]/api/v1/TOKEN/upload}, streamed. Each upload has a connection
-    of its own, which never outlives it. No redirect is followed: it would take the
-    token along.
+    Uploads captures, streamed: POST of C{multipart/form-data} to
+    C{SCHEME://HOST[:PORT]/api/v1/TOKEN/upload}. Each upload has its own connection, which is closed with
+    it. Redirects are not followed, as they would leak the token.
 
-    Each upload makes a new capture there, though there be one of its name. So where an
-    earlier one may have arrived, its answer lost, the capture is looked for first, by its
-    file name, which holds its id: GET of C{…/search?search[filename]=NAME} (CloudShark's API,
-    "Search"). A token that may not search is no hindrance, nor a search that takes too long:
-    what can't be found is uploaded.
+    Each upload makes a new capture there, even if there is one of the same name. So if an earlier upload may
+    have arrived, the capture is searched for first, by its file name, which contains its id: GET of
+    C{…/search?search[filename]=NAME} (CloudShark's API, "Search"). If the token may not search, or the
+    search takes too long, the capture is uploaded.
 
-    Retryable are what fails on the way, time-outs, and the answers 408, 429 and 5xx;
-    not any other answer, nor a certificate that can't be verified.
+    Retryable: connection errors, time-outs, and the answers 408, 429 and 5xx. Not retryable: any other
+    answer, and a certificate that can't be verified.
 
-    @param reactor: connects, and keeps the time.
     @param scheme: C{http} or C{https}.
     @param host: a name or an address.
     @param token: the API token. It is in no error, log or location.
-    @param timeout_seconds: how long an upload may take, from its first byte to the
-        last of its answer; L{None} for no limit.
-    @param verify: whether the server's certificate is verified, or the path of the
-        certificates, in PEM, to verify it with. The file is read for each upload.
-    @param search_seconds: how long the search may take. After that, it is better to have a
-        capture there twice than never.
+    @param timeout_seconds: how long an upload may take, from its first byte to the last one of the answer;
+        L{None} is no limit.
+    @param verify: whether the server's certificate is verified; or the path of the PEM file with the
+        certificates to verify it with, which is read for each upload.
+    @param search_seconds: how long the search may take. After that, two copies there are better than none.
     """
 
     name = "cloudshark"
@@ -95,15 +91,15 @@ class CloudShark:
         self._cooperator = Cooperator(scheduler=lambda work: reactor.callLater(0, work))
 
     def route(self, options: Mapping[str, Any]) -> str:
-        """See L{IDestination.route}: there is one."""
+        """See L{IDestination.route}. There is only one."""
         return self.routes[0]
 
     def check(self, options: Mapping[str, Any]) -> Iterator[Problem]:
-        """See L{IDestination.check}: there are no options."""
+        """See L{IDestination.check}. There are no options."""
         return (unknown_key(key, ()) for key in options)
 
     def store(self, artifact: Artifact) -> Deferred[Receipt]:
-        """See L{IDestination.store}. The receipt's location is the link of the capture."""
+        """See L{IDestination.store}. The receipt's location is the capture's page."""
         stored = Deferred.fromCoroutine(self._store(artifact))
         if self._timeout_seconds is not None:
             stored.addTimeout(self._timeout_seconds, self._reactor, self._timed_out)
@@ -111,52 +107,52 @@ class CloudShark:
 
     def _timed_out(self, result: Any, seconds: float) -> Any:
         if isinstance(result, Failure) and isinstance(result.value, CancelledError):
-            raise DestinationError(f"{self._base}: no answer within {seconds:g} s", retryable=True)
+            raise DestinationError(f"{self._base}: timed out after {seconds:g} s", retryable=True)
         return result
 
     async def _store(self, artifact: Artifact) -> Receipt:
         try:
             link = await self._found(artifact) if artifact.may_be_there else None
             if link is None:
-                link = self._judged(await self._upload(artifact))
+                link = self._judge(await self._upload(artifact))
         except DestinationError:
             raise
         except Exception as error:  # noqa: BLE001 - what an HTTP client raises may show the URL, and the token in it
             if isinstance(error, CancelledError):
                 raise CancelledError() from None
-            words, retryable = self._told(error)
+            words, retryable = self._describe(error)
             raise DestinationError(f"{self._base}: {words}", retryable=retryable) from None
         return Receipt(destination=self.name, location=link)
 
     async def _found(self, artifact: Artifact) -> str | None:
         """
-        The link of a capture that is there already; L{None} where none is to be found.
+        The page of a capture that is there already; L{None} if it is not found.
 
-        @raise DestinationError: where the server asks to be left alone.
+        @raise DestinationError: if the server is busy.
         """
         what = f"search?{urlencode({'search[filename]': artifact.name})}"
         asked = Deferred.fromCoroutine(self._exchange("GET", what))
         try:
             answer = await asked.addTimeout(self._search_seconds, self._reactor)
         except TimeoutError:
-            self._tell_not_found(artifact, "nothing")
+            self._log_not_found(artifact, "timed out")
             return None
         captures = _object(answer.body).get("captures")
         if answer.code in _BUSY:
-            self._judged(answer)
+            self._judge(answer)
         if answer.code != 200 or not isinstance(captures, list):
-            self._tell_not_found(artifact, str(answer.code))
+            self._log_not_found(artifact, f"answered {answer.code}")
             return None
-        # The server takes a name for a part of one.
+        # The server finds parts of names as well.
         links = (self._link(each.get("id")) for each in captures if _is_called(each, artifact.name))
         return next((link for link in links if link is not None), None)
 
-    def _tell_not_found(self, artifact: Artifact, answer: str) -> None:
+    def _log_not_found(self, artifact: Artifact, problem: str) -> None:
         self._log.info(
-            "{capture_id}: {base} answered {answer} when it was asked for {name}, which is uploaded again",
+            "{capture_id}: the search for {name} on {base} {problem}; it is uploaded again",
             capture_id=artifact.capture_id,
             base=self._base,
-            answer=answer,
+            problem=problem,
             name=artifact.name,
         )
 
@@ -171,7 +167,7 @@ class CloudShark:
     async def _exchange(self, method: str, what: str, form: _Form | None = None) -> Response:
         """One request to the API."""
         headers = {
-            # The agent's own is wrong for an IPv6 address.
+            # Twisted's agent gets IPv6 addresses wrong.
             "Host": self._authority,
             "Accept": "application/json",
         }
@@ -186,13 +182,13 @@ class CloudShark:
             form,
         )
 
-    def _judged(self, answered: Response) -> str:
+    def _judge(self, response: Response) -> str:
         """
-        What the answer says: the link of the capture.
+        The page of the uploaded capture, by the answer.
 
-        @raise DestinationError: where it is not that it was taken.
+        @raise DestinationError: if it was not accepted.
         """
-        code, answer = answered.code, _object(answered.body)
+        code, answer = response.code, _object(response.body)
         link = self._link(answer.get("id")) if code == 200 else None
         if link is not None:
             return link
@@ -202,26 +198,26 @@ class CloudShark:
         elif isinstance(exceptions, str) and exceptions:
             words = exceptions
         elif code == 200:
-            words = "with no id of a capture"
+            words = "without the id of a capture"
         elif 300 <= code < 400:
             words = "a redirect, which is not followed"
         else:
-            words = "with no reason"
+            words = "without a reason"
         raise DestinationError(
             f"{self._base}: answered {code}: {self._one_line(words)}",
             retryable=code in _BUSY or code >= 500,
-            retry_after_seconds=answered.asked_seconds,
+            retry_after_seconds=response.asked_seconds,
         )
 
     def _link(self, id: object) -> str | None:
-        """Where people look at a capture; L{None} where that is no id of one."""
+        """The page of a capture; L{None} if this is not an id."""
         if type(id) not in (str, int) or not 0 < len(str(id)) <= _LONGEST_ID:
             return None
         link = f"{self._base}/captures/{quote(str(id), safe='', errors='replace')}"
         return without_secrets(link, self._secrets)
 
-    def _told(self, error: BaseException) -> tuple[str, bool]:
-        """What went wrong on the way, in words, and whether it may go right later."""
+    def _describe(self, error: BaseException) -> tuple[str, bool]:
+        """What went wrong, in words, and whether it is retryable."""
         if isinstance(error, VerificationError):
             return f"the certificate is not for {self._host}", False
         if isinstance(error, SSL.Error):
@@ -239,7 +235,7 @@ class CloudShark:
 @implementer(IBodyProducer)
 class _Form:
     """
-    The form that is uploaded, which can be stopped at any time.
+    The form that is uploaded. It can be stopped at any time.
 
     @ivar content_type: its media type.
     """
@@ -287,7 +283,7 @@ class _Form:
 
 
 def _object(body: bytes) -> dict[str, Any]:
-    """The object that an answer is; an empty one where it is none."""
+    """The JSON object in an answer; an empty one if there is none."""
     try:
         answer = json.loads(body)
     except (ValueError, RecursionError):
@@ -303,5 +299,5 @@ def _ascii(host: str) -> str:
     try:
         return host.encode("idna").decode("ascii")
     except UnicodeError:
-        # An IPv6 address may be longer than what is between two dots of a name.
+        # An IPv6 address may be longer than a label of a name.
         return host

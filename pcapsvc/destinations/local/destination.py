@@ -1,4 +1,4 @@
-"""Captures into a folder of this host."""
+"""Captures in a directory of this host."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from pcapsvc.durable import read_chunks, write_file
 from pcapsvc.interfaces.delivery import IDestination
 from pcapsvc.interfaces.threads import RunInThread
 
-#: What a file may be done with: read and written by us, read by our group.
+#: The permissions of a capture: our group may read it.
 MODE = 0o640
 
-# Somebody has to do something about these. All the others may pass: a full disk, a
-# quota, an I/O error, a network file system that went away.
+# Errors that somebody has to fix. All others are retryable: a full disk, a quota, an I/O error, a network
+# file system that is unreachable.
 _LASTING = frozenset(
     {
         errno.ENOENT,
@@ -39,22 +39,21 @@ _LASTING = frozenset(
     }
 )
 
-# What file systems without hard links answer to link(2).
+# The errors of link(2) on file systems without hard links.
 _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 
 
 @implementer(IDestination)
 class LocalDirectory:
     """
-    Stores captures in a folder, whole or not at all: under a hidden name first
-    (C{.NAME.XXXXXXXX}), which is left behind only where the process is killed.
-    A file that is there already is never written over: where it has the size of the
-    capture, an earlier attempt came through, as names are unique by their captures' ids.
+    Stores captures in a directory, completely or not at all. Each has a hidden name (C{.NAME.XXXXXXXX})
+    until it is complete, which is left behind only if the process is killed. An existing file is never
+    overwritten: if it has the size of the capture, an earlier attempt succeeded, as names are unique.
 
-    A folder that is missing or that we may not write to is an error that can't be
-    retried: that is the operator's to mend. A full disk can.
+    A directory that is missing or not writable is an error that is not retryable: an operator has to fix it.
+    A full disk is retryable.
 
-    @param directory: an absolute path, since the daemon may change its working directory.
+    @param directory: an absolute path, as the daemon may change its working directory.
     """
 
     name = "local"
@@ -65,11 +64,11 @@ class LocalDirectory:
         self._run_in_thread = run_in_thread
 
     def route(self, options: Mapping[str, Any]) -> str:
-        """See L{IDestination.route}: there is one."""
+        """See L{IDestination.route}. There is only one."""
         return self.routes[0]
 
     def check(self, options: Mapping[str, Any]) -> Iterator[Problem]:
-        """See L{IDestination.check}: there are no options."""
+        """See L{IDestination.check}. There are no options."""
         return (unknown_key(key, ()) for key in options)
 
     def store(self, artifact: Artifact) -> Deferred[Receipt]:
@@ -80,14 +79,14 @@ class LocalDirectory:
         cancelled = False
         path = os.path.join(self._directory, artifact.name)
         try:
-            # Here, not in the thread: by the time that it runs, the content may have been let go of.
+            # Not in the thread: by the time it runs, the content may be closed.
             source = artifact.content.open()
             try:
                 await self._run_in_thread(
                     _write_file, self._directory, artifact.name, source, lambda: cancelled
                 )
             except CancelledError:
-                # The thread notices, and closes what it reads.
+                # The thread notices, and closes the source.
                 cancelled = True
                 raise
             except BaseException:
@@ -120,10 +119,14 @@ def _write_file(directory: str, name: str, source: BinaryIO, cancelled: Callable
 
 
 def _publish(folder: int, hidden: str, name: str) -> bool:
-    """Give a file its name: whether that was free."""
+    """
+    Give a file its name.
+
+    @return: whether the name was free.
+    """
     made = True
     try:
-        # Unlike a rename, a link never replaces a file.
+        # Unlike rename(2), link(2) never replaces a file.
         os.link(hidden, name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
     except FileExistsError:
         made = False
@@ -132,26 +135,28 @@ def _publish(folder: int, hidden: str, name: str) -> bool:
             raise
         made = _rename(folder, hidden, name)
     try:
-        # Where the name was made earlier, too: nobody knows how far that came.
+        # Even if the name exists: the earlier attempt may not have come this far.
         os.fsync(folder)
     except OSError:
         if made:
-            # It did not arrive, then: another attempt must find its name free.
+            # The attempt has failed. The next one must find the name free.
             _remove(folder, name)
         raise
     return made
 
 
 def _has_size(folder: int, name: str, size: int) -> bool:
-    """Whether it is a file, no link, of so many bytes."""
+    """Whether it is a regular file of that many bytes, not a link."""
     found = os.stat(name, dir_fd=folder, follow_symlinks=False)
     return stat.S_ISREG(found.st_mode) and found.st_size == size
 
 
 def _rename(folder: int, hidden: str, name: str) -> bool:
     """
-    Rename where there are no hard links: whether the name was free. Names are unique by
-    their captures' ids, so that nobody makes this one between the two calls.
+    Rename, for want of hard links. Names contain the capture's id, so nobody else creates this one between
+    the two calls.
+
+    @return: whether the name was free.
     """
     try:
         os.stat(name, dir_fd=folder, follow_symlinks=False)

@@ -1,4 +1,4 @@
-"""What one attempt says to a service and hears from it, so that it can be ended at any time."""
+"""The connections of one attempt, which can be closed at any time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from botocore.awsrequest import (
 )
 from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 
-#: How much of a service's answers is read within one attempt. Those of S3 to a PutObject have hundreds.
+#: How much of the service's answers is read in one attempt, in bytes. S3 answers a PutObject with hundreds.
 MOST_ANSWER_BYTES = 256 * 1024
 
 _here = threading.local()
@@ -26,11 +26,11 @@ _here = threading.local()
 
 class Exchange:
     """
-    One attempt. A time-out of a socket is for one call of the system only: who sends a
-    byte now and then is waited for without end. So this ends all connections that
-    it has, from any thread and whatever is done with them there.
+    One attempt. A socket's time-out is for one system call only: a peer that sends a byte now and then
+    would be waited for forever. So this closes all its connections, from any thread, whatever
+    they are doing.
 
-    @ivar problem: what was wrong with the service's answer, where it was cut off for that.
+    @ivar problem: what was wrong with the service's answer, if it was cut off for that.
     """
 
     def __init__(self) -> None:
@@ -38,12 +38,12 @@ class Exchange:
         self._received_bytes = 0
         self._lock = threading.Lock()
         self._is_cut = False
-        # Duplicates: a descriptor that a client has closed may be somebody else's by now.
+        # Duplicates: a descriptor that the client has closed may have another owner by now.
         self._sockets: list[socket.socket] = []
 
     @contextmanager
     def here(self) -> Iterator[None]:
-        """Within, the connections of this thread are those of this exchange. Each ends with it."""
+        """Within, this thread's connections belong to this exchange. They are closed with it."""
         _here.exchange = self
         try:
             yield
@@ -56,26 +56,25 @@ class Exchange:
                 one.close()
 
     def cut(self) -> None:
-        """End it, now; from any thread."""
+        """Close all connections, now. May be called from any thread."""
         with self._lock:
             self._is_cut = True
             for one in self._sockets:
                 try:
                     one.shutdown(socket.SHUT_RDWR)
                 except OSError:
-                    pass  # it is not connected, or not any more
+                    pass  # not connected, or not any more
 
     def check(self) -> None:
-        """Raise L{ConnectionAbortedError} where it was ended."""
+        """Raise L{ConnectionAbortedError} if it was cut."""
         if self._is_cut:
-            raise ConnectionAbortedError("nobody waits for this any more")
+            raise ConnectionAbortedError("the attempt was cancelled")
 
     def connect(self, connection: Any) -> socket.socket:
         """
-        Connect to one of the addresses of a host, within the connection's time-out for
-        all of them together.
+        Connect to one of a host's addresses. The connection's time-out is for all of them together.
 
-        @raise OSError: where there is none.
+        @raise OSError: if none of them accepts.
         """
         deadline = None if connection.timeout is None else time.monotonic() + connection.timeout
         problem = OSError("the host has no address")
@@ -85,14 +84,14 @@ class Exchange:
             one = socket.socket(family, kind, protocol)
             try:
                 if deadline is not None:
-                    # The others, too, are to have their share.
+                    # Each of the others gets its share.
                     left = max(0.0, deadline - time.monotonic())
                     one.settimeout(max(0.01, left / (len(found) - tried)))
                 for option in connection.socket_options or ():
                     one.setsockopt(*option)
                 self._watch(one)
                 one.connect(address)
-                # Cut before it was connected, it had nothing to shut down.
+                # If it was cut before it was connected, the shutdown had no effect.
                 self.check()
                 one.settimeout(connection.timeout)
                 return one
@@ -106,7 +105,7 @@ class Exchange:
             self._sockets.append(one.dup())
 
     def count(self, received_bytes: int) -> None:
-        """Note what was received, and raise L{ConnectionAbortedError} where that is too much."""
+        """Count what was received, and raise L{ConnectionAbortedError} if that is too much."""
         self._received_bytes += received_bytes
         if self._received_bytes > MOST_ANSWER_BYTES:
             self.problem = f"an answer of more than {MOST_ANSWER_BYTES} bytes"
@@ -114,7 +113,7 @@ class Exchange:
 
 
 class _Received(io.RawIOBase):
-    """What arrives at a socket, as far as its exchange goes."""
+    """What a socket receives, until its exchange is cut."""
 
     def __init__(self, inner: io.RawIOBase, exchange: Exchange, *, may_end: bool) -> None:
         self._inner = inner
@@ -138,15 +137,15 @@ class _Received(io.RawIOBase):
 
 
 class _Socket:
-    """A socket whose files end with the exchange."""
+    """A socket whose files are cut with the exchange."""
 
     def __init__(self, inner: Any, exchange: Exchange) -> None:
         self._inner = inner
         self._exchange = exchange
 
     def makefile(self, mode: str = "rb", buffering: int | None = None) -> Any:
-        # What botocore reads so is the answer to "Expect: 100-continue". It would look for
-        # the end of its headers in a loop, where the connection ends before.
+        # botocore reads the answer to "Expect: 100-continue" unbuffered. If the connection ends within
+        # its headers, it would look for their end in an endless loop.
         unbuffered = buffering == 0
         received = _Received(self._inner.makefile(mode, 0), self._exchange, may_end=not unbuffered)
         return received if unbuffered else io.BufferedReader(received)
@@ -156,10 +155,10 @@ class _Socket:
 
 
 class _Ending:
-    """To be mixed into a connection of urllib3: it belongs to the exchange of the thread that connects it."""
+    """A mix-in for urllib3's connections: each belongs to the exchange of the thread that connects it."""
 
     def _new_conn(self) -> socket.socket:
-        # As urllib3.connection.HTTPConnection has it, whose errors botocore knows.
+        # Like urllib3.connection.HTTPConnection, with the errors that botocore knows.
         connection: Any = self
         exchange: Exchange = _here.exchange
         try:
@@ -183,11 +182,11 @@ class _SecureConnection(_Ending, AWSHTTPSConnection):  # type: ignore[misc]
 
 
 class _Closing:
-    """To be mixed into a pool of urllib3: what is given back to it is closed, before another may take it."""
+    """A mix-in for urllib3's pools: a connection that is returned is closed before it can be reused."""
 
     def _put_conn(self, connection: Any) -> None:
         if connection is not None:
-            # It is connected anew when it is needed.
+            # It is connected again when it is needed.
             connection.close()
         super()._put_conn(connection)  # type: ignore[misc]
 
@@ -202,9 +201,9 @@ class _SecurePool(_Closing, AWSHTTPSConnectionPool):  # type: ignore[misc]
 
 def make_ending(client: Any) -> None:
     """
-    Make the connections of a client of boto3 those of exchanges: it may be used within
-    L{Exchange.here} only.
+    Have the connections of a client of boto3 belong to exchanges. From then on, it can be used only within
+    L{Exchange.here}.
     """
-    # botocore has no public way to say so. One dictionary serves direct connections and those by a proxy.
+    # botocore has no public API for this. One dictionary serves direct and proxied connections.
     classes: dict[str, Callable[..., Any]] = client._endpoint.http_session._pool_classes_by_scheme
     classes.update(http=_Pool, https=_SecurePool)
