@@ -1,4 +1,4 @@
-"""Signals: the first one stops the daemon, the next one hurries the stop, SIGHUP does nothing."""
+"""Signals: the first one stops the daemon, the next one hurries the stop, others do nothing."""
 
 from __future__ import annotations
 
@@ -11,6 +11,21 @@ from twisted.internet.interfaces import IReactorCore, IReactorFromThreads
 from twisted.logger import Logger
 
 Handler = Callable[[int, Any], Any] | int | None
+
+# Each of these would end the process, by default, and with it the running captures (signal(7)).
+#: Stop the daemon: somebody, the power supply, or a limit of CPU time wants it to end.
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGPWR, signal.SIGXCPU)
+#: Do nothing, unless somebody else handles them: twistd rotates its log file at SIGUSR1.
+IGNORED = (
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGALRM,
+    signal.SIGVTALRM,
+    signal.SIGPROF,
+    signal.SIGIO,
+    signal.SIGSTKFLT,
+    *range(signal.SIGRTMIN, signal.SIGRTMAX + 1),
+)
 
 
 def ignore_reload(install: Callable[[int, Any], Any] = signal.signal) -> None:
@@ -28,13 +43,16 @@ class ISignalReactor(IReactorCore, IReactorFromThreads):
 
 class Signals(Service):
     """
-    While it runs, SIGTERM and SIGINT stop the reactor, and the process exits with status 0
+    While it runs, each signal of L{STOPPING} stops the reactor, and the process exits with status 0
     (with Twisted's own handlers it would end by the signal). A second one hurries the stop.
-    SIGHUP is logged and does nothing, as the configuration is not reloaded. After a stop by
-    signal, all three are ignored until the process exits.
+    SIGHUP and those of L{IGNORED} are logged and do nothing: the configuration is not reloaded. After
+    a stop by signal, all of them are ignored until the process exits.
+
+    SIGTTOU is ignored, too: it would suspend a daemon that logs to a terminal in the background.
 
     @param hurry: is called for each signal after the first.
     @param install: sets the handler of a signal, and returns the previous one.
+    @param current: returns the handler of a signal.
     """
 
     _log = Logger()
@@ -45,10 +63,12 @@ class Signals(Service):
         *,
         hurry: Callable[[], None],
         install: Callable[[int, Any], Any] = signal.signal,
+        current: Callable[[int], Any] = signal.getsignal,
     ) -> None:
         self._reactor = reactor
         self._hurry = hurry
         self._install = install
+        self._current = current
         self._before: dict[int, Handler] = {}
         self._stopping = False
 
@@ -65,22 +85,35 @@ class Signals(Service):
             # Ours can't stay: the interpreter removes them some time before the process exits.
             self._install(number, signal.SIG_IGN if self._stopping else handler)
         self._before.clear()
+        if self._stopping:
+            for number in self._unhandled():
+                self._install(number, signal.SIG_IGN)
 
     def _install_handlers(self) -> None:
         if not self.running:
             return
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._before[number] = self._install(number, self._on_stop)
+        for stopping in STOPPING:
+            self._before[stopping] = self._install(stopping, self._on_stop)
         self._before[signal.SIGHUP] = self._install(signal.SIGHUP, self._on_reload)
+        for ignored in self._unhandled():
+            self._before[ignored] = self._install(ignored, self._on_ignored)
+        self._before[signal.SIGTTOU] = self._install(signal.SIGTTOU, signal.SIG_IGN)
+
+    def _unhandled(self) -> list[int]:
+        """The signals that are to be ignored and would end the process."""
+        return [number for number in IGNORED if self._current(number) is signal.SIG_DFL]
 
     def _on_stop(self, number: int, frame: object) -> None:
         # A handler runs between any two bytecodes, so the work is left to the reactor.
-        self._reactor.callFromThread(self._stop, signal.Signals(number).name)
+        self._reactor.callFromThread(self._stop, _name(number))
 
     def _on_reload(self, number: int, frame: object) -> None:
         self._reactor.callFromThread(
             self._log.info, "SIGHUP: ignored; restart the daemon to reload its configuration"
         )
+
+    def _on_ignored(self, number: int, frame: object) -> None:
+        self._reactor.callFromThread(self._log.info, "{name}: ignored", name=_name(number))
 
     def _stop(self, name: str) -> None:
         if self._stopping:
@@ -90,3 +123,11 @@ class Signals(Service):
         self._stopping = True
         self._log.info("{name}: stopping", name=name)
         self._reactor.stop()
+
+
+def _name(number: int) -> str:
+    """The name of a signal. Of the real-time signals, only the first and the last have one."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"SIGRTMIN+{number - signal.SIGRTMIN}"

@@ -8,7 +8,9 @@ from typing import Any
 
 from twisted.trial import unittest
 
-from pcapsvc.host.signals import Signals, ignore_reload
+from pcapsvc.host.signals import IGNORED, STOPPING, Signals, ignore_reload
+
+HANDLED = (signal.SIGHUP, *STOPPING, *IGNORED, signal.SIGTTOU)
 
 
 class Reactor:
@@ -21,8 +23,8 @@ class Reactor:
     def callWhenRunning(self, function: Callable[[], None]) -> None:
         self.started.append(function)
 
-    def callFromThread(self, function: Callable[..., Any], *args: Any) -> None:
-        function(*args)
+    def callFromThread(self, function: Callable[..., Any], *args: Any, **keywords: Any) -> None:
+        function(*args, **keywords)
 
     def stop(self) -> None:
         self.stops += 1
@@ -33,10 +35,12 @@ class SignalsTests(unittest.SynchronousTestCase):
 
     def setUp(self) -> None:
         """A started service."""
-        self.handlers: dict[int, Any] = dict.fromkeys((1, 2, 15), "before")
+        self.handlers: dict[int, Any] = dict.fromkeys(HANDLED, signal.SIG_DFL)
         self.reactor = Reactor()
         self.hurried = 0
-        self.signals = Signals(self.reactor, hurry=self.hurry, install=self.install)
+        self.signals = Signals(
+            self.reactor, hurry=self.hurry, install=self.install, current=self.handlers.__getitem__
+        )
         self.signals.startService()
 
     def hurry(self) -> None:
@@ -55,34 +59,48 @@ class SignalsTests(unittest.SynchronousTestCase):
 
     def test_not_before_the_reactor_runs(self) -> None:
         """Handlers are installed once the reactor runs, so that its own don't replace them."""
-        self.assertEqual(set(self.handlers.values()), {"before"})
+        self.assertEqual(set(self.handlers.values()), {signal.SIG_DFL})
         self.run_reactor()
-        self.assertNotIn("before", self.handlers.values())
+        self.assertNotIn(signal.SIG_DFL, self.handlers.values())
 
     def test_stop_then_hurry(self) -> None:
-        """The first SIGTERM or SIGINT stops the reactor, and each further one hurries the stop."""
+        """The first signal stops the reactor, and each further one hurries the stop."""
         self.run_reactor()
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
+        for number in STOPPING:
             self.handlers[number](number, None)
-        self.assertEqual((self.reactor.stops, self.hurried), (1, 2))
+        self.assertEqual((self.reactor.stops, self.hurried), (1, len(STOPPING) - 1))
 
     def test_nothing_is_reloaded(self) -> None:
-        """SIGHUP does nothing."""
+        """SIGHUP does nothing, and neither do signals without a meaning."""
         self.run_reactor()
-        self.handlers[signal.SIGHUP](signal.SIGHUP, None)
+        for number in (signal.SIGHUP, *IGNORED):
+            self.handlers[number](number, None)
         self.assertEqual((self.reactor.stops, self.hurried), (0, 0))
+
+    def test_handled_by_others(self) -> None:
+        """The handlers of others stay: twistd's for SIGUSR1, and the manhole's for SIGALRM."""
+        others = {signal.SIGUSR1: "rotate", signal.SIGALRM: "limit"}
+        self.handlers.update(others)
+        self.run_reactor()
+        self.assertEqual({number: self.handlers[number] for number in others}, others)
+        self.handlers[signal.SIGALRM] = signal.SIG_DFL
+        self.handlers[signal.SIGTERM](signal.SIGTERM, None)
+        self.signals.stopService()
+        self.assertEqual(self.handlers[signal.SIGUSR1], "rotate")
+        self.assertEqual(self.handlers[signal.SIGALRM], signal.SIG_IGN)
 
     def test_ignored_after_the_end(self) -> None:
         """After a stop by signal, further signals don't change the exit status."""
         self.run_reactor()
         self.handlers[signal.SIGTERM](signal.SIGTERM, None)
         self.signals.stopService()
-        self.assertEqual(self.handlers, dict.fromkeys((1, 2, 15), signal.SIG_IGN))
+        self.assertEqual(self.handlers, dict.fromkeys(HANDLED, signal.SIG_IGN))
 
     def test_ignored_before_the_start(self) -> None:
         """Before the reactor runs, only SIGHUP is ignored."""
         ignore_reload(self.install)
-        self.assertEqual(self.handlers, {1: signal.SIG_IGN, 2: "before", 15: "before"})
+        self.assertEqual(self.handlers.pop(signal.SIGHUP), signal.SIG_IGN)
+        self.assertEqual(set(self.handlers.values()), {signal.SIG_DFL})
 
     def test_restored(self) -> None:
         """
@@ -91,6 +109,6 @@ class SignalsTests(unittest.SynchronousTestCase):
         """
         self.run_reactor()
         self.signals.stopService()
-        self.assertEqual(set(self.handlers.values()), {"before"})
+        self.assertEqual(set(self.handlers.values()), {signal.SIG_DFL})
         self.run_reactor()
-        self.assertEqual(set(self.handlers.values()), {"before"})
+        self.assertEqual(set(self.handlers.values()), {signal.SIG_DFL})
