@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import json
-import sys
 from functools import partial
 from typing import Any
 
 import msgspec
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from twisted.trial import unittest
 
 from pcapsvc.core.errors import Problem, RequestRejected
 from pcapsvc.core.request import (
-    MAX_BODY_BYTES,
     CaptureRequest,
     OptionFields,
     RequestBounds,
     RequestFields,
     asks_to_be_logged,
     parse_request,
-    read_address,
 )
 from pcapsvc.core.values import CANNED_ACLS
 from pcapsvc.destinations.s3.options import S3_FIELDS, S3Options, check_options
@@ -63,7 +58,7 @@ FIELDS: dict[str, Any] = {
 }
 TEXTS = ("requestid", "tags", "bpf", "customer", "folder", "bucket", "acl", "region", "endpoint")
 NUMBERS = ("snap", "timeout", "duration", "bytes")
-_EITHER = {"nodere", "alias"}
+EITHER = {"nodere", "alias"}
 
 
 def message(**fields: Any) -> bytes:
@@ -71,7 +66,7 @@ def message(**fields: Any) -> bytes:
     return json.dumps({"node": "sensor1", "interface": ["eth0"], **fields}).encode()
 
 
-class _Requests:
+class Requests:
     def parse(self, body: bytes, bounds: RequestBounds = BOUNDS, **options: bool) -> CaptureRequest:
         """The request of a message."""
         return parse_request(body, bounds, **options)
@@ -85,7 +80,7 @@ class _Requests:
         raise AssertionError(f"{request!r} was not refused")
 
 
-class FieldsTests(_Requests, unittest.SynchronousTestCase):
+class FieldsTests(Requests, unittest.SynchronousTestCase):
     """Every field: its kind, and its absence."""
 
     def test_all_fields(self) -> None:
@@ -304,7 +299,7 @@ class FieldsTests(_Requests, unittest.SynchronousTestCase):
         self.assertLess(len(shown), 100)
 
 
-class EitherTests(_Requests, unittest.SynchronousTestCase):
+class EitherTests(Requests, unittest.SynchronousTestCase):
     """Exactly one of two."""
 
     def test_none(self) -> None:
@@ -369,7 +364,7 @@ class EitherTests(_Requests, unittest.SynchronousTestCase):
         self.assertIn("node", self.problems(b'{"node": [], "nodere": "x", "interface": ["eth0"]}'))
 
 
-class FilterTests(_Requests, unittest.SynchronousTestCase):
+class FilterTests(Requests, unittest.SynchronousTestCase):
     """What of a filter is judged without libpcap."""
 
     def test_length(self) -> None:
@@ -404,7 +399,7 @@ class FilterTests(_Requests, unittest.SynchronousTestCase):
             self.assertEqual(list(self.problems(message(bpf=bad))), ["bpf"], bad)
 
 
-class OverridesTests(_Requests, unittest.SynchronousTestCase):
+class OverridesTests(Requests, unittest.SynchronousTestCase):
     """What a request may say of S3."""
 
     def bounds(self, *allowed: str, endpoints: tuple[str, ...] = ()) -> RequestBounds:
@@ -460,173 +455,3 @@ class OverridesTests(_Requests, unittest.SynchronousTestCase):
         )
         self.parse(message(bucket="other", endpoint="not/an endpoint"), bounds)
         self.assertEqual(list(self.problems(message(bucket=5), bounds)), ["bucket"])
-
-
-class BodyTests(_Requests, unittest.SynchronousTestCase):
-    """Bodies that are no requests."""
-
-    def test_no_object(self) -> None:
-        """What is no JSON object is refused, and says so."""
-        good = message()
-        for body in (
-            b"",
-            b" ",
-            b"null",
-            b"[]",
-            b"5",
-            b'"x"',
-            b"{",
-            good + b" x",
-            good * 2,
-            good[:-1],
-            b"\xef\xbb\xbf" + good,
-            good.replace(b"}", b', "snap": NaN}'),
-            good.replace(b"}", b', "snap": Infinity}'),
-            good.replace(b"}", b",}"),
-            good.replace(b'"node"', b"'node'"),
-            b"/**/" + good,
-        ):
-            self.assertEqual(list(self.problems(body)), ["request"], body)
-            self.assertIn("must be a JSON object", self.problems(body)["request"])
-
-    def test_size(self) -> None:
-        """A body of 64 KiB is read, and a longer one is not."""
-        good = message()
-        self.parse(good + b" " * (MAX_BODY_BYTES - len(good)))
-        self.assertEqual(
-            self.problems(good + b" " * (MAX_BODY_BYTES - len(good) + 1)),
-            {"request": "must have up to 65536 bytes, and has 65537"},
-        )
-
-    def test_encoding(self) -> None:
-        """Bytes that are not UTF-8, and lone surrogates, are refused wherever they stand."""
-        for body in (
-            b"\xff\xfe{}",
-            message().replace(b"sensor1", b"\xff"),
-            message(customer="x").replace(b'"x"', b'"\xc3"'),
-            message(customer="x").replace(b'"x"', b'"\xed\xa0\x80"'),
-            message(customer="x").replace(b'"x"', b'"\\ud800"'),
-            message(customer="x").replace(b'"x"', b'"\\udc00"'),
-            message(xx=1).replace(b"xx", b"\xff"),
-            message(xx=1).replace(b"xx", b"\\ud800"),
-            message().decode().encode("utf-16"),
-        ):
-            self.assertEqual(list(self.problems(body)), ["request"], body)
-
-    def test_half_a_character(self) -> None:
-        """One surrogate without the other is told as such, wherever it stands, and as it was written."""
-        for text, told in (
-            (rb"\ud800", r"\ud800"),
-            (rb"a\\\uDBFFb", r"\uDBFF"),
-            (rb"\udc00", r"\udc00"),
-            (rb"\ud83d\ude00\ud83d\u0041", r"\ud83d"),
-        ):
-            for body in (
-                message(tags="x").replace(b'"x"', b'"' + text + b'"'),
-                message(tags="x", packets=1).replace(b'"x"', b'"' + text + b'"'),
-                message(x=1).replace(b'"x"', b'"' + text + b'"'),
-            ):
-                rules = self.problems(body)
-                self.assertEqual(
-                    {"request": f"must be Unicode, and has half of a surrogate pair: {told}"}, rules, body
-                )
-                self.assertRaises(RequestRejected, read_address, body)
-        # The backslash is escaped, and what follows it isn't an escape sequence.
-        self.assertEqual(self.parse(message(tags=r"\ud800")).tags, r"\ud800")
-        self.assertIn("must be a JSON object (", self.problems(message(tags=r"\ud800")[:-1])["request"])
-
-    def test_numbers_out_of_range(self) -> None:
-        """A number that is too large to be held is a problem of its field, told with the others."""
-        nines = b"9" * 5000
-        body = message(alertid=7, packets=0, interface=[8], snap=6).replace(b": 7", b": " + nines)
-        body = body.replace(b"[8]", b"[\n" + nines + b"]").replace(b": 6", b": 1e999")
-        rejection = self.assertRaises(RequestRejected, parse_request, body, BOUNDS)
-        problems = {problem.path: problem for problem in rejection.problems}
-        self.assertEqual({"alertid", "packets", "interface", "snap"}, set(problems))
-        self.assertEqual("9" * 80 + "…", problems["alertid"].value)
-        self.assertTrue(problems["alertid"].rule.startswith("must be a whole number of 64 bits"))
-        self.assertEqual(r"[\n" + "9" * 77 + "…", problems["interface"].value)
-        self.assertEqual("1e999", problems["snap"].value)
-        self.assertEqual(["alertld"], list(self.problems(message(alertld=7).replace(b": 7", b": " + nines))))
-
-    def test_escapes(self) -> None:
-        """A pair of surrogates is a character, and an escaped key is its key."""
-        body = b'{"no\\u0064e": "sensor1", "interface": ["eth0"], "customer": "\\ud83d\\ude00"}'
-        self.assertEqual(self.parse(body).customer, "\N{GRINNING FACE}")
-        self.assertEqual(read_address(body).node, "sensor1")
-
-    def test_duplicate_keys(self) -> None:
-        """Of two equal keys the last one counts, for the address as for the request."""
-        body = b'{"node": "other", "interface": ["eth0"], "node": "sensor1"}'
-        self.assertEqual((read_address(body).node, self.parse(body).node), ("sensor1", "sensor1"))
-
-    def test_nesting(self) -> None:
-        """However deep a value is nested, and whichever key it has, the request is refused, and no more."""
-        depths = [*range(2, 40), *range(900, sys.getrecursionlimit() + 10), 5000, 30_000]
-        for key in (b"x", b"packets", b"node", b"interface", b"bpf", b"alertid"):
-            for opening, inner, closing in ((b"[", b"1", b"]"), (b'{"":', b"1", b"}")):
-                for depth in depths:
-                    if (len(opening) + len(closing)) * depth > MAX_BODY_BYTES - 100:
-                        continue
-                    value = opening * depth + inner + closing * depth
-                    body = b'{"node": "sensor1", "interface": ["eth0"], "' + key + b'":' + value + b"}"
-                    self.assertTrue(self.problems(body), (key, depth))
-
-    def test_nesting_in_the_address(self) -> None:
-        """Nor can the address be read of a body that is nested too deeply, anywhere."""
-        for key in (b"x", b"node"):
-            self.assertRaises(
-                RequestRejected, read_address, b'{"node":"other","' + key + b'":' + b"[" * 60_000 + b"}"
-            )
-
-
-_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-    max_leaves=5,
-)
-
-
-class HostileTests(unittest.SynchronousTestCase):
-    """Whatever comes, it is a request or it is refused."""
-
-    def outcome(self, body: bytes, **options: bool) -> CaptureRequest | None:
-        """The request; L{None} where it was refused, with a problem that can be shown."""
-        try:
-            return parse_request(body, BOUNDS, **options)
-        except RequestRejected as rejection:
-            self.assertTrue(rejection.problems)
-            self.assertTrue(all(problem.path and problem.rule for problem in rejection.problems))
-            str(rejection).encode()
-            return None
-
-    @settings(max_examples=300, deadline=None)
-    @given(st.binary(max_size=200))
-    def test_bytes(self, body: bytes) -> None:
-        """Random bytes are refused."""
-        self.assertIsNone(self.outcome(body))
-
-    @settings(max_examples=300, deadline=None)
-    @given(st.dictionaries(st.sampled_from([*FIELDS, "bfp", "Node", ""]), _values), st.booleans())
-    def test_json(self, fields: dict[str, Any], ignore: bool) -> None:
-        """Random values of the known fields, and of others: what is taken keeps to the bounds."""
-        request = self.outcome(json.dumps(fields).encode(), ignore_unknown=ignore)
-        if request is None:
-            return
-        self.assertNotEqual(request.node is None, request.nodere is None)
-        self.assertNotEqual(request.interface is None, request.alias is None)
-        for field, most in (("packets", 50_000), ("snap", 262_144), ("timeout", 300), ("duration", 3600)):
-            value = getattr(request, field)
-            self.assertTrue(value is None or (type(value) is int and 1 <= value <= most), (field, value))
-
-    @settings(max_examples=300, deadline=None)
-    @given(st.data())
-    def test_mutated(self, data: st.DataObject) -> None:
-        """A good message with bytes changed, taken out or put in."""
-        given_fields = {key: value for key, value in FIELDS.items() if key not in _EITHER}
-        body = bytearray(json.dumps(given_fields).encode())
-        for _ in range(data.draw(st.integers(1, 4))):
-            at = data.draw(st.integers(0, len(body) - 1))
-            until = data.draw(st.integers(at, min(len(body), at + 3)))
-            body[at:until] = data.draw(st.binary(max_size=3))
-        self.outcome(bytes(body))

@@ -20,7 +20,7 @@ from pcapsvc.destinations.s3.options import check_options
 from pcapsvc.testing import run_now
 from tests.core.test_spool_entry import MANIFEST_1
 from tests.unit.contents import make_artifact
-from tests.unit.test_spool import DATA, DAY, WALL, SpoolCase
+from tests.unit.spool_case import DATA, DAY, WALL, SpoolCase
 
 
 class RedeliveryTests(SpoolCase):

@@ -13,7 +13,7 @@ from pcapsvc.core.errors import SpoolError
 from pcapsvc.delivery.inventory import ENTRY_BYTES
 from pcapsvc.testing import run_now
 from tests.unit.contents import MemfdContent, make_artifact
-from tests.unit.test_spool import DAY, WALL, SpoolCase, replace_id
+from tests.unit.spool_case import DAY, WALL, SpoolCase, replace_id
 
 
 def steps_of(work: Callable[[], object]) -> int:

@@ -1,0 +1,95 @@
+"""A house with a destination in trouble, and what it must leave behind."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from twisted.internet import reactor, task
+from twisted.trial.unittest import TestCase
+
+from pcapsvc.core.event import CaptureDelivered, DeliveryFailed, DeliverySpooled
+from pcapsvc.interfaces.delivery import IDestination
+from pcapsvc.interfaces.threads import RunInThread
+from tests.faults.house import House, memory_bytes, until
+
+# Thirty captures of a megabyte are what is not kept.
+_MOST_KEPT_BYTES = 8_000_000
+NAME = "web1-eth0-1700000000-abc.pcap"
+
+
+class FaultCase(TestCase):
+    """A house, and what it must leave behind."""
+
+    timeout = 100
+
+    async def setUp(self) -> None:  # type: ignore[override]
+        # While the reactor runs, it has a pipe more.
+        await task.deferLater(reactor, 0)
+        self.data = os.urandom(500_000)
+        self.path = Path(self.mktemp()).absolute()
+        self.path.mkdir()
+
+    def house(self, make: Callable[[RunInThread], IDestination], **options: Any) -> House:
+        """A house that runs until the end of the test."""
+        path = self.path / "spool"
+        path.mkdir(exist_ok=True)
+        house = House(path, make, **options)
+        self.addCleanup(house.stop)
+        house.start()
+        return house
+
+    async def spooled(self, house: House) -> None:
+        """Deliver a capture in vain: it is in the spool, byte for byte, and that is what is told."""
+        await house.deliver(self.data)
+        self.assertEqual(house.told(CaptureDelivered), [])
+        self.assertEqual(house.told(DeliveryFailed), [])
+        self.assertEqual(len(house.told(DeliverySpooled)), 1)
+        self.assertEqual(house.spool.entries, 1)
+        [file] = (self.path / "spool").glob("*/capture.pcap")
+        self.assertEqual(file.read_bytes(), self.data)
+
+    async def delivered_in_the_end(self, house: House) -> None:
+        """When nothing is in its way any more, it is delivered from the spool, and not once more."""
+        await house.emptied()
+        await house.stop()
+        self.assertEqual(len(house.told(CaptureDelivered)), 1)
+        house.start()
+        await until(lambda: house.spool._folder.is_open())
+        await house.stop()
+        self.assertEqual(house.told(CaptureDelivered), [])
+        self.assertEqual({path.name for path in (self.path / "spool").iterdir()}, {"lock"})
+
+    async def costs_no_memory(self, words: str) -> None:
+        """
+        Thirty attempts in vain leave nothing in memory.
+
+        @param words: what is told of each.
+        """
+        self.data = os.urandom(1_000_000)
+        # Whoever answers is to have the time for it.
+        timeout_seconds = 0.3 if "0.3 s" in words else 10.0
+        house = self.house(self.make, attempts=10, timeout_seconds=timeout_seconds, retry_seconds=0.02)
+        await house.deliver(self.data, "first.pcap")
+        before = memory_bytes()
+        for n in range(3):
+            await house.deliver(self.data, f"{n}.pcap")
+        self.assertLess(memory_bytes() - before, _MOST_KEPT_BYTES)
+        self.assertEqual(house.spool.entries, 4)
+        self.assertGreaterEqual(len(house.problems), 40)
+        for problem in house.problems:
+            self.assertIn(words, problem)
+        await house.stop()
+
+    def empty_spool(self) -> None:
+        """For another house."""
+        shutil.rmtree(self.path / "spool")
+
+    def assert_asked(self, times: list[float]) -> None:
+        """Between two attempts there was the second that was asked for, and not much more."""
+        self.assertEqual(len(times), 2)
+        self.assertGreaterEqual(times[1] - times[0], 1.0)
+        self.assertLess(times[1] - times[0], 4.0)

@@ -1,0 +1,257 @@
+"""S3 in trouble: what was captured is delivered exactly once, or stays in the spool until it is."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from twisted.internet.defer import Deferred
+
+from pcapsvc.core.event import DeliverySpooled
+from pcapsvc.destinations.s3.destination import S3
+from pcapsvc.interfaces.delivery import IDestination
+from pcapsvc.interfaces.threads import RunInThread
+from peers.certificates import Authority
+from peers.s3 import S3Server
+from tests.faults.destination_case import NAME, FaultCase
+from tests.faults.house import House, left_as, possessions, until
+from tests.faults.proxy import Fault, FaultyProxy, answer
+
+# What botocore says of a reset.
+_RESET_S3 = "Connection was closed before we received a valid response"
+
+
+class S3Tests(FaultCase):
+    """S3, with signatures."""
+
+    async def setUp(self) -> None:  # type: ignore[override]
+        await super().setUp()
+        self.server = S3Server()
+        self.addCleanup(self.server.stop)
+        self.server.start()
+        self.keys()
+        authority = Authority(self.path, "stranger")
+        self.authority_file = authority.file
+        certificate = authority.issue("s3")
+        self.files = (certificate.certificate, certificate.key)
+        self.before = possessions()
+        self.proxies: list[FaultyProxy] = []
+        self.proxy = self.proxied()
+        self.endpoint = f"http://127.0.0.1:{self.proxy.port}"
+        self.credentials: dict[str, str | None] = {
+            "access_id": self.server.access_key,
+            "access_key": self.server.secret_key,
+        }
+
+    def proxied(self, **options: Any) -> FaultyProxy:
+        """A proxy before the server."""
+        proxy = FaultyProxy(int(self.server.endpoint.rpartition(":")[2]), **options)
+        proxy.start()
+        self.addCleanup(proxy.stop)
+        self.proxies.append(proxy)
+        return proxy
+
+    def make(self, run_in_thread: RunInThread) -> IDestination:
+        return S3(
+            run_in_thread=run_in_thread,
+            run_elsewhere=run_in_thread,
+            endpoint=self.endpoint,
+            bucket=self.server.bucket,
+            region=self.server.region,
+            **self.credentials,
+        )
+
+    def keys(self) -> list[str]:
+        """The names of what the server has."""
+        return self.server.keys()
+
+    async def trouble(
+        self, fault: Fault, words: str, *, arrives: bool = False, timeout_seconds: float = 20.0
+    ) -> None:
+        """
+        Failures until the capture is in the spool, and then none.
+
+        @param words: what is told of them.
+        @param arrives: whether the server has the capture in spite of them.
+        @param timeout_seconds: how long an attempt may take; long if it is not what makes it fail.
+        """
+        house = self.house(self.make, timeout_seconds=timeout_seconds)
+        self.proxy.fault = fault
+        await self.spooled(house)
+        self.assertIn(words, house.problems[0])
+        # Threads come back from attempts that are over; the spool's go on one by one.
+        await until(lambda: len(self.proxy.times) >= 5)
+        await until(lambda: house.busy_threads <= 1)
+        self.assertEqual(self.keys(), [NAME] if arrives else [])
+        self.proxy.fault = None
+        await self.delivered_in_the_end(house)
+        self.assert_there()
+        await self.assert_nothing_left()
+
+    def assert_there(self) -> None:
+        """The server has the capture, once."""
+        self.assertEqual(self.keys(), [NAME])
+        self.assertEqual(self.server.get(NAME)[0], self.data)
+
+    async def assert_nothing_left(self) -> None:
+        """Descriptors and threads are as they were."""
+        for proxy in self.proxies:
+            proxy.stop()
+        await left_as(self.before)
+
+    async def test_internal_error(self) -> None:
+        """500."""
+        await self.trouble(Fault(answer=answer(500, "InternalError")), "InternalError")
+
+    async def test_too_many(self) -> None:
+        """429 and 503, with C{Retry-After}, which is honoured: in memory, and in the spool."""
+        for status, code in ((429, "TooManyRequests"), (503, "SlowDown")):
+            for max_delay_seconds in (3.0, None):
+                self.proxy.times.clear()
+                self.proxy.fault = Fault(answer=answer(status, code, "Retry-After: 1"))
+                house = self.house(self.make, max_delay_seconds=max_delay_seconds)
+                delivering = Deferred.fromCoroutine(house.deliver(self.data))
+                await until(lambda house=house: bool(house.problems))  # type: ignore[misc]
+                self.proxy.fault = None
+                await delivering
+                self.assertEqual(len(house.told(DeliverySpooled)), 0 if max_delay_seconds else 1)
+                await house.emptied()
+                self.assert_asked(self.proxy.times)
+                await house.stop()
+        self.assert_there()
+        await self.assert_nothing_left()
+
+    async def test_reset_before_the_body(self) -> None:
+        """A reset at once."""
+        await self.trouble(Fault(body_bytes=0), _RESET_S3)
+
+    async def test_reset_within_the_body(self) -> None:
+        """A reset in the middle."""
+        await self.trouble(Fault(body_bytes=100_000), _RESET_S3)
+
+    async def test_reset_after_the_body(self) -> None:
+        """A reset in place of the answer: the next attempt puts the same object."""
+        await self.trouble(Fault(forgetful=True), _RESET_S3, arrives=True)
+
+    async def test_hangs(self) -> None:
+        """No answer at all."""
+        await self.trouble(Fault(silent=True), "timed out after 2 s", timeout_seconds=2.0)
+
+    async def test_drips(self) -> None:
+        """An answer that takes a tenth of a second for each byte."""
+        await self.trouble(
+            Fault(answer_bytes_per_second=10), "timed out after 2 s", arrives=True, timeout_seconds=2.0
+        )
+
+    async def test_drips_over_tls(self) -> None:
+        """So it is over TLS, with a certificate that is trusted."""
+        self.patch(os, "environ", {**os.environ, "AWS_CA_BUNDLE": str(self.authority_file)})
+        self.proxy = self.proxied(certificate=self.files)
+        self.endpoint = f"https://127.0.0.1:{self.proxy.port}"
+        await self.trouble(
+            Fault(answer_bytes_per_second=10), "timed out after 2 s", arrives=True, timeout_seconds=2.0
+        )
+
+    async def test_reads_slowly(self) -> None:
+        """An object that is read too slowly."""
+        self.data = os.urandom(12_000_000)
+        await self.trouble(Fault(read_bytes_per_second=1_000_000), "timed out after 2 s", timeout_seconds=2.0)
+
+    async def test_refused_credentials(self) -> None:
+        """Credentials that are refused for a while."""
+        refused = answer(403, "InvalidAccessKeyId")
+        await self.trouble(Fault(answer=refused), "InvalidAccessKeyId")
+
+    async def test_gone(self) -> None:
+        """No server, until there is one again."""
+        house = self.house(self.make)
+        self.proxy.stop()
+        await self.spooled(house)
+        self.assertIn("Could not connect to the endpoint URL", house.problems[0])
+        self.proxied(at=self.proxy.port)
+        await self.delivered_in_the_end(house)
+        self.assert_there()
+        await self.assert_nothing_left()
+
+    async def test_memory(self) -> None:
+        """Nothing of captures is kept in memory by attempts that hang, are refused or reset."""
+        for fault, words in (
+            (Fault(silent=True), "timed out after 0.3 s"),
+            (Fault(answer=answer(500, "InternalError")), "InternalError"),
+            (Fault(body_bytes=500_000), _RESET_S3),
+        ):
+            self.proxy.fault = fault
+            await self.costs_no_memory(words)
+            self.empty_spool()
+        await self.assert_nothing_left()
+
+    async def test_wrong_certificate(self) -> None:
+        """A certificate that nobody vouches for, until the right address is named."""
+        right, strange = self.endpoint, self.proxied(certificate=self.files)
+        self.endpoint = f"https://127.0.0.1:{strange.port}"
+        house = self.house(self.make)
+        await self.spooled(house)
+        self.assertIn("CERTIFICATE_VERIFY_FAILED", house.problems[0])
+        self.endpoint = right
+        await self.mended(house)
+
+    async def test_wrong_secret(self) -> None:
+        """A secret that is not the right one any more."""
+        right, self.credentials = self.credentials, {**self.credentials, "access_key": "wr0ng" * 8}
+        house = self.house(self.make)
+        await self.spooled(house)
+        self.assertIn("SignatureDoesNotMatch", house.problems[0])
+        self.credentials = right
+        await self.mended(house)
+
+    async def test_no_credentials(self) -> None:
+        """Credentials that are nowhere to be found, until they are."""
+        bare = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+        self.patch(os, "environ", {**bare, "HOME": str(self.path), "AWS_EC2_METADATA_DISABLED": "true"})
+        right, self.credentials = self.credentials, {"access_id": None, "access_key": None}
+        house = self.house(self.make)
+        await self.spooled(house)
+        self.assertIn("credentials", house.problems[0])
+        self.credentials = right
+        await self.mended(house)
+
+    async def test_vanishing_credentials(self) -> None:
+        """
+        A profile that is emptied and refused while the daemon runs: it notices, and finds
+        the new ones without a restart.
+        """
+        profile = self.path / "credentials"
+        words = "[default]\naws_access_key_id = {access_id}\naws_secret_access_key = {access_key}\n"
+        profile.write_text(words.format(**self.credentials))
+        bare = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+        more = {"AWS_EC2_METADATA_DISABLED": "true", "AWS_SHARED_CREDENTIALS_FILE": str(profile)}
+        self.patch(os, "environ", {**bare, "HOME": str(self.path), **more})
+        right, self.credentials = self.credentials, {"access_id": None, "access_key": None}
+        house = self.house(self.make)
+        await house.deliver(self.data, "first.pcap")
+        profile.write_text("")
+        # What was read goes on, until it is refused.
+        await house.deliver(self.data, "second.pcap")
+        self.assertEqual(self.keys(), ["first.pcap", "second.pcap"])
+        self.proxy.fault = Fault(answer=answer(403, "InvalidAccessKeyId"))
+        await house.deliver(self.data)
+        self.assertIn("InvalidAccessKeyId", house.problems[-1])
+        self.proxy.fault = None
+        await house.deliver(self.data, "third.pcap")
+        self.assertIn("Unable to locate credentials", house.problems[-1])
+        self.assertEqual(self.keys(), ["first.pcap", "second.pcap"])
+        self.assertEqual(house.spool.entries, 2)
+        profile.write_text(words.format(**right))
+        await until(lambda: house.spool.entries == 0)
+        self.assertEqual(self.keys(), ["first.pcap", "second.pcap", "third.pcap", NAME])
+        await house.stop()
+        await self.assert_nothing_left()
+
+    async def mended(self, house: House) -> None:
+        """What an operator mended is tried again at once after a restart."""
+        self.assertEqual(self.keys(), [])
+        await house.stop()
+        house.start()
+        await self.delivered_in_the_end(house)
+        self.assert_there()
+        await self.assert_nothing_left()

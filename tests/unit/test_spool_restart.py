@@ -1,0 +1,179 @@
+"""What a start finds in the spool."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.defer import Deferred, fail
+
+from pcapsvc.core.errors import SpoolError
+from pcapsvc.delivery.entry import State
+from pcapsvc.delivery.inventory import ENTRY_BYTES
+from pcapsvc.testing import run_now
+from tests.unit.spool_case import DATA, DAY, WALL, SpoolCase
+
+
+def as_pipe(path: Path) -> None:
+    """Put a pipe in the place of a file."""
+    path.unlink()
+    os.mkfifo(path)
+
+
+def as_link(path: Path, target: Path) -> None:
+    """Move something away, and put a link to it in its place."""
+    path.rename(target)
+    path.symlink_to(target)
+
+
+class RestartTests(SpoolCase):
+    """What a start finds."""
+
+    def test_all_of_it(self) -> None:
+        """What was spooled is there after a restart, the oldest first, and due at once."""
+        for name in ("c.pcap", "a.pcap", "b.pcap"):
+            self.put(name, tags="x")
+        size = self.spool.size
+        self.restart()
+        self.assertEqual([entry.capture_id for entry in self.spool.due("one")], ["c", "a", "b"])
+        self.assertEqual(self.spool.waiting, self.spool.due("one"))
+        self.assertEqual(repr(self.spool), f"<Spool: 3 captures, {size} bytes>")
+        self.assertEqual(self.spool.size, size)
+        artifact = self.successResultOf(self.spool.read(self.take()[1]))
+        self.assertEqual((artifact.name, artifact.tags, artifact.capture_id), ("a.pcap", "x", "a"))
+        with artifact.content.open() as file:
+            self.assertEqual(file.read(), DATA)
+
+    def test_never_whole(self) -> None:
+        """What is not whole is set aside, told, and never delivered; what is, is."""
+        harms: list[Callable[[Path], object]] = [
+            lambda entry: (entry / "manifest.json").unlink(),
+            lambda entry: (entry / "manifest.json").write_bytes(b""),
+            lambda entry: (entry / "manifest.json").write_bytes(bytes(300)),
+            lambda entry: (entry / "manifest.json").write_text('{"v": 3}'),
+            lambda entry: (entry / "capture.pcap").unlink(),
+            lambda entry: (entry / "capture.pcap").write_bytes(DATA[:-1]),
+            lambda entry: (entry / "capture.pcap").write_bytes(DATA + b"x"),
+            lambda entry: entry.rename(entry.with_name(entry.name.replace("-h-", "-x-"))),
+            lambda entry: (entry / "manifest.json").write_text('{"v": 1, "s3": {"bucket": "../../evil"}}'),
+            lambda entry: as_pipe(entry / "manifest.json"),
+            lambda entry: as_pipe(entry / "capture.pcap"),
+            lambda entry: as_link(entry / "manifest.json", away / "manifest"),
+            lambda entry: as_link(entry / "capture.pcap", away / "capture"),
+            lambda entry: as_link(entry, away / "entry"),
+            lambda entry: (entry.rename(away / "another"), entry.write_bytes(b"")),
+        ]
+        away = Path(self.mktemp()).absolute()
+        away.mkdir()
+        names = ["whole", *"abcdefghijklmno"]
+        self.max_bytes *= 2
+        self.restart()
+        for name in names:
+            self.put(f"{name}.pcap")
+        self.stop()
+        entries = [self.entry(number) for number in range(len(names))]
+        for harm, entry in zip(harms, entries[1:], strict=True):
+            harm(entry)
+        (self.path / ".new-0123456789abcdef").mkdir()
+        (self.path / ".new-0123456789abcdef" / "capture.pcap").write_bytes(DATA)
+        (self.path / ".gone-1700000000000-z-one").mkdir()
+        (self.path / ".gone-1700000000000-z-one" / "capture.pcap").write_bytes(DATA)
+        (self.path / "lost+found").mkdir()
+        self.start()
+        self.successResultOf(self.spool.tidy())
+        self.assertEqual([entry.capture_id for entry in self.spool.due("one")], ["whole"])
+        self.assertEqual(len(os.listdir(self.path / "broken")), len(harms) + 1)
+        self.assertEqual(len(self.errors()), len(harms) + 1)
+        self.assertEqual(sorted(os.listdir(away)), ["another", "capture", "entry", "manifest"])
+        self.assertEqual(self.names()[1:], ["broken", "lost+found"])
+        self.restart()
+        self.assertEqual(len(os.listdir(self.path / "broken")), len(harms) + 1)
+        self.assertGreater(self.spool.size, (len(harms) + 1) * ENTRY_BYTES)
+
+    def test_rotten(self) -> None:
+        """Bytes that changed on the disk are noticed before they are delivered."""
+        self.put()
+        (self.entry() / "capture.pcap").write_bytes(b"xxxx packets")
+        self.restart()
+        [entry] = self.take()
+        self.failureResultOf(self.spool.read(entry), SpoolError)
+        self.assertIs(entry.state, State.QUARANTINED)
+        self.assertEqual([capture for capture, _ in self.lost()], ["a"])
+        self.assertEqual(len(os.listdir(self.path / "broken")), 1)
+        self.assertEqual(self.spool.entries, 0)
+
+    def test_anything_in_broken(self) -> None:
+        """Whatever is in C{broken/} counts, and goes when it must; what a link there names stays."""
+        away = Path(self.mktemp()).absolute()
+        away.mkdir()
+        (away / "dear").write_text("x" * 100_000)
+        (self.path / "broken").mkdir()
+        (self.path / "broken" / "notes").write_text("x" * 5000)
+        (self.path / "broken" / "away").symlink_to(away)
+        (self.path / ".new-0123456789abcdef").write_text("x" * 5000)
+        (self.path / f".new-{'ö' * 120}").write_text("")
+        (self.path / ".gone-1").symlink_to(away)
+        self.restart()
+        self.assertEqual(self.names(), ["broken"])
+        self.assertEqual(self.spool.size, 10_000 + len(str(away)) + 4 * ENTRY_BYTES)
+        for number in range(10):
+            self.put(f"{number}.pcap")
+        self.assertEqual((os.listdir(self.path / "broken"), self.lost()), ([], []))
+        self.assertEqual(os.listdir(away), ["dear"])
+        self.assertEqual(self.errors()[2:], [])
+
+    def test_broken_is_no_folder(self) -> None:
+        """What only bears the name of C{broken/} is set aside like anything else, and not followed."""
+        away = Path(self.mktemp()).absolute()
+        (away / "dear").mkdir(parents=True)
+        for make in (lambda path: path.symlink_to(away), lambda path: path.write_text("x")):
+            make(self.path / "broken")
+            self.age(self.path / "broken")
+            self.restart()
+            self.assertEqual(len(os.listdir(self.path / "broken")), 1)
+            self.clock.advance(2 * DAY)
+            self.successResultOf(self.spool.tidy())
+            self.assertEqual((os.listdir(self.path / "broken"), os.listdir(away)), ([], ["dear"]))
+            (self.path / "broken").rmdir()
+        (self.path / ".new-0").mkdir()
+        self.age(self.path / ".new-0")
+        self.restart()
+        (self.path / "broken").rename(away / "broken")
+        (self.path / "broken").symlink_to(away / "broken")
+        self.clock.advance(2 * DAY)
+        self.successResultOf(self.spool.tidy())
+        self.assertEqual(len(os.listdir(away / "broken")), 1)
+        self.assertIn("Not a directory", self.errors()[-1])
+
+    def age(self, path: Path) -> None:
+        """Have something be of just now."""
+        os.utime(path, (self.wall_clock(), self.wall_clock()), follow_symlinks=False)
+
+    def test_broken_one_stays(self) -> None:
+        """One that can't be removed is told, once, and stops no other, nor a new capture."""
+        for name in ("stuck", "gone", "other"):
+            (self.path / f".new-{name}").mkdir()
+            os.utime(self.path / f".new-{name}", (WALL, WALL))
+        self.restart()
+        [gone] = (self.path / "broken").glob("new-gone.*")
+        gone.rmdir()
+
+        def failing(function: Any, *args: Any) -> Deferred[Any]:
+            if function.__name__ == "remove_quarantined" and "stuck" in args[0]:
+                return fail(SpoolError("Operation not permitted"))
+            return run_now(function, *args)
+
+        self.run_in_thread = failing
+        before = len(self.errors())
+        self.clock.advance(DAY + 1)
+        for _ in range(3):
+            self.successResultOf(self.spool.tidy())
+        [stuck] = os.listdir(self.path / "broken")
+        self.assertTrue(stuck.startswith("new-stuck."))
+        self.assertEqual(len(self.errors()), before + 1)
+        for number in range(12):
+            self.put(f"{number}.pcap")
+        self.assertEqual(self.spool.entries, 9)
+        self.assertLessEqual(self.spool.size, self.max_bytes)
