@@ -1,4 +1,4 @@
-"""The composition of a node: its parts, which of them know each other, and the order in which they stop."""
+"""Builds a node: creates its parts, connects them, and decides the order in which they stop."""
 
 from __future__ import annotations
 
@@ -47,18 +47,18 @@ from pcapsvc.threads import ThreadPools
 @dataclass(frozen=True, kw_only=True)
 class Node:
     """
-    A node, by its parts.
+    The parts of a node.
 
-    @ivar service: starts and stops all of it, in order.
-    @ivar captures: the running captures, and the last ones.
-    @ivar pipeline: where requests are submitted.
-    @ivar sources: where requests come from, by name.
-    @ivar destinations: where captures are delivered, by name.
-    @ivar reporters: where events are reported, by name.
-    @ivar encoder: makes the files that are delivered.
-    @ivar packets: where packets come from.
-    @ivar outboxes: what delivers captures, by the name of the destination.
-    @ivar spool: where captures wait that can't be delivered; L{None} if there is no spool.
+    @ivar service: starts and stops everything, in order.
+    @ivar captures: the running and the most recent captures.
+    @ivar pipeline: accepts requests.
+    @ivar sources: the sources of requests, by name.
+    @ivar destinations: the destinations of captures, by name.
+    @ivar reporters: the reporters of events, by name.
+    @ivar encoder: encodes recordings for delivery.
+    @ivar packets: the packet system.
+    @ivar outboxes: the outbox of each destination, by its name.
+    @ivar spool: the captures that wait on disk; L{None} if there is no spool.
     """
 
     service: IService
@@ -84,10 +84,10 @@ def build(
     """
     A node, not started.
 
-    @param system: where packets come from; L{None} is libpcap.
+    @param system: the packet system; L{None} is libpcap.
     @param wall_clock: the time in seconds since the Unix epoch.
 
-    @raise SettingsError: if only a library could find out that the settings won't do.
+    @raise SettingsError: if the settings turn out to be wrong only now.
     """
     pools, hosted = ThreadPools(reactor), MultiService()  # type: ignore[no-untyped-call]
     captures = Captures([section.name for section in settings.enabled(DestinationSection)])
@@ -104,7 +104,7 @@ def build(
     outward = (encoder, *destinations.values(), *reporters.values())
     stop_timeout = settings.general.stop_timeout_seconds
     readiness = Readiness(reactor, os.environ.get("NOTIFY_SOCKET"), stop_timeout_seconds=stop_timeout)
-    # The spool must not begin another attempt while captures have their last.
+    # Rounds stop first: no attempt from the spool begins while the last captures are delivered.
     stop_order: list[IService | list[IService]] = [
         [readiness, *sources.values()],
         [pipeline, *rounds],
@@ -168,7 +168,7 @@ def _context(
         settings=settings,
         reactor=reactor,
         threads=threads,
-        # Twice the attempts: one that was given up may leave a thread behind that hangs for a while.
+        # Twice the attempts, because an attempt that timed out may leave a thread that hangs for a while.
         destination_threads=partial(threads, 2 * settings.section(DeliverySettings).concurrency),
         wall_clock=wall_clock,
         captures=captures,

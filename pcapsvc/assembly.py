@@ -1,4 +1,4 @@
-"""Builds the parts that every node has: what captures, the pipeline, and what delivers."""
+"""Builds the parts that every node has: the capturer, the pipeline and the outboxes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def build_capturer(
     context: BuildContext, threads: Threads, system: IStandbyPacketSystem | None
 ) -> tuple[StandbySystem, Capturer, list[list[IService]]]:
     """
-    Where packets come from, what captures them, and the services that both need: to be stopped after them.
+    The packet system, the capturer, and services that both need, which stop after them.
     """
     settings, reactor = context.settings, context.reactor
     services: list[list[IService]] = []
@@ -86,7 +86,7 @@ def build_pipeline(
     events: EventFactory,
     captures: Captures,
 ) -> Pipeline:
-    """What every request goes through."""
+    """The pipeline."""
     settings = context.settings
     general = settings.general
     admission = Admission(
@@ -117,7 +117,7 @@ def build_pipeline(
 
 
 def _view(settings: Settings) -> NodeView:
-    """The node, as far as requests can tell."""
+    """What requests are validated against, and planned with."""
     general = settings.general
     interfaces: dict[str, tuple[str, ...]] = {}
     for interface in settings.interfaces:
