@@ -10,16 +10,20 @@ from twisted.logger import Logger
 
 from pcapsvc.core.admission import Admission, Impossible, NoRoom, Reservation
 from pcapsvc.core.age import too_old
-from pcapsvc.core.errors import Problem, RequestRejected, shown_words
+from pcapsvc.core.errors import NodeBusy, Problem, RequestRejected, shown_words
 from pcapsvc.core.message import Message
 from pcapsvc.core.node import NodeMatcher
 from pcapsvc.core.plan import CapturePlan, NodeView, plan_captures
-from pcapsvc.core.rate import RequestRate
+from pcapsvc.core.rate import RequestRate, TimeBudget
 from pcapsvc.core.request import asks_to_be_logged, parse_request, read_address
 from pcapsvc.core.result import Busy, NotForThisNode, Rejected, Verdict
 
 #: How many requests of a source may be in preparation; more are answered with L{Busy}.
 MOST_PENDING = 128
+
+# How much of the time the costly regular expressions of each source may take, and how many seconds at once.
+_PATTERN_SHARE = 0.02
+_PATTERN_SECONDS = 0.04
 
 _NOT_FOR_THIS_NODE = NotForThisNode()
 # Of a request that is logged, in characters.
@@ -66,7 +70,10 @@ class Judge:
         log_requests: bool = False,
     ) -> None:
         self._node = node
-        self._matcher = NodeMatcher(node.name)
+        budget = TimeBudget(share=_PATTERN_SHARE, most_seconds=_PATTERN_SECONDS)
+        self._matcher = NodeMatcher(
+            node.name, lambda source, seconds: budget.spend(source, seconds, self._now())
+        )
         self._admission = admission
         self._rate = rate or RequestRate(None)
         self._wall_clock = wall_clock
@@ -92,21 +99,32 @@ class Judge:
 
         @raise RequestRejected: if the request can't be done.
         """
-        # In a fleet nearly every message is for other nodes: nothing else may come before this.
-        address = read_address(message.body)
+        source = message.source
         found: Sequence[Problem] = ()
+        unreadable: RequestRejected | None = None
+        # In a fleet nearly every message is for other nodes: nothing else may come before this.
         try:
-            if not self._matcher.matches(address.node, address.nodere):
-                return _NOT_FOR_THIS_NODE
-        except RequestRejected as bad_expression:
-            found = bad_expression.problems
+            address = read_address(message.body)
+        except RequestRejected as rejection:
+            # Not raised yet: it counts for the rate of its source.
+            unreadable = rejection
+        else:
+            try:
+                if not self._matcher.matches(address.node, address.nodere, source):
+                    return _NOT_FOR_THIS_NODE
+            except RequestRejected as bad_expression:
+                found = bad_expression.problems
+            except NodeBusy as busy:
+                return Busy(reason=str(busy))
         if self._closed is not None:
             return self._closed
-        source, began = message.source, self._now()
+        began = self._now()
         if (too_many := self._rate.refusal(source, began)) is not None:
             return Busy(reason=too_many)
         if pending >= MOST_PENDING:
             return Busy(reason=f"{pending} requests from {source} are being prepared")
+        if unreadable is not None:
+            raise unreadable
         try:
             return self._judge_for_this_node(message, found)
         finally:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 
 _LONGEST_SHOWN_VALUE = 80
 
@@ -35,16 +36,31 @@ class Problem:
 
 def shown(value: object) -> str:
     """A value as an error message shows it: C{repr}, on one line, shortened."""
-    try:
-        text = repr(value)
-    except RecursionError:
-        text = f"a {type(value).__name__} that is nested too deeply"
-    return _shortened(text)
+    return _shortened(repr(_cut(value, repeat(None, _LONGEST_SHOWN_VALUE))))
 
 
 def shown_words(text: str, most: int = _LONGEST_SHOWN_VALUE) -> str:
     """A text from outside as a message shows it: escaped, on one line, shortened, without quotes."""
-    return _shortened(repr(text)[1:-1], most)
+    return _shortened(repr(text[: most + 1])[1:-1], most)
+
+
+def _cut(value: object, room: Iterator[None]) -> object:
+    """
+    As much of a value as is shown: C{repr} of the rest would take time in proportion to its size, which a
+    sender chooses.
+
+    @param room: one for each item that is still shown.
+    """
+    match value:
+        case str() | bytes():
+            return value[: _LONGEST_SHOWN_VALUE + 1]
+        case list():
+            return [_cut(item, room) for item, _ in zip(value, room, strict=False)]
+        case tuple():
+            return tuple(_cut(item, room) for item, _ in zip(value, room, strict=False))
+        case dict():
+            return {_cut(key, room): _cut(value[key], room) for key, _ in zip(value, room, strict=False)}
+    return value
 
 
 def _shortened(text: str, most: int = _LONGEST_SHOWN_VALUE) -> str:

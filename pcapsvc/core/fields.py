@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from functools import lru_cache
 from typing import Any, get_args
 
 import msgspec
 
 from pcapsvc.core.errors import Problem, shown, shown_words
 
-# Up to so many unknown keys are reported one by one: finding a similar name takes time.
+# Up to this many unknown keys are reported one by one.
 _MOST_UNKNOWN = 20
+# Finding a similar name takes a tenth of a millisecond: it is done for this many keys of a table, if they
+# are not longer than this.
+_MOST_HINTS = 3
+_LONGEST_HINTED = 40
 
 
 def check_fields(
@@ -35,7 +40,7 @@ def check_fields(
 
     @return: the valid values, by field, and the problems with the others.
     """
-    fields = {field.encode_name: field for field in msgspec.structs.fields(structure)}
+    fields = fields_by_key(structure)
     values: dict[str, Any] = {}
     problems: list[Problem] = []
     unknown = 0
@@ -44,7 +49,7 @@ def check_fields(
         if field is None:
             unknown += 1
             if not ignore_unknown and unknown <= _MOST_UNKNOWN:
-                problems.append(unknown_key(key, fields, prefix=prefix))
+                problems.append(unknown_key(key, fields, prefix=prefix, hint=unknown <= _MOST_HINTS))
             continue
         try:
             values[field.name] = msgspec.convert(value, field.type)
@@ -63,14 +68,32 @@ def check_fields(
     return values, problems
 
 
-def unknown_key(key: str, known: Collection[str], *, prefix: str = "") -> Problem:
-    """The problem that a key is unknown, with the most similar known one."""
+@lru_cache(maxsize=128)
+def fields_by_key(structure: type[msgspec.Struct]) -> Mapping[str, msgspec.structs.FieldInfo]:
+    """
+    The fields of a structure, by the names that they have in the table. They are remembered, because msgspec
+    resolves the annotations each time, which takes a quarter of a millisecond.
+    """
+    return {field.encode_name: field for field in msgspec.structs.fields(structure)}
+
+
+def unknown_key(key: str, known: Collection[str], *, prefix: str = "", hint: bool = True) -> Problem:
+    """
+    The problem that a key is unknown, with the most similar known one.
+
+    @param hint: whether to look for one.
+    """
+    near = _similar(key.lower(), tuple(known)) if hint and len(key) <= _LONGEST_HINTED else None
+    meant = f"; did you mean {near!r}?" if near else ""
+    return Problem(path=prefix + (shown_words(key) or "''"), rule=f"is not a known key{meant}")
+
+
+@lru_cache(maxsize=256)
+def _similar(key: str, known: tuple[str, ...]) -> str | None:
     # Imported here, because a valid configuration doesn't need it, and it costs 200 kB.
     import difflib
 
-    near = difflib.get_close_matches(key.lower(), known, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return Problem(path=prefix + (shown_words(key) or "''"), rule=f"is not a known key{hint}")
+    return next(iter(difflib.get_close_matches(key, known, n=1, cutoff=0.5)), None)
 
 
 def rule_of(kind: Any) -> str:

@@ -1,4 +1,4 @@
-"""How many requests a source may bring."""
+"""How many requests a source may bring, and how much time they may take."""
 
 from __future__ import annotations
 
@@ -48,3 +48,33 @@ class RequestRate:
                 tokens - (seconds - _ORDINARY_SECONDS) * _REST * self._per_second,
                 before,
             )
+
+
+class TimeBudget:
+    """
+    A share of the time for each source, for work whose size a sender chooses and that is done before it is
+    known whether the request is for this node, so that L{RequestRate} doesn't count it.
+
+    @param share: how much of the time each source may use.
+    @param most_seconds: how much a source that was silent may use at once.
+    """
+
+    def __init__(self, *, share: float, most_seconds: float) -> None:
+        self._share = share
+        self._most = most_seconds
+        # By source: the seconds that were left, and when.
+        self._left: dict[str, tuple[float, float]] = {}
+
+    def spend(self, source: str, seconds: float, now: float) -> bool:
+        """
+        Use some of a source's time.
+
+        @param now: the time in seconds of any clock. If it was put back, no time has passed.
+
+        @return: whether there was enough left; if not, nothing is used.
+        """
+        left, before = self._left.get(source, (self._most, now))
+        left = min(self._most, left + max(0.0, now - before) * self._share)
+        enough = left >= seconds
+        self._left[source] = (left - seconds if enough else left, now)
+        return enough

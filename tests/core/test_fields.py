@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Annotated
 
 import msgspec
@@ -10,6 +11,7 @@ from twisted.trial import unittest
 
 from pcapsvc.core.errors import Problem, shown, shown_words
 from pcapsvc.core.fields import check_fields, rule_of, unknown_key
+from pcapsvc.core.request import RequestFields
 
 Small = Annotated[int, Meta(ge=1, le=9, description="a digit but 0")]
 
@@ -74,10 +76,52 @@ class ShownTests(unittest.SynchronousTestCase):
         self.assertEqual(shown_words("x" * 5000), "x" * 80 + "…")
 
     def test_nested(self) -> None:
-        """Of a value that is nested too deeply, only the type is shown."""
+        """A value may be nested as deeply as it likes."""
         value: list[object] = []
         for _ in range(100_000):
             value = [value]
-        self.assertEqual(shown(value), "a list that is nested too deeply")
+        self.assertEqual(shown(value), "[" * 80 + "…")
         while value:  # taken apart by hand, as its deallocation would be nested, too
             value = value.pop()  # type: ignore[assignment]
+
+
+class CostTests(unittest.SynchronousTestCase):
+    """How much time a table that a sender wrote can take."""
+
+    def test_misspelt_keys(self) -> None:
+        """A similar name is looked for only for the first few keys, and only if they are short."""
+        misspelt = {f"wor{number:03}": 1 for number in range(20)}
+        _, problems = check_fields(Table, {"x" * 60_000: 1, **misspelt})
+        self.assertEqual(sum("did you mean" in problem.rule for problem in problems), 2)
+        self.assertEqual(len(problems), 20 + 1)
+
+    def test_time(self) -> None:
+        """Twenty misspelt keys, never the same ones, cost less than half a millisecond."""
+        began = time.thread_time()
+        for number in range(100):
+            check_fields(RequestFields, {f"packt{number}x{each}": 1 for each in range(20)})
+        self.assertLess((time.thread_time() - began) / 100, 0.001)
+
+    def test_types_are_resolved_once(self) -> None:
+        """A valid table costs microseconds."""
+        check_fields(RequestFields, {})
+        began = time.thread_time()
+        for _ in range(1000):
+            check_fields(RequestFields, {"packets": 5})
+        self.assertLess((time.thread_time() - began) / 1000, 0.00005)
+
+    def test_large_values(self) -> None:
+        """A value is shown as far as it is shown, and no further, however large it is."""
+        began = time.thread_time()
+        for value in (
+            [[]] * 30_000,
+            [[[1]] * 100] * 100,
+            {str(number): {} for number in range(20_000)},
+            "x" * 10**6,
+        ):
+            self.assertEqual(len(shown(value)), 81)
+            self.assertTrue(repr(value).startswith(shown(value)[:-1]), shown(value))
+        for _ in range(100):
+            shown([[]] * 30_000)
+            shown_words("x" * 10**6)
+        self.assertLess((time.thread_time() - began) / 100, 0.001)

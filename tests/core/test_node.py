@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from twisted.trial import unittest
 
-from pcapsvc.core.errors import RequestRejected
+from pcapsvc.core.errors import NodeBusy, RequestRejected
 from pcapsvc.core.node import MAX_PATTERN_CHARACTERS, NodeMatcher
 
 
@@ -146,3 +148,85 @@ class NodeMatcherTests(unittest.SynchronousTestCase):
             self.assertTrue(self.matcher.matches(None, "sensor"))
             self.assertFalse(self.matcher.matches(None, "other"))
             self.assertRaises(RequestRejected, self.matcher.matches, None, "(")
+
+
+#: One of RE2's Unicode classes, of 700 ranges, after another.
+CLASSES = r"(?i)" + r"\pL" * 330
+
+
+class CostTests(unittest.SynchronousTestCase):
+    """How much time a sender can take from a node before it is known whom a message is for."""
+
+    def setUp(self) -> None:
+        """A node that records what its sources spend, and lets them as long as they may."""
+        self.spent: list[tuple[str, float]] = []
+        self.may = True
+        self.matcher = NodeMatcher("sensor1.example", self.spend)
+
+    def spend(self, source: str, seconds: float) -> bool:
+        """Record it."""
+        self.spent.append((source, seconds))
+        return self.may
+
+    def refused(self, pattern: str) -> str:
+        """Why a pattern is rejected."""
+        rejection = self.assertRaises(RequestRejected, self.matcher.matches, None, pattern, "redis")
+        return str(rejection)
+
+    def test_too_costly(self) -> None:
+        """An expression that would take long is rejected without being compiled, each time it arrives."""
+        began = time.thread_time()
+        for number in range(300):
+            self.assertIn("must be simpler", self.refused(f"{CLASSES}{number}"))
+        self.assertLess((time.thread_time() - began) / 300, 0.0005)
+
+    def test_refusals_are_remembered(self) -> None:
+        """An expression that was refused once costs nothing when it arrives again."""
+        costly = r"(?i)(\pL{500})" * 2
+        first = self.refused(costly)
+        began = time.thread_time()
+        for _ in range(100):
+            self.assertEqual(self.refused(costly), first)
+        self.assertLess((time.thread_time() - began) / 100, 0.0005)
+        self.assertEqual(len(self.spent), 1)
+
+    def test_budget(self) -> None:
+        """A source with no time left is busy with costly expressions; known and cheap ones still work."""
+        known, new = r"^\pL+1", r"^\pL+2"
+        self.assertTrue(self.matcher.matches(None, known, "redis"))
+        self.may = False
+        busy = self.assertRaises(NodeBusy, self.matcher.matches, None, new, "redis")
+        self.assertEqual(str(busy), "the regular expressions from redis take too much time")
+        self.assertTrue(self.matcher.matches(None, known, "redis"))
+        self.assertTrue(self.matcher.matches(None, "^sensor[0-9]", "redis"))
+        self.assertEqual([source for source, _ in self.spent], ["redis", "redis"])
+        self.may = True
+        self.assertFalse(self.matcher.matches(None, new, "redis"))
+
+    def test_ordinary(self) -> None:
+        """What alerting systems send is cheap: it spends nothing."""
+        for pattern in (
+            r"^(web|api)-17\d\.(ams|fra)\.",
+            "^(" + "|".join(f"edge-{number:04}" for number in range(90)) + ")$",
+            r"(?i)^db-[0-9]{2,3}\.example\.(com|net)$",
+        ):
+            self.matcher.matches(None, pattern, "redis")
+        self.assertEqual(self.spent, [])
+
+    @settings(max_examples=300, deadline=None)
+    @given(
+        st.lists(
+            st.sampled_from(
+                r". \w \W [^a] [a-z] \pL \PN (?i) é [à-ÿ] x{9} (.{20}) {50} ? * + | ( ) \x{100} web".split()
+            ),
+            max_size=300,
+        ).map("".join)
+    )
+    def test_bounded(self, pattern: str) -> None:
+        """Whatever the expression is, no single one takes long."""
+        began = time.thread_time()
+        try:
+            NodeMatcher("sensor1.example").matches(None, pattern)
+        except RequestRejected:
+            pass
+        self.assertLess(time.thread_time() - began, 0.015)

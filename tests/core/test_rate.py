@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial import unittest
 
-from pcapsvc.core.rate import RequestRate
+from pcapsvc.core.rate import RequestRate, TimeBudget
 
 
 class RequestRateTests(unittest.SynchronousTestCase):
@@ -71,3 +71,22 @@ class RequestRateTests(unittest.SynchronousTestCase):
         for first in range(len(admitted)):
             within = sum(admitted[first] <= time < admitted[first] + 1 for time in admitted)
             self.assertLessEqual(within, 2 * per_second)
+
+
+class TimeBudgetTests(unittest.SynchronousTestCase):
+    """L{TimeBudget}."""
+
+    def test_share(self) -> None:
+        """A source may use a burst at once, and its share of the time from then on."""
+        budget = TimeBudget(share=0.1, most_seconds=1.0)
+        self.assertTrue(budget.spend("redis", 0.75, 0.0))
+        self.assertFalse(budget.spend("redis", 0.75, 4.0))
+        self.assertTrue(budget.spend("redis", 0.75, 6.0))
+        self.assertFalse(budget.spend("redis", 1.5, 1000.0))
+
+    def test_each_source(self) -> None:
+        """What one source uses, another still has; a clock that is put back gives nothing."""
+        budget = TimeBudget(share=0.1, most_seconds=1.0)
+        self.assertTrue(budget.spend("redis", 1.0, 50.0))
+        self.assertFalse(budget.spend("redis", 0.1, 0.0))
+        self.assertTrue(budget.spend("http", 1.0, 0.0))

@@ -48,6 +48,29 @@ class RequestRateTests(PipelineCase):
             self.assertIsInstance(self.submit(interface=["mem0"], packets=-1), Rejected)
         self.assertIsInstance(self.submit(interface=["mem0"]), Busy)
 
+    def test_garbage_counts(self) -> None:
+        """What is not even JSON counts as well: its rejections are work like any other."""
+        verdicts = [self.judge(Message(source="test", body=b"{" * 50)) for _ in range(5)]
+        self.assertEqual([type(verdict) for verdict in verdicts], [Rejected] * 3 + [Busy] * 2)
+
+    def test_costly_expressions(self) -> None:
+        """
+        Expressions that are costly to compile have a share of the time for each source, however few its
+        requests are; after that they are busy, until it has time again.
+        """
+
+        def judged(number: int) -> type:
+            self.seconds += 0.001
+            body = b'{"nodere": "(?i)%s%d"}' % (rb"\\pL" * 8, number)
+            return type(self.judge(Message(source="redis", body=body)))
+
+        verdicts = [judged(number) for number in range(300)]
+        self.assertLess(verdicts.count(NotForThisNode), 20)
+        self.assertEqual(set(verdicts), {NotForThisNode, Busy})
+        self.assertIsInstance(self.judge(Message(source="redis", body=b'{"nodere": "^x"}')), NotForThisNode)
+        self.seconds += 10
+        self.assertIs(judged(1000), NotForThisNode)
+
     def test_other_sources(self) -> None:
         """What one source brings too many of takes nothing from another."""
         body = b'{"node": "sensor1", "interface": ["mem0"]}'
