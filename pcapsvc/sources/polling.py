@@ -15,6 +15,7 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from twisted.python.threadpool import ThreadPool
 
+from pcapsvc.core.text import one_line
 from pcapsvc.interfaces.threads import RunInThread
 from pcapsvc.threads import DaemonThreadPool
 
@@ -83,14 +84,15 @@ class Outage:
         Report a problem.
 
         @param kind: is logged only once, until the outage has ended.
-        @param problem: in words, without secrets.
+        @param problem: in words, without secrets. They may be a server's: one bounded line without
+            control characters is logged.
         """
         self._works = False
         if kind not in self._reported:
             if self._each_change:
                 self._reported.clear()
             self._reported.add(kind)
-            self._log.warn("{who}: {problem}; retrying", who=self._who, problem=problem)
+            self._log.warn("{who}: {problem}; retrying", who=self._who, problem=one_line(problem))
 
     def ended(self, news: str) -> None:
         """

@@ -11,8 +11,8 @@ from twisted.internet import reactor, task, tcp, threads
 from twisted.logger import formatEvent, globalLogPublisher
 from twisted.trial import unittest
 
+from pcapsvc.sources.redis.frames import MAX_MESSAGE_BYTES
 from pcapsvc.sources.redis.source import RedisSource
-from pcapsvc.sources.redis.subscriber import MAX_MESSAGE_BYTES
 from pcapsvc.testing import MemorySink
 from peers.certificates import LABELS, Authority, labelled
 from peers.redis import RedisServer
@@ -261,10 +261,34 @@ class RedisSourceTests(unittest.TestCase):
         await self.receives(server, b"123")
         await self.receives(server, bytes(MAX_MESSAGE_BYTES // 2))
         await threads.deferToThread(server.publish, "capture", bytes(20 * MAX_MESSAGE_BYTES))
-        await self.logged("the server began a message longer than")
+        await self.logged(f"skipped a message of {20 * MAX_MESSAGE_BYTES} bytes")
         await self.receives(server, b"after")
+        self.assertEqual(len(self.warnings()), 1)
         self.assertEqual(len(self.sink.submitted), 4)
         self.assertEqual(server.subscribers("capture"), 1)
+
+    async def test_skipped_among_others(self) -> None:
+        """Messages that are too long cost no others: all that are published are submitted."""
+        server = self.server()
+        server.start()
+        self.listen(server)
+        await self.receives(server, b"first")
+        for number in range(20):
+            await threads.deferToThread(server.publish, "capture", bytes(MAX_MESSAGE_BYTES + 1))
+            heard = await threads.deferToThread(server.publish, "capture", b"%d" % number)
+            self.assertEqual(heard, 1)
+        await self.until(lambda: len(self.sink.submitted) == 21)
+
+    async def test_no_ping(self) -> None:
+        """A user who may subscribe and do nothing else stays subscribed."""
+        server = self.server(users={"node7": "s3cret"})
+        server.start()
+        server.command("ACL", "SETUSER", "node7", "nocommands", "+subscribe")
+        self.listen(server, username="node7", password="s3cret")
+        await self.receives(server, b"before")
+        await task.deferLater(reactor, 4 * CHECK_SECONDS)
+        await self.receives(server, b"after")
+        self.assertEqual(self.warnings(), [])
 
     async def test_stop(self) -> None:
         """A stop closes the connection, and leaves no reader or delayed call behind."""

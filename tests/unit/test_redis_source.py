@@ -13,13 +13,17 @@ from pcapsvc.core.errors import SettingsError
 from pcapsvc.core.message import Message
 from pcapsvc.core.result import Verdict
 from pcapsvc.sources.polling import RETRY_SECONDS
+from pcapsvc.sources.redis.frames import MAX_MESSAGE_BYTES
 from pcapsvc.sources.redis.source import CHECK_SECONDS, RedisSource
-from pcapsvc.sources.redis.subscriber import CLOSE_SECONDS, MAX_MESSAGE_BYTES
+from pcapsvc.sources.redis.subscriber import CLOSE_SECONDS
 from pcapsvc.testing import MemorySink
 from tests.unit.redis_case import (
+    PING,
+    PONG,
     SUBSCRIBE,
     SUBSCRIBED,
     RedisTestCase,
+    Transport,
     command,
     message,
 )
@@ -82,18 +86,55 @@ class MessageTests(RedisTestCase):
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 2)
 
     def test_huge(self) -> None:
-        """A message that is far too long closes the connection before it is complete; a new one follows."""
+        """A message that is far too long is skipped and logged; those around it are submitted."""
         transport = self.subscribe()
         self.logged()
-        transport.say(message(b"before") + message(b"")[:-6] + b"$%d\r\n" % (10 * MAX_MESSAGE_BYTES))
-        for _ in range(MAX_MESSAGE_BYTES // 65536 + 1):
-            transport.say(bytes(65536))
-        self.assertTrue(transport.is_lost)
-        [warning] = self.logged()
-        self.assertIn(f"the server began a message longer than {MAX_MESSAGE_BYTES} bytes", warning)
-        self.clock.advance(RETRY_SECONDS[1])
-        self.subscribe().say(message(b"after"))
+        length = 10 * MAX_MESSAGE_BYTES
+        raw = message(b"before") + message(b"")[:-6] + b"$%d\r\n" % length + bytes(length) + b"\r\n"
+        raw += message(b"after")
+        for at in range(0, len(raw), 65536):
+            transport.say(raw[at : at + 65536])
+        self.assertFalse(transport.is_lost)
         self.assertEqual(self.bodies(), [b"before", b"after"])
+        [warning] = self.logged()
+        self.assertIn(f"skipped a message of {length} bytes on channel 'capture'", warning)
+
+    def test_huge_piecemeal(self) -> None:
+        """It is skipped wherever the network splits it."""
+        length = MAX_MESSAGE_BYTES + 1
+        raw = message(bytes(length)) + message(b"after")
+        head = len(raw) - length - len(message(b"after")) + 5
+        for split in (*range(1, head), head + length, *range(len(raw) - 45, len(raw))):
+            transport = self.subscribe()
+            transport.say(raw[:split])
+            transport.say(raw[split:])
+            self.assertEqual(self.bodies(), [b"after"], split)
+            self.sink.submitted.clear()
+            transport.lose(error.ConnectionDone())
+            self.clock.advance(RETRY_SECONDS[1])
+
+    def test_many_huge(self) -> None:
+        """Many messages that are too long are logged once, and counted."""
+        transport = self.subscribe()
+        self.logged()
+        huge = message(bytes(MAX_MESSAGE_BYTES + 1))
+        for _ in range(5):
+            transport.say(huge)
+        self.assertEqual(len(self.logged()), 1)
+        self.clock.advance(1)
+        transport.say(huge)
+        [warning] = self.logged()
+        self.assertIn("(and 4 more)", warning)
+
+    def test_contains_replies(self) -> None:
+        """A message that contains what a server would send is a message."""
+        inner = message(bytes(100), b"other") + SUBSCRIBED + b"$99999999\r\n"
+        transport = self.subscribe()
+        for size in (1, 7, 1000):
+            raw = message(inner) * 2
+            for at in range(0, len(raw), size):
+                transport.say(raw[at : at + size])
+        self.assertEqual(self.bodies(), [inner] * 6)
 
     def test_many_in_one(self) -> None:
         """A burst of messages doesn't count as one long message."""
@@ -117,6 +158,9 @@ class MessageTests(RedisTestCase):
             b"$99999999999999999999\r\n",
             b"\xff\xfe\r\n",
             b"+" + b"x" * (MAX_MESSAGE_BYTES + 1),
+            b"*99\r\n" + b"*99\r\n" * 99,
+            b"*3\r\n$7\r\nmessage\r\n$5\r\nother\r\n$99999999\r\n" + bytes(10000),
+            b"+OK\r\n",
         ):
             attempts = len(self.endpoint.attempts)
             transport = self.endpoint.succeed()
@@ -125,6 +169,73 @@ class MessageTests(RedisTestCase):
             self.clock.advance(RETRY_SECONDS[1])
             self.assertEqual(len(self.endpoint.attempts), attempts + 1, raw)
         self.assertEqual(len(self.logged()), 1)
+
+
+class UnsubscribedTests(RedisTestCase):
+    """A server that ends the subscription is noticed, and the source subscribes again."""
+
+    def assert_noticed(self, transport: Transport, words: str) -> None:
+        """The connection is given up, which is logged once, and another one is made."""
+        self.assertTrue(transport.is_lost)
+        [warning] = self.logged()
+        self.assertIn(words, warning)
+        self.clock.advance(RETRY_SECONDS[1])
+        self.subscribe().say(message(b"again"))
+        self.assertEqual(self.bodies(), [b"again"])
+
+    def checked(self, answer: bytes) -> Transport:
+        """A connection whose PING gets an answer."""
+        transport = self.subscribe()
+        self.logged()
+        self.clock.advance(CHECK_SECONDS)
+        self.assertEqual(transport.say(answer), PING)
+        return transport
+
+    def test_push(self) -> None:
+        """The server says so."""
+        transport = self.subscribe()
+        self.logged()
+        transport.say(b"*3\r\n$11\r\nunsubscribe\r\n$7\r\ncapture\r\n:0\r\n")
+        self.assert_noticed(transport, "the server ended the subscription")
+
+    def test_pong(self) -> None:
+        """The server answers PING as it does to clients that are not subscribed."""
+        self.assert_noticed(self.checked(b"+PONG\r\n"), "no longer treats this connection as subscribed")
+
+    def test_still(self) -> None:
+        """The answer to a subscriber changes nothing."""
+        transport = self.checked(PONG)
+        self.clock.advance(1)
+        self.assertFalse(transport.is_lost)
+        self.assertEqual(self.logged(), [])
+
+    def test_no_ping(self) -> None:
+        """If PING is not permitted, another SUBSCRIBE shows whether the subscription lasts."""
+        transport = self.checked(b"-NOPERM this user has no permissions to run the 'ping' command\r\n")
+        self.assertEqual(transport.say(SUBSCRIBED + message(b"x")), SUBSCRIBE)
+        self.assertFalse(transport.is_lost)
+        self.sink.submitted.clear()
+        self.clock.pump([1.0] * int(CHECK_SECONDS + 2))
+        self.assertEqual(transport.say(b""), PING)
+        transport.say(b"-NOAUTH Authentication required.\r\n")
+        transport.say(b"-NOAUTH Authentication required.\r\n")
+        self.assert_noticed(transport, "the server ended the subscription (NOAUTH Authentication required.)")
+
+    def test_unasked(self) -> None:
+        """An error that answers nothing is an error of the connection, and its words are one bounded line."""
+        transport = self.subscribe()
+        self.logged()
+        transport.say(b"-ERR you\x1b[2J\n" + b"x" * 3000 + b"\r\n")
+        self.assertTrue(transport.is_lost)
+        [warning] = self.logged()
+        self.assertNotRegex(warning, "[\x00-\x1f]")
+        self.assertLess(len(warning), 500)
+
+    def test_not_confirmed(self) -> None:
+        """A SUBSCRIBE that is answered with something else has failed."""
+        transport = self.endpoint.succeed()
+        transport.say(b"+OK\r\n")
+        self.assert_noticed(transport, "did not confirm the subscription")
 
 
 class CredentialTests(RedisTestCase):

@@ -20,12 +20,14 @@ from twisted.python.failure import Failure
 from txredisapi import ResponseError
 
 from pcapsvc.core.errors import Problem, SettingsError
+from pcapsvc.core.line_limit import LineLimit
 from pcapsvc.core.message import Message
 from pcapsvc.interfaces.requests import IRequestSink
 from pcapsvc.net.pem import UnusableCertificates
 from pcapsvc.net.tls import tls_problem, verified_tls
 from pcapsvc.sources.polling import RETRY_SECONDS, Backoff, Outage
-from pcapsvc.sources.redis.subscriber import ProtocolError, Silent, SubscriberFactory
+from pcapsvc.sources.redis.frames import MAX_MESSAGE_BYTES, ProtocolError
+from pcapsvc.sources.redis.subscriber import Silent, SubscriberFactory, Unsubscribed
 
 #: How long a server has to accept a connection. TCP itself retries at growing intervals: once the network is
 #: back, a new attempt succeeds sooner, and what is published until then is lost.
@@ -36,6 +38,9 @@ CHECK_SECONDS = 10.0
 
 #: How long it has to answer.
 ANSWER_SECONDS = 5.0
+
+# How many skipped messages are logged in each second.
+_SKIPPED_PER_SECOND = 1
 
 
 class RedisSource(service.Service):
@@ -90,6 +95,7 @@ class RedisSource(service.Service):
         self._retry_seconds = retry_seconds
         self._make_endpoint = make_endpoint or (lambda: _endpoint(reactor, host, port, tls, ca_file))
         self._chance = chance
+        self._lines = LineLimit(_SKIPPED_PER_SECOND)
         self._outage = self._no_outage()
         self._work: defer.Deferred[None] | None = None
 
@@ -141,12 +147,12 @@ class RedisSource(service.Service):
 
     async def _subscribe_once(self, endpoint: IStreamClientEndpoint) -> None:
         """Connect, subscribe, and wait until the connection is lost. Always raises the reason why."""
-        factory = SubscriberFactory(self._reactor, self._on_message)
+        factory = SubscriberFactory(self._reactor, self._channel, self._on_message, self._on_skipped)
         connection: Any = await endpoint.connect(factory)
         try:
             if self._password is not None:
                 await self._answered("AUTH", connection.auth(self._password, self._username))
-            await self._answered("SUBSCRIBE", connection.subscribe(self._channel))
+            await self._answered("SUBSCRIBE", defer.Deferred.fromCoroutine(connection.subscribe_to_channel()))
             self._outage.ended(f"subscribed to channel {self._channel!r}")
             connection.check_every(self._check_seconds, self._answer_seconds)
             await connection.when_lost()
@@ -187,6 +193,18 @@ class RedisSource(service.Service):
                 verdict.addErrback(self._lost)
         except Exception:  # noqa: BLE001 - it would leave the connection open, but deliver nothing more
             self._log.failure("Redis {server}: a message was lost", server=self._server)
+
+    def _on_skipped(self, length: int) -> None:
+        if self._lines.may_log(self._reactor.seconds()):
+            self._log.warn(
+                "Redis {server}: skipped a message of {bytes} bytes on channel {channel!r}; "
+                "the limit is {most}{more}",
+                server=self._server,
+                bytes=length,
+                channel=self._channel,
+                most=MAX_MESSAGE_BYTES,
+                more=f" (and {more} more)" if (more := self._lines.take_suppressed()) else "",
+            )
 
     def _lost(self, failure: Failure) -> None:
         self._log.failure("Redis {server}: a message was lost", failure, server=self._server)
@@ -239,7 +257,7 @@ _REFUSALS = {
 # The wording of this error to AUTH varies (Redis, acl.c, authCommand; before 6.0, server.c).
 _ERR_TO_AUTH = "the server has no password, or does not support user names or AUTH"
 
-_LOST = (OSError, error.ConnectError, error.ConnectionClosed, Silent, ProtocolError)
+_LOST = (OSError, error.ConnectError, error.ConnectionClosed, Silent, ProtocolError, Unsubscribed)
 
 
 def _described(problem: Exception) -> tuple[str, str]:

@@ -7,7 +7,10 @@ from typing import Any
 
 from twisted.internet import defer, error, protocol
 from twisted.python.failure import Failure
-from txredisapi import SubscriberProtocol
+from txredisapi import ResponseError, SubscriberProtocol
+
+from pcapsvc.core.text import one_line
+from pcapsvc.sources.redis.frames import Frames, ProtocolError
 
 #: How much later than due an answer is judged missing, so that what has arrived by then is read first.
 GRACE_SECONDS = 0.1
@@ -15,51 +18,67 @@ GRACE_SECONDS = 0.1
 #: How long a connection has to close.
 CLOSE_SECONDS = 1.0
 
-#: The longest message that is buffered until it is complete. A longer one ends its connection: Redis would
-#: accept half a gigabyte (proto-max-bulk-len), and a request has up to 64 KiB.
-MAX_MESSAGE_BYTES = 1024 * 1024
-
 
 class Silent(Exception):
     """The server is connected, but does not answer."""
 
 
-class ProtocolError(Exception):
-    """The server sends something other than Redis would."""
+class Unsubscribed(Exception):
+    """The server answers, but delivers no more messages."""
 
 
 class SubscriberFactory(protocol.Factory[Any]):
     """
     Makes connections.
 
-    @param on_message: is called with each message; must not raise.
+    @param on_message: is called with each message; must not raise. Likewise C{on_skipped}, with the length of
+        each message that is too long.
     """
 
     noisy = False
 
-    def __init__(self, clock: Any, on_message: Callable[[bytes], None]) -> None:
+    def __init__(
+        self,
+        clock: Any,
+        channel: str,
+        on_message: Callable[[bytes], None],
+        on_skipped: Callable[[int], None],
+    ) -> None:
         self._clock = clock
+        self._channel = channel
         self._on_message = on_message
+        self._on_skipped = on_skipped
 
     def buildProtocol(self, addr: Any) -> Any:
-        return Subscriber(self._clock, self._on_message)
+        return Subscriber(self._clock, self._channel, self._on_message, self._on_skipped)
 
 
 class Subscriber(SubscriberProtocol):  # type: ignore[misc] # txredisapi has no types
     """
-    A connection. What it receives is parsed by hiredis, which txredisapi uses if it is installed.
+    A connection. Messages are taken out of what it receives by L{Frames}; txredisapi gets the other replies.
 
     @ivar reason: why the connection was lost; L{None} while it is not.
     """
 
-    def __init__(self, clock: Any, on_message: Callable[[bytes], None]) -> None:
+    def __init__(
+        self,
+        clock: Any,
+        channel: str,
+        on_message: Callable[[bytes], None],
+        on_skipped: Callable[[int], None],
+    ) -> None:
         super().__init__(charset=None, convertNumbers=False)
         # Replaces the global reactor's, which is a class attribute in txredisapi.
         self.callLater = clock.callLater
         self.reason: Exception | None = None
-        self._on_message = on_message
+        self._channel = channel.encode()
+        self._frames = Frames(
+            self._channel,
+            on_message=on_message,
+            on_skipped=on_skipped,
+            on_reply=super().dataReceived,
+        )
         self._received = False
-        self._unread_bytes = 0
         self._complaint: Exception | None = None
         self._timer: Any = None
         self._waiting: list[defer.Deferred[None]] = []
@@ -68,21 +87,31 @@ class Subscriber(SubscriberProtocol):  # type: ignore[misc] # txredisapi has no 
         self._received = True
         if self._complaint is not None:
             return
-        self._unread_bytes += len(data)
         try:
-            super().dataReceived(data)
+            self._frames.receive(data)
         except Exception as problem:  # noqa: BLE001 - the next connection starts afresh
-            self._give_up(ProtocolError(f"the server does not speak Redis ({problem})"))
-            return
-        if self._unread_bytes > MAX_MESSAGE_BYTES:
-            self._give_up(ProtocolError(f"the server began a message longer than {MAX_MESSAGE_BYTES} bytes"))
+            self._give_up(ProtocolError(f"the server does not speak Redis ({one_line(str(problem))})"))
 
     def replyReceived(self, reply: Any) -> None:
-        self._unread_bytes = 0
-        super().replyReceived(reply)
+        if isinstance(reply, list) and reply[:1] in ([b"unsubscribe"], [b"punsubscribe"]):
+            self._give_up(Unsubscribed("the server ended the subscription"))
+        elif not self.replyQueue.waiting:
+            # Not what was asked for, and the next command would take it for its answer.
+            words = reply if isinstance(reply, Exception) else type(reply).__name__
+            self._give_up(ProtocolError(f"the server sent an unexpected reply ({one_line(str(words))})"))
+        else:
+            super().replyReceived(reply)
 
-    def messageReceived(self, pattern: bytes | None, channel: bytes, message: bytes) -> None:
-        self._on_message(message)
+    async def subscribe_to_channel(self) -> None:
+        """
+        Subscribe.
+
+        @raise txredisapi.ResponseError: if the server refuses.
+        @raise ProtocolError: if the server answers something else.
+        """
+        answer = await self.subscribe(self._channel.decode())
+        if not isinstance(answer, list) or answer[:2] != [b"subscribe", self._channel]:
+            raise ProtocolError("the server did not confirm the subscription")
 
     def connectionLost(self, why: Failure) -> None:
         cause = self._complaint or why.value
@@ -109,15 +138,15 @@ class Subscriber(SubscriberProtocol):  # type: ignore[misc] # txredisapi has no 
 
     def check_every(self, seconds: float, answer_seconds: float) -> None:
         """
-        Send a PING at intervals, and give the connection up if nothing is received within C{answer_seconds}
-        after one.
+        Send a PING at intervals. Give the connection up if nothing is received within C{answer_seconds} after
+        one, or if the answer is not that to a subscriber.
         """
         if self.reason is not None:
             return
 
         def ping() -> None:
             self._received = False
-            self.ping().addErrback(lambda lost: None)
+            self.ping().addCallbacks(self._pinged, self._not_pinged)
             self._set_timer(self.callLater(answer_seconds, wait_once_more))
 
         def wait_once_more() -> None:
@@ -133,8 +162,23 @@ class Subscriber(SubscriberProtocol):  # type: ignore[misc] # txredisapi has no 
 
         self._set_timer(self.callLater(seconds, ping))
 
+    def _pinged(self, answer: Any) -> None:
+        # Redis documentation, "PING": a subscriber gets an array, and any other client a plain PONG.
+        if self.reason is None and not isinstance(answer, list):
+            self._give_up(Unsubscribed("the server no longer treats this connection as subscribed"))
+
+    def _not_pinged(self, failure: Failure) -> None:
+        """An access list may allow SUBSCRIBE, and no PING. The confirmation of another SUBSCRIBE will do."""
+
+        def refused(failure: Failure) -> None:
+            if self.reason is None:
+                self._give_up(Unsubscribed(f"the server ended the subscription ({failure.value})"))
+
+        if self.reason is None and isinstance(failure.value, ResponseError):
+            defer.Deferred.fromCoroutine(self.subscribe_to_channel()).addErrback(refused)
+
     def _give_up(self, complaint: Exception) -> None:
-        self._complaint = complaint
+        self._complaint = self._complaint or complaint
         self._set_timer(None)
         self.transport.abortConnection()
 
