@@ -1,4 +1,4 @@
-"""Packets by libpcap, through pcapy-ng: the only module that imports pcapy."""
+"""Packets by libpcap, through pcapy-ng."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import socket
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +18,18 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from pcapsvc.core.errors import CaptureForbidden, CaptureUnavailable, PcapsvcError
-from pcapsvc.core.filter import NOTHING, FilterRejected, Program, everything
-from pcapsvc.core.recording import PacketCounts
+from pcapsvc.core.filter import NOTHING, FilterRejected, Program
 from pcapsvc.core.text import one_line
 from pcapsvc.interfaces.capture import (
     IPacketDumper,
     IPacketHandle,
     IStandbyHandle,
     IStandbyPacketSystem,
-    PacketSink,
 )
 from pcapsvc.interfaces.threads import RunInThread
 from pcapsvc.packets.filter_compiler import FilterCompiler, uses_netmask
-from pcapsvc.packets.kernel_filter import runs_in_kernel
+from pcapsvc.packets.handle import Kind, PcapyHandle
 from pcapsvc.packets.libpcap import (
-    BadFilter,
-    Libpcap,
-    LibpcapError,
     find_libpcap,
     kept_length,
     library_path,
@@ -64,15 +58,6 @@ _LIBPCAP = find_libpcap(pcapy.__file__)
 _SIOCGIFNETMASK = 0x891B
 _IFREQ = struct.Struct("=16sHH4s16x")
 
-# A membership in what an interface receives, of linux/if_packet.h: struct packet_mreq (packet(7)). It
-# ends with the socket.
-_SOL_PACKET = 263
-_PACKET_ADD_MEMBERSHIP = 1
-_PACKET_MR_PROMISC = 1
-_MEMBERSHIP = struct.Struct("iHH8s")
-
-# Packets are discarded in steps of this many.
-_STEP_PACKETS = 4096
 # A pcap file without packets (draft-ietf-opsawg-pcap, section 4).
 _FILE_HEADER = struct.Struct("=IHHiIII")
 
@@ -86,20 +71,6 @@ def libpcap_path() -> str:
         return library_path(pcapy.__file__)
     except OSError:
         return ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Kind:
-    """
-    What a filter is compiled for.
-
-    @ivar snap_length: in bytes.
-    @ivar netmask: as inet_aton(3) has it; 0 if the filter doesn't depend on it.
-    """
-
-    link_type: int
-    snap_length: int
-    netmask: int
 
 
 @implementer(IStandbyPacketSystem)
@@ -178,7 +149,7 @@ class PcapySystem(Service):
     def open_standby(self, interface: str, *, snap_length: int) -> Deferred[IStandbyHandle]:
         """Open a handle that lets no packet pass: see L{IStandbyPacketSystem.open_standby}."""
 
-        def open_it() -> _PcapyHandle:
+        def open_it() -> PcapyHandle:
             return self._open_handle(interface, snap_length, NOTHING, promiscuous=False)
 
         opened = self._in_thread(open_it)
@@ -186,7 +157,7 @@ class PcapySystem(Service):
 
     def compile_now(self, handle: IPacketHandle, bpf: str) -> Program:
         """Compile a filter for a handle, while everything waits: see L{IPacketSystem.compile_now}."""
-        assert isinstance(handle, _PcapyHandle)
+        assert isinstance(handle, PcapyHandle)
         return handle.compile(bpf)
 
     def open_dumper(self, path: str, *, link_type: int, snap_length: int) -> IPacketDumper:
@@ -203,7 +174,7 @@ class PcapySystem(Service):
             os.close(descriptor)
         return dumper
 
-    async def arm(self, handle: _PcapyHandle, bpf: str) -> IPacketHandle:
+    async def arm(self, handle: PcapyHandle, bpf: str) -> IPacketHandle:
         """Have a handle that let no packet pass capture. It is used up, whatever comes of it."""
         try:
             program = await self._compile(bpf, handle.kind(bpf))
@@ -243,7 +214,7 @@ class PcapySystem(Service):
             raise
         return await self._in_thread(lambda: handle.begin(program, promiscuous=False))
 
-    def _compile(self, bpf: str, kind: _Kind) -> Deferred[Program]:
+    def _compile(self, bpf: str, kind: Kind) -> Deferred[Program]:
         return self._compiler.compile(
             bpf, link_type=kind.link_type, snap_length=kind.snap_length, netmask=kind.netmask
         )
@@ -252,22 +223,22 @@ class PcapySystem(Service):
         # There is no promiscuous mode on "any" (packet(7)).
         return self._promiscuous and interface != ANY_INTERFACE
 
-    def _in_thread(self, work: Callable[[], _PcapyHandle]) -> Deferred[_PcapyHandle]:
+    def _in_thread(self, work: Callable[[], PcapyHandle]) -> Deferred[PcapyHandle]:
         """
         Do something with a handle that takes long. In the thread, it is closed if that fails.
 
         @return: fires with the handle. On cancel it is closed as soon as the thread is done with it, and
             no sooner: what another thread works on must not be closed.
         """
-        wanted: Deferred[_PcapyHandle] = Deferred()
-        working: Deferred[_PcapyHandle] = self._run_in_thread(work)
+        wanted: Deferred[PcapyHandle] = Deferred()
+        working: Deferred[PcapyHandle] = self._run_in_thread(work)
         self._busy.add(working)
 
-        def done(result: _PcapyHandle | Failure) -> None:
+        def done(result: PcapyHandle | Failure) -> None:
             self._busy.discard(working)
             if not wanted.called:
                 wanted.callback(result)
-            elif isinstance(result, _PcapyHandle):
+            elif isinstance(result, PcapyHandle):
                 result.close()
             elif not result.check(PcapsvcError, OSError):  # type: ignore[no-untyped-call]
                 self._log.failure("an interface could not be opened, and nobody waits for it", result)
@@ -286,8 +257,8 @@ class PcapySystem(Service):
         program: Program,
         *,
         promiscuous: bool,
-        kind: _Kind | None = None,
-    ) -> _PcapyHandle:
+        kind: Kind | None = None,
+    ) -> PcapyHandle:
         """
         Open a handle, in a thread.
 
@@ -296,7 +267,7 @@ class PcapySystem(Service):
         try:
             reader = pcapy.create(interface)
             self._activate(reader, interface, snap_length, promiscuous)
-            handle = _PcapyHandle(reader, interface, snap_length, self._close_descriptor, self._libpcap)
+            handle = PcapyHandle(reader, interface, snap_length, self._close_descriptor, self._libpcap)
         except pcapy.PcapError as error:
             raise CaptureUnavailable(interface, str(error)) from None
         try:
@@ -334,7 +305,7 @@ def interface_names() -> frozenset[str]:
     return frozenset(name for _, name in socket.if_nameindex())
 
 
-def _expected_kind(interface: str, snap_length: int, bpf: str) -> _Kind | None:
+def _expected_kind(interface: str, snap_length: int, bpf: str) -> Kind | None:
     """What a handle will be, if that can be told before it is opened."""
     link_type: int | None = _COOKED
     if interface != ANY_INTERFACE:
@@ -345,7 +316,7 @@ def _expected_kind(interface: str, snap_length: int, bpf: str) -> _Kind | None:
     if link_type is None:
         return None
     netmask = _netmask_of(interface) if uses_netmask(bpf) else 0
-    return _Kind(link_type=link_type, snap_length=kept_length(link_type, snap_length), netmask=netmask)
+    return Kind(link_type=link_type, snap_length=kept_length(link_type, snap_length), netmask=netmask)
 
 
 def _netmask_of(interface: str) -> int:
@@ -360,208 +331,11 @@ def _netmask_of(interface: str) -> int:
     return int(netmask)
 
 
-class _Filters:
-    """How filters are set on a handle of pcapy's whose internals are unknown: as text, compiled once more."""
-
-    def __init__(self, reader: Any) -> None:
-        self._reader = reader
-
-    def compile(self, bpf: str) -> Program:
-        """
-        Compile a filter for the handle.
-
-        @raise BadFilter: if it can't be compiled.
-        """
-        return Program(bpf=bpf, instructions=b"")
-
-    def set(self, program: Program) -> None:
-        """
-        Set it. libpcap applies it to what is in the ring already as well (pcap_setfilter_linux_mmap).
-
-        @raise BadFilter: if it can't be compiled.
-        @raise pcapy.PcapError: if it can't be set: the interface went down or away.
-        @raise LibpcapError: likewise.
-        """
-        if not program.is_optimized:
-            raise BadFilter("its optimization does not end")
-        try:
-            self._reader.setfilter(program.bpf)
-        except pcapy.PcapError:
-            # It doesn't tell a filter that can't be compiled from one that can't be set.
-            netmask = _netmask(self._reader)
-            try:
-                pcapy.compile(self._reader.datalink(), 65535, program.bpf, 1, netmask)
-            except pcapy.PcapError as error:
-                raise BadFilter(str(error)) from None
-            raise
-
-
-class _CompiledFilters(_Filters):
-    """Likewise, on a handle whose internals are known: as programs."""
-
-    def __init__(self, reader: Any, libpcap: Libpcap) -> None:
-        super().__init__(reader)
-        self._libpcap = libpcap
-
-    def compile(self, bpf: str) -> Program:
-        return Program(bpf=bpf, instructions=self._libpcap.compile(self._reader, bpf))
-
-    def set(self, program: Program) -> None:
-        self._libpcap.set_filter(self._reader, program.instructions)
-
-
-def _netmask(reader: Any) -> int:
-    (netmask,) = struct.unpack("=I", socket.inet_aton(reader.getmask()))
-    return int(netmask)
-
-
-@implementer(IPacketHandle)
-class _PcapyHandle:
-    """A handle of pcapy's."""
-
-    def __init__(
-        self,
-        reader: Any,
-        interface: str,
-        snap_length: int,
-        close_descriptor: Callable[[int], None],
-        libpcap: Libpcap | None,
-    ) -> None:
-        self.interface = interface
-        self.link_type: int = reader.datalink()
-        self._reader = reader
-        self._snap_length = kept_length(self.link_type, snap_length)
-        self._close_descriptor = close_descriptor
-        self._libpcap = libpcap
-        self._closed = False
-        self._filters = _Filters(reader) if libpcap is None else _CompiledFilters(reader, libpcap)
-        self.program = self._in_force = everything(self._snap_length)
-        # libpcap 1.9 opens its socket on all interfaces, and binds it then: what came between is counted.
-        received, dropped, interface_dropped = reader.stats()
-        self._before = PacketCounts(received=received, dropped=dropped, interface_dropped=interface_dropped)
-
-    def kind(self, bpf: str) -> _Kind:
-        """What a filter for this handle is compiled for."""
-        netmask = _netmask(self._reader) if uses_netmask(bpf) else 0
-        return _Kind(link_type=self.link_type, snap_length=self._snap_length, netmask=netmask)
-
-    def fileno(self) -> int:
-        return int(self._reader.getfd())
-
-    def read(self, count: int, sink: PacketSink) -> int:
-        try:
-            if callable(sink):
-                return int(self._reader.dispatch(count, sink))
-            if self._libpcap is None:
-                return int(self._reader.dispatch(count, sink.dump))
-            return self._libpcap.dump(self._reader, sink, count)
-        except (pcapy.PcapError, LibpcapError) as error:
-            raise CaptureUnavailable(self.interface, str(error)) from None
-
-    def discard_packets(self) -> None:
-        """
-        Discard what has arrived.
-
-        @raise CaptureUnavailable: if the interface went down or away.
-        """
-        while self.read(_STEP_PACKETS, _discard):
-            pass
-
-    def begin(self, program: Program, *, promiscuous: bool) -> _PcapyHandle:
-        """
-        Begin anew with another filter, in a thread: what has arrived is discarded, and not counted.
-
-        @param promiscuous: whether to bring the interface into promiscuous mode.
-
-        @return: this handle.
-
-        @raise RequestRejected: if the filter can't be used here; the handle is closed then.
-        @raise CaptureUnavailable: if the interface went down or away; likewise.
-        """
-        try:
-            self.discard_packets()
-            if promiscuous:
-                self._become_promiscuous()
-            self.set_filter(program)
-            self.program = program
-            self._before = self._all_counts() or self._before
-        except BaseException:
-            self.close_here()
-            raise
-        return self
-
-    def _become_promiscuous(self) -> None:
-        # As libpcap does when it is asked to before it opens the interface.
-        try:
-            index = socket.if_nametoindex(self.interface)
-            with socket.socket(fileno=os.dup(self.fileno())) as same:
-                membership = _MEMBERSHIP.pack(index, _PACKET_MR_PROMISC, 0, b"")
-                same.setsockopt(_SOL_PACKET, _PACKET_ADD_MEMBERSHIP, membership)
-        except OSError as error:
-            raise CaptureUnavailable(self.interface, f"promiscuous mode: {error.strerror}") from None
-
-    def compile(self, bpf: str) -> Program:
-        """Compile a filter for this handle: see L{IPacketSystem.compile_now}."""
-        try:
-            return self._filters.compile(bpf)
-        except BadFilter as error:
-            raise _rejected(bpf, error) from None
-
-    def set_filter(self, program: Program) -> None:
-        try:
-            self._filters.set(program)
-            if runs_in_kernel(self.fileno()):
-                self._in_force = program
-                return
-            # libpcap would run it, and a read would last for as long as packets come that don't pass it.
-            self._filters.set(self._in_force)
-        except BadFilter as error:
-            raise _rejected(program.bpf, error) from None
-        except (pcapy.PcapError, LibpcapError) as error:
-            raise CaptureUnavailable(self.interface, str(error)) from None
-        raise FilterRejected(program.bpf, f"the kernel can't run it on {self.interface}")
-
-    def counts(self) -> PacketCounts | None:
-        counts = self._all_counts()
-        return counts and PacketCounts(
-            received=counts.received - self._before.received,
-            dropped=counts.dropped - self._before.dropped,
-            interface_dropped=counts.interface_dropped - self._before.interface_dropped,
-        )
-
-    def _all_counts(self) -> PacketCounts | None:
-        try:
-            received, dropped, interface_dropped = self._reader.stats()
-        except pcapy.PcapError:
-            return None
-        return PacketCounts(received=received, dropped=dropped, interface_dropped=interface_dropped)
-
-    def close(self) -> None:
-        self._close(self._close_descriptor)
-
-    def close_here(self) -> None:
-        """Close it, in a thread that may wait."""
-        self._close(os.close)
-
-    def _close(self, close_descriptor: Callable[[int], None]) -> None:
-        if self._closed:
-            return
-        self._closed = True
-        try:
-            # pcapy would hold Python's lock for as long as the kernel waits: so its close isn't the last.
-            last = os.dup(self.fileno())
-        except OSError:
-            self._reader.close()
-        else:
-            self._reader.close()
-            close_descriptor(last)
-
-
 @implementer(IStandbyHandle)
 class _StandbyHandle:
     """A handle that lets no packet pass."""
 
-    def __init__(self, system: PcapySystem, handle: _PcapyHandle) -> None:
+    def __init__(self, system: PcapySystem, handle: PcapyHandle) -> None:
         self._system = system
         self._handle = handle
         self._armed = False
@@ -577,11 +351,3 @@ class _StandbyHandle:
     def close(self) -> None:
         if not self._armed:
             self._handle.close()
-
-
-def _rejected(bpf: str, error: Exception) -> FilterRejected:
-    return FilterRejected(bpf, f"libpcap says: {one_line(str(error))}")
-
-
-def _discard(header: object, data: bytes) -> None:
-    """For packets that nobody wants."""
