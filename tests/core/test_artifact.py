@@ -1,4 +1,4 @@
-"""What a destination stores."""
+"""What is delivered: names, tags, contents."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class FileNameTests(unittest.SynchronousTestCase):
         self.assertNotEqual(name_of(recording(capture_id="a")), name_of(recording(capture_id="b")))
 
     def test_hostile(self) -> None:
-        """No name leads elsewhere, hides its file, or says anything to a shell."""
+        """No name leads elsewhere, hides its file, or means anything to a shell."""
         self.assertEqual(
             name_of(recording(node="../../etc/passwd", interface="$(x)`'\" ")),
             "_.._etc_passwd-__x_____-1700000000-0123456789ab.pcap",

@@ -1,4 +1,4 @@
-"""What a message may say, and how it is refused."""
+"""What a message may say, and why it is rejected."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Requests:
         return parse_request(body, bounds, **options)
 
     def problems(self, body: bytes, bounds: RequestBounds = BOUNDS, **options: bool) -> dict[str, str]:
-        """The rule that is told of each path."""
+        """The rule that is reported for each path."""
         try:
             request = parse_request(body, bounds, **options)
         except RequestRejected as rejection:
@@ -102,7 +102,7 @@ class FieldsTests(Requests, unittest.SynchronousTestCase):
             self.assertEqual(self.parse(message(**{field: None})), plain, field)
 
     def test_empty_means_not_given(self) -> None:
-        """So are an empty text, an empty list and a zero, each where its kind is due."""
+        """So are an empty text, an empty list and a zero, in fields of the same kind."""
         plain = self.parse(message())
         empty: dict[str, Any] = {
             **dict.fromkeys((*TEXTS, "nodere", "alertid", "alertstr"), ""),
@@ -114,7 +114,7 @@ class FieldsTests(Requests, unittest.SynchronousTestCase):
             self.assertEqual(self.parse(message(**{field: ""})), plain)
 
     def test_empty_of_another_kind(self) -> None:
-        """What is empty, and of a wrong kind, is refused: C{"bpf": []} must never capture everything."""
+        """Empty values of a wrong kind are rejected: C{"bpf": []} must never capture everything."""
         for field in (*TEXTS, "nodere"):
             for value in ([], 0, False, {}):
                 self.assertIn(field, self.problems(message(**{field: value})), (field, value))
@@ -128,11 +128,11 @@ class FieldsTests(Requests, unittest.SynchronousTestCase):
             self.assertIn("alias", self.problems(message(alias=value)), value)
 
     def test_zero_packets(self) -> None:
-        """C{"packets": 0} is refused: it is no limit that could be meant."""
+        """C{"packets": 0} is rejected: it can't be meant as a limit."""
         self.assertEqual(self.problems(message(packets=0)), {"packets": "must be a whole number, 1 or more"})
 
     def test_integers_are_integers(self) -> None:
-        """A whole number is no boolean, no float, no text, and not negative."""
+        """A whole number is not a boolean, a float or a text, and not negative."""
         for field in (*NUMBERS, "packets"):
             for value in (True, 5.0, 1.5, "5", -1, [5], {"a": 5}):
                 self.assertEqual(
@@ -142,7 +142,7 @@ class FieldsTests(Requests, unittest.SynchronousTestCase):
                 )
 
     def test_upper_bounds(self) -> None:
-        """Each number goes up to its bound, and above it is refused, not cut."""
+        """Each number may be up to its limit, and is rejected above it, not reduced."""
         for field, most in (
             ("packets", 50_000),
             ("bytes", 100_000_000),
@@ -159,13 +159,13 @@ class FieldsTests(Requests, unittest.SynchronousTestCase):
                 )
 
     def test_huge_integers(self) -> None:
-        """A number of thousands of digits is refused, and never costs more than that."""
+        """A number with thousands of digits is rejected, at no other cost."""
         for digits in (4000, 4299, 4300, 4301, 60_000):
             body = message().replace(b"}", b', "packets": ' + b"9" * digits + b"}")
             self.assertEqual(len(self.problems(body)), 1, digits)
 
     def test_alertid(self) -> None:
-        """An alert's id may be a whole number or a text, and both are kept as they came."""
+        """An alert's id may be a whole number or a text, and is kept as it is."""
         for field in ("alertid", "alertstr"):
             for value in (1, -5, 2**63 - 1, -(2**63), "17", "a b ü"):
                 self.assertEqual(getattr(self.parse(message(**{field: value})), field), value)
@@ -173,7 +173,7 @@ class FieldsTests(Requests, unittest.SynchronousTestCase):
                 self.assertIn(field, self.problems(message(**{field: bad})), bad)
 
     def test_lists(self) -> None:
-        """Interfaces and aliases are lists of texts; one text is no list."""
+        """Interfaces and aliases are lists of texts; a text is not a list."""
         for field in ("interface", "alias"):
             base = {"node": "sensor1"}
             for bad in ("eth0", ["eth0", 5], ["eth0", ""], [None], [["eth0"]], {"eth0": 1}, ["e"] * 257):
@@ -182,7 +182,7 @@ class FieldsTests(Requests, unittest.SynchronousTestCase):
                 self.assertTrue(problem.startswith("must be a list of up to 256 interface "), problem)
 
     def test_interface_names(self) -> None:
-        """A name that no device can have is refused, before anything is asked about it."""
+        """A name that no device can have is rejected without looking for the device."""
         for name in ("eth0", "any", "br-0123456789ab", "eth0.100", "veth_é"):
             self.assertEqual(self.parse(message(interface=[name])).interface, (name,))
         for name in (".", "..", "a/b", "../x", "a b", "a:1", "a\x00", "a\n", "x" * 16, "a\x7f", "a\u2028b"):
@@ -239,7 +239,7 @@ class FieldsTests(Requests, unittest.SynchronousTestCase):
             self.assertEqual(list(self.problems(message(**{field: bad}))), [field], (field, bad))
 
     def test_unknown_keys(self) -> None:
-        """A key that isn't known is refused, with the nearest name; were its value never so empty."""
+        """An unknown key is rejected, with the most similar name, even if its value is empty."""
         for value in ("udp", "", None, [], 0, {}):
             self.assertEqual(
                 self.problems(message(bfp=value)),
@@ -253,7 +253,7 @@ class FieldsTests(Requests, unittest.SynchronousTestCase):
         self.assertEqual(self.problems(message(**{"": 5})), {"''": "is not a known key"})
 
     def test_unknown_keys_ignored(self) -> None:
-        """By setting, they are passed over; what is known is judged as ever."""
+        """They can be ignored by configuration; known keys are checked as always."""
         plain = self.parse(message())
         self.assertEqual(self.parse(message(bfp="udp", x=[1]), ignore_unknown=True), plain)
         self.assertEqual(list(self.problems(message(bfp="udp", snap=-1), ignore_unknown=True)), ["snap"])
@@ -266,7 +266,7 @@ class FieldsTests(Requests, unittest.SynchronousTestCase):
         self.assertTrue(str(rejection).isprintable())
 
     def test_all_problems_at_once(self) -> None:
-        """Every problem is told: of kinds, of bounds, of names, of what is missing."""
+        """Every problem is reported: kinds, limits, names, and what is missing."""
         body = json.dumps(
             {
                 "node": "sensor1",
@@ -303,7 +303,7 @@ class EitherTests(Requests, unittest.SynchronousTestCase):
     """Exactly one of two."""
 
     def test_none(self) -> None:
-        """Neither of two is a problem, also where one is there and empty."""
+        """Neither of two is a problem, even if one is there and empty."""
         for body in (b"{}", b'{"node": "", "nodere": null, "interface": [], "alias": null}'):
             self.assertEqual(
                 self.problems(body),
@@ -324,7 +324,7 @@ class EitherTests(Requests, unittest.SynchronousTestCase):
         )
 
     def test_unknown_alias(self) -> None:
-        """Aliases of which none is known are refused, with what there is; one known is enough."""
+        """Aliases are rejected if none is known, with those that are; one known alias is enough."""
         body = json.dumps({"node": "any", "alias": ["dmz", "Uplink"]}).encode()
         rejection = self.assertRaises(RequestRejected, parse_request, body, BOUNDS)
         self.assertEqual(
@@ -334,7 +334,7 @@ class EitherTests(Requests, unittest.SynchronousTestCase):
         parse_request(b'{"node": "any", "alias": ["dmz", "uplink"]}', BOUNDS)
 
     def test_many_unknown_keys(self) -> None:
-        """Of very many keys that are not known some are told, and the others counted."""
+        """Of very many unknown keys, some are reported, and the others counted."""
         body = json.dumps({"node": "any", "interface": ["y"], **{f"k{at}": 1 for at in range(4000)}}).encode()
         rejection = self.assertRaises(RequestRejected, parse_request, body, BOUNDS)
         *told, last = [str(problem) for problem in rejection.problems]
@@ -342,13 +342,13 @@ class EitherTests(Requests, unittest.SynchronousTestCase):
         self.assertEqual(last, "request: has 3980 more unknown keys")
 
     def test_asks_to_be_logged(self) -> None:
-        """Whether a message wants to be logged can be told though it is wrong."""
+        """A message can ask to be logged even if it is invalid."""
         self.assertTrue(asks_to_be_logged(b'{"packets": 0, "logrequest": true}'))
         for body in (b"{}", b'{"logrequest": 1}', b'{"logrequest": false}'):
             self.assertFalse(asks_to_be_logged(body), body)
 
     def test_told_with_others(self) -> None:
-        """What was found before is told with what is found here."""
+        """Problems that were found before are reported with those found here."""
         before = Problem(path="nodere", rule="must be a regular expression")
         body = b'{"nodere": "(", "interface": ["eth0"], "packets": 0}'
         rejection = self.assertRaises(RequestRejected, parse_request, body, BOUNDS, found=[before])
@@ -360,12 +360,12 @@ class EitherTests(Requests, unittest.SynchronousTestCase):
         self.assertNotIn("none", self.problems(message(interface="eth0"))["interface"])
 
     def test_node_of_a_wrong_kind(self) -> None:
-        """A node that is an empty list is no "not given", beside a nodere."""
+        """A node that is an empty list doesn't count as "not given"."""
         self.assertIn("node", self.problems(b'{"node": [], "nodere": "x", "interface": ["eth0"]}'))
 
 
 class FilterTests(Requests, unittest.SynchronousTestCase):
-    """What of a filter is judged without libpcap."""
+    """What is checked of a filter without libpcap."""
 
     def test_length(self) -> None:
         """A filter is bounded, and one that is too long isn't looked into."""
@@ -377,7 +377,7 @@ class FilterTests(Requests, unittest.SynchronousTestCase):
         )
 
     def test_names(self) -> None:
-        """A name that needs DNS is told by itself."""
+        """A name that needs DNS is a problem of its own."""
         rejection = self.assertRaises(
             RequestRejected, self.parse, message(bpf="host foo.example and port http")
         )
@@ -386,14 +386,14 @@ class FilterTests(Requests, unittest.SynchronousTestCase):
         )
 
     def test_loop(self) -> None:
-        """A filter that the kernel can't run is refused by its word."""
+        """A filter that the kernel can't run is rejected because of its keyword."""
         self.assertEqual(
             self.problems(message(bpf="ip protochain 6")),
             {"bpf": "can't be used: the kernel can't run it"},
         )
 
     def test_control_characters(self) -> None:
-        """White space may be tabs and newlines; no other control character is taken."""
+        """White space may be tabs and newlines; no other control characters are accepted."""
         self.assertEqual(self.parse(message(bpf="tcp\n\tport 80")).bpf, "tcp\n\tport 80")
         for bad in ("tcp\x00", "tcp\r", "tcp\x0b", "tcp\x1b", "tcp\x7f"):
             self.assertEqual(list(self.problems(message(bpf=bad))), ["bpf"], bad)
@@ -421,7 +421,7 @@ class OverridesTests(Requests, unittest.SynchronousTestCase):
         )
 
     def test_not_allowed(self) -> None:
-        """A field that may not be set is refused; also C{false}; not one that is empty."""
+        """A field that may not be set is rejected, even C{false}, unless it is empty."""
         s3 = {field: FIELDS[field] for field in S3_FIELDS}
         self.assertEqual(set(self.problems(message(**s3), self.bounds())), set(S3_FIELDS))
         self.assertEqual(
@@ -443,7 +443,7 @@ class OverridesTests(Requests, unittest.SynchronousTestCase):
             )
 
     def test_no_s3_here(self) -> None:
-        """Where nothing goes to S3, its fields are judged by their kind alone."""
+        """If nothing is delivered to S3, only the types of its fields are checked."""
         bounds = RequestBounds(
             max_packets=1,
             max_bytes=1,

@@ -24,7 +24,7 @@ class BodyTests(Requests, unittest.SynchronousTestCase):
     """Bodies that are no requests."""
 
     def test_no_object(self) -> None:
-        """What is no JSON object is refused, and says so."""
+        """Anything but a JSON object is rejected, and the message says so."""
         good = message()
         for body in (
             b"",
@@ -57,7 +57,7 @@ class BodyTests(Requests, unittest.SynchronousTestCase):
         )
 
     def test_encoding(self) -> None:
-        """Bytes that are not UTF-8, and lone surrogates, are refused wherever they stand."""
+        """Bytes that are not UTF-8, and lone surrogates, are rejected wherever they are."""
         for body in (
             b"\xff\xfe{}",
             message().replace(b"sensor1", b"\xff"),
@@ -72,7 +72,7 @@ class BodyTests(Requests, unittest.SynchronousTestCase):
             self.assertEqual(list(self.problems(body)), ["request"], body)
 
     def test_half_a_character(self) -> None:
-        """One surrogate without the other is told as such, wherever it stands, and as it was written."""
+        """Half of a surrogate pair is reported as such, wherever it is, and as it was written."""
         for text, told in (
             (rb"\ud800", r"\ud800"),
             (rb"a\\\uDBFFb", r"\uDBFF"),
@@ -94,7 +94,7 @@ class BodyTests(Requests, unittest.SynchronousTestCase):
         self.assertIn("must be a JSON object (", self.problems(message(tags=r"\ud800")[:-1])["request"])
 
     def test_numbers_out_of_range(self) -> None:
-        """A number that is too large to be held is a problem of its field, told with the others."""
+        """A number that is too large to be represented is a problem of its field, like any other."""
         nines = b"9" * 5000
         body = message(alertid=7, packets=0, interface=[8], snap=6).replace(b": 7", b": " + nines)
         body = body.replace(b"[8]", b"[\n" + nines + b"]").replace(b": 6", b": 1e999")
@@ -119,7 +119,7 @@ class BodyTests(Requests, unittest.SynchronousTestCase):
         self.assertEqual((read_address(body).node, self.parse(body).node), ("sensor1", "sensor1"))
 
     def test_nesting(self) -> None:
-        """However deep a value is nested, and whichever key it has, the request is refused, and no more."""
+        """However deeply a value is nested, and whatever its key, the request is simply rejected."""
         depths = [*range(2, 40), *range(900, sys.getrecursionlimit() + 10), 5000, 30_000]
         for key in (b"x", b"packets", b"node", b"interface", b"bpf", b"alertid"):
             for opening, inner, closing in ((b"[", b"1", b"]"), (b'{"":', b"1", b"}")):
@@ -131,7 +131,7 @@ class BodyTests(Requests, unittest.SynchronousTestCase):
                     self.assertTrue(self.problems(body), (key, depth))
 
     def test_nesting_in_the_address(self) -> None:
-        """Nor can the address be read of a body that is nested too deeply, anywhere."""
+        """The address of a body that is nested too deeply anywhere can't be read either."""
         for key in (b"x", b"node"):
             self.assertRaises(
                 RequestRejected, read_address, b'{"node":"other","' + key + b'":' + b"[" * 60_000 + b"}"
@@ -146,10 +146,10 @@ _values = st.recursive(
 
 
 class HostileTests(unittest.SynchronousTestCase):
-    """Whatever comes, it is a request or it is refused."""
+    """Whatever the input is, it is a request or it is rejected."""
 
     def outcome(self, body: bytes, **options: bool) -> CaptureRequest | None:
-        """The request; L{None} where it was refused, with a problem that can be shown."""
+        """The request; L{None} if it was rejected, with a problem that can be shown."""
         try:
             return parse_request(body, BOUNDS, **options)
         except RequestRejected as rejection:
@@ -161,13 +161,13 @@ class HostileTests(unittest.SynchronousTestCase):
     @settings(max_examples=300, deadline=None)
     @given(st.binary(max_size=200))
     def test_bytes(self, body: bytes) -> None:
-        """Random bytes are refused."""
+        """Random bytes are rejected."""
         self.assertIsNone(self.outcome(body))
 
     @settings(max_examples=300, deadline=None)
     @given(st.dictionaries(st.sampled_from([*FIELDS, "bfp", "Node", ""]), _values), st.booleans())
     def test_json(self, fields: dict[str, Any], ignore: bool) -> None:
-        """Random values of the known fields, and of others: what is taken keeps to the bounds."""
+        """Random values of known fields, and of others: what is accepted is within the limits."""
         request = self.outcome(json.dumps(fields).encode(), ignore_unknown=ignore)
         if request is None:
             return
@@ -180,7 +180,7 @@ class HostileTests(unittest.SynchronousTestCase):
     @settings(max_examples=300, deadline=None)
     @given(st.data())
     def test_mutated(self, data: st.DataObject) -> None:
-        """A good message with bytes changed, taken out or put in."""
+        """A good message with bytes changed, removed or inserted."""
         given_fields = {key: value for key, value in FIELDS.items() if key not in EITHER}
         body = bytearray(json.dumps(given_fields).encode())
         for _ in range(data.draw(st.integers(1, 4))):

@@ -60,7 +60,7 @@ class AskedDelayTests(unittest.SynchronousTestCase):
         self.assertEqual(asked_delay(" 0 ", NOW), 0)
 
     def test_date(self) -> None:
-        """A date is judged by the server's own clock."""
+        """A date is relative to the server's own clock."""
         self.assertEqual(asked_delay("Sun, 22 Nov 2026 03:00:30 GMT", NOW), 30)
         self.assertEqual(asked_delay("Sun, 22 Nov 2026 02:00:00 GMT", NOW), 0)
         self.assertIsNone(asked_delay("Sun, 22 Nov 2026 03:00:30 GMT", None))

@@ -52,12 +52,12 @@ class SpoolEntryTests(unittest.SynchronousTestCase):
     """From an entry to its manifest, and back."""
 
     def changed(self, **changes: Any) -> bytes:
-        """A manifest with some keys changed, or left out where they are L{None}."""
+        """A manifest with some keys changed, or left out if they are L{None}."""
         document = {**json.loads(encode_entry(entry())), **changes}
         return json.dumps({key: value for key, value in document.items() if value is not None}).encode()
 
     def test_back(self) -> None:
-        """What is read is what was written, and makes the same artifact."""
+        """What is read is what was written, and gives the same artifact."""
         for one in (entry(), entry(bucket="b-1", encryption=True), entry(tags="")):
             self.assertEqual(decode_entry(encode_entry(one)), one)
         artifact = decode_entry(encode_entry(entry(folder="x"))).artifact(NoContent())
@@ -74,13 +74,13 @@ class SpoolEntryTests(unittest.SynchronousTestCase):
 
     @given(st.text(st.characters(exclude_categories=("Cc", "Cf", "Zl", "Zp"))))
     def test_any_tags(self, tags: str) -> None:
-        """Any line of text can be a tag; what UTF-8 has no bytes for is replaced."""
+        """Any line of text can be a tag; what UTF-8 can't encode is replaced."""
         self.assertEqual(
             decode_entry(encode_entry(entry(tags))).tags, tags.encode("utf-8", "replace").decode("utf-8")
         )
 
     def test_any_problem(self) -> None:
-        """A problem is a line in the log, whatever a destination or a manifest says."""
+        """A problem is one line in the log, whatever a destination or a manifest says."""
         artifact = entry().artifact(NoContent())
         told = make_entry(
             artifact, "s3", size=1, sha256="", created=0, problem="a\r\nb\x1b[2J" + "c" * 100_000
@@ -90,7 +90,7 @@ class SpoolEntryTests(unittest.SynchronousTestCase):
             self.assertLess(len(one.problem), 1100)
 
     def test_tags_of_lines(self) -> None:
-        """Tags are made one line where they aren't, as they become a header's value."""
+        """Tags are made one line if they aren't, as they become the value of a header."""
         self.assertEqual(decode_entry(self.changed(tags="x\r\nHeader: y  z")).tags, "x Header: y z")
         self.assertEqual(len(decode_entry(self.changed(tags="x" * 10_000)).tags), 8193)
 
@@ -109,7 +109,7 @@ class SpoolEntryTests(unittest.SynchronousTestCase):
         self.assertEqual(decode_entry(encode_entry(entry())).artifact(NoContent()).labels, LABELS)
 
     def test_any_labels(self) -> None:
-        """No label is worth a capture: each is one line, shortened, and what is none is left out."""
+        """No capture is lost because of a label: each is made one line, shortened, and ignored if unknown."""
         labels = {"via": "a\r\nb", "alertid": "x" * 4000, "customer": 5, "colour": "red"}
         read = decode_entry(self.changed(labels=labels)).artifact(NoContent()).labels
         self.assertEqual((read.via, read.customer), ("a b", None))
@@ -139,7 +139,7 @@ class SpoolEntryTests(unittest.SynchronousTestCase):
         self.assertEqual(decode_entry(encode_entry(read)), read)
 
     def test_version_1_of_another_destination(self) -> None:
-        """There, what was said of S3 is in every manifest, and means nothing to other destinations."""
+        """There, what is said of S3 is in every manifest, but has no effect on other destinations."""
         manifest = json.dumps({**json.loads(MANIFEST_1), "destination": "cloudshark"}).encode()
         self.assertEqual(decode_entry(manifest).artifact(NoContent()).options, {})
 
@@ -155,13 +155,13 @@ class SpoolEntryTests(unittest.SynchronousTestCase):
             self.assertIn(words, str(self.assertRaises(SpoolError, decode_entry, manifest)))
 
     def test_age(self) -> None:
-        """An age is told where both clocks can have been right."""
+        """The age is known if both clocks may have been right."""
         self.assertEqual(entry().age(1_795_316_400.104 + 60), 60)
         self.assertEqual(entry().age(100), 0)
         self.assertEqual(decode_entry(self.changed(created=100)).age(1_795_316_400), 0)
 
     def test_name(self) -> None:
-        """An entry's name is sorted by age, and is told from other names."""
+        """The names of entries are sorted by age, and differ from other names."""
         self.assertEqual(entry().entry_name, "1795316400104-f3a9c2d41b07-s3")
         self.assertTrue(is_entry_name(entry().entry_name))
         for name in (".new-1795316400104-a-s3", "lost+found", "lock", "1795316400104-a", "../1-a-s3", ""):
@@ -174,7 +174,7 @@ class SpoolEntryTests(unittest.SynchronousTestCase):
         self.assertGreater(manifest.count(b"\n"), 10)
 
     def test_problems(self) -> None:
-        """What is no manifest is refused, in clear words."""
+        """What is not a manifest is rejected, in clear words."""
         for manifest, words in (
             (b"", "is not JSON"),
             (encode_entry(entry())[:-5], "is not JSON"),
@@ -211,7 +211,7 @@ class SpoolEntryTests(unittest.SynchronousTestCase):
 
     @given(st.binary(max_size=300))
     def test_anything(self, manifest: bytes) -> None:
-        """Whatever stands there, it is an entry or the error."""
+        """Whatever is there, it is an entry or the error."""
         try:
             decode_entry(manifest)
         except SpoolError:

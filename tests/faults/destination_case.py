@@ -16,7 +16,7 @@ from pcapsvc.interfaces.delivery import IDestination
 from pcapsvc.interfaces.threads import RunInThread
 from tests.faults.house import House, memory_bytes, until
 
-# Thirty captures of a megabyte are what is not kept.
+# Far less than the thirty captures of a megabyte.
 _MOST_KEPT_BYTES = 8_000_000
 NAME = "web1-eth0-1700000000-abc.pcap"
 
@@ -27,7 +27,7 @@ class FaultCase(TestCase):
     timeout = 100
 
     async def setUp(self) -> None:  # type: ignore[override]
-        # While the reactor runs, it has a pipe more.
+        # The reactor has one more pipe while it runs.
         await task.deferLater(reactor, 0)
         self.data = os.urandom(500_000)
         self.path = Path(self.mktemp()).absolute()
@@ -43,34 +43,34 @@ class FaultCase(TestCase):
         return house
 
     async def spooled(self, house: House) -> None:
-        """Deliver a capture in vain: it is in the spool, byte for byte, and that is what is told."""
+        """Deliver a capture in vain: it is in the spool, byte for byte, which is reported."""
         await house.deliver(self.data)
-        self.assertEqual(house.told(CaptureDelivered), [])
-        self.assertEqual(house.told(DeliveryFailed), [])
-        self.assertEqual(len(house.told(DeliverySpooled)), 1)
+        self.assertEqual(house.reported(CaptureDelivered), [])
+        self.assertEqual(house.reported(DeliveryFailed), [])
+        self.assertEqual(len(house.reported(DeliverySpooled)), 1)
         self.assertEqual(house.spool.entries, 1)
         [file] = (self.path / "spool").glob("*/capture.pcap")
         self.assertEqual(file.read_bytes(), self.data)
 
     async def delivered_in_the_end(self, house: House) -> None:
-        """When nothing is in its way any more, it is delivered from the spool, and not once more."""
+        """When nothing prevents it any more, it is delivered from the spool, and not again."""
         await house.emptied()
         await house.stop()
-        self.assertEqual(len(house.told(CaptureDelivered)), 1)
+        self.assertEqual(len(house.reported(CaptureDelivered)), 1)
         house.start()
         await until(lambda: house.spool._folder.is_open())
         await house.stop()
-        self.assertEqual(house.told(CaptureDelivered), [])
+        self.assertEqual(house.reported(CaptureDelivered), [])
         self.assertEqual({path.name for path in (self.path / "spool").iterdir()}, {"lock"})
 
     async def costs_no_memory(self, words: str) -> None:
         """
-        Thirty attempts in vain leave nothing in memory.
+        Thirty failed attempts leave nothing in memory.
 
-        @param words: what is told of each.
+        @param words: part of the problem of each.
         """
         self.data = os.urandom(1_000_000)
-        # Whoever answers is to have the time for it.
+        # A server that answers must have the time for it.
         timeout_seconds = 0.3 if "0.3 s" in words else 10.0
         house = self.house(self.make, attempts=10, timeout_seconds=timeout_seconds, retry_seconds=0.02)
         await house.deliver(self.data, "first.pcap")
@@ -89,7 +89,7 @@ class FaultCase(TestCase):
         shutil.rmtree(self.path / "spool")
 
     def assert_asked(self, times: list[float]) -> None:
-        """Between two attempts there was the second that was asked for, and not much more."""
+        """Between two attempts there was the second that the server asked for, and not much more."""
         self.assertEqual(len(times), 2)
         self.assertGreaterEqual(times[1] - times[0], 1.0)
         self.assertLess(times[1] - times[0], 4.0)

@@ -1,4 +1,4 @@
-"""All of the delivery, in this process: what delivers, the spool on a disk, and what delivers from there."""
+"""All of the delivery, in this process: an outbox, a spool on disk, and the rounds through it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class House:
     From a capture to one destination, with little patience.
 
     @param make: makes the destination, with threads of its own.
-    @ivar reporter: what was told since the last start.
+    @ivar reporter: the events since the last start.
     """
 
     def __init__(
@@ -99,45 +99,45 @@ class House:
         self.running = True
 
     async def stop(self) -> None:
-        """Stop it. Nothing happens where it is stopped."""
+        """Stop it. Nothing happens if it is stopped already."""
         if self.running:
             self.running = False
             await self._services.stopService()
 
     async def deliver(self, data: bytes, name: str = "web1-eth0-1700000000-abc.pcap") -> None:
-        """Deliver a capture, until its destination has had its turn."""
+        """Deliver a capture, until it is delivered, spooled or lost."""
         content = MemfdContent(data)
         try:
             await self.outbox.deliver(make_artifact(content, name=name, tags="customer:Zoë"), lambda: None)
         finally:
             content.close()
 
-    def told(self, kind: type) -> list[Any]:
-        """What was told of a kind since the last start."""
+    def reported(self, kind: type) -> list[Any]:
+        """The payloads of the events of a kind since the last start."""
         return [data for data in self.reporter.data if isinstance(data, kind)]
 
     @property
     def problems(self) -> list[str]:
         """Why attempts failed, since the last start."""
         kinds = (DeliveryPostponed, DeliverySpooled, DeliveryFailed)
-        return [data.problem for kind in kinds for data in self.told(kind)]
+        return [data.problem for kind in kinds for data in self.reported(kind)]
 
     @property
     def busy_threads(self) -> int:
-        """How many of the destination's threads are at work."""
+        """How many of the destination's threads are busy."""
         pool = self._theirs._pool
         return 0 if pool is None else len(pool.working)
 
     async def emptied(self) -> None:
         """Wait until the spool is empty."""
-        await until(lambda: self.spool.entries == 0 and bool(self.told(CaptureDelivered)))
+        await until(lambda: self.spool.entries == 0 and bool(self.reported(CaptureDelivered)))
 
 
 async def until(condition: Callable[[], bool], what: Callable[[], str] = str) -> None:
     """
     Wait for a condition.
 
-    @param what: what is the matter where it is waited for in vain.
+    @param what: says what is wrong if it is waited for in vain.
     """
     deadline = time.monotonic() + _PATIENCE_SECONDS
     while not condition():
@@ -146,7 +146,7 @@ async def until(condition: Callable[[], bool], what: Callable[[], str] = str) ->
 
 
 def memory_bytes() -> int:
-    """The memory that this process holds, without what is free already."""
+    """The memory that this process uses, without what is free already."""
     gc.collect()
     # malloc_trim(3)
     ctypes.CDLL(None).malloc_trim(0)
@@ -159,7 +159,7 @@ def possessions() -> Counter[str]:
     found: Counter[str] = Counter()
     for number in os.listdir("/proc/self/fd"):
         with suppress(FileNotFoundError):
-            # Without what is of one pipe or socket only.
+            # Without the number of the pipe or socket.
             found[re.sub(r":\[[0-9]+\]", "", os.readlink(f"/proc/self/fd/{number}"))] += 1
     for thread in threading.enumerate():
         if "twisted" not in thread.name:

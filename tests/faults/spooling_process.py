@@ -1,11 +1,10 @@
 """
-A process that spools captures and delivers them from there, as fast as it can, until
-it is killed. See L{tests.faults.test_spool_crash}.
+A process that spools captures, and delivers them from the spool, as fast as it can, until it is killed.
+See L{tests.faults.test_spool_crash}.
 
-It writes what happened into an account, a line at a time, each in one piece
-(write(2), with O_APPEND): C{spooled ID} when a capture is in the spool, and
-C{arrived ID} when the destination has it, which is before the spool hears of it.
-C{ready} stands for a start.
+It writes what happens into a file, a line at a time (write(2), with O_APPEND): C{ready} when it starts,
+C{spooled ID} when a capture is in the spool, and C{arrived ID} when the destination has it, which is
+before the spool knows.
 
 usage: spooling_process.py SPOOLDIR ACCOUNT SEED [drain]
 """
@@ -41,7 +40,7 @@ from tests.unit.contents import MemfdContent, make_artifact
 
 
 def content_of(capture_id: str) -> bytes:
-    """The bytes of a capture, which can be told from its id."""
+    """The bytes of a capture, which follow from its id."""
     chance = random.Random(capture_id)
     return chance.randbytes(chance.randrange(1, 300_000))
 
@@ -53,13 +52,13 @@ class Account:
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
     def write(self, line: str) -> None:
-        """Write down a line, in one piece."""
+        """Write a line, in one piece."""
         os.write(self._file, f"{line}\n".encode())
 
 
 @implementer(IDestination)
 class Destination:
-    """Takes what is whole, now and then at the second attempt, and says whatever isn't."""
+    """Stores captures, some of them at the second attempt, and writes down those that are damaged."""
 
     name = "one"
     routes = ("usual",)
@@ -69,15 +68,15 @@ class Destination:
         self._chance = chance
 
     def route(self, options: Mapping[str, Any]) -> str:
-        """There is one: see L{IDestination.route}."""
+        """See L{IDestination.route}. There is only one."""
         return self.routes[0]
 
     def check(self, options: Mapping[str, Any]) -> Iterator[Problem]:
-        """Any options will do: see L{IDestination.check}."""
+        """See L{IDestination.check}. All options are accepted."""
         return iter(())
 
     def store(self, artifact: Artifact) -> defer.Deferred[Receipt]:
-        """Take a capture: see L{IDestination.store}."""
+        """See L{IDestination.store}."""
         with artifact.content.open() as file:
             found = hashlib.sha256(file.read()).digest()
         if found != hashlib.sha256(content_of(artifact.capture_id)).digest():
@@ -90,7 +89,7 @@ class Destination:
 
 @implementer(IReporter)
 class Reporter:
-    """Writes down what is lost."""
+    """Writes down the captures that are lost."""
 
     def __init__(self, account: Account) -> None:
         self._account = account

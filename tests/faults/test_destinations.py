@@ -1,9 +1,9 @@
 """
-Destinations in trouble: what was captured is delivered exactly once, or is in the spool
-until it is; and descriptors and threads are as before.
+Destinations in trouble: what was captured is delivered exactly once, or stays in the spool until it is;
+descriptors and threads are as before.
 
-CloudShark is the exception: where it took a capture and its answer was lost, the next
-attempt makes a second one of the same name, for its API has no name to find it by.
+CloudShark is the exception: if it accepted a capture, its answer was lost, and the token may not
+search, the next attempt makes a second capture of the same name.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _RESET = "Connection to the other side was lost in a non-clean fashion"
 
 
 class LocalDirectoryTests(FaultCase):
-    """A folder of this host."""
+    """A directory of this host."""
 
     async def setUp(self) -> None:  # type: ignore[override]
         await super().setUp()
@@ -52,11 +52,11 @@ class LocalDirectoryTests(FaultCase):
         return LocalDirectory(directory=str(self.folder), run_in_thread=run_in_thread)
 
     def there(self) -> list[bytes]:
-        """What is in the folder."""
+        """What is in the directory."""
         return [path.read_bytes() for path in self.folder.iterdir()]
 
     async def test_missing_folder(self) -> None:
-        """A folder that is missing, and comes back."""
+        """A directory that is missing, and reappears."""
         self.folder.rmdir()
         house = self.house(self.make)
         await self.spooled(house)
@@ -66,7 +66,7 @@ class LocalDirectoryTests(FaultCase):
         await left_as(self.before)
 
     async def test_full_disk(self) -> None:
-        """A disk that is full, until somebody makes room."""
+        """A disk that is full, until there is room."""
         require_root("to mount a small file system")
         mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(self.folder)]
         require(subprocess.run(mount, check=False).returncode == 0, "a tmpfs can't be mounted")
@@ -81,7 +81,7 @@ class LocalDirectoryTests(FaultCase):
         await left_as(self.before)
 
     async def test_full_spool(self) -> None:
-        """Where the spool's disk is full as well, the capture is lost, and told to be."""
+        """If the spool's disk is full as well, the capture is lost, which is reported."""
         require_root("to mount a small file system")
         (self.path / "spool").mkdir()
         mount = ["mount", "-t", "tmpfs", "-o", "size=400k,mode=700", "tmpfs", str(self.path / "spool")]
@@ -90,7 +90,7 @@ class LocalDirectoryTests(FaultCase):
         self.folder.rmdir()
         house = self.house(self.make)
         await house.deliver(self.data)
-        [failed] = house.told(DeliveryFailed)
+        [failed] = house.reported(DeliveryFailed)
         self.assertIn("No such file or directory; and not spooled:", failed.problem)
         self.assertIn("No space left on device", failed.problem)
         self.assertEqual({path.name for path in (self.path / "spool").iterdir()}, {"lock"})
@@ -100,11 +100,11 @@ class LocalDirectoryTests(FaultCase):
         await left_as(self.before)
 
     async def test_arrived_before(self) -> None:
-        """An attempt that arrived, and of which nobody heard, is not a second capture."""
+        """An attempt that arrived without an answer doesn't lead to a second capture."""
         (self.folder / NAME).write_bytes(self.data)
         house = self.house(self.make)
         await house.deliver(self.data)
-        self.assertEqual(len(house.told(CaptureDelivered)), 1)
+        self.assertEqual(len(house.reported(CaptureDelivered)), 1)
         self.assertEqual(self.there(), [self.data])
 
 
@@ -137,21 +137,21 @@ class CloudSharkTests(FaultCase):
         """
         One failure, which another attempt mends; and as many as bring it into the spool.
 
-        @param words: what is told of them.
+        @param words: part of their problem.
         @param arrives: whether each of them is a capture at the server, all the same.
         @param timeout_seconds: how long an attempt may take; long if it is not what makes it fail.
         """
         self.server.behave(behaviour, accept())
         house = self.house(self.make, timeout_seconds=timeout_seconds)
         await house.deliver(self.data, "first.pcap")
-        self.assertEqual(len(house.told(CaptureDelivered)), 1, house.problems)
+        self.assertEqual(len(house.reported(CaptureDelivered)), 1, house.problems)
         self.assertEqual(len(house.problems), 1)
         self.assertIn(words, house.problems[0])
         self.assertEqual(house.spool.entries, 0)
         self.assertEqual(len(self.server.captures()), 1)
         await house.stop()
         house.start()
-        # Whoever could look would find there what has arrived.
+        # A search would find what has arrived.
         self.server.behave(behaviour, search=refuse(503, "later") if arrives else None)
         await self.spooled(house)
         self.server.behave(accept())
@@ -161,7 +161,7 @@ class CloudSharkTests(FaultCase):
         await left_as(self.before)
 
     def uploads(self) -> list[Any]:
-        """What reached the server whole, whatever it answered."""
+        """What reached the server completely, whatever it answered."""
         return [upload for upload in self.server.uploads() if upload.filename is not None]
 
     async def test_internal_error(self) -> None:
@@ -175,7 +175,7 @@ class CloudSharkTests(FaultCase):
             self.server.behave(refuse(429, "slow down", retry_after="1"), accept())
             house = self.house(self.make, max_delay_seconds=max_delay_seconds)
             await house.deliver(self.data, f"{earlier}.pcap")
-            self.assertEqual(len(house.told(DeliverySpooled)), 0 if max_delay_seconds else 1)
+            self.assertEqual(len(house.reported(DeliverySpooled)), 0 if max_delay_seconds else 1)
             await house.emptied()
             self.assert_asked([upload.time for upload in self.uploads()[earlier:]])
             await house.stop()
@@ -194,11 +194,11 @@ class CloudSharkTests(FaultCase):
         await self.trouble(forget(), _RESET, arrives=True)
 
     async def test_no_search(self) -> None:
-        """Where the token may not search, what may have arrived is uploaded again, under the same name."""
+        """If the token may not search, what may have arrived is uploaded again, under the same name."""
         self.server.behave(forget(), accept(), search=refuse(401, "not permitted"))
         house = self.house(self.make)
         await house.deliver(self.data)
-        self.assertEqual(len(house.told(CaptureDelivered)), 1, house.problems)
+        self.assertEqual(len(house.reported(CaptureDelivered)), 1, house.problems)
         self.assertEqual(self.server.captures(), [NAME, NAME])
         await house.stop()
 
@@ -216,7 +216,7 @@ class CloudSharkTests(FaultCase):
         await self.trouble(slow(1_000_000), "timed out after 2 s", timeout_seconds=2.0)
 
     async def test_wrong_certificate(self) -> None:
-        """A certificate of a stranger, until the right authority is named."""
+        """A certificate of an unknown authority, until the right one is configured."""
         Authority(self.path, "stranger").file.rename(self.ca_file)
         house = self.house(self.make)
         await self.spooled(house)
@@ -226,7 +226,7 @@ class CloudSharkTests(FaultCase):
         await self.delivered_in_the_end_after_a_restart(house)
 
     async def test_wrong_token(self) -> None:
-        """A token that is not known any more."""
+        """A token that is not valid any more."""
         self.token = "other"
         house = self.house(self.make)
         await self.spooled(house)
@@ -234,23 +234,23 @@ class CloudSharkTests(FaultCase):
         await self.delivered_in_the_end_after_a_restart(house)
 
     async def test_token_taken_back(self) -> None:
-        """A token that is refused from now on, and later is not, while the daemon runs."""
+        """A token that is refused for a while, while the daemon runs."""
         house = self.house(self.make)
         await house.deliver(self.data, "earlier.pcap")
-        self.assertEqual(len(house.told(CaptureDelivered)), 1)
+        self.assertEqual(len(house.reported(CaptureDelivered)), 1)
         self.server.behave(refuse(401, "Unauthorized"))
         await house.deliver(self.data)
-        [spooled] = house.told(DeliverySpooled)
+        [spooled] = house.reported(DeliverySpooled)
         self.assertIn("answered 401: Unauthorized", spooled.problem)
         self.server.behave(accept())
-        await until(lambda: len(house.told(CaptureDelivered)) == 2)
+        await until(lambda: len(house.reported(CaptureDelivered)) == 2)
         self.assertEqual(house.spool.entries, 0)
         self.assertEqual(self.uploads()[-1].data, self.data)
         await house.stop()
         await left_as(self.before)
 
     async def test_memory(self) -> None:
-        """Nothing of captures is kept in memory by attempts that hang, are refused or reset."""
+        """Attempts that hang, are refused or reset keep nothing of captures in memory."""
         for behaviour, words in (
             (hang(), "timed out after 0.3 s"),
             (refuse(500, "out of order"), "out of order"),
@@ -271,7 +271,7 @@ class CloudSharkTests(FaultCase):
         await self.delivered_in_the_end_after_a_restart(house)
 
     async def delivered_in_the_end_after_a_restart(self, house: House) -> None:
-        """What an operator mended is tried again at once after a restart."""
+        """What an operator has fixed is attempted again immediately after a restart."""
         await house.stop()
         house.start()
         await self.delivered_in_the_end(house)

@@ -71,7 +71,7 @@ class S3Tests(FaultCase):
         """
         Failures until the capture is in the spool, and then none.
 
-        @param words: what is told of them.
+        @param words: part of their problem.
         @param arrives: whether the server has the capture in spite of them.
         @param timeout_seconds: how long an attempt may take; long if it is not what makes it fail.
         """
@@ -79,7 +79,7 @@ class S3Tests(FaultCase):
         self.proxy.fault = fault
         await self.spooled(house)
         self.assertIn(words, house.problems[0])
-        # Threads come back from attempts that are over; the spool's go on one by one.
+        # Threads return from attempts that have ended; those from the spool go on one by one.
         await until(lambda: len(self.proxy.times) >= 5)
         await until(lambda: house.busy_threads <= 1)
         self.assertEqual(self.keys(), [NAME] if arrives else [])
@@ -114,7 +114,7 @@ class S3Tests(FaultCase):
                 await until(lambda house=house: bool(house.problems))  # type: ignore[misc]
                 self.proxy.fault = None
                 await delivering
-                self.assertEqual(len(house.told(DeliverySpooled)), 0 if max_delay_seconds else 1)
+                self.assertEqual(len(house.reported(DeliverySpooled)), 0 if max_delay_seconds else 1)
                 await house.emptied()
                 self.assert_asked(self.proxy.times)
                 await house.stop()
@@ -174,7 +174,7 @@ class S3Tests(FaultCase):
         await self.assert_nothing_left()
 
     async def test_memory(self) -> None:
-        """Nothing of captures is kept in memory by attempts that hang, are refused or reset."""
+        """Attempts that hang, are refused or reset keep nothing of captures in memory."""
         for fault, words in (
             (Fault(silent=True), "timed out after 0.3 s"),
             (Fault(answer=answer(500, "InternalError")), "InternalError"),
@@ -186,7 +186,7 @@ class S3Tests(FaultCase):
         await self.assert_nothing_left()
 
     async def test_wrong_certificate(self) -> None:
-        """A certificate that nobody vouches for, until the right address is named."""
+        """A certificate of an unknown authority, until the right address is configured."""
         right, strange = self.endpoint, self.proxied(certificate=self.files)
         self.endpoint = f"https://127.0.0.1:{strange.port}"
         house = self.house(self.make)
@@ -196,7 +196,7 @@ class S3Tests(FaultCase):
         await self.mended(house)
 
     async def test_wrong_secret(self) -> None:
-        """A secret that is not the right one any more."""
+        """A secret that is not valid any more."""
         right, self.credentials = self.credentials, {**self.credentials, "access_key": "wr0ng" * 8}
         house = self.house(self.make)
         await self.spooled(house)
@@ -205,7 +205,7 @@ class S3Tests(FaultCase):
         await self.mended(house)
 
     async def test_no_credentials(self) -> None:
-        """Credentials that are nowhere to be found, until they are."""
+        """Credentials that can't be found, until they can."""
         bare = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
         self.patch(os, "environ", {**bare, "HOME": str(self.path), "AWS_EC2_METADATA_DISABLED": "true"})
         right, self.credentials = self.credentials, {"access_id": None, "access_key": None}
@@ -230,7 +230,7 @@ class S3Tests(FaultCase):
         house = self.house(self.make)
         await house.deliver(self.data, "first.pcap")
         profile.write_text("")
-        # What was read goes on, until it is refused.
+        # What was read before is used until it is refused.
         await house.deliver(self.data, "second.pcap")
         self.assertEqual(self.keys(), ["first.pcap", "second.pcap"])
         self.proxy.fault = Fault(answer=answer(403, "InvalidAccessKeyId"))
@@ -248,7 +248,7 @@ class S3Tests(FaultCase):
         await self.assert_nothing_left()
 
     async def mended(self, house: House) -> None:
-        """What an operator mended is tried again at once after a restart."""
+        """What an operator has fixed is attempted again immediately after a restart."""
         self.assertEqual(self.keys(), [])
         await house.stop()
         house.start()

@@ -1,4 +1,4 @@
-"""A process that is killed at any instant leaves a spool that can be read, and loses nothing of it."""
+"""A process that is killed at any instant leaves a readable spool, and nothing of it is lost."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class CrashTests(SynchronousTestCase):
         self.assertLessEqual(len(list((self.spool / "broken").glob("*"))), 3 * rounds)
 
     def assert_repeated_by_kills_alone(self, lines: list[str]) -> None:
-        """No process delivers a capture twice; the next one does only what came last in the one before."""
+        """No process delivers a capture twice; the next one repeats at most the last one."""
         arrived: dict[str, int] = {}
         last: dict[int, str] = {}
         process = 0

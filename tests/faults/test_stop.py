@@ -1,6 +1,6 @@
 """
-The daemon is stopped, or killed, while captures are on their way: they arrive in the end.
-And what signals do to one that has nothing to do, from its start to its end.
+The daemon is stopped or killed while captures are being delivered: they arrive in the end.
+And what signals do to an idle daemon, from its start to its end.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class IdleTests(SynchronousTestCase):
     """A daemon with nothing to do."""
 
     def test_signals_after_the_first(self) -> None:
-        """At whichever moment of its end further signals come, its exit status is 0."""
+        """Whenever further signals arrive while it stops, its exit status is 0."""
         orders = itertools.permutations([signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
         for delay, further in zip(_DELAYS_SECONDS, itertools.cycle(orders), strict=False):
             daemon = Daemon()
@@ -66,7 +66,7 @@ class IdleTests(SynchronousTestCase):
             self.assertIn("Server Shut Down", daemon.log)
 
     def test_reload_at_the_start(self) -> None:
-        """SIGHUP doesn't end a daemon that starts, from before it loads what takes long."""
+        """SIGHUP doesn't end a daemon that is starting, not even before it has loaded its libraries."""
         daemon = Reloaded()
         self.addCleanup(daemon.stop)
         daemon.start()
@@ -75,7 +75,7 @@ class IdleTests(SynchronousTestCase):
         self.assertEqual(daemon.wait(), 0)
 
     def test_descriptors(self) -> None:
-        """It may have as many descriptors as the hard limit says, whatever the soft one is."""
+        """It may have as many descriptors as the hard limit allows, whatever the soft limit is."""
         daemon = Daemon()
         self.addCleanup(daemon.stop)
         daemon.start("sh", "-c", 'ulimit -S -n 256; ulimit -H -n 5000; exec "$@"', "sh")
@@ -84,7 +84,7 @@ class IdleTests(SynchronousTestCase):
         self.assertNotIn("the limit of open files", daemon.log)
 
     def test_few_descriptors(self) -> None:
-        """Where the hard limit is low, it says so."""
+        """If the hard limit is low, that is logged."""
         daemon = Daemon()
         self.addCleanup(daemon.stop)
         daemon.start("sh", "-c", 'ulimit -n 256; exec "$@"', "sh")
@@ -127,11 +127,11 @@ class StopTests(SynchronousTestCase):
         return [upload for upload in self.server.uploads() if upload.filename is not None]
 
     def test_stop(self) -> None:
-        """What hangs, what waits for a place, and what was just captured is spooled in time, and arrives."""
+        """What hangs, waits for a slot, or was just captured is spooled in time, and delivered later."""
         self.stops(spooled_before=2)
 
     def test_stop_from_memory(self) -> None:
-        """So it is where nothing is spooled before it is tried."""
+        """So it is if nothing is spooled before its first attempt."""
         self.stops(spooled_before=0, spoolfirst="false")
 
     def stops(self, *, spooled_before: int, **delivery: Any) -> None:
@@ -168,7 +168,7 @@ class StopTests(SynchronousTestCase):
         self.assertEqual(packets, [5, 10, 10])
 
     def test_second_signal(self) -> None:
-        """A second signal hurries: what is on its way is spooled at once."""
+        """A second signal hurries: what is being delivered is spooled immediately."""
         self.server.behave(hang())
         daemon = self.daemon(stop_seconds=30)
         capture = daemon.capture(interface=[self.wire.interface], packets=1)
@@ -183,7 +183,7 @@ class StopTests(SynchronousTestCase):
         self.assertEqual(len(self.entries()), 1)
 
     def test_stop_with_nothing_in_its_way(self) -> None:
-        """Where deliveries come through, a stop takes no longer than they do, and spools nothing."""
+        """If deliveries succeed, a stop takes no longer than they do, and spools nothing."""
         self.server.behave(accept(delay_seconds=0.5))
         daemon = self.daemon(stop_seconds=30)
         capture = daemon.capture(interface=[self.wire.interface], timeout=60)
@@ -197,7 +197,7 @@ class StopTests(SynchronousTestCase):
         self.assertEqual((len(self.uploads()), self.entries()), (1, []))
 
     def test_killed(self) -> None:
-        """What was spooled when the daemon is killed arrives after the next start, once."""
+        """What was spooled when the daemon is killed is delivered after the next start, once."""
         self.server.behave(refuse(503, "Busy"))
         daemon = self.daemon(attempts=1)
         capture = daemon.capture(interface=[self.wire.interface], packets=1)
@@ -221,7 +221,7 @@ class StopTests(SynchronousTestCase):
         self.assertEqual(len(self.uploads()), before + 1)
 
     def test_killed_before_the_answer(self) -> None:
-        """What the server took, when the daemon was killed before it heard so, is not brought there again."""
+        """What the server accepted just before the daemon was killed is not uploaded again."""
         self.server.behave(accept(delay_seconds=30))
         daemon = self.daemon()
         capture = daemon.capture(interface=[self.wire.interface], packets=1)

@@ -103,7 +103,7 @@ class CloudSharkTests(DestinationCase):
             self.assertEqual(server.uploads(), [])
 
     async def test_certificate_of_another_host(self) -> None:
-        """A certificate for another host is refused, for good."""
+        """A certificate for another host is not retryable."""
         server = self.serve(shown=Shown.WRONG_HOST)
         error = await self.refused(self.make(server).store(make_artifact(self.content)))
         self.assertFalse(error.retryable)
@@ -111,12 +111,12 @@ class CloudSharkTests(DestinationCase):
         self.assertEqual(server.uploads(), [])
 
     async def test_unverified(self) -> None:
-        """Where the operator says so, any certificate will do."""
+        """If the operator says so, any certificate is accepted."""
         server = self.serve(shown=Shown.UNTRUSTED)
         await self.make(server, verify=False).store(make_artifact(self.content))
 
     async def test_wrong_token(self) -> None:
-        """A wrong token is an error for good, that does not tell it."""
+        """A wrong token is not retryable, and not in the error."""
         server = self.serve()
         error = await self.refused(self.make(server, token="wr0ng").store(make_artifact(self.content)))
         self.assertFalse(error.retryable)
@@ -124,7 +124,7 @@ class CloudSharkTests(DestinationCase):
         self.assertNotIn("wr0ng", str(error))
 
     async def test_behaviours(self) -> None:
-        """Refusals, rubbish, resets and silence are told, and told apart."""
+        """Refusals, rubbish, resets and silence are different errors."""
         server = self.serve()
         destination = self.make(server, timeout_seconds=2)
         for behaviour, words, retryable in (
@@ -211,7 +211,7 @@ class S3Tests(DestinationCase):
         self.assertEqual(permissions, {"FULL_CONTROL", "READ"})
 
     async def test_longest_tags(self) -> None:
-        """As many tags as there may be are taken."""
+        """As many tags as possible are accepted."""
         for tags in ("x" * 3000, "ü" * 3000, ",".join(["tag"] * 1000)):
             await self.make().store(make_artifact(self.content, tags=tags))
 
@@ -221,7 +221,7 @@ class S3Tests(DestinationCase):
         self.assertEqual(self.server.keys(), ["a.pcap"])
 
     async def test_wrong_secret(self) -> None:
-        """A wrong secret key fails for good, and is not told."""
+        """A wrong secret key is not retryable, and not in the error."""
         wrong = "wr0ng/" + "x" * 34
         error = await self.refused(self.make(access_key=wrong).store(make_artifact(self.content)))
         self.assertFalse(error.retryable)
@@ -230,7 +230,7 @@ class S3Tests(DestinationCase):
         self.assertEqual(self.server.keys(), [])
 
     async def test_missing_bucket(self) -> None:
-        """A bucket that is not there fails for good."""
+        """A missing bucket is not retryable."""
         error = await self.refused(self.make().store(make_artifact(self.content, bucket="missing")))
         self.assertFalse(error.retryable)
         self.assertIn("NoSuchBucket", str(error))

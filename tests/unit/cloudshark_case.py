@@ -1,4 +1,4 @@
-"""A CloudShark server in the same process that answers as it is told."""
+"""A CloudShark server in the same process that answers as the test says."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TOKEN_IN_URL = b"s3cr3t%2FTo%25ken%20%2B%C3%BC"
 
 
 class Upload(Resource):
-    """Answers every request as it is told to, and keeps it."""
+    """Answers every request as the test says, and keeps it."""
 
     isLeaf = True
 

@@ -20,7 +20,7 @@ SECRET = "v3ry/s3cr3t+k3y"
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Keeps what is put, and answers as the server is told to."""
+    """Keeps what is put, and answers as the test says."""
 
     protocol_version = "HTTP/1.1"
     server: Server

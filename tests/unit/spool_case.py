@@ -34,7 +34,7 @@ DAY = 86400
 
 
 class SpoolCase(unittest.SynchronousTestCase):
-    """A spool in a folder, and a destination."""
+    """A spool in a directory, and a destination."""
 
     max_bytes = 10 * (ENTRY_BYTES + len(DATA))
 
@@ -155,7 +155,7 @@ class SpoolCase(unittest.SynchronousTestCase):
         return self.spool.remove(entry)
 
     def take(self, number: int | None = None) -> list[Entry]:
-        """Take what is due, as an outbox does: all, or so many of the oldest."""
+        """Take what is due, as an outbox does: all, or a number of the oldest."""
         taken = self.spool.due("one")[:number]
         for entry in taken:
             entry.on(Input.TAKE)
@@ -180,15 +180,15 @@ class SpoolCase(unittest.SynchronousTestCase):
         return hanging
 
     def names(self) -> list[str]:
-        """What is in the folder, the lock left out."""
+        """What is in the directory, except for the lock."""
         return sorted(name for name in os.listdir(self.path) if name != "lock")
 
     def entry(self, number: int = 0) -> Path:
-        """The folder of an entry, by age."""
+        """The directory of an entry, by age."""
         return self.path / [name for name in self.names() if name[0].isdigit()][number]
 
     def lost(self) -> list[tuple[str | None, str]]:
-        """The captures that were told to be lost, and why."""
+        """The captures that were reported as lost, and why."""
         return [
             (event.subject, event.data.problem)
             for event in self.reporter.events

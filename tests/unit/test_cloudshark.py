@@ -37,7 +37,7 @@ class CloudSharkTests(CloudSharkCase):
         self.assertNoToken(repr(destination))
 
     async def test_upload(self) -> None:
-        """A capture is uploaded as the API asks for it, with its length told beforehand."""
+        """A capture is uploaded as the API requires, with its length in the header."""
         artifact = make_artifact(self.content, name="a.pcap", tags="customer:Zoë,node:web1")
         receipt = await self.make().store(artifact)
         base = f"http://127.0.0.1:{self.port.getHost().port}"
@@ -92,7 +92,7 @@ class CloudSharkTests(CloudSharkCase):
             self.assertFalse((await self.refused()).retryable)
 
     async def test_asked_to_wait(self) -> None:
-        """How long the server asks to be left alone is told."""
+        """If the server asks us to wait, the error says for how long."""
 
         def answer(request: Request) -> Any:
             request.setHeader("retry-after", "17")
@@ -194,7 +194,7 @@ class CloudSharkTests(CloudSharkCase):
         await gone
 
     async def test_cancel_while_sending(self) -> None:
-        """So is it where the server has not read all of it yet."""
+        """So is it if the server has not read all of it yet."""
 
         class Deaf(Protocol):
             lost: defer.Deferred[Any]
@@ -279,7 +279,7 @@ class CloudSharkTests(CloudSharkCase):
             self.assertNoToken(failure.getTraceback())
 
     async def test_refused(self) -> None:
-        """A refused connection may be tried again."""
+        """A refused connection is retryable."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             error = await self.refused(port=free.getsockname()[1])
@@ -297,7 +297,7 @@ class CloudSharkTests(CloudSharkCase):
         self.assertIn("TLS: ", str(await self.refused(scheme="https", port=self.listen(Ssh))))
 
     async def test_unusable_certificates(self) -> None:
-        """A file of certificates that is missing, or holds none, is told by its path."""
+        """If the file of certificates is missing or empty, the error names its path."""
         empty = self.mktemp()
         with open(empty, "w") as file:
             file.write("-----BEGIN CERTIFICATE-----\nnothing\n-----END CERTIFICATE-----\n")
@@ -314,7 +314,7 @@ class CloudSharkTests(CloudSharkCase):
 
 
 class SearchTests(CloudSharkCase):
-    """L{CloudShark}, where a capture may be there already."""
+    """L{CloudShark}, if a capture may be there already."""
 
     NAME = "web1-eth0-1700000000-abc.pcap"
 
@@ -340,7 +340,7 @@ class SearchTests(CloudSharkCase):
         self.assertEqual(request.args, {b"search[filename]": [self.NAME.encode()]})
 
     async def test_not_found(self) -> None:
-        """What isn't, is; a longer name, and what is no capture, are not it."""
+        """What isn't there is uploaded; a longer name, or what is not a capture, doesn't count."""
         for captures in (
             [],
             [{"filename": f"copy of {self.NAME}", "id": "1"}],
@@ -352,7 +352,7 @@ class SearchTests(CloudSharkCase):
             self.assertEqual(self.methods, [b"GET", b"POST"])
 
     async def test_no_search(self) -> None:
-        """So is a capture where the server can't be asked, which is told."""
+        """So is a capture if the search fails, which is logged."""
         for answer in (
             refusal(401, "not permitted"),
             refusal(404, "no"),
@@ -369,14 +369,14 @@ class SearchTests(CloudSharkCase):
             self.assertNoToken()
 
     async def test_slow_search(self) -> None:
-        """So is it where no answer comes in time."""
+        """So is it if there is no answer in time."""
         self.server.search = lambda request: NOT_DONE_YET
         self.assertEqual(await self.again(search_seconds=0.05), "f00")
         self.assertEqual(self.methods, [b"GET", b"POST"])
         self.assertIn("timed out; it is uploaded again", "".join(self.logged))
 
     async def test_later(self) -> None:
-        """Where the server asks to be left alone, it is."""
+        """If the server asks us to wait, we do."""
 
         def later(request: Request) -> Any:
             request.setHeader("retry-after", "17")

@@ -1,4 +1,4 @@
-"""Captures into a folder."""
+"""Captures in a directory."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class LocalDirectoryTests(SynchronousTestCase):
         self.assertEqual(self.destination.name, "local")
 
     def test_store(self) -> None:
-        """A capture is stored byte for byte; its location is its path; nothing else is in the folder."""
+        """A capture is stored byte for byte; its location is its path; nothing else is left behind."""
         data = os.urandom(1_000_000)
         content = self.content(data)
         receipt = self.successResultOf(self.destination.store(make_artifact(content, name="a.pcap")))
@@ -74,7 +74,7 @@ class LocalDirectoryTests(SynchronousTestCase):
             self.assertEqual(mode, 0o640)
 
     def test_never_overwrites(self) -> None:
-        """A file that is there already stays as it is, and the delivery fails for good."""
+        """An existing file stays as it is, and the error is not retryable."""
         path = os.path.join(self.directory, "a.pcap")
         with open(path, "w") as file:
             file.write("before")
@@ -86,7 +86,7 @@ class LocalDirectoryTests(SynchronousTestCase):
         self.assertEqual(os.listdir(self.directory), ["a.pcap"])
 
     def test_again(self) -> None:
-        """A file of the name and the size is the capture itself, from an attempt that nobody heard of."""
+        """A file with the same name and size is the capture itself, from an earlier attempt."""
         path = os.path.join(self.directory, "a.pcap")
         for _ in range(2):
             receipt = self.successResultOf(
@@ -104,7 +104,7 @@ class LocalDirectoryTests(SynchronousTestCase):
         self.assertFalse(os.path.exists(outside))
 
     def test_missing_folder(self) -> None:
-        """A missing folder is an error that trying again does not help."""
+        """A missing directory is not retryable."""
         os.rmdir(self.directory)
         content = self.content()
         error = self.refused(make_artifact(content))
@@ -114,7 +114,7 @@ class LocalDirectoryTests(SynchronousTestCase):
         self.assertTrue(content.all_closed)
 
     def test_folder_is_a_file(self) -> None:
-        """So is a folder that is none."""
+        """Nor is something else in its place."""
         os.rmdir(self.directory)
         open(self.directory, "w").close()
         error = self.refused(make_artifact(self.content()))
@@ -185,7 +185,7 @@ class LocalDirectoryTests(SynchronousTestCase):
         self.assertEqual(os.listdir(self.directory), ["a.pcap"])
 
     def test_directory_not_synced(self) -> None:
-        """Where the folder can't be synced, it has not arrived: the name is free for another attempt."""
+        """If the directory can't be synced, the attempt has failed, and the name is free for another one."""
         fsync = os.fsync
 
         def fail_for_folders(descriptor: int) -> None:
@@ -212,7 +212,7 @@ class LocalDirectoryTests(SynchronousTestCase):
             self.assertEqual(os.listdir(self.directory), [])
 
     def test_threads_stopped(self) -> None:
-        """Where there is no thread any more, nothing stays open."""
+        """If there are no threads any more, nothing stays open."""
         destination = LocalDirectory(
             directory=self.directory, run_in_thread=lambda *args: defer.fail(NotRunning("stopped"))
         )

@@ -90,7 +90,7 @@ class DeliveryCase(unittest.SynchronousTestCase):
         return self.delivery.deliver(make_artifact(self.content, name=name), self.let_go)
 
     def let_go(self) -> None:
-        """The content is no longer needed."""
+        """The content is on disk."""
         self.let_gos += 1
 
     def answers(self, *answers: Callable[[], Deferred[Any]]) -> None:
@@ -117,12 +117,12 @@ class DeliveryTests(DeliveryCase):
         self.assertTrue(verifyObject(ISpool, MemorySpool()))
 
     def test_at_once(self) -> None:
-        """What succeeds at once is told, and done."""
+        """What succeeds immediately is reported, and done."""
         self.successResultOf(self.deliver())
         self.assertEqual([type(data) for data in self.reporter.data], [CaptureDelivered] * 2)
 
     def test_again(self) -> None:
-        """What may pass is tried again, after a pause that doubles; each failure is told."""
+        """What is retryable is retried, after a delay that doubles; each failure is reported."""
         self.answers(broken, lambda: broken("reset"), lambda: succeed(None))
         delivery = self.deliver()
         self.assertEqual((len(self.one.artifacts), len(self.two.files)), (1, 1))
@@ -153,7 +153,7 @@ class DeliveryTests(DeliveryCase):
         self.assertEqual(more, [replace(first, may_be_there=True)] * 2)
 
     def test_used_up(self) -> None:
-        """When the attempts are used up, it has failed."""
+        """When the attempts are used up, the delivery has failed."""
         self.answers(broken)
         delivery = self.deliver()
         self.clock.pump([1, 2])
@@ -162,15 +162,15 @@ class DeliveryTests(DeliveryCase):
         [failed] = self.events(DeliveryFailed)
         self.assertEqual(failed.problem, "503")
 
-    def test_for_good(self) -> None:
-        """What can't pass is not tried again."""
+    def test_not_retryable(self) -> None:
+        """What is not retryable is not retried."""
         self.answers(lambda: broken("403", retryable=False))
         self.successResultOf(self.deliver())
         self.assertEqual([event.problem for event in self.events(DeliveryFailed)], ["403"])
         self.assertEqual(len(self.one.artifacts), 1)
 
     def test_asked(self) -> None:
-        """A destination that asks to be left alone is, even for longer than the longest pause."""
+        """If a destination asks us to wait, we do, even for longer than the longest delay."""
         self.answers(lambda: broken("429", asked=30), lambda: succeed(None))
         delivery = self.deliver()
         self.clock.advance(29)
@@ -178,8 +178,8 @@ class DeliveryTests(DeliveryCase):
         self.clock.advance(1)
         self.successResultOf(delivery)
 
-    def test_no_place_while_it_pauses(self) -> None:
-        """In its pauses a delivery holds up no other."""
+    def test_no_slot_while_it_backs_off(self) -> None:
+        """While it backs off, a delivery delays no other."""
         self.answers(broken, broken, lambda: succeed(None))
         deliveries = [self.deliver(f"{number}.pcap") for number in range(3)]
         self.assertEqual(list(self.one.files), ["2.pcap"])
@@ -188,7 +188,7 @@ class DeliveryTests(DeliveryCase):
             self.successResultOf(delivery)
 
     def test_slow_destination(self) -> None:
-        """A destination that hangs holds up no other one, however many captures wait for it."""
+        """A destination that hangs delays no other one, however many captures wait for it."""
         self.answers(Deferred)
         deliveries = [self.deliver(f"{number}.pcap") for number in range(50)]
         self.assertEqual((len(self.one.artifacts), len(self.two.files)), (2, 50))
@@ -197,16 +197,16 @@ class DeliveryTests(DeliveryCase):
             self.successResultOf(delivery)
         self.assertEqual({event.problem for event in self.events(DeliveryFailed)}, {"cancelled"})
 
-    def test_cancel_in_a_pause(self) -> None:
-        """A delivery that is given up in a pause ends there."""
+    def test_cancel_while_it_backs_off(self) -> None:
+        """A delivery that is cancelled while it backs off ends there."""
         self.answers(broken)
         delivery = self.deliver()
         delivery.cancel()
         self.successResultOf(delivery)
         self.assertEqual([event.problem for event in self.events(DeliveryFailed)], ["cancelled"])
 
-    def test_fault(self) -> None:
-        """A fault of ours costs one delivery, and is logged."""
+    def test_internal_error(self) -> None:
+        """An internal error affects one delivery only, and is logged."""
         self.chance = lambda: 1 / 0  # type: ignore[method-assign]
         self.answers(broken)
         self.successResultOf(self.deliver())
@@ -215,7 +215,7 @@ class DeliveryTests(DeliveryCase):
         self.assertEqual(len(self.two.files), 1)
 
     def test_hurry_without_spool(self) -> None:
-        """Without a spool there is nothing to gain by hurrying."""
+        """Without a spool, hurrying changes nothing."""
         self.answers(broken, lambda: succeed(None))
         delivery = self.deliver()
         self.hurry_all()
@@ -224,7 +224,7 @@ class DeliveryTests(DeliveryCase):
         self.assertEqual(len(self.one.files), 1)
 
     def test_stop(self) -> None:
-        """A stop waits for what goes on; on cancel, that is given up."""
+        """A stop waits for what goes on; on cancel, that is cancelled."""
         self.successResultOf(self.outbox.stopService())
         hanging: Deferred[Any] = Deferred()
         self.answers(lambda: hanging)
@@ -264,7 +264,7 @@ class SpoolingTests(DeliveryCase):
         self.assertEqual(self.outbox.waiting, [])
 
     def test_used_up(self) -> None:
-        """When the attempts are used up, the capture is spooled for that destination alone, which is told."""
+        """When the attempts are used up, the capture is spooled for that destination only, and reported."""
         self.answers(broken)
         delivery = self.deliver()
         self.clock.advance(1)
@@ -275,28 +275,28 @@ class SpoolingTests(DeliveryCase):
         [spooled] = self.events(DeliverySpooled)
         self.assertEqual((spooled.problem, self.events(DeliveryFailed)), ("503", []))
 
-    def test_for_good(self) -> None:
-        """What can't pass is spooled, too: an operator may mend it."""
+    def test_not_retryable(self) -> None:
+        """What is not retryable is spooled, too: an operator may fix it."""
         self.answers(lambda: broken("no credentials", retryable=False))
         self.successResultOf(self.deliver())
         self.assertEqual(self.spooled().entries["a.pcap", "one"].problem, "no credentials")
 
     def test_asked_for_long(self) -> None:
-        """A destination that asks to be left alone for long is, and memory isn't held meanwhile."""
+        """If a destination asks us to wait for long, we do, and don't hold memory meanwhile."""
         self.answers(lambda: broken("429", asked=600))
         self.successResultOf(self.deliver())
         self.assertEqual(self.spooled().entries["a.pcap", "one"].due, 600)
 
     def test_not_spooled(self) -> None:
-        """A capture that can't be spooled is lost to that destination, with both reasons."""
+        """A capture that can't be spooled is lost for that destination, with both reasons."""
         self.spooled().writing = lambda: fail(SpoolError("no space left"))
         self.answers(lambda: broken("403", retryable=False))
         self.successResultOf(self.deliver())
         [failed] = self.events(DeliveryFailed)
         self.assertEqual(failed.problem, "403; and not spooled: no space left")
 
-    def test_fault_of_the_spool(self) -> None:
-        """So is one at which the spool meets a fault."""
+    def test_internal_error_of_the_spool(self) -> None:
+        """So is one that causes an internal error in the spool."""
         self.spooled().writing = lambda: fail(ZeroDivisionError())
         self.answers(lambda: broken("403", retryable=False))
         self.successResultOf(self.deliver())
@@ -304,7 +304,7 @@ class SpoolingTests(DeliveryCase):
         self.assertEqual((len(self.events(DeliveryFailed)), self.events(DeliverySpooled)), (1, []))
 
     def test_hurry(self) -> None:
-        """In a hurry all is spooled: what is tried, what pauses, what waits for a place, what comes later."""
+        """In a hurry everything is spooled: attempted, backing off, waiting for a slot, or arriving later."""
         self.answers(broken, Deferred)
         deliveries = [self.deliver(f"{number}.pcap") for number in range(5)]
         self.assertEqual(len(self.one.artifacts), 3)
@@ -321,7 +321,7 @@ class SpoolingTests(DeliveryCase):
         self.assertIn("the daemon stopped before", self.spooled().entries["4.pcap", "one"].problem)
 
     def test_cancelled_in_the_spool(self) -> None:
-        """Where there is no time for the spool either, the capture is lost, and told to be."""
+        """If there is no time for the spool either, the capture is lost, which is reported."""
         self.spooled().writing = Deferred
         self.answers(Deferred)
         delivery = self.deliver()
@@ -342,7 +342,7 @@ class SpoolingTests(DeliveryCase):
 
 
 class SpoolFirstTests(DeliveryCase):
-    """With a spool that has each capture before it is tried."""
+    """With a spool that has each capture before its first attempt."""
 
     spool_first = True
 
@@ -352,7 +352,7 @@ class SpoolFirstTests(DeliveryCase):
         super().setUp()
 
     def test_memory(self) -> None:
-        """Once it is kept for every destination it is delivered from the disk, and memory is let go of."""
+        """Once it is written for every destination, its memory is freed; it is delivered from disk."""
         writing: list[Deferred[None]] = []
         self.kept.writing = lambda: writing.append(Deferred()) or writing[-1]  # type: ignore[func-returns-value]
         self.answers(Deferred)
@@ -368,14 +368,14 @@ class SpoolFirstTests(DeliveryCase):
         self.successResultOf(delivery)
 
     def test_delivered(self) -> None:
-        """What is delivered is out of the spool before that is told."""
+        """What is delivered is removed from the spool before that is reported."""
         left: list[int] = []
         self.reporter.report = lambda event: left.append(len(self.kept.files))  # type: ignore[method-assign]
         self.successResultOf(self.deliver())
         self.assertEqual((left, self.kept.files), ([0, 0], {}))
 
     def test_used_up(self) -> None:
-        """What could not be delivered is left to the spool, with the last problem, and that is told."""
+        """What could not be delivered is left to the spool, with the last problem, which is reported."""
         self.answers(lambda: broken("403", retryable=False))
         self.successResultOf(self.deliver())
         [(key, entry)] = self.kept.entries.items()
@@ -383,15 +383,15 @@ class SpoolFirstTests(DeliveryCase):
         self.assertEqual((entry.attempts, entry.due), (0, 60))
         self.assertEqual((len(self.events(DeliverySpooled)), self.events(DeliveryFailed)), (1, []))
 
-    def test_gone(self) -> None:
-        """What is gone from the spool when its attempts are used up is told to be lost."""
+    def test_vanished(self) -> None:
+        """What is not in the spool any more when its attempts are used up is reported as lost."""
         self.answers(lambda: self.kept.vanish() or broken("403", retryable=False))  # type: ignore[func-returns-value]
         self.successResultOf(self.deliver())
         [failed] = self.events(DeliveryFailed)
         self.assertEqual(failed.problem, "403; and no longer in the spool")
 
     def test_broken_off(self) -> None:
-        """A delivery that is given up, hurried, or meets a fault is left to the spool, too."""
+        """A delivery that is cancelled, hurried, or has an internal error is left to the spool, too."""
         for number, end in enumerate((self.give_up, self.hurry, self.fault)):
             self.reporter.events.clear()
             end(f"{number}.pcap")
@@ -415,7 +415,7 @@ class SpoolFirstTests(DeliveryCase):
         self.outbox.startService()
 
     def fault(self, name: str) -> None:
-        """End it by a fault behind the attempt."""
+        """End it by an internal error after the attempt."""
         self.answers(lambda: broken("503"))
         self.chance = lambda: 1 / 0  # type: ignore[method-assign]
         self.successResultOf(self.deliver(name))
@@ -444,7 +444,7 @@ class SpoolFirstTests(DeliveryCase):
         self.assertEqual((list(self.one.files), self.kept.files, self.let_gos), (["a.pcap"], {}, 0))
 
     def test_disk_hangs_afterwards(self) -> None:
-        """Where it hangs when it is delivered, that is told as a success in the end, too."""
+        """If the disk hangs when the capture is delivered, that is reported as delivered in the end, too."""
         warnings = self.warnings()
         self.kept.removing = Deferred
         delivery = self.deliver()
@@ -468,7 +468,7 @@ class SpoolFirstTests(DeliveryCase):
         return lines
 
     def test_no_room(self) -> None:
-        """Where the spool can't keep it, it is delivered from memory."""
+        """If the spool can't keep it, it is delivered from memory."""
         self.kept.writing = lambda: fail(SpoolError("the disk is full"))
         self.successResultOf(self.deliver())
         self.assertEqual(

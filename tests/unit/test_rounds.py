@@ -1,4 +1,4 @@
-"""Captures that wait in the spool are delivered in the end."""
+"""Rounds: captures that wait in the spool are delivered in the end."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.unit.contents import make_artifact
 from tests.unit.spool_case import DATA, DAY, WALL, SpoolCase
 
 
-class RedeliveryTests(SpoolCase):
+class RoundsTests(SpoolCase):
     """From the spool to the destination."""
 
     def answers(self, *answers: Callable[[], Deferred[Any]]) -> None:
@@ -36,7 +36,7 @@ class RedeliveryTests(SpoolCase):
         return fail(DestinationError("503", retryable=True))
 
     def test_after_a_restart(self) -> None:
-        """What is in the spool is delivered after a start, the oldest first, once, and told."""
+        """What is in the spool is delivered after a start, the oldest first, once, and reported."""
         for name in ("c.pcap", "a.pcap", "b.pcap"):
             self.put(name)
         self.restart()
@@ -44,7 +44,7 @@ class RedeliveryTests(SpoolCase):
         self.assertEqual(list(self.one.files), ["c.pcap", "a.pcap", "b.pcap"])
         self.assertEqual(len(self.events(CaptureDelivered)), 3)
         self.assertEqual((self.names(), self.spool.entries, self.spool.size), ([], 0, 0))
-        # Nobody knows what the process before had come to.
+        # The previous process may have delivered it.
         self.assertTrue(all(artifact.may_be_there for artifact in self.one.artifacts))
         self.restart()
         self.rounds.startService()
@@ -112,7 +112,7 @@ class RedeliveryTests(SpoolCase):
         self.assertEqual(len(self.one.artifacts), 1)
 
     def test_periodically(self) -> None:
-        """What is spooled later has its turn, too, not at once."""
+        """What is spooled later is delivered, too, though not immediately."""
         self.rounds.startService()
         self.put()
         self.clock.advance(58)
@@ -123,7 +123,7 @@ class RedeliveryTests(SpoolCase):
         self.assertEqual(len(self.one.artifacts), 1)
 
     def test_back_off(self) -> None:
-        """Each failure doubles the pause, up to half an hour; each is told."""
+        """Each failure doubles the delay, up to half an hour; each is reported."""
         self.put()
         self.answers(self.broken)
         self.restart()
@@ -136,7 +136,7 @@ class RedeliveryTests(SpoolCase):
         self.assertEqual(len(tries), 11)
 
     def test_asked(self) -> None:
-        """A destination that asks to be left alone is."""
+        """If a destination asks us to wait, we do."""
         self.put()
         self.answers(lambda: fail(DestinationError("429", retryable=True, retry_after_seconds=1000)))
         self.restart()
@@ -147,7 +147,7 @@ class RedeliveryTests(SpoolCase):
         self.assertEqual(len(self.one.artifacts), 2)
 
     def test_asked_for_ages(self) -> None:
-        """A destination that asks for ages gets an hour, from memory's last attempt on as well."""
+        """If a destination asks us to wait for ages, we wait an hour, after attempts from memory as well."""
         self.answers(
             *[lambda: fail(DestinationError("429", retryable=True, retry_after_seconds=1e12))] * 2,
             lambda: succeed(None),
@@ -162,7 +162,7 @@ class RedeliveryTests(SpoolCase):
         self.assertEqual(list(self.one.files), ["a.pcap"])
 
     def test_dropped_meanwhile(self) -> None:
-        """What is being dropped just then isn't tried any more: it would arrive, and be told to be lost."""
+        """What is being dropped is not attempted any more: it could be delivered and reported as lost."""
         self.put()
         self.clock.advance(DAY + 1)
         hanging = self.hang("remove")
@@ -174,37 +174,37 @@ class RedeliveryTests(SpoolCase):
         self.run_in_thread = run_now
         self.assertEqual([capture for capture, _ in self.lost()], ["a"])
 
-    def test_gone_meanwhile(self) -> None:
-        """What went away while it was tried, and did not arrive, is told to be lost."""
+    def test_vanished_meanwhile(self) -> None:
+        """What vanished while it was attempted, and was not delivered, is reported as lost."""
         self.put()
         attempt: Deferred[Any] = Deferred()
         self.answers(lambda: attempt)
         self.restart()
         self.rounds.startService()
-        self.replace_folder()
+        self.replace_directory()
         self.assertEqual(self.lost(), [])
         attempt.errback(DestinationError("503", retryable=True))
         self.assertEqual(self.lost(), [("a", "no longer in the spool")])
         self.assertEqual(self.events(DeliveryPostponed), [])
 
-    def test_gone_and_delivered(self) -> None:
-        """What went away while it was tried, and arrived all the same, is not."""
+    def test_vanished_and_delivered(self) -> None:
+        """What vanished while it was attempted, and was delivered, is not."""
         self.put()
         self.restart()
         [entry] = self.take()
-        self.replace_folder()
+        self.replace_directory()
         self.successResultOf(self.delivered(entry))
         self.assertIs(entry.state, State.DELIVERED)
         self.assertEqual(self.lost(), [])
 
-    def replace_folder(self) -> None:
-        """Have another folder in the place of the spool's, and the spool notice."""
+    def replace_directory(self) -> None:
+        """Replace the spool's directory by another one, and have the spool notice."""
         self.path.rename(self.path.with_name(f"{self.path.name}-away"))
         self.path.mkdir(0o700)
         self.successResultOf(self.spool.tidy())
 
     def test_away_and_back(self) -> None:
-        """A capture that is away and back while it is tried is the same, and nobody else's to try."""
+        """A capture that vanishes and reappears while it is attempted is still the same, and still taken."""
         self.put()
         hanging: list[Deferred[Any]] = [Deferred()]
         self.answers(lambda: hanging[0], lambda: succeed(None))
@@ -224,8 +224,8 @@ class RedeliveryTests(SpoolCase):
         self.clock.advance(61)
         self.assertEqual(len(self.one.artifacts), 1)
 
-    def test_for_good(self) -> None:
-        """What nobody but an operator can mend is tried rarely, and not given up."""
+    def test_not_retryable(self) -> None:
+        """What only an operator can fix is attempted rarely, and not given up."""
         self.put()
         self.answers(lambda: fail(DestinationError("403", retryable=False)), lambda: succeed(None))
         self.restart()
@@ -236,7 +236,7 @@ class RedeliveryTests(SpoolCase):
         self.assertEqual(len(self.one.files), 1)
 
     def test_one_fails(self) -> None:
-        """One capture that is refused holds up no other."""
+        """A capture that is refused delays no other."""
         for name in ("a.pcap", "b.pcap", "c.pcap"):
             self.put(name)
         self.answers(self.broken, lambda: succeed(None))
@@ -247,7 +247,7 @@ class RedeliveryTests(SpoolCase):
         self.assertEqual(list(self.one.files), ["b.pcap", "c.pcap", "a.pcap"])
 
     def test_one_at_a_time(self) -> None:
-        """One is tried at a time, so that captures from memory have places."""
+        """There is one attempt at a time, so that captures from memory have slots."""
         self.put("a.pcap")
         self.put("b.pcap")
         self.answers(Deferred)
@@ -257,8 +257,8 @@ class RedeliveryTests(SpoolCase):
         self.assertEqual([artifact.name for artifact in self.one.artifacts], ["a.pcap"])
         self.stop_hurried()
 
-    def test_one_at_a_time_on_each_way(self) -> None:
-        """What hangs on one way to a destination holds up nothing that goes another way."""
+    def test_one_at_a_time_on_each_route(self) -> None:
+        """What hangs on one route to a destination delays nothing on another."""
         for name in ("a.pcap", "b.pcap"):
             self.put(name, endpoint="https://slow.example.com")
         for name in ("c.pcap", "d.pcap", "e.pcap"):
@@ -277,14 +277,14 @@ class RedeliveryTests(SpoolCase):
         self.stop_hurried()
 
     def test_another_destination(self) -> None:
-        """What is for a destination that isn't configured any more stays, and is told."""
+        """What is for a destination that isn't configured any more stays, which is logged."""
         self.put(destination="old")
         self.restart()
         self.rounds.startService()
         self.assertEqual((self.one.artifacts, self.spool.entries), ([], 1))
         self.assertIn("captures for old, which is not configured", " ".join(line for _, line in self.lines))
 
-    def test_rotten(self) -> None:
+    def test_damaged(self) -> None:
         """What is not what was written is not delivered, and the next one is."""
         self.put("a.pcap")
         self.put("b.pcap")
@@ -316,7 +316,7 @@ class RedeliveryTests(SpoolCase):
         self.assertEqual(len(self.one.files), 1)
 
     def test_not_removed(self) -> None:
-        """What was delivered and can't be removed is told, and not delivered again; it goes when it can."""
+        """What is delivered and can't be removed is logged, not delivered again, and removed later."""
         self.put()
         self.restart()
         rename = os.rename
@@ -357,7 +357,7 @@ class RedeliveryTests(SpoolCase):
         self.successResultOf(stopping)
 
     def test_stop_in_a_hurry(self) -> None:
-        """In a hurry, what goes on is ended, and stays; so it does where the stop is cancelled."""
+        """In a hurry, attempts are cancelled, and their captures stay; so it is if the stop is cancelled."""
         self.put()
         self.answers(Deferred)
         self.restart()
@@ -371,8 +371,8 @@ class RedeliveryTests(SpoolCase):
         self.successResultOf(stopping)
         self.assertEqual((self.spool.entries, len(self.one.artifacts)), (1, 2))
 
-    def test_fault(self) -> None:
-        """A fault in one round is logged, and the next round comes."""
+    def test_internal_error(self) -> None:
+        """An internal error in one round is logged, and the next round comes."""
         self.put()
         self.answers(self.broken, lambda: succeed(None))
         self.restart()
@@ -384,7 +384,7 @@ class RedeliveryTests(SpoolCase):
         self.assertEqual(len(self.one.files), 1)
 
     def test_cancelled_round(self) -> None:
-        """A round that is cancelled, as by threads that are given up at a stop, is no fault."""
+        """A round that is cancelled, for example by threads that are left behind, is not an error."""
         self.rounds.startService()
         hanging: list[Deferred[Any]] = []
         self.run_in_thread = lambda *args: hanging.append(Deferred()) or hanging[-1]  # type: ignore[func-returns-value]

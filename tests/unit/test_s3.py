@@ -64,7 +64,7 @@ class S3Tests(S3Case):
         self.assertTrue(self.content.all_closed)
 
     async def test_options(self) -> None:
-        """Folder, ACL, encryption and region are as configured."""
+        """The folder, ACL, encryption and region are as configured."""
         destination = self.make(folder="/a/b/", acl="public-read", encryption=True, region="eu-north-1")
         receipt = await destination.store(make_artifact(self.content, name="a.pcap"))
         self.assertEqual(receipt.location, "s3://captures/a/b/a.pcap")
@@ -148,14 +148,14 @@ class S3Tests(S3Case):
         self.assertEqual(list(narrow.check({"folder": "theirs", "endpoint": "s3.example.com"})), [])
 
     async def test_no_bucket(self) -> None:
-        """Without a bucket there is nothing to do, and nothing is connected to."""
+        """A missing bucket is an error, without any connection."""
         error = await self.refused(bucket=None)
         self.assertFalse(error.retryable)
         self.assertIn("no bucket", str(error))
         self.assertEqual(self.server.requests, [])
 
     async def test_retryable(self) -> None:
-        """Throttling, 408, 429 and 5xx may be tried again; what is refused for good not."""
+        """Throttling, 408, 429 and 5xx are retryable; other refusals are not."""
         for status, code in (
             (503, "SlowDown"),
             (400, "RequestTimeout"),
@@ -195,7 +195,7 @@ class S3Tests(S3Case):
             self.assertLessEqual(self.server.heads, 1, status)
 
     async def test_asked_to_wait(self) -> None:
-        """How long the service asks to be left alone is told; it isn't asked again meanwhile."""
+        """If the service asks us to wait, the error says for how long; there is no request meanwhile."""
         for status, code in ((429, "TooManyRequests"), (503, "SlowDown")):
             self.server.answer = refusal(status, code)
             self.server.headers = {"Retry-After": "17"}
@@ -205,30 +205,30 @@ class S3Tests(S3Case):
         self.assertEqual(len(self.server.requests), 4)
 
     async def test_words(self) -> None:
-        """What a server says is told on one line, shortened, without the key."""
+        """A server's message is one line, shortened, without the key."""
         self.server.answer = refusal(403, "Denied", "a\n\tb " + SECRET + " v3ry%2Fs3cr3t%2Bk3y" + "x" * 5000)
         words = str(await self.refused())
         self.assertIn("Denied: a b [access key] [access key]xxx", words)
         self.assertLess(len(words), 400)
 
     async def test_rubbish(self) -> None:
-        """An answer that is no S3's is an error."""
+        """An answer that isn't from S3 is an error."""
         for status in (500, 404):
             self.server.answer = lambda status=status: (status, b"<html>\x00")
             await self.refused()
 
     async def test_no_connection(self) -> None:
-        """A refused connection may be tried again."""
+        """A refused connection is retryable."""
         error = await self.refused({"endpoint": "http://127.0.0.1:1"})
         self.assertTrue(error.retryable)
         self.assertIn("Could not connect", str(error))
 
     async def test_unknown_host(self) -> None:
-        """So may a host that is not found."""
+        """So is an unknown host."""
         self.assertTrue((await self.refused({"endpoint": "http://nowhere.invalid"})).retryable)
 
     async def test_no_credentials(self) -> None:
-        """Without credentials anywhere it fails for good, and says so."""
+        """Missing credentials are not retryable, and named."""
         empty = self.mktemp()
         environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("AWS_")},
@@ -322,17 +322,17 @@ class MetadataTests(SynchronousTestCase):
         self.assertEqual(metadata_value("\ud800"), "%3F")
 
     def test_longest(self) -> None:
-        """2 KB are taken, with the name."""
+        """Up to 2 KB, with the name, are kept."""
         self.assertEqual(metadata_value("x" * 2044), "x" * 2044)
 
     def test_cut_at_comma(self) -> None:
-        """What is longer ends at a comma."""
+        """What is longer is cut at a comma."""
         self.assertEqual(metadata_value("a" * 2000 + "," + "b" * 43), "a" * 2000 + "," + "b" * 43)
         self.assertEqual(metadata_value("a" * 2000 + "," + "b" * 44), "a" * 2000)
         self.assertEqual(metadata_value("a" * 2044 + ",b"), "a" * 2044)
 
     def test_cut_without_comma(self) -> None:
-        """Where there is none, not within an encoded byte."""
+        """If there is no comma, it is not cut within an encoded byte."""
         for extra in range(4):
             value = metadata_value("x" * extra + "%" * 1000)
             self.assertLessEqual(len(value), 2044)

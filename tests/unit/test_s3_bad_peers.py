@@ -191,7 +191,7 @@ class BadPeerTests(S3Case):
                 error = await self.assertFailure(stored.addTimeout(10, reactor), DestinationError)
             self.assertTrue(error.retryable)
             if more != b"X: y\r\n":
-                # Of headers, the HTTP client itself takes so many only.
+                # The HTTP client itself limits the number of headers.
                 self.assertIn("an answer of more than 262144 bytes", str(error))
             self.assertLess(memory.grown_bytes, 32_000_000)
             peer.stop()

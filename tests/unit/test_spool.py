@@ -26,12 +26,12 @@ class FolderTests(SpoolCase):
     """What is on the disk."""
 
     def test_interfaces(self) -> None:
-        """They are what the others ask for."""
+        """They provide their interfaces."""
         self.assertTrue(verifyObject(ISpool, self.spool))
         self.assertTrue(verifyObject(IHurriable, self.rounds))
 
     def test_entry(self) -> None:
-        """An entry is a folder of two files, for nobody else to read, with the capture byte for byte."""
+        """An entry is a directory with two files that only we may read, with the capture byte for byte."""
         for umask in (0o000, 0o077, 0o777):
             before = os.umask(umask)
             self.addCleanup(os.umask, before)
@@ -64,7 +64,7 @@ class FolderTests(SpoolCase):
         self.assertEqual(self.spool.size, 3 * (len(DATA) + ENTRY_BYTES))
 
     def test_order_on_the_disk(self) -> None:
-        """Both files and their folder are on the disk before the one rename, and the rename after it."""
+        """Both files and their directory are synced before the one rename, and the rename after it."""
         calls: list[str] = []
         fsync, rename = os.fsync, os.rename
 
@@ -90,20 +90,20 @@ class FolderTests(SpoolCase):
         self.assertEqual(self.names(), [])
 
     def test_disk_full(self) -> None:
-        """Where the disk is full, nothing is left of it, and it is told."""
+        """If the disk is full, nothing is left of it, and that is the error."""
         self.patch(os, "write", lambda *args: (_ for _ in ()).throw(OSError(28, "No space left on device")))
         self.assertIn("No space left on device", self.refused())
         self.assertEqual((self.names(), self.spool.size), ([], 0))
 
     def test_not_synced(self) -> None:
-        """Where it can't be brought to the disk, it is not spooled."""
+        """If it can't be synced, it is not spooled."""
         self.successResultOf(self.spool.tidy())
         self.patch(os, "fsync", lambda *args: (_ for _ in ()).throw(OSError(5, "Input/output error")))
         self.assertIn("Input/output error", self.refused())
         self.assertEqual(self.names(), [])
 
     def test_name_not_synced(self) -> None:
-        """Where its name can't be brought to the disk, nothing stays that a restart would find."""
+        """If its name can't be synced, nothing is left for a restart to find."""
         self.successResultOf(self.spool.tidy())
         failures = self.fail_for_the_folder()
         for _ in range(3):
@@ -116,7 +116,7 @@ class FolderTests(SpoolCase):
         self.assertEqual(self.spool.entries, 1)
 
     def test_name_stays(self) -> None:
-        """Where it can't have its hidden name again either, it is an entry, and known."""
+        """If it can't get its hidden name back either, it is an entry, and known."""
         self.successResultOf(self.spool.tidy())
         self.fail_for_the_folder()
         rename = os.rename
@@ -131,7 +131,7 @@ class FolderTests(SpoolCase):
         self.assertEqual((len(self.names()), self.spool.entries), (1, 1))
 
     def fail_for_the_folder(self) -> Any:
-        """Have the disk fail where names are brought to it."""
+        """Have the disk fail when names are synced."""
         fsync = os.fsync
 
         def failing(descriptor: int) -> None:
@@ -141,7 +141,7 @@ class FolderTests(SpoolCase):
 
         return self.patch(os, "fsync", failing)
 
-    def test_content_gone(self) -> None:
+    def test_content_closed(self) -> None:
         """A content that can't be opened, or is shorter than it says, is not spooled."""
         content = MemfdContent(DATA)
         content.size += 1
@@ -155,8 +155,8 @@ class FolderTests(SpoolCase):
         self.assertEqual(self.names(), [])
         content.close()
 
-    def test_folder_missing(self) -> None:
-        """A folder that is missing is told as an error, once; when it is there, it is used."""
+    def test_directory_missing(self) -> None:
+        """A missing directory is logged as an error, once; when it exists, it is used."""
         self.path.rmdir()
         for _ in range(3):
             self.assertIn("No such file or directory", self.refused())
@@ -167,8 +167,8 @@ class FolderTests(SpoolCase):
         self.put()
         self.assertEqual(self.spool.entries, 1)
 
-    def test_folder_replaced(self) -> None:
-        """A folder that goes away takes its captures along, which is told; another in its place is used."""
+    def test_directory_replaced(self) -> None:
+        """The captures of a directory that vanishes are reported as lost; its replacement is used."""
         self.put("a.pcap")
         self.path.rename(self.path.with_name(self.path.name + "-away"))
         self.assertIn("No such file or directory", self.refused("b.pcap"))
@@ -177,8 +177,8 @@ class FolderTests(SpoolCase):
         self.assertEqual([capture for capture, _ in self.lost()], ["a"])
         self.assertEqual(self.spool.entries, 1)
 
-    def test_replaced_while_held(self) -> None:
-        """What went away while somebody else had it is not here when it is given back; what didn't, is."""
+    def test_replaced_while_taken(self) -> None:
+        """What vanished while it was taken is lost when it is put back; anything else isn't."""
         first, second = (self.write_ahead(name) for name in ("a.pcap", "b.pcap"))
         self.path.rename(self.path.with_name(self.path.name + "-away"))
         self.path.mkdir(0o700)
@@ -191,7 +191,7 @@ class FolderTests(SpoolCase):
         self.assertEqual(self.spool.entries, 2)
 
     def test_not_ours_alone(self) -> None:
-        """A folder that others may write to, or that is another user's, is told as an error, and not used."""
+        """A directory that others may write to, or that another user owns, is an error, and not used."""
         self.put()
         before = self.names()
         for mode in (0o720, 0o702, 0o1777):
@@ -212,7 +212,7 @@ class FolderTests(SpoolCase):
         self.assertEqual(self.spool.entries, 2)
 
     def test_used_by_another(self) -> None:
-        """Two processes never use one folder: what one writes now isn't half-written for the other."""
+        """Two processes never use one directory: neither sees what the other is writing."""
         self.put()
         other = SpoolFolder(str(self.path))
         error = self.assertRaises(SpoolError, other.open)
@@ -223,7 +223,7 @@ class FolderTests(SpoolCase):
         other.close()
 
     def test_cancelled(self) -> None:
-        """A capture that is given up while it waits for the disk leaves nothing open."""
+        """A capture that is cancelled while it waits for the disk leaves nothing open."""
         waiting: list[tuple[Deferred[Any], Any]] = []
 
         def later(*call: Any) -> Deferred[Any]:
@@ -246,7 +246,7 @@ class FolderTests(SpoolCase):
         self.assertEqual((self.names(), self.errors()), ([], []))
 
     def test_too_late(self) -> None:
-        """What is on the disk when it was given up already is taken out before anything else is written."""
+        """What is on disk after it was cancelled is removed before anything else is written."""
         hanging = self.hang("write")
         first, second, third = (
             self.write(replace_id(make_artifact(self.content), name), ahead=True) for name in "abc"
@@ -297,8 +297,8 @@ class FolderTests(SpoolCase):
         self.successResultOf(self.spool.tidy())
         self.assertEqual((self.spool.entries, self.errors()), (2, []))
 
-    def test_too_late_to_take_out(self) -> None:
-        """Where that can't be, as when there are no threads any more, it is told."""
+    def test_too_late_to_remove(self) -> None:
+        """If it can't be removed, for example for want of threads, that is logged."""
         hanging = self.hang("write")
         holding = self.write(make_artifact(self.content), ahead=True)
         holding.cancel()
@@ -312,7 +312,7 @@ class FolderTests(SpoolCase):
         self.assertEqual(self.spool.entries, 1)
 
     def test_opened_too_late(self) -> None:
-        """A folder that is open when nobody waits for it any more is opened again, and looked through."""
+        """A directory that is opened after that was cancelled is opened again, and listed."""
         self.put()
         self.stop()
         self.start()
@@ -326,7 +326,7 @@ class FolderTests(SpoolCase):
         self.assertEqual(self.spool.entries, 1)
 
     def test_delivered_and_stuck(self) -> None:
-        """What was held, and can't be taken out when it is delivered, is later."""
+        """What is delivered and can't be removed at once is removed later."""
         entry = self.write_ahead("a.pcap")
         hanging = self.hang("remove")
         delivered = self.delivered(entry)
@@ -338,7 +338,7 @@ class FolderTests(SpoolCase):
         self.assertEqual((self.names(), self.lost()), ([], []))
 
     def test_threads_stopped(self) -> None:
-        """Where there is no thread any more, nothing stays open."""
+        """If there are no threads any more, nothing stays open."""
         self.run_in_thread = lambda *args: fail(RuntimeError("the threads are not running"))
         self.assertIn("the threads are not running", self.refused())
 

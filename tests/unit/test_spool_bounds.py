@@ -1,4 +1,4 @@
-"""The spool's bounds: no more than so much, and no longer than so long."""
+"""The spool's limits: size and age."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def steps_of(work: Callable[[], object]) -> int:
 
 
 class BoundsTests(SpoolCase):
-    """No more than so much, and no longer than so long."""
+    """Size and age."""
 
     def test_size(self) -> None:
-        """Over the size, the oldest go, and each is told; what is being delivered stays."""
+        """Beyond the size, the oldest are dropped, and each is reported; what is being delivered stays."""
         for number in range(10):
             self.put(f"{number}.pcap")
         self.assertEqual(self.lost(), [])
@@ -55,7 +55,7 @@ class BoundsTests(SpoolCase):
         self.assertEqual(len(self.names()), 10)
 
     def test_what_a_capture_costs(self) -> None:
-        """A capture that finds room costs as much however many are in the spool already."""
+        """If there is room, the cost of a capture doesn't depend on how many are in the spool already."""
         self.max_bytes *= 100
         self.restart()
         self.put("first.pcap")
@@ -64,7 +64,7 @@ class BoundsTests(SpoolCase):
         self.assertEqual(min(costs[:10]), min(costs[-10:]), costs)
 
     def test_oldest_first(self) -> None:
-        """What is oldest is so by a clock that nobody sets: it goes first, and is tried first."""
+        """The oldest one is by the monotonic clock. It is dropped first, and attempted first."""
         for number in range(10):
             self.put(f"{number}.pcap")
             self.wall -= 60
@@ -74,23 +74,23 @@ class BoundsTests(SpoolCase):
         self.assertEqual([entry.capture_id for entry in self.spool.due("one")], [*"123456789x"])
 
     def test_too_large(self) -> None:
-        """What is larger than all of it pushes nothing out."""
+        """What is larger than the spool displaces nothing."""
         self.put()
         self.max_bytes = ENTRY_BYTES
         self.restart()
         self.assertIn("the spool may use up to", self.refused("b.pcap"))
         self.assertEqual(self.spool.entries, 1)
 
-    def test_all_busy(self) -> None:
-        """Where everything is being delivered, a new capture has no place."""
+    def test_all_in_use(self) -> None:
+        """If everything is being delivered, there is no room for a new capture."""
         for number in range(10):
             self.put(f"{number}.pcap")
         self.clock.advance(60)
         self.take()
         self.assertIn("being delivered now", self.refused("x.pcap"))
 
-    def test_busy_ones_in_the_way(self) -> None:
-        """Where taking all others away would not suffice, none is."""
+    def test_too_much_in_use(self) -> None:
+        """If removing all others would not suffice, none is removed."""
         for number in range(10):
             self.put(f"{number}.pcap")
         self.clock.advance(60)
@@ -102,7 +102,7 @@ class BoundsTests(SpoolCase):
         self.assertEqual((self.lost(), self.spool.entries), ([], 10))
 
     def test_not_written(self) -> None:
-        """What can't be written costs no older one its place."""
+        """What can't be written displaces nothing."""
         for number in range(10):
             self.put(f"{number}.pcap")
         full = self.patch(os, "write", lambda *args: (_ for _ in ()).throw(OSError(28, "No space left")))
@@ -134,7 +134,7 @@ class BoundsTests(SpoolCase):
         self.assertEqual([capture for capture, _ in self.lost()], ["0", "1"])
 
     def test_age(self) -> None:
-        """After the longest age a capture is lost, and told to be, after a restart as before."""
+        """Beyond the age a capture is lost, which is reported, after a restart as before."""
         self.put("a.pcap")
         self.clock.advance(DAY - 10)
         self.put("b.pcap")
@@ -166,7 +166,7 @@ class BoundsTests(SpoolCase):
         self.assertEqual([capture for capture, _ in self.lost()], ["a", "b"])
 
     def test_too_old_to_remove(self) -> None:
-        """Where one that is too old can't be removed, that is told, and tried again."""
+        """If one that is too old can't be removed, that is logged, and tried again."""
         self.put()
         self.clock.advance(DAY + 1)
 
@@ -181,8 +181,8 @@ class BoundsTests(SpoolCase):
         self.successResultOf(self.spool.tidy())
         self.assertEqual([capture for capture, _ in self.lost()], ["a"])
 
-    def test_broken_ones_go(self) -> None:
-        """What is broken is kept as long as anything else, and gives way first."""
+    def test_quarantined_ones_first(self) -> None:
+        """What is quarantined is kept as long as anything else, and makes room first."""
         self.put("a.pcap")
         self.stop()
         (self.entry() / "manifest.json").unlink()
@@ -193,8 +193,8 @@ class BoundsTests(SpoolCase):
             self.put(f"b{number}.pcap")
         self.assertEqual((os.listdir(self.path / "broken"), self.lost()), ([], []))
 
-    def test_broken_ones_age(self) -> None:
-        """After the longest age, they go as well."""
+    def test_quarantined_ones_age(self) -> None:
+        """Beyond the age, it is removed as well."""
         (self.path / ".new-0123456789abcdef").mkdir()
         os.utime(self.path / ".new-0123456789abcdef", (WALL, WALL))
         self.restart()

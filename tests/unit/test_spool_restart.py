@@ -17,13 +17,13 @@ from tests.unit.spool_case import DATA, DAY, WALL, SpoolCase
 
 
 def as_pipe(path: Path) -> None:
-    """Put a pipe in the place of a file."""
+    """Replace a file by a pipe."""
     path.unlink()
     os.mkfifo(path)
 
 
 def as_link(path: Path, target: Path) -> None:
-    """Move something away, and put a link to it in its place."""
+    """Move something away, and replace it by a link to it."""
     path.rename(target)
     path.symlink_to(target)
 
@@ -32,7 +32,7 @@ class RestartTests(SpoolCase):
     """What a start finds."""
 
     def test_all_of_it(self) -> None:
-        """What was spooled is there after a restart, the oldest first, and due at once."""
+        """What was spooled is there after a restart, the oldest first, and due immediately."""
         for name in ("c.pcap", "a.pcap", "b.pcap"):
             self.put(name, tags="x")
         size = self.spool.size
@@ -46,8 +46,8 @@ class RestartTests(SpoolCase):
         with artifact.content.open() as file:
             self.assertEqual(file.read(), DATA)
 
-    def test_never_whole(self) -> None:
-        """What is not whole is set aside, told, and never delivered; what is, is."""
+    def test_damaged(self) -> None:
+        """What is damaged is quarantined, logged, and never delivered; what is complete, is delivered."""
         harms: list[Callable[[Path], object]] = [
             lambda entry: (entry / "manifest.json").unlink(),
             lambda entry: (entry / "manifest.json").write_bytes(b""),
@@ -92,7 +92,7 @@ class RestartTests(SpoolCase):
         self.assertEqual(len(os.listdir(self.path / "broken")), len(harms) + 1)
         self.assertGreater(self.spool.size, (len(harms) + 1) * ENTRY_BYTES)
 
-    def test_rotten(self) -> None:
+    def test_damaged_bytes(self) -> None:
         """Bytes that changed on the disk are noticed before they are delivered."""
         self.put()
         (self.entry() / "capture.pcap").write_bytes(b"xxxx packets")
@@ -105,7 +105,7 @@ class RestartTests(SpoolCase):
         self.assertEqual(self.spool.entries, 0)
 
     def test_anything_in_broken(self) -> None:
-        """Whatever is in C{broken/} counts, and goes when it must; what a link there names stays."""
+        """Whatever is in C{broken/} counts, and is removed if necessary; targets of links there stay."""
         away = Path(self.mktemp()).absolute()
         away.mkdir()
         (away / "dear").write_text("x" * 100_000)
@@ -125,7 +125,7 @@ class RestartTests(SpoolCase):
         self.assertEqual(self.errors()[2:], [])
 
     def test_broken_is_no_folder(self) -> None:
-        """What only bears the name of C{broken/} is set aside like anything else, and not followed."""
+        """Something else with the name C{broken} is quarantined like anything else, and not followed."""
         away = Path(self.mktemp()).absolute()
         (away / "dear").mkdir(parents=True)
         for make in (lambda path: path.symlink_to(away), lambda path: path.write_text("x")):
@@ -148,11 +148,11 @@ class RestartTests(SpoolCase):
         self.assertIn("Not a directory", self.errors()[-1])
 
     def age(self, path: Path) -> None:
-        """Have something be of just now."""
+        """Set the modification time of something to now."""
         os.utime(path, (self.wall_clock(), self.wall_clock()), follow_symlinks=False)
 
     def test_broken_one_stays(self) -> None:
-        """One that can't be removed is told, once, and stops no other, nor a new capture."""
+        """What can't be removed is logged, once, and stops neither the others nor a new capture."""
         for name in ("stuck", "gone", "other"):
             (self.path / f".new-{name}").mkdir()
             os.utime(self.path / f".new-{name}", (WALL, WALL))
