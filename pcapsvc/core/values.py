@@ -8,18 +8,6 @@ from msgspec import Meta
 
 from pcapsvc.core.text import UNSAFE
 
-#: The canned ACLs of Amazon S3 (User Guide, "Access control list overview").
-CANNED_ACLS = (
-    "private",
-    "public-read",
-    "public-read-write",
-    "aws-exec-read",
-    "authenticated-read",
-    "bucket-owner-read",
-    "bucket-owner-full-control",
-    "log-delivery-write",
-)
-
 _ONE_LINE = rf"\A[^{UNSAFE}]*\Z"
 
 
@@ -73,11 +61,6 @@ Aliases = Annotated[
     ),
 ]
 Region = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9-]{1,64}\Z", description="the name of a region")]
-# The S3 User Guide, "Bucket naming rules", and the older, wider rules of us-east-1.
-Bucket = Annotated[
-    str, Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]{1,253}[A-Za-z0-9]\Z", description="the name of a bucket")
-]
-Acl = Annotated[str, one_of(*CANNED_ACLS)]
 Folder = Annotated[
     str,
     Meta(

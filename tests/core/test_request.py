@@ -18,8 +18,7 @@ from pcapsvc.core.request import (
     asks_to_be_logged,
     parse_request,
 )
-from pcapsvc.core.values import CANNED_ACLS
-from pcapsvc.destinations.s3.options import S3_FIELDS, S3Options, check_options
+from pcapsvc.destinations.s3.options import CANNED_ACLS, S3_FIELDS, S3Options, check_options
 
 BOUNDS = RequestBounds(
     max_packets=50_000,

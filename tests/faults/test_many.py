@@ -18,7 +18,7 @@ from pcapsvc.capture.capturer import Capturer
 from pcapsvc.captures import Captures
 from pcapsvc.core.admission import Admission
 from pcapsvc.core.errors import DestinationError
-from pcapsvc.core.event import CaptureDelivered, CaptureDone, DeliveryFailed, DeliverySpooled
+from pcapsvc.core.event import CaptureDelivered, CaptureDone, DeliveryFailed, DeliverySpooled, EventFactory
 from pcapsvc.core.message import Message
 from pcapsvc.core.plan import NodeView
 from pcapsvc.core.result import Accepted
@@ -29,6 +29,7 @@ from pcapsvc.delivery.outboxes import Outboxes
 from pcapsvc.delivery.rounds import Rounds
 from pcapsvc.delivery.spool import Spool
 from pcapsvc.encoders.pcap.encoder import PcapEncoder
+from pcapsvc.interfaces.reports import IReporter
 from pcapsvc.judge import Judge
 from pcapsvc.pipeline import Pipeline
 from pcapsvc.reports.fan_out import FanOutReporter
@@ -90,22 +91,7 @@ class ManyTests(SynchronousTestCase):
             wall_clock=self.wall_clock,
         )
         admission = Admission(max_captures=1, max_memory_bytes=10**9)
-        self.outboxes = [
-            Outbox(
-                self.reactor,
-                destination,
-                slots=4,
-                timeout_seconds=300,
-                policy=RetryPolicy(attempts=3, first_delay_seconds=1, max_delay_seconds=60),
-                spool_interval_seconds=60,
-                reporter=everyone,
-                events=events,
-                spool=self.spool,
-                wall_clock=self.wall_clock,
-                chance=self.chance.random,
-            )
-            for destination in self.destinations
-        ]
+        self.outboxes = [self.outbox(each, everyone, events) for each in self.destinations]
         self.rounds = Rounds(self.reactor, self.spool, self.outboxes, interval_seconds=60)
         self.pipeline = Pipeline(
             judge=Judge(
@@ -130,6 +116,22 @@ class ManyTests(SynchronousTestCase):
         )
         for part in (self.spool, *self.outboxes, self.rounds, self.pipeline):
             part.startService()
+
+    def outbox(self, destination: MemoryDestination, reporter: IReporter, events: EventFactory) -> Outbox:
+        """The outbox for a destination."""
+        return Outbox(
+            self.reactor,
+            destination,
+            slots=4,
+            timeout_seconds=300,
+            policy=RetryPolicy(attempts=3, first_delay_seconds=1, max_delay_seconds=60),
+            spool_interval_seconds=60,
+            reporter=reporter,
+            events=events,
+            spool=self.spool,
+            wall_clock=self.wall_clock,
+            chance=self.chance.random,
+        )
 
     def wall_clock(self) -> float:
         """The time of day."""

@@ -47,7 +47,7 @@ class S3:
         after an attempt that found none, or whose credentials the configured endpoint refused.
     @param access_key: the secret. It is in no error and no log.
     @param endpoint: the address of the service, with or without a scheme; L{None} is Amazon's.
-    @param acl: one of L{pcapsvc.core.values.CANNED_ACLS}.
+    @param acl: one of L{pcapsvc.destinations.s3.options.CANNED_ACLS}.
     @param encryption: whether S3 encrypts the object (AES256).
     @param overrides: the fields that a request may set.
     @param endpoints: the endpoints (as URLs) that a request may name; empty for any.

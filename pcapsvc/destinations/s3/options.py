@@ -3,14 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
 
 from pcapsvc.core.endpoint import EndpointError, endpoint_url
 from pcapsvc.core.errors import Problem, shown
 from pcapsvc.core.fields import check_fields
-from pcapsvc.core.values import Acl, Bucket, Flag, Folder, Name, Region
+from pcapsvc.core.values import Flag, Folder, Name, Region, one_of
+
+#: The canned ACLs of Amazon S3 (User Guide, "Access control list overview").
+CANNED_ACLS = (
+    "private",
+    "public-read",
+    "public-read-write",
+    "aws-exec-read",
+    "authenticated-read",
+    "bucket-owner-read",
+    "bucket-owner-full-control",
+    "log-delivery-write",
+)
+
+Acl = Annotated[str, one_of(*CANNED_ACLS)]
+# The S3 User Guide, "Bucket naming rules", and the older, wider rules of us-east-1.
+Bucket = Annotated[
+    str, Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]{1,253}[A-Za-z0-9]\Z", description="the name of a bucket")
+]
 
 
 class S3Options(msgspec.Struct, frozen=True, kw_only=True):

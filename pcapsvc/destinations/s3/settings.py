@@ -11,8 +11,8 @@ from msgspec import Meta, field
 from pcapsvc.core.endpoint import endpoint_url
 from pcapsvc.core.errors import Problem
 from pcapsvc.core.request import OptionFields
-from pcapsvc.core.values import Acl, Bucket, Folder
-from pcapsvc.destinations.s3.options import S3_FIELDS, S3Options, check_options
+from pcapsvc.core.values import Folder
+from pcapsvc.destinations.s3.options import S3_FIELDS, Acl, Bucket, S3Options, check_options
 from pcapsvc.settings.kinds import Endpoint, Flag, Line, Region, converted, one_of
 from pcapsvc.settings.rules import access_key_pair
 from pcapsvc.settings.secret import Secret, revealed
