@@ -16,6 +16,8 @@ from twisted.python.failure import Failure
 from pcapsvc.packets.filter_child import ANSWER, INSTRUCTION_BYTES, MOST_INSTRUCTIONS, READY, REQUEST, ROUGH
 
 _SCRIPT = str(Path(__file__).with_name("filter_child.py").resolve())
+# The daemon's own interpreter, even if its path is out of our user's reach, or has another program by now.
+_INTERPRETER = "/proc/self/exe"
 # The dynamic linker's: whoever needs it for the daemon needs it for the child.
 _PASSED_ON = ("LD_LIBRARY_PATH",)
 _MOST_ANSWER_BYTES = MOST_INSTRUCTIONS * INSTRUCTION_BYTES
@@ -84,7 +86,7 @@ class FilterWorker(ProcessProtocol):
         worker = cls()
         reactor.spawnProcess(
             worker,
-            sys.executable,
+            _INTERPRETER,
             [sys.executable, "-I", "-S", _SCRIPT, library, str(os.getpid()), str(cpu_seconds)],
             env={name: os.environ[name] for name in _PASSED_ON if name in os.environ},
         )

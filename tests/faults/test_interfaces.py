@@ -19,6 +19,7 @@ from tests.integration.test_all_sources import until
 # `any` has what else there is on this host, another run of these tests as well.
 _PORT = 10_000 + os.getpid() % 50_000
 _FILTER = f"udp port {_PORT} and host 192.0.2.1"
+_PIPES_OF_A_PROCESS = 3
 # What waits for a packet in vain, or for an interface to go.
 _LONG_SECONDS = 30
 
@@ -54,11 +55,13 @@ class InterfaceTests(SynchronousTestCase):
     def is_at_rest(self) -> bool | None:
         """Whether the daemon has the descriptors that it had before, by their kinds."""
         now = possessions(self.daemon)
-        return now == {**self.before, "thread": now["thread"]} or None
+        # The process that compiles filters is started for the first, and ends when it has been idle.
+        return now == {**self.before, "thread": now["thread"], "pipe": now["pipe"]} or None
 
     def assert_as_before(self) -> None:
         """In the end it has those descriptors, and hardly more threads."""
         until(self.is_at_rest, f"the descriptors to be {self.before}, not {possessions(self.daemon)}", 10)
+        self.assertLessEqual(possessions(self.daemon)["pipe"], self.before["pipe"] + _PIPES_OF_A_PROCESS)
         # Two handles, closed at the same time, have a thread each, which is kept for the next ones.
         self.assertLessEqual(possessions(self.daemon)["thread"], self.before["thread"] + 2)
         self.assertNotIn("Traceback", self.daemon.log)
