@@ -178,6 +178,7 @@ class Pipeline(Service):
                     for capture in prepared.captures
                 ),
                 problems=prepared.problems,
+                warnings=plans[0].request.warnings,
             )
             labels = replace(plans[0].labels, interface=None)
             self._reporter.report(self._events.event(verdict_payload(accepted), labels))

@@ -41,16 +41,22 @@ class RequestAccepted(Payload):
     The captures of a request are about to start.
 
     @ivar problems: of those interfaces that can't be captured on, if others can.
+    @ivar warnings: the labels that were changed or left out.
     """
 
     type: ClassVar[str] = "pcapsvc.request.accepted"
     captures: tuple[StartedCapture, ...]
     problems: tuple[Problem, ...] = ()
+    warnings: tuple[Problem, ...] = ()
 
     def values(self) -> dict[str, Any]:
         """See L{Payload.values}."""
         captures = [{"id": one.capture_id, "interface": one.interface} for one in self.captures]
-        return {"captures": captures, "problems": _problems(self.problems)}
+        return {
+            "captures": captures,
+            "problems": _problems(self.problems),
+            "warnings": _problems(self.warnings),
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,7 +281,9 @@ def verdict_payload(verdict: Accepted | Rejected | Busy) -> Payload:
     """What an event says of a verdict."""
     match verdict:
         case Accepted():
-            return RequestAccepted(captures=verdict.captures, problems=verdict.problems)
+            return RequestAccepted(
+                captures=verdict.captures, problems=verdict.problems, warnings=verdict.warnings
+            )
         case Rejected():
             return RequestRejected(problems=verdict.problems)
         case Busy():

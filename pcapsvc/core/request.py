@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from types import UnionType
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import msgspec
 
+from pcapsvc.core.body import MAX_BODY_BYTES, Fields, decoded
 from pcapsvc.core.errors import Problem, RequestRejected, shown
 from pcapsvc.core.fields import check_fields
 from pcapsvc.core.filter import follows_header_chains, names_needing_dns
+from pcapsvc.core.label_values import LABEL_CHARACTERS, usable_label
 from pcapsvc.core.labels import Labels
 from pcapsvc.core.values import (
     AlertId,
@@ -28,8 +29,18 @@ from pcapsvc.core.values import (
     RequestId,
 )
 
-#: The longest body that is decoded, in bytes.
-MAX_BODY_BYTES = 65536
+__all__ = [
+    "MAX_BODY_BYTES",
+    "Address",
+    "CaptureRequest",
+    "OptionFields",
+    "RequestBounds",
+    "RequestFields",
+    "asks_to_be_logged",
+    "parse_request",
+    "read_address",
+    "read_labels",
+]
 
 
 class RequestFields(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,9 +76,11 @@ class CaptureRequest(RequestFields, frozen=True, kw_only=True):
 
     @ivar options: what it says of each destination: its fields, by the destination's name. A
         destination of which it says nothing is left out.
+    @ivar warnings: the labels that can't be used as the sender wrote them, and were changed or left out.
     """
 
     options: Mapping[str, Mapping[str, Any]] = msgspec.field(default_factory=dict)
+    warnings: tuple[Problem, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,86 +147,69 @@ class RequestBounds:
 
 
 class Address(msgspec.Struct, frozen=True):
-    """The part of a message that says which nodes it is for, unchecked."""
+    """The part of a message that says for which nodes it is, not validated."""
 
     node: Any = None
     nodere: Any = None
 
 
-_NULL = msgspec.Raw(b"null")
-
-
-class _Labels(msgspec.Struct, frozen=True):
-    requestid: msgspec.Raw = _NULL
-    alertid: msgspec.Raw = _NULL
-    customer: msgspec.Raw = _NULL
-    tags: msgspec.Raw = _NULL
-
-
-class _Logging(msgspec.Struct, frozen=True):
-    logrequest: Any = None
-
-
-_Decoded = TypeVar("_Decoded")
 _address_decoder = msgspec.json.Decoder(Address)
-_labels_decoder = msgspec.json.Decoder(_Labels)
-# Made once: to look up the types for each message would cost a hundred times as much as to decode it.
-_label_decoders: Mapping[str, msgspec.json.Decoder[Any]] = {
-    field.name: msgspec.json.Decoder(field.type)
-    for field in msgspec.structs.fields(RequestFields)
-    if field.name in _Labels.__struct_fields__
-}
-_logging_decoder = msgspec.json.Decoder(_Logging)
-_object_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_value_decoder = msgspec.json.Decoder(Any)
-
-# An escape sequence in JSON (RFC 8259, section 7): a surrogate pair, half of one, or any other.
-_ESCAPED = re.compile(
-    rb"\\(?:u[Dd][89ABab][0-9A-Fa-f]{2}\\u[Dd][C-Fc-f][0-9A-Fa-f]{2}|(u[Dd][89A-Fa-f][0-9A-Fa-f]{2})|.)",
-    re.DOTALL,
-)
+_ADDRESS = frozenset(Address.__struct_fields__)
+_LABELS = frozenset({"requestid", "alertid", "customer", "tags"})
+_LOGGING = frozenset({"logrequest"})
 
 
 def read_address(body: bytes) -> Address:
     """
-    Read the address of a message, and nothing else: in a fleet, nearly every message is for other nodes, and
-    must cost next to nothing.
+    Read the address of a message, and nothing else: in a fleet, nearly every
+    message is for others, and must cost next to nothing.
 
     @raise RequestRejected: if C{body} is not a JSON object.
     """
-    return _decoded(body, _address_decoder)
+    address = decoded(body, _address_decoder)
+    if address.node or address.nodere:
+        return address
+    # Perhaps its keys are in another case.
+    fields = Fields(body, _ADDRESS)
+    return Address(**{name: fields.value(name) for name in _ADDRESS & fields.keys})
 
 
 def read_labels(body: bytes, via: str) -> Labels:
     """
-    Read the labels of a message that need not be valid: those that are valid by themselves. Costs
-    little, and never raises.
+    Read the labels of a message that need not be valid, as L{parse_request} would. Never raises.
 
     @param via: the name of the source that the message arrived through.
     """
     try:
-        found = _decoded(body, _labels_decoder)
+        values = _usable_labels(Fields(body, _LABELS), _LABELS)[0]
     except RequestRejected:
         return Labels(via=via)
-    return Labels(via=via, **{name: _label(name, getattr(found, name)) for name in _label_decoders})
-
-
-def _label(name: str, raw: msgspec.Raw) -> Any:
-    """A label; L{None} if it is not given, or invalid."""
-    try:
-        value = _label_decoders[name].decode(raw)
-    except (ValueError, RecursionError):
-        return None
-    return None if _means_nothing(value, _GENERAL_NOTHINGS.get(name)) else value
+    return Labels(via=via, **values)
 
 
 def asks_to_be_logged(body: bytes) -> bool:
     """
-    Whether a message asks to be logged, even if it is invalid otherwise.
+    Whether a message wants to be logged, even if it is to be rejected.
 
     @raise RequestRejected: if C{body} is not a JSON object.
     """
-    return _decoded(body, _logging_decoder).logrequest is True
+    fields = Fields(body, _LOGGING)
+    return "logrequest" in fields.keys and fields.value("logrequest") is True
+
+
+def _usable_labels(fields: Fields, names: Collection[str]) -> tuple[dict[str, Any], list[Problem]]:
+    """The labels that are given, by name, and the warnings about them."""
+    values: dict[str, Any] = {}
+    warnings: list[Problem] = []
+    for name in fields.keys:
+        if name in names:
+            value, wrong = fields.label(name)
+            if not _means_nothing(value, _GENERAL_NOTHINGS[name]):
+                usable, problems = usable_label(name, value, wrong)
+                warnings += problems
+                if usable is not None:
+                    values[name] = usable
+    return values, warnings
 
 
 def parse_request(
@@ -230,63 +226,28 @@ def parse_request(
 
     @raise RequestRejected: with every problem, by field.
     """
-    given = {key: _value(raw) for key, raw in _decoded(body, _object_decoder).items()}
+    known = bounds.message.__struct_fields__
+    fields = Fields(body, known)
+    labels, warnings = _usable_labels(fields, LABEL_CHARACTERS)
+    given = {
+        # The value of an unknown key has no meaning, and isn't decoded.
+        key: fields.value(key) if key in known else ...
+        for key in fields.keys
+        if key not in LABEL_CHARACTERS
+    }
     meant = {key: value for key, value in given.items() if not _means_nothing(value, bounds.nothing.get(key))}
-    values, problems = check_fields(bounds.message, meant, ignore_unknown=ignore_unknown)
+    values, problems = check_fields(bounds.message, {**meant, **labels}, ignore_unknown=ignore_unknown)
     problems = [*found, *problems, *_rules_broken(values, bounds, meant)]
     if problems:
         raise RequestRejected(problems)
+    if "bpf" in values:
+        # libpcap's scanner takes spaces, tabs and line feeds for white space.
+        values["bpf"] = values["bpf"].replace("\r", " ")
     return CaptureRequest(
+        warnings=tuple(warnings),
         **{name: values[name] for name in RequestFields.__struct_fields__ if name in values},
         options={fields.destination: said for fields in bounds.options if (said := fields.of(values))},
     )
-
-
-def _decoded(body: bytes, decoder: msgspec.json.Decoder[_Decoded]) -> _Decoded:
-    if len(body) > MAX_BODY_BYTES:
-        raise _not_a_request(f"must have up to {MAX_BODY_BYTES} bytes, and has {len(body)}")
-    try:
-        return decoder.decode(body)
-    except (ValueError, RecursionError) as error:
-        raise _not_json(body, error) from None
-
-
-class _OutOfRange:
-    """A value with a number that can't be represented: too large, or with too many digits."""
-
-    def __init__(self, raw: msgspec.Raw) -> None:
-        self._text = bytes(raw).decode("utf-8", "replace")
-
-    def __repr__(self) -> str:
-        return repr(self._text)[1:-1]
-
-
-def _value(raw: msgspec.Raw) -> Any:
-    try:
-        return _value_decoder.decode(raw)
-    except msgspec.ValidationError:
-        # No field accepts it: each will say so by its own rule.
-        return _OutOfRange(raw)
-    except (ValueError, RecursionError) as error:
-        raise _not_json(bytes(raw), error) from None
-
-
-def _not_json(body: bytes, error: Exception) -> RequestRejected:
-    if isinstance(error, UnicodeDecodeError):
-        return _not_a_request("must be UTF-8")
-    if isinstance(error, RecursionError):
-        return _not_a_request("is nested too deeply")
-    for escaped in _ESCAPED.finditer(body):
-        if escaped[1] is not None:
-            # msgspec's own message is less clear.
-            return _not_a_request(
-                f"must be Unicode, and has half of a surrogate pair: \\{escaped[1].decode()}"
-            )
-    return _not_a_request(f"must be a JSON object ({error})")
-
-
-def _not_a_request(rule: str) -> RequestRejected:
-    return RequestRejected([Problem(path="request", rule=rule)])
 
 
 # What the original took as "not given" in fields with numbers. 0 is not a limit of packets.

@@ -21,10 +21,12 @@ class Accepted:
     The captures were started.
 
     @ivar problems: of interfaces that can't be captured on, if others can.
+    @ivar warnings: the labels that were changed or left out.
     """
 
     captures: tuple[StartedCapture, ...]
     problems: tuple[Problem, ...] = ()
+    warnings: tuple[Problem, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,7 +31,7 @@ RequestId = Annotated[str, one_line(128)]
 Pattern = Annotated[str, one_line(1024, "a regular expression on one line")]
 Filter = Annotated[
     str,
-    Meta(pattern=rf"\A(?:[^{UNSAFE}]|[\t\n])*\Z", description="a filter without control characters"),
+    Meta(pattern=rf"\A(?:[^{UNSAFE}]|[\t\r\n])*\Z", description="a filter without control characters"),
 ]
 AlertId = Annotated[
     Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | Name,

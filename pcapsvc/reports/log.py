@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from twisted.application.service import Service
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from zope.interface import implementer
 
+from pcapsvc.core.errors import Problem
 from pcapsvc.core.event import (
     CaptureDelivered,
     CaptureFailed,
@@ -16,6 +19,7 @@ from pcapsvc.core.event import (
     DeliveryPostponed,
     DeliverySpooled,
     Event,
+    RequestAccepted,
     RequestBusy,
     RequestRejected,
 )
@@ -58,6 +62,8 @@ class LogReporter(Service):
         match event.data:
             case RequestRejected() | RequestBusy() as refused:
                 self._refused(event.labels.via or "", refused)
+            case RequestAccepted(warnings=warnings) if warnings:
+                self._warned(event.labels.via or "", warnings)
             case CaptureStarted() as started:
                 self._started(event, started)
             case CaptureStopped() as stopped:
@@ -99,9 +105,13 @@ class LogReporter(Service):
                     problem=problem,
                 )
 
+    def _warned(self, source: str, warnings: Sequence[Problem]) -> None:
+        if self._may_log(source):
+            for warning in warnings:
+                self._log.warn("request from {source} accepted: {problem}", source=source, problem=warning)
+
     def _refused(self, source: str, refused: RequestRejected | RequestBusy) -> None:
-        limit = self._refusals.setdefault(source, LineLimit(REFUSALS_A_SECOND))
-        if not limit.may_log(self._reactor.seconds()):
+        if not self._may_log(source):
             if source not in self._counts_due:
                 self._counts_due[source] = self._reactor.callLater(1.0, self._count, source)
             return
@@ -115,6 +125,10 @@ class LogReporter(Service):
             self._log.warn(
                 "request from {source} refused: busy: {reason}", source=source, reason=refused.reason
             )
+
+    def _may_log(self, source: str) -> bool:
+        limit = self._refusals.setdefault(source, LineLimit(REFUSALS_A_SECOND))
+        return limit.may_log(self._reactor.seconds())
 
     def _count(self, source: str) -> None:
         del self._counts_due[source]

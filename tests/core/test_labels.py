@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial import unittest
 
-from pcapsvc.core.errors import RequestRejected
 from pcapsvc.core.labels import Labels
 from pcapsvc.core.plan import plan_captures
 from pcapsvc.core.request import MAX_BODY_BYTES, CaptureRequest, parse_request, read_labels
@@ -53,7 +52,7 @@ class ReadTests(unittest.SynchronousTestCase):
         self.assertEqual(read_labels(body, "redis"), Labels(via="redis", **GIVEN))
 
     def test_same_as_request(self) -> None:
-        """A label is read as the request has it, or left out if it would be rejected."""
+        """A label is read as the request has it."""
         values: list[Any] = [
             0,
             1,
@@ -75,18 +74,15 @@ class ReadTests(unittest.SynchronousTestCase):
         for name in GIVEN:
             for value in values:
                 body = json.dumps({"node": "sensor1", "interface": ["eth0"], name: value}).encode()
-                try:
-                    expected = getattr(parse_request(body, BOUNDS), name)
-                except RequestRejected:
-                    expected = None
+                expected = getattr(parse_request(body, BOUNDS), name)
                 found = getattr(read_labels(body, "redis"), name)
                 self.assertEqual((type(found), found), (type(expected), expected), f"{name} {value!r}")
 
     def test_wrong(self) -> None:
-        """A label that is invalid is left out, alone."""
-        for name, wrong in (("requestid", "x" * 129), ("alertid", [1]), ("customer", 5), ("tags", "a\nb")):
-            for bad in (wrong, None, "", 1e400):
-                body = json.dumps({**GIVEN, name: bad}).replace("Infinity", "1" * 5000).encode()
+        """A label that can't be used is left out, alone."""
+        for name in GIVEN:
+            for bad in ({}, [[1]], True, None, ""):
+                body = json.dumps({**GIVEN, name: bad}).encode()
                 self.assertEqual(
                     read_labels(body, "redis"), Labels(via="redis", **{**GIVEN, name: None}), bad
                 )
@@ -94,7 +90,7 @@ class ReadTests(unittest.SynchronousTestCase):
     def test_no_request(self) -> None:
         """What is no request at all has no labels, and never raises."""
         deep = b'{"customer": "x", "requestid": ' + b"[" * sys.getrecursionlimit() * 20
-        for body in (b"", b"[]", b"\xff", b'"x"', b" " * (MAX_BODY_BYTES + 1), deep, b'{"tags": "\\ud800"}'):
+        for body in (b"", b"[]", b"\xff", b'"x"', b" " * (MAX_BODY_BYTES + 1), deep):
             self.assertEqual(read_labels(body, "redis"), Labels(via="redis"))
 
 

@@ -37,7 +37,6 @@ class BodyTests(Requests, unittest.SynchronousTestCase):
             good + b" x",
             good * 2,
             good[:-1],
-            b"\xef\xbb\xbf" + good,
             good.replace(b"}", b', "snap": NaN}'),
             good.replace(b"}", b', "snap": Infinity}'),
             good.replace(b"}", b",}"),
@@ -57,22 +56,21 @@ class BodyTests(Requests, unittest.SynchronousTestCase):
         )
 
     def test_encoding(self) -> None:
-        """Bytes that are not UTF-8, and lone surrogates, are rejected wherever they are."""
+        """Bytes that are not UTF-8, and lone surrogates, are rejected except in labels."""
         for body in (
             b"\xff\xfe{}",
             message().replace(b"sensor1", b"\xff"),
-            message(customer="x").replace(b'"x"', b'"\xc3"'),
-            message(customer="x").replace(b'"x"', b'"\xed\xa0\x80"'),
-            message(customer="x").replace(b'"x"', b'"\\ud800"'),
-            message(customer="x").replace(b'"x"', b'"\\udc00"'),
+            message(region="x").replace(b'"x"', b'"\xc3"'),
+            message(region="x").replace(b'"x"', b'"\xed\xa0\x80"'),
+            message(region="x").replace(b'"x"', b'"\\ud800"'),
+            message(region="x").replace(b'"x"', b'"\\udc00"'),
             message(xx=1).replace(b"xx", b"\xff"),
-            message(xx=1).replace(b"xx", b"\\ud800"),
             message().decode().encode("utf-16"),
         ):
             self.assertEqual(list(self.problems(body)), ["request"], body)
 
     def test_half_a_character(self) -> None:
-        """Half of a surrogate pair is reported as such, wherever it is, and as it was written."""
+        """Half of a surrogate pair is reported as such, and as it was written."""
         for text, told in (
             (rb"\ud800", r"\ud800"),
             (rb"a\\\uDBFFb", r"\uDBFF"),
@@ -80,15 +78,13 @@ class BodyTests(Requests, unittest.SynchronousTestCase):
             (rb"\ud83d\ude00\ud83d\u0041", r"\ud83d"),
         ):
             for body in (
-                message(tags="x").replace(b'"x"', b'"' + text + b'"'),
-                message(tags="x", packets=1).replace(b'"x"', b'"' + text + b'"'),
-                message(x=1).replace(b'"x"', b'"' + text + b'"'),
+                message(region="x").replace(b'"x"', b'"' + text + b'"'),
+                message(bpf="x", packets=1).replace(b'"x"', b'"' + text + b'"'),
             ):
                 rules = self.problems(body)
                 self.assertEqual(
                     {"request": f"must be Unicode, and has half of a surrogate pair: {told}"}, rules, body
                 )
-                self.assertRaises(RequestRejected, read_address, body)
         # The backslash is escaped, and what follows it isn't an escape sequence.
         self.assertEqual(self.parse(message(tags=r"\ud800")).tags, r"\ud800")
         self.assertIn("must be a JSON object (", self.problems(message(tags=r"\ud800")[:-1])["request"])
@@ -96,13 +92,13 @@ class BodyTests(Requests, unittest.SynchronousTestCase):
     def test_numbers_out_of_range(self) -> None:
         """A number that is too large to be represented is a problem of its field, like any other."""
         nines = b"9" * 5000
-        body = message(alertid=7, packets=0, interface=[8], snap=6).replace(b": 7", b": " + nines)
+        body = message(bytes=7, packets=0, interface=[8], snap=6).replace(b": 7", b": " + nines)
         body = body.replace(b"[8]", b"[\n" + nines + b"]").replace(b": 6", b": 1e999")
         rejection = self.assertRaises(RequestRejected, parse_request, body, BOUNDS)
         problems = {problem.path: problem for problem in rejection.problems}
-        self.assertEqual({"alertid", "packets", "interface", "snap"}, set(problems))
-        self.assertEqual("9" * 80 + "…", problems["alertid"].value)
-        self.assertTrue(problems["alertid"].rule.startswith("must be a whole number of 64 bits"))
+        self.assertEqual({"bytes", "packets", "interface", "snap"}, set(problems))
+        self.assertEqual("9" * 80 + "…", problems["bytes"].value)
+        self.assertEqual("must be a whole number, 1 or more", problems["bytes"].rule)
         self.assertEqual(r"[\n" + "9" * 77 + "…", problems["interface"].value)
         self.assertEqual("1e999", problems["snap"].value)
         self.assertEqual(["alertld"], list(self.problems(message(alertld=7).replace(b": 7", b": " + nines))))
@@ -121,7 +117,7 @@ class BodyTests(Requests, unittest.SynchronousTestCase):
     def test_nesting(self) -> None:
         """However deeply a value is nested, and whatever its key, the request is simply rejected."""
         depths = [*range(2, 40), *range(900, sys.getrecursionlimit() + 10), 5000, 30_000]
-        for key in (b"x", b"packets", b"node", b"interface", b"bpf", b"alertid"):
+        for key in (b"x", b"packets", b"node", b"interface", b"bpf", b"region"):
             for opening, inner, closing in ((b"[", b"1", b"]"), (b'{"":', b"1", b"}")):
                 for depth in depths:
                     if (len(opening) + len(closing)) * depth > MAX_BODY_BYTES - 100:

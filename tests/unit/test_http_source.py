@@ -27,7 +27,8 @@ class PostTests(HTTPTestCase):
         response = self.ask("POST", "/captures", b'{"node":"any"}')
         self.assertEqual(response.code, 202)
         self.assertEqual(
-            response.content, {"captures": [{"id": "abc1", "interface": "eth0"}], "problems": []}
+            response.content,
+            {"captures": [{"id": "abc1", "interface": "eth0"}], "problems": [], "warnings": []},
         )
         self.assertEqual(response.headers["location"], "/captures/abc1")
         self.assertEqual(self.sink.submitted, [("http", b'{"node":"any"}')])

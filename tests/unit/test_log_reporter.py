@@ -157,6 +157,14 @@ class LogReporterTests(unittest.SynchronousTestCase):
             [(LogLevel.warn, "abc: not delivered to s3 yet, and kept in the spool: 503")],
         )
 
+    def test_warnings(self) -> None:
+        """A warning about a label is a warning in the log."""
+        warning = Problem(path="tags", value="'a\\nb'", rule="should be one line")
+        self.assertEqual(
+            self.report(RequestAccepted(captures=(), warnings=(warning,))),
+            [(LogLevel.warn, "request from redis accepted: tags = 'a\\nb': should be one line")],
+        )
+
     def test_refused(self) -> None:
         """Each problem of a rejected request is a warning, and so is a request without capacity."""
         problems = (

@@ -33,6 +33,17 @@ class EventTests(PipelineCase):
         """The events of a kind."""
         return [event for event in self.reporter.events if isinstance(event.data, kind)]
 
+    def test_warnings(self) -> None:
+        """A label that can't be used as it is costs nothing but a warning, in the verdict and the event."""
+        verdict = self.submit(interface=["mem0"], packets=1, tags="one\r\ntwo", customer="x" * 2000)
+        assert isinstance(verdict, Accepted), verdict
+        self.assertEqual([warning.path for warning in verdict.warnings], ["tags", "customer"])
+        [accepted] = self.reported(RequestAccepted)
+        assert isinstance(accepted.data, RequestAccepted)
+        self.assertEqual(accepted.data.warnings, verdict.warnings)
+        self.assertEqual((accepted.labels.tags, accepted.labels.customer), ("one two", "x" * 1024))
+        self.successResultOf(self.stop())
+
     def test_labels(self) -> None:
         """All events about a request and its captures repeat its labels, and the capture's interface."""
         verdict = self.submit(alias=["both"], packets=1, **REQUEST)
@@ -66,7 +77,7 @@ class EventTests(PipelineCase):
 
     def test_rejected(self) -> None:
         """A rejection has the labels that are valid, so that the sender knows which request it was."""
-        self.submit(interface=["mem0"], packets=-1, **{**REQUEST, "tags": ["not text"]})
+        self.submit(interface=["mem0"], packets=-1, **{**REQUEST, "tags": {"not": "text"}})
         [event] = self.reported(RequestRejected)
         self.assertEqual(event.labels, Labels(via="test", requestid="r-1", alertid=7, customer="ACME"))
         self.assertIsNone(event.subject)

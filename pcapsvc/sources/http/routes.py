@@ -79,7 +79,11 @@ def _answer(verdict: Verdict) -> Answer:
     if isinstance(verdict, Accepted):
         captures = [{"id": each.capture_id, "interface": each.interface} for each in verdict.captures]
         headers = {"Location": f"/captures/{captures[0]['id']}"} if len(captures) == 1 else None
-        content = {"captures": captures, "problems": [_plain(problem) for problem in verdict.problems]}
+        content = {
+            "captures": captures,
+            "problems": [_plain(problem) for problem in verdict.problems],
+            "warnings": [_plain(warning) for warning in verdict.warnings],
+        }
         return Answer.json(content, status=202, headers=headers)
     if isinstance(verdict, NotForThisNode):
         raise HTTPProblem(

@@ -1,0 +1,190 @@
+"""The body of a message as JSON: its fields, not validated yet."""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections.abc import Collection
+from typing import Any, TypeVar
+
+import msgspec
+
+from pcapsvc.core.errors import Problem, RequestRejected
+from pcapsvc.core.names import canonical_names
+
+#: The longest body that is decoded, in bytes.
+MAX_BODY_BYTES = 65536
+
+# Up to this many halves of surrogate pairs are replaced.
+_MOST_HALVES = 100
+# In UTF-8 it would be this, if it were allowed there (RFC 3629, section 3).
+_ENCODED_HALF = re.compile(rb"\xed[\xa0-\xbf][\x80-\xbf]")
+# What stands for one until its field is known: a character that is never assigned (the Unicode Standard,
+# section 23.7).
+_HALF = b"\\uffff"
+
+# Up to the first escape of half of a surrogate pair (RFC 8259, section 7). An escape sequence is two that
+# make one character, or any that is no half. Possessive, so that nothing is read twice.
+_UP_TO_HALF = re.compile(
+    rb"""
+    ((?: [^\\]++
+       | \\u[Dd][89ABab][0-9A-Fa-f]{2}\\u[Dd][C-Fc-f][0-9A-Fa-f]{2}
+       | \\(?!u[Dd][89A-Fa-f][0-9A-Fa-f]{2}).
+    )*+)
+    (\\u[Dd][89A-Fa-f][0-9A-Fa-f]{2})
+    """,
+    re.DOTALL | re.VERBOSE,
+)
+_BYTE_ORDER_MARKS = {
+    codecs.BOM_UTF8: "a byte order mark (EF BB BF)",
+    codecs.BOM_UTF16_LE: "the byte order mark of UTF-16 (FF FE)",
+    codecs.BOM_UTF16_BE: "the byte order mark of UTF-16 (FE FF)",
+}
+
+# What counts as "not given", if the same field is there in another case.
+_ABSENT = frozenset((b"null", b'""', b"[]", b"0"))
+
+_Decoded = TypeVar("_Decoded")
+_fields_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_value_decoder = msgspec.json.Decoder(Any)
+
+
+class OutOfRange:
+    """
+    A value with a number that can't be represented: too large, or of too many digits.
+
+    @ivar text: as it is in the body.
+    """
+
+    def __init__(self, raw: bytes) -> None:
+        self.text = raw.decode("utf-8", "replace")
+
+    def __repr__(self) -> str:
+        return repr(self.text)[1:-1]
+
+
+class Fields:
+    """
+    The fields of a message, each undecoded.
+
+    @param body: the message.
+    @param names: those that are known. One in another case is found by its own name: see
+        L{canonical_names}.
+
+    @raise RequestRejected: as for L{decoded}.
+
+    @ivar keys: the names, and the keys that are not known.
+    """
+
+    def __init__(self, body: bytes, names: Collection[str]) -> None:
+        self._body = body
+        self._raw, self._mended = _decoded(body, _fields_decoder)
+        self._raw = canonical_names(self._raw, names, lambda raw: bytes(raw) in _ABSENT)
+        self.keys = self._raw.keys()
+
+    def value(self, name: str) -> Any:
+        """
+        A field's value. A number that can't be represented is an L{OutOfRange}.
+
+        @raise RequestRejected: if it contains text that is not Unicode.
+        """
+        raw = bytes(self._raw[name])
+        if self._mended and _HALF in raw:
+            raise _not_json(self._body, ValueError())
+        return _value(raw)
+
+    def label(self, name: str) -> tuple[Any, tuple[str, ...]]:
+        """
+        The value of a field that may contain text that is not Unicode, which is made Unicode.
+
+        @return: the value, and what was wrong with it: phrases that continue from the field's name.
+        """
+        raw, rules = _ENCODED_HALF.sub(lambda _: _HALF, bytes(self._raw[name])), []
+        try:
+            raw.decode("utf-8")
+        except UnicodeDecodeError:
+            raw = raw.decode("utf-8", _AS_WINDOWS_1252).encode("utf-8")
+            rules.append("is not UTF-8, and was read as Windows-1252")
+        if _HALF in raw and (self._mended or raw != bytes(self._raw[name])):
+            raw = raw.replace(_HALF, b"\\ufffd")
+            rules.append("had half of a surrogate pair, which was replaced")
+        try:
+            return _value(raw), tuple(rules)
+        except RequestRejected:
+            # It is nested too deeply.
+            return ..., tuple(rules)
+
+
+def decoded(body: bytes, decoder: msgspec.json.Decoder[_Decoded]) -> _Decoded:
+    """
+    Decode a body. Halves of surrogate pairs, which msgspec doesn't accept, are replaced.
+
+    @raise RequestRejected: if it is not a JSON object, or too long.
+    """
+    return _decoded(body, decoder)[0]
+
+
+def _decoded(body: bytes, decoder: msgspec.json.Decoder[_Decoded]) -> tuple[_Decoded, bool]:
+    """@return: what was decoded, and whether something was replaced."""
+    if len(body) > MAX_BODY_BYTES:
+        raise _not_a_request(f"must have up to {MAX_BODY_BYTES} bytes, and has {len(body)}")
+    try:
+        return decoder.decode(body), False
+    except (ValueError, RecursionError) as error:
+        first = error
+    mended = _without_halves(body)
+    if mended != body:
+        try:
+            return decoder.decode(mended), True
+        except (ValueError, RecursionError):
+            pass
+    raise _not_json(body, first) from None
+
+
+def _value(raw: bytes) -> Any:
+    try:
+        return _value_decoder.decode(raw)
+    except msgspec.ValidationError:
+        # It is not a valid value of any field, and each will say so by its own rule.
+        return OutOfRange(raw)
+    except (ValueError, RecursionError) as error:
+        raise _not_json(raw, error) from None
+
+
+def _without_halves(body: bytes) -> bytes:
+    """A body in which another character stands for each half of a surrogate pair, up to a number of them."""
+    parts, at = [], 0
+    for _ in range(_MOST_HALVES):
+        found = _UP_TO_HALF.match(body, at)
+        if found is None:
+            break
+        parts += [found[1], _HALF]
+        at = found.end()
+    return b"".join([*parts, body[at:]])
+
+
+def _not_json(body: bytes, error: Exception) -> RequestRejected:
+    for mark, name in _BYTE_ORDER_MARKS.items():
+        if body.startswith(mark):
+            return _not_a_request(f"must be UTF-8 without a byte order mark, and begins with {name}")
+    if isinstance(error, RecursionError):
+        return _not_a_request("is nested too deeply")
+    if isinstance(error, UnicodeDecodeError) or "UTF-8" in str(error):
+        return _not_a_request("must be UTF-8")
+    if (found := _UP_TO_HALF.match(body)) is not None:
+        # msgspec finds it, and calls it by other names.
+        return _not_a_request(f"must be Unicode, and has half of a surrogate pair: {found[2].decode()}")
+    return _not_a_request(f"must be a JSON object ({error})")
+
+
+def _not_a_request(rule: str) -> RequestRejected:
+    return RequestRejected([Problem(path="request", rule=rule)])
+
+
+def _replaced_byte(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeDecodeError)
+    return error.object[error.start : error.end].decode("cp1252", "replace"), error.end
+
+
+_AS_WINDOWS_1252 = "pcapsvc-windows-1252"
+codecs.register_error(_AS_WINDOWS_1252, _replaced_byte)
