@@ -57,6 +57,7 @@ class JobProgress:
     Follows one process by the events that it reports.
 
     @ivar finished: the names of the job that are done.
+    @ivar ready: whether it has loaded its tests.
     @ivar ended: whether it reported its end.
     @ivar running: the id of the test that is running.
     """
@@ -69,6 +70,7 @@ class JobProgress:
         self._counts: Counter[str] = Counter()
         self._last = 0.0
         self.finished: list[str] = []
+        self.ready = False
         self.ended = False
         self.running: str | None = None
 
@@ -81,6 +83,7 @@ class JobProgress:
         summary = None
         if event["event"] == "ready":
             self._last = event["time"]
+            self.ready = True
             return None
         if event["event"] == "end":
             self.ended = True

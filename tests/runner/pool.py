@@ -20,6 +20,8 @@ from tests.runner.schedule import Job
 PATIENCE_SECONDS = 300.0
 # How long a process may take to exit after its last test. It never exits if a test leaves a thread behind.
 EXIT_SECONDS = 60.0
+# How long it may take to start, and to load the tests.
+_START_SECONDS = 300.0
 # How long faulthandler may take to write the stacks.
 _STACKS_SECONDS = 5.0
 
@@ -128,7 +130,8 @@ class Pool:
             transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(stream), pipe)
             try:
                 while True:
-                    line = await asyncio.wait_for(stream.readline(), self._patience_seconds)
+                    patience = self._patience_seconds if progress.ready else _START_SECONDS
+                    line = await asyncio.wait_for(stream.readline(), patience)
                     if not line:
                         break
                     before = len(self.tally.failures)
@@ -146,7 +149,7 @@ class Pool:
                     await asyncio.wait_for(process.wait(), _STACKS_SECONDS)
                 if progress.ended:
                     return f"did not exit within {self._exit_seconds:.0f} s after its last test"
-                return f"hangs: nothing happened for {self._patience_seconds:.0f} s"
+                return f"hangs: nothing happened for {patience:.0f} s"
             finally:
                 transport.close()
         if progress.ended:

@@ -180,11 +180,11 @@ class PoolTests(SynchronousTestCase):
             """,
         )
         second = self.write("test_b", "def test_pass(self): pass")
-        pool = self.pool(self.job(first, second), patience_seconds=3)
+        pool = self.pool(self.job(first, second), patience_seconds=2)
         self.assertEqual(pool.tally.line, "1 passed, 1 failed, 0 skipped")
         ((test, text),) = pool.tally.failures
         self.assertEqual(test, f"{first}.Tests.test_hangs")
-        self.assertIn("hangs: nothing happened for 3 s", text)
+        self.assertIn("hangs: nothing happened for 2 s", text)
         self.assertIn("in test_hangs", text)
         child = Path("/proc", (self.package.parent / "pid").read_text(), "stat")
         deadline = time.monotonic() + 60
