@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
 from typing import TYPE_CHECKING
@@ -23,7 +24,7 @@ def is_one_line(text: str) -> bool:
 
 def read_text(path: str) -> str:
     """
-    The text of a file.
+    The text of a file, without the byte order mark that some editors put at its start.
 
     @raise ValueError: if it can't be read; the message is a rule that continues from the path.
     """
@@ -37,9 +38,11 @@ def read_text(path: str) -> str:
     if len(content) > _MOST_BYTES:
         raise ValueError(f"must be a file of up to {_MOST_BYTES} bytes")
     try:
-        return content.decode("utf-8")
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise ValueError("must be a UTF-8 file") from None
+        utf_16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        found = ", and begins with the byte order mark of UTF-16" if utf_16 else ""
+        raise ValueError(f"must be a UTF-8 file{found}") from None
 
 
 def read_secret(path: str) -> Secret:

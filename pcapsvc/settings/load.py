@@ -13,7 +13,8 @@ import tomli
 
 from pcapsvc.core.errors import Problem, SettingsError, shown
 from pcapsvc.core.fields import check_fields, unknown_key
-from pcapsvc.settings.catalogue import INTERFACE, Catalogue
+from pcapsvc.core.names import canonical_names
+from pcapsvc.settings.catalogue import INTERFACE, Catalogue, interface_keys
 from pcapsvc.settings.files import is_one_line, read_secret, read_text
 from pcapsvc.settings.general import InterfaceAlias
 from pcapsvc.settings.kinds import conversion_of
@@ -47,6 +48,8 @@ def load_settings(
     """
     problems: list[Problem] = []
     document = {} if path is None else _read_document(path, problems)
+    if document is not None:
+        document = _any_case(document, _tables_in("", components.tables()))
     tables: dict[str, dict[str, Any]] = {}
     _read_tables(document or {}, "", components.tables(), tables, problems)
     origins = _apply_options(tables, components.options(), overrides, problems)
@@ -106,11 +109,12 @@ def _read_tables(
     """
     keys = known.get(path, ())
     own = tables.setdefault(path, {}) if path in known else {}
-    for name, value in given.items():
+    within_here = _tables_in(path, known)
+    for name, value in _any_case(given, [*keys, *within_here]).items():
         within = f"{path}.{name}" if path else name
         if name in keys:
             own[name] = value
-        elif "." not in name and any(f"{table}.".startswith(f"{within}.") for table in known):
+        elif name in within_here and within != INTERFACE:
             if isinstance(value, dict):
                 _read_tables(value, within, known, tables, problems)
             else:
@@ -122,13 +126,38 @@ def _read_tables(
 def _unknown(name: str, path: str, known: Mapping[str, Collection[str]]) -> Problem:
     """The problem that a table has a key that isn't known there."""
     if not path:
-        homes = [table for table, keys in known.items() if name in keys]
+        homes = [table for table, keys in known.items() if name.casefold() in keys]
         if homes:
             return Problem(path=name, rule=f"is outside any section; it belongs in [{'] or ['.join(homes)}]")
+    candidates = [*known.get(path, ()), *_tables_in(path, known)]
+    return unknown_key(name, candidates, prefix=f"{path}." if path else "")
+
+
+def _tables_in(path: str, known: Mapping[str, Collection[str]]) -> list[str]:
+    """The names of the tables within a table, or in the whole document."""
     prefix = f"{path}." if path else ""
     tables = [table.removeprefix(prefix).partition(".")[0] for table in known if table.startswith(prefix)]
-    candidates = [*known.get(path, ()), *dict.fromkeys(tables), *([] if path else [INTERFACE])]
-    return unknown_key(name, candidates, prefix=prefix)
+    return [name for name in dict.fromkeys([*tables, *([] if path else [INTERFACE])]) if name]
+
+
+def _any_case(given: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """
+    A table by the names that its keys mean: as in the original, they may be in any case (see
+    L{canonical_names}). Tables that mean the same one are merged, such as C{[S3]} and C{[s3]}.
+    """
+    meant = canonical_names(given, names, lambda value: value == "")
+    spellings: dict[str, list[str]] = {}
+    for key in given:
+        [name] = canonical_names({key: None}, names, lambda _: False)
+        spellings.setdefault(name, []).append(key)
+    for name, keys in spellings.items():
+        values = [given[key] for key in keys]
+        if len(values) > 1 and all(isinstance(value, dict) for value in values):
+            exact = [given[name]] if name in given else []
+            meant[name] = {key: value for table in [*values, *exact] for key, value in table.items()}
+        elif len(values) > 1 and name == INTERFACE and all(isinstance(value, list) for value in values):
+            meant[name] = [each for value in values for each in value]
+    return meant
 
 
 def _apply_options(
@@ -228,14 +257,15 @@ def _read_interfaces(document: Mapping[str, Any], problems: list[Problem]) -> tu
         problems.append(Problem(path=INTERFACE, rule="must be a list of sections, [[interface]]"))
         return ()
     interfaces: list[InterfaceAlias] = []
-    for index, table in enumerate(given):
+    for index, each in enumerate(given):
+        table = _any_case(each, interface_keys())
         prefix = f"{INTERFACE}[{index}]."
         values, wrong = check_fields(InterfaceAlias, table, prefix=prefix)
         problems += wrong
         if "name" not in table:
             problems.append(Problem(path=f"{prefix}name", rule="must be given"))
         elif "name" in values:
-            if any(each.name == values["name"] for each in interfaces):
+            if any(known.name == values["name"] for known in interfaces):
                 problems.append(
                     Problem(path=f"{prefix}name", value=shown(values["name"]), rule="must not be given twice")
                 )

@@ -23,9 +23,25 @@ class OneLineTests(unittest.SynchronousTestCase):
 
     def test_secrets(self) -> None:
         """Secrets are replaced in every form, and before the text is cut."""
-        secrets = (("a/b c+", "[token]"), ("", "[none]"), (r"k\1", r"[\1]"))
-        for form in ("a/b c+", "a/b\nc+", "a%2Fb%20c%2B", "a%2fb+c%2b", "a/b%20c%2B"):
+        secrets = (("a/b c+ de", "[token]"), ("", "[none]"), (r"k\1", r"[\1]"))
+        for form in ("a/b c+ de", "a/b\nc+ de", "a%2Fb%20c%2B%20de", "a%2fb+c%2b+de", "a/b%20c%2B%20de"):
             self.assertEqual(one_line(f"x {form}y", secrets=secrets), "x [token]y", form)
         self.assertEqual(one_line(r"k\1", secrets=secrets), r"[\1]")
         self.assertEqual(one_line("abcd s3cret", most=8, secrets=(("s3cret", "*"),)), "abcd *")
         self.assertEqual(without_secrets("a\nb", secrets), "a\nb")
+
+    def test_short_secrets(self) -> None:
+        """A secret of fewer than 8 characters is only replaced as a whole word; a longer one anywhere."""
+        secrets = (("t", "[token]"), ("io", "[auth]"), ("a/b", "[key]"))
+        for text, expected in (
+            ("Connection to the host timed out", "Connection to the host timed out"),
+            ("/api/v1/t/upload", "/api/v1/[token]/upload"),
+            ("token=t&x=io", "token=[token]&x=[auth]"),
+            ("'t', IO.", "'[token]', [auth]."),
+            ("a%2Fb a/b ba/b", "[key] [key] ba/b"),
+            ("token%3Dt%26", "token%3D[token]%26"),
+            (r"b'x\nt'", r"b'x\n[token]'"),
+            ("x_t_y", "x_[token]_y"),
+        ):
+            self.assertEqual(without_secrets(text, secrets), expected)
+        self.assertEqual(without_secrets("xabcdefgx xabcdefghx", [("abcdefgh", "*")]), "xabcdefgx x*x")

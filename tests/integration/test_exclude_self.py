@@ -34,7 +34,7 @@ from tests.integration.strangers import Relay, Strangers
 LINK_HEADERS = {"lo": 14, "any": 16}
 
 _PATIENCE_SECONDS = 60.0
-_TOKEN = "sesame"
+_TOKEN = "open-sesame"
 # A request of Kafka's protocol: ApiVersions (18) of version 0, correlation id 1, no client id.
 _API_VERSIONS = struct.pack("!ihhih", 10, 18, 0, 1, -1)
 

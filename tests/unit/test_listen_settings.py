@@ -28,7 +28,7 @@ class ListenTests(SettingsTestCase):
 
     def test_not_local(self) -> None:
         """Any other address needs one; without an interface, it is every address."""
-        path = self.file("hunter2\n")
+        path = self.file("hunter2-hunter2\n")
         for listen in (
             "tcp:8480",
             "tcp:8480:interface=",
@@ -41,8 +41,21 @@ class ListenTests(SettingsTestCase):
             text = f"{self.HTTP}listen = '{listen}'\n"
             self.assertIn("needs http.tokenfile", self.only_problem(text))
             self.assertEqual(
-                Secret("hunter2"), self.section(HttpSettings, f"{text}tokenfile = '{path}'").token
+                Secret("hunter2-hunter2"), self.section(HttpSettings, f"{text}tokenfile = '{path}'").token
             )
+
+    def test_short_token(self) -> None:
+        """A token of fewer than 8 characters is rejected: it could be guessed, and can't be masked."""
+        for token, accepted in (("1234567", False), ("12345678", True)):
+            text = f"{self.HTTP}listen = 'tcp:8480'\ntokenfile = '{self.file(token)}'"
+            if accepted:
+                self.load(text)
+            else:
+                problem = self.only_problem(text)
+                self.assertEqual(
+                    problem, "http.tokenfile: must be a file with a token of at least 8 characters"
+                )
+                self.assertNotIn(token, problem)
 
     def test_local_by_its_kind(self) -> None:
         """With TLS it is the same. Of a socket from systemd, only the domain is known."""

@@ -314,7 +314,16 @@ class MaskingTests(unittest.SynchronousTestCase):
             quote(PASSWORD).replace("%2", "%2").lower(),
         ):
             self.assertNotIn("unter2", mask(spelled), spelled)
-        self.assertEqual(mask("abc"), f"a{HIDDEN}c")
+
+    def test_short_secrets(self) -> None:
+        """A secret of fewer than 8 characters is only hidden as a whole word."""
+        mask = Mask(["t", "io"])
+        for text, expected in (
+            ("Connection timed out", "Connection timed out"),
+            ("token='t', auth: io", f"token='{HIDDEN}', auth: {HIDDEN}"),
+            (repr("\nt"), repr("\n")[:-1] + HIDDEN + "'"),
+        ):
+            self.assertEqual(mask(text), expected)
 
     def test_limit(self) -> None:
         """What was taken apart or encoded otherwise is not recognized: documented, as nothing could."""

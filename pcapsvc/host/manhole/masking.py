@@ -16,6 +16,7 @@ from urllib.parse import quote, quote_plus
 
 import msgspec
 
+from pcapsvc.core.text import secret_pattern
 from pcapsvc.settings.secret import Secret
 
 #: What stands in the place of a secret.
@@ -73,19 +74,20 @@ def secrets_in(value: Any) -> Iterator[str]:
 class Mask:
     """
     Replaces secrets in texts: as they are, and in the forms in which Python, JSON and URLs
-    spell them. A secret that was taken apart or encoded otherwise is not recognized.
+    spell them. A secret that was taken apart or encoded otherwise is not recognized; a short one, only
+    as a whole word.
 
     @param secrets: the secrets.
     """
 
     def __init__(self, secrets: Iterable[str]) -> None:
-        forms = {form for secret in secrets for form in _forms(secret)} - {""}
-        self.longest = max(map(len, forms), default=0)
-        self._pattern = (
-            re.compile("|".join(re.escape(form) for form in sorted(forms, key=len, reverse=True)))
-            if forms
-            else None
-        )
+        forms = {secret: {*_forms(secret)} - {""} for secret in secrets}
+        self.longest = max((len(form) for each in forms.values() for form in each), default=0)
+        # The longest first, because one may be part of another.
+        patterns = [
+            secret_pattern(secret, forms[secret]) for secret in sorted(forms, key=len, reverse=True) if secret
+        ]
+        self._pattern = re.compile("|".join(patterns)) if patterns else None
 
     def __call__(self, text: str) -> str:
         """The text without secrets."""

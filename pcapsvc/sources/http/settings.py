@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from pcapsvc.interfaces.requests import IRequestSink
     from pcapsvc.settings.settings import Settings
 
+# A shorter one could be guessed, and can't be kept out of the log.
+_LEAST_TOKEN_CHARACTERS = 8
+
 
 class HttpSettings(SourceSection, frozen=True, kw_only=True):
     """
@@ -41,7 +44,12 @@ class HttpSettings(SourceSection, frozen=True, kw_only=True):
         return self.listen is not None and read_listener(self.listen).kind == "ssl"
 
     def problems(self, settings: Settings) -> Iterator[Problem]:
-        """Listening where other hosts can connect needs a token."""
+        """Listening where other hosts can connect needs a token, which can't be guessed."""
+        if self.token is not None and len(self.token.reveal()) < _LEAST_TOKEN_CHARACTERS:
+            yield Problem(
+                path="http.tokenfile",
+                rule=f"must be a file with a token of at least {_LEAST_TOKEN_CHARACTERS} characters",
+            )
         if self.listen is not None and self.token is None and not read_listener(self.listen).local:
             yield Conflict(
                 path="http.listen",

@@ -29,7 +29,7 @@ class TokenFile(AbstractTokenProvider):  # type: ignore[misc] # kafka-python has
         @raise UnusableToken: if the file can't be read, or is not text.
         """
         try:
-            return self._path.read_text(encoding="utf-8").strip()
+            return self._path.read_text(encoding="utf-8-sig").strip()
         except OSError as problem:
             reason = problem.strerror or type(problem).__name__
         except UnicodeError:
