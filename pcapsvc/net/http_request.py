@@ -66,8 +66,8 @@ class Request(http.Request):
             return
         self.content.write(data)
 
-    def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
-        self.content.seek(0)
+    def head_received(self, command: bytes, path: bytes, version: bytes) -> None:
+        """The head has arrived."""
         self.method, self.uri, self.clientproto = command, path, version
         self.path, _, query = path.partition(b"?")
         self.args = http.parse_qs(query, keep_blank_values=True)
@@ -75,6 +75,25 @@ class Request(http.Request):
             self.target_host, self.path = absolute[1], absolute[2] or b"/"
         self.prepath: list[bytes] = []
         self.postpath = [unquote_to_bytes(segment) for segment in self.path[1:].split(b"/")]
+
+    def check_head(self, check: Callable[[Request], None]) -> None:
+        """
+        Check what is known before the body arrives.
+
+        @param check: raises L{HTTPProblem} if the request is not admitted.
+
+        @raise HTTPProblem: if it is not, or not valid.
+        """
+        try:
+            self._check_host()
+            check(self)
+        except HTTPProblem:
+            raise
+        except Exception:  # noqa: BLE001 - whatever it is, the client gets an answer
+            raise self._internal_error() from None
+
+    def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
+        self.content.seek(0)
         self.process()
 
     def process(self) -> None:
@@ -91,26 +110,23 @@ class Request(http.Request):
         else:
             super().unregisterProducer()
 
-    async def respond(self, root: resource.IResource, check: Callable[[Request], None]) -> None:
+    async def respond(self, root: resource.IResource) -> None:
         """
         Find the answer, and send it, if the client is still there. Never raises.
 
         @param root: the tree of resources.
-        @param check: raises L{HTTPProblem} if the request is not admitted.
         """
         try:
-            answer = await self._answer(root, check)
+            answer = await self._answer(root)
             if answer is not None and not self.is_disconnected:
                 self._send(answer)
         except Exception:  # noqa: BLE001 - whatever it is, the connection must not stay open
             self._log.failure("HTTP: an answer could not be sent")
             self._abort()
 
-    async def _answer(self, root: resource.IResource, check: Callable[[Request], None]) -> Answer | None:
+    async def _answer(self, root: resource.IResource) -> Answer | None:
         """The answer; L{None} if a resource sends one by itself."""
         try:
-            self._check_host()
-            check(self)
             found = self._resource(root)
             result = await defer.maybeDeferred(found.render, self)
         except HTTPProblem as problem:
@@ -120,10 +136,7 @@ class Request(http.Request):
             detail = f"This resource supports {allowed} only."
             return HTTPProblem(405, detail, headers={"Allow": allowed}).answer()
         except Exception:  # noqa: BLE001 - whatever it is, the client gets an answer
-            self._log.failure(
-                "HTTP: {method} {path} failed", method=_shown(self.method), path=_shown(self.path)
-            )
-            return self._failed(HTTPProblem(500, "Internal error: see the log of this node."))
+            return self._failed(self._internal_error())
         if isinstance(result, Answer):
             return result
         if result != _NOT_DONE_YET and not self.is_disconnected:
@@ -136,6 +149,11 @@ class Request(http.Request):
             self.setHeader(b"Content-Length", b"%d" % len(body))
             self.write(body)
         self.finish()
+
+    def _internal_error(self) -> HTTPProblem:
+        """The answer to what must not happen, which is logged."""
+        self._log.failure("HTTP: {method} {path} failed", method=_shown(self.method), path=_shown(self.path))
+        return HTTPProblem(500, "Internal error: see the log of this node.")
 
     def _failed(self, problem: HTTPProblem) -> Answer | None:
         if not self.startedWriting:

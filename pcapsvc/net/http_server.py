@@ -3,7 +3,8 @@ A bounded HTTP server.
 
 Twisted's protocol, with limits on everything that a client can make it keep or wait for, and with problem
 details (RFC 9457) in place of each error that Twisted answers by itself. A connection serves one request at a
-time. The answers come from a tree of resources, see L{pcapsvc.net.http_resource}.
+time, and one in each turn of the reactor. It is closed after a request that is not admitted, whose body isn't
+read. The answers come from a tree of resources, see L{pcapsvc.net.http_resource}.
 """
 
 # twisted.web has hardly any types.
@@ -17,13 +18,14 @@ from typing import Any
 
 from twisted.internet import defer
 from twisted.internet.interfaces import IAddress, ILoggingContext, IProtocolNegotiationFactory
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web import http, resource
 from zope.interface import implementer
 
+from pcapsvc.net.gate import Gate
 from pcapsvc.net.http_request import Request
 from pcapsvc.net.http_resource import HTTPProblem
+from pcapsvc.net.turns import Turns
 
 #: How long a request may take to arrive, from the connection or the previous answer.
 REQUEST_SECONDS = 30.0
@@ -37,7 +39,7 @@ CLOSE_SECONDS = 2.0
 #: How long a stop waits for answers that are being worked out.
 ANSWER_SECONDS = 1.0
 
-#: Connections at once. Further ones are closed as they come.
+#: Connections at once, see L{Gate}.
 MAX_CONNECTIONS = 128
 
 
@@ -54,6 +56,11 @@ class _Channel(http.HTTPChannel):
     refused = False
     _began = False
     _closing: Any = None
+    # What has arrived of the next request, while the last one is answered and the turn of the next has yet
+    # to come; None otherwise.
+    _next: bytearray | None = None
+    # How much of the body of a refused request is to come; None if that isn't known.
+    _unread_bytes: int | None = None
 
     def connectionMade(self) -> None:
         self.factory.connections.add(self)
@@ -62,6 +69,7 @@ class _Channel(http.HTTPChannel):
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
         if self._closing is not None and self._closing.active():
             self._closing.cancel()
+        self.factory.turns.withdraw(self._begin_next)
         super().connectionLost(reason)
         self.factory.lost(self)
 
@@ -70,8 +78,22 @@ class _Channel(http.HTTPChannel):
         super().dataReceived(data)
 
     def rawDataReceived(self, data: bytes) -> None:
-        if not self.refused:
+        if self.refused:
+            self._discard(len(data))
+        elif self._next is not None:
+            self._next += data
+        else:
             super().rawDataReceived(data)
+
+    def setLineMode(self, extra: bytes = b"") -> None:
+        """Go on to the next request, when it is its turn."""
+        self._next = bytearray(extra)
+        self.factory.turns.ask(self._begin_next, is_known=True)
+
+    def _begin_next(self) -> None:
+        data, self._next = bytes(self._next or b""), None
+        if self._closing is None:
+            super().setLineMode(data)
 
     def lineLengthExceeded(self, line: bytes) -> None:
         self._refuse(431, "A line of the request's head is too long.")
@@ -85,11 +107,21 @@ class _Channel(http.HTTPChannel):
             return False
 
     def allHeadersReceived(self) -> None:
+        request = self.requests[-1]
+        try:
+            request.head_received(self._command, self._path, self._version)
+            request.check_head(self.factory.check)
+        except HTTPProblem as problem:
+            self.transport.refuse()
+            self._answer_at_once(problem, unread_bytes=self.length, has_body=self._command != b"HEAD")
+            return
+        may_stay = self.transport.welcome()
         if self.length is not None and self.length > self.factory.max_body_bytes:
             # Before "100 Continue" is sent.
             self.refuse_body()
         else:
             super().allHeadersReceived()
+            self.persistent = self.persistent and may_stay
 
     def allContentReceived(self) -> None:
         if not self.refused:
@@ -131,19 +163,38 @@ class _Channel(http.HTTPChannel):
         self._refuse(400, "This is not a valid HTTP request.")
 
     def _refuse(self, status: int, detail: str) -> None:
+        self._answer_at_once(HTTPProblem(status, detail))
+
+    def _answer_at_once(
+        self, problem: HTTPProblem, *, unread_bytes: int | None = None, has_body: bool = True
+    ) -> None:
+        """
+        Answer, and read no more.
+
+        @param unread_bytes: how much of the request is to come; L{None} if that isn't known.
+        """
         if self.refused:
             return
         self.refused = True
-        answer = HTTPProblem(status, detail).answer()
-        lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}"]
+        answer = problem.answer()
+        lines = [f"HTTP/1.1 {answer.status} {HTTPStatus(answer.status).phrase}"]
         lines += [
             f"{name}: {value}" for name, value in {**answer.all_headers(), "Connection": "close"}.items()
         ]
-        self.transport.write("\r\n".join(lines).encode("ascii") + b"\r\n\r\n" + answer.body)
-        # To close at once, with data unread, would reset the connection before
-        # the client has read this (RFC 9112, section 9.6).
+        head = "\r\n".join(lines).encode("ascii") + b"\r\n\r\n"
+        self.transport.write(head + answer.body if has_body else head)
         self.setRawMode()
         self.setTimeout(LINGER_SECONDS)
+        # To close at once, with data unread, would reset the connection before the client has read this
+        # (RFC 9112, section 9.6).
+        self._unread_bytes = unread_bytes
+        self._discard(0)
+
+    def _discard(self, count: int) -> None:
+        if self._unread_bytes is not None:
+            self._unread_bytes -= count
+            if self._unread_bytes <= 0:
+                self.loseConnection()
 
 
 @implementer(IProtocolNegotiationFactory, ILoggingContext)
@@ -153,12 +204,14 @@ class HTTPServer(http.HTTPFactory):
 
     @ivar max_body_bytes: the longest body of a request.
     @ivar connections: those that are open.
+    @ivar check: raises L{HTTPProblem} if a request is not admitted.
+    @ivar gate: admits connections.
+    @ivar turns: when what clients send is processed.
     @ivar answering: the requests whose answers are being worked out.
     """
 
     noisy = False
     protocol = _Channel  # type: ignore[assignment]
-    _log = Logger()
 
     def __init__(
         self,
@@ -172,17 +225,17 @@ class HTTPServer(http.HTTPFactory):
         """
         @param reactor: provides time.
         @param root: the resource at C{/}.
-        @param check: raises L{HTTPProblem} if a request is not admitted.
+        @param check: raises L{HTTPProblem} if a request is not admitted. Called before the body is read.
         """
         super().__init__(timeout=REQUEST_SECONDS, reactor=reactor)
         self._root = root
-        self._check = check
+        self.check = check
+        self.turns = Turns(reactor)
+        self.gate = Gate(reactor, self.turns, name="HTTP", max_connections=max_connections)
         self.max_body_bytes = max_body_bytes
         self.connections: set[_Channel] = set()
         self.answering: set[Request] = set()
-        self._max_connections = max_connections
         self._is_open = False
-        self._is_full = False
         self._waiting: list[tuple[set[Any], defer.Deferred[None]]] = []
 
     def logPrefix(self) -> str:
@@ -208,14 +261,7 @@ class HTTPServer(http.HTTPFactory):
     def buildProtocol(self, addr: IAddress | None) -> Any:
         if not self._is_open:
             return None
-        if len(self.connections) >= self._max_connections:
-            if not self._is_full:
-                self._log.warn(
-                    "HTTP: {count} connections are open; closing further ones", count=self._max_connections
-                )
-            self._is_full = True
-            return None
-        return super().buildProtocol(addr)
+        return self.gate.enter(addr, super().buildProtocol(addr))
 
     def answer(self, request: Request) -> None:
         """Answer a request that has arrived."""
@@ -225,7 +271,7 @@ class HTTPServer(http.HTTPFactory):
             self._settle()
 
         self.answering.add(request)
-        request.responding = defer.Deferred.fromCoroutine(request.respond(self._root, self._check))
+        request.responding = defer.Deferred.fromCoroutine(request.respond(self._root))
         request.responding.addBoth(done)
 
     def open(self) -> None:
@@ -249,8 +295,6 @@ class HTTPServer(http.HTTPFactory):
     def lost(self, channel: _Channel) -> None:
         """A connection is closed."""
         self.connections.discard(channel)
-        if len(self.connections) <= self._max_connections // 2:
-            self._is_full = False
         self._settle()
 
     def _when_empty(self, things: set[Any]) -> defer.Deferred[None]:

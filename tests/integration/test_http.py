@@ -172,33 +172,6 @@ class ClientTests(ListeningTestCase):
         self.assertEqual(found[1][1], 0)
         self.assertEqual(len(self.sink.submitted), 2)
 
-    async def test_connections(self) -> None:
-        """Connections above the limit are closed; when others close, there is room again."""
-        port = await self.port_of(self.start(max_connections=2))
-
-        def connect() -> socket.socket:
-            client = socket.create_connection(("127.0.0.1", port), timeout=10)
-            self.addCleanup(client.close)
-            return client
-
-        held = [connect(), connect()]
-        request = b"GET /captures/abc1 HTTP/1.0\r\n\r\n"
-
-        def try_once() -> bytes:
-            client = connect()
-            try:
-                client.sendall(request)
-                return client.recv(4096)
-            except ConnectionError:
-                return b""
-
-        self.assertEqual(await threads.deferToThread(try_once), b"")
-        held[0].close()
-        answer = b""
-        while not answer:
-            answer = await threads.deferToThread(try_once)
-        self.assertTrue(answer.startswith(b"HTTP/1.0 200"))
-
     async def test_taken(self) -> None:
         """If the address is in use, the start fails."""
         port = await self.port_of(self.start())

@@ -29,9 +29,17 @@ class FakePort:
 
     def __init__(self) -> None:
         self.is_open = True
+        self.is_paused = False
+        self.numberAccepts = 100
 
     def startListening(self) -> None:
         """It listens already."""
+
+    def pauseProducing(self) -> None:
+        self.is_paused = True
+
+    def resumeProducing(self) -> None:
+        self.is_paused = False
 
     def stopListening(self) -> defer.Deferred[None]:
         self.is_open = False
@@ -66,8 +74,9 @@ class Transport(StringTransport):
     @ivar aborted: whether it was aborted.
     """
 
-    def __init__(self, host_address: Any, stubborn: bool = False) -> None:
+    def __init__(self, clock: Clock, host_address: Any, stubborn: bool = False) -> None:
         super().__init__(hostAddress=host_address, peerAddress=ADDRESS)
+        self.clock = clock
         self.stubborn = stubborn
         self.protocol: Any = None
         self.is_lost = False
@@ -81,6 +90,12 @@ class Transport(StringTransport):
     def abortConnection(self) -> None:
         self.aborted = True
         self.lose(error.ConnectionAborted())
+
+    def send(self, raw: bytes) -> None:
+        """Let the client send something, and the server take its turns."""
+        self.protocol.dataReceived(raw)
+        while any(call.getTime() <= self.clock.seconds() for call in self.clock.getDelayedCalls()):
+            self.clock.advance(0)
 
     def lose(self, reason: Exception) -> None:
         """Lose the connection."""
@@ -107,11 +122,12 @@ class HTTPTestCase(unittest.SynchronousTestCase):
     """A listening source, and clients for it."""
 
     token: str | None = None
-    max_connections = 4
+    max_connections = 16
     host_address: Any = ADDRESS
+    make_clock: type[Clock] = Clock
 
     def setUp(self) -> None:
-        self.clock = Clock()
+        self.clock = self.make_clock()
         self.endpoint = FakeEndpoint()
         self.sink = MemorySink(ONE)
         self.states: dict[str, Any] = {"abc1": {"id": "abc1", "state": "running"}}
@@ -133,17 +149,17 @@ class HTTPTestCase(unittest.SynchronousTestCase):
         """The state of a capture."""
         return self.states.get(capture_id)
 
-    def connect(self, *, stubborn: bool = False) -> Transport:
+    def connect(self, *, stubborn: bool = False, address: Any = ADDRESS) -> Transport:
         """A client's connection."""
-        transport = Transport(self.host_address, stubborn)
-        transport.protocol = self.endpoint.factory.buildProtocol(ADDRESS)
+        transport = Transport(self.clock, self.host_address, stubborn)
+        transport.protocol = self.endpoint.factory.buildProtocol(address)
         transport.protocol.makeConnection(transport)
         return transport
 
     def say(self, raw: bytes) -> Transport:
         """Connect, and send."""
         transport = self.connect()
-        transport.protocol.dataReceived(raw)
+        transport.send(raw)
         return transport
 
     def ask(self, method: str, path: str, body: bytes = b"", **headers: str) -> Response:

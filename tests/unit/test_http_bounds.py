@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from twisted.internet import error
+from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.task import Clock
 from twisted.logger import LogLevel
 
 from pcapsvc.core.request import MAX_BODY_BYTES
 from pcapsvc.net.http_server import CLOSE_SECONDS, LINGER_SECONDS, REQUEST_SECONDS
-from tests.unit.http_case import ADDRESS, HTTPTestCase, Response, Transport
+from tests.unit.http_case import HTTPTestCase, Response, Transport
 
 
 class BoundTests(HTTPTestCase):
@@ -21,7 +22,7 @@ class BoundTests(HTTPTestCase):
         self.assertEqual(response.headers["connection"], "close")
         self.assertEqual(response.rest, b"")
         self.assertFalse(transport.is_lost)
-        transport.protocol.dataReceived(b"\r\n\r\nGET /captures/abc1 HTTP/1.1\r\nHost: localhost\r\n\r\n" * 9)
+        transport.send(b"\r\n\r\nGET /captures/abc1 HTTP/1.1\r\nHost: localhost\r\n\r\n" * 9)
         self.assertEqual(Response(transport.value()).rest, b"")
         self.clock.advance(LINGER_SECONDS)
         self.assertTrue(transport.is_lost)
@@ -85,7 +86,7 @@ class BoundTests(HTTPTestCase):
         """A client that sends a byte now and then doesn't get more time."""
         transport = self.connect()
         for byte in b"GET /captu":
-            transport.protocol.dataReceived(bytes([byte]))
+            transport.send(bytes([byte]))
             self.clock.advance(REQUEST_SECONDS / 10)
         self.assert_refused(transport, 408)
 
@@ -96,7 +97,7 @@ class BoundTests(HTTPTestCase):
         for _ in range(3):
             self.clock.advance(REQUEST_SECONDS - 1)
             transport.clear()
-            transport.protocol.dataReceived(one)
+            transport.send(one)
             self.assertEqual(Response(transport.value()).code, 200)
         transport.clear()
         self.clock.advance(REQUEST_SECONDS)
@@ -111,11 +112,133 @@ class BoundTests(HTTPTestCase):
         self.assertTrue(transport.aborted)
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
-    def test_connections(self) -> None:
-        """Connections above the limit are refused, which is logged once, until there is room."""
-        open_ones = [self.connect() for _ in range(self.max_connections)]
-        for _ in range(3):
-            self.assertIsNone(self.endpoint.factory.buildProtocol(ADDRESS))
+
+class TurnClock(Clock):
+    """As a reactor does, it leaves calls that are made meanwhile for the next turn."""
+
+    def advance(self, amount: float) -> None:
+        self.rightNow += amount
+        for call in [call for call in self.calls if call.getTime() <= self.rightNow]:
+            if call.active():
+                self.calls.remove(call)
+                call.called = 1
+                call.func(*call.args, **call.kw)
+
+
+class StrangerTests(HTTPTestCase):
+    """Clients that have not authenticated keep nobody else out, and come last."""
+
+    make_clock = TurnClock
+    token = "s3cret-token"
+    MINE = b"GET /captures/abc1 HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer s3cret-token\r\n\r\n"
+    THEIRS = b"GET /captures/abc1 HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    # Of 16 connections: three quarters, and half of those.
+    STRANGERS, FROM_ONE_ADDRESS = 12, 6
+
+    def address(self, number: int) -> IPv4Address:
+        """An address of a client."""
+        return IPv4Address("TCP", f"192.0.2.{number}", 1000)
+
+    def still_open(self, clients: list[Transport]) -> list[int]:
+        """Which clients are connected, by number."""
+        return [number for number, client in enumerate(clients) if not client.is_lost]
+
+    def test_oldest_makes_room(self) -> None:
+        """If one address has too many silent connections, its oldest ones are closed; this is logged once."""
+        other = self.connect(address=self.address(2))
+        clients = [self.connect(address=self.address(1)) for _ in range(20)]
+        self.assertEqual(self.still_open(clients), list(range(20 - self.FROM_ONE_ADDRESS, 20)))
+        self.assertTrue(all(client.aborted for client in clients[:14]))
+        self.assertFalse(other.is_lost)
         self.assertEqual([event["log_level"] for event in self.events], [LogLevel.warn])
-        open_ones[0].lose(error.ConnectionDone())
+
+    def test_networks(self) -> None:
+        """The addresses of one IPv6 network count as one, and an IPv4 address in IPv6 as itself."""
+        six = [self.connect(address=IPv6Address("TCP", f"2001:db8::{n:x}", 1)) for n in range(9)]
+        self.assertEqual(len(self.still_open(six)), self.FROM_ONE_ADDRESS)
+        mapped = [self.connect(address=IPv6Address("TCP", f"::ffff:192.0.2.{n}", 1)) for n in range(6)]
+        self.assertEqual(len(self.still_open(mapped)), 6)
+
+    def test_busiest_makes_room(self) -> None:
+        """If there are too many strangers, those of the address that has most make room."""
+        few = [self.connect(address=self.address(n)) for n in range(1, 8)]
+        many = [self.connect(address=self.address(100)) for _ in range(5)]
+        last = self.connect(address=self.address(101))
+        self.assertEqual(self.still_open(few), list(range(7)))
+        self.assertEqual(self.still_open(many), [1, 2, 3, 4])
+        self.assertFalse(last.is_lost)
+
+    def test_authenticated_stay(self) -> None:
+        """Clients that have authenticated are not closed for strangers, which get fewer then."""
+        mine = [self.say(self.MINE) for _ in range(8)]
+        strangers = [self.connect(address=self.address(n)) for n in range(40)]
+        self.assertEqual(self.still_open(mine), list(range(8)))
+        self.assertEqual(len(self.still_open(strangers)), 8)
+        mine[0].clear()
+        mine[0].send(self.MINE)
+        self.assertEqual(Response(mine[0].value()).code, 200)
+
+    def test_always_room(self) -> None:
+        """Clients that have authenticated leave room, too: the last ones get an answer, and are closed."""
+        mine = [self.say(self.MINE) for _ in range(30)]
+        self.assertEqual({Response(client.value()).code for client in mine}, {200})
+        self.assertEqual(self.still_open(mine), list(range(14)))
+
+    def test_waiting_stay(self) -> None:
+        """Connections that wait for their turn are not closed, and no more are accepted for now."""
+        clients = [self.connect(address=self.address(1)) for _ in range(self.FROM_ONE_ADDRESS)]
+        for client in clients:
+            client.protocol.dataReceived(self.MINE)
+        self.assertTrue(self.endpoint.port.is_paused)
+        self.assertIsNone(self.endpoint.factory.buildProtocol(self.address(1)))
+        self.clock.pump([0] * 10)
+        self.assertEqual({Response(client.value()).code for client in clients}, {200})
+        self.assertFalse(self.endpoint.port.is_paused)
+
+    def test_refused(self) -> None:
+        """A request without the token ends its connection; what was sent after it is not answered."""
+        transport = self.say(self.THEIRS * 1000)
+        response = Response(transport.value())
+        self.assertEqual((response.code, response.rest), (401, b""))
+        self.assertEqual(response.headers["connection"], "close")
+        self.assertTrue(transport.is_lost)
+
+    def test_no_body(self) -> None:
+        """Without the token no body is read, and no C{100 Continue} sent."""
+        transport = self.say(
+            b"POST /captures HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: 9\r\n\r\n"
+        )
+        self.assertEqual(Response(transport.value()).code, 401)
+        self.assertFalse(transport.is_lost)
+        transport.send(b"{}" * 5)
+        self.assertTrue(transport.is_lost)
+        self.assertEqual(self.sink.submitted, [])
+
+    def test_turns(self) -> None:
+        """A connection has one request answered in a turn, and reads nothing more before."""
+        transport = self.connect()
+        transport.protocol.dataReceived(self.MINE * 3)
+        self.assertEqual((transport.value(), transport.producerState), (b"", "paused"))
+        for count in (1, 2, 3):
+            self.clock.advance(0)
+            self.assertEqual(transport.value().count(b"HTTP/1.1 200"), count)
+        self.assertEqual(transport.producerState, "producing")
+
+    def test_order(self) -> None:
+        """Clients that have authenticated come first, whoever asked before."""
+        mine, theirs = self.say(self.MINE), self.connect()
+        mine.clear()
+        answers: list[str] = []
+        for name, client in (("theirs", theirs), ("mine", mine)):
+            client.write = lambda data, name=name: answers.append(name)
+            client.writeSequence = client.write
+        theirs.protocol.dataReceived(self.THEIRS)
+        mine.protocol.dataReceived(self.MINE)
+        self.clock.advance(0)
+        self.assertEqual(list(dict.fromkeys(answers)), ["mine", "theirs"])
+
+    def test_pace(self) -> None:
+        """Few connections are accepted in one turn of the reactor."""
         self.connect()
+        self.clock.advance(0)
+        self.assertEqual(self.endpoint.port.numberAccepts, 8)

@@ -113,11 +113,11 @@ class ServerTestCase(unittest.SynchronousTestCase):
 
     def ask(self, path: str, *, method: str = "GET", body: bytes = b"", stubborn: bool = False) -> Transport:
         """A client that has sent a request."""
-        transport = Transport(ADDRESS, stubborn)
+        transport = Transport(self.clock, ADDRESS, stubborn)
         transport.protocol = self.server.buildProtocol(ADDRESS)
         transport.protocol.makeConnection(transport)
         head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
-        transport.protocol.dataReceived(head.encode() + body)
+        transport.send(head.encode() + body)
         return transport
 
     def close(self) -> defer.Deferred[None]:
@@ -170,9 +170,10 @@ class AnswerTests(ServerTestCase):
     def test_one_at_a_time(self) -> None:
         """The next request on a connection waits for the answer to the previous one."""
         transport = self.ask("/slow")
-        transport.protocol.dataReceived(b"GET /slow HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        transport.send(b"GET /slow HTTP/1.1\r\nHost: localhost\r\n\r\n")
         self.assertEqual(len(self.slow.waiting), 1)
         self.slow.waiting.pop().callback(Answer.json({"number": 1}))
+        self.clock.advance(0)
         self.slow.waiting.pop().callback(Answer.json({"number": 2}))
         first = Response(transport.value())
         self.assertEqual(first.content, {"number": 1})

@@ -38,9 +38,7 @@ class PostTests(HTTPTestCase):
         verdicts = self.sink.hold()
         clients = [self.connect(), self.connect()]
         for client in clients:
-            client.protocol.dataReceived(
-                b"POST /captures HTTP/1.1\r\nHost: [::1]:8480\r\nContent-Length: 2\r\n\r\n{}"
-            )
+            client.send(b"POST /captures HTTP/1.1\r\nHost: [::1]:8480\r\nContent-Length: 2\r\n\r\n{}")
         self.assertEqual([client.value() for client in clients], [b"", b""])
         clients[0].lose(error.ConnectionLost())
         self.assertFalse(verdicts[0].called)
@@ -159,7 +157,7 @@ class PostTests(HTTPTestCase):
         )
         self.assertEqual(transport.value(), b"HTTP/1.1 100 Continue\r\n\r\n")
         transport.clear()
-        transport.protocol.dataReceived(b"{}")
+        transport.send(b"{}")
         self.assertEqual(Response(transport.value()).code, 202)
 
     def test_one_after_another(self) -> None:

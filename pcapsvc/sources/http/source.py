@@ -121,6 +121,7 @@ class HTTPSource(service.Service):
 
     def _opened(self, port: IListeningPort) -> None:
         self._port = port
+        self._server.gate.guard(port)
         address = port.getHost()
         self._log.info("HTTP: listening on {address}", address=shown_address(address))
         assert self.listening is not None
