@@ -14,8 +14,9 @@ import os
 import select
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from twisted.application.service import Service
@@ -29,17 +30,21 @@ from twisted.logger import (
 )
 from zope.interface import implementer
 
+from pcapsvc.core.log_budget import REPORT_SECONDS, LogBudget
+from pcapsvc.host.log_limit import importance_of, kind_of
+
 #: How much text may wait for the log. More is dropped.
 MAX_WAITING_CHARACTERS = 1024 * 1024
 #: A longer line loses its middle.
 _MAX_LINE_CHARACTERS = 64 * 1024
 # What an event takes beside its text.
 _EVENT_CHARACTERS = 500
+# What the time, the level and so on take in a line.
+_HEADER_BYTES = 100
 #: How long the end of the process waits until the last lines are written.
 DRAIN_SECONDS = 2.0
 # What an observer uses of an event, beside its text.
 _HEADER = ("log_time", "log_level", "log_namespace", "log_system", "isError", "time", "system")
-_NAMESPACE = "pcapsvc.host.background_log"
 
 
 @implementer(ILogObserver)
@@ -49,20 +54,30 @@ class BackgroundLog:
     its text waits.
 
     Up to L{MAX_WAITING_CHARACTERS} wait. If there is more, all lines are dropped until nothing waits;
-    then the log has the number of the dropped lines.
+    then the log has the number of the dropped lines. What senders of requests and packets can cause to
+    be logged is bounded by a budget; it is logged how many lines that refused.
 
     @param observers: are called in the thread; they may wait for as long as they like. If one
         raises an exception, the line counts as dropped.
+    @param now: the time in seconds, by a clock that never goes back.
     """
 
     def __init__(
-        self, observers: Iterable[ILogObserver], *, max_characters: int = MAX_WAITING_CHARACTERS
+        self,
+        observers: Iterable[ILogObserver],
+        *,
+        max_characters: int = MAX_WAITING_CHARACTERS,
+        budget: LogBudget | None = None,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._observers = tuple(observers)
         self._max_characters = max_characters
         # May be entered again: the collector runs finalizers anywhere, and these may log.
         self._lock = threading.RLock()
-        self._waiting: SimpleQueue[LogEvent | threading.Event] = SimpleQueue()
+        # L{None} has the thread look what there is to report.
+        self._waiting: SimpleQueue[LogEvent | threading.Event | None] = SimpleQueue()
+        self._budget = budget or LogBudget()
+        self._now = now
         self._characters = 0
         self._dropped = 0
         self._thread: threading.Thread | None = None
@@ -80,9 +95,19 @@ class BackgroundLog:
 
     def __call__(self, event: LogEvent) -> None:
         """Take an event. Never waits, and never raises."""
+        importance = importance_of(event)
+        if importance is not None:
+            with self._lock:
+                is_first = not self._budget.has_report()
+                if not self._budget.allows(importance, kind_of(event), self._now()):
+                    if is_first:
+                        self._waiting.put(None)
+                    return
         line = _flat(event)
         size = _size(line)
         with self._lock:
+            if importance is not None:
+                self._budget.charge(len(line["text"].encode()) + _HEADER_BYTES)
             if self._characters and (self._dropped or self._characters + size > self._max_characters):
                 self._dropped += 1
                 return
@@ -104,18 +129,34 @@ class BackgroundLog:
 
     def _write_all(self) -> None:
         while True:
-            line = self._waiting.get()
+            try:
+                line = self._waiting.get(timeout=REPORT_SECONDS if self._budget.has_report() else None)
+            except Empty:
+                line = None
             if isinstance(line, threading.Event):
+                self._report_refused(at_once=True)
                 line.set()
-                continue
-            lost = not self._write(line)
+            elif line is None:
+                self._report_refused()
+            else:
+                self._write_line(line)
+
+    def _write_line(self, line: LogEvent) -> None:
+        lost = not self._write(line)
+        with self._lock:
+            self._characters -= _size(line)
+            self._dropped += lost
+            dropped = 0 if self._characters else self._dropped
+        if dropped and self._write(_report(_dropped_lines(dropped))):
             with self._lock:
-                self._characters -= _size(line)
-                self._dropped += lost
-                dropped = 0 if self._characters else self._dropped
-            if dropped and self._write(_report(line, dropped)):
-                with self._lock:
-                    self._dropped -= dropped
+                self._dropped -= dropped
+        self._report_refused()
+
+    def _report_refused(self, *, at_once: bool = False) -> None:
+        with self._lock:
+            report = self._budget.report(self._now(), at_once=at_once)
+        if report is not None:
+            self._write(_report(report))
 
     def _write(self, line: LogEvent) -> bool:
         try:
@@ -230,15 +271,19 @@ def _flat(event: LogEvent) -> LogEvent:
     return {**line, "log_format": "{text}", "text": text}
 
 
-def _report(last: LogEvent, dropped: int) -> LogEvent:
-    lines = "1 line of the log was" if dropped == 1 else f"{dropped} lines of the log were"
+def _report(text: str) -> LogEvent:
     return {
-        "log_time": last["log_time"],
+        "log_time": time.time(),
         "log_level": LogLevel.warn,
-        "log_namespace": _NAMESPACE,
+        "log_namespace": __name__,
         "log_format": "{text}",
-        "text": f"{lines} dropped, as nothing took them",
+        "text": text,
     }
+
+
+def _dropped_lines(dropped: int) -> str:
+    lines = "1 line of the log was" if dropped == 1 else f"{dropped} lines of the log were"
+    return f"{lines} dropped, as nothing took them"
 
 
 def _size(line: LogEvent) -> int:

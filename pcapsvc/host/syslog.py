@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import socket
+import time
+from collections.abc import Callable
 
 from twisted.application.service import Service
 from twisted.logger import (
@@ -16,6 +18,9 @@ from twisted.logger import (
     globalLogPublisher,
 )
 from zope.interface import implementer
+
+from pcapsvc.core.log_budget import LogBudget
+from pcapsvc.host.log_limit import importance_of, kind_of
 
 # RFC 3164, section 4.1, has relays accept 1024 bytes. Today's accept 8 KiB (rsyslog's $MaxMessageSize)
 # and more. The longest lines are tracebacks, whose ends matter most.
@@ -37,12 +42,14 @@ class SyslogService(Service):
     not sent.
 
     Nothing waits for syslog: a line that it doesn't accept at once is dropped. Dropped lines are
-    counted, and their number is sent after the next line that is accepted.
+    counted, and their number is sent after the next line that is accepted. So is the number of lines that
+    a budget refuses, which bounds what senders of requests and packets can cause to be logged.
 
     @param priority: facility × 8 + severity of the lines (RFC 5424, section 6.2.1). Warnings and
         errors are sent with their own severity if that is more severe.
     @param tag: the beginning of each line, before the process id.
     @param address: the path of syslog's datagram socket.
+    @param now: the time in seconds, by a clock that never goes back.
     """
 
     name = "syslog"
@@ -54,6 +61,7 @@ class SyslogService(Service):
         *,
         address: str = _ADDRESS,
         publisher: LogPublisher = globalLogPublisher,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._facility, self._severity = priority & ~7, priority & 7
         self._tag = tag
@@ -61,6 +69,8 @@ class SyslogService(Service):
         self._publisher = publisher
         self._socket: socket.socket | None = None
         self._dropped = 0
+        self._budget = LogBudget()
+        self._now = now
 
     def startService(self) -> None:
         """Start sending."""
@@ -75,6 +85,7 @@ class SyslogService(Service):
         self._publisher.removeObserver(self)
         if self._socket is not None:
             self._report_dropped()
+            self._report_refused(at_once=True)
             self._socket.close()
             self._socket = None
 
@@ -83,11 +94,17 @@ class SyslogService(Service):
         level = event.get("log_level", LogLevel.info)
         if level is LogLevel.debug:
             return
+        importance = importance_of(event)
+        if importance is not None and not self._budget.allows(importance, kind_of(event), self._now()):
+            return
         line = one_line(eventAsText(event, includeTimestamp=False, includeSystem=False))
         if not line:
             return
+        if importance is not None:
+            self._budget.charge(len(line.encode()))
         if self._send(_SEVERITIES.get(level, 7), line):
             self._report_dropped()
+            self._report_refused()
         else:
             self._dropped += 1
 
@@ -96,6 +113,11 @@ class SyslogService(Service):
             report = "1 line was dropped" if self._dropped == 1 else f"{self._dropped} lines were dropped"
             if self._send(_SEVERITIES[LogLevel.warn], report):
                 self._dropped = 0
+
+    def _report_refused(self, *, at_once: bool = False) -> None:
+        report = self._budget.report(self._now(), at_once=at_once)
+        if report is not None:
+            self._send(_SEVERITIES[LogLevel.warn], report)
 
     def _send(self, severity: int, line: str) -> bool:
         """Whether syslog accepted the line."""

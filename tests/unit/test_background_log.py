@@ -17,6 +17,7 @@ from twisted.logger import (
 from twisted.trial import unittest
 from zope.interface import implementer
 
+from pcapsvc.core.log_budget import LogBudget
 from pcapsvc.host.background_log import BackgroundLog, DescriptorStream
 
 _PATIENCE_SECONDS = 10.0
@@ -146,6 +147,51 @@ class BackgroundLogTests(unittest.SynchronousTestCase):
         self.background.start()
         self.drain()
         self.assertEqual(["early"], self.target.texts)
+
+    def bounded(self) -> None:
+        """Bound what senders can cause to 1,000 bytes."""
+        self.now = 0.0
+        budget = LogBudget(bytes_a_second=0, burst_bytes=1000)
+        self.background = BackgroundLog([self.target], budget=budget, now=lambda: self.now)
+
+    def logger(self, namespace: str) -> Logger:
+        """The logger of a module."""
+        return Logger(namespace=namespace, observer=LogPublisher(self.background))
+
+    def test_budget(self) -> None:
+        """
+        Requests and packets leave room for what becomes of captures, and that for errors. The number
+        of the lines that were not logged is.
+        """
+        self.bounded()
+        judge, packets = self.logger("pcapsvc.judge"), self.logger("pcapsvc.capture.decode")
+        reports = self.logger("pcapsvc.reports.log")
+        for _ in range(10):
+            judge.info("a request")
+            packets.info("{capture_id}: a packet", capture_id="abc")
+        for _ in range(10):
+            reports.info("{capture_id}: it started", capture_id="abc")
+        for _ in range(10):
+            reports.error("it failed")
+        self.drain()
+        kinds = ["a request", "abc: a packet", "abc: it started", "it failed"]
+        counts = [self.target.texts.count(kind) for kind in kinds]
+        self.assertEqual([3, 2, 2, 2], counts)
+        self.assertEqual(
+            "31 lines were not logged, to bound the log: 8 of pcapsvc.capture.decode, 7 of pcapsvc.judge,"
+            " 16 of pcapsvc.reports.log",
+            self.target.texts[-1],
+        )
+
+    def test_not_bounded(self) -> None:
+        """What nobody outside can cause is logged in any case."""
+        self.bounded()
+        for namespace in ("pcapsvc.host.signals.Signals", "pcapsvc.lifecycle", "twisted.scripts.x"):
+            log = self.logger(namespace)
+            for _ in range(100):
+                log.info("a line")
+        self.drain()
+        self.assertEqual(300, len(self.target.texts))
 
 
 class DescriptorStreamTests(unittest.SynchronousTestCase):

@@ -13,6 +13,7 @@ from twisted.logger import Logger, LogPublisher
 from twisted.python.failure import Failure
 from twisted.trial import unittest
 
+from pcapsvc.core.log_budget import BURST_BYTES
 from pcapsvc.host.syslog import SyslogService, one_line
 
 #: More lines than the kernel queues for a socket (unix(7), max_dgram_qlen).
@@ -259,6 +260,21 @@ class LossTests(SyslogTestCase):
         self.overflow()
         service.stopService()
         self.assertEqual(taken, self.syslog.texts())
+
+    def test_budget(self) -> None:
+        """What senders can cause is bounded; the number of the other lines is sent."""
+        service = self.start()
+        texts: list[str] = []
+        for _ in range(200):
+            self.log.info("{text}", text="x" * 7000)
+            texts += self.syslog.texts()
+        self.assertLess(sum(map(len, texts)), BURST_BYTES)
+        service.stopService()
+        texts += self.syslog.texts()
+        self.assertEqual(
+            f"{201 - len(texts)} lines were not logged, to bound the log: {201 - len(texts)} of test",
+            texts[-1],
+        )
 
 
 class OneLineTests(unittest.TestCase):
