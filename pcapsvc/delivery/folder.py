@@ -127,12 +127,16 @@ class SpoolFolder:
         self._lock: int | None = None
 
     def is_open(self) -> bool:
-        """Whether the directory is locked by us, and still the one that was opened."""
+        """
+        Whether the directory is locked by us, still the one that was opened, and nobody else may write
+        to it by now.
+        """
         if self._lock is None:
             return False
         try:
+            self._check_owner()
             there = os.stat(self._in(_LOCK))
-        except OSError:
+        except (OSError, SpoolError):
             return False
         return os.path.samestat(there, os.fstat(self._lock))
 
@@ -211,9 +215,10 @@ class SpoolFolder:
         Read an entry, and check every byte of it.
 
         @raise Damaged: if it is not what was written.
-        @raise SpoolError: if it can't be read.
+        @raise SpoolError: if it can't be read, or others may write to the directory by now.
         """
         with self._spool_errors():
+            self._check_owner()
             entry = self._entry(name)
             path = os.path.join(self._in(name), _CAPTURE)
             digest = hashlib.sha256()

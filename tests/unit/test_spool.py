@@ -211,6 +211,18 @@ class FolderTests(SpoolCase):
         self.put("c.pcap")
         self.assertEqual(self.spool.entries, 2)
 
+    def test_no_longer_ours_alone(self) -> None:
+        """A directory that becomes writable for others is not used from then on, until that is over."""
+        entry = self.write_ahead("a.pcap")
+        self.path.chmod(0o702)
+        self.assertIn("its mode is 0702", self.refused("b.pcap"))
+        self.assertIn("its mode is 0702", str(self.failureResultOf(self.spool.read(entry), SpoolError).value))
+        self.assertEqual(len(self.errors()), 1)
+        self.path.chmod(0o700)
+        self.successResultOf(self.spool.read(entry))
+        self.put("c.pcap")
+        self.assertEqual(self.spool.entries, 2)
+
     def test_used_by_another(self) -> None:
         """Two processes never use one directory: neither sees what the other is writing."""
         self.put()
