@@ -146,7 +146,7 @@ class Clients:
         try:
             # Before boto3 is imported for nothing.
             body.check()
-            from pcapsvc.destinations.s3.exchange import Exchange
+            from pcapsvc.net.boto_exchange import Exchange
 
             exchange = Exchange()
             body.begin(exchange.cut)
@@ -206,7 +206,7 @@ class Clients:
         import boto3.session
         from botocore.config import Config
 
-        from pcapsvc.destinations.s3.exchange import make_ending
+        from pcapsvc.net.boto_exchange import make_ending
 
         if self._session is None:
             self._session = boto3.session.Session(

@@ -37,6 +37,13 @@ SESSION_SECONDS = 15.0
 #: How long leaving a consumer group may take.
 LEAVE_SECONDS = 0.5
 
+#: How much of the topic a broker is asked for in one answer; but at least one batch, of 1 MiB by default
+#: (message.max.bytes).
+FETCH_BYTES = 4 * 1024 * 1024
+
+#: The longest answer that is read. A broker that announces a longer one is disconnected.
+MAX_ANSWER_BYTES = 16 * 1024 * 1024
+
 #: How often the topic is requested before it counts as missing. An answer may belong to an earlier request,
 #: which was about something else.
 TOPIC_ATTEMPTS = 3
@@ -282,6 +289,8 @@ class Connection:
             # An open transaction would silently hold up everything that is sent after it began, for up to
             # 15 minutes (transaction.max.timeout.ms).
             "isolation_level": "read_uncommitted",
+            "fetch_max_bytes": FETCH_BYTES,
+            "receive_message_max_bytes": MAX_ANSWER_BYTES,
             "bootstrap_timeout_ms": _ms(self._bootstrap_seconds),
             "request_timeout_ms": _ms(self._request_seconds),
             "metadata_max_age_ms": _ms(self._metadata_seconds),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from threading import Lock
 from typing import Any
 
@@ -13,6 +14,11 @@ from kafka.net.transport import KafkaSSLTransport, KafkaTCPTransport
 
 from pcapsvc.sources.kafka.token import UnusableToken
 
+#: How much is read from a connection before it is looked at.
+READ_BYTES = 1024 * 1024
+
+_CHUNK_BYTES = 64 * 1024
+_NOTHING_YET = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 _REFUSALS = (
     kafka_errors.AuthorizationError,
     kafka_errors.SaslAuthenticationFailedError,
@@ -44,24 +50,42 @@ class _ClosingSocket(KafkaNetSocket):  # type: ignore[misc] # kafka-python has n
             raise
 
 
-class _LastWords:
+class _Bounded:
     """
-    Delivers the data that arrives together with the end of a connection, before the end itself.
+    Reads no more at once than L{READ_BYTES}. The library reads on while more arrives, whatever the protocol
+    thinks of it.
 
-    The library drops that data, which may say why authentication failed.
+    It also delivers the data that arrives together with the end of a connection, before the end itself. The
+    library drops that data, which may say why authentication failed.
     """
+
+    _sock: Any
 
     def _sock_recv(self) -> tuple[bytes, Exception | None]:
-        received: bytes
-        received, problem = super()._sock_recv()  # type: ignore[misc] # of a transport
-        return received, None if received else problem
+        received = bytearray()
+        # Data that TLS has decrypted already would not wake the selector.
+        while len(received) < READ_BYTES or self._decrypted():
+            try:
+                data = self._sock.recv(_CHUNK_BYTES)
+            except _NOTHING_YET:
+                break
+            except Exception as problem:  # noqa: BLE001 - as the library does
+                return bytes(received), None if received else kafka_errors.KafkaConnectionError(problem)
+            if not data:
+                closed = kafka_errors.KafkaConnectionError("socket disconnected")
+                return bytes(received), None if received else closed
+            received += data
+        return bytes(received), None
+
+    def _decrypted(self) -> int:
+        return self._sock.pending() if isinstance(self._sock, ssl.SSLSocket) else 0
 
 
-class _TCPTransport(_LastWords, KafkaTCPTransport):  # type: ignore[misc] # kafka-python has no types
+class _TCPTransport(_Bounded, KafkaTCPTransport):  # type: ignore[misc] # kafka-python has no types
     pass
 
 
-class _SSLTransport(_LastWords, KafkaSSLTransport):  # type: ignore[misc] # kafka-python has no types
+class _SSLTransport(_Bounded, KafkaSSLTransport):  # type: ignore[misc] # kafka-python has no types
     pass
 
 

@@ -17,6 +17,10 @@ from pcapsvc.core.endpoint import endpoint_url
 
 _CONNECT_SECONDS = 5
 
+#: The longest answer that is read. The messages in one have up to 1 MiB together ("Amazon SQS message
+#: quotas"), and up to three times as much in JSON.
+MAX_ANSWER_BYTES = 8 * 1024 * 1024
+
 # "Amazon SQS endpoints and quotas" in the AWS General Reference: current and legacy endpoints.
 _AMAZON = re.compile(
     r"\A(?:sqs(?:-fips)?\.(?P<new>[a-z0-9-]+)\.(?:amazonaws\.com(?:\.cn)?|api\.aws)"
@@ -273,14 +277,17 @@ def make_boto3_client(
 
     @param url: the queue's URL, for what C{region} and C{endpoint} leave open.
     @param access_id: with C{access_key}, the credentials; L{None} looks them up where Amazon's tools do.
-    @param read_seconds: how long the service may be silent before or within an answer.
+    @param read_seconds: how long the service may be silent before or within an answer, and how long the whole
+        answer may take.
     """
     import boto3.session
     from botocore.config import Config
 
+    from pcapsvc.net.boto_exchange import bound_answers
+
     region, endpoint = locate(url, region, endpoint_url(endpoint) if endpoint else None)
     session = boto3.session.Session(aws_access_key_id=access_id, aws_secret_access_key=access_key)
-    return session.client(
+    client = session.client(
         "sqs",
         endpoint_url=endpoint,
         # Signatures need a region. Services without regions expect this one.
@@ -293,12 +300,16 @@ def make_boto3_client(
             tcp_keepalive=True,
         ),
     )
+    bound_answers(client, most_bytes=MAX_ANSWER_BYTES, seconds=read_seconds)
+    return client
 
 
 def _is_stale(problem: Exception) -> bool:
     from botocore.exceptions import ConnectionClosedError
 
-    return isinstance(problem, ConnectionClosedError)
+    from pcapsvc.net.boto_exchange import why_cut_off
+
+    return isinstance(problem, ConnectionClosedError) and why_cut_off(problem) is None
 
 
 def _lacks_credentials(problem: Exception) -> bool:
@@ -311,6 +322,10 @@ def described(problem: Exception) -> tuple[str, str]:
     """The kind of a problem, which is logged once, and the problem in words."""
     from botocore import exceptions
 
+    from pcapsvc.net.boto_exchange import why_cut_off
+
+    if (limit := why_cut_off(problem)) is not None:
+        return "limit", limit
     if isinstance(problem, exceptions.ClientError):
         error = problem.response.get("Error", {})
         code, message = str(error.get("Code", "")), str(error.get("Message", ""))

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 from botocore.awsrequest import (
     AWSHTTPConnection,
@@ -24,11 +24,35 @@ MOST_ANSWER_BYTES = 256 * 1024
 _here = threading.local()
 
 
+class CutOff(ConnectionAbortedError):
+    """An answer was too long, or took too long; the message says so."""
+
+
+def why_cut_off(problem: BaseException) -> str | None:
+    """Why an answer was not read to its end, if that is behind an exception of botocore; else L{None}."""
+    seen: set[int] = set()
+    behind: BaseException | None = problem
+    while behind is not None and id(behind) not in seen:
+        if isinstance(behind, CutOff):
+            return str(behind)
+        seen.add(id(behind))
+        behind = behind.__cause__ or behind.__context__
+    return None
+
+
+class Meter(Protocol):
+    """Limits what is received."""
+
+    def check(self) -> None:
+        """Raise L{OSError} if no more is to be received."""
+
+    def count(self, received_bytes: int) -> None:
+        """Count what was received. Raise L{OSError} if that is too much."""
+
+
 class Exchange:
     """
-    One attempt. A socket's time-out is for one system call only: a peer that sends a byte now and then
-    would be waited for forever. So this closes all its connections, from any thread, whatever
-    they are doing.
+    One attempt, and all connections that are made in it.
 
     @ivar problem: what was wrong with the service's answer, if it was cut off for that.
     """
@@ -112,12 +136,36 @@ class Exchange:
             raise ConnectionAbortedError(self.problem)
 
 
-class _Received(io.RawIOBase):
-    """What a socket receives, until its exchange is cut."""
+class _Answer:
+    """
+    One answer.
 
-    def __init__(self, inner: io.RawIOBase, exchange: Exchange, *, may_end: bool) -> None:
+    @param most_bytes: the longest that is read.
+    @param seconds: how long it may take.
+    """
+
+    def __init__(self, most_bytes: int, seconds: float) -> None:
+        self._most_bytes = most_bytes
+        self._left_bytes = most_bytes
+        self._seconds = seconds
+        self._until = time.monotonic() + seconds
+
+    def check(self) -> None:
+        if time.monotonic() > self._until:
+            raise CutOff(f"an answer was not complete within {self._seconds:g} s")
+
+    def count(self, received_bytes: int) -> None:
+        self._left_bytes -= received_bytes
+        if self._left_bytes < 0:
+            raise CutOff(f"an answer is longer than {self._most_bytes} bytes")
+
+
+class _Received(io.RawIOBase):
+    """What arrives at a socket, as far as its meter lets it."""
+
+    def __init__(self, inner: io.RawIOBase, meter: Meter, *, may_end: bool) -> None:
         self._inner = inner
-        self._exchange = exchange
+        self._meter = meter
         self._may_end = may_end
 
     def readable(self) -> bool:
@@ -125,10 +173,10 @@ class _Received(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int | None:
         count: int | None = self._inner.readinto(buffer)
-        self._exchange.check()
+        self._meter.check()
         if count == 0 and not self._may_end:
             raise ConnectionAbortedError("the connection was closed")
-        self._exchange.count(count or 0)
+        self._meter.count(count or 0)
         return count
 
     def close(self) -> None:
@@ -137,17 +185,21 @@ class _Received(io.RawIOBase):
 
 
 class _Socket:
-    """A socket whose files are cut with the exchange."""
+    """
+    A socket whose files are metered. There is one for each answer.
 
-    def __init__(self, inner: Any, exchange: Exchange) -> None:
+    @param meter: makes the meter of a file.
+    """
+
+    def __init__(self, inner: Any, meter: Callable[[], Meter]) -> None:
         self._inner = inner
-        self._exchange = exchange
+        self._meter = meter
 
     def makefile(self, mode: str = "rb", buffering: int | None = None) -> Any:
-        # botocore reads the answer to "Expect: 100-continue" unbuffered. If the connection ends within
-        # its headers, it would look for their end in an endless loop.
+        # botocore reads the answer to "Expect: 100-continue" from an unbuffered file. It would look for the
+        # end of its headers in a loop if the connection ends before.
         unbuffered = buffering == 0
-        received = _Received(self._inner.makefile(mode, 0), self._exchange, may_end=not unbuffered)
+        received = _Received(self._inner.makefile(mode, 0), self._meter(), may_end=not unbuffered)
         return received if unbuffered else io.BufferedReader(received)
 
     def __getattr__(self, name: str) -> Any:
@@ -170,7 +222,8 @@ class _Ending:
 
     def connect(self) -> None:
         super().connect()  # type: ignore[misc]
-        self.sock: Any = _Socket(self.sock, _here.exchange)
+        exchange: Exchange = _here.exchange
+        self.sock: Any = _Socket(self.sock, lambda: exchange)
 
 
 class _Connection(_Ending, AWSHTTPConnection):  # type: ignore[misc]
@@ -201,9 +254,41 @@ class _SecurePool(_Closing, AWSHTTPSConnectionPool):  # type: ignore[misc]
 
 def make_ending(client: Any) -> None:
     """
-    Have the connections of a client of boto3 belong to exchanges. From then on, it can be used only within
-    L{Exchange.here}.
+    Make the connections of a client of boto3 belong to exchanges: from now on it may be used within
+    L{Exchange.here} only.
     """
-    # botocore has no public API for this. One dictionary serves direct and proxied connections.
+    _use(client, _Pool, _SecurePool)
+
+
+def bound_answers(client: Any, *, most_bytes: int, seconds: float) -> None:
+    """
+    Limit each answer to a client of boto3.
+
+    @param most_bytes: the longest that is read, with its headers.
+    @param seconds: how long one may take. The client's own time-outs are for each read, and come on top.
+    """
+
+    class Bounded:
+        def connect(self) -> None:
+            super().connect()  # type: ignore[misc] # of a connection
+            self.sock: Any = _Socket(self.sock, lambda: _Answer(most_bytes, seconds))
+
+    class Connection(Bounded, AWSHTTPConnection):  # type: ignore[misc]
+        pass
+
+    class SecureConnection(Bounded, AWSHTTPSConnection):  # type: ignore[misc]
+        pass
+
+    class Pool(AWSHTTPConnectionPool):  # type: ignore[misc]
+        ConnectionCls = Connection
+
+    class SecurePool(AWSHTTPSConnectionPool):  # type: ignore[misc]
+        ConnectionCls = SecureConnection
+
+    _use(client, Pool, SecurePool)
+
+
+def _use(client: Any, pool: Callable[..., Any], secure_pool: Callable[..., Any]) -> None:
+    # botocore has no public way to do this. One dictionary serves direct connections and those by a proxy.
     classes: dict[str, Callable[..., Any]] = client._endpoint.http_session._pool_classes_by_scheme
-    classes.update(http=_Pool, https=_SecurePool)
+    classes.update(http=pool, https=secure_pool)
