@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from twisted.logger import Logger
@@ -25,7 +25,8 @@ MOST_PENDING = 128
 _PATTERN_SHARE = 0.02
 _PATTERN_SECONDS = 0.04
 
-_NOT_FOR_THIS_NODE = NotForThisNode()
+#: The verdict on every message for other nodes.
+NOT_FOR_THIS_NODE = NotForThisNode()
 # Of a request that is logged, in characters.
 _MOST_LOGGED = 4096
 
@@ -91,11 +92,11 @@ class Judge:
         """From here on, answer each request for this node with L{Busy}."""
         self._closed = Busy(reason=reason)
 
-    def judge(self, message: Message, pending: int) -> Verdict | Admitted:
+    def judge(self, message: Message, pending: Mapping[str, int]) -> Verdict | Admitted:
         """
         Judge a message.
 
-        @param pending: how many requests of its source are in preparation.
+        @param pending: how many requests are in preparation, by source.
 
         @raise RequestRejected: if the request can't be done.
         """
@@ -111,7 +112,7 @@ class Judge:
         else:
             try:
                 if not self._matcher.matches(address.node, address.nodere, source):
-                    return _NOT_FOR_THIS_NODE
+                    return NOT_FOR_THIS_NODE
             except RequestRejected as bad_expression:
                 found = bad_expression.problems
             except NodeBusy as busy:

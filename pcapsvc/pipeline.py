@@ -35,7 +35,7 @@ from pcapsvc.interfaces.captures import ICaptureRegistry
 from pcapsvc.interfaces.delivery import IDelivery, IEncoder
 from pcapsvc.interfaces.reports import IReporter
 from pcapsvc.interfaces.requests import IRequestSink
-from pcapsvc.judge import Admitted, Judge
+from pcapsvc.judge import NOT_FOR_THIS_NODE, Admitted, Judge
 from pcapsvc.preparation import prepare_all
 
 _STOPPING = "the daemon is stopping"
@@ -120,7 +120,10 @@ class Pipeline(Service):
     def submit(self, message: Message) -> Deferred[Verdict]:
         """Judge a request, and start its captures: see L{IRequestSink.submit}."""
         try:
-            judged = self._judge.judge(message, self._pending[message.source])
+            judged = self._judge.judge(message, self._pending)
+            # In a fleet nearly every message is for other nodes.
+            if judged is NOT_FOR_THIS_NODE:
+                return succeed(judged)
         except RequestRejected as rejection:
             judged = Rejected(problems=rejection.problems)
         except Exception:  # noqa: BLE001 - one request fails, and no other
