@@ -29,7 +29,7 @@ from pcapsvc.interfaces.reports import IReporter
 from pcapsvc.interfaces.threads import RunInThread
 from pcapsvc.lifecycle import OrderedServices
 from pcapsvc.packets.standby import StandbySystem
-from pcapsvc.pipeline import Pipeline
+from pcapsvc.pipeline import Intake, Pipeline
 from pcapsvc.reports.fan_out import FanOutReporter
 from pcapsvc.reports.log import LogReporter
 from pcapsvc.settings import Settings
@@ -106,7 +106,7 @@ def build(
     readiness = Readiness(reactor, os.environ.get("NOTIFY_SOCKET"), stop_timeout_seconds=stop_timeout)
     # Rounds stop first: no attempt from the spool begins while the last captures are delivered.
     stop_order: list[IService | list[IService]] = [
-        [readiness, *sources.values()],
+        [readiness, Intake(pipeline), *sources.values()],
         [pipeline, *rounds],
         [*outboxes],
         *spool,

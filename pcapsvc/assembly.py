@@ -23,9 +23,10 @@ from pcapsvc.interfaces.delivery import IDelivery, IDestination, IEncoder
 from pcapsvc.interfaces.reports import IReporter
 from pcapsvc.judge import Judge
 from pcapsvc.packets.filter_compiler import FilterCompiler
+from pcapsvc.packets.handle import libpcap_path
 from pcapsvc.packets.own_sockets import SocketTable
 from pcapsvc.packets.own_traffic import OwnTrafficFilter
-from pcapsvc.packets.pcapy_system import PcapySystem, libpcap_path
+from pcapsvc.packets.pcapy_system import PcapySystem
 from pcapsvc.packets.standby import StandbySystem
 from pcapsvc.pipeline import Pipeline
 from pcapsvc.settings import Settings

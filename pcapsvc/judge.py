@@ -92,6 +92,11 @@ class Judge:
         """From here on, answer each request for this node with L{Busy}."""
         self._closed = Busy(reason=reason)
 
+    @property
+    def is_open(self) -> bool:
+        """Whether requests are admitted."""
+        return self._closed is None
+
     def judge(self, message: Message, pending: Mapping[str, int]) -> Verdict | Admitted:
         """
         Judge a message.
@@ -122,8 +127,8 @@ class Judge:
         began = self._now()
         if (too_many := self._rate.refusal(source, began)) is not None:
             return Busy(reason=too_many)
-        if pending >= MOST_PENDING:
-            return Busy(reason=f"{pending} requests from {source} are being prepared")
+        if pending.get(source, 0) >= MOST_PENDING:
+            return Busy(reason=f"{MOST_PENDING} requests from {source} are being prepared")
         if unreadable is not None:
             raise unreadable
         try:

@@ -101,10 +101,8 @@ class Pipeline(Service):
             deliveries that are still in progress are given up.
         """
         super().stopService()  # type: ignore[no-untyped-call]
-        self._judge.close(_STOPPING)
         flows = [*self._flows, *self._verdicts.values()]
-        for verdict in list(self._verdicts):
-            verdict.cancel()
+        self.refuse()
         for capture in list(self._running):
             capture.end(StopReason.SHUTDOWN)
         done = DeferredList(flows, consumeErrors=True)
@@ -116,6 +114,12 @@ class Pipeline(Service):
         waited: Deferred[None] = Deferred(give_up)
         done.addCallback(lambda _: None if waited.called else waited.callback(None))
         return waited
+
+    def refuse(self) -> None:
+        """From here on, answer requests with L{Busy}; likewise those whose captures are being prepared."""
+        self._judge.close(_STOPPING)
+        for verdict in list(self._verdicts):
+            verdict.cancel()
 
     def submit(self, message: Message) -> Deferred[Verdict]:
         """Judge a request, and start its captures: see L{IRequestSink.submit}."""
@@ -174,7 +178,7 @@ class Pipeline(Service):
             prepared = await prepare_all(self._capturer, plans)
             self._judge.took(message.source, prepared.compile_seconds)
             if prepared.verdict is not None:
-                return prepared.verdict if self.running else Busy(reason=_STOPPING)
+                return prepared.verdict if self._judge.is_open else Busy(reason=_STOPPING)
             accepted = Accepted(
                 captures=tuple(
                     StartedCapture(capture_id=capture.capture_id, interface=capture.plan.interface)
@@ -283,3 +287,19 @@ def _stopped(recorded: Recording, suffix: str) -> CaptureStopped:
         counts=recorded.counts,
         file=file_name(recorded, suffix) if recorded.packets else None,
     )
+
+
+class Intake(Service):
+    """
+    Stops together with the sources: what they still wait for is answered before they end.
+
+    @param pipeline: what they submit to.
+    """
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+
+    def stopService(self) -> None:
+        """Refuse requests from here on."""
+        super().stopService()  # type: ignore[no-untyped-call]
+        self._pipeline.refuse()

@@ -42,7 +42,6 @@ INSTRUCTION_BYTES = 8
 # The address space that the child may use. It begins with 25 MB; what compiles within seconds needs little
 # more, since libpcap's optimizer is slow long before it is large.
 _MEMORY_BYTES = 256 << 20
-_NICENESS = 10
 _PR_SET_PDEATHSIG = 1
 # asm-generic/socket.h. Since Linux 3.14 the kernel answers with the highest of its extensions of BPF.
 _SO_BPF_EXTENSIONS = 48
@@ -179,11 +178,6 @@ def _limit(parent: int) -> None:
         sys.exit(1)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
-    try:
-        # Captures come first. Under the systemd unit it isn't permitted; then the scheduler shares fairly.
-        os.nice(_NICENESS)
-    except OSError:
-        pass
 
 
 def _limit_cpu(seconds: int) -> None:

@@ -39,7 +39,7 @@ from pcapsvc.packets.filter_worker import FilterKey, FilterWorker, Outcome, Work
 
 #: How long a filter may keep the quick process, in seconds. Ordinary filters take less than a millisecond, 35
 #: ports take 15 ms, and the longest list of ports that fits into 512 characters (general.maxfilter) 0.1 s.
-QUICK_SECONDS = 0.03
+QUICK_SECONDS = 0.02
 #: How long the optimizer may take, in seconds, if the program can do without it.
 OPTIMIZER_SECONDS = 2.0
 #: How long a filter may take to compile, in seconds. 200 ports take 1.3 s on an idle machine.
@@ -163,13 +163,14 @@ class FilterCompiler(Service):
         problem = None
         try:
             await self._begin(attempt, self._quick_places, due)
-            outcome = await attempt.wait_until(self._quick_limit)
+            outcome = await attempt.wait_quick(self._quick_limit, self._limit)
             if outcome is None:
                 if self._hard_places.tokens:
                     await attempt.take_place(self._hard_places, due)
                 else:
                     attempt.kill()
                     await self._begin(attempt, self._hard_places, due)
+                attempt.yield_to_others()
                 if self._keep_ready:
                     self._prepare_worker()
                 outcome = await attempt.wait_until(self._optimizer_limit)
@@ -405,6 +406,30 @@ class _Attempt:
         if isinstance(self._outcome, Failure):
             self._outcome.raiseException()
         return self._outcome
+
+    async def wait_quick(self, seconds: float, most_seconds: float) -> Outcome | None:
+        """
+        Wait for the outcome until the process has computed for so many seconds: on a busy machine, that takes
+        longer than on an idle one. L{None} if there is none by then.
+
+        @param most_seconds: how long to wait at most.
+
+        @raise WorkerFailed: if there can't be any.
+        """
+        assert self.worker is not None
+        before, waited = self.worker.cpu_seconds(), 0.0
+        while waited < most_seconds:
+            waited += seconds
+            outcome = await self.wait_until(waited)
+            used = self.worker.cpu_seconds()
+            if outcome is not None or before is None or used is None or used - before >= seconds / 2:
+                return outcome
+        return None
+
+    def yield_to_others(self) -> None:
+        """What it computes takes long: everything else comes first."""
+        if self.worker is not None:
+            self.worker.yield_to_others()
 
     def kill(self) -> None:
         """Give up what is being done, and the place for it."""

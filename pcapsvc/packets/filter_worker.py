@@ -22,6 +22,7 @@ _INTERPRETER = "/proc/self/exe"
 _PASSED_ON = ("LD_LIBRARY_PATH",)
 _MOST_ANSWER_BYTES = MOST_INSTRUCTIONS * INSTRUCTION_BYTES
 _MOST_STDERR_BYTES = 2048
+_NICENESS = 10
 
 
 class WorkerFailed(Exception):
@@ -106,6 +107,21 @@ class FilterWorker(ProcessProtocol):
         else:
             self._ready = ready
         return ready
+
+    def cpu_seconds(self) -> float | None:
+        """How much processor time the process has used; L{None} if that can't be told."""
+        try:
+            used, _, _ = Path(f"/proc/{self.transport.pid}/schedstat").read_text().split()
+        except (OSError, ValueError):
+            return None
+        return int(used) / 1e9
+
+    def yield_to_others(self) -> None:
+        """Have the process give way to captures, and to whatever else there is to do."""
+        try:
+            os.setpriority(os.PRIO_PROCESS, self.transport.pid, _NICENESS)
+        except OSError:
+            pass  # The systemd unit doesn't permit it: the scheduler shares fairly.
 
     def when_ended(self) -> Deferred[None]:
         """

@@ -1,4 +1,4 @@
-"""A handle of libpcap, through pcapy-ng."""
+"""Handles of libpcap, through pcapy-ng: the only module that imports pcapy."""
 
 from __future__ import annotations
 
@@ -12,14 +12,32 @@ from typing import Any
 import pcapy
 from zope.interface import implementer
 
-from pcapsvc.core.errors import CaptureUnavailable
-from pcapsvc.core.filter import FilterRejected, Program, everything
+from pcapsvc.core.errors import CaptureForbidden, CaptureUnavailable
+from pcapsvc.core.filter import NOTHING, FilterRejected, Program, everything
 from pcapsvc.core.recording import PacketCounts
 from pcapsvc.core.text import one_line
-from pcapsvc.interfaces.capture import IPacketHandle, PacketSink
+from pcapsvc.interfaces.capture import IPacketDumper, IPacketHandle, PacketSink
 from pcapsvc.packets.filter_compiler import uses_netmask
 from pcapsvc.packets.kernel_filter import runs_in_kernel
-from pcapsvc.packets.libpcap import BadFilter, Libpcap, LibpcapError, kept_length
+from pcapsvc.packets.libpcap import (
+    BadFilter,
+    Libpcap,
+    LibpcapError,
+    find_libpcap,
+    kept_length,
+    library_path,
+)
+
+# Results of pcap_activate(3PCAP), of pcap/pcap.h. For all others, libpcap's own message is reported.
+_NO_PERMISSION = -8
+_ACTIVATE_ERRORS = {
+    -5: "no such interface",
+    -9: "the interface is down",
+    -11: "no permission for promiscuous mode",
+}
+
+#: libpcap, if the internals of the installed pcapy are known; else L{None}.
+LIBPCAP = find_libpcap(pcapy.__file__)
 
 # A membership in what an interface receives, of linux/if_packet.h: struct packet_mreq (packet(7)). It
 # ends with the socket.
@@ -30,6 +48,34 @@ _MEMBERSHIP = struct.Struct("iHH8s")
 
 # Packets are discarded in steps of this many.
 _STEP_PACKETS = 4096
+# A pcap file without packets (draft-ietf-opsawg-pcap, section 4).
+_FILE_HEADER = struct.Struct("=IHHiIII")
+
+
+def libpcap_path() -> str:
+    """
+    The path of the libpcap that captures, for L{FilterCompiler}; empty if it is in no shared library, so that
+    filters can't be compiled apart.
+    """
+    try:
+        return library_path(pcapy.__file__)
+    except OSError:
+        return ""
+
+
+def open_dumper(path: str, *, link_type: int, snap_length: int) -> IPacketDumper:
+    """Create a pcap file: see L{pcapsvc.interfaces.capture.IPacketSystem.open_dumper}."""
+    # pcapy's dumpers come from its readers, and take the link type and the snap length from there.
+    descriptor = os.memfd_create("pcapsvc-header", os.MFD_CLOEXEC)
+    try:
+        os.write(descriptor, _FILE_HEADER.pack(0xA1B2C3D4, 2, 4, 0, 0, snap_length, link_type))
+        reader = pcapy.open_offline(f"/proc/self/fd/{descriptor}")
+        dumper: IPacketDumper = reader.dump_open(path)
+    except pcapy.PcapError as error:
+        raise OSError(str(error)) from None
+    finally:
+        os.close(descriptor)
+    return dumper
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +90,77 @@ class Kind:
     link_type: int
     snap_length: int
     netmask: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opener:
+    """
+    Opens handles.
+
+    @ivar buffer_size_bytes: of the kernel's ring, for each handle.
+    @ivar read_timeout_ms: after how long the kernel hands over a block that isn't full.
+    @ivar close_descriptor: closes a descriptor.
+    @ivar libpcap: is called directly where that is better; L{None} is never.
+    """
+
+    buffer_size_bytes: int
+    read_timeout_ms: int
+    close_descriptor: Callable[[int], None]
+    libpcap: Libpcap | None
+
+    def open(
+        self,
+        interface: str,
+        snap_length: int,
+        program: Program,
+        *,
+        promiscuous: bool,
+        kind: Kind | None = None,
+    ) -> PcapyHandle:
+        """
+        Open a handle: it takes some 25 ms.
+
+        @param kind: what C{program} is compiled for. A handle of another kind gets no filter, and is to
+            have one before it is used; L{None} is whatever it is.
+
+        @raise FilterRejected: if the filter can't be used.
+        @raise CaptureUnavailable: if the interface can't be captured on.
+        @raise OSError: if there is no memory or no descriptor for it.
+        """
+        try:
+            reader = pcapy.create(interface)
+            self._activate(reader, interface, snap_length, promiscuous)
+            handle = PcapyHandle(reader, interface, snap_length, self.close_descriptor, self.libpcap)
+        except pcapy.PcapError as error:
+            raise CaptureUnavailable(interface, str(error)) from None
+        try:
+            if kind is not None and handle.kind(program.bpf) != kind:
+                program = NOTHING
+            if program.bpf:
+                handle.set_filter(program)
+            handle.program = program
+            reader.setnonblock(1)
+        except BaseException:
+            handle.close_here()
+            raise
+        return handle
+
+    def _activate(self, reader: Any, interface: str, snap_length: int, promiscuous: bool) -> None:
+        reader.set_snaplen(snap_length)
+        reader.set_promisc(int(promiscuous))
+        reader.set_timeout(self.read_timeout_ms)
+        reader.set_buffer_size(self.buffer_size_bytes)
+        libpcap = self.libpcap
+        # pcapy would hold Python's lock meanwhile.
+        status = reader.activate() if libpcap is None else libpcap.activate(reader)
+        if status < 0:
+            message = (libpcap and one_line(libpcap.words(reader))) or f"libpcap error {status}"
+            reader.close()
+            # libpcap doesn't say so: if there are no descriptors, this fails for the same reason.
+            os.close(os.dup(0))
+            if status == _NO_PERMISSION:
+                raise CaptureForbidden(interface, "no permission to capture: the daemon needs CAP_NET_RAW")
+            raise CaptureUnavailable(interface, _ACTIVATE_ERRORS.get(status, message))
 
 
 class _Filters:

@@ -1,4 +1,4 @@
-"""Packets by libpcap, through pcapy-ng."""
+"""The operating system's packets, by libpcap: what is done where, and in which order."""
 
 from __future__ import annotations
 
@@ -10,41 +10,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pcapy
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, FirstError, gatherResults, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from pcapsvc.core.errors import CaptureForbidden, CaptureUnavailable, PcapsvcError
+from pcapsvc.core.errors import CaptureUnavailable, PcapsvcError
 from pcapsvc.core.filter import NOTHING, FilterRejected, Program
-from pcapsvc.core.text import one_line
-from pcapsvc.interfaces.capture import (
-    IPacketDumper,
-    IPacketHandle,
-    IStandbyHandle,
-    IStandbyPacketSystem,
-)
+from pcapsvc.interfaces.capture import IPacketDumper, IPacketHandle, IStandbyHandle, IStandbyPacketSystem
 from pcapsvc.interfaces.threads import RunInThread
 from pcapsvc.packets.filter_compiler import FilterCompiler, uses_netmask
-from pcapsvc.packets.handle import Kind, PcapyHandle
-from pcapsvc.packets.libpcap import (
-    find_libpcap,
-    kept_length,
-    library_path,
-)
+from pcapsvc.packets.handle import LIBPCAP, Kind, Opener, PcapyHandle, open_dumper
+from pcapsvc.packets.libpcap import kept_length
 
 #: The pseudo-interface that captures on all of them (pcap(3PCAP)).
 ANY_INTERFACE = "any"
-
-# Results of pcap_activate(3PCAP), of pcap/pcap.h. For all others, libpcap's own message is reported.
-_NO_PERMISSION = -8
-_ACTIVATE_ERRORS = {
-    -5: "no such interface",
-    -9: "the interface is down",
-    -11: "no permission for promiscuous mode",
-}
 
 # Link types: LINKTYPE_ETHERNET, LINKTYPE_LINUX_SLL.
 _ETHERNET, _COOKED = 1, 113
@@ -52,25 +33,9 @@ _ETHERNET, _COOKED = 1, 113
 # which that depends on nothing else.
 _LINK_TYPES = {"1": _ETHERNET, "772": _ETHERNET}
 
-_LIBPCAP = find_libpcap(pcapy.__file__)
-
 # netdevice(7): struct ifreq, and the request for a netmask.
 _SIOCGIFNETMASK = 0x891B
 _IFREQ = struct.Struct("=16sHH4s16x")
-
-# A pcap file without packets (draft-ietf-opsawg-pcap, section 4).
-_FILE_HEADER = struct.Struct("=IHHiIII")
-
-
-def libpcap_path() -> str:
-    """
-    The path of the libpcap that captures, for L{FilterCompiler}; empty if it is in no shared library, so that
-    filters can't be compiled apart.
-    """
-    try:
-        return library_path(pcapy.__file__)
-    except OSError:
-        return ""
 
 
 @implementer(IStandbyPacketSystem)
@@ -107,10 +72,12 @@ class PcapySystem(Service):
     ) -> None:
         self._compiler = compiler
         self._run_in_thread = run_in_thread
-        self._close_descriptor = close_descriptor
-        self._libpcap = _LIBPCAP if native else None
-        self._buffer_size = buffer_size_bytes
-        self._read_timeout_ms = read_timeout_ms
+        self._opener = Opener(
+            buffer_size_bytes=buffer_size_bytes,
+            read_timeout_ms=read_timeout_ms,
+            close_descriptor=close_descriptor,
+            libpcap=LIBPCAP if native else None,
+        )
         self._promiscuous = promiscuous
         # What threads are busy with, and who waits for the end of all of it.
         self._busy: set[Deferred[Any]] = set()
@@ -119,7 +86,7 @@ class PcapySystem(Service):
     @property
     def is_native(self) -> bool:
         """Whether packets are written without Python."""
-        return self._libpcap is not None
+        return self._opener.libpcap is not None
 
     def startService(self) -> None:
         """Say so if captures will be slow."""
@@ -150,7 +117,7 @@ class PcapySystem(Service):
         """Open a handle that lets no packet pass: see L{IStandbyPacketSystem.open_standby}."""
 
         def open_it() -> PcapyHandle:
-            return self._open_handle(interface, snap_length, NOTHING, promiscuous=False)
+            return self._opener.open(interface, snap_length, NOTHING, promiscuous=False)
 
         opened = self._in_thread(open_it)
         return opened.addCallback(lambda handle: _StandbyHandle(self, handle))
@@ -162,17 +129,7 @@ class PcapySystem(Service):
 
     def open_dumper(self, path: str, *, link_type: int, snap_length: int) -> IPacketDumper:
         """Create a pcap file: see L{IPacketSystem.open_dumper}."""
-        # pcapy's dumpers come from its readers, and take the link type and the snap length from there.
-        descriptor = os.memfd_create("pcapsvc-header", os.MFD_CLOEXEC)
-        try:
-            os.write(descriptor, _FILE_HEADER.pack(0xA1B2C3D4, 2, 4, 0, 0, snap_length, link_type))
-            reader = pcapy.open_offline(f"/proc/self/fd/{descriptor}")
-            dumper: IPacketDumper = reader.dump_open(path)
-        except pcapy.PcapError as error:
-            raise OSError(str(error)) from None
-        finally:
-            os.close(descriptor)
-        return dumper
+        return open_dumper(path, link_type=link_type, snap_length=snap_length)
 
     async def arm(self, handle: PcapyHandle, bpf: str) -> IPacketHandle:
         """Have a handle that let no packet pass capture. It is used up, whatever comes of it."""
@@ -181,38 +138,74 @@ class PcapySystem(Service):
         except BaseException:
             handle.close()
             raise
-        promiscuous = self._is_to_be_promiscuous(handle.interface)
-        return await self._in_thread(lambda: handle.begin(program, promiscuous=promiscuous))
+        return await self._begin(handle, program)
 
     async def _open(self, interface: str, snap_length: int, bpf: str) -> IPacketHandle:
         # libpcap opens more than network interfaces by name (USB, D-Bus, netfilter): those are not asked for.
         if interface != ANY_INTERFACE and interface not in interface_names():
             raise CaptureUnavailable(interface, "no such interface")
-        # Opening takes long, and an open handle costs the kernel time for each packet: so the filter is
-        # compiled before, for what the handle will be in all likelihood.
         expected = _expected_kind(interface, snap_length, bpf)
-        program, rejection = NOTHING, None
+        compiling: Deferred[Any] = succeed(None)
         if expected is not None:
-            try:
-                program = await self._compile(bpf, expected)
-            except FilterRejected as error:
-                if "syntax error" in str(error):
-                    raise
-                rejection = error
-        promiscuous = self._is_to_be_promiscuous(interface)
-        handle = await self._in_thread(
-            lambda: self._open_handle(interface, snap_length, program, promiscuous=promiscuous, kind=expected)
-        )
-        if handle.kind(bpf) == expected and rejection is None:
-            return handle
+            compiling = self._compile(bpf, expected)
+            if compiling.called:
+                return await self._open_at_once(interface, snap_length, bpf, await compiling, expected)
+            compiling.addErrback(_as_rejection)
+        handle, compiled = await self._open_and_compile(interface, snap_length, compiling)
         try:
-            if handle.kind(bpf) == expected and rejection is not None:
-                raise rejection
-            program = await self._compile(bpf, handle.kind(bpf))
+            if compiled is None or handle.kind(bpf) != expected:
+                compiled = await self._compile(bpf, handle.kind(bpf))
+            elif isinstance(compiled, FilterRejected):
+                raise compiled
         except BaseException:
             handle.close()
             raise
-        return await self._in_thread(lambda: handle.begin(program, promiscuous=False))
+        return await self._begin(handle, compiled)
+
+    async def _open_at_once(
+        self, interface: str, snap_length: int, bpf: str, program: Program, expected: Kind
+    ) -> IPacketHandle:
+        """Open a handle whose program is known."""
+        handle = await self._in_thread(
+            lambda: self._opener.open(
+                interface,
+                snap_length,
+                program,
+                promiscuous=self._is_to_be_promiscuous(interface),
+                kind=expected,
+            )
+        )
+        if handle.kind(bpf) == expected:
+            return handle
+        return await self.arm(handle, bpf)
+
+    async def _open_and_compile(
+        self, interface: str, snap_length: int, compiling: Deferred[Any]
+    ) -> tuple[PcapyHandle, Any]:
+        """
+        Open a handle that lets no packet pass, while its filter is compiled. Neither takes long as a rule:
+        the kernel waits, and a process starts.
+        """
+        handles: list[PcapyHandle] = []
+        opening = self._in_thread(
+            lambda: self._opener.open(interface, snap_length, NOTHING, promiscuous=False)
+        ).addCallback(handles.append)
+        both: Deferred[list[Any]] = gatherResults([compiling, opening], consumeErrors=True)
+        try:
+            compiled, _ = await both
+        except BaseException as error:
+            for one in (compiling, opening):
+                one.cancel()
+            for handle in handles:
+                handle.close()
+            if isinstance(error, FirstError):
+                error.subFailure.raiseException()
+            raise
+        return handles[0], compiled
+
+    def _begin(self, handle: PcapyHandle, program: Program) -> Deferred[PcapyHandle]:
+        promiscuous = self._is_to_be_promiscuous(handle.interface)
+        return self._in_thread(lambda: handle.begin(program, promiscuous=promiscuous))
 
     def _compile(self, bpf: str, kind: Kind) -> Deferred[Program]:
         return self._compiler.compile(
@@ -249,55 +242,6 @@ class PcapySystem(Service):
 
         working.addBoth(done)
         return wanted
-
-    def _open_handle(
-        self,
-        interface: str,
-        snap_length: int,
-        program: Program,
-        *,
-        promiscuous: bool,
-        kind: Kind | None = None,
-    ) -> PcapyHandle:
-        """
-        Open a handle, in a thread.
-
-        @param kind: what C{program} is compiled for; if the handle turns out to be another, no packet passes.
-        """
-        try:
-            reader = pcapy.create(interface)
-            self._activate(reader, interface, snap_length, promiscuous)
-            handle = PcapyHandle(reader, interface, snap_length, self._close_descriptor, self._libpcap)
-        except pcapy.PcapError as error:
-            raise CaptureUnavailable(interface, str(error)) from None
-        try:
-            if kind is not None and handle.kind(program.bpf) != kind:
-                program = NOTHING
-            if program.bpf:
-                handle.set_filter(program)
-            handle.program = program
-            reader.setnonblock(1)
-        except BaseException:
-            handle.close_here()
-            raise
-        return handle
-
-    def _activate(self, reader: Any, interface: str, snap_length: int, promiscuous: bool) -> None:
-        reader.set_snaplen(snap_length)
-        reader.set_promisc(int(promiscuous))
-        reader.set_timeout(self._read_timeout_ms)
-        reader.set_buffer_size(self._buffer_size)
-        libpcap = self._libpcap
-        # pcapy would hold Python's lock meanwhile.
-        status = reader.activate() if libpcap is None else libpcap.activate(reader)
-        if status < 0:
-            message = (libpcap and one_line(libpcap.words(reader))) or f"libpcap error {status}"
-            reader.close()
-            # libpcap doesn't say so: if there are no descriptors, this fails for the same reason.
-            os.close(os.dup(0))
-            if status == _NO_PERMISSION:
-                raise CaptureForbidden(interface, "no permission to capture: the daemon needs CAP_NET_RAW")
-            raise CaptureUnavailable(interface, _ACTIVATE_ERRORS.get(status, message))
 
 
 def interface_names() -> frozenset[str]:
@@ -351,3 +295,12 @@ class _StandbyHandle:
     def close(self) -> None:
         if not self._armed:
             self._handle.close()
+
+
+def _as_rejection(failure: Failure) -> FilterRejected:
+    """A rejection that may be due to the link type; any other failure is raised."""
+    failure.trap(FilterRejected)  # type: ignore[no-untyped-call]
+    rejection: FilterRejected = failure.value  # type: ignore[assignment]
+    if "syntax error" in str(rejection):
+        raise rejection
+    return rejection

@@ -20,7 +20,8 @@ from twisted.trial import unittest
 from pcapsvc.core.errors import CaptureUnavailable, RequestRejected
 from pcapsvc.interfaces.capture import IPacketDumper, IPacketHandle, IStandbyPacketSystem
 from pcapsvc.packets.filter_compiler import FilterCompiler
-from pcapsvc.packets.pcapy_system import PcapySystem, libpcap_path
+from pcapsvc.packets.handle import libpcap_path
+from pcapsvc.packets.pcapy_system import PcapySystem
 from pcapsvc.testing import MemoryPacketSystem
 from pcapsvc.threads import Threads
 from peers.frames import udp_frame

@@ -94,18 +94,18 @@ class FloodTests(SynchronousTestCase):
         daemon = Daemon(_PATIENT, general="maxrequestrate = 100")
         self.addCleanup(daemon.stop)
         daemon.start()
-        costly = "port 1" + "".join(f"||{port}" for port in range(2, 120))
         capture = daemon.capture(
             interface=[wire.interface], bpf="udp port 9", packets=_FRAMES, timeout=10, snap=128
         )
         frames = [udp_frame(number) for number in range(_FRAMES)]
         sender = threading.Thread(target=wire.send, args=(frames, 4_000))
         sender.start()
-        request = {"node": "any", "interface": [wire.interface], "duration": 1, "bytes": 1000, "bpf": costly}
-        body = json.dumps(request).encode()
-        # How many it takes depends on the processor.
-        for _ in range(20):
-            status, answer = daemon.request("POST", "/captures", body)
+        request = {"node": "any", "interface": [wire.interface], "duration": 1, "bytes": 1000}
+        # How many it takes depends on the processor. Each is another filter: a known one costs nothing.
+        for first in range(20):
+            ports = range(first + 1, first + 119)
+            bpf = f"port {first}" + "".join(f"||{port}" for port in ports)
+            status, answer = daemon.request("POST", "/captures", json.dumps({**request, "bpf": bpf}).encode())
             if status != 202:
                 break
         self.assertEqual(status, 503)

@@ -44,6 +44,8 @@ class Process:
         self.protocol = protocol
         self.asked: list[str] = []
         self.is_alive = True
+        # Not one of this machine: what it computes can't be told.
+        self.pid = -1
 
     def write(self, data: bytes) -> None:
         """A request."""

@@ -10,13 +10,13 @@ from typing import Any
 from twisted.internet.defer import Deferred
 
 from pcapsvc.core.errors import CaptureForbidden
-from pcapsvc.core.event import Event, RequestAccepted, RequestBusy, RequestRejected
+from pcapsvc.core.event import CaptureStopped, Event, RequestAccepted, RequestBusy, RequestRejected
 from pcapsvc.core.filter import FilterRejected
 from pcapsvc.core.message import Message
 from pcapsvc.core.rate import RequestRate
 from pcapsvc.core.result import Accepted, Busy, NotForThisNode, Rejected, Verdict
 from pcapsvc.judge import MOST_PENDING
-from pcapsvc.pipeline import Pipeline
+from pcapsvc.pipeline import Intake, Pipeline
 from pcapsvc.preparation import AT_ONCE
 from pcapsvc.testing import MemoryInterface
 from peers.frames import udp_frame
@@ -153,6 +153,19 @@ class PreparationTests(PreparationCase):
         self.successResultOf(self.stop())
         self.assertEqual(self.successResultOf(verdict), Busy(reason="the daemon is stopping"))
         self.assertEqual(self.system.open_handles, 0)
+
+    def test_stop_of_the_sources(self) -> None:
+        """When the sources stop, what they wait for is answered; captures that run go on."""
+        first = self.ask()
+        self.opening[0].callback(None)
+        self.assertIsInstance(self.successResultOf(first), Accepted)
+        second = self.ask(interface=["mem1"])
+        Intake(self.pipeline).stopService()
+        for verdict in (second, self.ask()):
+            self.assertEqual(self.successResultOf(verdict), Busy(reason="the daemon is stopping"))
+        self.assertEqual(self.events(CaptureStopped), [])
+        self.assertEqual(self.system.open_handles, 1)
+        self.successResultOf(self.stop())
 
     def test_stacks(self) -> None:
         """
