@@ -436,7 +436,7 @@ class FilterProcessTests(unittest.TestCase):
         self.compiler.startService()
         return self.compiler
 
-    async def stop(self) -> None:
+    async def tearDown(self) -> None:
         """Stop it, and look for what it left."""
         await self.compiler.stopService()
         self.assertEqual(children(), [])
@@ -458,7 +458,6 @@ class FilterProcessTests(unittest.TestCase):
         for program in await gatherResults(endless):
             self.assertFalse(program.is_optimized)
             self.assertLess(len(program.instructions), 100 * 8)
-        await self.stop()
 
     async def test_child_is_bounded(self) -> None:
         """The child inherits nothing, has little memory, and the kernel bounds it."""
@@ -477,7 +476,6 @@ class FilterProcessTests(unittest.TestCase):
         resident = next(line for line in status.splitlines() if line.startswith("VmRSS"))
         self.assertLess(int(resident.split()[1]), 16 << 10)
         os.close(inherited)
-        await self.stop()
 
     async def test_in_another_directory(self) -> None:
         """It works wherever the daemon goes."""
@@ -485,14 +483,13 @@ class FilterProcessTests(unittest.TestCase):
         os.chdir("/")
         self.addCleanup(os.chdir, before)
         await self.compile("udp")
-        await self.stop()
 
     async def test_stop_while_compiling(self) -> None:
         """A stop leaves nothing, whatever is being compiled."""
         compiling = [self.compile(bpf) for bpf in (*ENDLESS, "udp")]
         await deferLater(reactor, 0.1, lambda: None)
         begun = time.monotonic()
-        await self.stop()
+        await self.compiler.stopService()
         self.assertLess(time.monotonic() - begun, 1)
         for one in compiling:
             one.addErrback(lambda failure: failure.trap(NodeBusy))
@@ -507,7 +504,6 @@ class FilterProcessTests(unittest.TestCase):
         with self.assertRaises(FilterRejected):
             await compiling
         await self.compile("udp")
-        await self.stop()
 
     async def test_memory(self) -> None:
         """What takes more memory than it may does not compile, and harms nothing else."""
@@ -515,7 +511,6 @@ class FilterProcessTests(unittest.TestCase):
         with self.assertRaises(FilterRejected):
             await self.compile(many)
         await self.compile("udp")
-        await self.stop()
 
 
 def children() -> list[int]:
