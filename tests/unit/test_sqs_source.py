@@ -17,7 +17,7 @@ from pcapsvc.sources.sqs.source import (
     RELEASE_ROUNDS,
     STAND_BACK_SECONDS,
 )
-from tests.unit.sqs_case import URL, SQSTestCase, message
+from tests.unit.sqs_case import URL, SQSTestCase, message, refusal
 
 
 class VerdictTests(SQSTestCase):
@@ -45,16 +45,57 @@ class VerdictTests(SQSTestCase):
         self.thread.step()
         self.assertEqual(self.client.deleted, [["receipt of a", "receipt of b", "receipt of c"]])
 
+    def test_slow_verdict(self) -> None:
+        """Messages whose verdicts are known are settled at once, though another one is slow to fire."""
+        slow: Deferred[Verdict] = Deferred()
+        verdicts = iter([succeed(NotForThisNode()), slow, succeed(NotForThisNode())])
+        self.sink.answer = lambda: next(verdicts)
+        self.client.messages.append([message("a"), message("b"), message("c")])
+        self.thread.step()
+        self.thread.step()
+        self.assertEqual(self.client.hidden, [{"receipt of a": 0, "receipt of c": 0}])
+        self.assertEqual(self.thread.work, [])
+        slow.callback(Accepted(captures=()))
+        self.thread.step()
+        self.assertEqual(self.client.deleted, [["receipt of b"]])
+
+    def test_stays_hidden(self) -> None:
+        """While a verdict is awaited, the message stays hidden from others, however long that takes."""
+        held = self.sink.hold()
+        self.client.messages.append([message("a"), message("b")])
+        self.thread.step()
+        self.clock.advance(HIDDEN_SECONDS / 2)
+        self.thread.step()
+        held[0].callback(Accepted(captures=()))
+        self.clock.advance(HIDDEN_SECONDS / 2)
+        self.client.settling.append(refusal("InternalError"))
+        self.thread.step()
+        self.clock.advance(HIDDEN_SECONDS / 2)
+        self.thread.step()
+        self.assertEqual(
+            self.client.hidden,
+            [
+                {"receipt of a": HIDDEN_SECONDS, "receipt of b": HIDDEN_SECONDS},
+                {"receipt of b": HIDDEN_SECONDS},
+                {"receipt of b": HIDDEN_SECONDS},
+            ],
+        )
+        held[1].callback(Accepted(captures=()))
+        self.thread.step()
+        self.assertEqual(self.client.deleted, [["receipt of a", "receipt of b"]])
+        self.thread.step()
+        self.assertEqual(len(self.client.asked), 2)
+
     def test_copy_in_the_same_poll(self) -> None:
-        """A copy that comes before the verdict is deleted, unless the first one is to come again."""
+        """A copy that comes with the same poll is submitted once, and returned or deleted with the other."""
         verdicts = self.sink.hold()
         self.client.messages.append([message("a"), message("a", receipt="another receipt of a")])
         self.thread.step()
         [verdict] = verdicts
         verdict.callback(Busy(reason="full"))
         self.thread.step()
-        self.assertEqual(self.client.deleted, [["another receipt of a"]])
-        self.assertEqual(list(self.client.hidden[0]), ["receipt of a"])
+        self.assertEqual(self.client.deleted, [])
+        self.assertEqual(list(self.client.hidden[0]), ["receipt of a", "another receipt of a"])
         self.client.messages.append([message("a")])
         self.thread.step()
         self.assertEqual(len(verdicts), 2)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import random
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -27,8 +28,9 @@ from pcapsvc.interfaces.threads import RunInThread
 from pcapsvc.sources.polling import RETRY_SECONDS, Backoff, Outage, OwnThread, Poller
 from pcapsvc.sources.sqs.queue import Message, Queue, Received, Step, Unsettled, described, make_boto3_client
 
-#: The visibility timeout of a received message, whatever the queue's own is. It is deleted or returned within
-#: a moment; if its node dies before that, others see it after this time.
+#: The visibility timeout of a received message, whatever the queue's own is. If its node dies before the
+#: message is deleted or returned, others see it after this time. While its verdict is awaited, the timeout is
+#: renewed each time that half of it has passed.
 HIDDEN_SECONDS = 30
 
 #: How long a server has to answer after the end of a long poll.
@@ -74,6 +76,23 @@ class SQSSource(service.Service):
 
     An outage is logged once, and so is its end.
 
+    @param reactor: provides time, and accepts calls from threads.
+    @param url: the queue's URL.
+    @param region: L{None} is the region in the URL; if it has none, the one that Amazon's tools are
+        configured with.
+    @param endpoint: the URL of a compatible service; L{None} is Amazon, or, if the queue's URL isn't
+        Amazon's, the server in it.
+    @param access_id: with C{access_key}, the credentials. Without them, they are looked up where Amazon's
+        tools do: the environment, a profile, a role.
+    @param access_key: the secret; it is never logged.
+    @param wait_seconds: how long a poll waits for a message: 0 to 20.
+    @param chunk_size: the most messages that a poll returns: 1 to 10.
+    @param unmatched: C{release} returns messages for other nodes to the queue; C{delete} is for nodes
+        that have a queue each.
+    @param hidden_seconds: see L{HIDDEN_SECONDS}; likewise the others.
+    @param run_in_thread: runs one function after the other; L{None} is the source's own thread.
+    @param make_client: makes a client in place of boto3's; is called in the thread.
+    @param chance: returns a number from 0 to less than 1.
     @ivar name: the name of the source in requests that it submits.
     """
 
@@ -103,25 +122,6 @@ class SQSSource(service.Service):
         make_client: Callable[[], Any] | None = None,
         chance: Callable[[], float] = random.random,
     ) -> None:
-        """
-        @param reactor: provides time, and accepts calls from threads.
-        @param url: the queue's URL.
-        @param region: L{None} is the region in the URL; if it has none, the one that Amazon's tools are
-            configured with.
-        @param endpoint: the URL of a compatible service; L{None} is Amazon, or, if the queue's URL isn't
-            Amazon's, the server in it.
-        @param access_id: with C{access_key}, the credentials. Without them, they are looked up where Amazon's
-            tools do: the environment, a profile, a role.
-        @param access_key: the secret; it is never logged.
-        @param wait_seconds: how long a poll waits for a message: 0 to 20.
-        @param chunk_size: the most messages that a poll returns: 1 to 10.
-        @param unmatched: C{release} returns messages for other nodes to the queue; C{delete} is for nodes
-            that have a queue each.
-        @param hidden_seconds: see L{HIDDEN_SECONDS}; likewise the others.
-        @param run_in_thread: runs one function after the other; L{None} is the source's own thread.
-        @param make_client: makes a client in place of boto3's; is called in the thread.
-        @param chance: returns a number from 0 to less than 1.
-        """
         self._reactor = reactor
         self._sink = sink
         self._url = url
@@ -220,18 +220,69 @@ class SQSSource(service.Service):
         if messages:
             self._empty_polls = 0
             self._settles = False
-            # All are submitted before the first verdict is awaited.
-            judging = [defer.Deferred.fromCoroutine(self._judge(message)) for message in messages]
-            await defer.DeferredList(judging)
-            steps = [await judged for judged in judging]
-            await self._settle(queue, steps)
+            await self._judge_all(queue, messages)
             self._settles = True
-            await self._stand_back(steps)
         if self._settles:
             self._outage.ended("listening")
         if not messages:
             await self._rest()
         self._polled_at = self._reactor.seconds()
+
+    async def _judge_all(self, queue: Queue, messages: list[Message]) -> None:
+        """
+        Submit the messages of a poll, and settle each after its verdict.
+
+        Those for other nodes don't wait for a filter that is slow to compile here.
+        """
+        copies: dict[str, list[Message]] = {}
+        for message in messages:
+            copies.setdefault(message.message_id, []).append(message)
+        # All are submitted before the first verdict is awaited.
+        judging = {
+            message_id: defer.Deferred.fromCoroutine(self._judge(same[0]))
+            for message_id, same in copies.items()
+        }
+        slow = {message_id: judged for message_id, judged in judging.items() if not judged.called}
+
+        async def steps(judged: dict[str, defer.Deferred[Step]]) -> list[Step]:
+            # To delete a copy deletes the message.
+            return [
+                replace(await step, message=copy)
+                for message_id, step in judged.items()
+                for copy in copies[message_id]
+            ]
+
+        done = await steps({each: judged for each, judged in judging.items() if each not in slow})
+        if done:
+            await self._settle(queue, done)
+        if slow:
+            await self._stay_hidden(queue, slow, copies)
+            await self._settle(queue, await steps(slow))
+        else:
+            await self._stand_back(done)
+
+    async def _stay_hidden(
+        self, queue: Queue, judging: dict[str, defer.Deferred[Step]], copies: dict[str, list[Message]]
+    ) -> None:
+        """Await verdicts, and renew the visibility timeouts of their messages in the meantime."""
+
+        def renew() -> defer.Deferred[Any]:
+            steps = [
+                Step(message=copy, hide_seconds=self._hidden_seconds)
+                for message_id, judged in judging.items()
+                if not judged.called
+                for copy in copies[message_id]
+            ]
+            # If this fails, another node may get a message, too. This one recognizes it.
+            return self._run_in_thread(queue.settle, steps).addErrback(lambda _: None)
+
+        renewing = task.LoopingCall(renew)
+        renewing.clock = self._reactor
+        renewing.start(self._hidden_seconds / 2, now=False)
+        try:
+            await defer.DeferredList(list(judging.values()))
+        finally:
+            renewing.stop()
 
     async def _rest(self) -> None:
         """Pause, if the server says at once, and repeatedly, that the queue is empty."""
@@ -269,7 +320,7 @@ class SQSSource(service.Service):
                 "SQS {url}: message {id} was delivered again", url=self._url, id=message.message_id
             )
             return Step(message=message, hide_seconds=None)
-        # Before the verdict: a copy of it may come with the same poll.
+        # Before the verdict: SNS may have sent it twice, and the second one comes with the same poll.
         for key in keys:
             self._settled.remember(key, now)
         try:
