@@ -1,4 +1,4 @@
-"""Whether a request is too old: the packets that it was about are gone, and it would capture others."""
+"""Whether a request is too old: it would miss the packets that it was about, and capture others."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ CLOCK_SKEW_SECONDS = 5.0
 
 def too_old(sent_at: float, now: float, max_age_seconds: float | None) -> Problem | None:
     """
-    The problem that a request is too old; L{None} where it isn't.
+    The problem with a request that is too old; L{None} if it isn't.
 
-    @param sent_at: when its broker took it, in seconds since the Unix epoch.
+    @param sent_at: when its broker accepted it, in seconds since the Unix epoch.
     @param now: the time here, likewise.
     @param max_age_seconds: how old it may be, by the same clock; L{None} is no bound.
     """

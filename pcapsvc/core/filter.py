@@ -1,11 +1,10 @@
 """
-BPF filters: what can be said of one without compiling it, and how compiled ones are combined.
+BPF filters: what is known of one without compiling it, and how compiled ones are combined.
 
-libpcap looks up the name of a host or a network while it compiles a filter, and
-waits for DNS there, with all else at a standstill. So a filter is read here as
-libpcap's scanner reads it (pcap-filter(7); C{scanner.l} and C{grammar.y} of
-libpcap 1.9), and a name is told from an address, a number, and a word of the
-language.
+While libpcap compiles a filter, it looks up the names of hosts and networks, and
+blocks until DNS answers. So a filter is first scanned here in the same way as
+libpcap's scanner does it (pcap-filter(7); C{scanner.l} and C{grammar.y} of
+libpcap 1.9), to distinguish names from addresses, numbers and keywords.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ _NAMES_ARE_LOCAL = frozenset(
     ifname on rset ruleset reason action
     """.split()
 )
-# These keep what the words before them said of the names to come.
+# After one of these, names mean the same as before it.
 _CONNECTIVES = frozenset({"and", "or", "not"})
 _OTHER_WORDS = frozenset(
     """
@@ -72,7 +71,7 @@ _MAC = re.compile(
 _TOKEN = re.compile(
     r"""
     (?P<bracket> [\[\]] )
-    | \\(?P<escaped> [^ !()\n\t]+ )            # a name that would else be a word of the language
+    | \\(?P<escaped> [^ !()\n\t]+ )            # a name that would otherwise be a keyword
     | (?P<colons> [0-9A-Za-z_.-]*:[0-9A-Za-z_.:-]* )
     | (?P<word> [0-9A-Za-z][-_.0-9A-Za-z]* )
     """,
@@ -82,18 +81,18 @@ _TOKEN = re.compile(
 
 def names_needing_dns(bpf: str) -> tuple[str, ...]:
     """
-    The words of a filter that libpcap would look up as the name of a host or a network.
+    The words of a filter that libpcap would look up as names of hosts or networks.
 
-    Where that can't be told for certain, a word counts as one. What is no filter
-    at all is left for libpcap to say.
+    A word that can't be classified for certain counts as one. Syntax errors are left for libpcap
+    to report.
     """
     return tuple(dict.fromkeys(_host_names(bpf)))
 
 
 def follows_header_chains(bpf: str) -> bool:
     """
-    Whether a filter has the word C{protochain}: it is compiled to a loop, and the kernel
-    runs none (C{sk_chk_filter} in net/core/filter.c, socket(7)).
+    Whether a filter contains C{protochain}. It compiles to a loop, which the kernel doesn't
+    run (C{sk_chk_filter} in net/core/filter.c, socket(7)).
     """
     return any(token["word"] == "protochain" for token in _TOKEN.finditer(bpf))
 
@@ -142,7 +141,7 @@ def _is_address(word: str) -> bool:
     return True
 
 
-# struct sock_filter of linux/filter.h: what to do, where to go on if so and if not, and a number.
+# struct sock_filter of linux/filter.h: code, jump if true, jump if false, and a constant.
 _INSTRUCTION = struct.Struct("=HBBI")
 # linux/bpf_common.h
 _GO_ON_AT = 0x05  # BPF_JMP | BPF_JA
@@ -156,8 +155,8 @@ class Program:
 
     @ivar bpf: the filter as text, of pcap-filter(7).
     @ivar instructions: what it was compiled to: each a C{struct sock_filter}.
-    @ivar is_optimized: whether libpcap's optimizer finished it. If not, it is longer and takes more time
-        for each packet, but means the same.
+    @ivar is_optimized: whether libpcap's optimizer finished it. If not, it is longer and slower for each
+        packet, but matches the same ones.
     @ivar compile_seconds: how long another process was busy with it; 0 if it had been compiled before.
     """
 
@@ -167,7 +166,7 @@ class Program:
     compile_seconds: float = field(default=0.0, compare=False)
 
     def without(self, left_out: Program) -> Program:
-        """A filter that lets pass what this one does, except what C{left_out} lets pass."""
+        """A filter that matches what this one does, except what C{left_out} matches."""
         return Program(
             bpf=own_traffic.without(left_out.bpf, self.bpf),
             instructions=without(left_out.instructions, self.instructions),
@@ -177,14 +176,14 @@ class Program:
 
 def everything(snap_length: int) -> Program:
     """
-    The filter that every packet passes.
+    The filter that matches every packet.
 
     @param snap_length: of the handle, in bytes.
     """
     return Program(bpf="", instructions=_INSTRUCTION.pack(_RETURN, 0, 0, snap_length))
 
 
-#: The filter that no packet passes. No packet is as long as its text says; libpcap itself refuses to compile
+#: The filter that matches no packet: none is as long as its text demands. libpcap itself refuses to compile
 #: a filter that it finds to be false.
 NOTHING = Program(bpf="greater 2000000000", instructions=_INSTRUCTION.pack(_RETURN, 0, 0, 0))
 
@@ -203,14 +202,14 @@ class FilterRejected(RequestRejected):
 
 def without(left_out: bytes, program: bytes) -> bytes:
     """
-    A filter that lets pass what C{program} does, but for what C{left_out} does.
+    A filter that matches what C{program} does, except what C{left_out} does.
 
-    To put them together takes no time, while to compile filters takes the cube of their
-    length. The one begins where the other ends, at any of its ends: neither knows what
-    it finds in the registers, and all jumps are relative.
+    The programs are concatenated, which is cheap, while the time to compile a filter grows with the cube of
+    its length. C{program} begins at each point at which C{left_out} returns. That is possible because neither
+    assumes anything about the registers, and all jumps are relative.
 
-    @param left_out: as libpcap compiles it: all its ends are numbers.
-    @param program: likewise; the result is both their lengths together.
+    @param left_out: as compiled by libpcap: it only returns constants.
+    @param program: likewise. The result is as long as both together.
     """
     return b"".join(_first(left_out)) + program
 

@@ -1,4 +1,4 @@
-"""Which packets are the daemon's own, as a filter of pcap-filter(7)."""
+"""A filter of pcap-filter(7) for the daemon's own packets."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Address = IPv4Address | IPv6Address
 #: How long a connection is remembered after its end, in seconds: as long as the kernel does
 #: (TCP_TIMEWAIT_LEN in net/tcp.h).
 REMEMBERED_SECONDS = 60.0
-#: How many connections a filter holds. To compile so many takes some 5 ms.
+#: The most connections in a filter. Compiling these takes some 5 ms.
 MOST_CONNECTIONS = 64
 
 
@@ -27,7 +27,7 @@ class Connection:
 
 @dataclass(frozen=True, kw_only=True)
 class Listener:
-    """An address of this host on which this process listens for TCP connections: all of them are its own."""
+    """An address of this host on which this process listens: all TCP connections to it are its own."""
 
     local: Address
     port: int
@@ -43,10 +43,10 @@ class OwnSockets:
 
 class OwnTraffic:
     """
-    Knows the connections that this process has, and those that it had a while ago: of
-    them, packets may still come.
+    Knows the connections that this process has, and those that it had a while ago, whose
+    packets may still arrive.
 
-    @ivar bpf: a filter that its packets pass; empty where there are none.
+    @ivar bpf: a filter that matches their packets; empty if there are none.
     @ivar left_out: how many connections there was no room for.
     """
 
@@ -69,7 +69,7 @@ class OwnTraffic:
         for connection, seen in tuple(self._last_seen.items()):
             if abs(now - seen) > REMEMBERED_SECONDS:
                 del self._last_seen[connection]
-        # Those that are open first, and of the others the last.
+        # The open ones first, and then those that were closed last.
         newest = sorted(self._last_seen, key=lambda connection: self._last_seen[connection], reverse=True)
         self.left_out = max(0, len(newest) - MOST_CONNECTIONS)
         for forgotten in newest[4 * MOST_CONNECTIONS :]:
@@ -82,10 +82,10 @@ class OwnTraffic:
 
 def without(own: str, bpf: str) -> str:
     """
-    A filter that lets pass what C{bpf} does, but for what C{own} does.
+    A filter that matches what C{bpf} does, except what C{own} does.
 
-    C{bpf} comes last: its words C{vlan} and C{mpls} change what stands behind them. White
-    space alone is a filter that all passes, though not in brackets.
+    C{bpf} comes last, because C{vlan} and C{mpls} change the meaning of what follows them. White
+    space alone is a filter that matches everything, but not in parentheses.
     """
     if not own:
         return bpf
@@ -97,8 +97,8 @@ def _terms(connections: Iterable[Connection], listeners: Iterable[Listener]) -> 
         here, port = listener.local, listener.port
         yield f"(dst host {here} and tcp dst port {port})"
         yield f"(src host {here} and tcp src port {port})"
-    # Both ports are compared at once, and each pair of hosts once: a tenth of the time that a compilation of
-    # "host and port" for each takes, since that grows with the cube of the length.
+    # Both ports are compared at once, and each pair of hosts once: this compiles in a tenth of the time of
+    # "host and port" for each, because the time grows with the cube of the length.
     ports: dict[tuple[Address, Address], list[int]] = {}
     for one in sorted(connections, key=str):
         ports.setdefault((one.local, one.remote), []).append(one.local_port << 16 | one.remote_port)

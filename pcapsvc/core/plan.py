@@ -1,4 +1,4 @@
-"""From a request and what this node is to the captures that it asks for."""
+"""Which captures a request means on a node."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from pcapsvc.core.session import FILE_HEADER_BYTES, PACKET_HEADER_BYTES, Capture
 @dataclass(frozen=True, kw_only=True)
 class NodeView:
     """
-    What a node is, as far as a request can tell.
+    What requests depend on of a node.
 
-    @ivar name: the host name, as it stands in file names and tags.
+    @ivar name: the host name, as used in file names and tags.
     @ivar interfaces_by_alias: the names of the interfaces that carry an alias, in their order.
-    @ivar default_timeout_seconds: the idle time of a request that has none.
+    @ivar default_timeout_seconds: the idle time-out of a request that has none.
     @ivar snap_length: the snap length of a request that has none, in bytes.
     """
 
@@ -32,13 +32,13 @@ class NodeView:
 @dataclass(frozen=True, kw_only=True)
 class CapturePlan:
     """
-    One capture, on one interface, all told.
+    One capture on one interface, with all that it needs.
 
     @ivar alias: the alias by which the interface was asked for, or L{None}.
-    @ivar snap_length: how much of each packet is kept, in bytes.
-    @ivar options: what the request says of each destination that is enabled, as in L{CaptureRequest}.
+    @ivar snap_length: how much of each packet is captured, in bytes.
+    @ivar options: what the request says about each destination that is enabled, as in L{CaptureRequest}.
     @ivar via: the name of the source that the request arrived through.
-    @ivar most_bytes: the size that its file may come to, in bytes.
+    @ivar most_bytes: the size that its file may grow to, in bytes.
     """
 
     node: str
@@ -66,7 +66,7 @@ class CapturePlan:
 
     @property
     def most_bytes(self) -> int:
-        """The limit of bytes, or less where so many packets, cut so short, can't come to it."""
+        """The byte limit, or less if the packet limit and the snap length don't allow for as much."""
         all_packets = self.limits.max_packets * (PACKET_HEADER_BYTES + self.snap_length)
         return min(self.limits.max_bytes, FILE_HEADER_BYTES + all_packets)
 

@@ -1,20 +1,20 @@
-"""How many requests a source may bring, and how much time they may take."""
+"""How many requests a source may deliver, and how much time they may take."""
 
 from __future__ import annotations
 
-# A request that takes so long, in seconds, is an ordinary one: a capture or two are opened.
+# A request that takes up to this long, in seconds, is an ordinary one: it opens a capture or two.
 _ORDINARY_SECONDS = 0.1
-# Of the time of one that takes longer, so many times as much must pass before the next.
+# After one that takes longer, this many times as long must pass before the next.
 _REST = 4
 
 
 class RequestRate:
     """
-    A bucket of tokens for each source: as many as may come in a second, and filled
-    again at that rate. So a source that was silent may bring a second's worth at once.
-    Requests that take long, such as those of costly filters, take tokens by their time.
+    A token bucket for each source. It holds one second's worth of requests, and is refilled at that
+    rate, so a source that was silent may deliver a second's worth at once. Requests that take long,
+    such as those with costly filters, use up tokens in proportion to their time.
 
-    @param per_second: how many requests a second each source may bring; L{None} is no bound.
+    @param per_second: how many requests a second each source may deliver; L{None} is unlimited.
     """
 
     def __init__(self, per_second: int | None) -> None:
@@ -24,9 +24,11 @@ class RequestRate:
 
     def refusal(self, source: str, now: float) -> str | None:
         """
-        Why a request of a source comes too soon; L{None} where it doesn't, and is counted.
+        Count a request.
 
-        @param now: the time in seconds of any clock. Where it was put back, no time has passed.
+        @return: why it comes too soon; L{None} if it doesn't.
+
+        @param now: the time in seconds of any clock. If it was set back, no time has passed.
         """
         if self._per_second is None:
             return None
@@ -69,7 +71,7 @@ class TimeBudget:
         """
         Use some of a source's time.
 
-        @param now: the time in seconds of any clock. If it was put back, no time has passed.
+        @param now: the time in seconds of any clock. If it was set back, no time has passed.
 
         @return: whether there was enough left; if not, nothing is used.
         """

@@ -1,4 +1,4 @@
-"""What a capture brought."""
+"""The result of a capture."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Content(Protocol):
 @dataclass(frozen=True, kw_only=True)
 class PacketCounts:
     """
-    What the kernel says of a capture (pcap_stats(3PCAP)).
+    What the kernel counted during a capture (pcap_stats(3PCAP)).
 
-    @ivar received: packets that passed the filter, the dropped ones among them.
-    @ivar dropped: by the kernel, since its buffer was full.
+    @ivar received: packets that matched the filter, including those that were dropped.
+    @ivar dropped: by the kernel, because its buffer was full.
     @ivar interface_dropped: by the interface or its driver.
     """
 
@@ -39,8 +39,8 @@ class PacketCounts:
 
     def with_at_least(self, packets: int) -> PacketCounts:
         """
-        These, where so many packets were read. What the kernel counted by the time it was first asked is
-        not counted here; packets of this capture may be among them.
+        These counts, raised so that they cover the packets that were read. What the kernel had counted
+        before the first query is left out of them, and may include packets of this capture.
         """
         return replace(self, received=max(self.received, packets + self.dropped))
 
@@ -54,8 +54,8 @@ class Recording:
     @ivar started: when, in seconds since the Unix epoch.
     @ivar link_type: the link-layer type of the file, a number of draft-ietf-opsawg-pcaplinktype.
     @ivar packets: the number of packets in the file.
-    @ivar counts: L{None} where the interface was gone before they could be asked for.
-    @ivar content: the pcap file. Whoever has the recording closes it.
+    @ivar counts: L{None} if the interface was gone before they could be read.
+    @ivar content: the pcap file. The owner of the recording closes it.
     """
 
     capture_id: str

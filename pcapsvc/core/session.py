@@ -10,9 +10,9 @@ FILE_HEADER_BYTES = 24
 #: The header of each packet in it, in bytes (the same, section 5).
 PACKET_HEADER_BYTES = 16
 
-# A batch is bounded so that a flood never keeps the reactor for long: 4096 packets take 2 ms.
+# Batches are bounded so that a flood never blocks the reactor for long: 4096 packets take 2 ms.
 _LARGEST_BATCH = 4096
-# Below this many packets that surely fit, a batch without counting costs more than counting.
+# If fewer packets than this certainly fit, a batch without counting costs more than counting.
 _SMALLEST_UNCOUNTED_BATCH = 16
 
 
@@ -31,11 +31,11 @@ class StopReason(Enum):
 @dataclass(frozen=True, kw_only=True)
 class CaptureLimits:
     """
-    The limits of a capture; the first that is met ends it.
+    The limits of a capture. It ends when the first of them is reached.
 
-    @ivar max_bytes: of the pcap file, headers included. The packet that brings
-        the file to this size, or over it, is the last.
-    @ivar idle_seconds: how long no packet may come.
+    @ivar max_bytes: of the pcap file, headers included. The packet with which the file reaches
+        or exceeds this size is the last.
+    @ivar idle_seconds: how long the capture waits for the next packet.
     """
 
     max_packets: int
@@ -49,9 +49,9 @@ class Batch:
     """
     What may be read next.
 
-    @ivar packets: at most so many packets.
+    @ivar packets: how many packets may be read.
     @ivar stop_at_bytes: read no further packet once the file has this size, in bytes;
-        L{None} where the batch can't bring it there, so that nothing needs to be counted.
+        L{None} if the batch can't reach it, so that nothing needs to be counted.
     """
 
     packets: int
@@ -60,8 +60,8 @@ class Batch:
 
 class CaptureSession:
     """
-    Follows one capture against its limits. Does no I/O, and knows no clock: C{now}
-    is a time in seconds of any clock that never goes back.
+    Checks one capture against its limits. Does no I/O, and knows no clock: C{now}
+    is a time in seconds of any monotonic clock.
     """
 
     def __init__(self, limits: CaptureLimits, *, snap_length: int, now: float) -> None:
@@ -75,10 +75,10 @@ class CaptureSession:
 
     def next_batch(self) -> Batch:
         """
-        What may be read next, such that no limit is passed over.
+        What may be read next without exceeding a limit.
 
-        Far from the limit of bytes, a batch is no larger than what surely fits, and
-        nothing is counted. Near it, and from there to the end, each packet is.
+        Far from the limit of bytes, a batch is no larger than what certainly fits, and
+        nothing is counted. Close to it, and from then on, each packet is counted.
         """
         packets = min(_LARGEST_BATCH, self._limits.max_packets - self.packets)
         fitting = (self._limits.max_bytes - self._size - 1) // self._largest_packet
@@ -94,9 +94,9 @@ class CaptureSession:
 
         @param packets: the number of packets in it.
         @param size: the file's size after it, in bytes: exact after a counted batch;
-            after any other it may be more than there is, and never less.
+            after any other it may be an overestimate, never an underestimate.
 
-        @return: why the capture is over, or L{None} where it goes on.
+        @return: why the capture is over, or L{None} if it continues.
         """
         self.packets += packets
         self._size = size
@@ -110,8 +110,8 @@ class CaptureSession:
 
     def time_passed(self, now: float) -> StopReason | None:
         """
-        Why the capture is over at this time, all that arrived before it being recorded;
-        L{None} where it goes on.
+        Why the capture is over at this time, given that all earlier packets are recorded;
+        L{None} if it continues.
         """
         if now >= self._ends:
             return StopReason.DURATION
@@ -120,5 +120,5 @@ class CaptureSession:
         return None
 
     def next_deadline(self) -> float:
-        """When a limit of time is met, if no packet comes."""
+        """When a time limit is reached if no packet arrives."""
         return min(self._ends, self._last_packet + self._limits.idle_seconds)
