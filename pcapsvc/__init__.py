@@ -1,3 +1,3 @@
-"""On-demand packet capture: a request names a host, and the packets arrive where they are wanted."""
+"""On-demand packet capture: a request names a host and an interface, and the capture is delivered."""
 
 __version__ = "1.0.0"

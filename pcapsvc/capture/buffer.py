@@ -10,9 +10,9 @@ from typing import Any, BinaryIO, Protocol
 from pcapsvc.core.session import FILE_HEADER_BYTES, PACKET_HEADER_BYTES, Batch
 from pcapsvc.interfaces.capture import IPacketDumper, IPacketHandle
 
-# As much memory is taken at once as the next packets may need, and so much more, in bytes.
+# How much more memory is reserved than the next packets may need, in bytes.
 _RESERVE_BYTES = 1 << 20
-# So much, at most, may the packets need that are read in one call of libpcap, in bytes.
+# The most memory that the packets of one call of libpcap may need, in bytes.
 _MOST_AHEAD_BYTES = 4 << 20
 # linux/falloc.h
 _FALLOC_FL_KEEP_SIZE = 1
@@ -21,23 +21,23 @@ _FALLOC_FL_PUNCH_HOLE = 2
 _fallocate = ctypes.CDLL(None, use_errno=True).fallocate
 _fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 
-# The dumper is a stdio stream without a flush: so much may be held back, until it is closed (setbuf(3)).
+# The dumper is a stdio stream without a flush: it buffers up to this much until it is closed (setbuf(3)).
 _HELD_BACK_BYTES = 4096
 
 
 class Observer(Protocol):
-    """Looks at each packet on its way into the file."""
+    """Sees each packet that is written to the file."""
 
     def packet(self, data: bytes, length: int) -> None:
         """
-        See one packet. What it raises ends the batch.
+        See one packet. If this raises, the batch ends.
 
         @param data: as it is in the file.
-        @param length: how long it was before it was cut, in bytes.
+        @param length: its original length, in bytes.
         """
 
     def done(self) -> None:
-        """No packet will come any more."""
+        """There are no more packets."""
 
 
 class _Full(Exception):
@@ -48,7 +48,7 @@ class MemoryFile:
     """
     A file in memory, of this process alone (memfd_create(2)).
 
-    @ivar path: by which it can be opened again, with an offset of its own.
+    @ivar path: opens it again, with an independent offset.
     """
 
     def __init__(self, name: str) -> None:
@@ -59,18 +59,18 @@ class MemoryFile:
     @property
     def size(self) -> int:
         """The number of bytes."""
-        # A quarter of what fstat(2) takes, in Python; where the descriptor's own offset is means nothing.
+        # In Python, four times as fast as fstat(2). The descriptor's offset is not used.
         return os.lseek(self._descriptor, 0, os.SEEK_END)
 
     def open(self) -> BinaryIO:
-        """A reader of its own, at the first byte. The caller closes it."""
+        """An independent reader, at the first byte. The caller closes it."""
         return open(self.path, "rb")
 
     def reserve(self, end: int) -> None:
         """
-        Have the memory for the first C{end} bytes, so that no write of them can fail.
+        Reserve memory for the first C{end} bytes, so that writing them can't fail.
 
-        @raise OSError: where there is not so much.
+        @raise OSError: if there is not enough.
         """
         if end > self._reserved:
             end += _RESERVE_BYTES
@@ -78,13 +78,13 @@ class MemoryFile:
             self._reserved = end
 
     def release(self) -> None:
-        """Give back what is reserved beyond the last byte."""
+        """Free what is reserved beyond the last byte."""
         if self._reserved > self.size:
             self._allocate(_FALLOC_FL_KEEP_SIZE | _FALLOC_FL_PUNCH_HOLE, self.size, self._reserved)
         self._reserved = 0
 
     def append(self, other: MemoryFile, *, skip: int) -> None:
-        """Put what C{other} holds, from its byte C{skip} on, behind what this one holds."""
+        """Append the content of C{other} from offset C{skip} on."""
         os.lseek(self._descriptor, 0, os.SEEK_END)
         end = other.size
         while skip < end:
@@ -97,7 +97,7 @@ class MemoryFile:
             raise OSError(code, os.strerror(code))
 
     def close(self) -> None:
-        """Let go of the memory. What is open stays readable. A second call does nothing."""
+        """Free the memory. Readers that are open stay readable. A second call does nothing."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
@@ -108,20 +108,20 @@ class RecordingBuffer:
     Writes the packets of a handle into memory, batch by batch.
 
     As long as batches need no counting, libpcap's dumper is called straight from
-    libpcap's loop, and the file's size is known to within what stdio holds back.
-    From the first counted batch on the size must be exact: so the file is closed
-    then, and a second one is begun, that is put behind the first in the end.
+    libpcap's loop, and the file's size is known except for what stdio buffers. From
+    the first counted batch on, the size must be exact, so the file is closed and a
+    second one is begun, which is appended to the first at the end.
 
-    The dumper says nothing when a write fails. So none may: the memory for packets is
-    there before they are read. That is as much as if each of them were of the snap
-    length; so a batch is read in several calls, where that would be much.
+    The dumper doesn't report failed writes, so none may fail: the memory for packets
+    is reserved before they are read, as if each were of the snap length. If that would
+    be a lot, a batch is read in several calls.
 
     @param open_dumper: creates a pcap file of the handle's link type and snap length, by its path.
     @param before_read: called before each read of the handle.
-    @param snap_length: how much of each packet is kept, in bytes.
+    @param snap_length: how much of each packet is captured, in bytes.
     @param observer: sees each packet; what it raises is raised by L{read}.
 
-    @raise OSError: where there is no memory or no descriptor for it.
+    @raise OSError: if there is no memory or no descriptor for it.
     """
 
     def __init__(
@@ -151,14 +151,14 @@ class RecordingBuffer:
 
     @property
     def size(self) -> int:
-        """The file's size, in bytes: exact after a counted batch; after others, at most so much."""
+        """The file's size, in bytes: exact after a counted batch; after others, an upper bound."""
         if self._counted_bytes is not None:
             return self._counted_bytes
         return self._files[-1].size + _HELD_BACK_BYTES
 
     @property
     def written(self) -> int:
-        """The bytes that are in memory by now; what stdio holds back is missing, until L{finish}."""
+        """The bytes that are in memory by now, without those that stdio buffers until L{finish}."""
         return self._finished_bytes or sum(file.size for file in self._files)
 
     def read(self, batch: Batch) -> int:
@@ -167,9 +167,9 @@ class RecordingBuffer:
 
         @return: the number of packets read, which are in the file.
 
-        @raise CaptureUnavailable: where the interface is gone; what was read before, also of this batch, is
-            in the file, and in L{packets}.
-        @raise OSError: where there is no memory for the batch.
+        @raise CaptureUnavailable: if the interface is gone. What was read before, also in this batch, is in
+            the file and in L{packets}.
+        @raise OSError: if there is no memory for the batch.
         """
         before = self.packets
         read = self._reader_of(batch)
@@ -186,7 +186,7 @@ class RecordingBuffer:
         return self.packets - before
 
     def _reader_of(self, batch: Batch) -> Callable[[int], int]:
-        """Reads at most so many packets, counts them, and answers how many they were."""
+        """A function that reads up to a number of packets, counts them, and returns how many there were."""
         dumper = self._dumper_of(batch)
         if batch.stop_at_bytes is not None or self._observer is not None:
             each = self._each_packet(dumper.dump, batch.stop_at_bytes)
@@ -201,16 +201,18 @@ class RecordingBuffer:
 
     def finish(self) -> MemoryFile:
         """
-        Close the file. To be called once; the caller has the content, and closes it.
+        Close the file. To be called once.
 
-        @raise OSError: where the packets could not all be written; nothing is left open.
+        @return: its content, which the caller closes.
+
+        @raise OSError: if not all packets could be written; nothing is left open.
         """
         whole, *rest = self._end()
         try:
             for other in rest:
                 whole.append(other, skip=FILE_HEADER_BYTES)
             if self._counted_bytes is not None and whole.size != self._counted_bytes:
-                raise OSError(f"{self._counted_bytes} bytes were captured, and {whole.size} could be kept")
+                raise OSError(f"{self._counted_bytes} bytes were captured, but {whole.size} were written")
             whole.release()
             self._finished_bytes = whole.size
         except BaseException:
@@ -222,7 +224,7 @@ class RecordingBuffer:
         return whole
 
     def discard(self) -> None:
-        """Throw away what there is. A second call does nothing."""
+        """Discard the file. A second call does nothing."""
         for file in self._end():
             file.close()
 

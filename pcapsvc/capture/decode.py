@@ -58,9 +58,9 @@ class PacketLog:
         """
         Log one packet.
 
-        @param length: how long it was on the wire, in bytes; L{None} where it wasn't cut.
+        @param length: how long it was on the wire, in bytes; L{None} if it wasn't truncated.
 
-        @raise DecodeFailed: where it can't be decoded, and C{panic} is set.
+        @raise DecodeFailed: if it can't be decoded, and C{panic} is set.
         """
         logged = self._may_log()
         if not (logged or self._panic):
@@ -92,9 +92,9 @@ def describe(link_type: int, data: bytes, length: int | None = None) -> str:
     """
     A packet in one line: its addresses, its protocol, its ports.
 
-    @param length: how long it was on the wire, in bytes; L{None} where it wasn't cut.
+    @param length: how long it was on the wire, in bytes; L{None} if it wasn't truncated.
 
-    @raise Exception: of any kind, where the packet can't be decoded.
+    @raise Exception: of any kind, if the packet can't be decoded.
     """
     layer = _LINK_LAYERS.get(link_type)
     if layer is None:

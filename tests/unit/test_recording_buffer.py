@@ -181,7 +181,7 @@ class RecordingBufferTests(unittest.SynchronousTestCase):
         self.system.deliver("mem0", b"a", b"b")
         buffer.read(Batch(packets=5, stop_at_bytes=1000))
         error = self.assertRaises(OSError, buffer.finish)
-        self.assertEqual(str(error), "58 bytes were captured, and 41 could be kept")
+        self.assertEqual(str(error), "58 bytes were captured, but 41 were written")
 
     def test_no_second_part(self) -> None:
         """Where no second file can be begun, that is told, and the first can be thrown away."""

@@ -105,20 +105,20 @@ class LocalDirectory:
 
 def _write_file(directory: str, name: str, source: BinaryIO, cancelled: Callable[[], bool]) -> None:
     with source:
-        folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        directory_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             hidden = f".{name[:200]}.{secrets.token_hex(4)}"
             try:
-                size = write_file(hidden, read_chunks(source, cancelled), mode=MODE, directory=folder)
-                if not _publish(folder, hidden, name) and not _has_size(folder, name, size):
+                size = write_file(hidden, read_chunks(source, cancelled), mode=MODE, directory=directory_fd)
+                if not _publish(directory_fd, hidden, name) and not _has_size(directory_fd, name, size):
                     raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
             finally:
-                _remove(folder, hidden)
+                _remove(directory_fd, hidden)
         finally:
-            os.close(folder)
+            os.close(directory_fd)
 
 
-def _publish(folder: int, hidden: str, name: str) -> bool:
+def _publish(directory_fd: int, hidden: str, name: str) -> bool:
     """
     Give a file its name.
 
@@ -127,31 +127,31 @@ def _publish(folder: int, hidden: str, name: str) -> bool:
     made = True
     try:
         # Unlike rename(2), link(2) never replaces a file.
-        os.link(hidden, name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
+        os.link(hidden, name, src_dir_fd=directory_fd, dst_dir_fd=directory_fd, follow_symlinks=False)
     except FileExistsError:
         made = False
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
-        made = _rename(folder, hidden, name)
+        made = _rename(directory_fd, hidden, name)
     try:
         # Even if the name exists: the earlier attempt may not have come this far.
-        os.fsync(folder)
+        os.fsync(directory_fd)
     except OSError:
         if made:
             # The attempt has failed. The next one must find the name free.
-            _remove(folder, name)
+            _remove(directory_fd, name)
         raise
     return made
 
 
-def _has_size(folder: int, name: str, size: int) -> bool:
+def _has_size(directory_fd: int, name: str, size: int) -> bool:
     """Whether it is a regular file of that many bytes, not a link."""
-    found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+    found = os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
     return stat.S_ISREG(found.st_mode) and found.st_size == size
 
 
-def _rename(folder: int, hidden: str, name: str) -> bool:
+def _rename(directory_fd: int, hidden: str, name: str) -> bool:
     """
     Rename, for want of hard links. Names contain the capture's id, so nobody else creates this one between
     the two calls.
@@ -159,15 +159,15 @@ def _rename(folder: int, hidden: str, name: str) -> bool:
     @return: whether the name was free.
     """
     try:
-        os.stat(name, dir_fd=folder, follow_symlinks=False)
+        os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
     except FileNotFoundError:
-        os.rename(hidden, name, src_dir_fd=folder, dst_dir_fd=folder)
+        os.rename(hidden, name, src_dir_fd=directory_fd, dst_dir_fd=directory_fd)
         return True
     return False
 
 
-def _remove(folder: int, name: str) -> None:
+def _remove(directory_fd: int, name: str) -> None:
     try:
-        os.unlink(name, dir_fd=folder)
+        os.unlink(name, dir_fd=directory_fd)
     except OSError:
         pass
