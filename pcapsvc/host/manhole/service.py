@@ -125,6 +125,8 @@ class ManholeService(Service):
 
     def _opened(self, port: IListeningPort) -> None:
         self._port = port
+        assert self._factory is not None
+        self._factory.gate.guard(port)
         self._log.info("manhole: listening on {endpoint}", endpoint=self._listen)
         assert self.listening is not None
         self.listening.callback(port.getHost())

@@ -35,6 +35,8 @@ from pcapsvc.core.line_limit import LineLimit
 from pcapsvc.host.manhole.keys import AuthorizedKey, AuthorizedKeys
 from pcapsvc.host.manhole.login import SIGNATURES, WEAK_SIGNATURES, KeyChecker, Quiet, UserAuth
 from pcapsvc.host.manhole.session import Channel, Sessions
+from pcapsvc.net.gate import Gate
+from pcapsvc.net.turns import Turns
 
 #: Connections at once that have logged in, and those that have not.
 MAX_CONNECTIONS = 8
@@ -46,8 +48,9 @@ MAX_CHANNELS = 4
 #: How long a client has to log in.
 LOGIN_SECONDS = 20
 
-#: How long the place of a connection that didn't log in is not given to the next one.
-PENALTY_SECONDS = 0.5
+#: The pause between pieces of work for clients that have not logged in, in seconds. A login has about ten of
+#: them, and exchanging keys takes some milliseconds.
+STRANGER_PAUSE_SECONDS = 0.02
 
 #: What a client may send before it has logged in, in bytes.
 MAX_BYTES_BEFORE_LOGIN = 256 * 1024
@@ -99,8 +102,13 @@ class _Transport(Quiet, SSHServerTransport):
         self.transport.abortConnection()
 
     def logged_in(self, key: AuthorizedKey) -> None:
-        """Remember by whose key this connection is."""
+        """Remember by whose key this connection is. If too many have logged in, close it."""
+        if not self.factory.has_room():
+            self.why_refused = f"logged in while {MAX_CONNECTIONS} others were"
+            self.transport.abortConnection()
+            return
         self.key = key
+        self.transport.welcome()
         self._forget_time()
 
     def _forget_time(self) -> None:
@@ -236,34 +244,40 @@ class Factory(Quiet, SSHFactory):
         self.publicKeys = {host_key.sshType(): host_key.public()}
         self.portal = Portal(_Realm(sessions), [KeyChecker(read_keys)])
         self._connections: set[_Transport] = set()
-        self._penalties: list[float] = []
+        # All clients may have the same address, that of loopback.
+        self.gate = Gate(
+            reactor,
+            Turns(reactor, stranger_pause_seconds=STRANGER_PAUSE_SECONDS),
+            name="manhole",
+            max_connections=2 * (MAX_CONNECTIONS + MAX_UNAUTHENTICATED),
+            max_strangers=MAX_UNAUTHENTICATED,
+            max_per_address=MAX_UNAUTHENTICATED,
+        )
         self._lines = LineLimit(_REFUSED_PER_SECOND)
         self._all_lost: Deferred[None] | None = None
 
     def buildProtocol(self, addr: Any) -> Any:
-        """A connection; L{None}, which closes it, if there are too many."""
-        now = self.reactor.seconds()
-        self._penalties = [until for until in self._penalties if until > now]
-        strangers = sum(each.key is None for each in self._connections)
-        known = len(self._connections) - strangers
-        if strangers + len(self._penalties) >= MAX_UNAUTHENTICATED or known >= MAX_CONNECTIONS:
-            return None
+        """A connection, for which another that has not logged in may be closed; L{None} during a stop."""
         if self._all_lost is not None:
             return None
         connection = super().buildProtocol(addr)
         assert isinstance(connection, _Transport)
         _choose_algorithms(connection)
-        self._connections.add(connection)
-        return connection
+        entrant = self.gate.enter(addr, connection)
+        if entrant is not None:
+            self._connections.add(connection)
+        return entrant
+
+    def has_room(self) -> bool:
+        """Whether another client may log in."""
+        return sum(each.key is not None for each in self._connections) < MAX_CONNECTIONS
 
     def lost(self, connection: _Transport) -> None:
         """Forget a connection."""
         self._connections.discard(connection)
-        if connection.key is None and self._all_lost is None:
-            now = self.reactor.seconds()
-            self._penalties.append(now + PENALTY_SECONDS)
-            if self._lines.may_log(now):
-                self.log.warn("manhole: {peer} {why}", peer=connection.peer, why=connection.why_refused)
+        is_refused = connection.key is None and self._all_lost is None
+        if is_refused and self._lines.may_log(self.reactor.seconds()):
+            self.log.warn("manhole: {peer} {why}", peer=connection.peer, why=connection.why_refused)
         self._check_lost()
 
     def close(self) -> Deferred[None]:
