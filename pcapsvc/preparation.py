@@ -23,19 +23,19 @@ from pcapsvc.core.plan import CapturePlan
 from pcapsvc.core.result import Busy, Rejected
 from pcapsvc.interfaces.capture import ICapture, ICapturer
 
-#: How many captures of a request are prepared at a time: so many threads one request may keep busy.
+#: How many captures of a request are prepared at a time, and so how many threads one request may occupy.
 AT_ONCE = 4
 
 _log = Logger()
 
-# None of the others can succeed, or is wanted, after one of these.
+# After one of these, none of the others can succeed, or is wanted.
 _ENDS_ALL = (RequestRejected, NodeBusy, CaptureForbidden, CancelledError)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preparation:
     """
-    What came of preparing the captures of a request.
+    The result of preparing the captures of a request.
 
     @ivar captures: to be started.
     @ivar problems: of the interfaces that can't be captured on.
@@ -51,12 +51,12 @@ class Preparation:
 
 async def prepare_all(capturer: ICapturer, plans: Sequence[CapturePlan]) -> Preparation:
     """
-    Prepare all captures of a request. If the request can't be done, none is left.
+    Prepare all captures of a request. If the request can't be done, none stays open.
 
-    @return: what came of it. On cancel, its verdict is L{Busy}.
+    @return: fires with the result. On cancel, its verdict is L{Busy}.
     """
-    turns = DeferredSemaphore(AT_ONCE)
-    preparing: list[Deferred[ICapture]] = [turns.run(capturer.prepare, plan) for plan in plans]
+    places = DeferredSemaphore(AT_ONCE)
+    preparing: list[Deferred[ICapture]] = [places.run(capturer.prepare, plan) for plan in plans]
 
     def failed(failure: Failure) -> Failure:
         if failure.check(*_ENDS_ALL):  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""Whether there is room for more captures."""
+"""Whether there is capacity for more captures."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from pcapsvc.core.errors import Problem
 
-#: How many captures may wait for their destinations: besides its bytes, each costs some 20 KiB of objects, as
-#: measured, whether it is on the disk or not.
+#: How many captures may wait for their destinations. Besides its bytes, each costs some 20 KiB of objects
+#: (measured), whether it is on disk or not.
 MOST_WAITING = 10_000
 
 
@@ -23,7 +23,7 @@ class NoRoom:
     """
     There is no room now.
 
-    @ivar reason: what there is too much of, in words.
+    @ivar reason: which limit would be exceeded, in words.
     """
 
     reason: str
@@ -46,20 +46,20 @@ class Reservation:
         self.most_bytes = most_bytes
 
     def started(self, capture_id: str) -> None:
-        """One of the captures has started, and takes its room with it."""
+        """One of the captures has started, and takes over its share of the reservation."""
         assert self.captures > 0
         self.captures -= 1
         self._admission.started(capture_id, self.most_bytes)
 
     def release(self) -> None:
-        """Give back what was not used. A second call does nothing."""
+        """Release what was not used. A second call does nothing."""
         self.captures = 0
         self._admission.released(self)
 
 
 class Admission:
     """
-    Counts what captures hold, and what they may still grow to.
+    Counts the resources that captures hold, and those that they may still need.
 
     @param max_captures: how many may run at once.
     @param max_memory_bytes: how much all may hold, from their start until their last
@@ -90,7 +90,9 @@ class Admission:
 
     def reserve(self, captures: int, most_bytes: int) -> Reservation | Refusal:
         """
-        Have room for this many captures, each of up to C{most_bytes}; or the reason why there is none.
+        Reserve room for this many captures, each of up to C{most_bytes}.
+
+        @return: the reservation, or why there is none.
 
         The room is held until the captures have started, or the reservation is released.
         """

@@ -127,4 +127,4 @@ class DestinationError(PcapsvcError):
 
 
 class SpoolError(PcapsvcError):
-    """The node's fault: the spool can't keep a capture, or has not kept it whole."""
+    """The node's fault: the spool can't store a capture, or has lost part of it."""

@@ -85,7 +85,7 @@ class CaptureStarted(Payload):
     A capture has started.
 
     @ivar alertstr: as in the request.
-    @ivar snap_length: how much of each packet is kept, in bytes.
+    @ivar snap_length: how much of each packet is captured, in bytes.
     @ivar link_type: the link-layer type of the file, a number of draft-ietf-opsawg-pcaplinktype.
     @ivar started: when, in seconds since the Unix epoch.
     """
@@ -142,7 +142,7 @@ class CaptureStopped(Payload):
     file: str | None
 
     def values(self) -> dict[str, Any]:
-        """See L{Payload.values}. The statistics stand among the others."""
+        """See L{Payload.values}. The statistics are on the same level as the others."""
         counts = self.counts
         return {
             "reason": self.reason.value,
@@ -208,7 +208,7 @@ class DeliveryPostponed(Payload):
 
 @dataclass(frozen=True, kw_only=True)
 class DeliverySpooled(Payload):
-    """A capture could not be delivered to a destination yet, and is kept in the spool for it."""
+    """A capture could not be delivered to a destination yet, and is in the spool for it."""
 
     type: ClassVar[str] = "pcapsvc.delivery.spooled"
     destination: str

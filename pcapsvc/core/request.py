@@ -241,7 +241,7 @@ def parse_request(
     if problems:
         raise RequestRejected(problems)
     if "bpf" in values:
-        # libpcap's scanner takes spaces, tabs and line feeds for white space.
+        # For libpcap's scanner, spaces, tabs and line feeds are white space.
         values["bpf"] = values["bpf"].replace("\r", " ")
     return CaptureRequest(
         warnings=tuple(warnings),

@@ -53,7 +53,7 @@ def without_secrets(text: str, secrets: Iterable[tuple[str, str]]) -> str:
 def secret_pattern(secret: str, forms: Collection[str]) -> str:
     """
     A regular expression for a secret. One of fewer than L{SHORT_SECRET} characters is only recognized as a
-    whole word: within words it would be found everywhere, and where it is replaced would tell what it is.
+    whole word: it occurs within many words, and replacing it there would give it away.
 
     @param forms: the forms in which the secret may be spelled; none is empty.
     """

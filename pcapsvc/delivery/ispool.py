@@ -10,7 +10,7 @@ from pcapsvc.delivery.entry import Entry
 
 
 class ISpool(Interface):
-    """Keeps captures on disk for destinations that don't have them yet."""
+    """Stores captures on disk for destinations that don't have them yet."""
 
     def write(entry: Entry, artifact: Artifact, problem: str) -> Deferred[Artifact]:
         """

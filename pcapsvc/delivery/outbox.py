@@ -3,7 +3,7 @@ An outbox: everything that is to be delivered to one destination, from memory an
 
 L{Outbox._attempt_until} is the one retry loop. What differs between the two is how long it goes on,
 which the L{RetryPolicy} says, and where an entry waits for its next attempt: one from memory backs off in
-the loop, one from the spool is put back, and L{Rounds<pcapsvc.delivery.rounds.Rounds>} bring it again.
+the loop, one from the spool is put back, and L{Rounds<pcapsvc.delivery.rounds.Rounds>} submit it again.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Outbox(Service):
     if there is one. With C{spool_first} it is written to the spool before its first attempt, and
     delivered from there; if the disk takes too long, it is delivered from memory.
 
-    From the spool, nothing is given up as long as it is kept: even errors that are not retryable are retried,
+    From the spool, nothing is given up before it expires: even errors that are not retryable are retried,
     but rarely, as an operator may fix the cause.
 
     @param slots: how many attempts may go on at the same time on each route of the destination, 1 or more.
@@ -172,7 +172,7 @@ class Outbox(Service):
         return list(self._deliveries.values())
 
     def route(self, options: Mapping[str, Any]) -> str:
-        """The route that a capture takes: see L{IDestination.route}."""
+        """The route of a capture: see L{IDestination.route}."""
         return self._destination.route(options)
 
     def startService(self) -> None:

@@ -1,4 +1,4 @@
-"""C{[delivery]}: how captures are delivered, and where they wait if they can't be."""
+"""C{[delivery]}: how captures are delivered, and the spool for those that can't be."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class IDestination(Interface):
 
     def route(options: Mapping[str, Any]) -> str:
         """
-        Which of the C{routes} a capture takes. Never raises.
+        Which of the C{routes} is used for a capture. Never raises.
 
         @param options: what its request says of this destination, by field. They may break any rule.
         """

@@ -1,10 +1,10 @@
 """
-What stands between a listening socket and a server: strangers must not keep others out, or the reactor busy.
+A gate between a listening socket and a server: strangers must neither lock others out nor block the reactor.
 
-Everybody is a stranger until the server says otherwise (L{Entrant.welcome}).
+A client is a stranger until it has authenticated (L{Entrant.welcome}).
 
-  - What arrives is processed in turns (see L{Turns}), one connection after the other. Meanwhile nothing more
-    is read from that connection. With TLS, this includes the handshake.
+  - What arrives is processed in turns (see L{Turns}), one connection after the other. Until then, nothing
+    more is read from that connection. With TLS, this includes the handshake.
   - No connection is kept waiting because strangers hold others: if there are too many of them, from one
     address or altogether, the one that has been silent longest makes room. Some room is for clients that have
     authenticated.

@@ -1,4 +1,4 @@
-"""TLS clients on Twisted: whom they trust, and what went wrong, in words."""
+"""TLS clients on Twisted: which certificates they trust, and their errors in words."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class UnixListener:
         """
         with _locked(os.path.dirname(os.path.abspath(address))):
             try:
-                _make_way(address)
+                _remove_stale_socket(address)
             except OSError as error:
                 raise CannotListenError(None, address, error) from error  # type: ignore[no-untyped-call]
             port: IListeningPort = self._reactor.listenUNIX(
@@ -57,7 +57,7 @@ class UnixListener:
             return port
 
 
-def _make_way(address: str) -> None:
+def _remove_stale_socket(address: str) -> None:
     """
     Remove a socket on which nobody listens.
 

@@ -159,7 +159,7 @@ class Console:
         return idle
 
     def close(self) -> None:
-        """Write nothing more, and let go of what the names refer to."""
+        """Write nothing more, and drop the references to all objects."""
         self._is_closed = True
         self._namespace.clear()
         self._awaited.clear()

@@ -168,7 +168,7 @@ class Channel(SSHChannel):
         if len(command) > _MAX_COMMAND_BYTES:
             return False
         session = self._begin()
-        # In a turn of its own: the client is to hear first that the request is granted.
+        # In a turn of its own, after the answer that grants the request.
         self._sessions.reactor.callLater(0, self._run, session, command.decode("utf-8", "replace"))
         return True
 

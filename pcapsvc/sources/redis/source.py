@@ -47,8 +47,8 @@ class RedisSource(service.Service):
     """
     Submits each message of a channel, and keeps the subscription alive.
 
-    An outage is logged once, and so is its end. The log tells a refusal by Redis (credentials, permissions)
-    from a server that can't be reached.
+    An outage is logged once, and so is its end. The log distinguishes a refusal by Redis (credentials,
+    permissions) from a server that can't be reached.
 
     @ivar name: the name of the source in requests that it submits.
     """
