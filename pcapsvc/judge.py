@@ -1,4 +1,4 @@
-"""What is decided on a request before anything is opened for it."""
+"""Decides on requests, before anything is opened for them."""
 
 from __future__ import annotations
 

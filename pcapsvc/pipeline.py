@@ -1,4 +1,4 @@
-"""The whole flow: a message is judged, its captures run, and what they bring is delivered."""
+"""The whole flow: a message is judged, its captures run, and their files are delivered."""
 
 from __future__ import annotations
 
@@ -94,11 +94,9 @@ class Pipeline(Service):
 
     def stopService(self) -> Deferred[None]:
         """
-        Accept no more requests, give up those that are being prepared, and end every capture with what it
-        has.
+        Refuse requests, as C{refuse} does, and end every capture with the packets that it has.
 
-        @return: fires when everything is delivered, or has failed to be; on cancel, the
-            deliveries that are still in progress are given up.
+        @return: fires when every delivery has succeeded or failed; on cancel, those in progress are given up.
         """
         super().stopService()  # type: ignore[no-untyped-call]
         flows = [*self._flows, *self._verdicts.values()]
@@ -170,9 +168,7 @@ class Pipeline(Service):
             self._reporter.report(self._events.event(verdict_payload(verdict), labels))
 
     async def _begin(self, message: Message, admitted: Admitted) -> Verdict:
-        """
-        Prepare all captures before any starts, so that a filter which one interface refuses starts none.
-        """
+        """Prepare all captures before any starts: if one interface refuses the filter, none starts."""
         plans, reservation = admitted.plans, admitted.reservation
         try:
             prepared = await prepare_all(self._capturer, plans)
@@ -197,21 +193,18 @@ class Pipeline(Service):
             reservation.release()
 
     def _hold(self, capture_id: str, flow: Deferred[None]) -> None:
-        def fault(failure: Failure) -> None:
-            self._log.failure("{capture_id}: the capture met a fault", failure, capture_id=capture_id)
-
-        def done(result: object) -> None:
-            self._flows.discard(flow)
+        def failed(failure: Failure) -> None:
+            self._log.failure("{capture_id}: internal error", failure, capture_id=capture_id)
 
         self._flows.add(flow)
-        flow.addErrback(fault)
-        flow.addBoth(done)
+        flow.addErrback(failed)
+        flow.addBoth(lambda _: self._flows.discard(flow))
 
     def _report(self, capture: ICapture, data: Payload) -> None:
         self._reporter.report(self._events.event(data, capture.plan.labels, capture.capture_id))
 
     async def _flow(self, capture: ICapture) -> None:
-        """One capture, from its start until every destination has had its turn."""
+        """One capture, from its start until its delivery is complete."""
         capture_id, plan = capture.capture_id, capture.plan
         self._running.add(capture)
         self._captures.add(capture)
@@ -234,7 +227,7 @@ class Pipeline(Service):
                 self._report(capture, CaptureFailed(problem=str(error) or "given up"))
                 return
             except Exception:  # noqa: BLE001 - one capture fails, and no other
-                self._log.failure("{capture_id}: the capture met a fault", capture_id=capture_id)
+                self._log.failure("{capture_id}: internal error", capture_id=capture_id)
                 self._report(capture, CaptureFailed(problem=FAULT))
                 return
             finally:
@@ -291,9 +284,7 @@ def _stopped(recorded: Recording, suffix: str) -> CaptureStopped:
 
 class Intake(Service):
     """
-    Stops together with the sources: what they still wait for is answered before they end.
-
-    @param pipeline: what they submit to.
+    Stops together with the sources, so that they get the verdicts that they are waiting for.
     """
 
     def __init__(self, pipeline: Pipeline) -> None:

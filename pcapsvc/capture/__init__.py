@@ -1,1 +1,1 @@
-"""From a plan to a recording: the packets themselves."""
+"""Captures packets: from a plan to a recording."""

@@ -1,4 +1,4 @@
-"""A capture on the reactor: reads a handle into a buffer, until the session says that it is over."""
+"""A capture on the reactor: reads a handle into a buffer until the session says that it is over."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ from pcapsvc.core.recording import Recording
 from pcapsvc.core.session import CaptureSession, StopReason
 from pcapsvc.interfaces.capture import ICapture, IPacketHandle, IReadHook
 
-# What a turn of the reactor reads at most, in packets: about 2 ms.
+# The maximum number of packets read in one turn of the reactor: about 2 ms.
 _TURN_PACKETS = 4096
-# How long it may take to read all that has arrived, in seconds, though more packets come all the time.
+# How long reading everything that has arrived may take, in seconds, if more packets keep arriving.
 _READ_ALL_SECONDS = 0.05
 
-# How long it may take to empty the ring where no limit of time is at stake: two million packets a second.
+# How long emptying the ring may take if no time limit is at stake, in seconds: a million packets.
 _RING_SECONDS = 0.5
-# So ended, a capture has not waited for what the kernel holds back, as it has at a deadline.
+# For these reasons, a capture ends without having waited for what the kernel holds back, unlike at a
+# deadline.
 _BEFORE_ANY_LIMIT = frozenset({StopReason.CANCELLED, StopReason.SHUTDOWN, StopReason.DEVICE_LOST})
 
 _Error = TypeVar("_Error", bound=BaseException)
@@ -39,15 +40,14 @@ class ICaptureReactor(IReactorFDSet, IReactorTime):
 @implementer(ICapture, IReadDescriptor)
 class CapturePort:
     """
-    One capture, from its open handle to its recording. Its limits hold from here on, as
-    packets are kept from here on.
+    One capture, from its open handle to its recording. Its limits apply from here on, since packets are kept
+    from here on.
 
     @param handle: owned from here on, as are C{buffer} and C{hook}.
     @param hook: closed with the handle; the buffer calls it before each read.
     @param wall_clock: the time in seconds since the Unix epoch.
-    @param hand_over_seconds: how long the kernel may hold back a packet that has
-        arrived: a deadline is judged so much later, when all that came before it
-        can be read.
+    @param hand_over_seconds: how long the kernel may hold back a packet that has arrived. A deadline is
+        checked this much later, when everything that arrived before it can be read.
     """
 
     _log = Logger()
@@ -82,8 +82,8 @@ class CapturePort:
 
     def begin(self) -> None:
         """
-        Read packets from here on, until the first of the limits: the ring would not hold them for long, and
-        it may take the other captures of a request a while to be prepared.
+        Read packets from here on, until the first limit is reached: it may take a while until the other
+        captures of the request are prepared, and the ring would not hold the packets for long.
         """
         try:
             self._reactor.addReader(self)
@@ -105,7 +105,7 @@ class CapturePort:
         """Give up, before L{start}: see L{ICapture.discard}."""
         self._stop_reading()
         self._close()
-        # Reading may have failed, and nobody wants to know any more.
+        # Reading may have failed; that no longer matters.
         self._end.addErrback(lambda _: None)
 
     def progress(self) -> tuple[int, int]:
@@ -113,7 +113,7 @@ class CapturePort:
         return self._buffer.packets, self._buffer.written
 
     def fileno(self) -> int:
-        """The handle's descriptor, for the reactor; -1 where nothing is read any more."""
+        """The handle's descriptor, for the reactor; -1 if nothing is read any more."""
         return -1 if self._ended is None else self._handle.fileno()
 
     def logPrefix(self) -> str:
@@ -125,7 +125,7 @@ class CapturePort:
         self._read(_TURN_PACKETS)
 
     def _read_all(self) -> None:
-        """Read all that the kernel has handed over by now, within a bound."""
+        """Read everything that the kernel has handed over, within a time limit."""
         until = self._reactor.seconds() + _READ_ALL_SECONDS
         while self._read(_TURN_PACKETS) and self._reactor.seconds() < until:
             pass
@@ -139,7 +139,7 @@ class CapturePort:
         self._timer = self._reactor.callLater(max(0.0, wait), self._deadline)
 
     def _deadline(self) -> None:
-        """A limit of time is met, unless packets came that have moved it."""
+        """A time limit is reached, unless packets that arrived have moved it."""
         self._timer = None
         if self._session.time_passed(self._reactor.seconds()) is not None:
             self._read_all()
@@ -153,7 +153,7 @@ class CapturePort:
 
     def _read(self, packets: int) -> bool:
         """
-        Read at most about so many packets, and end where a limit is met.
+        Read up to about this many packets, and end the capture if a limit is reached.
 
         @return: whether there may be more to read.
         """
@@ -169,16 +169,16 @@ class CapturePort:
             self._log.info("{capture_id}: {reason}", capture_id=self.capture_id, reason=error.reason)
             self.end(StopReason.DEVICE_LOST)
         except Exception as error:  # noqa: BLE001 - whatever it is, this capture ends, and nothing else does
-            self._fail(self._told(error))
+            self._fail(self._explained(error))
         return self._ended is not None
 
     def _read_batch(self) -> tuple[int, bool, StopReason | None]:
-        """The packets that were read, whether that is all for now, and the limit that is met."""
+        """The number of packets read, whether that is all for now, and the limit that was reached."""
         batch, before = self._session.next_batch(), self._buffer.packets
         try:
             self._buffer.read(batch)
         finally:
-            # Also where the interface goes away within the batch: what is left in the ring is read yet.
+            # Even if the interface goes away during the batch: what is left in the ring is still read.
             count = self._buffer.packets - before
             reason = self._session.recorded(count, self._buffer.size, self._reactor.seconds())
         return count, count < batch.packets, reason
@@ -188,7 +188,7 @@ class CapturePort:
             ended.errback(error)
 
     def _stop_reading(self) -> Deferred[StopReason] | None:
-        """Answers whom to tell, the first time."""
+        """Return what to fire at the end of the capture; L{None} if that was done before."""
         ended, self._ended = self._ended, None
         if ended is None:
             return None
@@ -224,7 +224,7 @@ class CapturePort:
             self._close_handle()
         except BaseException as error:  # noqa: BLE001 - all of them are raised again
             self._close()
-            raise self._told(error) from None
+            raise self._explained(error) from None
         return Recording(
             capture_id=self.capture_id,
             plan=self.plan,
@@ -237,22 +237,22 @@ class CapturePort:
         )
 
     def _read_what_was_held_back(self) -> None:
-        """Read what had arrived by the end, and was handed over after it; the limits hold for it, too."""
+        """Read what arrived before the end, and is handed over after it. The limits apply to it as well."""
         until = self._reactor.seconds() + _RING_SECONDS
-        told_lost = False
+        reported_lost = False
         while self._reactor.seconds() < until:
             try:
                 _, is_all, reason = self._read_batch()
             except CaptureUnavailable:
-                # libpcap says once that the interface is gone; behind that is what had arrived.
-                if told_lost:
+                # libpcap reports once that the interface is gone; then what had arrived can be read.
+                if reported_lost:
                     return
-                told_lost = True
+                reported_lost = True
                 continue
             if is_all or reason is not None:
                 return
 
-    def _told(self, error: _Error) -> _Error | CaptureUnavailable:
+    def _explained(self, error: _Error) -> _Error | CaptureUnavailable:
         if isinstance(error, OSError):
-            return CaptureUnavailable(self.plan.interface, f"the packets could not be kept: {error}")
+            return CaptureUnavailable(self.plan.interface, f"the packets could not be stored: {error}")
         return error

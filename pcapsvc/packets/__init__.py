@@ -1,1 +1,1 @@
-"""Packets from the operating system."""
+"""The operating system's packets, by libpcap."""

@@ -100,7 +100,7 @@ class Opener:
     @ivar buffer_size_bytes: of the kernel's ring, for each handle.
     @ivar read_timeout_ms: after how long the kernel hands over a block that isn't full.
     @ivar close_descriptor: closes a descriptor.
-    @ivar libpcap: is called directly where that is better; L{None} is never.
+    @ivar libpcap: is called directly if that is better; with L{None}, never.
     """
 
     buffer_size_bytes: int

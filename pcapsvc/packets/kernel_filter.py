@@ -1,12 +1,12 @@
-"""Whether the kernel runs a socket's filter: one that it refuses is run by libpcap, which says nothing."""
+"""Whether the kernel runs a socket's filter: if it refuses, libpcap silently runs the filter itself."""
 
 from __future__ import annotations
 
 import ctypes
 import socket
 
-# asm-generic/socket.h; the standard library has no name for it. Nor can it ask for it with a length of 0,
-# by which the kernel tells the filter's own (sk_get_filter() in net/core/filter.c).
+# asm-generic/socket.h; the standard library has no name for it, and can't pass the length of 0 to which the
+# kernel answers with the number of instructions (sk_get_filter() in net/core/filter.c).
 _SO_GET_FILTER = 26
 
 _getsockopt = ctypes.CDLL(None).getsockopt
@@ -18,7 +18,7 @@ _getsockopt.argtypes = (
 
 def runs_in_kernel(descriptor: int) -> bool:
     """
-    Whether a filter is attached to a socket (socket(7), SO_ATTACH_FILTER); also where it can't be told.
+    Whether a filter is attached to a socket (socket(7), SO_ATTACH_FILTER); true if the kernel doesn't say.
 
     @param descriptor: the socket's.
     """

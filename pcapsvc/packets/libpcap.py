@@ -1,4 +1,4 @@
-"""The libpcap that pcapy brings, called on pcapy's objects for what pcapy does at too high a price."""
+"""The libpcap that comes with pcapy, called directly on pcapy's objects where pcapy itself is too slow."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-# Whose objects are known from within: each begins with its pointer to libpcap's (pcapobj.cc,
-# pcapdumper.cc). With these sizes, in bytes, beyond Python's own head of an object.
+# The versions whose objects' layout is known: each object starts with the pointer to libpcap's structure
+# (pcapobj.cc, pcapdumper.cc). The sizes are in bytes, without Python's own object header.
 _KNOWN_VERSIONS = frozenset({"2.1.0"})
 _READER_BYTES = 88
 _DUMPER_BYTES = 8
@@ -21,17 +21,17 @@ _OPTIMIZED = 1
 _INSTRUCTION_BYTES = 8
 
 
-# The link type of cooked handles (LINUX_SLL), and how much of each packet they keep at least, in bytes.
+# The link type of cooked handles (LINUX_SLL), and their smallest snap length, in bytes.
 _COOKED = 113
 _LEAST_COOKED_BYTES = 21
 
 
 class LibpcapError(Exception):
-    """libpcap could not do it; its words say why."""
+    """libpcap reported an error; the message is libpcap's."""
 
 
 class BadFilter(LibpcapError):
-    """It could not, since a filter can't be compiled."""
+    """A filter can't be compiled."""
 
 
 class _Program(ctypes.Structure):
@@ -42,16 +42,16 @@ class _Program(ctypes.Structure):
 
 class Libpcap:
     """
-    libpcap's functions, as the man pages of pcap(3PCAP) tell of them.
+    libpcap's functions, as described in pcap(3PCAP).
 
-    pcapy doesn't show the pointers that they take: they are read from its objects. What
-    takes long lets go of Python's lock, as pcapy does not; what doesn't wait keeps it, as
-    it takes a fraction of the time in which a busy thread would give it back.
+    pcapy doesn't expose the pointers that they need: they are read from its objects. Functions that take long
+    release Python's lock, which pcapy doesn't do. Functions that don't wait keep it: they take less time than
+    a busy thread would need to give it back.
 
     @param extension: the path of pcapy's extension module.
 
-    @raise OSError: where it can't be loaded.
-    @raise AttributeError: where it has no libpcap.
+    @raise OSError: if it can't be loaded.
+    @raise AttributeError: if it has no libpcap.
     """
 
     def __init__(self, extension: str) -> None:
@@ -76,33 +76,33 @@ class Libpcap:
 
     def activate(self, reader: Any) -> int:
         """
-        Begin to capture: C{reader.activate()}.
+        Start to capture, as C{reader.activate()} does.
 
-        @return: 0, or less where it failed, or more where there is a warning (pcap/pcap.h).
+        @return: 0; negative if it failed, positive if there is a warning (pcap/pcap.h).
         """
         status: int = self._activate(_pointer(reader, _READER_BYTES))
         return status
 
     def words(self, reader: Any) -> str:
         """
-        What libpcap says of its last failure.
+        libpcap's message about its last error.
 
-        @param reader: of pcapy, open, also where it could not be activated.
+        @param reader: an open reader of pcapy's, even if it could not be activated.
         """
         return self._words(_pointer(reader, _READER_BYTES))
 
     def dump(self, reader: Any, dumper: Any, count: int) -> int:
         """
-        Write packets that have arrived, and wait for none: C{reader.dispatch(count, dumper.dump)} in a
-        half of the time, as it makes no Python object for each packet.
+        Write packets that have arrived, without waiting, as C{reader.dispatch(count, dumper.dump)} does. It
+        takes half the time, since no Python object is created for each packet.
 
-        @param reader: of pcapy, open and not blocking.
-        @param dumper: of pcapy, open.
-        @param count: at most so many packets, 1 or more.
+        @param reader: an open reader of pcapy's, not blocking.
+        @param dumper: an open dumper of pcapy's.
+        @param count: how many packets, at most; 1 or more.
 
         @return: the number of packets.
 
-        @raise LibpcapError: where nothing can be read any more.
+        @raise LibpcapError: if nothing can be read any more.
         """
         handle = _pointer(reader, _READER_BYTES)
         packets: int = self._dispatch(handle, count, self._dump, _pointer(dumper, _DUMPER_BYTES))
@@ -114,12 +114,12 @@ class Libpcap:
         """
         Compile a filter for a handle.
 
-        @param reader: of pcapy, open.
+        @param reader: an open reader of pcapy's.
         @param bpf: a filter of pcap-filter(7).
 
         @return: its instructions, each a C{struct bpf_insn} of pcap/bpf.h.
 
-        @raise BadFilter: where it is none.
+        @raise BadFilter: if it can't be compiled.
         """
         (mask,) = struct.unpack("=I", socket.inet_aton(reader.getmask()))
         program = self._compiled(_pointer(reader, _READER_BYTES), bpf, _OPTIMIZED, mask)
@@ -130,12 +130,12 @@ class Libpcap:
 
     def set_filter(self, reader: Any, program: bytes) -> None:
         """
-        Set a filter that is compiled. C{reader.setfilter(bpf)} compiles it each time, and never frees that.
+        Set a compiled filter. C{reader.setfilter(bpf)} would compile it each time, and leak the program.
 
-        @param reader: of pcapy, open.
-        @param program: of L{compile}, for this handle.
+        @param reader: an open reader of pcapy's.
+        @param program: the instructions, compiled for this handle.
 
-        @raise LibpcapError: where it can't be set: the interface went down or away.
+        @raise LibpcapError: if it can't be set: the interface went down or away.
         """
         handle = _pointer(reader, _READER_BYTES)
         instructions = ctypes.create_string_buffer(program, len(program))
@@ -159,7 +159,7 @@ class Libpcap:
 
 def find_libpcap(extension: str) -> Libpcap | None:
     """
-    libpcap, where the pcapy that is installed is one whose objects are known; else L{None}.
+    libpcap, if the layout of the installed pcapy's objects is known; otherwise L{None}.
 
     @param extension: the path of pcapy's extension module.
     """
@@ -171,10 +171,10 @@ def find_libpcap(extension: str) -> Libpcap | None:
 
 def kept_length(link_type: int, snap_length: int) -> int:
     """
-    The snap length that a live handle really has, in bytes: a cooked one keeps at least the header that
-    libpcap makes up (C{activate_new()} in pcap-linux.c).
+    The snap length that a live handle really has, in bytes: a cooked handle keeps at least the header that
+    libpcap adds (C{activate_new()} in pcap-linux.c).
 
-    @param snap_length: what the handle was asked for, in bytes.
+    @param snap_length: the snap length that was asked for, in bytes.
     """
     return max(snap_length, _LEAST_COOKED_BYTES) if link_type == _COOKED else snap_length
 
@@ -210,9 +210,9 @@ def library_path(extension: str) -> str:
 
 def _pointer(holder: Any, size: int) -> int:
     """
-    The pointer that one of pcapy's objects begins with.
+    The pointer at the start of one of pcapy's objects.
 
-    @raise ValueError: where the object is closed, or is not what it should be.
+    @raise ValueError: if the object is closed, or has another type.
     """
     if type(holder).__basicsize__ != _HEAD_BYTES + size:
         raise ValueError(f"not an object of pcapy: {holder!r}")

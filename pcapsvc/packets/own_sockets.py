@@ -1,4 +1,4 @@
-"""The TCP sockets that this process has open, by the kernel's own word."""
+"""The TCP sockets that this process has open, as the kernel reports them."""
 
 from __future__ import annotations
 
@@ -24,41 +24,41 @@ _IPV6_ADDRESSES = "/proc/self/net/if_inet6"
 
 class SocketTable:
     """
-    Knows the sockets of this process, in all its threads, whichever library made them.
+    The sockets of this process, in all threads and of all libraries.
 
-    Those that are open are asked for by descriptor: the kernel's tables of all the
-    host's connections can be long. A connection that begins is heard of by Python's own
-    audit events (PEP 578): from there on, a duplicate of its descriptor keeps its
-    addresses to be asked for, though it be closed again before anybody looks.
+    They are found through the process's descriptors: the kernel's tables of all connections of the host can
+    be long. Python's audit events (PEP 578) report each connection that is about to be opened. From then
+    on, a duplicate of its descriptor keeps its addresses available, even if it is closed before the next
+    look.
 
-    @param connecting: called, in any thread, when a connection is about to begin: L{look}
-        should soon be.
+    @param connecting: called, in any thread, when a connection is about to be opened: L{look} should be
+        called soon.
     """
 
     def __init__(self, connecting: Callable[[], object]) -> None:
         self._connecting = connecting
-        # Of each, a duplicate of its descriptor, the descriptor, and whom it connects to.
+        # For each, a duplicate of its descriptor, the descriptor, and the address that it connects to.
         self._begun: deque[tuple[int, int, tuple[Any, ...]]] = deque()
         self._known: dict[str, tuple[Connection, ...]] = {}
         self._hears = False
         self._watching = False
 
     def watch(self) -> None:
-        """Hear of connections that begin. A second call does nothing."""
+        """Take note of connections that are opened. A second call does nothing."""
         self._watching = True
         if not self._hears:
             self._hears = True
-            # For ever: nothing takes one away again.
+            # It can't be removed again.
             sys.addaudithook(self._heard)
 
     def unwatch(self) -> None:
-        """Hear of them no more, and let go of those heard of."""
+        """Take note of them no more, and forget those noted so far."""
         self._watching = False
         while self._begun:
             os.close(self._begun.popleft()[0])
 
     def look(self) -> OwnSockets:
-        """What is open, or was opened since the last look."""
+        """The sockets that are open, or were opened since the last look."""
         connections = set(self._just_begun())
         listeners: set[Listener] = set()
         known, self._known = self._known, {}
@@ -66,7 +66,7 @@ class SocketTable:
             try:
                 target = os.readlink(f"/proc/self/fd/{name}")
                 if target.startswith("socket:"):
-                    # Connected once, a socket keeps its addresses.
+                    # Once connected, a socket keeps its addresses.
                     found = known[target] if target in known else _connections(int(name), listeners)
                     if found is not None:
                         self._known[target] = found
@@ -88,41 +88,42 @@ class SocketTable:
         self._connecting()
 
     def _just_begun(self) -> Iterator[Connection]:
-        """Those whose connection has been asked for: their peers are known before they answer."""
+        """Connections that are being opened: their peers are known before they answer."""
         for _ in range(len(self._begun)):
             descriptor, original, address = self._begun.popleft()
-            # Asked for first: what is closed by then gets no port any more.
+            # This comes first: a socket that is closed by then gets no port any more.
             is_open = _is_same(descriptor, original)
             one = socket.socket(fileno=descriptor)
             try:
                 local, local_port = _end(one.getsockname())
                 remote, remote_port = _end(address)
                 if local.is_unspecified and local_port != 0:
-                    # It was refused, and asked for its connection again: that takes the address away.
+                    # It was refused and connected again, which takes its address away.
                     local = _address_towards(one.family, address)
             except (OSError, ValueError):
-                one.close()  # a host's name, which nobody of ours gives; the look at descriptors finds it
+                # It was given a host name, which none of our libraries does: its descriptor shows it.
+                one.close()
                 continue
             if local_port == 0 and is_open:
-                # The event comes before the system call that gives it a port.
+                # The event precedes the system call that assigns the port.
                 self._begun.append((one.detach(), original, address))
                 continue
             one.close()
-            # Without a port it sent nothing: there was no way there.
+            # Without a port it has sent nothing: there is no route.
             if local_port != 0:
                 yield Connection(local=local, local_port=local_port, remote=remote, remote_port=remote_port)
 
     @property
     def unfinished(self) -> bool:
-        """Whether a connection was heard of, and its addresses were not known at the last look."""
+        """Whether a connection is being opened whose addresses were unknown at the last look."""
         return bool(self._begun)
 
 
 def _connections(descriptor: int, listeners: set[Listener]) -> tuple[Connection, ...] | None:
     """
-    The connection of a socket, if any; L{None} where it may yet become one.
+    The connection of a socket, if any; L{None} if it may still become one.
 
-    @param listeners: gets what the socket listens on.
+    @param listeners: the addresses that the socket listens on are added to it.
     """
     one = socket.socket(fileno=descriptor)
     try:
@@ -147,7 +148,7 @@ def _end(name: tuple[Any, ...]) -> tuple[Address, int]:
 
 
 def _is_same(descriptor: int, other: int) -> bool:
-    """Whether a descriptor is of the same socket as another, which may be closed."""
+    """Whether two descriptors refer to the same socket; the second may be closed."""
     try:
         return os.path.sameopenfile(descriptor, other)
     except OSError:
@@ -155,15 +156,15 @@ def _is_same(descriptor: int, other: int) -> bool:
 
 
 def _address_towards(family: int, address: tuple[Any, ...]) -> Address:
-    """The address of this host that is used to send to another."""
+    """The address of this host from which it sends to another."""
     with socket.socket(family, socket.SOCK_DGRAM) as unheard:
-        # Of a datagram socket, this sends nothing.
+        # On a datagram socket, this sends nothing.
         unheard.connect(address)
         return _end(unheard.getsockname())[0]
 
 
 def _addresses(listener: socket.socket) -> Iterator[Address]:
-    """The addresses of this host that a socket listens on, where it was bound to none."""
+    """The addresses of this host on which a socket listens that is bound to no particular one."""
     if listener.family == socket.AF_INET:
         yield from _ipv4_addresses()
         return

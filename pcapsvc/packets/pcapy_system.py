@@ -1,4 +1,4 @@
-"""The operating system's packets, by libpcap: what is done where, and in which order."""
+"""The operating system's packets, by libpcap."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ class PcapySystem(Service):
     @param promiscuous: whether to capture what is addressed to others.
     @param close_descriptor: closes a descriptor. For that of a packet socket the kernel waits as it does when
         it is opened: better done in a thread.
-    @param native: whether libpcap is called directly where that is better, if the internals of the installed
-        pcapy are known.
+    @param native: whether libpcap may be called directly; it is if the internals of the installed pcapy are
+        known.
     """
 
     _log = Logger()

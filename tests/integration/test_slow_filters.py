@@ -130,7 +130,8 @@ class SlowFilterTests(SynchronousTestCase):
         for thread in asking:
             thread.join()
         self.assertEqual([Path(f"/proc/{child}").exists() for child in started], [False] * len(started))
-        self.assertEqual(sorted(status for status, _ in answers), [202, 503, 503], answers)
+        # The third one may have been prepared by then.
+        self.assertIn(sorted(status for status, _ in answers), ([202, 503, 503], [503] * 3), answers)
         for status, answer in answers:
             if status == 503:
                 self.assertIn("the daemon is stopping", answer["detail"])

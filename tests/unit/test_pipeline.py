@@ -664,7 +664,7 @@ class FaultyDeliveryTests(PipelineCase):
         self.arrive(udp_frame(1))
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
         faults = [line for level, line in self.lines if level is LogLevel.critical]
-        self.assertEqual(faults, [f"{capture_id}: the capture met a fault"])
+        self.assertEqual(faults, [f"{capture_id}: internal error"])
 
 
 class StoppingTests(PipelineCase):
