@@ -20,6 +20,7 @@ from pcapsvc.delivery.outboxes import Outboxes
 from pcapsvc.delivery.settings import DeliverySettings
 from pcapsvc.delivery.spool import Spool
 from pcapsvc.host.descriptors import DescriptorLimit
+from pcapsvc.host.memory_check import MemoryCheck
 from pcapsvc.host.permission import PermissionCheck
 from pcapsvc.host.signals import Signals
 from pcapsvc.host.systemd import Readiness
@@ -114,7 +115,12 @@ def build(
         *below,
         [part for part in outward if IService.providedBy(part)],
         pools,
-        [hosted, DescriptorLimit(), *([PermissionCheck()] if system is None else [])],
+        [
+            hosted,
+            DescriptorLimit(),
+            MemoryCheck(settings.general.max_memory_bytes),
+            *([PermissionCheck()] if system is None else []),
+        ],
     ]
     service = OrderedServices(reactor, stop_order, stop_timeout_seconds=stop_timeout)
     node = Node(

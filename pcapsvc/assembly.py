@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from twisted.application.service import IService
 
+from pcapsvc.capture.buffer import RESERVE_BYTES
 from pcapsvc.capture.capturer import Capturer
 from pcapsvc.captures import Captures
 from pcapsvc.core.admission import Admission
@@ -18,6 +19,7 @@ from pcapsvc.delivery.rounds import Rounds
 from pcapsvc.delivery.settings import DeliverySettings
 from pcapsvc.delivery.spool import SPOOL_THREADS, Spool
 from pcapsvc.host.descriptors import most_captures
+from pcapsvc.host.memory import ProcessMemory
 from pcapsvc.interfaces.capture import IStandbyPacketSystem
 from pcapsvc.interfaces.delivery import IDelivery, IDestination, IEncoder
 from pcapsvc.interfaces.reports import IReporter
@@ -90,10 +92,14 @@ def build_pipeline(
     """The pipeline."""
     settings = context.settings
     general = settings.general
+    memory = ProcessMemory()
     admission = Admission(
         max_captures=general.max_captures,
-        max_memory_bytes=general.max_memory_bytes,
+        max_memory_bytes=memory.at_most(general.max_memory_bytes),
         max_in_memory=most_captures(),
+        free_bytes=memory.free_bytes,
+        held_bytes=captures.held_bytes,
+        capture_overhead_bytes=settings.capture.buffer_size_bytes + RESERVE_BYTES,
     )
     return Pipeline(
         judge=Judge(

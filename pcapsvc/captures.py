@@ -135,6 +135,10 @@ class Captures:
         if len(self._past) > REMEMBERED_CAPTURES:
             self._past.popitem(last=False)
 
+    def held_bytes(self) -> int:
+        """How much memory the files of the running captures hold."""
+        return sum(capture.progress()[1] for capture in self._running.values())
+
     def list(self, state: str | None = None) -> Sequence[Mapping[str, Any]]:
         """See L{ICaptures.list}."""
         if state is not None and state not in _STATES:

@@ -10,8 +10,8 @@ from typing import Any, BinaryIO, Protocol
 from pcapsvc.core.session import FILE_HEADER_BYTES, PACKET_HEADER_BYTES, Batch
 from pcapsvc.interfaces.capture import IPacketDumper, IPacketHandle
 
-# How much more memory is reserved than the next packets may need, in bytes.
-_RESERVE_BYTES = 1 << 20
+#: How much more memory is reserved than the next packets may need, in bytes.
+RESERVE_BYTES = 1 << 20
 # The most memory that the packets of one call of libpcap may need, in bytes.
 _MOST_AHEAD_BYTES = 4 << 20
 # linux/falloc.h
@@ -73,7 +73,7 @@ class MemoryFile:
         @raise OSError: if there is not enough.
         """
         if end > self._reserved:
-            end += _RESERVE_BYTES
+            end += RESERVE_BYTES
             self._allocate(_FALLOC_FL_KEEP_SIZE, self._reserved, end)
             self._reserved = end
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from pcapsvc.core.errors import Problem
@@ -67,6 +68,10 @@ class Admission:
         that is on the disk not at all.
     @param max_in_memory: how many may be in memory, running or not, as each has a descriptor;
         L{None} is no bound.
+    @param free_bytes: how much memory the process may still use; L{None} if that isn't known. Its argument
+        is how much is enough: then it need not be exact.
+    @param held_bytes: how much the running captures hold by now.
+    @param capture_overhead_bytes: what each running capture needs beside its file.
     @param max_waiting: how many may have ended, and not be delivered.
     """
 
@@ -77,11 +82,17 @@ class Admission:
         max_memory_bytes: int,
         max_in_memory: int | None = None,
         max_waiting: int = MOST_WAITING,
+        free_bytes: Callable[[int], int | None] = lambda enough: None,
+        held_bytes: Callable[[], int] = lambda: 0,
+        capture_overhead_bytes: int = 0,
     ) -> None:
         self._max_captures = max_captures
         self._max_memory = max_memory_bytes
         self._max_in_memory = max_in_memory
         self._max_waiting = max_waiting
+        self._free_bytes = free_bytes
+        self._held_bytes = held_bytes
+        self._overhead = capture_overhead_bytes
         self._reserved: set[Reservation] = set()
         self._running: set[str] = set()
         self._waiting: set[str] = set()
@@ -96,7 +107,11 @@ class Admission:
 
         The room is held until the captures have started, or the reservation is released.
         """
-        refusal = self._impossible(captures, most_bytes) or self._no_room(captures, most_bytes)
+        refusal = (
+            self._impossible(captures, most_bytes)
+            or self._no_room(captures, most_bytes)
+            or self._no_memory(captures, most_bytes)
+        )
         if refusal is not None:
             return refusal
         reservation = Reservation(self, captures, most_bytes)
@@ -162,3 +177,16 @@ class Admission:
                 f" limit of {self._max_memory}"
             )
         return None
+
+    def _no_memory(self, captures: int, most_bytes: int) -> NoRoom | None:
+        """Whether the process may not use as much memory as all captures may yet need."""
+        growth = sum(self._bytes[capture_id] for capture_id in self._running & self._bytes.keys())
+        growth = max(0, growth - self._held_bytes())
+        growth += sum(one.captures * (one.most_bytes + self._overhead) for one in self._reserved)
+        needed = growth + captures * (most_bytes + self._overhead)
+        free = self._free_bytes(needed)
+        if free is None or free >= needed:
+            return None
+        return NoRoom(
+            reason=f"{free} bytes of memory are free for this process, and captures may grow by {needed}"
+        )

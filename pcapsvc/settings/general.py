@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Meta, field
 
 from pcapsvc.core.errors import Problem, shown
+from pcapsvc.host.memory import ProcessMemory
 from pcapsvc.settings.kinds import (
     MAX_SNAP_LENGTH,
     MIB,
@@ -88,12 +89,15 @@ class GeneralSettings(Section, frozen=True, kw_only=True):
     def dependent_defaults(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
         """The defaults that must not contradict a limit that was given without them."""
         usual = cls()
+        memory = ProcessMemory().at_most(usual.max_memory_bytes)
+        most_bytes = usual.max_bytes if "max_memory_bytes" in given else min(usual.max_bytes, memory)
         return {
+            "max_bytes": most_bytes,
             "default_timeout_seconds": min(
                 usual.default_timeout_seconds, given.get("max_timeout_seconds", usual.max_timeout_seconds)
             ),
             "snap_length": min(usual.snap_length, given.get("max_snap_length", usual.max_snap_length)),
-            "max_memory_bytes": max(usual.max_memory_bytes, given.get("max_bytes", usual.max_bytes)),
+            "max_memory_bytes": max(memory, given.get("max_bytes", most_bytes)),
         }
 
     def problems(self, settings: Settings) -> Iterator[Problem]:

@@ -1,0 +1,35 @@
+"""Checks at the start whether captures may use as much memory as is configured."""
+
+from __future__ import annotations
+
+from twisted.application.service import Service
+from twisted.logger import Logger
+
+from pcapsvc.host.memory import ProcessMemory
+
+
+class MemoryCheck(Service):
+    """
+    Logs at the start if captures may not use as much memory as is configured.
+
+    @param wanted_bytes: C{[general] maxmemory}.
+    """
+
+    _log = Logger()
+
+    def __init__(self, wanted_bytes: int, memory: ProcessMemory | None = None) -> None:
+        self._wanted = wanted_bytes
+        self._memory = memory or ProcessMemory()
+
+    def startService(self) -> None:
+        """Check."""
+        super().startService()  # type: ignore[no-untyped-call]
+        allowed = self._memory.at_most(self._wanted)
+        if allowed < self._wanted:
+            self._log.warn(
+                "maxmemory is {wanted}, but this process may use {limit} bytes of memory (control groups,"
+                " and the host's memory): captures may use {allowed}",
+                wanted=self._wanted,
+                limit=self._memory.limit_bytes(),
+                allowed=allowed,
+            )
