@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import http.client
 import io
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
 from typing import Any, Protocol
 
 from botocore.awsrequest import (
@@ -206,8 +208,38 @@ class _Socket:
         return getattr(self._inner, name)
 
 
+class _Response(http.client.HTTPResponse):
+    """
+    A final response. Python's client skips 100 only, and would return any other interim response as the final
+    one (RFC 9110, section 15.2: a client must be able to parse them, although it did not ask for them).
+    """
+
+    def _read_status(self) -> tuple[str, int, str]:
+        while True:
+            version, status, reason = super()._read_status()  # type: ignore[misc]
+            if not _is_interim(status):
+                return version, status, reason
+            http.client.parse_headers(self.fp)
+
+
+def _is_interim(status: int) -> bool:
+    return 100 <= status < 200 and status != HTTPStatus.SWITCHING_PROTOCOLS
+
+
 class _Ending:
-    """A mix-in for urllib3's connections: each belongs to the exchange of the thread that connects it."""
+    """
+    A mix-in for urllib3's connections: each belongs to the exchange of the thread that connects it. Interim
+    responses are never taken for the final one.
+    """
+
+    response_class = _Response
+
+    def _is_100_continue_status(self, line: bytes) -> bool:
+        # botocore takes anything else for the final response. After another interim response the body may be
+        # sent as well: if the final one is an error, it comes nevertheless.
+        version, _, rest = line.partition(b" ")
+        status = rest[:3]
+        return version.startswith(b"HTTP/") and status.isdigit() and _is_interim(int(status))
 
     def _new_conn(self) -> socket.socket:
         # Like urllib3.connection.HTTPConnection, with the errors that botocore knows.

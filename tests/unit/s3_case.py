@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
 from collections.abc import Callable
@@ -32,6 +33,8 @@ class Handler(BaseHTTPRequestHandler):
         status, answer = self.server.answer()
         self.send_response(status)
         self.send_header("Content-Length", str(len(answer)))
+        if self.server.etag is not None and status == 200:
+            self.send_header("ETag", self.server.etag(body))
         for name, value in self.server.headers.items():
             self.send_header(name, value)
         self.end_headers()
@@ -39,9 +42,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_HEAD(self) -> None:
         self.server.heads += 1
-        status, _ = self.server.answer()
+        status, headers = self.server.head() or (self.server.answer()[0], {"Content-Length": "0"})
         self.send_response(status)
-        self.send_header("Content-Length", "0")
+        for name, value in headers.items():
+            self.send_header(name, value)
         self.end_headers()
 
     def log_message(self, format: str, *args: Any) -> None:
@@ -60,7 +64,14 @@ class Server(ThreadingHTTPServer):
         self.requests: list[tuple[str, Any, bytes]] = []
         self.answer: Callable[[], tuple[int, bytes]] = lambda: (200, b"")
         self.headers: dict[str, str] = {}
+        self.etag: Callable[[bytes], str] | None = md5_tag
+        self.head: Callable[[], tuple[int, dict[str, str]] | None] = lambda: None
         self.endpoint = f"http://127.0.0.1:{self.server_address[1]}"
+
+
+def md5_tag(body: bytes) -> str:
+    """The entity tag of an object that S3 stores."""
+    return f'"{hashlib.md5(body).hexdigest()}"'
 
 
 def refusal(status: int, code: str, message: str = "no") -> Callable[[], tuple[int, bytes]]:

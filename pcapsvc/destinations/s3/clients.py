@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -13,6 +13,7 @@ from twisted.internet.defer import CancelledError
 
 from pcapsvc.core.errors import DestinationError
 from pcapsvc.core.retry import asked_delay
+from pcapsvc.destinations.s3.proof import Unproven, check_stored, md5_of
 
 _CONNECT_SECONDS = 10
 _READ_SECONDS = 60
@@ -157,6 +158,9 @@ class Clients:
                     problem = exchange.problem
         except CancelledError:
             raise
+        except Unproven as error:
+            # A captive portal, or a proxy, goes away.
+            raise DestinationError(str(error), retryable=True) from None
         except Exception as error:  # noqa: BLE001 - a client that is not ours, with errors of many libraries
             body.check()
             words, retryable = (problem, True) if problem else _described(error)
@@ -174,7 +178,8 @@ class Clients:
             options["ACL"] = target.acl
         if target.encryption:
             options["ServerSideEncryption"] = "AES256"
-        self._client(target.endpoint, target.region).put_object(
+        client = self._client(target.endpoint, target.region)
+        answer = client.put_object(
             Bucket=target.bucket,
             Key=target.key,
             Body=body,
@@ -182,6 +187,12 @@ class Clients:
             ContentType=media_type,
             Metadata={_TAGS: metadata_value(tags)},
             **options,
+        )
+        check_stored(
+            answer,
+            md5=md5_of(body),
+            size=body.size,
+            ask=lambda: _head(client, target),
         )
 
     def _client(self, endpoint: str | None, region: str | None) -> Any:
@@ -234,6 +245,20 @@ class Clients:
         # After botocore's own handler of this event, which makes the context.
         client.meta.events.register_last("before-parameter-build.s3", _ask_once)
         return client
+
+
+def _head(client: Any, target: Target) -> Mapping[str, Any]:
+    """The answer to a HeadObject, for what PutObject's answer has not proven."""
+    from botocore.exceptions import ClientError
+
+    try:
+        answer: Mapping[str, Any] = client.head_object(Bucket=target.bucket, Key=target.key)
+    except ClientError as error:
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        raise Unproven(
+            f"the ETag of the answer is not the MD5 of the capture, and HeadObject is answered {status}"
+        ) from None
+    return answer
 
 
 def _ask_once(model: Any, context: dict[str, Any], **_: Any) -> None:
@@ -294,7 +319,9 @@ def _described(error: Exception) -> tuple[str, bool]:
         code, message = str(problem.get("Code", "")), str(problem.get("Message", ""))
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         words = ": ".join(part for part in (code, message) if part) or f"answered {status}"
-        return words, code in _RETRYABLE_CODES or status in (408, 429) or status >= 500
+        # S3's own redirects have a code. Others are from a captive portal, or a proxy, which goes away.
+        is_foreign = 300 <= status < 400 and code in ("", str(status))
+        return words, is_foreign or code in _RETRYABLE_CODES or status in (408, 429) or status >= 500
     if isinstance(error, exceptions.SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
         return str(error), False
     retryable = (

@@ -33,8 +33,12 @@ class S3:
     The ACL C{private} is never sent. It is what an object has anyway, and buckets with ACLs
     disabled, the default for new ones, refuse any.
 
-    Retryable: connection errors, time-outs, throttling, and the answers 408, 429 and 5xx. Not
-    retryable: any other answer, missing credentials, a certificate that can't be verified.
+    A capture is delivered if the service proves that it has it: by the MD5 in the C{ETag}, or by a valid
+    C{ETag} if the answer says that KMS encrypts; otherwise HeadObject must find the same C{ETag} and size.
+
+    Retryable: connection errors, time-outs, throttling, the answers 408, 429 and 5xx, and redirects and
+    successes that are not the service's, but for example a captive portal's. Not retryable: any other answer,
+    missing credentials, a certificate that can't be verified.
 
     Each attempt has its own connection, which is closed with it. Cancelling an attempt closes the
     connection at once and frees the thread, unless that is waiting for DNS.
