@@ -44,6 +44,8 @@ _PACKET_HEADER = struct.Struct("=IIII")
 # What stdio holds back of a file (setbuf(3)).
 _STDIO_BUFFER_BYTES = 4096
 _EVENT_NUMBERS = itertools.count()
+# Why an interface that is down can't be captured on.
+_DOWN = "the interface is down"
 
 
 def run_now(function: Callable[..., Any], *args: Any) -> defer.Deferred[Any]:
@@ -134,11 +136,13 @@ class MemoryInterface:
     @ivar link_type: the link-layer type of captures on it.
     @ivar problem: why it can't be captured on; L{None} if it can.
     @ivar handles: the handles that are open on it.
+    @ivar index: its index, which it keeps when it is renamed.
     """
 
     link_type: int = 1
     problem: str | None = None
     handles: list[MemoryHandle] = field(default_factory=list)
+    index: int = field(default_factory=itertools.count(1).__next__)
 
 
 @implementer(IStandbyPacketSystem)
@@ -161,7 +165,9 @@ class MemoryPacketSystem:
         self.opening: Callable[[], defer.Deferred[Any]] = lambda: defer.succeed(None)
 
     def deliver(self, interface: str, *packets: bytes) -> None:
-        """Let packets arrive on an interface."""
+        """Let packets arrive on an interface, unless it is down."""
+        if self.interfaces[interface].problem == _DOWN:
+            return
         for handle in self.interfaces[interface].handles:
             for data in packets:
                 handle.arrive(data, self.seconds)
@@ -170,6 +176,23 @@ class MemoryPacketSystem:
         """Remove an interface. Packets that have arrived can still be read."""
         for handle in self.interfaces.pop(interface).handles:
             handle.lost = True
+
+    def rename(self, interface: str, name: str) -> None:
+        """Rename an interface. Its handles capture on it as before."""
+        self.interfaces[name] = self.interfaces.pop(interface)
+
+    def down(self, interface: str) -> None:
+        """Take an interface down: nothing arrives, and it can't be opened."""
+        self.interfaces[interface].problem = _DOWN
+
+    def up(self, interface: str) -> None:
+        """Bring an interface up again."""
+        self.interfaces[interface].problem = None
+
+    def find(self, interface: str) -> defer.Deferred[int | None]:
+        """Find an interface by its name: see L{IStandbyPacketSystem.find}."""
+        found = self.interfaces.get(interface)
+        return defer.succeed(None if found is None else found.index)
 
     @property
     def open_handles(self) -> int:
@@ -247,6 +270,10 @@ class _MemoryStandbyHandle:
         self.handle = handle
         self._armed = False
 
+    @property
+    def index(self) -> int:
+        return self.handle.index
+
     def check(self) -> None:
         self.handle.read(1000, _discard)
 
@@ -258,6 +285,7 @@ class _MemoryStandbyHandle:
                 await self._system.opening()
                 program = self._system.compile(bpf)
                 self.handle.read(1000, _discard)
+                self.handle.check_up()
             except BaseException:
                 self.handle.close()
                 raise
@@ -335,6 +363,16 @@ class MemoryHandle:
                 with suppress(BlockingIOError):
                     os.eventfd_read(self._event)
         return read
+
+    @property
+    def index(self) -> int:
+        """The index of its interface."""
+        return self._interface.index
+
+    def check_up(self) -> None:
+        """Fail if the interface is down."""
+        if self._interface.problem is not None:
+            raise CaptureUnavailable(self._name, self._interface.problem)
 
     def begin(self, program: MemoryProgram) -> None:
         """Capture from here on, with this filter."""

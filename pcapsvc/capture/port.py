@@ -30,6 +30,11 @@ _RING_SECONDS = 0.5
 # deadline.
 _BEFORE_ANY_LIMIT = frozenset({StopReason.CANCELLED, StopReason.SHUTDOWN, StopReason.DEVICE_LOST})
 
+# How long after an error of the socket it is read again, so that a lasting one doesn't keep the reactor busy;
+# and how often the interface is looked at from then on, in seconds.
+_RESUME_SECONDS = 0.02
+_LOOK_SECONDS = 0.25
+
 _Error = TypeVar("_Error", bound=BaseException)
 
 
@@ -71,6 +76,7 @@ class CapturePort:
         self._wall_clock = wall_clock
         self._hand_over = hand_over_seconds
         self._timer: IDelayedCall | None = None
+        self._looking: IDelayedCall | None = None
         self._end: Deferred[StopReason] = Deferred(lambda _: self.end(StopReason.CANCELLED))
         self._ended: Deferred[StopReason] | None = self._end
         self._started = wall_clock()
@@ -131,8 +137,28 @@ class CapturePort:
             pass
 
     def connectionLost(self, reason: Failure) -> None:
-        """The interface went down or away. What is in the ring can still be read."""
-        self.end(StopReason.DEVICE_LOST)
+        """
+        The reactor found an error on the socket, and reads it no more: the interface went down or away.
+
+        While it is down, the capture waits, within its limits. From here on it also looks by itself: the
+        kernel doesn't report that an interface that was down already is gone.
+        """
+        self._stop_looking()
+        if self._ended is not None:
+            self._looking = self._reactor.callLater(_RESUME_SECONDS, self._look)
+
+    def _look(self) -> None:
+        self._looking = None
+        # It reports the error, if the interface is gone.
+        self._read(_TURN_PACKETS)
+        if self._ended is not None:
+            self._looking = self._reactor.callLater(_LOOK_SECONDS, self._look)
+            self._reactor.addReader(self)
+
+    def _stop_looking(self) -> None:
+        if self._looking is not None:
+            self._looking.cancel()
+            self._looking = None
 
     def _await_deadline(self) -> None:
         wait = self._session.next_deadline() + self._hand_over - self._reactor.seconds()
@@ -193,6 +219,7 @@ class CapturePort:
         if ended is None:
             return None
         self._reactor.removeReader(self)
+        self._stop_looking()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

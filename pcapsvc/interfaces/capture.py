@@ -46,19 +46,19 @@ class IPacketHandle(Interface):
         @param program: compiled for this handle.
 
         @raise RequestRejected: if the filter can't be used on this interface; the one before stays.
-        @raise CaptureUnavailable: if the interface went down or away.
+        @raise CaptureUnavailable: if the interface is gone.
         """
 
     def read(count: int, sink: PacketSink) -> int:
         """
         Read packets that have arrived, without waiting. What the sink raises ends the call, and is raised
-        here.
+        here. While the interface is down there are none.
 
         @param count: how many packets, at most; 1 or more.
 
         @return: the number of packets read; 0 if there are none.
 
-        @raise CaptureUnavailable: if the interface went down or away.
+        @raise CaptureUnavailable: if the interface is gone. What had arrived may be read after that.
         @raise ValueError: if the handle is closed.
         """
 
@@ -106,11 +106,13 @@ class IPacketSystem(Interface):
 class IStandbyHandle(Interface):
     """A handle that lets no packet pass, until it is armed."""
 
+    index: int = Attribute("The index of the interface, as L{IStandbyPacketSystem.find} finds it.")
+
     def check() -> None:
         """
         See whether the interface is still there.
 
-        @raise CaptureUnavailable: if it went down or away.
+        @raise CaptureUnavailable: if it is gone.
         """
 
     def arm(bpf: str) -> Deferred[IPacketHandle]:
@@ -127,6 +129,14 @@ class IStandbyHandle(Interface):
 class IStandbyPacketSystem(IPacketSystem):
     """A packet system that can prepare handles."""
 
+    def find(interface: str) -> Deferred[int | None]:
+        """
+        Find an interface by one of its names.
+
+        @return: fires with its index, which stays when it is renamed; L{None} if there is none. Fails with
+            L{OSError}.
+        """
+
     def open_standby(interface: str, *, snap_length: int) -> Deferred[IStandbyHandle]:
         """
         Open a handle that lets no packet pass, and leaves the interface out of promiscuous mode.
@@ -142,7 +152,7 @@ class IReadHook(Interface):
         """
         The handle is about to be read.
 
-        @raise CaptureUnavailable: if the interface went down or away.
+        @raise CaptureUnavailable: if the interface is gone.
         """
 
     def close() -> None:

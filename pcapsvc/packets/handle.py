@@ -27,11 +27,19 @@ from pcapsvc.packets.libpcap import (
     kept_length,
     library_path,
 )
+from pcapsvc.packets.network_interfaces import ANY_INDEX, Interface, bound_index, is_up, name_of
+
+#: Why an interface can't be captured on that doesn't exist.
+NO_SUCH_INTERFACE = "no such interface"
+#: The pseudo-interface that captures on all of them (pcap(3PCAP)).
+ANY_INTERFACE = "any"
+# How often an interface may be renamed while it is opened.
+_MOST_RENAMES = 3
 
 # Results of pcap_activate(3PCAP), of pcap/pcap.h. For all others, libpcap's own message is reported.
 _NO_PERMISSION = -8
 _ACTIVATE_ERRORS = {
-    -5: "no such interface",
+    -5: NO_SUCH_INTERFACE,
     -9: "the interface is down",
     -11: "no permission for promiscuous mode",
 }
@@ -45,6 +53,10 @@ _SOL_PACKET = 263
 _PACKET_ADD_MEMBERSHIP = 1
 _PACKET_MR_PROMISC = 1
 _MEMBERSHIP = struct.Struct("iHH8s")
+
+# What libpcap says if an interface went down (pcap-linux.c), and what we say if it is gone.
+_WENT_DOWN = "went down"
+_GONE = "the interface is gone"
 
 # Packets are discarded in steps of this many.
 _STEP_PACKETS = 4096
@@ -110,7 +122,7 @@ class Opener:
 
     def open(
         self,
-        interface: str,
+        interface: Interface,
         snap_length: int,
         program: Program,
         *,
@@ -127,23 +139,40 @@ class Opener:
         @raise CaptureUnavailable: if the interface can't be captured on.
         @raise OSError: if there is no memory or no descriptor for it.
         """
-        try:
-            reader = pcapy.create(interface)
-            self._activate(reader, interface, snap_length, promiscuous)
-            handle = PcapyHandle(reader, interface, snap_length, self.close_descriptor, self.libpcap)
-        except pcapy.PcapError as error:
-            raise CaptureUnavailable(interface, str(error)) from None
+        for _ in range(_MOST_RENAMES):
+            handle = self._open_by_name(interface, snap_length, promiscuous)
+            if not handle.is_gone:
+                break
+            # libpcap opens an interface by its name, and another one had that by then.
+            handle.close_here()
+        else:
+            raise CaptureUnavailable(interface.name, "the interface is being renamed")
         try:
             if kind is not None and handle.kind(program.bpf) != kind:
                 program = NOTHING
             if program.bpf:
                 handle.set_filter(program)
             handle.program = program
-            reader.setnonblock(1)
+            handle.become_nonblocking()
         except BaseException:
             handle.close_here()
             raise
         return handle
+
+    def open_idle(self, interface: Interface, snap_length: int) -> PcapyHandle:
+        """Open a handle that lets no packet pass, and leaves the interface out of promiscuous mode."""
+        return self.open(interface, snap_length, NOTHING, promiscuous=False)
+
+    def _open_by_name(self, interface: Interface, snap_length: int, promiscuous: bool) -> PcapyHandle:
+        name = ANY_INTERFACE if interface.index == ANY_INDEX else name_of(interface.index)
+        if name is None:
+            raise CaptureUnavailable(interface.name, NO_SUCH_INTERFACE)
+        try:
+            reader = pcapy.create(name)
+            self._activate(reader, interface.name, snap_length, promiscuous)
+            return PcapyHandle(reader, interface, snap_length, self.close_descriptor, self.libpcap)
+        except pcapy.PcapError as error:
+            raise CaptureUnavailable(interface.name, str(error)) from None
 
     def _activate(self, reader: Any, interface: str, snap_length: int, promiscuous: bool) -> None:
         reader.set_snaplen(snap_length)
@@ -182,7 +211,7 @@ class _Filters:
         Set it. libpcap applies it to what is in the ring already as well (pcap_setfilter_linux_mmap).
 
         @raise BadFilter: if it can't be compiled.
-        @raise pcapy.PcapError: if it can't be set: the interface went down or away.
+        @raise pcapy.PcapError: if it can't be set, or if the interface went down.
         @raise LibpcapError: likewise.
         """
         if not program.is_optimized:
@@ -220,17 +249,23 @@ def _netmask(reader: Any) -> int:
 
 @implementer(IPacketHandle)
 class PcapyHandle:
-    """A handle of pcapy's."""
+    """
+    A handle of pcapy's.
+
+    @ivar interface: the name by which it was asked for.
+    @ivar index: the interface's index; L{ANY_INDEX} for all of them.
+    """
 
     def __init__(
         self,
         reader: Any,
-        interface: str,
+        interface: Interface,
         snap_length: int,
         close_descriptor: Callable[[int], None],
         libpcap: Libpcap | None,
     ) -> None:
-        self.interface = interface
+        self.interface = interface.name
+        self.index = interface.index
         self.link_type: int = reader.datalink()
         self._reader = reader
         self._snap_length = kept_length(self.link_type, snap_length)
@@ -251,21 +286,43 @@ class PcapyHandle:
     def fileno(self) -> int:
         return int(self._reader.getfd())
 
+    def become_nonblocking(self) -> None:
+        """Have reads return at once if there is nothing to read."""
+        self._reader.setnonblock(1)
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the interface doesn't exist any more. Under its name there may be another one."""
+        return bound_index(self.fileno()) != self.index
+
     def read(self, count: int, sink: PacketSink) -> int:
         try:
-            if callable(sink):
-                return int(self._reader.dispatch(count, sink))
-            if self._libpcap is None:
-                return int(self._reader.dispatch(count, sink.dump))
-            return self._libpcap.dump(self._reader, sink, count)
+            read = self._dispatch(count, sink)
         except (pcapy.PcapError, LibpcapError) as error:
-            raise CaptureUnavailable(self.interface, str(error)) from None
+            # libpcap reports once that an interface went down. Its socket receives again when it is up.
+            if self.is_gone or _WENT_DOWN not in str(error):
+                raise self._unavailable(error) from None
+            return 0
+        # Nothing is reported if an interface that was down already is deleted.
+        if read == 0 and self.is_gone:
+            raise CaptureUnavailable(self.interface, _GONE)
+        return read
+
+    def _dispatch(self, count: int, sink: PacketSink) -> int:
+        if callable(sink):
+            return int(self._reader.dispatch(count, sink))
+        if self._libpcap is None:
+            return int(self._reader.dispatch(count, sink.dump))
+        return self._libpcap.dump(self._reader, sink, count)
+
+    def _unavailable(self, error: Exception) -> CaptureUnavailable:
+        return CaptureUnavailable(self.interface, _GONE if self.is_gone else str(error))
 
     def discard_packets(self) -> None:
         """
         Discard what has arrived.
 
-        @raise CaptureUnavailable: if the interface went down or away.
+        @raise CaptureUnavailable: if the interface is gone.
         """
         while self.read(_STEP_PACKETS, _discard):
             pass
@@ -279,9 +336,11 @@ class PcapyHandle:
         @return: this handle.
 
         @raise RequestRejected: if the filter can't be used here; the handle is closed then.
-        @raise CaptureUnavailable: if the interface went down or away; likewise.
+        @raise CaptureUnavailable: if the interface is down or gone; likewise.
         """
         try:
+            if self.index != ANY_INDEX and not is_up(self.index):
+                raise CaptureUnavailable(self.interface, _GONE if self.is_gone else "the interface is down")
             self.discard_packets()
             if promiscuous:
                 self._become_promiscuous()
@@ -296,9 +355,8 @@ class PcapyHandle:
     def _become_promiscuous(self) -> None:
         # As libpcap does when it is asked to before it opens the interface.
         try:
-            index = socket.if_nametoindex(self.interface)
             with socket.socket(fileno=os.dup(self.fileno())) as same:
-                membership = _MEMBERSHIP.pack(index, _PACKET_MR_PROMISC, 0, b"")
+                membership = _MEMBERSHIP.pack(self.index, _PACKET_MR_PROMISC, 0, b"")
                 same.setsockopt(_SOL_PACKET, _PACKET_ADD_MEMBERSHIP, membership)
         except OSError as error:
             raise CaptureUnavailable(self.interface, f"promiscuous mode: {error.strerror}") from None
@@ -312,17 +370,28 @@ class PcapyHandle:
 
     def set_filter(self, program: Program) -> None:
         try:
-            self._filters.set(program)
+            self._set_on_socket(program)
             if runs_in_kernel(self.fileno()):
                 self._in_force = program
                 return
             # libpcap would run it, and a read would last for as long as packets come that don't pass it.
-            self._filters.set(self._in_force)
+            self._set_on_socket(self._in_force)
         except BadFilter as error:
             raise _rejected(program.bpf, error) from None
         except (pcapy.PcapError, LibpcapError) as error:
-            raise CaptureUnavailable(self.interface, str(error)) from None
+            raise self._unavailable(error) from None
         raise FilterRejected(program.bpf, f"the kernel can't run it on {self.interface}")
+
+    def _set_on_socket(self, program: Program) -> None:
+        try:
+            self._filters.set(program)
+        except BadFilter:
+            raise
+        except (pcapy.PcapError, LibpcapError):
+            # That the interface went down is reported once by whatever comes next.
+            if self.is_gone:
+                raise
+            self._filters.set(program)
 
     def counts(self) -> PacketCounts | None:
         counts = self._all_counts()

@@ -135,7 +135,7 @@ class Libpcap:
         @param reader: an open reader of pcapy's.
         @param program: the instructions, compiled for this handle.
 
-        @raise LibpcapError: if it can't be set: the interface went down or away.
+        @raise LibpcapError: if it can't be set, or if the interface went down.
         """
         handle = _pointer(reader, _READER_BYTES)
         instructions = ctypes.create_string_buffer(program, len(program))

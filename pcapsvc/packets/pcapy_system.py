@@ -17,15 +17,21 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from pcapsvc.core.errors import CaptureUnavailable, PcapsvcError
-from pcapsvc.core.filter import NOTHING, FilterRejected, Program
+from pcapsvc.core.filter import FilterRejected, Program
 from pcapsvc.interfaces.capture import IPacketDumper, IPacketHandle, IStandbyHandle, IStandbyPacketSystem
 from pcapsvc.interfaces.threads import RunInThread
 from pcapsvc.packets.filter_compiler import FilterCompiler, uses_netmask
-from pcapsvc.packets.handle import LIBPCAP, Kind, Opener, PcapyHandle, open_dumper
+from pcapsvc.packets.handle import (
+    ANY_INTERFACE,
+    LIBPCAP,
+    NO_SUCH_INTERFACE,
+    Kind,
+    Opener,
+    PcapyHandle,
+    open_dumper,
+)
 from pcapsvc.packets.libpcap import kept_length
-
-#: The pseudo-interface that captures on all of them (pcap(3PCAP)).
-ANY_INTERFACE = "any"
+from pcapsvc.packets.network_interfaces import ANY_INDEX, Interface, find_index, is_quick_to_find, name_of
 
 # Link types: LINKTYPE_ETHERNET, LINKTYPE_LINUX_SLL.
 _ETHERNET, _COOKED = 1, 113
@@ -116,11 +122,13 @@ class PcapySystem(Service):
     def open_standby(self, interface: str, *, snap_length: int) -> Deferred[IStandbyHandle]:
         """Open a handle that lets no packet pass: see L{IStandbyPacketSystem.open_standby}."""
 
-        def open_it() -> PcapyHandle:
-            return self._opener.open(interface, snap_length, NOTHING, promiscuous=False)
+        async def open_it() -> IStandbyHandle:
+            found = await self._find(interface)
+            return _StandbyHandle(
+                self, await self._in_thread(lambda: self._opener.open_idle(found, snap_length))
+            )
 
-        opened = self._in_thread(open_it)
-        return opened.addCallback(lambda handle: _StandbyHandle(self, handle))
+        return Deferred.fromCoroutine(open_it())
 
     def compile_now(self, handle: IPacketHandle, bpf: str) -> Program:
         """Compile a filter for a handle, while everything waits: see L{IPacketSystem.compile_now}."""
@@ -140,18 +148,31 @@ class PcapySystem(Service):
             raise
         return await self._begin(handle, program)
 
+    def find(self, interface: str) -> Deferred[int | None]:
+        """Find an interface by its name: see L{IStandbyPacketSystem.find}."""
+        if interface == ANY_INTERFACE:
+            return succeed(ANY_INDEX)
+        if is_quick_to_find(interface):
+            return succeed(find_index(interface))
+        return self._run_in_thread(find_index, interface)
+
+    async def _find(self, interface: str) -> Interface:
+        index = await self.find(interface)
+        if index is None:
+            raise CaptureUnavailable(interface, NO_SUCH_INTERFACE)
+        return Interface(name=interface, index=index)
+
     async def _open(self, interface: str, snap_length: int, bpf: str) -> IPacketHandle:
         # libpcap opens more than network interfaces by name (USB, D-Bus, netfilter): those are not asked for.
-        if interface != ANY_INTERFACE and interface not in interface_names():
-            raise CaptureUnavailable(interface, "no such interface")
-        expected = _expected_kind(interface, snap_length, bpf)
+        found = await self._find(interface)
+        expected = _expected_kind(found.index, snap_length, bpf)
         compiling: Deferred[Any] = succeed(None)
         if expected is not None:
             compiling = self._compile(bpf, expected)
             if compiling.called:
-                return await self._open_at_once(interface, snap_length, bpf, await compiling, expected)
+                return await self._open_at_once(found, snap_length, bpf, await compiling, expected)
             compiling.addErrback(_as_rejection)
-        handle, compiled = await self._open_and_compile(interface, snap_length, compiling)
+        handle, compiled = await self._open_and_compile(found, snap_length, compiling)
         try:
             if compiled is None or handle.kind(bpf) != expected:
                 compiled = await self._compile(bpf, handle.kind(bpf))
@@ -163,7 +184,7 @@ class PcapySystem(Service):
         return await self._begin(handle, compiled)
 
     async def _open_at_once(
-        self, interface: str, snap_length: int, bpf: str, program: Program, expected: Kind
+        self, interface: Interface, snap_length: int, bpf: str, program: Program, expected: Kind
     ) -> IPacketHandle:
         """Open a handle whose program is known."""
         handle = await self._in_thread(
@@ -171,7 +192,7 @@ class PcapySystem(Service):
                 interface,
                 snap_length,
                 program,
-                promiscuous=self._is_to_be_promiscuous(interface),
+                promiscuous=self._is_to_be_promiscuous(interface.index),
                 kind=expected,
             )
         )
@@ -180,16 +201,15 @@ class PcapySystem(Service):
         return await self.arm(handle, bpf)
 
     async def _open_and_compile(
-        self, interface: str, snap_length: int, compiling: Deferred[Any]
+        self, interface: Interface, snap_length: int, compiling: Deferred[Any]
     ) -> tuple[PcapyHandle, Any]:
         """
         Open a handle that lets no packet pass, while its filter is compiled. Neither takes long as a rule:
         the kernel waits, and a process starts.
         """
         handles: list[PcapyHandle] = []
-        opening = self._in_thread(
-            lambda: self._opener.open(interface, snap_length, NOTHING, promiscuous=False)
-        ).addCallback(handles.append)
+        opening = self._in_thread(lambda: self._opener.open_idle(interface, snap_length))
+        opening.addCallback(handles.append)
         both: Deferred[list[Any]] = gatherResults([compiling, opening], consumeErrors=True)
         try:
             compiled, _ = await both
@@ -204,7 +224,7 @@ class PcapySystem(Service):
         return handles[0], compiled
 
     def _begin(self, handle: PcapyHandle, program: Program) -> Deferred[PcapyHandle]:
-        promiscuous = self._is_to_be_promiscuous(handle.interface)
+        promiscuous = self._is_to_be_promiscuous(handle.index)
         return self._in_thread(lambda: handle.begin(program, promiscuous=promiscuous))
 
     def _compile(self, bpf: str, kind: Kind) -> Deferred[Program]:
@@ -212,9 +232,9 @@ class PcapySystem(Service):
             bpf, link_type=kind.link_type, snap_length=kind.snap_length, netmask=kind.netmask
         )
 
-    def _is_to_be_promiscuous(self, interface: str) -> bool:
-        # There is no promiscuous mode on "any" (packet(7)).
-        return self._promiscuous and interface != ANY_INTERFACE
+    def _is_to_be_promiscuous(self, index: int) -> bool:
+        # There is no promiscuous mode on all interfaces (packet(7)).
+        return self._promiscuous and index != ANY_INDEX
 
     def _in_thread(self, work: Callable[[], PcapyHandle]) -> Deferred[PcapyHandle]:
         """
@@ -244,22 +264,19 @@ class PcapySystem(Service):
         return wanted
 
 
-def interface_names() -> frozenset[str]:
-    """The network interfaces that there are now."""
-    return frozenset(name for _, name in socket.if_nameindex())
-
-
-def _expected_kind(interface: str, snap_length: int, bpf: str) -> Kind | None:
+def _expected_kind(index: int, snap_length: int, bpf: str) -> Kind | None:
     """What a handle will be, if that can be told before it is opened."""
     link_type: int | None = _COOKED
-    if interface != ANY_INTERFACE:
+    name = ANY_INTERFACE
+    if index != ANY_INDEX:
+        name = name_of(index) or ""
         try:
-            link_type = _LINK_TYPES.get(Path("/sys/class/net", interface, "type").read_text().strip())
+            link_type = _LINK_TYPES.get(Path("/sys/class/net", name, "type").read_text().strip())
         except OSError:
             link_type = None
     if link_type is None:
         return None
-    netmask = _netmask_of(interface) if uses_netmask(bpf) else 0
+    netmask = _netmask_of(name) if uses_netmask(bpf) else 0
     return Kind(link_type=link_type, snap_length=kept_length(link_type, snap_length), netmask=netmask)
 
 
@@ -283,6 +300,10 @@ class _StandbyHandle:
         self._system = system
         self._handle = handle
         self._armed = False
+
+    @property
+    def index(self) -> int:
+        return self._handle.index
 
     def check(self) -> None:
         # There may be packets that arrived before its filter was set.

@@ -82,22 +82,41 @@ class StandbySystem(Service):
 
     def open(self, interface: str, *, snap_length: int, bpf: str) -> Deferred[IPacketHandle]:
         """Start to capture, with a standby handle if there is one: see L{IPacketSystem.open}."""
-        handle = self._ready.pop(interface, None) if snap_length == self._snap_length else None
-        if handle is None:
-            return self._system.open(interface, snap_length=snap_length, bpf=bpf)
+        return Deferred.fromCoroutine(self._open(interface, snap_length, bpf))
+
+    async def _open(self, interface: str, snap_length: int, bpf: str) -> IPacketHandle:
+        handle = None
+        if snap_length == self._snap_length and self._ready:
+            handle = self._handle_on(await self._system.find(interface))
+            if handle is not None or interface in self._ready:
+                self._replace_soon()
+        if handle is not None:
+            try:
+                return await handle.arm(bpf)
+            except CaptureUnavailable:
+                # The interface went down, or away, and may be back by now.
+                pass
+        return await self._system.open(interface, snap_length=snap_length, bpf=bpf)
+
+    def _handle_on(self, index: int | None) -> IStandbyHandle | None:
+        """
+        Take the handle that waits on an interface. The interface may have been renamed since, or be asked for
+        by another of its names.
+        """
+        for name, handle in self._ready.items():
+            if handle.index == index:
+                return self._ready.pop(name)
+        return None
+
+    def _replace_soon(self) -> None:
         if self._timer is not None and self._timer.active():
             self._timer.reset(REPLACE_SECONDS)
         else:
             self._is_used = True
 
-        async def arm() -> IPacketHandle:
-            try:
-                return await handle.arm(bpf)
-            except CaptureUnavailable:
-                # The interface went down, or away, and may be back by now.
-                return await self._system.open(interface, snap_length=snap_length, bpf=bpf)
-
-        return Deferred.fromCoroutine(arm())
+    def find(self, interface: str) -> Deferred[int | None]:
+        """Find an interface by its name: see L{IStandbyPacketSystem.find}."""
+        return self._system.find(interface)
 
     def compile_now(self, handle: IPacketHandle, bpf: str) -> Program:
         """Compile a filter for a handle, while everything waits: see L{IPacketSystem.compile_now}."""
@@ -108,21 +127,20 @@ class StandbySystem(Service):
         return self._system.open_dumper(path, link_type=link_type, snap_length=snap_length)
 
     def _check(self) -> None:
-        """Give up handles of interfaces that went down, and replace what is missing."""
+        """Give up handles of interfaces that are gone or renamed, and replace what is missing."""
         self._timer = None
         for interface, handle in tuple(self._ready.items()):
             try:
                 handle.check()
             except Exception as error:  # noqa: BLE001 - whatever it is, the handle is replaced
-                self._report(interface, error)
-                del self._ready[interface]
-                handle.close()
+                self._give_up(interface, error)
         self._opening = Deferred.fromCoroutine(self._replace())
         self._opening.addCallbacks(self._set_timer, self._cancelled)
 
     async def _replace(self) -> None:
         """Open a handle on each interface that has none, one after the other."""
         for interface in self._interfaces:
+            await self._compare(interface)
             if interface not in self._ready:
                 try:
                     handle = await self._system.open_standby(interface, snap_length=self._snap_length)
@@ -132,6 +150,24 @@ class StandbySystem(Service):
                     self._report(interface, error)
                 else:
                     self._ready[interface] = handle
+
+    async def _compare(self, interface: str) -> None:
+        """Give up the handle on an interface if another interface has its name by now."""
+        if (handle := self._ready.get(interface)) is None:
+            return
+        try:
+            index = await self._system.find(interface)
+        except CancelledError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, the handle is replaced
+            index = None
+            self._report(interface, error)
+        if index != handle.index and self._ready.get(interface) is handle:
+            self._give_up(interface, CaptureUnavailable(interface, "the interface was renamed"))
+
+    def _give_up(self, interface: str, error: Exception) -> None:
+        self._report(interface, error)
+        self._ready.pop(interface).close()
 
     def _set_timer(self, _: None) -> None:
         self._opening = None

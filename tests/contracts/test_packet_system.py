@@ -63,6 +63,18 @@ class PacketSystemContract:
         """Take the interface away."""
         raise NotImplementedError
 
+    def take_down(self) -> None:
+        """Take the interface down."""
+        raise NotImplementedError
+
+    def bring_up(self) -> None:
+        """Bring the interface up again."""
+        raise NotImplementedError
+
+    def rename(self) -> str:
+        """Rename the interface, and return its new name."""
+        raise NotImplementedError
+
     async def open(self, *, snap_length: int = 512, bpf: str = "") -> IPacketHandle:
         """A handle that is closed at the end of the test."""
         handle = await self.system.open(self.interface, snap_length=snap_length, bpf=bpf)
@@ -227,6 +239,51 @@ class PacketSystemContract:
         self.assertRaises(CaptureUnavailable, read_on)
         self.assertEqual(read, frames)
 
+    async def test_interface_down_briefly(self) -> None:
+        """While its interface is down, a handle has no packets; after that it goes on."""
+        handle = await self.open()
+        self.send(udp_frame(1), udp_frame(2))
+        time.sleep(0.05)
+        self.take_down()
+        self.assertEqual(self.read(handle, 2), [udp_frame(1), udp_frame(2)])
+        for _ in range(5):
+            self.assertEqual(handle.read(10, lambda *_: self.fail("it is down")), 0)
+        self.bring_up()
+        self.send(udp_frame(3))
+        self.assertEqual(self.read(handle, 1), [udp_frame(3)])
+
+    async def test_down_and_then_gone(self) -> None:
+        """That an interface is gone shows also if it was down, and was read, before."""
+        handle = await self.open()
+        self.take_down()
+        for _ in range(5):
+            self.assertEqual(handle.read(10, lambda *_: self.fail("it is down")), 0)
+        self.lose_interface()
+        with self.assertRaises(CaptureUnavailable):
+            for _ in range(5):
+                handle.read(10, lambda *_: self.fail("it is gone"))
+
+    async def test_renamed(self) -> None:
+        """A handle stays with its interface, whatever that is called; the index stays as well."""
+        handle = await self.open()
+        index = await self.system.find(self.interface)
+        name = self.rename()
+        self.send(udp_frame(1))
+        self.assertEqual(self.read(handle, 1), [udp_frame(1)])
+        self.assertEqual([await self.system.find(one) for one in (name, self.interface)], [index, None])
+        self.assertEqual((await self.unavailable()).reason, "no such interface")
+
+    async def test_standby_on_an_interface_that_is_down(self) -> None:
+        """A standby handle outlasts that its interface is down; arming it meanwhile fails as opening does."""
+        standby = await self.system.open_standby(self.interface, snap_length=60)
+        self.addCleanup(standby.close)
+        self.assertEqual(standby.index, await self.system.find(self.interface))
+        self.take_down()
+        standby.check()
+        standby.check()
+        error = await self.assertFailure(standby.arm(""), CaptureUnavailable)
+        self.assertEqual(error.reason, "the interface is down")
+
     async def test_callback_fails(self) -> None:
         """What the callback raises ends the dispatch, and is raised; the packets behind it wait."""
         handle = await self.open()
@@ -365,11 +422,11 @@ class MemoryPacketSystemTests(PacketSystemContract, unittest.TestCase):
         self.memory.filters["udp port 9"] = lambda data: data[36:38] == (9).to_bytes(2, "big")
         self.memory.filters["udp port 53"] = lambda data: data[36:38] == (53).to_bytes(2, "big")
         self.system = self.memory
-        self.interface = "mem0"
+        self.interface = self.sending_to = "mem0"
 
     def send(self, *frames: bytes) -> None:
         """Put frames on the interface."""
-        self.memory.deliver("mem0", *frames)
+        self.memory.deliver(self.sending_to, *frames)
 
     def is_promiscuous(self) -> bool:
         """Whether any handle asks for it."""
@@ -378,6 +435,20 @@ class MemoryPacketSystemTests(PacketSystemContract, unittest.TestCase):
     def lose_interface(self) -> None:
         """Take the interface away."""
         self.memory.lose("mem0")
+
+    def take_down(self) -> None:
+        """Take the interface down."""
+        self.memory.down("mem0")
+
+    def bring_up(self) -> None:
+        """Bring the interface up again."""
+        self.memory.up("mem0")
+
+    def rename(self) -> str:
+        """Rename the interface. Frames are sent to it by its new name."""
+        self.memory.rename("mem0", "mem1")
+        self.sending_to = "mem1"
+        return "mem1"
 
 
 class PcapySystemTests(PacketSystemContract, unittest.TestCase):
@@ -429,6 +500,24 @@ class PcapySystemTests(PacketSystemContract, unittest.TestCase):
         """Delete the wire."""
         self.wire.delete()
 
+    def take_down(self) -> None:
+        """Take the near end down."""
+        self.wire.down()
+
+    def bring_up(self) -> None:
+        """Bring the near end up again."""
+        self.wire.up()
+
+    def rename(self) -> str:
+        """Rename the near end. Since Linux 6.2 that can be done while it is up."""
+        name = f"{self.interface[:-1]}r"
+        ip("link", "set", self.interface, "down")
+        ip("link", "set", self.interface, "name", name)
+        ip("link", "set", name, "up")
+        self.wire.interface = name
+        self.wire.wait_until_up()
+        return name
+
     async def test_interface_down(self) -> None:
         """An interface that is down is told as such."""
         self.wire.down()
@@ -436,11 +525,79 @@ class PcapySystemTests(PacketSystemContract, unittest.TestCase):
         self.assertEqual(error.reason, "the interface is down")
 
     async def test_interface_goes_down_meanwhile(self) -> None:
-        """One that goes down while its filter is set is told as such, and is no fault of the filter's."""
+        """A filter can be set on an interface that is down, and holds when it is up."""
         handle = await self.open(bpf="udp")
         self.wire.down()
+        self.exclude(handle, "udp port 53")
+        self.wire.up()
+        self.send(udp_frame(1, port=53), udp_frame(2, port=9))
+        self.assertEqual(self.read(handle, 1), [udp_frame(2, port=9)])
+
+    async def test_gone_while_its_filter_is_set(self) -> None:
+        """That an interface is gone when its filter is set is reported as such."""
+        handle = await self.open(bpf="udp")
+        self.wire.delete()
         error = self.assertRaises(CaptureUnavailable, self.exclude, handle, "udp port 53")
-        self.assertIn("Network is down", error.reason)
+        self.assertEqual(error.reason, "the interface is gone")
+
+    async def test_renamed_while_it_is_opened(self) -> None:
+        """The interface that had the name at the time of the request is opened, and no other one."""
+        other = Wire()
+        self.addCleanup(other.stop)
+        other.start()
+        name = self.interface
+
+        def run_later(work: Any, *args: Any) -> Any:
+            if self.wire.interface == name:
+                self.rename()
+                ip("link", "set", other.interface, "down")
+                ip("link", "set", other.interface, "name", name)
+                ip("link", "set", name, "up")
+                other.interface = name
+            return self.threads.run(work, *args)
+
+        system = PcapySystem(
+            compiler=self.compiler,
+            run_in_thread=run_later,
+            buffer_size_bytes=2 << 20,
+            read_timeout_ms=10,
+            promiscuous=True,
+            native=self.native,
+        )
+        handle = await system.open(name, snap_length=512, bpf="udp")
+        self.addCleanup(handle.close)
+        other.wait_until_up()
+        other.send([udp_frame(1)])
+        self.send(udp_frame(2))
+        self.assertEqual(self.read(handle, 1), [udp_frame(2)])
+
+    async def test_alternative_names(self) -> None:
+        """An interface can be opened by its alternative names, of up to 127 characters."""
+        index = await self.system.find(self.interface)
+        for name in (f"{self.interface}-alt", f"{self.interface}-{'x' * 100}"):
+            try:
+                ip("link", "property", "add", "dev", self.interface, "altname", name)
+            except subprocess.CalledProcessError:
+                raise unittest.SkipTest("this kernel has no alternative names") from None
+            self.assertEqual(await self.system.find(name), index)
+            handle = await self.system.open(name, snap_length=512, bpf="udp port 53")
+            self.addCleanup(handle.close)
+            self.send(udp_frame(1, port=53))
+            self.assertEqual(self.read(handle, 1), [udp_frame(1, port=53)])
+        error = await self.unavailable("x" * 100)
+        self.assertEqual(error.reason, "no such interface")
+
+    async def test_moved_to_another_namespace(self) -> None:
+        """An interface that moves to another network namespace is gone."""
+        handle = await self.open()
+        self.send(udp_frame(1))
+        time.sleep(0.05)
+        ip("link", "set", self.interface, "netns", self.wire.namespace)
+        read: list[bytes] = []
+        with self.assertRaises(CaptureUnavailable):
+            for _ in range(100):
+                handle.read(2, lambda _, packet: read.append(packet))
+        self.assertEqual(read, [udp_frame(1)])
 
     async def test_no_room_for_the_ring(self) -> None:
         """What else keeps an interface from being opened is told in libpcap's words, if they can be had."""

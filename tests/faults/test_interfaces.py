@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import time
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
 from peers.daemon import Daemon
 from peers.frames import number_of, udp_frame
-from peers.tcpdump import read_packets
+from peers.requirement import require_command
+from peers.tcpdump import Tcpdump, read_packets
 from peers.wire import Wire
 from tests.faults.test_links import possessions
 from tests.integration.test_all_sources import until
@@ -43,14 +47,20 @@ class InterfaceTests(SynchronousTestCase):
         self.daemon = Daemon(self.configuration.format(self.wire.interface))
         self.addCleanup(self.daemon.stop)
         self.daemon.start()
-        # That of HTTP, and the handles.
-        sockets = 1 + self.waiting
-        until(lambda: possessions(self.daemon)["socket"] == sockets or None, "handles that wait", 10)
+        until(self.is_ready, "handles that wait", 10)
         self.before = possessions(self.daemon)
         self.assert_captures()
         until(self.is_at_rest, "the first capture to be over")
         self.before = possessions(self.daemon)
         self.addCleanup(self.assert_as_before)
+
+    def is_ready(self) -> bool | None:
+        """Whether it has the socket of HTTP and the handles, for a while: libpcap opens others briefly."""
+        for _ in range(5):
+            if possessions(self.daemon)["socket"] != 1 + self.waiting:
+                return None
+            time.sleep(0.05)
+        return True
 
     def is_at_rest(self) -> bool | None:
         """Whether the daemon has the descriptors that it had before, by their kinds."""
@@ -92,6 +102,11 @@ class InterfaceTests(SynchronousTestCase):
         found = [number_of(packet.data[-128:]) for packet in read_packets(self.daemon.file_of(capture))]
         self.assertEqual(found, numbers)
 
+    def cpu_seconds(self) -> float:
+        """The processor time that the daemon has used (proc(5), stat)."""
+        fields = Path(f"/proc/{self.daemon.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def assert_captures(self) -> None:
         """A capture on the interface has what is sent."""
         capture = self.daemon.capture(interface=[self.wire.interface], bpf=_FILTER, packets=3)
@@ -105,16 +120,75 @@ class InterfaceTests(SynchronousTestCase):
         self.assertEqual((status, [one["rule"] for one in answer["problems"]]), (400, [rule]))
 
     def test_down(self) -> None:
-        """Down within a capture and between two: what there is is kept, and on it goes when it is up."""
-        capture = self.begin(4)
+        """A capture waits while its interface is down, as tcpdump does, and has what comes afterwards."""
+        tcpdump = Tcpdump(self.wire.interface, filter=_FILTER)
+        self.addCleanup(tcpdump.stop)
+        tcpdump.start()
+        capture = self.begin(5, packets=10)
         self.wire.down()
-        self.assert_ended(capture, "device_lost", [0, 1, 2, 3])
         self.assert_refused("the interface is down")
         self.wire.up()
+        self.send(capture, range(5, 10))
+        self.assert_ended(capture, "packets", list(range(10)))
+        tcpdump.wait_for(10)
+        self.assertEqual([number_of(packet.data) for packet in tcpdump.finish()], list(range(10)))
         self.assert_captures()
         self.wire.down()
         self.wire.up()
         self.assert_captures()
+
+    def test_down_until_a_limit(self) -> None:
+        """The limits of a capture hold while its interface is down, and it takes hardly any time to wait."""
+        capture = self.begin(4, timeout=2)
+        before = self.cpu_seconds()
+        self.wire.down()
+        self.assert_ended(capture, "idle", [0, 1, 2, 3])
+        self.assertLess(self.cpu_seconds() - before, 0.5)
+        self.wire.up()
+        self.assert_captures()
+
+    def test_down_and_deleted(self) -> None:
+        """The kernel doesn't report that an interface that was down already is gone; the capture ends."""
+        capture = self.begin(4)
+        self.wire.down()
+        time.sleep(0.5)
+        self.wire.delete()
+        self.assert_ended(capture, "device_lost", [0, 1, 2, 3])
+        self.wire.make()
+        self.assert_captures()
+
+    def test_renamed(self) -> None:
+        """
+        A capture stays on its wire when the interface is renamed. A request for the old name is refused; once
+        another interface has that name, it is for that one.
+        """
+        other = Wire()
+        self.addCleanup(other.stop)
+        other.start()
+        name, moved = self.wire.interface, f"{self.wire.interface[:-1]}m"
+        capture = self.begin(2, packets=4)
+        self.rename(self.wire, moved)
+        self.wire.interface = name
+        self.assert_refused("no such interface")
+        self.wire.interface = moved
+        self.rename(other, name)
+        new = self.daemon.capture(interface=[name], bpf=_FILTER, packets=2)
+        self.send(capture, [2])
+        other.send([udp_frame(number, port=_PORT) for number in (7, 8)])
+        self.send(capture, [3])
+        self.assert_ended(new, "packets", [7, 8])
+        self.assert_ended(capture, "packets", [0, 1, 2, 3])
+        other.delete()
+        self.rename(self.wire, name)
+        self.assert_captures()
+
+    def rename(self, wire: Wire, name: str) -> None:
+        """Rename the near end of a wire."""
+        ip = require_command("ip", "iproute2")
+        for words in (["down"], ["name", name]):
+            subprocess.run([ip, "link", "set", wire.interface, *words], check=True, timeout=20)
+        wire.interface = name
+        wire.up()
 
     def test_deleted(self) -> None:
         """Gone within a capture, for a while."""

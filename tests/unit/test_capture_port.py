@@ -141,6 +141,63 @@ class CapturePortTests(unittest.SynchronousTestCase):
         made = self.recorded(port.start())
         self.assertEqual((made.reason, made.packets), (StopReason.PACKETS, 3))
 
+    def lose_connection(self) -> None:
+        """The reactor finds an error on the socket."""
+        [port] = self.reactor.getReaders()
+        self.reactor.removeReader(port)
+        port.connectionLost(None)
+
+    def test_down(self) -> None:
+        """A capture waits while its interface is down, and has what comes when it is up again."""
+        recording = self.port(packets=4).start()
+        self.arrive(udp_frame(1), udp_frame(2))
+        self.system.down("mem0")
+        self.lose_connection()
+        self.arrive(udp_frame(3))
+        self.assertEqual(self.reactor.getReaders(), [])
+        self.reactor.advance(1)
+        self.system.up("mem0")
+        self.arrive(udp_frame(4), udp_frame(5))
+        made = self.recorded(recording)
+        self.assertEqual((made.reason, made.packets), (StopReason.PACKETS, 4))
+
+    def test_down_until_a_limit(self) -> None:
+        """The limits hold while the interface is down."""
+        recording = self.port(idle=5).start()
+        self.arrive(udp_frame(1))
+        self.system.down("mem0")
+        self.lose_connection()
+        self.reactor.pump([0.1] * 49)
+        self.assertNoResult(recording)
+        self.reactor.pump([0.1] * 2)
+        self.assertEqual(self.recorded(recording).reason, StopReason.IDLE)
+
+    def test_down_and_gone(self) -> None:
+        """After an interface went down, nobody reports that it is gone: the capture notices by itself."""
+        recording = self.port().start()
+        self.arrive(udp_frame(1))
+        self.system.down("mem0")
+        self.lose_connection()
+        self.reactor.advance(0.1)
+        self.assertNoResult(recording)
+        self.system.lose("mem0")
+        self.reactor.advance(0.3)
+        made = self.recorded(recording)
+        self.assertEqual((made.reason, made.packets), (StopReason.DEVICE_LOST, 1))
+
+    def test_lasting_error(self) -> None:
+        """An error of the socket that doesn't go away costs a look now and then, and the reactor no more."""
+        port = self.port(duration=1)
+        recording, looks = port.start(), 0
+        for _ in range(100):
+            if self.reactor.getReaders():
+                self.lose_connection()
+                looks += 1
+            self.reactor.advance(0.005)
+        self.assertLess(looks, 30)
+        port.end(StopReason.CANCELLED)
+        self.recorded(recording)
+
     def test_lost_before_the_start(self) -> None:
         """An interface that goes away before the start leaves what there is."""
         port = self.port()

@@ -512,13 +512,15 @@ class CapturingTests(PipelineCase):
         self.successResultOf(self.stop())
 
     def test_connection_lost(self) -> None:
-        """So it does where the reactor tells it, with what can still be read."""
+        """So it does if the reactor finds an error on the socket, with what can still be read."""
         self.begin()
         self.system.deliver("mem0", udp_frame(1))
         self.system.lose("mem0")
         [port] = self.reactor.getReaders()
         self.reactor.removeReader(port)
         port.connectionLost(None)
+        self.reactor.advance(0.02)
+        self.turn()
         self.hand_over()
         [stopped] = self.events(CaptureStopped)
         self.assertEqual((stopped.reason, stopped.packets), (StopReason.DEVICE_LOST, 1))

@@ -139,12 +139,51 @@ class StandbySystemTests(unittest.SynchronousTestCase):
         interface = self.memory.interfaces["mem0"]
         self.memory.lose("mem0")
         self.failureResultOf(self.standby.open("mem0", snap_length=512, bpf=""), CaptureUnavailable)
+        self.clock.advance(REPLACE_SECONDS)
         self.assertEqual(interface.handles, [])
-        self.clock.advance(CHECK_SECONDS)
         interface.problem = None
         self.memory.interfaces["mem0"] = interface
         self.clock.advance(CHECK_SECONDS)
         self.assertEqual(len(interface.handles), 1)
+
+    def test_renamed(self) -> None:
+        """
+        A request is for the interface that has the name now: the handle on the one that had it before serves
+        requests for the new name of that one.
+        """
+        [waiting] = self.memory.interfaces["mem0"].handles
+        self.memory.rename("mem0", "mem2")
+        self.memory.rename("mem1", "mem0")
+        self.assertEqual(self.read("mem0"), [b"udp late"])
+        self.assertFalse(waiting.closed)
+        handle = self.open("mem2")
+        self.assertIs(handle, waiting)
+        handle.close()
+
+    def test_no_longer_there(self) -> None:
+        """A request for a name that no interface has any more is refused, whatever waits."""
+        self.memory.rename("mem0", "mem2")
+        self.failureResultOf(self.standby.open("mem0", snap_length=512, bpf=""), CaptureUnavailable)
+        self.clock.advance(REPLACE_SECONDS)
+        self.assertEqual(self.memory.open_handles, 0)
+
+    def test_renamed_while_waiting(self) -> None:
+        """A handle waits on the interface that has the configured name."""
+        self.memory.rename("mem0", "mem2")
+        self.memory.rename("mem1", "mem0")
+        self.clock.advance(CHECK_SECONDS)
+        self.assertEqual(len(self.memory.interfaces["mem0"].handles), 1)
+        self.assertEqual(self.memory.interfaces["mem2"].handles, [])
+
+    def test_down(self) -> None:
+        """A handle waits while its interface is down; a request is refused."""
+        [waiting] = self.memory.interfaces["mem0"].handles
+        self.memory.down("mem0")
+        self.clock.advance(CHECK_SECONDS)
+        self.assertFalse(waiting.closed)
+        self.failureResultOf(self.standby.open("mem0", snap_length=512, bpf=""), CaptureUnavailable)
+        self.memory.up("mem0")
+        self.assertEqual(self.read("mem0"), [b"udp late"])
 
     def test_interface_lost_while_waiting(self) -> None:
         """A handle is looked after while nobody asks for it."""

@@ -1,0 +1,166 @@
+"""
+Network interfaces by their index.
+
+The name of an interface may change, and another interface may take it. Its index (netdevice(7)) stays, and no
+other interface has it at the same time.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import socket
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+#: The index that stands for all interfaces (packet(7)).
+ANY_INDEX = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interface:
+    """
+    An interface that was asked for.
+
+    @ivar name: the name by which it was asked for; it may have another one by now.
+    @ivar index: L{ANY_INDEX} for all of them.
+    """
+
+    name: str
+    index: int
+
+
+# A name in an ioctl has up to 15 bytes (IFNAMSIZ of linux/if.h). Alternative names may be longer.
+_LONGEST_IOCTL_NAME = 15
+# netdevice(7): struct ifreq, the request for the flags, and that an interface is up.
+_IFREQ = struct.Struct("=16sH22x")
+_SIOCGIFFLAGS = 0x8913
+_IFF_UP = 0x1
+
+# packet(7): struct sockaddr_ll.
+_ADDRESS = struct.Struct("=HHiHBB8s")
+_getsockname = ctypes.CDLL(None, use_errno=True).getsockname
+_getsockname.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.POINTER(ctypes.c_uint32))
+
+# rtnetlink(7): struct nlmsghdr, struct ifinfomsg, struct rtattr; linux/netlink.h, linux/if_link.h.
+_MESSAGE = struct.Struct("=IHHII")
+_LINK = struct.Struct("=BxHiII")
+_ATTRIBUTE = struct.Struct("=HH")
+_NUMBER = struct.Struct("=I")
+_NLMSG_ERROR = 2
+_RTM_NEWLINK, _RTM_GETLINK = 16, 18
+_NLM_F_REQUEST = 1
+_IFLA_EXT_MASK, _IFLA_ALT_IFNAME = 29, 53
+_RTEXT_FILTER_SKIP_STATS = 1 << 3
+_PATIENCE_SECONDS = 5.0
+_LARGEST_ANSWER_BYTES = 65536
+
+
+def bound_index(descriptor: int) -> int | None:
+    """
+    The index of the interface that a packet socket is bound to.
+
+    @param descriptor: the socket's.
+
+    @return: L{ANY_INDEX} if it is bound to all of them; L{None} if the interface is gone, or if it is not a
+        packet socket.
+    """
+    address = ctypes.create_string_buffer(_ADDRESS.size)
+    size = ctypes.c_uint32(_ADDRESS.size)
+    if _getsockname(descriptor, address, size) != 0:
+        return None
+    family, _, index, *_ = _ADDRESS.unpack(address.raw)
+    # packet_notifier() in net/packet/af_packet.c sets it to -1.
+    return index if family == socket.AF_PACKET and index >= 0 else None
+
+
+def is_quick_to_find(name: str) -> bool:
+    """Whether L{find_index} finds this name without waiting for a lock of the kernel."""
+    return len(os.fsencode(name)) <= _LONGEST_IOCTL_NAME
+
+
+def find_index(name: str) -> int | None:
+    """
+    The index of the interface with this name, which may be an alternative one (ip-link(8), C{altname}).
+
+    @return: L{None} if there is none.
+    """
+    if is_quick_to_find(name):
+        try:
+            return socket.if_nametoindex(name)
+        except OSError:
+            return None
+    return _find_long_name(os.fsencode(name))
+
+
+def name_of(index: int) -> str | None:
+    """The name that an interface has now; L{None} if it is gone."""
+    try:
+        return socket.if_indextoname(index)
+    except OSError:
+        return None
+
+
+def is_up(index: int) -> bool:
+    """Whether an interface is there and not down."""
+    name = name_of(index)
+    if name is None:
+        return False
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as any_socket:
+        try:
+            answer = fcntl.ioctl(any_socket, _SIOCGIFFLAGS, _IFREQ.pack(os.fsencode(name), 0))
+        except OSError:
+            return False
+    flags: int = _IFREQ.unpack(answer)[1]
+    return bool(flags & _IFF_UP)
+
+
+def missed_packets(index: int) -> int | None:
+    """
+    How many packets the hardware of an interface has missed since its driver began to count, because it had
+    no room for them: C{rx_missed_errors} and C{rx_fifo_errors} (sysfs-class-net-statistics in Linux'
+    Documentation/ABI). C{rx_dropped} also counts packets that no protocol wanted, which are captured.
+
+    @return: L{None} if it can't be told.
+    """
+    name = name_of(index)
+    if name is None:
+        return None
+    folder = Path("/sys/class/net", name)
+    try:
+        missed = sum(
+            int((folder / "statistics" / each).read_text()) for each in ("rx_missed_errors", "rx_fifo_errors")
+        )
+        # It may have been renamed meanwhile.
+        return missed if int((folder / "ifindex").read_text()) == index == find_index(name) else None
+    except (OSError, ValueError):
+        return None
+
+
+def _find_long_name(name: bytes) -> int | None:
+    """Ask the kernel by rtnetlink(7); before Linux 5.5 it knows no alternative names."""
+    attributes = _attribute(_IFLA_EXT_MASK, _NUMBER.pack(_RTEXT_FILTER_SKIP_STATS))
+    attributes += _attribute(_IFLA_ALT_IFNAME, name + b"\0")
+    size = _MESSAGE.size + _LINK.size + len(attributes)
+    request = _MESSAGE.pack(size, _RTM_GETLINK, _NLM_F_REQUEST, 1, 0) + _LINK.pack(0, 0, 0, 0, 0) + attributes
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as kernel:
+        kernel.settimeout(_PATIENCE_SECONDS)
+        kernel.sendto(request, (0, 0))
+        answer = kernel.recv(_LARGEST_ANSWER_BYTES)
+    _, kind, *_ = _MESSAGE.unpack_from(answer)
+    if kind == _RTM_NEWLINK:
+        index: int = _LINK.unpack_from(answer, _MESSAGE.size)[2]
+        return index
+    assert kind == _NLMSG_ERROR, kind
+    (code,) = struct.unpack_from("=i", answer, _MESSAGE.size)
+    if -code in (errno.ENODEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ERANGE):
+        return None
+    raise OSError(-code, os.strerror(-code))
+
+
+def _attribute(kind: int, value: bytes) -> bytes:
+    padding = bytes(-len(value) % 4)
+    return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(value), kind) + value + padding
