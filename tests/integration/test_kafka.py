@@ -13,6 +13,7 @@ from kafka.errors import SaslAuthenticationFailedError
 from twisted.internet import threads
 
 from pcapsvc.sources.kafka.connection import Connection
+from pcapsvc.sources.kafka.decompress import MAX_BATCH_BYTES
 from pcapsvc.sources.kafka.source import KafkaSecurity
 from peers.certificates import LABELS, Authority, labelled
 from tests.integration.kafka_case import KafkaTestCase
@@ -40,6 +41,30 @@ class KafkaSourceTests(KafkaTestCase):
             for sent_at in sink.sent_at:
                 assert sent_at is not None
                 self.assertLess(abs(sent_at - began), 20)
+
+    async def test_bombs(self) -> None:
+        """A message that decompresses to too much is skipped and logged, whatever compressed it."""
+        self.broker.create_topic(self.topic, 1)
+        _, sink = await self.listen()
+        expected: list[bytes] = []
+
+        def send(compression: str) -> None:
+            producer = self.broker.producer(compression_type=compression, max_request_size=1 << 30)
+            try:
+                producer.send(self.topic, bytes(MAX_BATCH_BYTES + 1), partition=0).get(60)
+            finally:
+                producer.close(60)
+
+        for compression in ("gzip", "zstd", "lz4"):
+            self.lines.clear()
+            expected += [compression.encode(), b"after"]
+            await self.produce(compression.encode())
+            await threads.deferToThread(send, compression)
+            await self.produce(b"after")
+            while len(sink.submitted) < len(expected):
+                await self.sleep(0.02)
+            self.assertEqual(self.bodies(sink), expected)
+            await self.until(lambda: len(self.logged("skipped 1 batches that decompress to too much")) == 1)
 
     async def test_partitions_added_later(self) -> None:
         """A partition that was just added is read from its first message on."""

@@ -38,6 +38,7 @@ class Broker:
     @ivar leaderless: the partitions among them that have no leader.
     @ivar by_time: the offset to start at for a time, by partition.
     @ivar batches: what each poll returns; an exception is raised.
+    @ivar skipped: how many batches each poll skipped, the last poll first.
     @ivar problem: why no connection can be opened; L{None} if one can.
     @ivar calls: the requests that change something, in order.
     """
@@ -53,6 +54,7 @@ class Broker:
         self.topic_id: object = "id-1"
         self.has_commits = True
         self.stuck: TopicPartition | None = None
+        self.skipped: list[int] = []
         self.calls: list[Any] = []
         self.connections: list[FakeConnection] = []
 
@@ -130,6 +132,9 @@ class FakeConnection:
         if self._broker.commit_problem is not None:
             raise self._broker.commit_problem
         self._broker.calls.append(("commit", dict(offsets)))
+
+    def skipped(self) -> int:
+        return self._broker.skipped.pop() if self._broker.skipped else 0
 
     def unreadable(self) -> TopicPartition | None:
         return self._broker.stuck
@@ -336,6 +341,12 @@ class ReaderTests(ReaderTestCase):
         self.assertRaises(LongGone, self.reader.read)
         self.assertEqual(0, self.broker.open_connections)
         self.assertEqual(None, self.reader.read().lost)
+
+    def test_skipped(self) -> None:
+        """Batches that the connection skipped are reported once."""
+        self.broker.skipped = [0, 2]
+        self.assertEqual("skipped 2 batches that decompress to too much", self.reader.read().gap)
+        self.assertEqual(None, self.reader.read().gap)
 
     def test_what_cannot_be_read(self) -> None:
         """Unreadable records are skipped and reported; the next ones are read."""

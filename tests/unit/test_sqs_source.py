@@ -245,10 +245,11 @@ class MessageTests(SQSTestCase):
     def test_what_cannot_be_understood(self) -> None:
         """A malformed message doesn't affect the others of its poll."""
         strange = [{"nonsense": True}, {**message("b"), "Body": 1}, {"ReceiptHandle": "x", "Body": "{}"}]
+        strange += [message("x" * 5000), message("d", receipt="x" * 10_000)]
         self.poll(message("a"), *strange, message("c"))
         self.assertEqual(2, len(self.sink.submitted))
         self.assertEqual([["receipt of a", "receipt of c"]], self.client.deleted)
-        line = f"error: SQS {URL}: 3 malformed messages stay in the queue"
+        line = f"error: SQS {URL}: 5 malformed messages stay in the queue"
         self.assertEqual([line, f"info: SQS {URL}: listening"], self.logged())
 
     def test_envelope(self) -> None:

@@ -14,6 +14,7 @@ from kafka import errors as kafka_errors
 from kafka.net.selector import NetworkSelector
 
 from pcapsvc.net.pem import read_certificates
+from pcapsvc.sources.kafka import decompress
 from pcapsvc.sources.kafka.manager import Client, Manager
 from pcapsvc.sources.kafka.token import TokenFile
 
@@ -132,6 +133,7 @@ class Connection:
         @raise UnusableCertificates: if the file of CA certificates can't be used.
         @raise OSError: if another file of L{KafkaSecurity} can't be used.
         """
+        decompress.bound()
         context = _tls_context(self._security)
         # Not left to the client: it would say why it failed only in its own log, and keep trying for the
         # whole bootstrap time-out.
@@ -259,6 +261,10 @@ class Connection:
         """Commit the offsets of the next records to read."""
         marks = {partition: OffsetAndMetadata(offset, "", -1) for partition, offset in offsets.items()}
         self._consumer.commit(marks, timeout_ms=_ms(timeout_seconds))
+
+    def skipped(self) -> int:
+        """How many batches of records were skipped since the last call, because they become too long."""
+        return decompress.skipped.take()
 
     def unreadable(self) -> TopicPartition | None:
         """

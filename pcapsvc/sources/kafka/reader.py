@@ -216,18 +216,20 @@ class Reader:
         messages = tuple(
             message for partition, records in polled.items() for message in self._unseen(partition, records)
         )
+        skipped = connection.skipped()
+        too_much = f"skipped {skipped} batches that decompress to too much" if skipped else None
         # There may be messages of some partitions while others are lost.
         lost = self._lost(connection, partitions) or trouble
         if lost is None:
             self._lost_since = None
-            return Batch(messages=messages)
+            return Batch(messages=messages, gap=too_much)
         if self._lost_since is None:
             # It may be connecting right now: the next read will show.
             self._lost_since = self._seconds()
-            return Batch(messages=messages, is_connected=False)
+            return Batch(messages=messages, is_connected=False, gap=too_much)
         if not messages and self._seconds() - self._lost_since > RECONNECT_SECONDS:
             raise LongGone(lost)
-        return Batch(messages=messages, is_connected=False, lost=lost)
+        return Batch(messages=messages, is_connected=False, lost=lost, gap=too_much)
 
     def _lost(self, connection: Connection, partitions: frozenset[TopicPartition]) -> str | None:
         """What can't be read now, in words; L{None} if everything can."""

@@ -19,6 +19,7 @@ from twisted.internet import defer
 from twisted.logger import Logger
 
 from pcapsvc.core.message import Message
+from pcapsvc.core.text import one_line
 from pcapsvc.interfaces.requests import IRequestSink
 from pcapsvc.interfaces.threads import RunInThread
 from pcapsvc.net.pem import UnusableCertificates
@@ -138,7 +139,7 @@ class KafkaSource(service.Service):
         # The next read commits these messages.
         await defer.DeferredList(verdicts)
         if batch.gap is not None:
-            self._log.error("Kafka, topic {topic!r}: {gap}", topic=self._topic, gap=batch.gap)
+            self._log.error("Kafka, topic {topic!r}: {gap}", topic=self._topic, gap=one_line(batch.gap))
         if batch.lost is not None:
             self._outage.report("connection", batch.lost)
         elif batch.is_connected:

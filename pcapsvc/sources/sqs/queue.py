@@ -29,6 +29,11 @@ _AMAZON = re.compile(
 # An endpoint of PrivateLink: requests must go to its own host.
 _PRIVATE = re.compile(r"\.sqs\.(?P<region>[a-z0-9-]+)\.vpce\.amazonaws\.com(?:\.cn)?\Z")
 
+# Ids are remembered and logged ("Amazon SQS queue and message identifiers": up to 100 characters).
+_MAX_ID_CHARACTERS = 1024
+# The same says 1,024.
+_MAX_RECEIPT_CHARACTERS = 8192
+
 
 class Unsettled(Exception):
     """The queue answered, but did not delete or return messages."""
@@ -228,6 +233,8 @@ def _message(raw: Any) -> Message | None:
     """The message; L{None} if it is malformed."""
     message_id, receipt, body = raw.get("MessageId"), raw.get("ReceiptHandle"), raw.get("Body") or ""
     if not all(isinstance(text, str) for text in (message_id, receipt, body)):
+        return None
+    if len(message_id) > _MAX_ID_CHARACTERS or len(receipt) > _MAX_RECEIPT_CHARACTERS:
         return None
     attributes = raw.get("Attributes") or {}
     sent_ms = _whole(attributes.get("SentTimestamp"))

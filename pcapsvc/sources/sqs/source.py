@@ -317,7 +317,7 @@ class SQSSource(service.Service):
         keys = [f"SQS {message.message_id}", *([] if envelope_id is None else [f"SNS {envelope_id}"])]
         if any(self._settled.knows(key, now) for key in keys):
             self._log.info(
-                "SQS {url}: message {id} was delivered again", url=self._url, id=message.message_id
+                "SQS {url}: message {id} was delivered again", url=self._url, id=one_line(message.message_id)
             )
             return Step(message=message, hide_seconds=None)
         # Before the verdict: SNS may have sent it twice, and the second one comes with the same poll.
@@ -330,7 +330,9 @@ class SQSSource(service.Service):
                 )
             )
         except Exception:  # noqa: BLE001 - one message must not block the others
-            self._log.failure("SQS {url}: message {id} failed", url=self._url, id=message.message_id)
+            self._log.failure(
+                "SQS {url}: message {id} failed", url=self._url, id=one_line(message.message_id)
+            )
             verdict = Busy(reason="it failed")
         if isinstance(verdict, Accepted | Rejected):
             return Step(message=message, hide_seconds=None)
@@ -392,6 +394,9 @@ class _Memory:
         return key in self._since
 
 
+_MAX_ENVELOPE_ID_CHARACTERS = 200
+
+
 class _Envelope(msgspec.Struct):
     """What SNS wraps a message in, unless delivery is raw (SNS Developer Guide, "HTTP/HTTPS JSON")."""
 
@@ -413,5 +418,6 @@ def _unwrapped(body: str) -> tuple[str, str | None]:
         return body, None
     if envelope.kind != "Notification":
         return body, None
-    # Compatible services may omit the id.
-    return envelope.message, envelope.message_id or None
+    # Compatible services may omit the id. It is remembered: one that is too long is not SNS's.
+    is_usable = 0 < len(envelope.message_id or "") <= _MAX_ENVELOPE_ID_CHARACTERS
+    return envelope.message, envelope.message_id if is_usable else None
