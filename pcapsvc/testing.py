@@ -223,9 +223,10 @@ class MemoryPacketSystem:
         """Compile a filter: see L{IPacketSystem.compile_now}."""
         return self.compile(bpf)
 
-    def open_dumper(self, path: str, *, link_type: int, snap_length: int) -> IPacketDumper:
+    def open_dumper(self, file: str | int, *, link_type: int, snap_length: int) -> IPacketDumper:
         """Create a pcap file: see L{IPacketSystem.open_dumper}."""
-        return MemoryDumper(open(path, "wb", buffering=_STDIO_BUFFER_BYTES), link_type, snap_length)
+        own = os.dup(file) if isinstance(file, int) else file
+        return MemoryDumper(open(own, "wb", buffering=_STDIO_BUFFER_BYTES), link_type, snap_length)
 
     def _open(
         self, interface: str, snap_length: int, program: MemoryProgram, *, promiscuous: bool

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Callable
+from io import BufferedReader, RawIOBase
 from typing import Any, BinaryIO, Protocol
 
 from pcapsvc.core.session import FILE_HEADER_BYTES, PACKET_HEADER_BYTES, Batch
@@ -48,13 +49,15 @@ class MemoryFile:
     """
     A file in memory, of this process alone (memfd_create(2)).
 
-    @ivar path: opens it again, with an independent offset.
+    @ivar path: opens it again, with an independent offset, if proc(5) is mounted.
+    @ivar file: the path, or else the descriptor, whose offset is at the end.
     """
 
     def __init__(self, name: str) -> None:
         self._descriptor = os.memfd_create(name, os.MFD_CLOEXEC)
         self._reserved = 0
         self.path = f"/proc/self/fd/{self._descriptor}"
+        self.file: str | int = self.path if os.path.lexists(self.path) else self._descriptor
 
     @property
     def size(self) -> int:
@@ -64,7 +67,7 @@ class MemoryFile:
 
     def open(self) -> BinaryIO:
         """An independent reader, at the first byte. The caller closes it."""
-        return open(self.path, "rb")
+        return BufferedReader(_Reader(os.dup(self._descriptor)))
 
     def reserve(self, end: int) -> None:
         """
@@ -103,6 +106,45 @@ class MemoryFile:
             self._descriptor = -1
 
 
+class _Reader(RawIOBase):
+    """
+    Reads a file from its first byte, wherever the offset of its descriptor is: that is shared with others.
+
+    @param descriptor: which it closes.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count = os.preadv(self._descriptor, [buffer], self._at)
+        self._at += count
+        return count
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        beginnings = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: os.fstat(self._descriptor).st_size}
+        at = beginnings[whence] + offset
+        if at < 0:
+            raise ValueError(f"negative position: {at}")
+        self._at = at
+        return at
+
+    def tell(self) -> int:
+        return self._at
+
+    def close(self) -> None:
+        if not self.closed:
+            os.close(self._descriptor)
+        super().close()
+
+
 class RecordingBuffer:
     """
     Writes the packets of a handle into memory, batch by batch.
@@ -116,7 +158,8 @@ class RecordingBuffer:
     is reserved before they are read, as if each were of the snap length. If that would
     be a lot, a batch is read in several calls.
 
-    @param open_dumper: creates a pcap file of the handle's link type and snap length, by its path.
+    @param open_dumper: creates a pcap file of the handle's link type and snap length, by its path or
+        its descriptor.
     @param before_read: called before each read of the handle.
     @param snap_length: how much of each packet is captured, in bytes.
     @param observer: sees each packet; what it raises is raised by L{read}.
@@ -129,7 +172,7 @@ class RecordingBuffer:
         handle: IPacketHandle,
         name: str,
         *,
-        open_dumper: Callable[[str], IPacketDumper],
+        open_dumper: Callable[[str | int], IPacketDumper],
         snap_length: int,
         before_read: Callable[[], None] = lambda: None,
         observer: Observer | None = None,
@@ -231,7 +274,7 @@ class RecordingBuffer:
     def _begin_file(self) -> None:
         file = MemoryFile(self._name)
         try:
-            self._dumper = self._open_dumper(file.path)
+            self._dumper = self._open_dumper(file.file)
         except BaseException:
             file.close()
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import secrets
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 # In addition to the kernel's own time-out for a block that isn't full: its timer counts in jiffies of 4 ms.
 _TIMER_SLACK_SECONDS = 0.008
+
+# Errors that mean that something is used up (errno(3)).
+_NO_ROOM = frozenset({errno.ENOMEM, errno.ENOBUFS, errno.ENOSPC, errno.EMFILE, errno.ENFILE, errno.EAGAIN})
 
 
 @implementer(ICapturer)
@@ -76,7 +80,10 @@ class Capturer:
                 raise
         except OSError as error:
             _close(hook)
-            raise NodeBusy(f"there is no room for a capture: {error}") from None
+            what = (
+                "there is no room for a capture" if error.errno in _NO_ROOM else "no capture can be started"
+            )
+            raise NodeBusy(f"{what}: {error}") from None
         except BaseException:
             _close(hook)
             raise
@@ -97,8 +104,8 @@ class Capturer:
         buffer = RecordingBuffer(
             handle,
             f"pcapsvc-{capture_id}",
-            open_dumper=lambda path: self._system.open_dumper(
-                path, link_type=handle.link_type, snap_length=plan.snap_length
+            open_dumper=lambda file: self._system.open_dumper(
+                file, link_type=handle.link_type, snap_length=plan.snap_length
             ),
             before_read=(lambda: None) if hook is None else (lambda: hook.before_read(handle)),
             snap_length=plan.snap_length,

@@ -93,10 +93,11 @@ class IPacketSystem(Interface):
         @raise RequestRejected: if the filter can't be compiled for this link type.
         """
 
-    def open_dumper(path: str, *, link_type: int, snap_length: int) -> IPacketDumper:
+    def open_dumper(file: str | int, *, link_type: int, snap_length: int) -> IPacketDumper:
         """
         Create a pcap file; an existing file is truncated.
 
+        @param file: its path; or the descriptor of an open, empty file, which stays open.
         @param snap_length: in bytes.
 
         @raise OSError: if it can't be opened.

@@ -17,6 +17,7 @@ from pcapsvc.packets.filter_child import ANSWER, INSTRUCTION_BYTES, MOST_INSTRUC
 
 _SCRIPT = str(Path(__file__).with_name("filter_child.py").resolve())
 # The daemon's own interpreter, even if its path is out of our user's reach, or has another program by now.
+# Without proc(5), its path has to do.
 _INTERPRETER = "/proc/self/exe"
 # The dynamic linker's: whoever needs it for the daemon needs it for the child.
 _PASSED_ON = ("LD_LIBRARY_PATH",)
@@ -87,7 +88,7 @@ class FilterWorker(ProcessProtocol):
         worker = cls()
         reactor.spawnProcess(
             worker,
-            _INTERPRETER,
+            _INTERPRETER if os.path.exists(_INTERPRETER) else sys.executable,
             [sys.executable, "-I", "-S", _SCRIPT, library, str(os.getpid()), str(cpu_seconds)],
             env={name: os.environ[name] for name in _PASSED_ON if name in os.environ},
         )

@@ -75,14 +75,19 @@ def libpcap_path() -> str:
         return ""
 
 
-def open_dumper(path: str, *, link_type: int, snap_length: int) -> IPacketDumper:
+def open_dumper(file: str | int, *, link_type: int, snap_length: int) -> IPacketDumper:
     """Create a pcap file: see L{pcapsvc.interfaces.capture.IPacketSystem.open_dumper}."""
+    if isinstance(file, int):
+        # Slower than pcapy's for packets that are counted one by one, but it needs no path.
+        if LIBPCAP is None:
+            raise OSError("proc(5) is not mounted at /proc, and this version of pcapy can't do without")
+        return LIBPCAP.open_dumper(file, link_type=link_type, snap_length=snap_length)
     # pcapy's dumpers come from its readers, and take the link type and the snap length from there.
     descriptor = os.memfd_create("pcapsvc-header", os.MFD_CLOEXEC)
     try:
         os.write(descriptor, _FILE_HEADER.pack(0xA1B2C3D4, 2, 4, 0, 0, snap_length, link_type))
         reader = pcapy.open_offline(f"/proc/self/fd/{descriptor}")
-        dumper: IPacketDumper = reader.dump_open(path)
+        dumper: IPacketDumper = reader.dump_open(file)
     except pcapy.PcapError as error:
         raise OSError(str(error)) from None
     finally:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import socket
 import struct
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from zope.interface import implementer
+
+from pcapsvc.interfaces.capture import IPacketDumper
 
 # The versions whose objects' layout is known: each object starts with the pointer to libpcap's structure
 # (pcapobj.cc, pcapdumper.cc). The sizes are in bytes, without Python's own object header.
@@ -26,6 +32,14 @@ _COOKED = 113
 _LEAST_COOKED_BYTES = 21
 
 
+_libc = ctypes.CDLL(None, use_errno=True)
+_fdopen = _libc.fdopen
+_fdopen.argtypes = (ctypes.c_int, ctypes.c_char_p)
+_fdopen.restype = ctypes.c_void_p
+_fclose = _libc.fclose
+_fclose.argtypes = (ctypes.c_void_p,)
+
+
 class LibpcapError(Exception):
     """libpcap reported an error; the message is libpcap's."""
 
@@ -38,6 +52,41 @@ class _Program(ctypes.Structure):
     """A compiled filter, C{struct bpf_program} of pcap/bpf.h."""
 
     _fields_ = (("length", ctypes.c_uint), ("instructions", ctypes.c_void_p))
+
+
+class _PacketHeader(ctypes.Structure):
+    """C{struct pcap_pkthdr} of pcap/pcap.h."""
+
+    _fields_ = (
+        *(("seconds", ctypes.c_long), ("microseconds", ctypes.c_long)),
+        *(("kept", ctypes.c_uint32), ("length", ctypes.c_uint32)),
+    )
+
+
+@implementer(IPacketDumper)
+class DescriptorDumper:
+    """
+    Writes a pcap file through a descriptor, as pcapy's dumper does through a path.
+
+    @ivar pointer: to libpcap's own dumper; 0 if it is closed.
+    """
+
+    def __init__(self, pointer: int, write: Callable[..., Any], close: Callable[[int], Any]) -> None:
+        self.pointer = pointer
+        self._write = write
+        self._close = close
+
+    def dump(self, header: Any, data: bytes) -> None:
+        """Write one packet, with pcapy's header."""
+        if not self.pointer:
+            raise ValueError("it is closed")
+        self._write(self.pointer, _PacketHeader(*header.getts(), len(data), header.getlen()), data)
+
+    def close(self) -> None:
+        """Write what is buffered, and close the file. A second call does nothing."""
+        pointer, self.pointer = self.pointer, 0
+        if pointer:
+            self._close(pointer)
 
 
 class Libpcap:
@@ -68,6 +117,19 @@ class Libpcap:
         )
         self._setfilter = library.pcap_setfilter
         self._setfilter.argtypes = (ctypes.c_void_p, ctypes.POINTER(_Program))
+        self._write = library.pcap_dump
+        self._write.argtypes = (ctypes.c_void_p, ctypes.POINTER(_PacketHeader), ctypes.c_char_p)
+        self._write.restype = None
+        self._dump_fopen = library.pcap_dump_fopen
+        self._dump_fopen.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
+        self._dump_fopen.restype = ctypes.c_void_p
+        self._dump_close = library.pcap_dump_close
+        self._dump_close.argtypes = (ctypes.c_void_p,)
+        self._open_dead = library.pcap_open_dead
+        self._open_dead.argtypes = (ctypes.c_int, ctypes.c_int)
+        self._open_dead.restype = ctypes.c_void_p
+        self._close = library.pcap_close
+        self._close.argtypes = (ctypes.c_void_p,)
         self._freecode = library.pcap_freecode
         self._freecode.argtypes = (ctypes.POINTER(_Program),)
         self._geterr = library.pcap_geterr
@@ -105,10 +167,33 @@ class Libpcap:
         @raise LibpcapError: if nothing can be read any more.
         """
         handle = _pointer(reader, _READER_BYTES)
-        packets: int = self._dispatch(handle, count, self._dump, _pointer(dumper, _DUMPER_BYTES))
+        packets: int = self._dispatch(handle, count, self._dump, _dumper_pointer(dumper))
         if packets < 0:
             raise self._error(handle)
         return packets
+
+    def open_dumper(self, descriptor: int, *, link_type: int, snap_length: int) -> DescriptorDumper:
+        """
+        Begin a pcap file in an open file. C{reader.dump_open} needs a path.
+
+        @param descriptor: which is not closed.
+
+        @raise OSError: if there is no memory or no descriptor for it.
+        """
+        own = os.dup(descriptor)
+        stream = _fdopen(own, b"wb")
+        if not stream:
+            code = ctypes.get_errno()
+            os.close(own)
+            raise OSError(code, os.strerror(code))
+        dead = self._open_dead(link_type, snap_length)
+        dumper = self._dump_fopen(dead, stream) if dead else None
+        if dead:
+            self._close(dead)
+        if not dumper:
+            _fclose(stream)
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+        return DescriptorDumper(dumper, self._write, self._dump_close)
 
     def compile(self, reader: Any, bpf: str) -> bytes:
         """
@@ -206,6 +291,14 @@ def library_path(extension: str) -> str:
         raise OSError(f"{extension}: libpcap is in no file")
     path: bytes = origin.file_name
     return str(Path(os.fsdecode(path)).resolve())
+
+
+def _dumper_pointer(dumper: Any) -> int:
+    if not isinstance(dumper, DescriptorDumper):
+        return _pointer(dumper, _DUMPER_BYTES)
+    if not dumper.pointer:
+        raise ValueError("it is closed")
+    return dumper.pointer
 
 
 def _pointer(holder: Any, size: int) -> int:

@@ -135,9 +135,9 @@ class PcapySystem(Service):
         assert isinstance(handle, PcapyHandle)
         return handle.compile(bpf)
 
-    def open_dumper(self, path: str, *, link_type: int, snap_length: int) -> IPacketDumper:
+    def open_dumper(self, file: str | int, *, link_type: int, snap_length: int) -> IPacketDumper:
         """Create a pcap file: see L{IPacketSystem.open_dumper}."""
-        return open_dumper(path, link_type=link_type, snap_length=snap_length)
+        return open_dumper(file, link_type=link_type, snap_length=snap_length)
 
     async def arm(self, handle: PcapyHandle, bpf: str) -> IPacketHandle:
         """Have a handle that let no packet pass capture. It is used up, whatever comes of it."""

@@ -122,9 +122,9 @@ class StandbySystem(Service):
         """Compile a filter for a handle, while everything waits: see L{IPacketSystem.compile_now}."""
         return self._system.compile_now(handle, bpf)
 
-    def open_dumper(self, path: str, *, link_type: int, snap_length: int) -> IPacketDumper:
+    def open_dumper(self, file: str | int, *, link_type: int, snap_length: int) -> IPacketDumper:
         """Create a pcap file: see L{IPacketSystem.open_dumper}."""
-        return self._system.open_dumper(path, link_type=link_type, snap_length=snap_length)
+        return self._system.open_dumper(file, link_type=link_type, snap_length=snap_length)
 
     def _check(self) -> None:
         """Give up handles of interfaces that are gone or renamed, and replace what is missing."""

@@ -132,6 +132,24 @@ class PacketSystemContract:
         self.assertEqual(len(self.read(handle, 2)), 2)
         self.assertEqual(len(self.read(handle, 3)), 3)
 
+    async def test_dumper_of_a_descriptor(self) -> None:
+        """A file may be given by its descriptor, which stays open: read at once, or packet by packet."""
+        handle = await self.open(snap_length=60)
+        descriptor = os.memfd_create("test")
+        self.addCleanup(os.close, descriptor)
+        dumper = self.system.open_dumper(descriptor, link_type=handle.link_type, snap_length=60)
+        self.send(udp_frame(1, size=300), udp_frame(2, size=200))
+        for sink in (dumper, dumper.dump):
+            while not handle.read(1, sink):
+                select.select([handle], [], [], 2)
+        dumper.close()
+        dumper.close()
+        written = os.pread(descriptor, 1000, 0)
+        self.assertEqual(len(written), 24 + 2 * (16 + 60))
+        self.assertEqual(struct.unpack_from("=II", written, 16), (60, handle.link_type))
+        self.assertEqual(struct.unpack_from("=II", written, 32), (60, 300))
+        self.assertEqual(struct.unpack_from("=II", written, 24 + 76 + 8), (60, 200))
+
     async def test_snap_length(self) -> None:
         """A packet is cut at the snap length, and its own length is kept in the file."""
         handle = await self.open(snap_length=60)

@@ -271,6 +271,19 @@ class RecordingBufferTests(unittest.SynchronousTestCase):
             content.close()
             self.assertEqual(len(other.read()), 20)
 
+    def test_reader(self) -> None:
+        """A reader needs no path, can be positioned, and leaves the place of the writer alone."""
+        buffer = self.buffer(self.handle())
+        self.system.deliver("mem0", b"x" * 60)
+        buffer.read(Batch(packets=4096, stop_at_bytes=None))
+        content = self.finish(buffer)
+        content.path = "/nowhere"
+        with content.open() as file:
+            self.assertEqual((file.seek(-60, os.SEEK_END), file.read()), (40, b"x" * 60))
+            self.assertEqual((file.seek(0), len(file.read(1000)), file.tell()), (0, 100, 100))
+            self.assertRaises(ValueError, file.seek, -1)
+            self.assertEqual((file.seek(98), file.seek(1, os.SEEK_CUR), file.read()), (98, 99, b"x"))
+
     def test_memory_is_there_before(self) -> None:
         """The memory for a batch is allocated before it is read, and given back in the end."""
         buffer = self.buffer(self.handle())
