@@ -226,11 +226,8 @@ def _is_interim(status: int) -> bool:
     return 100 <= status < 200 and status != HTTPStatus.SWITCHING_PROTOCOLS
 
 
-class _Ending:
-    """
-    A mix-in for urllib3's connections: each belongs to the exchange of the thread that connects it. Interim
-    responses are never taken for the final one.
-    """
+class _Final:
+    """A mix-in for urllib3's connections: interim responses are never taken for the final one."""
 
     response_class = _Response
 
@@ -240,6 +237,10 @@ class _Ending:
         version, _, rest = line.partition(b" ")
         status = rest[:3]
         return version.startswith(b"HTTP/") and status.isdigit() and _is_interim(int(status))
+
+
+class _Ending(_Final):
+    """A mix-in for urllib3's connections: each belongs to the exchange of the thread that connects it."""
 
     def _new_conn(self) -> socket.socket:
         # Like urllib3.connection.HTTPConnection, with the errors that botocore knows.
@@ -300,7 +301,7 @@ def bound_answers(client: Any, *, most_bytes: int, seconds: float) -> None:
     @param seconds: how long one may take. The client's own time-outs are for each read, and come on top.
     """
 
-    class Bounded:
+    class Bounded(_Final):
         def connect(self) -> None:
             super().connect()  # type: ignore[misc] # of a connection
             self.sock: Any = _Socket(self.sock, lambda: _Answer(most_bytes, seconds))

@@ -86,20 +86,22 @@ class FakeClient:
 
     def delete_message_batch(self, QueueUrl: str, Entries: list[dict[str, Any]]) -> dict[str, Any]:
         self.deleted.append([entry["ReceiptHandle"] for entry in Entries])
-        return self._settled()
+        return self._settled(len(Entries))
 
     def change_message_visibility_batch(self, QueueUrl: str, Entries: list[dict[str, Any]]) -> dict[str, Any]:
         self.hidden.append({entry["ReceiptHandle"]: entry["VisibilityTimeout"] for entry in Entries})
-        return self._settled()
+        return self._settled(len(Entries))
 
     def close(self) -> None:
         self.closed = True
 
-    def _settled(self) -> dict[str, Any]:
+    def _settled(self, count: int) -> dict[str, Any]:
         answer = self.settling.pop(0) if self.settling else []
         if isinstance(answer, Exception):
             raise answer
-        return {"Successful": [], "Failed": answer}
+        failed = {entry["Id"] for entry in answer}
+        done = [{"Id": str(number)} for number in range(count) if str(number) not in failed]
+        return {"Successful": done, "Failed": [entry for entry in answer if "Code" in entry]}
 
 
 class SQSTestCase(unittest.SynchronousTestCase):

@@ -29,6 +29,14 @@ class SettleTests(SQSTestCase):
         )
         self.assertEqual(1, len(self.thread.work))
 
+    def test_unmentioned(self) -> None:
+        """What the answer does not report as deleted is tried again."""
+        self.client.settling = [[{"Id": "1"}]]
+        self.poll(message("a"), message("b"))
+        self.clock.advance(SETTLE_PAUSES_SECONDS[0])
+        self.thread.step()
+        self.assertEqual([["receipt of a", "receipt of b"], ["receipt of b"]], self.client.deleted)
+
     def test_our_fault(self) -> None:
         """A receipt that is no longer valid is not tried again."""
         self.client.settling = [[{"Id": "0", "SenderFault": True, "Code": "ReceiptHandleIsInvalid"}]]

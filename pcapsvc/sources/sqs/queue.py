@@ -6,6 +6,7 @@ The numbers are from the Amazon SQS API Reference.
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pcapsvc.core.endpoint import endpoint_url
+from pcapsvc.core.text import one_line
 
 _CONNECT_SECONDS = 5
 
@@ -33,6 +35,10 @@ _PRIVATE = re.compile(r"\.sqs\.(?P<region>[a-z0-9-]+)\.vpce\.amazonaws\.com(?:\.
 _MAX_ID_CHARACTERS = 1024
 # The same says 1,024.
 _MAX_RECEIPT_CHARACTERS = 8192
+
+
+class ForeignAnswer(Exception):
+    """Something other than SQS answered, such as a captive portal or a proxy."""
 
 
 class Unsettled(Exception):
@@ -223,10 +229,11 @@ def _entries(steps: Sequence[Step]) -> list[dict[str, Any]]:
 
 
 def _worth_another_try(answer: Any, steps: Sequence[Step]) -> list[Step]:
+    """Those that the answer reports neither as done, nor as impossible."""
+    settled = {done.get("Id") for done in answer.get("Successful") or ()}
     # SenderFault means that the receipt is no longer valid: the message is deleted, or another node has it.
-    return [
-        steps[int(failed["Id"])] for failed in answer.get("Failed") or () if not failed.get("SenderFault")
-    ]
+    settled |= {failed.get("Id") for failed in answer.get("Failed") or () if failed.get("SenderFault")}
+    return [step for number, step in enumerate(steps) if str(number) not in settled]
 
 
 def _message(raw: Any) -> Message | None:
@@ -308,7 +315,27 @@ def make_boto3_client(
         ),
     )
     bound_answers(client, most_bytes=MAX_ANSWER_BYTES, seconds=read_seconds)
+    client.meta.events.register("before-parse.sqs", _check_answer)
     return client
+
+
+def _check_answer(operation_model: Any, response_dict: Any, **_: Any) -> None:
+    """
+    Raise L{ForeignAnswer} if a success is not the answer of SQS: a JSON object that is empty, or has a member
+    of the operation's output. botocore accepts any text as an empty answer.
+    """
+    if response_dict["status_code"] >= 300:
+        return
+    try:
+        answer = json.loads(response_dict["body"])
+    except (ValueError, RecursionError):
+        answer = None
+    known = {"ResponseMetadata", *operation_model.output_shape.members}
+    if not isinstance(answer, dict) or (answer and known.isdisjoint(answer)):
+        kind = one_line(str(response_dict["headers"].get("content-type", "")))
+        raise ForeignAnswer(
+            f"answered {response_dict['status_code']}, but not as SQS does ({kind or 'no type'})"
+        )
 
 
 def _is_stale(problem: Exception) -> bool:
@@ -343,7 +370,7 @@ def described(problem: Exception) -> tuple[str, str]:
         return "tls", str(problem)
     if isinstance(problem, exceptions.HTTPClientError | OSError):
         return "connection", str(problem)
-    if isinstance(problem, exceptions.BotoCoreError | Unsettled):
+    if isinstance(problem, exceptions.BotoCoreError | Unsettled | ForeignAnswer):
         return type(problem).__name__, str(problem)
     # Its own words may contain a secret, or anything that a server sent.
     return "unexpected", f"unexpected error ({type(problem).__name__})"
