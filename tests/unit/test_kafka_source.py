@@ -70,6 +70,12 @@ class KafkaSourceTests(unittest.SynchronousTestCase):
             run_in_thread=self.thread.run,
         )
 
+    def share(self) -> None:
+        """Replace the source by one in a group."""
+        self.thread.waiting.clear()
+        self.source = self.make_source("sharing")
+        self.source.startService()
+
     def observe(self, event: Any) -> None:
         """Collect what the source logs."""
         if "kafka" in event.get("log_namespace", ""):
@@ -83,7 +89,8 @@ class KafkaSourceTests(unittest.SynchronousTestCase):
         self.assertEqual([BEGAN, None], self.sink.sent_at)
 
     def test_after_the_verdicts(self) -> None:
-        """Messages are submitted at once; the next read, which commits them, waits for the verdicts."""
+        """In a group, the next read, which commits the messages, waits for all of their verdicts."""
+        self.share()
         verdicts = self.sink.hold()
         self.broker.batches.append({ZERO: [Record(10, b"one"), Record(11, b"two", None)]})
         self.thread.turn()
@@ -93,8 +100,20 @@ class KafkaSourceTests(unittest.SynchronousTestCase):
             verdict.callback(self.sink.verdict)
         self.assertTrue(self.thread.waiting)
 
+    def test_slow_verdict(self) -> None:
+        """Without a group, nothing is committed, and reading goes on while a verdict is slow."""
+        verdicts = self.sink.hold()
+        self.broker.batches.extend([{ZERO: [Record(10, b"one")]}, {ZERO: [Record(11, b"two")]}])
+        self.thread.turn()
+        self.thread.turn()
+        self.assertEqual([("kafka", b"one"), ("kafka", b"two")], self.sink.submitted)
+        verdicts[0].callback(self.sink.verdict)
+        verdicts[1].errback(ZeroDivisionError())
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
     def test_stop_before_the_verdicts(self) -> None:
         """A stop waits for verdicts for a while, and then cancels those that are missing."""
+        self.share()
         verdicts = self.sink.hold()
         self.broker.batches.append({ZERO: [Record(10, b"one"), Record(11, b"two", None)]})
         self.thread.turn()
@@ -198,12 +217,10 @@ class KafkaSourceTests(unittest.SynchronousTestCase):
 
     def test_stop_while_a_message_comes(self) -> None:
         """What a poll returns after the stop is dropped, and not committed: the group reads it later."""
-        self.thread.waiting.clear()
-        source = self.make_source("sharing")
-        source.startService()
+        self.share()
         self.broker.batches.extend([{ZERO: [Record(10, b"heard")]}, {ZERO: [Record(11, b"dropped")]}])
         self.thread.turn()
-        stopped = source.stopService()
+        stopped = self.source.stopService()
         while self.thread.waiting:
             self.thread.turn()
         self.successResultOf(stopped)

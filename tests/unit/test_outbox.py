@@ -12,7 +12,7 @@ from twisted.logger import formatEvent, globalLogPublisher
 from twisted.trial import unittest
 from zope.interface.verify import verifyObject
 
-from pcapsvc.core.errors import DestinationError, SpoolError
+from pcapsvc.core.errors import FAULT, DestinationError, SpoolError
 from pcapsvc.core.event import CaptureDelivered, DeliveryFailed, DeliveryPostponed, DeliverySpooled
 from pcapsvc.core.retry import RetryPolicy
 from pcapsvc.delivery.entry import State
@@ -168,6 +168,24 @@ class DeliveryTests(DeliveryCase):
         self.successResultOf(self.deliver())
         self.assertEqual([event.problem for event in self.events(DeliveryFailed)], ["403"])
         self.assertEqual(len(self.one.artifacts), 1)
+
+    def test_timed_out(self) -> None:
+        """An attempt that times out is retryable."""
+        self.answers(Deferred, lambda: succeed(None))
+        delivery = self.deliver()
+        self.clock.advance(300)
+        self.clock.advance(1)
+        self.successResultOf(delivery)
+        [postponed] = self.events(DeliveryPostponed)
+        self.assertEqual(postponed.problem, "timed out after 300 s")
+
+    def test_bug_in_a_destination(self) -> None:
+        """A destination that raises, or fails with anything unexpected, is not asked again."""
+        self.answers(lambda: fail(ZeroDivisionError()))
+        self.successResultOf(self.deliver())
+        self.assertEqual(len(self.one.artifacts), 1)
+        self.assertEqual([event.problem for event in self.events(DeliveryFailed)], [FAULT])
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
 
     def test_asked(self) -> None:
         """If a destination asks us to wait, we do, even for longer than the longest delay."""

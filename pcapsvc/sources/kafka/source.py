@@ -17,6 +17,7 @@ from kafka import errors as kafka_errors
 from twisted.application import service
 from twisted.internet import defer
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from pcapsvc.core.message import Message
 from pcapsvc.core.text import one_line
@@ -136,8 +137,13 @@ class KafkaSource(service.Service):
             self._sink.submit(Message(source=self.name, body=message.body, sent_at=message.sent_at))
             for message in batch.messages
         ]
-        # The next read commits these messages.
-        await defer.DeferredList(verdicts)
+        if self._group is None:
+            # Nothing is committed, so a filter that is slow to compile doesn't delay the next requests.
+            for verdict in verdicts:
+                verdict.addErrback(self._failed)
+        else:
+            # The next read commits these messages.
+            await defer.DeferredList(verdicts)
         if batch.gap is not None:
             self._log.error("Kafka, topic {topic!r}: {gap}", topic=self._topic, gap=one_line(batch.gap))
         if batch.lost is not None:
@@ -145,6 +151,9 @@ class KafkaSource(service.Service):
         elif batch.is_connected:
             shared = "" if self._group is None else f", sharing it with group {self._group!r}"
             self._outage.ended(f"reading topic {self._topic!r}{shared}")
+
+    def _failed(self, failure: Failure) -> None:
+        self._log.failure("Kafka, topic {topic!r}: a message was lost", failure, topic=self._topic)
 
     def _report(self, problem: Exception) -> None:
         self._outage.report(*_described(problem, self._topic))
