@@ -19,7 +19,7 @@ from pcapsvc.delivery.outbox import Outbox
 from pcapsvc.delivery.outboxes import Outboxes
 from pcapsvc.delivery.settings import DeliverySettings
 from pcapsvc.delivery.spool import Spool
-from pcapsvc.host.descriptors import DescriptorLimit
+from pcapsvc.host.descriptors import DescriptorLimit, most_connections
 from pcapsvc.host.memory_check import MemoryCheck
 from pcapsvc.host.permission import PermissionCheck
 from pcapsvc.host.signals import Signals
@@ -178,4 +178,5 @@ def _context(
         destination_threads=partial(threads, 2 * settings.section(DeliverySettings).concurrency),
         wall_clock=wall_clock,
         captures=captures,
+        most_connections=most_connections(),
     )

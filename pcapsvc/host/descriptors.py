@@ -12,11 +12,29 @@ from twisted.logger import Logger
 #: A lower hard limit is logged as a warning: captures and their deliveries have one or two descriptors each.
 LOW_LIMIT = 4096
 
-# Each capture in memory counts as this many: its socket or its file, those of its deliveries, and a
-# share of all others.
+# The process itself: its logs, listeners, connections to brokers, and a filter compiler.
+_OWN = 20
+# Each capture in memory: its socket, its file, open twice, and those of its deliveries.
 _PER_CAPTURE = 4
+# At least this many connections are possible, even if captures have to go without.
+_LEAST_CONNECTIONS = 4
+
+#: How many connections a listener may have if there are descriptors enough.
+MOST_CONNECTIONS = 128
 
 Limits = tuple[int, int]
+
+
+def most_connections(get: Callable[[int], Limits] = resource.getrlimit) -> int:
+    """
+    How many connections a listener may have, so that those of strangers leave descriptors for captures.
+
+    @param get: returns the soft and the hard limit of a resource.
+    """
+    _, hard = get(resource.RLIMIT_NOFILE)
+    if hard == resource.RLIM_INFINITY:
+        return MOST_CONNECTIONS
+    return min(MOST_CONNECTIONS, max(_LEAST_CONNECTIONS, (hard - _OWN) // 4))
 
 
 def most_captures(get: Callable[[int], Limits] = resource.getrlimit) -> int | None:
@@ -28,7 +46,9 @@ def most_captures(get: Callable[[int], Limits] = resource.getrlimit) -> int | No
     @return: L{None} if there is no limit.
     """
     _, hard = get(resource.RLIMIT_NOFILE)
-    return None if hard == resource.RLIM_INFINITY else max(1, hard // _PER_CAPTURE)
+    if hard == resource.RLIM_INFINITY:
+        return None
+    return max(1, (hard - _OWN - most_connections(get)) // _PER_CAPTURE)
 
 
 class DescriptorLimit(Service):

@@ -87,6 +87,7 @@ class BuildContext:
         destination need.
     @ivar wall_clock: the time in seconds since the Unix epoch.
     @ivar captures: the running and the most recent captures.
+    @ivar most_connections: how many connections a listener may have; L{None} is no limit.
     """
 
     settings: Settings
@@ -95,6 +96,7 @@ class BuildContext:
     destination_threads: Callable[[], RunInThread]
     wall_clock: Callable[[], float]
     captures: ICaptures
+    most_connections: int | None = None
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True):

@@ -7,7 +7,7 @@ import resource
 from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
-from pcapsvc.host.descriptors import LOW_LIMIT, DescriptorLimit, Limits, most_captures
+from pcapsvc.host.descriptors import LOW_LIMIT, DescriptorLimit, Limits, most_captures, most_connections
 
 
 class DescriptorLimitTests(SynchronousTestCase):
@@ -61,10 +61,21 @@ class DescriptorLimitTests(SynchronousTestCase):
         self.assertEqual(self.started(65536, 65536, refusal=ValueError("asked")), ((65536, 65536), ""))
 
 
-class MostCapturesTests(SynchronousTestCase):
-    """L{most_captures}."""
+class SharesTests(SynchronousTestCase):
+    """L{most_captures} and L{most_connections}."""
 
-    def test_a_quarter(self) -> None:
-        """There are four descriptors for each capture; one capture is always allowed."""
-        for hard, most in ((65536, 16384), (256, 64), (3, 1), (resource.RLIM_INFINITY, None)):
-            self.assertEqual(most_captures(lambda number, hard=hard: (hard, hard)), most)
+    def test_shares(self) -> None:
+        """Both leave room for the process and for each other; one capture is always allowed."""
+        for hard, captures, connections in (
+            (65536, 16347, 128),
+            (1024, 219, 128),
+            (256, 44, 59),
+            (64, 8, 11),
+            (3, 1, 4),
+            (resource.RLIM_INFINITY, None, 128),
+        ):
+
+            def get(number: int, hard: int = hard) -> Limits:
+                return hard, hard
+
+            self.assertEqual((most_captures(get), most_connections(get)), (captures, connections), hard)

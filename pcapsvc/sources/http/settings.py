@@ -64,6 +64,7 @@ class HttpSettings(SourceSection, frozen=True, kw_only=True):
 
         @raise pcapsvc.core.errors.SettingsError: if Twisted can't make an endpoint of C{listen}.
         """
+        from pcapsvc.net.http_server import MAX_CONNECTIONS
         from pcapsvc.sources.http.source import HTTPSource, http_endpoint
 
         assert self.listen is not None
@@ -74,4 +75,5 @@ class HttpSettings(SourceSection, frozen=True, kw_only=True):
             lookup=context.captures.get,
             token=revealed(self.token),
             endpoint_name=self.listen,
+            max_connections=min(MAX_CONNECTIONS, context.most_connections or MAX_CONNECTIONS),
         )
