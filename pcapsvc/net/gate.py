@@ -31,6 +31,9 @@ from pcapsvc.net.turns import Turns
 # How many connections are accepted in one turn of the reactor. Twisted accepts 100 and more.
 _ACCEPTED_AT_ONCE = 8
 
+# How long after it has sent something a connection counts as silent.
+_SILENT_SECONDS = 1.0
+
 # How often it is logged that connections make room.
 _QUIET_SECONDS = 60.0
 
@@ -73,6 +76,10 @@ class Gate:
         self._is_closed = False
         self._quiet_until = 0.0
         self._is_paced = False
+
+    def seconds(self) -> float:
+        """The time."""
+        return float(self._reactor.seconds())
 
     def guard(self, port: Any) -> None:
         """
@@ -117,7 +124,8 @@ class Gate:
     def waits(self, more: int) -> None:
         """Count strangers' connections that wait for their turn."""
         self._waiting += more
-        should_close = self._waiting >= max(1, self._max_strangers // 2)
+        # The others are for connections in the middle of a handshake.
+        should_close = self._waiting >= max(1, self._max_per_address // 2)
         if self._port is None or should_close == self._is_closed:
             return
         self._is_closed = should_close
@@ -136,18 +144,21 @@ class Gate:
             candidates = [each for each in self._strangers if each.origin == most]
         else:
             return True
-        if (now := self._reactor.seconds()) >= self._quiet_until:
+        now = self.seconds()
+        if now >= self._quiet_until:
             self._quiet_until = now + _QUIET_SECONDS
             self._log.warn(
                 "{name}: {count} connections have not authenticated; closing the oldest that are silent",
                 name=self._name,
                 count=len(self._strangers),
             )
-        oldest = min((each for each in candidates if not each.is_waiting), key=_worth, default=None)
-        if oldest is None:
+        idle = [each for each in candidates if not each.is_waiting]
+        if not idle:
             return False
-        self.leave(oldest)
-        oldest.evict()
+        # The oldest of those that are worth least.
+        chosen = min(idle, key=lambda each: each.worth(now))
+        self.leave(chosen)
+        chosen.evict()
         return True
 
     def _pace(self) -> None:
@@ -166,11 +177,6 @@ class Gate:
     def unregisterProtocol(self, entrant: Entrant) -> None:
         """See L{twisted.protocols.policies.WrappingFactory}."""
         self.leave(entrant)
-
-
-def _worth(entrant: Entrant) -> bool:
-    # The order of what is equal stays.
-    return not entrant.is_refused
 
 
 def _origin(address: IAddress | None) -> str | None:
@@ -207,6 +213,7 @@ class Entrant(ProtocolWrapper):
         self.origin = origin
         self.is_waiting = False
         self.is_refused = False
+        self._served_at: float | None = None
         self._counts = False
         self._is_known = False
         self._is_lost = False
@@ -233,6 +240,13 @@ class Entrant(ProtocolWrapper):
     def refuse(self) -> None:
         """Its client has not authenticated, and is about to be disconnected."""
         self.is_refused = True
+
+    def worth(self, now: float) -> int:
+        """How much it is worth to keep it: one that has just sent something may be in a handshake."""
+        if self.is_refused:
+            return 0
+        is_silent = self._served_at is None or now - self._served_at > _SILENT_SECONDS
+        return 1 if is_silent else 2
 
     def evict(self) -> None:
         """Make room for another one."""
@@ -289,6 +303,7 @@ class Entrant(ProtocolWrapper):
 
     def _take_turn(self) -> None:
         self._stop_waiting()
+        self._served_at = self.factory.seconds()
         data, self._received = self._received, b""
         try:
             (self._decrypt or self.wrappedProtocol.dataReceived)(data)

@@ -184,6 +184,24 @@ class StrangerTests(HTTPTestCase):
         self.assertEqual({Response(client.value()).code for client in mine}, {200})
         self.assertEqual(self.still_open(mine), list(range(14)))
 
+    def test_handshakes_stay(self) -> None:
+        """A connection that has just sent something is not closed before one that has not."""
+        slow = self.connect()
+        slow.send(self.MINE[:9])
+        clients = [self.connect() for _ in range(20)]
+        self.assertFalse(slow.is_lost)
+        slow.send(self.MINE[9:])
+        self.assertEqual(Response(slow.value()).code, 200)
+        self.assertEqual(len(self.still_open(clients)), self.FROM_ONE_ADDRESS - 1)
+
+    def test_slow_make_room(self) -> None:
+        """If all have just sent something, the oldest of them makes room."""
+        clients = []
+        for _ in range(self.FROM_ONE_ADDRESS + 1):
+            clients.append(self.connect())
+            clients[-1].send(b"G")
+        self.assertEqual(self.still_open(clients), list(range(1, self.FROM_ONE_ADDRESS + 1)))
+
     def test_waiting_stay(self) -> None:
         """Connections that wait for their turn are not closed, and no more are accepted for now."""
         clients = [self.connect(address=self.address(1)) for _ in range(self.FROM_ONE_ADDRESS)]
