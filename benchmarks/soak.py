@@ -116,15 +116,10 @@ def run(minutes: float | None = None) -> None:
 
         def ask(mark: str) -> int:
             """Send an invalid request through each source. Return how many rejections were logged."""
-            for name in cutters:
-                body = json.dumps({"node": daemon.node, f"{mark}-{name}": 1})
-                match name:
-                    case "redis":
-                        redis.publish(CHANNEL, body.encode())
-                    case "kafka":
-                        kafka.produce(_TOPIC, [body.encode()])
-                    case "sqs":
-                        sqs.send(queue, [body])
+            requests = {each: json.dumps({"node": daemon.node, f"{mark}-{each}": 1}) for each in cutters}
+            redis.publish(CHANNEL, requests["redis"].encode())
+            kafka.produce(_TOPIC, [requests["kafka"].encode()])
+            sqs.send(queue, [requests["sqs"]])
             return sum(_comes(lambda words=f"{mark}-{name}": words in daemon.log) for name in cutters)
 
         # As long as it is refused, it starts again each time.
@@ -132,12 +127,12 @@ def run(minutes: float | None = None) -> None:
         for cutter in cutters.values():
             cutter.accept()
         samples: list[_Sample] = []
-        heard = asked = 0
+        answered = asked = 0
         began = time.monotonic()
         for number in range(_INTERVALS):
             _fail(list(cutters.values()), began + seconds * (number + 1) / _INTERVALS - _REST_SECONDS, number)
             time.sleep(_REST_SECONDS)
-            heard += ask(f"mark{number}")
+            answered += ask(f"mark{number}")
             asked += len(cutters)
             samples.append(_sample(daemon, sum(cutter.connections for cutter in cutters.values())))
             tell(f"soak: {samples[-1]}")
@@ -145,7 +140,9 @@ def run(minutes: float | None = None) -> None:
         reconnections = ", ".join(f"{name} {cutter.connections:,}" for name, cutter in cutters.items())
         faults = daemon.log.count("Traceback")
     _report(f"{seconds / 60:g} minutes with connections cut: {reconnections}", "connections", samples)
-    print_target("every source works after each interval", f"{heard} of {asked} requests", heard == asked)
+    print_target(
+        "every source works after each interval", f"{answered} of {asked} requests", answered == asked
+    )
     print_target("no error in the log", str(faults), faults == 0)
 
 

@@ -64,39 +64,8 @@ class KafkaBroker:
         store = self._folder / "kafka.pem"
         store.touch(mode=0o600)
         store.write_text(own.key.read_text() + own.certificate.read_text())
-        logins = {
-            "plain": _inline("plain.PlainLoginModule", **{f"user_{self.user}": self.password}),
-            "scram-sha-256": _inline("scram.ScramLoginModule"),
-            "scram-sha-512": _inline("scram.ScramLoginModule"),
-            "oauthbearer": _inline(
-                "oauthbearer.OAuthBearerLoginModule", unsecuredLoginStringClaim_sub="broker"
-            ),
-        }
         self._file = self._folder / "server.properties"
-        self._write(
-            {
-                "process.roles": "broker,controller",
-                "node.id": "1",
-                "controller.quorum.voters": f"1@127.0.0.1:{controller}",
-                "controller.listener.names": "CONTROLLER",
-                "inter.broker.listener.name": "CLEAR",
-                "listeners": f"CONTROLLER://127.0.0.1:{controller},CLEAR://{self.server},"
-                f"SECURE://127.0.0.1:{self._secure_port}",
-                "advertised.listeners": f"CLEAR://{self.server},SECURE://{self.secure_server}",
-                "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,CLEAR:PLAINTEXT,SECURE:SASL_SSL",
-                "listener.name.secure.ssl.keystore.type": "PEM",
-                "listener.name.secure.ssl.keystore.location": str(store),
-                "listener.name.secure.sasl.enabled.mechanisms": ",".join(logins).upper(),
-                **{f"listener.name.secure.{name}.sasl.jaas.config": login for name, login in logins.items()},
-                "log.dirs": str(self._folder / "data"),
-                "offsets.topic.replication.factor": "1",
-                "offsets.topic.num.partitions": "1",
-                "group.initial.rebalance.delay.ms": "0",
-                # After a kill it can come back only when its controller has noticed that it is gone.
-                "broker.session.timeout.ms": "2000",
-                "broker.heartbeat.interval.ms": "500",
-            }
-        )
+        self._write(self._properties(controller, store))
         self._command = [*wrapper, *java_command(_PROGRAM, "kafka.Kafka")]
         format_it = java_command(_PROGRAM, "kafka.tools.StorageTool")
         cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
@@ -110,6 +79,43 @@ class KafkaBroker:
         if formatted.returncode != 0:
             said = (formatted.stdout + formatted.stderr).decode(errors="replace")
             raise RuntimeError(f"could not format the broker's storage:\n{said}")
+
+    def _properties(self, controller_port: int, store: Path) -> dict[str, str]:
+        """
+        The broker's configuration.
+
+        @param store: the file of its key and its certificate.
+        """
+        logins = {
+            "plain": _inline("plain.PlainLoginModule", **{f"user_{self.user}": self.password}),
+            "scram-sha-256": _inline("scram.ScramLoginModule"),
+            "scram-sha-512": _inline("scram.ScramLoginModule"),
+            "oauthbearer": _inline(
+                "oauthbearer.OAuthBearerLoginModule", unsecuredLoginStringClaim_sub="broker"
+            ),
+        }
+        return {
+            "process.roles": "broker,controller",
+            "node.id": "1",
+            "controller.quorum.voters": f"1@127.0.0.1:{controller_port}",
+            "controller.listener.names": "CONTROLLER",
+            "inter.broker.listener.name": "CLEAR",
+            "listeners": f"CONTROLLER://127.0.0.1:{controller_port},CLEAR://{self.server},"
+            f"SECURE://127.0.0.1:{self._secure_port}",
+            "advertised.listeners": f"CLEAR://{self.server},SECURE://{self.secure_server}",
+            "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,CLEAR:PLAINTEXT,SECURE:SASL_SSL",
+            "listener.name.secure.ssl.keystore.type": "PEM",
+            "listener.name.secure.ssl.keystore.location": str(store),
+            "listener.name.secure.sasl.enabled.mechanisms": ",".join(logins).upper(),
+            **{f"listener.name.secure.{name}.sasl.jaas.config": login for name, login in logins.items()},
+            "log.dirs": str(self._folder / "data"),
+            "offsets.topic.replication.factor": "1",
+            "offsets.topic.num.partitions": "1",
+            "group.initial.rebalance.delay.ms": "0",
+            # After a kill it can come back only when its controller has noticed that it is gone.
+            "broker.session.timeout.ms": "2000",
+            "broker.heartbeat.interval.ms": "500",
+        }
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
