@@ -195,7 +195,7 @@ class _Ours:
             raise RuntimeError(f"{packets} packets are in the file, but {state['packets']} were reported")
         return Found(
             packets=packets,
-            dropped=state["dropped"] + state["interface_dropped"],
+            dropped=state["dropped"] + (state.get("interface_dropped") or 0),
             cpu_seconds=captured,
             delivered_cpu_seconds=delivered,
             extra_bytes=usage.memory(self._daemon.pid)[1] + taken - state["bytes"],

@@ -26,16 +26,16 @@ class Content(Protocol):
 @dataclass(frozen=True, kw_only=True)
 class PacketCounts:
     """
-    What the kernel counted during a capture (pcap_stats(3PCAP)).
+    What the kernel counted during a capture.
 
     @ivar received: packets that matched the filter, including those that were dropped.
     @ivar dropped: by the kernel, because its buffer was full.
-    @ivar interface_dropped: by the interface or its driver.
+    @ivar interface_dropped: those that the interface's hardware missed; L{None} if that is unknown.
     """
 
     received: int
     dropped: int
-    interface_dropped: int
+    interface_dropped: int | None
 
     def with_at_least(self, packets: int) -> PacketCounts:
         """

@@ -27,7 +27,14 @@ from pcapsvc.packets.libpcap import (
     kept_length,
     library_path,
 )
-from pcapsvc.packets.network_interfaces import ANY_INDEX, Interface, bound_index, is_up, name_of
+from pcapsvc.packets.network_interfaces import (
+    ANY_INDEX,
+    Interface,
+    bound_index,
+    is_up,
+    missed_packets,
+    name_of,
+)
 
 #: Why an interface can't be captured on that doesn't exist.
 NO_SUCH_INTERFACE = "no such interface"
@@ -280,8 +287,10 @@ class PcapyHandle:
         self._filters = _Filters(reader) if libpcap is None else _CompiledFilters(reader, libpcap)
         self.program = self._in_force = everything(self._snap_length)
         # libpcap 1.9 opens its socket on all interfaces, and binds it then: what came between is counted.
-        received, dropped, interface_dropped = reader.stats()
-        self._before = PacketCounts(received=received, dropped=dropped, interface_dropped=interface_dropped)
+        received, dropped, _ = reader.stats()
+        self._before = PacketCounts(
+            received=received, dropped=dropped, interface_dropped=missed_packets(self.index)
+        )
 
     def kind(self, bpf: str) -> Kind:
         """What a filter for this handle is compiled for."""
@@ -399,19 +408,22 @@ class PcapyHandle:
             self._filters.set(program)
 
     def counts(self) -> PacketCounts | None:
-        counts = self._all_counts()
+        counts, before = self._all_counts(), self._before
         return counts and PacketCounts(
-            received=counts.received - self._before.received,
-            dropped=counts.dropped - self._before.dropped,
-            interface_dropped=counts.interface_dropped - self._before.interface_dropped,
+            received=counts.received - before.received,
+            dropped=counts.dropped - before.dropped,
+            interface_dropped=_increase(before.interface_dropped, counts.interface_dropped),
         )
 
     def _all_counts(self) -> PacketCounts | None:
         try:
-            received, dropped, interface_dropped = self._reader.stats()
+            # The third number isn't of use: libpcap 1.9 reads what an interface of this name has dropped
+            # since it was made, including what it has captured.
+            received, dropped, _ = self._reader.stats()
         except pcapy.PcapError:
             return None
-        return PacketCounts(received=received, dropped=dropped, interface_dropped=interface_dropped)
+        missed = None if self.is_gone else missed_packets(self.index)
+        return PacketCounts(received=received, dropped=dropped, interface_dropped=missed)
 
     def close(self) -> None:
         self._close(self._close_descriptor)
@@ -432,6 +444,13 @@ class PcapyHandle:
         else:
             self._reader.close()
             close_descriptor(last)
+
+
+def _increase(before: int | None, after: int | None) -> int | None:
+    """What was added to a counter; L{None} if that is unknown, since some drivers begin anew at 0."""
+    if before is None or after is None or after < before:
+        return None
+    return after - before
 
 
 def _rejected(bpf: str, error: Exception) -> FilterRejected:

@@ -35,6 +35,8 @@ class Interface:
 
 # A name in an ioctl has up to 15 bytes (IFNAMSIZ of linux/if.h). Alternative names may be longer.
 _LONGEST_IOCTL_NAME = 15
+# sysfs(5): all interfaces, by their names.
+_SYSFS = Path("/sys/class/net")
 # netdevice(7): struct ifreq, the request for the flags, and that an interface is up.
 _IFREQ = struct.Struct("=16sH22x")
 _SIOCGIFFLAGS = 0x8913
@@ -118,18 +120,20 @@ def is_up(index: int) -> bool:
     return bool(flags & _IFF_UP)
 
 
-def missed_packets(index: int) -> int | None:
+def missed_packets(index: int, sysfs: Path = _SYSFS) -> int | None:
     """
     How many packets the hardware of an interface has missed since its driver began to count, because it had
     no room for them: C{rx_missed_errors} and C{rx_fifo_errors} (sysfs-class-net-statistics in Linux'
     Documentation/ABI). C{rx_dropped} also counts packets that no protocol wanted, which are captured.
 
-    @return: L{None} if it can't be told.
+    @param sysfs: the directory of the interfaces (sysfs(5)).
+
+    @return: L{None} if it is unknown.
     """
     name = name_of(index)
     if name is None:
         return None
-    folder = Path("/sys/class/net", name)
+    folder = sysfs / name
     try:
         missed = sum(
             int((folder / "statistics" / each).read_text()) for each in ("rx_missed_errors", "rx_fifo_errors")

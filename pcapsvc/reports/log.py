@@ -164,12 +164,16 @@ class LogReporter(Service):
         )
         if (counts := stopped.counts) is None:
             return
-        dropped = counts.dropped + counts.interface_dropped
+        dropped = counts.dropped or counts.interface_dropped
         (self._log.warn if dropped else self._log.info)(
-            "{capture_id}: {received} packets received by the filter, {dropped} dropped by the kernel,"
-            " {interface_dropped} dropped by the interface",
+            "{capture_id}: {received} packets received by the filter, {dropped} dropped by the kernel"
+            "{interface_dropped}",
             capture_id=event.subject,
             received=counts.received,
             dropped=counts.dropped,
-            interface_dropped=counts.interface_dropped,
+            interface_dropped=(
+                ""
+                if counts.interface_dropped is None
+                else f", {counts.interface_dropped} dropped by the interface"
+            ),
         )

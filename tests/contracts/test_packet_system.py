@@ -18,6 +18,7 @@ from twisted.logger import LogEvent, LogLevel, formatEvent, globalLogPublisher
 from twisted.trial import unittest
 
 from pcapsvc.core.errors import CaptureUnavailable, RequestRejected
+from pcapsvc.core.recording import PacketCounts
 from pcapsvc.interfaces.capture import IPacketDumper, IPacketHandle, IStandbyPacketSystem
 from pcapsvc.packets.filter_compiler import FilterCompiler
 from pcapsvc.packets.handle import libpcap_path
@@ -536,6 +537,13 @@ class PcapySystemTests(PacketSystemContract, unittest.TestCase):
         self.wire.wait_until_up()
         return name
 
+    def take_name(self, other: Wire) -> None:
+        """Give another wire's near end the name that this one's had."""
+        ip("link", "set", other.interface, "down")
+        ip("link", "set", other.interface, "name", self.interface)
+        other.interface = self.interface
+        other.up()
+
     async def test_interface_down(self) -> None:
         """An interface that is down is told as such."""
         self.wire.down()
@@ -568,10 +576,7 @@ class PcapySystemTests(PacketSystemContract, unittest.TestCase):
         def run_later(work: Any, *args: Any) -> Any:
             if self.wire.interface == name:
                 self.rename()
-                ip("link", "set", other.interface, "down")
-                ip("link", "set", other.interface, "name", name)
-                ip("link", "set", name, "up")
-                other.interface = name
+                self.take_name(other)
             return self.threads.run(work, *args)
 
         system = PcapySystem(
@@ -584,10 +589,39 @@ class PcapySystemTests(PacketSystemContract, unittest.TestCase):
         )
         handle = await system.open(name, snap_length=512, bpf="udp")
         self.addCleanup(handle.close)
-        other.wait_until_up()
         other.send([udp_frame(1)])
         self.send(udp_frame(2))
         self.assertEqual(self.read(handle, 1), [udp_frame(2)])
+
+    async def test_counts_of_the_capture_alone(self) -> None:
+        """
+        What the kernel has no use for, though it is captured, isn't counted as dropped by the interface; nor
+        is anything that was counted for another interface.
+        """
+        tagged_lldp = bytes.fromhex("0180c200000e 020000000001 81000005 88cc") + bytes(50)
+        handle = await self.open()
+        self.send(*[tagged_lldp] * 60)
+        self.assertEqual(len(self.read(handle, 60)), 60)
+        dropped = Path("/sys/class/net", self.interface, "statistics/rx_dropped").read_text()
+        self.assertGreaterEqual(int(dropped), 60)
+        self.assertEqual(handle.counts(), PacketCounts(received=60, dropped=0, interface_dropped=0))
+        self.rename()
+        self.assertEqual(handle.counts(), PacketCounts(received=60, dropped=0, interface_dropped=0))
+        other = Wire()
+        self.addCleanup(other.stop)
+        other.start()
+        self.take_name(other)
+        self.assertEqual(handle.counts(), PacketCounts(received=60, dropped=0, interface_dropped=0))
+        ip("link", "delete", f"{self.interface[:-1]}r")
+        self.assertEqual(handle.counts(), PacketCounts(received=60, dropped=0, interface_dropped=None))
+
+    async def test_counts_of_any(self) -> None:
+        """What the interfaces have dropped is unknown if all of them are captured on."""
+        handle = await self.system.open("any", snap_length=512, bpf="udp port 1 and udp port 2")
+        self.addCleanup(handle.close)
+        counts = handle.counts()
+        assert counts is not None
+        self.assertIsNone(counts.interface_dropped)
 
     async def test_alternative_names(self) -> None:
         """An interface can be opened by its alternative names, of up to 127 characters."""

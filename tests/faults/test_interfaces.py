@@ -50,7 +50,7 @@ class InterfaceTests(SynchronousTestCase):
         until(self.is_ready, "handles that wait", 10)
         self.before = possessions(self.daemon)
         self.assert_captures()
-        until(self.is_at_rest, "the first capture to be over")
+        until(self.is_ready, "the first capture to be over, and its handle replaced", 10)
         self.before = possessions(self.daemon)
         self.addCleanup(self.assert_as_before)
 

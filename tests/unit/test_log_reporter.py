@@ -99,6 +99,12 @@ class LogReporterTests(unittest.SynchronousTestCase):
             counts = PacketCounts(received=3, dropped=dropped, interface_dropped=interface_dropped)
             self.assertEqual([level for level, _ in self.stopped(counts)], [LogLevel.info, LogLevel.warn])
 
+    def test_unknown_by_the_interface(self) -> None:
+        """What the interface dropped is left out if it is unknown."""
+        [_, (level, line)] = self.stopped(PacketCounts(received=3, dropped=0, interface_dropped=None))
+        self.assertIs(level, LogLevel.info)
+        self.assertEqual(line, "abc: 3 packets received by the filter, 0 dropped by the kernel")
+
     def test_no_counts(self) -> None:
         """Without statistics there is no line about them."""
         self.assertEqual(len(self.stopped(None)), 1)

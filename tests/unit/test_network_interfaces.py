@@ -1,0 +1,59 @@
+"""Network interfaces by their index. What needs a wire is in C{tests/contracts}."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from pcapsvc.packets.network_interfaces import bound_index, find_index, is_up, missed_packets, name_of
+
+_LOOPBACK = 1
+
+
+class NetworkInterfaceTests(SynchronousTestCase):
+    """The loopback interface, which always has the same index."""
+
+    def test_by_name(self) -> None:
+        """An interface is found by its name, and has it."""
+        self.assertEqual((find_index("lo"), name_of(_LOOPBACK)), (_LOOPBACK, "lo"))
+
+    def test_none(self) -> None:
+        """There is no interface of an unknown name or index, however long the name is."""
+        for name in ("nosuch0", "nosuch0" * 10, "x" * 127, "\N{SNOWMAN}" * 30):
+            self.assertIsNone(find_index(name))
+        self.assertIsNone(name_of(2**31 - 1))
+        self.assertFalse(is_up(2**31 - 1))
+        self.assertIsNone(missed_packets(2**31 - 1))
+
+    def test_not_a_packet_socket(self) -> None:
+        """A socket of another kind is bound to no interface."""
+        with socket.socket() as other:
+            self.assertIsNone(bound_index(other.fileno()))
+
+    def sysfs(self, **files: str) -> Path:
+        """A directory of interfaces with some files of the loopback interface."""
+        folder = Path(self.mktemp())
+        (folder / "lo" / "statistics").mkdir(parents=True)
+        for name, text in files.items():
+            folder.joinpath("lo", *name.split("__")).write_text(text)
+        return folder
+
+    def test_missed(self) -> None:
+        """What the hardware missed is the sum of two counters; what the kernel did not want is left out."""
+        folder = self.sysfs(
+            ifindex="1\n",
+            statistics__rx_missed_errors="5\n",
+            statistics__rx_fifo_errors="2\n",
+            statistics__rx_dropped="9\n",
+        )
+        self.assertEqual(missed_packets(_LOOPBACK, folder), 7)
+
+    def test_unknown(self) -> None:
+        """It is unknown if a counter is missing, or belongs to another interface."""
+        self.assertIsNone(missed_packets(_LOOPBACK, self.sysfs(ifindex="1\n")))
+        other = self.sysfs(
+            ifindex="2\n", statistics__rx_missed_errors="5\n", statistics__rx_fifo_errors="2\n"
+        )
+        self.assertIsNone(missed_packets(_LOOPBACK, other))
