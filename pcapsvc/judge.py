@@ -15,15 +15,19 @@ from pcapsvc.core.message import Message
 from pcapsvc.core.node import NodeMatcher
 from pcapsvc.core.plan import CapturePlan, NodeView, plan_captures
 from pcapsvc.core.rate import RequestRate, TimeBudget
-from pcapsvc.core.request import asks_to_be_logged, parse_request, read_address
+from pcapsvc.core.request import asks_to_be_logged, parse_request, quick_address, read_address
 from pcapsvc.core.result import Busy, NotForThisNode, Rejected, Verdict
 
 #: How many requests of a source may be in preparation; more are answered with L{Busy}.
 MOST_PENDING = 128
 
-# How much of the time the costly regular expressions of each source may take, and how many seconds at once.
-_PATTERN_SHARE = 0.02
-_PATTERN_SECONDS = 0.04
+# What is done before it is known whether a message is for this node: how much of the time each source may
+# take for it, and how many seconds at once.
+_SHARE = 0.02
+_MOST_SECONDS = 0.04
+# A body of up to this length may always be read more closely. A longer one takes up to so much for a byte.
+_SMALL_BODY_BYTES = 4096
+_READ_SECONDS = 40e-9
 
 #: The verdict on every message for other nodes.
 NOT_FOR_THIS_NODE = NotForThisNode()
@@ -71,9 +75,9 @@ class Judge:
         log_requests: bool = False,
     ) -> None:
         self._node = node
-        budget = TimeBudget(share=_PATTERN_SHARE, most_seconds=_PATTERN_SECONDS)
+        self._budget = TimeBudget(share=_SHARE, most_seconds=_MOST_SECONDS)
         self._matcher = NodeMatcher(
-            node.name, lambda source, seconds: budget.spend(source, seconds, self._now())
+            node.name, lambda source, seconds: self._budget.spend(source, seconds, self._now())
         )
         self._admission = admission
         self._rate = rate or RequestRate(None)
@@ -109,12 +113,16 @@ class Judge:
         found: Sequence[Problem] = ()
         unreadable: RequestRejected | None = None
         # In a fleet nearly every message is for other nodes: nothing else may come before this.
-        try:
-            address = read_address(message.body)
-        except RequestRejected as rejection:
-            # Not raised yet: it counts for the rate of its source.
-            unreadable = rejection
-        else:
+        address = quick_address(message.body)
+        if address is None:
+            if not self._may_read(source, len(message.body)):
+                return Busy(reason=f"the messages from {source} take too much time to read")
+            try:
+                address = read_address(message.body)
+            except RequestRejected as rejection:
+                # Not raised yet: it counts for the rate of its source.
+                unreadable = rejection
+        if address is not None:
             try:
                 if not self._matcher.matches(address.node, address.nodere, source):
                     return NOT_FOR_THIS_NODE
@@ -135,6 +143,10 @@ class Judge:
             return self._judge_for_this_node(message, found)
         finally:
             self.took(source, self._now() - began)
+
+    def _may_read(self, source: str, length: int) -> bool:
+        """Whether a source has time left for a message of this length to be read more closely."""
+        return length <= _SMALL_BODY_BYTES or self._budget.spend(source, length * _READ_SECONDS, self._now())
 
     def took(self, source: str, seconds: float) -> None:
         """

@@ -71,7 +71,7 @@ class Fields:
     @param names: those that are known. One in another case is found by its own name: see
         L{canonical_names}.
 
-    @raise RequestRejected: as for L{decoded}.
+    @raise RequestRejected: if it is not a JSON object, or too long.
 
     @ivar keys: the names, and the keys that are not known.
     """
@@ -115,17 +115,14 @@ class Fields:
             return ..., tuple(rules)
 
 
-def decoded(body: bytes, decoder: msgspec.json.Decoder[_Decoded]) -> _Decoded:
+def _decoded(body: bytes, decoder: msgspec.json.Decoder[_Decoded]) -> tuple[_Decoded, bool]:
     """
     Decode a body. Halves of surrogate pairs, which msgspec doesn't accept, are replaced.
 
+    @return: what was decoded, and whether something was replaced.
+
     @raise RequestRejected: if it is not a JSON object, or too long.
     """
-    return _decoded(body, decoder)[0]
-
-
-def _decoded(body: bytes, decoder: msgspec.json.Decoder[_Decoded]) -> tuple[_Decoded, bool]:
-    """@return: what was decoded, and whether something was replaced."""
     if len(body) > MAX_BODY_BYTES:
         raise _not_a_request(f"must have up to {MAX_BODY_BYTES} bytes, and has {len(body)}")
     try:

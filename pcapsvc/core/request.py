@@ -10,7 +10,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 import msgspec
 
-from pcapsvc.core.body import MAX_BODY_BYTES, Fields, decoded
+from pcapsvc.core.body import MAX_BODY_BYTES, Fields
 from pcapsvc.core.errors import Problem, RequestRejected, shown
 from pcapsvc.core.fields import check_fields
 from pcapsvc.core.filter import follows_header_chains, names_needing_dns
@@ -38,6 +38,7 @@ __all__ = [
     "RequestFields",
     "asks_to_be_logged",
     "parse_request",
+    "quick_address",
     "read_address",
     "read_labels",
 ]
@@ -159,17 +160,32 @@ _LABELS = frozenset({"requestid", "alertid", "customer", "tags"})
 _LOGGING = frozenset({"logrequest"})
 
 
-def read_address(body: bytes) -> Address:
+def quick_address(body: bytes) -> Address | None:
     """
     Read the address of a message, and nothing else: in a fleet, nearly every
     message is for others, and must cost next to nothing.
 
+    @return: L{None} if it takes L{read_address} to find it.
+    """
+    if len(body) > MAX_BODY_BYTES:
+        return None
+    try:
+        address = _address_decoder.decode(body)
+    except (ValueError, RecursionError):
+        return None
+    return address if address.node or address.nodere else None
+
+
+def read_address(body: bytes) -> Address:
+    """
+    Read the address of a message, even if its keys are in another case, or if the message contains text
+    that is not Unicode. A body of 64 KiB may take some milliseconds.
+
     @raise RequestRejected: if C{body} is not a JSON object.
     """
-    address = decoded(body, _address_decoder)
-    if address.node or address.nodere:
+    address = quick_address(body)
+    if address is not None:
         return address
-    # Perhaps its keys are in another case.
     fields = Fields(body, _ADDRESS)
     return Address(**{name: fields.value(name) for name in _ADDRESS & fields.keys})
 

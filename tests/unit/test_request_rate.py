@@ -71,6 +71,14 @@ class RequestRateTests(PipelineCase):
         self.seconds += 10
         self.assertIs(judged(1000), NotForThisNode)
 
+    def test_large_garbage(self) -> None:
+        """Large messages that have to be read more closely have that share as well; small ones always are."""
+        large = b'{"x": "%s"}' % (b"\\\\n" * 20_000)
+        verdicts = [self.judge(Message(source="redis", body=large)) for _ in range(100)]
+        reasons = [verdict.reason for verdict in verdicts if isinstance(verdict, Busy)]
+        self.assertGreater(reasons.count("the messages from redis take too much time to read"), 70)
+        self.assertEqual(self.judge(Message(source="redis", body=b'{"NODE": "other"}')), NotForThisNode())
+
     def test_other_sources(self) -> None:
         """What one source brings too many of takes nothing from another."""
         body = b'{"node": "sensor1", "interface": ["mem0"]}'
