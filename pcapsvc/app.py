@@ -115,12 +115,7 @@ def build(
         *below,
         [part for part in outward if IService.providedBy(part)],
         pools,
-        [
-            hosted,
-            DescriptorLimit(),
-            MemoryCheck(settings.general.max_memory_bytes),
-            *([PermissionCheck()] if system is None else []),
-        ],
+        [hosted, *_host_checks(settings, system)],
     ]
     service = OrderedServices(reactor, stop_order, stop_timeout_seconds=stop_timeout)
     node = Node(
@@ -140,6 +135,11 @@ def build(
         section.build(context, node).setServiceParent(hosted)  # type: ignore[no-untyped-call]
     Signals(reactor, hurry=service.hurry).setServiceParent(hosted)  # type: ignore[no-untyped-call]
     return node
+
+
+def _host_checks(settings: Settings, system: IStandbyPacketSystem | None) -> list[IService]:
+    checks: list[IService] = [DescriptorLimit(), MemoryCheck(settings.general.max_memory_bytes)]
+    return checks if system is not None else [*checks, PermissionCheck()]
 
 
 def _reporters(context: BuildContext, captures: Captures) -> dict[str, IReporter]:
