@@ -64,8 +64,11 @@ def file_name(recording: Recording, suffix: str) -> str:
     """The name of a recording's file: C{NODE-INTERFACE-UNIXSECONDS-ID}, and the suffix."""
     plan = recording.plan
     node, interface = (_UNSAFE.sub("_", part) for part in (plan.node, plan.interface))
-    # A file name may have up to 255 bytes, and a leading dot would hide the file.
-    return f"{node[:150].lstrip('.')}-{interface}-{int(recording.started)}-{recording.capture_id}{suffix}"
+    # A file name may have up to 255 bytes, and a leading dot would hide the file. The alternative name of an
+    # interface has up to 127; the tags have it whole.
+    return (
+        f"{node[:150].lstrip('.')}-{interface[:60]}-{int(recording.started)}-{recording.capture_id}{suffix}"
+    )
 
 
 def _tags(plan: CapturePlan) -> Iterator[str]:

@@ -37,19 +37,20 @@ AlertId = Annotated[
     Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | Name,
     Meta(description="a whole number of 64 bits, or one line of text of up to 255 characters"),
 ]
-# What the kernel accepts as a device's name: dev_valid_name() in net/core/dev.c, IFNAMSIZ in if.h.
+# What the kernel accepts as a device's name (dev_valid_name() in net/core/dev.c), as long as an alternative
+# name may be (ALTIFNAMSIZ in linux/if.h).
 InterfaceName = Annotated[
     str,
     Meta(
-        pattern=r"\A(?!\.{1,2}\Z)[^\s/:\x00-\x1f\x7f]{1,15}\Z",
-        description="an interface name of 1 to 15 characters, without spaces, slashes or colons",
+        pattern=r"\A(?!\.{1,2}\Z)[^\s/:\x00-\x1f\x7f]{1,127}\Z",
+        description="an interface name of 1 to 127 characters, without spaces, slashes or colons",
     ),
 ]
 InterfaceNames = Annotated[
     tuple[InterfaceName, ...],
     Meta(
         max_length=256,
-        description="a list of up to 256 interface names, each of 1 to 15 characters,"
+        description="a list of up to 256 interface names, each of 1 to 127 characters,"
         " without spaces, slashes or colons",
     ),
 ]

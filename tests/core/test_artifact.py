@@ -91,6 +91,12 @@ class FileNameTests(unittest.SynchronousTestCase):
         """Two captures of one interface in one second differ by their ids."""
         self.assertNotEqual(name_of(recording(capture_id="a")), name_of(recording(capture_id="b")))
 
+    def test_long(self) -> None:
+        """Of names as long as they may be, only the beginning is used."""
+        name = file_name(recording(node="n" * 253, interface="i" * 127), ".pcapng.zst")
+        self.assertEqual(name, f"{'n' * 150}-{'i' * 60}-1700000000-0123456789ab.pcapng.zst")
+        self.assertLess(len(name), 256)
+
     def test_hostile(self) -> None:
         """No name leads elsewhere, hides its file, or means anything to a shell."""
         self.assertEqual(
@@ -100,7 +106,7 @@ class FileNameTests(unittest.SynchronousTestCase):
         self.assertEqual(name_of(recording(node=".hidden")), "hidden-eth0-1700000000-0123456789ab.pcap")
         self.assertEqual(name_of(recording(node="ü\0\n")), "___-eth0-1700000000-0123456789ab.pcap")
 
-    @given(st.text(max_size=300), st.text(min_size=1, max_size=15))
+    @given(st.text(max_size=300), st.text(min_size=1, max_size=127))
     def test_any(self, node: str, interface: str) -> None:
         """Whatever the names are, the file's is ASCII, short enough, and no path."""
         name = name_of(recording(node=node, interface=interface))

@@ -182,6 +182,16 @@ class InterfaceTests(SynchronousTestCase):
         self.rename(self.wire, name)
         self.assert_captures()
 
+    def test_alternative_name(self) -> None:
+        """A capture by an alternative name is called as it was asked for, and is on the interface."""
+        name = f"{self.wire.interface}-{'x' * 50}"
+        words = ["link", "property", "add", "dev", self.wire.interface, "altname", name]
+        subprocess.run([require_command("ip", "iproute2"), *words], check=True, timeout=20)
+        capture = self.begin(2, interface=name, packets=3)
+        self.send(capture, [2])
+        self.assert_ended(capture, "packets", [0, 1, 2])
+        self.assertTrue(self.daemon.file_of(capture).name.startswith(f"{self.daemon.node}-{name[:60]}-"))
+
     def rename(self, wire: Wire, name: str) -> None:
         """Rename the near end of a wire."""
         ip = require_command("ip", "iproute2")

@@ -7,7 +7,7 @@ import os
 import msgspec
 
 from pcapsvc.components import COMPONENTS
-from pcapsvc.core.errors import SettingsError
+from pcapsvc.core.errors import SettingsError, shown
 from pcapsvc.delivery.settings import DeliverySettings
 from pcapsvc.destinations.cloudshark.settings import CloudSharkSettings
 from pcapsvc.destinations.local.settings import LocalSettings
@@ -171,7 +171,7 @@ class ProblemsTests(SettingsTestCase):
                 "general.maxbytes = '9': must be a whole number of bytes, from 1 to 9223372036854775807",
                 "general.snaplength = 300000: must be a whole number of bytes, from 1 to 262144",
                 "--csport = 'https': must be a whole number from 1 to 65535",
-                "interface[1].name = 'eth 0': must be an interface name of 1 to 15 characters, "
+                "interface[1].name = 'eth 0': must be an interface name of 1 to 127 characters, "
                 "without spaces, slashes or colons",
                 "redis.listen: at least one source must be enabled: redis.listen, kafka.listen, sqs.listen "
                 "or http.listen",
@@ -334,15 +334,15 @@ class ProblemsTests(SettingsTestCase):
 
     def test_interface_names(self) -> None:
         """Interfaces on standby and interfaces with aliases are named by the same rule, the kernel's."""
-        for name in ("any", "lo", "eth0", "eth0.100", "br-0123456789ab", "wlp2s0@x", "über0"):
+        for name in ("any", "lo", "eth0", "eth0.100", "br-0123456789ab", "wlp2s0@x", "über0", "e" * 127):
             text = f'{LEAST}[capture]\nstandby = ["{name}"]\n[[interface]]\nname = "{name}"\n'
             self.assertEqual(name, self.load(text).interfaces[0].name)
-        for name in ("", ".", "..", "a/b", "eth0:1", "eth 0", "e" * 16, "abcdefghijklmnopqrstuvwxyz"):
+        for name in ("", ".", "..", "a/b", "eth0:1", "eth 0", "e" * 128):
             text = f'{LEAST}[capture]\nstandby = ["{name}"]\n[[interface]]\nname = "{name}"\n'
             standby, alias = self.problems(text)
             self.assertTrue(standby.startswith("capture.standby = "), standby)
             self.assertEqual(
-                f"interface[0].name = {name!r}: must be an interface name of 1 to 15 characters, "
+                f"interface[0].name = {shown(name)}: must be an interface name of 1 to 127 characters, "
                 "without spaces, slashes or colons",
                 alias,
             )
