@@ -14,6 +14,13 @@ from twisted.internet.interfaces import IAddress, IStreamServerEndpoint
 
 from pcapsvc.net.unix_socket import UnixListener
 
+#: How many connections may wait in the kernel, if a string doesn't say. Twisted's default is 50, beyond which
+#: clients wait for seconds before they try again.
+BACKLOG = 512
+
+# How many parameters without a name come before the backlog (twisted.internet.endpoints.serverFromString).
+_BEFORE_BACKLOG = {"tcp": 2, "tcp6": 1, "ssl": 5, "unix": 2}
+
 
 def listening_endpoint(reactor: Any, description: str, *, socket_mode: str) -> IStreamServerEndpoint:
     """
@@ -30,6 +37,9 @@ def listening_endpoint(reactor: Any, description: str, *, socket_mode: str) -> I
         reactor = UnixListener(reactor)
         if not any(part.startswith("mode=") for part in parameters) and len(positional) < 2:
             description += f":mode={socket_mode}"
+    has_backlog = any(part.startswith("backlog=") for part in parameters)
+    if not has_backlog and len(positional) <= _BEFORE_BACKLOG.get(kind, -1):
+        description += f":backlog={BACKLOG}"
     endpoint: IStreamServerEndpoint = endpoints.serverFromString(reactor, description)
     return endpoint
 

@@ -1,0 +1,30 @@
+"""Server endpoint strings of Twisted, as they are listened on."""
+
+from __future__ import annotations
+
+from twisted.internet.protocol import Factory
+from twisted.internet.testing import MemoryReactorClock
+from twisted.trial import unittest
+
+from pcapsvc.net.listen import BACKLOG, listening_endpoint
+
+
+class BacklogTests(unittest.SynchronousTestCase):
+    """How many connections may wait in the kernel."""
+
+    def backlog(self, description: str) -> int:
+        """That of a string for TCP."""
+        reactor = MemoryReactorClock()
+        listening_endpoint(reactor, description, socket_mode="660").listen(Factory())
+        [(_, _, backlog, _)] = reactor.tcpServers
+        return int(backlog)
+
+    def test_default(self) -> None:
+        """There is room for a crowd."""
+        for description in ("tcp:0", "tcp:0:127.0.0.1", "tcp:port=0:interface=127.0.0.1", "tcp6:0"):
+            self.assertEqual(self.backlog(description), BACKLOG, description)
+
+    def test_given(self) -> None:
+        """A string may have its own, with or without the name."""
+        for description in ("tcp:0:backlog=7", "tcp:0:127.0.0.1:7", "tcp6:0:7", "tcp6:0:backlog=7"):
+            self.assertEqual(self.backlog(description), 7, description)
