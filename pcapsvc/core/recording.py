@@ -17,7 +17,10 @@ class Content(Protocol):
         """The number of bytes."""
 
     def open(self) -> BinaryIO:
-        """A reader of its own, at the first byte. The caller closes it."""
+        """
+        A reader of its own, at the first byte. The caller closes it. This does not block; reading and closing
+        may, if the content is on disk.
+        """
 
     def close(self) -> None:
         """Free the memory. Readers that are open stay readable. A second call does nothing."""

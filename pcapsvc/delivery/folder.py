@@ -24,6 +24,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import io
 import os
 import re
 import secrets
@@ -107,11 +108,53 @@ class SpoolFile:
         self.size = size
 
     def open(self) -> BinaryIO:
-        """A reader. The caller closes it."""
-        return _open_file(self._path)
+        """A reader. The caller closes it. The file is opened when it is first read."""
+        return io.BufferedReader(_LateFile(self._path, self.size))
 
     def close(self) -> None:
         """Do nothing: the file exists until the entry is removed."""
+
+
+class _LateFile(io.RawIOBase):
+    """
+    A regular file that is opened when it is first read, in the thread that reads: the disk may hang.
+
+    @param size: in bytes.
+    """
+
+    def __init__(self, path: str, size: int) -> None:
+        self._path = path
+        self._size = size
+        self._file: BinaryIO | None = None
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if self._file is None:
+            self._file = _open_file(self._path)
+        count = os.preadv(self._file.fileno(), [buffer], self._at)
+        self._at += count
+        return count
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        at = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence] + offset
+        if at < 0:
+            raise ValueError(f"negative position: {at}")
+        self._at = at
+        return at
+
+    def tell(self) -> int:
+        return self._at
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        super().close()
 
 
 class SpoolFolder:

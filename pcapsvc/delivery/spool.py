@@ -105,7 +105,11 @@ class Spool(Service):
 
     async def _stop(self) -> None:
         async with self._access.alone():
-            self._folder.close()
+            # In a thread, as the disk may hang. Without threads, the end of the process unlocks it.
+            try:
+                await self._access.run_alone(self._folder.close)
+            except SpoolError as error:
+                self._log_once(error)
 
     def write(self, entry: Entry, artifact: Artifact, problem: str) -> Deferred[Artifact]:
         """See L{ISpool.write}."""

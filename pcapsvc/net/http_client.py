@@ -30,6 +30,7 @@ from twisted.web.iweb import IAgentEndpointFactory, IBodyProducer, IResponse
 from zope.interface import implementer
 
 from pcapsvc.core.retry import asked_delay
+from pcapsvc.interfaces.threads import RunInThread
 from pcapsvc.net.tls import UnverifiedTLS, verified_tls
 
 #: How much of a body is read. The rest is not waited for.
@@ -108,13 +109,14 @@ def _innermost(error: BaseException) -> BaseException:
     return error
 
 
-def server_endpoint(
-    reactor: Any, scheme: str, host: str, port: int, verify: bool | str
+async def server_endpoint(
+    reactor: Any, scheme: str, host: str, port: int, verify: bool | str, run_in_thread: RunInThread
 ) -> IStreamClientEndpoint:
     """
     How to connect to a server.
 
     @param verify: whether its certificate is verified; or the path of the PEM certificates to verify it with.
+    @param run_in_thread: reads certificates.
 
     @raise Exception: if the certificates can't be used, or no certificate can be valid for C{host}.
     """
@@ -124,7 +126,7 @@ def server_endpoint(
     if verify is False:
         creator: IOpenSSLClientConnectionCreator = UnverifiedTLS(host)
     else:
-        creator = verified_tls(host, None if verify is True else verify)
+        creator = await run_in_thread(verified_tls, host, None if verify is True else verify)
     endpoint: IStreamClientEndpoint = wrapClientTLS(creator, plain)
     return endpoint
 

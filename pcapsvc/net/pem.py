@@ -13,6 +13,8 @@ import re
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
+from pcapsvc.regular_file import read_regular_file
+
 _MAX_BYTES = 1024 * 1024
 
 # RFC 7468, section 5, with its older label, and OpenSSL's own (openssl-x509(1), -trustout).
@@ -78,8 +80,7 @@ def read_certificates(path: str, parse: Callable[[bytes], Parsed]) -> list[Parse
 
 def _read(path: str) -> bytes:
     try:
-        with open(path, "rb") as file:
-            content = file.read(_MAX_BYTES + 1)
+        content = read_regular_file(path, _MAX_BYTES + 1)
     except OSError as error:
         raise UnusableCertificates(path, f"must be a file that can be read ({error.strerror})") from None
     except ValueError:

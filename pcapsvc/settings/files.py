@@ -8,6 +8,7 @@ import re
 from typing import TYPE_CHECKING
 
 from pcapsvc.net.pem import UnusableCertificates, read_certificates
+from pcapsvc.regular_file import read_regular_file
 from pcapsvc.settings.secret import Secret
 
 if TYPE_CHECKING:
@@ -22,15 +23,20 @@ def is_one_line(text: str) -> bool:
     return _ONE_LINE.fullmatch(text) is not None
 
 
-def read_text(path: str) -> str:
+def read_text(path: str, *, may_be_pipe: bool = False) -> str:
     """
-    The text of a file, without the byte order mark that some editors put at its start.
+    The text of a regular file, without the byte order mark that some editors put at its start.
+
+    @param may_be_pipe: whether it may also be something else, such as a pipe, whose end is waited for.
 
     @raise ValueError: if it can't be read; the message is a rule that continues from the path.
     """
     try:
-        with open(path, "rb") as file:
-            content = file.read(_MOST_BYTES + 1)
+        if may_be_pipe:
+            with open(path, "rb") as file:
+                content = file.read(_MOST_BYTES + 1)
+        else:
+            content = read_regular_file(path, _MOST_BYTES + 1)
     except OSError as error:
         raise ValueError(f"must be a file that can be read ({error.strerror})") from None
     except ValueError:

@@ -83,7 +83,7 @@ def _as_given(problem: Problem, origins: Mapping[str, str]) -> Problem:
 
 def _read_document(path: str, problems: list[Problem]) -> dict[str, Any] | None:
     try:
-        return tomli.loads(read_text(path))
+        return tomli.loads(read_text(path, may_be_pipe=True))
     except tomli.TOMLDecodeError as error:
         problems.append(Problem(path=path, rule=f"is not valid TOML: {error}"))
     except RecursionError:

@@ -124,6 +124,7 @@ class CloudSharkTests(FaultCase):
     def make(self, run_in_thread: RunInThread) -> IDestination:
         return CloudShark(
             reactor,
+            run_in_thread=run_in_thread,
             scheme="https",
             host=self.server.host,
             port=self.server.port,

@@ -18,6 +18,7 @@ from twisted.web.server import Site
 
 from pcapsvc.core.errors import DestinationError
 from pcapsvc.destinations.cloudshark.destination import CloudShark
+from pcapsvc.testing import run_now
 from tests.unit.contents import MemfdContent, make_artifact
 
 TOKEN = "s3cr3t/To%ken +ü"
@@ -99,7 +100,7 @@ class CloudSharkCase(TestCase):
             "token": TOKEN,
             "timeout_seconds": 10,
         }
-        return CloudShark(reactor, **{**values, **changes})
+        return CloudShark(reactor, run_in_thread=run_now, **{**values, **changes})
 
     def listen(self, protocol: type[Protocol]) -> int:
         """The port of a server that speaks a protocol of its own."""

@@ -18,6 +18,7 @@ from zope.interface.verify import verifyObject
 from pcapsvc.core.errors import DestinationError
 from pcapsvc.destinations.cloudshark.destination import CloudShark
 from pcapsvc.interfaces.delivery import IDestination
+from pcapsvc.testing import run_now
 from tests.unit.cloudshark_case import TOKEN, TOKEN_IN_URL, CloudSharkCase, QuietSite, Ssh, refusal
 from tests.unit.contents import MemfdContent, make_artifact
 
@@ -114,13 +115,17 @@ class CloudSharkTests(CloudSharkCase):
         self.server.answer = answer
         error = await self.refused()
         self.assertIn("answered 307: a redirect, which is not followed", str(error))
+        self.assertTrue(error.retryable)
         self.assertEqual(len(self.server.requests), 1)
 
     async def test_answers_that_are_none(self) -> None:
         """200 with no id is a failure, whatever else comes with it."""
         for body in (b"", b"<html>", b"[]", b'{"id": null}', b'{"id": true}', b'{"id": ""}', b"[" * 50000):
             self.server.answer = lambda request, body=body: body
-            self.assertIn("answered 200: without the id of a capture", str(await self.refused()))
+            error = await self.refused()
+            self.assertIn("answered 200: without the id of a capture", str(error))
+            # Such as the login page of a captive portal, which goes away.
+            self.assertTrue(error.retryable)
 
     async def test_endless_answer(self) -> None:
         """No more of an answer is read than an answer can have."""
@@ -258,6 +263,41 @@ class CloudSharkTests(CloudSharkCase):
         self.assertLess(connection.received, 50_000_000)  # type: ignore[attr-defined]
         self.assertTrue(content.all_closed)
 
+    async def test_early_success(self) -> None:
+        """The id of a capture proves nothing if the server has not read all of it."""
+
+        class Hasty(Protocol):
+            def dataReceived(self, data: bytes) -> None:
+                body = b'{"filename": "x", "id": "f00"}'
+                self.transport.write(  # type: ignore[union-attr]
+                    b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+                )
+                self.transport.pauseProducing()  # type: ignore[union-attr]
+
+        content = MemfdContent(zeros=50_000_000)
+        self.addCleanup(content.close)
+        stored = self.make(port=self.listen(Hasty)).store(make_artifact(content))
+        error = await self.assertFailure(stored, DestinationError)
+        self.assertIn("answered 200 before it had the whole capture", str(error))
+        self.assertTrue(error.retryable)
+        self.connections[0].transport.abortConnection()  # type: ignore[union-attr]
+
+    async def test_interim_responses(self) -> None:
+        """What follows an interim response is the answer."""
+
+        class Hinting(Protocol):
+            received = b""
+
+            def dataReceived(self, data: bytes) -> None:
+                self.received += data
+                if self.received.endswith(b"--\r\n"):
+                    self.transport.write(  # type: ignore[union-attr]
+                        b"HTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"
+                        b"HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n"
+                    )
+
+        self.assertIn("answered 500", str(await self.refused(port=self.listen(Hinting))))
+
     async def test_reset(self) -> None:
         """A connection that is reset may be tried again."""
 
@@ -332,7 +372,9 @@ class SearchTests(CloudSharkCase):
 
     async def test_found(self) -> None:
         """What is found by its name is not uploaded again."""
-        self.server.search = lambda request: {"captures": [{"filename": self.NAME, "id": "a/b"}]}
+        self.server.search = lambda request: {
+            "captures": [{"filename": self.NAME, "id": "a/b", "size": self.content.size}]
+        }
         self.assertEqual(await self.again(), "a%2Fb")
         [request] = self.server.requests
         self.assertEqual(request.method, b"GET")
@@ -340,10 +382,11 @@ class SearchTests(CloudSharkCase):
         self.assertEqual(request.args, {b"search[filename]": [self.NAME.encode()]})
 
     async def test_not_found(self) -> None:
-        """What isn't there is uploaded; a longer name, or what is not a capture, doesn't count."""
+        """What isn't there is uploaded; a longer name, another size, or what is no capture doesn't count."""
         for captures in (
             [],
             [{"filename": f"copy of {self.NAME}", "id": "1"}],
+            [{"filename": self.NAME, "id": "1", "size": self.content.size - 1}],
             [{"filename": self.NAME}, {"filename": self.NAME, "id": ""}, None, "x", {"id": "1"}],
         ):
             self.server.requests.clear()
@@ -421,5 +464,7 @@ class LinkTests(SynchronousTestCase):
             ("http", 80, "http://shark"),
             ("https", 80, "https://shark:80"),
         ):
-            destination = CloudShark(reactor, scheme=scheme, host="shark", port=port, token="t")
+            destination = CloudShark(
+                reactor, run_in_thread=run_now, scheme=scheme, host="shark", port=port, token="t"
+            )
             self.assertEqual(destination._base, base)

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any, BinaryIO
+from typing import Any
 from urllib.parse import quote, urlencode
 
 from OpenSSL import SSL
 from service_identity import VerificationError
-from treq.multipart import MultiPartProducer
 from twisted.internet.defer import CancelledError, Deferred, TimeoutError
-from twisted.internet.interfaces import IConsumer
 from twisted.internet.task import Cooperator
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from twisted.web.client import FileBodyProducer
-from twisted.web.iweb import IBodyProducer
 from zope.interface import implementer
 
 from pcapsvc.core.artifact import Artifact
@@ -24,7 +20,9 @@ from pcapsvc.core.errors import DestinationError, Problem
 from pcapsvc.core.fields import unknown_key
 from pcapsvc.core.result import Receipt
 from pcapsvc.core.text import one_line, without_secrets
+from pcapsvc.destinations.cloudshark.form import Form
 from pcapsvc.interfaces.delivery import IDestination
+from pcapsvc.interfaces.threads import RunInThread
 from pcapsvc.net.http_client import Response, exchange, server_endpoint
 from pcapsvc.net.pem import UnusableCertificates
 
@@ -46,9 +44,14 @@ class CloudShark:
     C{…/search?search[filename]=NAME} (CloudShark's API, "Search"). If the token may not search, or the
     search takes too long, the capture is uploaded.
 
-    Retryable: connection errors, time-outs, and the answers 408, 429 and 5xx. Not retryable: any other
-    answer, and a certificate that can't be verified.
+    A capture is delivered if the answer to its whole upload has the id of a capture; or if the search finds
+    one of its name, and of its size if the answer has sizes.
 
+    Retryable: connection errors, time-outs, the answers 408, 429 and 5xx, and redirects and successes that
+    are not CloudShark's, but for example a captive portal's. Not retryable: any other answer, and a
+    certificate that can't be verified.
+
+    @param run_in_thread: for captures and certificates, whose disk may hang.
     @param scheme: C{http} or C{https}.
     @param host: a name or an address.
     @param token: the API token. It is in no error, log or location.
@@ -67,6 +70,7 @@ class CloudShark:
         self,
         reactor: Any,
         *,
+        run_in_thread: RunInThread,
         scheme: str,
         host: str,
         port: int,
@@ -76,6 +80,7 @@ class CloudShark:
         search_seconds: float = 10.0,
     ) -> None:
         self._reactor = reactor
+        self._run_in_thread = run_in_thread
         self._scheme = scheme
         self._host = _ascii(host.strip("[]"))
         self._port = port
@@ -114,7 +119,7 @@ class CloudShark:
         try:
             link = await self._found(artifact) if artifact.may_be_there else None
             if link is None:
-                link = self._judge(await self._upload(artifact))
+                link = await self._upload(artifact)
         except DestinationError:
             raise
         except Exception as error:  # noqa: BLE001 - what an HTTP client raises may show the URL, and the token in it
@@ -144,7 +149,7 @@ class CloudShark:
             self._log_not_found(artifact, f"answered {answer.code}")
             return None
         # The server finds parts of names as well.
-        links = (self._link(each.get("id")) for each in captures if _is_called(each, artifact.name))
+        links = (self._link(each.get("id")) for each in captures if _is(each, artifact))
         return next((link for link in links if link is not None), None)
 
     def _log_not_found(self, artifact: Artifact, problem: str) -> None:
@@ -156,15 +161,25 @@ class CloudShark:
             name=artifact.name,
         )
 
-    async def _upload(self, artifact: Artifact) -> Response:
-        with artifact.content.open() as file:
-            form = _Form(artifact, file, self._cooperator)
-            try:
-                return await self._exchange("POST", "upload", form)
-            finally:
-                form.stopProducing()
+    async def _upload(self, artifact: Artifact) -> str:
+        """
+        The page of the capture, uploaded.
 
-    async def _exchange(self, method: str, what: str, form: _Form | None = None) -> Response:
+        @raise DestinationError: if it was not accepted.
+        """
+        form = Form(artifact, run_in_thread=self._run_in_thread, cooperator=self._cooperator)
+        try:
+            response = await self._exchange("POST", "upload", form)
+        finally:
+            form.close()
+        link = self._judge(response)
+        if not form.has_sent_file:
+            raise DestinationError(
+                f"{self._base}: answered {response.code} before it had the whole capture", retryable=True
+            )
+        return link
+
+    async def _exchange(self, method: str, what: str, form: Form | None = None) -> Response:
         """One request to the API."""
         headers = {
             # Twisted's agent gets IPv6 addresses wrong.
@@ -175,7 +190,9 @@ class CloudShark:
             headers["Content-Type"] = form.content_type
         return await exchange(
             self._reactor,
-            server_endpoint(self._reactor, self._scheme, self._host, self._port, self._verify),
+            await server_endpoint(
+                self._reactor, self._scheme, self._host, self._port, self._verify, self._run_in_thread
+            ),
             method,
             f"{self._base}/api/v1/{quote(self._token, safe='')}/{what}",
             headers,
@@ -205,7 +222,9 @@ class CloudShark:
             words = "without a reason"
         raise DestinationError(
             f"{self._base}: answered {code}: {self._one_line(words)}",
-            retryable=code in _BUSY or code >= 500,
+            # CloudShark gives reasons for what it refuses. The login page of a captive portal, or a proxy's
+            # redirect, goes away.
+            retryable=code in _BUSY or code >= 500 or (code < 400 and not exceptions),
             retry_after_seconds=response.asked_seconds,
         )
 
@@ -232,56 +251,6 @@ class CloudShark:
         return one_line(text, secrets=self._secrets)
 
 
-@implementer(IBodyProducer)
-class _Form:
-    """
-    The form that is uploaded. It can be stopped at any time.
-
-    @ivar content_type: its media type.
-    """
-
-    def __init__(self, artifact: Artifact, file: BinaryIO, cooperator: Cooperator) -> None:
-        content = FileBodyProducer(file, cooperator=cooperator)  # type: ignore[no-untyped-call]
-        self._producer = MultiPartProducer(
-            [
-                ("additional_tags", artifact.tags.encode("utf-8", "replace")),
-                ("file", (artifact.name, "application/octet-stream", content)),
-            ],
-            cooperator=cooperator,
-        )
-        self._producing = False
-        self.length = self._producer.length
-        self.content_type = f"multipart/form-data; boundary={self._producer.boundary.decode('ascii')}"
-
-    def startProducing(self, consumer: IConsumer) -> Deferred[None]:
-        self._producing = True
-        produced: Deferred[None] = Deferred(lambda _: self.stopProducing())
-
-        def done(result: Any) -> None:
-            if self._producing:
-                self._producing = False
-                if isinstance(result, Failure):
-                    produced.errback(result)
-                else:
-                    produced.callback(None)
-
-        self._producer.startProducing(consumer).addBoth(done)
-        return produced
-
-    def stopProducing(self) -> None:
-        if self._producing:
-            self._producing = False
-            self._producer.stopProducing()
-
-    def pauseProducing(self) -> None:
-        if self._producing:
-            self._producer.pauseProducing()
-
-    def resumeProducing(self) -> None:
-        if self._producing:
-            self._producer.resumeProducing()
-
-
 def _object(body: bytes) -> dict[str, Any]:
     """The JSON object in an answer; an empty one if there is none."""
     try:
@@ -291,8 +260,13 @@ def _object(body: bytes) -> dict[str, Any]:
     return answer if isinstance(answer, dict) else {}
 
 
-def _is_called(capture: object, name: str) -> bool:
-    return isinstance(capture, dict) and capture.get("filename") == name
+def _is(capture: object, artifact: Artifact) -> bool:
+    """Whether something that was found is a capture, whole."""
+    return (
+        isinstance(capture, dict)
+        and capture.get("filename") == artifact.name
+        and capture.get("size") in (None, artifact.content.size)
+    )
 
 
 def _ascii(host: str) -> str:

@@ -88,6 +88,7 @@ class CloudSharkSettings(DestinationSection, frozen=True, kw_only=True):
         assert self.token is not None
         return CloudShark(
             context.reactor,
+            run_in_thread=context.destination_threads(),
             scheme=self.scheme,
             host=self.host,
             port=self.port,

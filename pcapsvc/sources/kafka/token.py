@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from kafka.net.sasl.oauth import AbstractTokenProvider
+
+from pcapsvc.regular_file import read_regular_file
+
+_MOST_BYTES = 1024 * 1024
 
 
 class UnusableToken(Exception):
@@ -19,7 +21,7 @@ class TokenFile(AbstractTokenProvider):  # type: ignore[misc] # kafka-python has
     """
 
     def __init__(self, path: str) -> None:
-        self._path = Path(path)
+        self._path = path
         self.token()
 
     def token(self) -> str:
@@ -29,7 +31,10 @@ class TokenFile(AbstractTokenProvider):  # type: ignore[misc] # kafka-python has
         @raise UnusableToken: if the file can't be read, or is not text.
         """
         try:
-            return self._path.read_text(encoding="utf-8-sig").strip()
+            content = read_regular_file(self._path, _MOST_BYTES + 1)
+            if len(content) <= _MOST_BYTES:
+                return content.decode("utf-8-sig").strip()
+            reason = f"it is longer than {_MOST_BYTES} bytes"
         except OSError as problem:
             reason = problem.strerror or type(problem).__name__
         except UnicodeError:
