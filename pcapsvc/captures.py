@@ -75,7 +75,7 @@ class Captures:
     def __init__(self, destinations: Sequence[str]) -> None:
         self._destinations = tuple(destinations)
         self._numbers = itertools.count()
-        # Handles of the captures that are running: not to be kept any longer.
+        # Only while they run, because each holds a handle.
         self._running: dict[str, ICapture] = {}
         self._current: dict[str, _Entry] = {}
         self._past: OrderedDict[str, _Entry] = OrderedDict()
@@ -175,7 +175,9 @@ class Captures:
         if not self._watchers:
             return
         state = self._state(capture_id, entry)
-        for callback in list(self._watchers.values()):
+        for key, callback in list(self._watchers.items()):
+            if key not in self._watchers:
+                continue  # another watcher has unsubscribed it
             try:
                 callback(state)
             except Exception:  # noqa: BLE001 - a watcher must not change what happens to captures

@@ -389,6 +389,14 @@ class WatchTests(CapturesCase):
         self.report(STOPPED)
         self.assertEqual(calls, ["capturing"])
 
+    def test_unsubscribe_another(self) -> None:
+        """A watcher that another one unsubscribes isn't called any more, not even for the same change."""
+        calls: list[str] = []
+        self.captures.watch(lambda state: unsubscribe())
+        unsubscribe = self.captures.watch(lambda state: calls.append(state["state"]))
+        self.run_capture()
+        self.assertEqual(calls, [])
+
     def test_faulty(self) -> None:
         """A watcher that raises is logged, and harms neither the capture nor other watchers."""
         self.captures.watch(lambda state: 1 // 0)

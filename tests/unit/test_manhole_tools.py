@@ -15,7 +15,8 @@ from twisted.trial import unittest
 from pcapsvc.core.labels import Labels
 from pcapsvc.core.message import Message
 from pcapsvc.delivery.entry import Entry, SpooledCapture
-from pcapsvc.host.manhole.tools import namespace
+from pcapsvc.encoders.pcap.settings import PcapSettings
+from pcapsvc.host.manhole.tools import SettingsView, namespace
 from pcapsvc.settings import Secret, Settings
 from pcapsvc.settings.general import GeneralSettings
 from pcapsvc.sources.redis.settings import RedisSettings
@@ -163,6 +164,10 @@ class NamespaceTests(unittest.SynchronousTestCase):
             self.assertRaises(PermissionError, shown.auth.reveal)
         self.assertEqual(repr(settings).splitlines()[:3], ["[redis]", "listen = False", "host = 'localhost'"])
         self.assertIn("auth = <secret>", repr(settings))
+
+    def test_settings_without_a_table(self) -> None:
+        """Settings that have no table of their own are shown by their name."""
+        self.assertEqual(repr(SettingsView(Settings(sections=(PcapSettings(),)))), "[pcap]")
 
     def test_spool(self) -> None:
         """What waits is shown, in the spool and before each destination."""

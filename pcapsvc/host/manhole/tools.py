@@ -152,7 +152,7 @@ class SettingsView:
 class _SectionView(SimpleNamespace):
     def __init__(self, section: Any) -> None:
         super().__init__(**{each.name: getattr(section, each.name) for each in fields(type(section))})
-        self._table = section.table
+        self._table = section.table or section.name
 
     def __repr__(self) -> str:
         values = {name: value for name, value in vars(self).items() if name != "_table"}
