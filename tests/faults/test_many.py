@@ -43,7 +43,7 @@ from tests.chance import SEED, VARIABLE, chance
 from tests.core.test_request import BOUNDS
 from tests.faults.house import possessions
 from tests.faults.proxy import Fault, FaultyProxy, answer
-from tests.unit.test_pipeline import packets_in
+from tests.unit.pipeline_case import packets_in
 
 CAPTURES = 1000
 FAILING = 0.3

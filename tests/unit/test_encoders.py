@@ -18,7 +18,7 @@ from pcapsvc.interfaces.delivery import IEncoder
 from peers.frames import udp_frame
 from tests.core.test_artifact import recording
 from tests.unit.contents import MemfdContent
-from tests.unit.test_pipeline import PipelineCase, packets_in
+from tests.unit.pipeline_case import PipelineCase, packets_in
 
 
 @implementer(IEncoder)

@@ -1,18 +1,12 @@
-"""Filters compiled in processes: the order in which they are, and what a real process does."""
+"""The order in which filters are compiled in processes."""
 
 from __future__ import annotations
 
-import os
-import resource
-import time
-from pathlib import Path
 from typing import Any
 
-import pcapy
-from twisted.internet import reactor as global_reactor
-from twisted.internet.defer import CancelledError, Deferred, gatherResults
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ProcessExitedAlready, ProcessTerminated
-from twisted.internet.task import Clock, deferLater
+from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from twisted.trial import unittest
 
@@ -21,16 +15,8 @@ from pcapsvc.core.filter import FilterRejected, Program, everything
 from pcapsvc.packets.filter_child import ANSWER, ERROR, LONG, MEMORY, PROGRAM, READY, REQUEST, ROUGH
 from pcapsvc.packets.filter_compiler import START_SECONDS, FilterCompiler
 from pcapsvc.packets.filter_worker import FilterWorker
-from pcapsvc.packets.libpcap import library_path
-
-reactor: Any = global_reactor
 
 QUICK, OPTIMIZER, LIMIT, WAIT, IDLE = 1.0, 10.0, 20.0, 100.0, 60.0
-# libpcap 1.9.1 never comes to an end on these (its issue 112).
-ENDLESS = (
-    "ip and (dst host 1.2.3.4 or host 10.0.0.1) and (dst host 1.2.3.4 or host 10.0.0.2)",
-    "(ip[12:4]=1 or ip[16:4]=1)and(ip[12:4]=2 or ip[16:4]=2)",
-)
 
 
 class Process:
@@ -419,100 +405,3 @@ class FilterCompilerTests(unittest.SynchronousTestCase):
         for one in (hard, waiting, late, self.compile("after")):
             self.failureResultOf(one, NodeBusy)
         self.assertEqual(self.clock.alive, [])
-
-
-class FilterProcessTests(unittest.TestCase):
-    """L{FilterCompiler}, with real processes."""
-
-    async def setUp(self) -> None:
-        """No child, and no descriptor more than before, is left in the end."""
-        await deferLater(reactor, 0, lambda: None)  # it has all of its own by then
-        self.descriptors = len(os.listdir("/proc/self/fd"))
-        self.compiler = self.make()
-
-    def make(self, **more: Any) -> FilterCompiler:
-        """A compiler for the libpcap that pcapy uses."""
-        self.compiler = FilterCompiler(reactor, library_path(pcapy.__file__), **more)
-        self.compiler.startService()
-        return self.compiler
-
-    async def tearDown(self) -> None:
-        """Stop it, and look for what it left."""
-        await self.compiler.stopService()
-        self.assertEqual(children(), [])
-        self.assertEqual(len(os.listdir("/proc/self/fd")), self.descriptors)
-
-    def compile(self, bpf: str) -> Deferred[Program]:
-        """Compile a filter for Ethernet."""
-        return self.compiler.compile(bpf, link_type=1, snap_length=512)
-
-    async def test_endless(self) -> None:
-        """Filters on which libpcap's optimizer never ends can be used, and meanwhile others are compiled."""
-        if b"1.9.1" not in Path(library_path(pcapy.__file__)).read_bytes():
-            raise unittest.SkipTest("this libpcap's optimizer comes to an end")
-        self.make(optimizer_seconds=0.5, limit_seconds=0.5)
-        endless = [self.compile(bpf) for bpf in ENDLESS]
-        easy = await self.compile("udp port 53")
-        self.assertTrue(easy.is_optimized)
-        self.assertFalse(any(one.called for one in endless))
-        for program in await gatherResults(endless):
-            self.assertFalse(program.is_optimized)
-            self.assertLess(len(program.instructions), 100 * 8)
-
-    async def test_child_is_bounded(self) -> None:
-        """The child inherits nothing, has little memory, and the kernel bounds it."""
-        secret = "PCAPSVC_TEST_SECRET"
-        os.environ[secret] = "x"
-        self.addCleanup(os.environ.pop, secret)
-        inherited = os.open("/dev/null", os.O_RDONLY)
-        os.set_inheritable(inherited, True)
-        await self.compile("udp")
-        [child] = children()
-        self.assertEqual(sorted(os.listdir(f"/proc/{child}/fd")), ["0", "1", "2"])
-        self.assertNotIn(secret, Path(f"/proc/{child}/environ").read_text())
-        self.assertLess(resource.prlimit(child, resource.RLIMIT_AS)[0], 300 << 20)
-        self.assertLess(resource.prlimit(child, resource.RLIMIT_CPU)[0], 10)
-        status = Path(f"/proc/{child}/status").read_text()
-        resident = next(line for line in status.splitlines() if line.startswith("VmRSS"))
-        self.assertLess(int(resident.split()[1]), 16 << 10)
-        os.close(inherited)
-
-    async def test_in_another_directory(self) -> None:
-        """It works wherever the daemon goes."""
-        before = os.getcwd()
-        os.chdir("/")
-        self.addCleanup(os.chdir, before)
-        await self.compile("udp")
-
-    async def test_stop_while_compiling(self) -> None:
-        """A stop leaves nothing, whatever is being compiled."""
-        compiling = [self.compile(bpf) for bpf in (*ENDLESS, "udp")]
-        await deferLater(reactor, 0.1, lambda: None)
-        begun = time.monotonic()
-        await self.compiler.stopService()
-        self.assertLess(time.monotonic() - begun, 1)
-        for one in compiling:
-            one.addErrback(lambda failure: failure.trap(NodeBusy))
-            await one
-
-    async def test_killed_by_the_kernel(self) -> None:
-        """A process that is killed from outside fails its filter, and no other."""
-        await self.compile("tcp")
-        [child] = children()
-        compiling = self.compile(" or ".join(f"port {number}" for number in range(300)))
-        os.kill(child, 9)
-        with self.assertRaises(FilterRejected):
-            await compiling
-        await self.compile("udp")
-
-    async def test_memory(self) -> None:
-        """What takes more memory than it may does not compile, and harms nothing else."""
-        many = " or ".join(f"port {number}" for number in range(20000))
-        with self.assertRaises(FilterRejected):
-            await self.compile(many)
-        await self.compile("udp")
-
-
-def children() -> list[int]:
-    """The processes that this one has started, and that have not been reaped."""
-    return [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]

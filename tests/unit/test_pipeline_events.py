@@ -20,7 +20,7 @@ from pcapsvc.core.result import Accepted
 from pcapsvc.core.session import StopReason
 from pcapsvc.interfaces.captures import EndResult
 from peers.frames import udp_frame
-from tests.unit.test_pipeline import PipelineCase, packets_in
+from tests.unit.pipeline_case import PipelineCase, packets_in
 
 REQUEST: dict[str, Any] = {"requestid": "r-1", "alertid": 7, "customer": "ACME", "tags": "one,two"}
 LABELS = Labels(via="test", **REQUEST)

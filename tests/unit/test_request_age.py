@@ -10,12 +10,12 @@ from twisted.logger import LogLevel
 from pcapsvc.core.event import RequestRejected
 from pcapsvc.core.message import Message
 from pcapsvc.core.result import Accepted, NotForThisNode, Rejected, Verdict
-from tests.unit import test_pipeline
+from tests.unit.pipeline_case import PipelineCase
 
 NOW = 1_700_000_000.0
 
 
-class RequestAgeTests(test_pipeline.PipelineCase):
+class RequestAgeTests(PipelineCase):
     """Where requests may be a minute old."""
 
     options = {"wall_clock": lambda: NOW, "max_request_age_seconds": 60}
@@ -67,7 +67,7 @@ class RequestAgeTests(test_pipeline.PipelineCase):
         self.assertEqual(1, len(verdict.problems))
 
 
-class AnyAgeTests(test_pipeline.PipelineCase):
+class AnyAgeTests(PipelineCase):
     """Where requests may be of any age."""
 
     options = {"wall_clock": lambda: NOW, "max_request_age_seconds": None}

@@ -11,7 +11,7 @@ from pcapsvc.core.result import Accepted, Busy, NotForThisNode, Rejected
 from pcapsvc.core.session import StopReason
 from peers.frames import udp_frame
 from tests.unit.contents import PeakMemory
-from tests.unit.test_pipeline import PipelineCase, descriptors
+from tests.unit.pipeline_case import PipelineCase, descriptors
 
 _MEBIBYTE = 1 << 20
 
