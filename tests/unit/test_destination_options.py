@@ -17,7 +17,7 @@ from pcapsvc.core.result import Accepted, Rejected
 from pcapsvc.core.values import Folder, Positive
 from peers.frames import udp_frame
 from tests.core.test_request import BOUNDS
-from tests.unit.test_pipeline import PipelineCase
+from tests.unit.pipeline_case import PipelineCase
 
 Recipients = Annotated[
     tuple[Annotated[str, Meta(pattern=r"\A[^\s@]+@[^\s@]+\Z")], ...],

@@ -20,7 +20,7 @@ from pcapsvc.pipeline import Intake, Pipeline
 from pcapsvc.preparation import AT_ONCE
 from pcapsvc.testing import MemoryInterface
 from peers.frames import udp_frame
-from tests.unit.test_pipeline import PipelineCase
+from tests.unit.pipeline_case import PipelineCase
 
 
 class PreparationCase(PipelineCase):
