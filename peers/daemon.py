@@ -25,18 +25,26 @@ class Daemon:
     @ivar port: the port of HTTP, on 127.0.0.1.
     """
 
-    def __init__(self, configuration: str = "", *, node: str = "node-1", general: str = "") -> None:
+    def __init__(
+        self,
+        configuration: str = "",
+        *,
+        node: str = "node-1",
+        general: str = "",
+        captures: Path | None = None,
+    ) -> None:
         """
         @param configuration: more sections of the TOML file, after C{[general]} and C{[http]}.
         @param general: more keys of C{[general]}. The rate of requests is unlimited unless C{maxrequestrate}
             is among them: on a busy machine some requests take the time of many.
+        @param captures: the local directory, which is created; L{None} for one of its own.
         """
         if "maxrequestrate" not in general:
             general += "\nmaxrequestrate = 0"
         self._process = OwnProcess("daemon")
         self.node = node
         self.port = free_port()
-        self.captures = self._process.folder / "captures"
+        self.captures = captures or self._process.folder / "captures"
         self.captures.mkdir()
         self._file = self._process.folder / "pcapsvc.toml"
         self._file.write_text(

@@ -57,6 +57,8 @@ _LOCK, _BROKEN, _NEW, _GONE = "lock", "broken", ".new-", ".gone-"
 
 # For opening what may be anything: links are not followed, and pipes don't block (open(2)).
 _SAFELY = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+# The errors of flock(2) on file systems without locks.
+_NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL})
 # What is replaced in the names in broken/, because they are logged.
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 
@@ -163,11 +165,13 @@ class SpoolFolder:
     and a L{write} that was cancelled.
 
     @param path: absolute. It must exist.
+    @ivar shortcomings: what its file system turns out not to support.
     """
 
     def __init__(self, path: str) -> None:
         self._path = path
         self._lock: int | None = None
+        self.shortcomings = durable.Shortcomings()
 
     def is_open(self) -> bool:
         """
@@ -194,8 +198,13 @@ class SpoolFolder:
             self._check_owner()
             self._lock = os.open(self._in(_LOCK), os.O_RDWR | os.O_CREAT | _SAFELY, FILE_MODE)
             try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return self._list()
+                with self.shortcomings.tolerating(
+                    _NO_LOCKS, "it has no locks: make sure that only one process uses it"
+                ):
+                    fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                found = self._list()
+                self._try_out()
+                return found
             except BlockingIOError:
                 self.close()
                 raise SpoolError(f"{self._path}: another process uses it") from None
@@ -231,10 +240,11 @@ class SpoolFolder:
         with source, self._spool_errors():
             os.mkdir(new, _DIRECTORY_MODE)
             try:
-                os.chmod(new, _DIRECTORY_MODE)  # whatever the umask says
+                # Whatever the umask says.
+                durable.set_mode(new, _DIRECTORY_MODE, self.shortcomings)
                 digest = hashlib.sha256()
                 chunks = _hashed(durable.read_chunks(source, cancelled), digest)
-                size = durable.write_file(os.path.join(new, _CAPTURE), chunks, mode=FILE_MODE)
+                size = self._write_file(os.path.join(new, _CAPTURE), chunks)
                 if size != artifact.content.size:
                     raise SpoolError(f"only {size} of {artifact.content.size} bytes could be read")
                 entry = make_entry(
@@ -245,9 +255,9 @@ class SpoolFolder:
                     created=created,
                     problem=problem,
                 )
-                durable.write_file(os.path.join(new, _MANIFEST), [encode_entry(entry)], mode=FILE_MODE)
-                durable.sync_directory(new)
-                durable.publish(new, self._in(name))
+                self._write_file(os.path.join(new, _MANIFEST), [encode_entry(entry)])
+                durable.sync_directory(new, self.shortcomings)
+                durable.publish(new, self._in(name), self.shortcomings)
             except BaseException:
                 shutil.rmtree(new, ignore_errors=True)
                 raise
@@ -284,7 +294,7 @@ class SpoolFolder:
                 os.rename(self._in(name), gone)
             except FileNotFoundError:
                 pass  # an earlier call did it, but may not have completed
-            durable.sync_directory(self._path)
+            durable.sync_directory(self._path, self.shortcomings)
         # The next start removes what is left.
         _remove(gone, ignore_errors=True)
 
@@ -313,12 +323,23 @@ class SpoolFolder:
             except FileNotFoundError:
                 pass
 
+    def _try_out(self) -> None:
+        path = self._in(_GONE + secrets.token_hex(8))
+        try:
+            durable.try_out(path, mode=FILE_MODE, shortcomings=self.shortcomings)
+        except OSError:
+            # Such as a full disk. What is there can be delivered, and new entries have errors of their own.
+            pass
+
+    def _write_file(self, path: str, chunks: Iterable[bytes]) -> int:
+        return durable.write_file(path, chunks, mode=FILE_MODE, shortcomings=self.shortcomings)
+
     def _in(self, name: str) -> str:
         return os.path.join(self._path, name)
 
     def _check_owner(self) -> None:
         found = os.stat(self._path)
-        if found.st_uid != os.geteuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        if not _is_ours(found):
             raise SpoolError(
                 f"{self._path}: must belong to this process's user, {os.geteuid()}, and nobody else may write"
                 f" to it; it belongs to {found.st_uid}, and its mode is {stat.S_IMODE(found.st_mode):04o}"
@@ -356,8 +377,12 @@ class SpoolFolder:
     def _entry(self, name: str) -> SpoolEntry:
         """An entry. Everything is checked except for the bytes of its capture."""
         # If nothing has this name, that is another error: it says nothing about the entry.
-        if not _is_directory(self._in(name)):
+        found = os.lstat(self._in(name))
+        if not stat.S_ISDIR(found.st_mode):
             raise Damaged(f"{self._in(name)}: is not a directory")
+        if not _is_ours(found):
+            # Left behind by somebody who was able to write to the spool for a while.
+            raise Damaged(f"{self._in(name)}: belongs to somebody else, or others may write to it")
         path, _ = self._regular_file(name, _MANIFEST)
         try:
             with _open_file(path) as file:
@@ -386,7 +411,7 @@ class SpoolFolder:
     def _quarantine(self, name: str) -> QuarantinedEntry:
         new = f"{_UNSAFE.sub('_', name.lstrip('.'))[:200]}.{secrets.token_hex(4)}"
         os.rename(self._in(name), os.path.join(self._broken(), new))
-        durable.sync_directory(self._path)
+        durable.sync_directory(self._path, self.shortcomings)
         return self._quarantined(new)
 
     def _broken(self) -> str:
@@ -422,6 +447,11 @@ def _hashed(chunks: Iterable[bytes], digest: Any) -> Iterator[bytes]:
     for chunk in chunks:
         digest.update(chunk)
         yield chunk
+
+
+def _is_ours(found: os.stat_result) -> bool:
+    """Whether a directory belongs to our user, and nobody else may write to it."""
+    return found.st_uid == os.geteuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 def _is_directory(path: str) -> bool:

@@ -147,6 +147,7 @@ class Spool(Service):
             entry.problem = written.problem
             entry.on(Input.WRITTEN)
             self._inventory.add(entry)
+            self._log_shortcomings()
             await self._make_room(entry)
         return replace(written.artifact(self._folder.content(written)), may_be_there=artifact.may_be_there)
 
@@ -313,6 +314,7 @@ class Spool(Service):
             self._log_once(error)
             raise
         self._logged.clear()
+        self._log_shortcomings()
         before = self._inventory
         entries = [self._known(before, one.entry_name) or self._entry(one) for one in found.entries]
         self._inventory = Inventory(entries, found.quarantined)
@@ -370,6 +372,10 @@ class Spool(Service):
         if problem not in self._logged:
             self._logged.add(problem)
             self._log.error("{what}: {problem}", what=what, problem=problem)
+
+    def _log_shortcomings(self) -> None:
+        for what in self._folder.shortcomings.take_new():
+            self._log.warn("the file system of the spool: {what}", what=what)
 
     def _not_undone(self, error: Exception) -> None:
         self._log_once(

@@ -9,6 +9,7 @@ import subprocess
 from typing import Any
 
 from twisted.internet import defer, reactor
+from twisted.logger import formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface.verify import verifyObject
 
@@ -19,6 +20,7 @@ from pcapsvc.interfaces.delivery import IDestination
 from pcapsvc.testing import run_now
 from pcapsvc.threads import NotRunning, Threads
 from peers.requirement import require, require_root
+from tests.unit.bad_disk import refuse_modes, refuse_syncing
 from tests.unit.contents import MemfdContent, PeakMemory, make_artifact
 
 
@@ -196,6 +198,58 @@ class LocalDirectoryTests(SynchronousTestCase):
         self.patch(os, "fsync", fail_for_folders)
         self.assertTrue(self.refused(make_artifact(self.content())).retryable)
         self.assertEqual(os.listdir(self.directory), [])
+
+    def test_unsupported(self) -> None:
+        """
+        What a file system doesn't support prevents nothing, and is logged once, when the service starts:
+        neither syncing of directories (CIFS, vboxsf, FUSE), nor permissions (FAT, mounts of S3).
+        """
+        logged: list[str] = []
+        observer = lambda event: logged.append(formatEvent(event) or "")  # noqa: E731
+        globalLogPublisher.addObserver(observer)
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
+        for number in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EBADF):
+            logged.clear()
+            refuse_syncing(self, number)
+            refuse_modes(self, errno.EPERM)
+            destination = LocalDirectory(directory=self.directory, run_in_thread=run_now)
+            destination.startService()
+            self.assertEqual(os.listdir(self.directory), [])
+            self.assertEqual(len(logged), 2, logged)
+            self.assertIn("doesn't set permissions", logged[0])
+            self.assertIn("doesn't sync directories", logged[1])
+            for name in ("a.pcap", "b.pcap", "a.pcap"):
+                self.successResultOf(destination.store(make_artifact(self.content(), name=name)))
+            self.assertEqual(sorted(os.listdir(self.directory)), ["a.pcap", "b.pcap"])
+            self.assertEqual(len(logged), 2, logged)
+            destination.stopService()
+            for name in os.listdir(self.directory):
+                os.unlink(os.path.join(self.directory, name))
+
+    def test_mode_not_set(self) -> None:
+        """Other errors of setting permissions are errors."""
+        refuse_modes(self, errno.EIO)
+        self.assertTrue(self.refused(make_artifact(self.content())).retryable)
+        self.assertEqual(os.listdir(self.directory), [])
+
+    def test_unusable(self) -> None:
+        """A directory that can't be used is logged when the service starts, which is no problem."""
+        os.rmdir(self.directory)
+        logged: list[str] = []
+        observer = lambda event: logged.append(formatEvent(event) or "")  # noqa: E731
+        globalLogPublisher.addObserver(observer)
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
+        self.destination.startService()
+        self.assertEqual(logged, [f"captures can't be stored in {self.directory}: No such file or directory"])
+        self.destination.stopService()
+
+    def test_hanging(self) -> None:
+        """A directory that hangs when it is tried out is not waited for when the service stops."""
+        hanging: defer.Deferred[Any] = defer.Deferred()
+        destination = LocalDirectory(directory=self.directory, run_in_thread=lambda *args: hanging)
+        destination.startService()
+        destination.stopService()
+        self.assertTrue(hanging.called)
 
     def test_disk_full(self) -> None:
         """A full disk, a quota, and an I/O error can be tried again."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import stat
@@ -9,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, fail
+from twisted.logger import LogLevel
 from zope.interface.verify import verifyObject
 
 from pcapsvc import durable
@@ -18,6 +21,8 @@ from pcapsvc.delivery.inventory import ENTRY_BYTES
 from pcapsvc.delivery.ispool import ISpool
 from pcapsvc.interfaces.lifecycle import IHurriable
 from pcapsvc.testing import run_now
+from peers.requirement import require_root
+from tests.unit.bad_disk import refuse_modes, refuse_syncing
 from tests.unit.contents import MemfdContent, PeakMemory, make_artifact
 from tests.unit.spool_case import DATA, SpoolCase, replace_id
 
@@ -101,6 +106,48 @@ class FolderTests(SpoolCase):
         self.patch(os, "fsync", lambda *args: (_ for _ in ()).throw(OSError(5, "Input/output error")))
         self.assertIn("Input/output error", self.refused())
         self.assertEqual(self.names(), [])
+
+    def test_unsupported(self) -> None:
+        """What the file system doesn't support prevents nothing, and is logged once, at the start."""
+        for number in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EBADF):
+            self.stop()
+            self.lines.clear()
+            refuse_syncing(self, number)
+            refuse_modes(self, errno.EPERM)
+            self.patch(fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSYS, "no")))
+            self.start()
+            self.successResultOf(self.spool.tidy())
+            self.put()
+            warned = [line for level, line in self.lines if level is LogLevel.warn]
+            for words in ("it has no locks", "doesn't set permissions", "doesn't sync directories"):
+                self.assertEqual(len([line for line in warned if words in line]), 1, warned)
+            self.assertEqual(len(warned), 3)
+            self.clock.advance(60)
+            [entry] = self.take()
+            self.successResultOf(self.spool.read(entry))
+            self.successResultOf(self.delivered(entry))
+            self.assertEqual((self.names(), self.errors()), ([], []))
+
+    def test_full_disk_at_the_start(self) -> None:
+        """A full disk doesn't prevent the delivery of what is there."""
+        self.put()
+        self.stop()
+        self.patch(os, "write", lambda *args: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        self.start()
+        self.successResultOf(self.spool.tidy())
+        self.assertEqual((self.spool.entries, len(self.names())), (1, 1))
+
+    def test_entries_of_others(self) -> None:
+        """What somebody else has put there, or may change, is not delivered."""
+        require_root("to change owners")
+        for name in "abc":
+            self.put(f"{name}.pcap")
+        os.chown(self.entry(0), 12345, -1)
+        self.entry(1).chmod(0o770)
+        self.restart()
+        self.assertEqual(self.spool.entries, 1)
+        self.assertEqual(len(os.listdir(self.path / "broken")), 2)
+        self.assertEqual(len([line for line in self.errors() if "belongs to somebody else" in line]), 2)
 
     def test_name_not_synced(self) -> None:
         """If its name can't be synced, nothing is left for a restart to find."""

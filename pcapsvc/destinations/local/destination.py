@@ -9,14 +9,16 @@ import stat
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO
 
+from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.logger import Logger
 from zope.interface import implementer
 
 from pcapsvc.core.artifact import Artifact
 from pcapsvc.core.errors import DestinationError, Problem
 from pcapsvc.core.fields import unknown_key
 from pcapsvc.core.result import Receipt
-from pcapsvc.durable import read_chunks, write_file
+from pcapsvc.durable import Shortcomings, read_chunks, sync_directory, try_out, write_file
 from pcapsvc.interfaces.delivery import IDestination
 from pcapsvc.interfaces.threads import RunInThread
 
@@ -44,7 +46,7 @@ _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK
 
 
 @implementer(IDestination)
-class LocalDirectory:
+class LocalDirectory(Service):
     """
     Stores captures in a directory, completely or not at all. Each has a hidden name (C{.NAME.XXXXXXXX})
     until it is complete, which is left behind only if the process is killed. An existing file is never
@@ -53,15 +55,48 @@ class LocalDirectory:
     A directory that is missing or not writable is an error that is not retryable: an operator has to fix it.
     A full disk is retryable.
 
+    A file system that can't sync directories, or has no permissions, is good enough. When the service starts,
+    what it doesn't support is logged, and whether captures can be stored at all.
+
     @param directory: an absolute path, as the daemon may change its working directory.
     """
 
     name = "local"
     routes = ("usual",)
+    _log = Logger()
 
     def __init__(self, *, directory: str, run_in_thread: RunInThread) -> None:
         self._directory = directory
         self._run_in_thread = run_in_thread
+        self._shortcomings = Shortcomings()
+        self._trying: Deferred[None] | None = None
+
+    def startService(self) -> None:
+        """Try the directory out."""
+        super().startService()  # type: ignore[no-untyped-call]
+        self._trying = Deferred.fromCoroutine(self._try_out())
+
+    def stopService(self) -> None:
+        """Wait no longer for the directory to be tried out."""
+        super().stopService()  # type: ignore[no-untyped-call]
+        if self._trying is not None:
+            self._trying.cancel()
+
+    async def _try_out(self) -> None:
+        try:
+            await self._run_in_thread(_try_out, self._directory, self._shortcomings)
+        except CancelledError:
+            return
+        except Exception as error:  # noqa: BLE001 - the captures' own errors say the same
+            reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+            self._log.warn(
+                "captures can't be stored in {directory}: {reason}", directory=self._directory, reason=reason
+            )
+        self._log_shortcomings()
+
+    def _log_shortcomings(self) -> None:
+        for what in self._shortcomings.take_new():
+            self._log.warn("the file system of {directory}: {what}", directory=self._directory, what=what)
 
     def route(self, options: Mapping[str, Any]) -> str:
         """See L{IDestination.route}. There is only one."""
@@ -83,7 +118,7 @@ class LocalDirectory:
             source = artifact.content.open()
             try:
                 await self._run_in_thread(
-                    _write_file, self._directory, artifact.name, source, lambda: cancelled
+                    _write_file, self._directory, artifact.name, source, lambda: cancelled, self._shortcomings
                 )
             except CancelledError:
                 # The thread notices, and closes the source.
@@ -100,17 +135,36 @@ class LocalDirectory:
         except Exception as error:
             # Such as threads that have stopped.
             raise DestinationError(f"{path}: {error}", retryable=True) from error
+        self._log_shortcomings()
         return Receipt(destination=self.name, location=path)
 
 
-def _write_file(directory: str, name: str, source: BinaryIO, cancelled: Callable[[], bool]) -> None:
+def _try_out(directory: str, shortcomings: Shortcomings) -> None:
+    path = os.path.join(directory, f".pcapsvc.{secrets.token_hex(4)}")
+    try_out(path, mode=MODE, shortcomings=shortcomings)
+
+
+def _write_file(
+    directory: str,
+    name: str,
+    source: BinaryIO,
+    cancelled: Callable[[], bool],
+    shortcomings: Shortcomings,
+) -> None:
     with source:
         directory_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             hidden = f".{name[:200]}.{secrets.token_hex(4)}"
             try:
-                size = write_file(hidden, read_chunks(source, cancelled), mode=MODE, directory=directory_fd)
-                if not _publish(directory_fd, hidden, name) and not _has_size(directory_fd, name, size):
+                size = write_file(
+                    hidden,
+                    read_chunks(source, cancelled),
+                    mode=MODE,
+                    shortcomings=shortcomings,
+                    directory=directory_fd,
+                )
+                made = _publish(directory_fd, hidden, name, shortcomings)
+                if not made and not _has_size(directory_fd, name, size):
                     raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
             finally:
                 _remove(directory_fd, hidden)
@@ -118,7 +172,7 @@ def _write_file(directory: str, name: str, source: BinaryIO, cancelled: Callable
             os.close(directory_fd)
 
 
-def _publish(directory_fd: int, hidden: str, name: str) -> bool:
+def _publish(directory_fd: int, hidden: str, name: str, shortcomings: Shortcomings) -> bool:
     """
     Give a file its name.
 
@@ -136,7 +190,7 @@ def _publish(directory_fd: int, hidden: str, name: str) -> bool:
         made = _rename(directory_fd, hidden, name)
     try:
         # Even if the name exists: the earlier attempt may not have come this far.
-        os.fsync(directory_fd)
+        sync_directory(directory_fd, shortcomings)
     except OSError:
         if made:
             # The attempt has failed. The next one must find the name free.
