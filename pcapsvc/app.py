@@ -29,6 +29,7 @@ from pcapsvc.interfaces.delivery import IDestination, IEncoder
 from pcapsvc.interfaces.reports import IReporter
 from pcapsvc.interfaces.threads import RunInThread
 from pcapsvc.lifecycle import OrderedServices
+from pcapsvc.net.names import NameLookups
 from pcapsvc.packets.standby import StandbySystem
 from pcapsvc.pipeline import Intake, Pipeline
 from pcapsvc.reports.fan_out import FanOutReporter
@@ -114,7 +115,7 @@ def build(
         packets,
         *below,
         [part for part in outward if IService.providedBy(part)],
-        pools,
+        [pools, NameLookups(reactor, pools.new().run)],
         [hosted, *_host_checks(settings, system)],
     ]
     service = OrderedServices(reactor, stop_order, stop_timeout_seconds=stop_timeout)
