@@ -162,8 +162,8 @@ class Opener:
         try:
             if kind is not None and handle.kind(program.bpf) != kind:
                 program = NOTHING
-            if program.bpf:
-                handle.set_filter(program)
+            # Without a filter, the kernel keeps whole packets in the ring, whatever the snap length is.
+            handle.set_filter(program)
             handle.program = program
             handle.become_nonblocking()
         except BaseException:

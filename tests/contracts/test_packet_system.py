@@ -615,6 +615,20 @@ class PcapySystemTests(PacketSystemContract, unittest.TestCase):
         ip("link", "delete", f"{self.interface[:-1]}r")
         self.assertEqual(handle.counts(), PacketCounts(received=60, dropped=0, interface_dropped=None))
 
+    async def test_snap_length_in_the_ring(self) -> None:
+        """
+        The ring holds as many packets as the snap length allows for, whether there is a filter or not: 436 of
+        512 bytes in a block of 256 KiB, where 239 of 1000 bytes would fit.
+        """
+        system = self.make(buffer_size_bytes=1 << 20)
+        for bpf in ("", "udp", ""):
+            handle = await system.open(self.interface, snap_length=512, bpf=bpf)
+            self.addCleanup(handle.close)
+            self.send(*[udp_frame(number, size=1000) for number in range(1500)])
+            time.sleep(0.05)
+            self.assertGreater(len(self.read(handle, 1500, most=1500)), 4 * 239)
+            handle.close()
+
     async def test_counts_of_any(self) -> None:
         """What the interfaces have dropped is unknown if all of them are captured on."""
         handle = await self.system.open("any", snap_length=512, bpf="udp port 1 and udp port 2")
