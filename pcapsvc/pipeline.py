@@ -121,6 +121,8 @@ class Pipeline(Service):
 
     def submit(self, message: Message) -> Deferred[Verdict]:
         """Judge a request, and start its captures: see L{IRequestSink.submit}."""
+        # One turn of the reactor may bring any number of requests.
+        self._capturer.keep_up()
         try:
             judged = self._judge.judge(message, self._pending)
             # In a fleet nearly every message is for other nodes.

@@ -189,6 +189,12 @@ class ICapture(Interface):
 class ICapturer(Interface):
     """Captures by plan."""
 
+    def keep_up() -> None:
+        """
+        Have captures read what has arrived, unless they just did. To be called before each piece of other
+        work of which there may be a lot in one turn of the reactor: captures come first.
+        """
+
     def prepare(plan: CapturePlan) -> Deferred[ICapture]:
         """
         Open what a capture needs. Once it fires, packets are kept.

@@ -121,6 +121,13 @@ class CapturePortTests(unittest.SynchronousTestCase):
         self.assertEqual(made.counts.received, 3)
         self.assertEqual(made.content.size, 24 + 2 * 116)
 
+    def test_backlog(self) -> None:
+        """All that has arrived during a long turn of the reactor is read in the next one."""
+        port = self.port(packets=100_000)
+        self.arrive(*[b"x" * 10] * 20_000)
+        self.assertEqual(port.progress()[0], 20_000)
+        port.discard()
+
     def test_before_the_start(self) -> None:
         """What arrived between opening and starting is in the recording."""
         port = self.port(packets=1)

@@ -89,6 +89,18 @@ class PreparationTests(PreparationCase):
         self.assertEqual(self.state(accepted.captures[0].capture_id)["packets"], 80)
         self.successResultOf(self.stop())
 
+    def test_packets_while_there_are_many_requests(self) -> None:
+        """Captures are read between requests, however many of them one turn of the reactor brings."""
+        verdict = self.ask(interface=["mem0"], packets=1000)
+        self.opening[0].callback(None)
+        accepted = self.successResultOf(verdict)
+        assert isinstance(accepted, Accepted)
+        self.system.deliver("mem0", udp_frame(1), udp_frame(2))
+        self.reactor.rightNow += 0.02
+        self.ask(node="other")
+        self.assertEqual(self.state(accepted.captures[0].capture_id)["packets"], 2)
+        self.successResultOf(self.stop())
+
     def test_reserved_before(self) -> None:
         """Two requests that are prepared at the same time don't take the same room."""
         first, second = self.ask(), self.ask()
