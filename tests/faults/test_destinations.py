@@ -24,6 +24,7 @@ from peers.cloudshark import (
     Behaviour,
     CloudSharkServer,
     accept,
+    answer,
     drip,
     forget,
     hang,
@@ -181,6 +182,10 @@ class CloudSharkTests(FaultCase):
             self.assert_asked([upload.time for upload in self.uploads()[earlier:]])
             await house.stop()
         await left_as(self.before)
+
+    async def test_captive_portal(self) -> None:
+        """200 with a page: it is tried again, and stays in the spool until CloudShark itself answers."""
+        await self.trouble(answer("<html>Please log in</html>"), "answered 200: without the id of a capture")
 
     async def test_reset_before_the_body(self) -> None:
         """A reset at once."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from pathlib import Path
@@ -73,3 +74,23 @@ class HangingDiskTests(SynchronousTestCase):
         self.daemon.capture(interface=["lo"], packets=1, timeout=30)
         slowest = self.slowest_until(lambda: len(self.server.captures()) == 2)
         self.assertLess(slowest, _LONGEST_ANSWER_SECONDS)
+
+
+class FifoTests(SynchronousTestCase):
+    """A file of the configuration that is a FIFO which nobody writes to."""
+
+    def test_start(self) -> None:
+        """The start is refused at once, for that reason."""
+        fifo = Path(self.mktemp()).absolute()
+        os.mkfifo(fifo)
+        for configuration in (
+            f"tokenfile = {json.dumps(str(fifo))}",
+            f"[redis]\nlisten = true\nchannel = 'c'\ntls = true\ncafile = {json.dumps(str(fifo))}",
+            f"[cloudshark]\nupload = true\ntokenfile = {json.dumps(str(fifo))}",
+        ):
+            daemon = Daemon(configuration)
+            self.addCleanup(daemon.stop)
+            before = time.monotonic()
+            error = self.assertRaises(RuntimeError, daemon.start)
+            self.assertLess(time.monotonic() - before, 20)
+            self.assertIn("it is not a regular file", str(error))

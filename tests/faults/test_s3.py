@@ -7,7 +7,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 
-from pcapsvc.core.event import DeliverySpooled
+from pcapsvc.core.event import DeliveryPostponed, DeliverySpooled
 from pcapsvc.destinations.s3.destination import S3
 from pcapsvc.interfaces.delivery import IDestination
 from pcapsvc.interfaces.threads import RunInThread
@@ -120,6 +120,27 @@ class S3Tests(FaultCase):
                 await house.stop()
         self.assert_there()
         await self.assert_nothing_left()
+
+    async def test_captive_portal(self) -> None:
+        """200 with a page, or with nothing: it stays in the spool until S3 itself answers."""
+        for body in (b"<html><body>Please log in</body></html>", b""):
+            head = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: %d\r\n" % len(body)
+            portal = Fault(answer=head + b"Connection: close\r\n\r\n" + body)
+            house = self.house(self.make)
+            self.proxy.fault = portal
+            await self.spooled(house)
+            self.assertIn("answered 200 without an ETag", house.problems[0])
+            self.assertEqual(len(house.reported(DeliveryPostponed)), 1)
+            self.proxy.fault = None
+            await self.delivered_in_the_end(house)
+            self.assert_there()
+            self.empty_spool()
+        await self.assert_nothing_left()
+
+    async def test_interim_responses(self) -> None:
+        """102 and 103, followed by an error, are an error."""
+        failed = b"HTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"
+        await self.trouble(Fault(answer=failed + answer(500, "InternalError")), "InternalError")
 
     async def test_reset_before_the_body(self) -> None:
         """A reset at once."""
