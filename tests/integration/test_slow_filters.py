@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import threading
 import time
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
@@ -28,8 +30,13 @@ _GENERATOR = Path(__file__).parents[2] / "benchmarks" / "generator.py"
 _RATE = 300_000
 _SECONDS = 4
 _ARMED_SECONDS = 0.1
-# What one busy machine may do to one of several requests.
-_TRIES = 5
+# How long the optimizer keeps a slow filter from being answered.
+_SLOW_SECONDS = 2.0
+# How much longer than without a slow filter a request may take on a busy machine: a new process may have to
+# start for it, which competes with the slow one.
+_BUSY_FACTOR = 3.0
+_REQUESTS = 5
+_TRIES = 3
 
 
 def require_endless() -> None:
@@ -75,10 +82,22 @@ class SlowFilterTests(SynchronousTestCase):
         """
         While a filter is slow to compile, another request is armed within 100 ms, and a capture of 300,000
         packets a second loses none. In the end the slow one captures as well.
+
+        On a machine that is busy with something else, a request may take as long as it takes there anyway.
         """
         daemon = self.daemon(
             "[capture]\nbuffersize = 8388608\n", general="maxpackets = 2000000\nmaxbytes = 500000000"
         )
+        problems: list[list[str]] = []
+        while len(problems) < _TRIES:
+            problems.append(self.delays(daemon, len(problems)))
+            if not problems[-1]:
+                return
+        self.fail(problems)
+
+    def delays(self, daemon: Daemon, number: int) -> list[str]:
+        """How a slow filter has delayed others, in one try: nothing if it hasn't."""
+        problems = []
         packets = _RATE * _SECONDS
         capture = daemon.capture(
             interface=[self.wire.interface], packets=packets, bytes=500_000_000, snap=128, timeout=5
@@ -93,27 +112,52 @@ class SlowFilterTests(SynchronousTestCase):
             ],
             lambda: True,
         )
+        ports = iter(range(1 + number * 100, 100 + number * 100))
+        alone = sorted(self.seconds_to_arm(daemon, next(ports)) for _ in range(_REQUESTS))
         slow: list[tuple[int, Any]] = []
-        waiting = self.ask(daemon, _ENDLESS, slow)
+        # Each try has another filter: programs are remembered.
+        waiting = self.ask(daemon, _ENDLESS.replace("10.0.0.1", f"10.0.1.{number + 1}"), slow)
         time.sleep(0.02)
-        seconds = []
-        for port in range(_TRIES):
-            began = time.monotonic()
-            daemon.capture(interface=[self.wire.interface], bytes=1000, bpf=f"udp port {port + 1}")
-            seconds.append(time.monotonic() - began)
-            time.sleep(0.1)
-        self.assertEqual(slow, [])
-        self.assertLess(min(seconds), _ARMED_SECONDS, seconds)
-        self.assertLess(sorted(seconds)[_TRIES // 2], _ARMED_SECONDS, seconds)
+        beside: list[float] = []
+        while len(beside) < _REQUESTS and not slow:
+            beside.append(self.seconds_to_arm(daemon, next(ports)))
+        beside.sort()
+        # No machine is so slow that a request may take as long as the slow filter.
+        limit = max(_ARMED_SECONDS, min(_BUSY_FACTOR * median(alone), _SLOW_SECONDS / 2))
+        if median(beside) > limit:
+            problems.append(f"armed after {beside} s, alone after {alone} s")
         waiting.join()
         self.assertEqual(slow[0][0], 202, slow)
-        self.assertIn("is used without optimization", daemon.log)
+        self.assertEqual(daemon.log.count("is used without optimization"), number + 1)
         generator.wait(60)
         sent = json.loads(generator.log.splitlines()[-1])
         state = daemon.done(capture)
-        self.assertEqual((state["packets"], state["dropped"]), (packets, 0), (state, sent))
+        if (state["packets"], state["dropped"]) != (packets, 0):
+            return [*problems, f"lost packets: {state}, {sent}"]
         found = [number_of(packet.data) for packet in read_packets(daemon.file_of(capture))]
         self.assertEqual(found, list(range(packets)))
+        return problems
+
+    def seconds_to_arm(self, daemon: Daemon, port: int) -> float:
+        """How long a request takes until its capture has begun. The next one is sent a little later."""
+        began = time.monotonic()
+        daemon.capture(interface=[self.wire.interface], bytes=1000, bpf=f"udp port {port}")
+        seconds = time.monotonic() - began
+        time.sleep(0.1)
+        return seconds
+
+    def test_gives_way(self) -> None:
+        """A process that compiles a slow filter gives way to everything else, long before it is ended."""
+        daemon = self.daemon()
+        answers: list[tuple[int, Any]] = []
+        waiting = self.ask(daemon, _ENDLESS, answers)
+        [child] = daemon.until(lambda: children(daemon.pid) or None, "a process that compiles")
+        daemon.until(lambda: os.getpriority(os.PRIO_PROCESS, child) >= 10 or None, "its niceness")
+        # proc(5): user and system time, in ticks.
+        ticks = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[11:13]
+        self.assertLess(sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK"), 0.3)
+        waiting.join()
+        self.assertEqual(answers[0][0], 202, answers)
 
     def test_stop_while_preparing(self) -> None:
         """A stop ends what is being compiled or opened, leaves no process, and tells the client."""
