@@ -73,9 +73,14 @@ class Signals(Service):
         self._stopping = False
 
     def startService(self) -> None:
-        """Handle the signals as soon as the reactor runs: it installs its own handlers when it starts."""
+        """
+        Stop by signal from here on, because clients may connect before the reactor runs. It installs its own
+        handlers when it starts, so then all of ours are installed.
+        """
         super().startService()  # type: ignore[no-untyped-call]
         self._stopping = False
+        for stopping in STOPPING:
+            self._handle(stopping, self._on_stop)
         self._reactor.callWhenRunning(self._install_handlers)
 
     def stopService(self) -> None:
@@ -93,11 +98,16 @@ class Signals(Service):
         if not self.running:
             return
         for stopping in STOPPING:
-            self._before[stopping] = self._install(stopping, self._on_stop)
-        self._before[signal.SIGHUP] = self._install(signal.SIGHUP, self._on_reload)
+            self._handle(stopping, self._on_stop)
+        self._handle(signal.SIGHUP, self._on_reload)
         for ignored in self._unhandled():
-            self._before[ignored] = self._install(ignored, self._on_ignored)
-        self._before[signal.SIGTTOU] = self._install(signal.SIGTTOU, signal.SIG_IGN)
+            self._handle(ignored, self._on_ignored)
+        self._handle(signal.SIGTTOU, signal.SIG_IGN)
+
+    def _handle(self, number: int, handler: Handler) -> None:
+        before = self._install(number, handler)
+        if before != handler:
+            self._before[number] = before
 
     def _unhandled(self) -> list[int]:
         """The signals that are to be ignored and would end the process."""

@@ -57,10 +57,18 @@ class SignalsTests(unittest.SynchronousTestCase):
         for function in self.reactor.started:
             function()
 
-    def test_not_before_the_reactor_runs(self) -> None:
-        """Handlers are installed once the reactor runs, so that its own don't replace them."""
-        self.assertEqual(set(self.handlers.values()), {signal.SIG_DFL})
+    def test_before_the_reactor_runs(self) -> None:
+        """Until the reactor runs, the signals that stop the daemon are kept for it; others are not handled."""
+        handled = {number for number, handler in self.handlers.items() if handler != signal.SIG_DFL}
+        self.assertEqual(handled, set(STOPPING))
+        self.handlers[signal.SIGTERM](signal.SIGTERM, None)
+        self.assertEqual(self.reactor.stops, 1)
+
+    def test_as_the_reactor_starts(self) -> None:
+        """All handlers are installed once the reactor runs, also in place of its own."""
+        self.handlers[signal.SIGTERM] = signal.default_int_handler
         self.run_reactor()
+        self.assertNotIn(signal.default_int_handler, self.handlers.values())
         self.assertNotIn(signal.SIG_DFL, self.handlers.values())
 
     def test_stop_then_hurry(self) -> None:
@@ -97,7 +105,8 @@ class SignalsTests(unittest.SynchronousTestCase):
         self.assertEqual(self.handlers, dict.fromkeys(HANDLED, signal.SIG_IGN))
 
     def test_ignored_before_the_start(self) -> None:
-        """Before the reactor runs, only SIGHUP is ignored."""
+        """Before the service starts, only SIGHUP is ignored."""
+        self.signals.stopService()
         ignore_reload(self.install)
         self.assertEqual(self.handlers.pop(signal.SIGHUP), signal.SIG_IGN)
         self.assertEqual(set(self.handlers.values()), {signal.SIG_DFL})
