@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from itertools import islice
 from typing import Any, TypeVar
 
 import msgspec
@@ -23,17 +24,10 @@ _ENCODED_HALF = re.compile(rb"\xed[\xa0-\xbf][\x80-\xbf]")
 # section 23.7).
 _HALF = b"\\uffff"
 
-# Up to the first escape of half of a surrogate pair (RFC 8259, section 7). An escape sequence is two that
-# make one character, or any that is no half. Possessive, so that nothing is read twice.
-_UP_TO_HALF = re.compile(
-    rb"""
-    ((?: [^\\]++
-       | \\u[Dd][89ABab][0-9A-Fa-f]{2}\\u[Dd][C-Fc-f][0-9A-Fa-f]{2}
-       | \\(?!u[Dd][89A-Fa-f][0-9A-Fa-f]{2}).
-    )*+)
-    (\\u[Dd][89A-Fa-f][0-9A-Fa-f]{2})
-    """,
-    re.DOTALL | re.VERBOSE,
+# An escape sequence (RFC 8259, section 7): two that make one character, half of such a pair, or any other.
+_ESCAPED = re.compile(
+    rb"\\(?:u[Dd][89ABab][0-9A-Fa-f]{2}\\u[Dd][C-Fc-f][0-9A-Fa-f]{2}|(u[Dd][89A-Fa-f][0-9A-Fa-f]{2})|.)",
+    re.DOTALL,
 )
 _BYTE_ORDER_MARKS = {
     codecs.BOM_UTF8: "a byte order mark (EF BB BF)",
@@ -151,13 +145,15 @@ def _value(raw: bytes) -> Any:
 def _without_halves(body: bytes) -> bytes:
     """A body in which another character stands for each half of a surrogate pair, up to a number of them."""
     parts, at = [], 0
-    for _ in range(_MOST_HALVES):
-        found = _UP_TO_HALF.match(body, at)
-        if found is None:
-            break
-        parts += [found[1], _HALF]
+    for found in islice(_halves(body), _MOST_HALVES):
+        parts += [body[at : found.start()], _HALF]
         at = found.end()
     return b"".join([*parts, body[at:]])
+
+
+def _halves(body: bytes) -> Iterator[re.Match[bytes]]:
+    """The escape sequences that are half of a surrogate pair."""
+    return (found for found in _ESCAPED.finditer(body) if found[1] is not None)
 
 
 def _not_json(body: bytes, error: Exception) -> RequestRejected:
@@ -168,9 +164,9 @@ def _not_json(body: bytes, error: Exception) -> RequestRejected:
         return _not_a_request("is nested too deeply")
     if isinstance(error, UnicodeDecodeError) or "UTF-8" in str(error):
         return _not_a_request("must be UTF-8")
-    if (found := _UP_TO_HALF.match(body)) is not None:
+    if (half := next(_halves(body), None)) is not None:
         # msgspec finds it, and calls it by other names.
-        return _not_a_request(f"must be Unicode, and has half of a surrogate pair: {found[2].decode()}")
+        return _not_a_request(f"must be Unicode, and has half of a surrogate pair: {half[0].decode()}")
     return _not_a_request(f"must be a JSON object ({error})")
 
 

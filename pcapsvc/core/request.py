@@ -344,5 +344,5 @@ def _filter_rules_broken(bpf: str, most: int) -> Iterator[Problem]:
         yield Problem(
             path="bpf",
             value=shown(name),
-            rule="must be an address: names of hosts and networks are not looked up",
+            rule="is neither a keyword of pcap-filter(7) nor an address; host names are not looked up",
         )

@@ -224,9 +224,14 @@ class CostTests(unittest.SynchronousTestCase):
     )
     def test_bounded(self, pattern: str) -> None:
         """Whatever the expression is, no single one takes long."""
-        began = time.thread_time()
-        try:
-            NodeMatcher("sensor1.example").matches(None, pattern)
-        except RequestRejected:
-            pass
-        self.assertLess(time.thread_time() - began, 0.015)
+
+        def seconds() -> float:
+            began = time.thread_time()
+            try:
+                NodeMatcher("sensor1.example").matches(None, pattern)
+            except RequestRejected:
+                pass
+            return time.thread_time() - began
+
+        # On a busy machine even CPU time has outliers. An expensive expression takes long each time.
+        self.assertTrue(any(seconds() < 0.015 for _ in range(5)), pattern)

@@ -58,7 +58,7 @@ class SignalsTests(unittest.SynchronousTestCase):
             function()
 
     def test_before_the_reactor_runs(self) -> None:
-        """Until the reactor runs, the signals that stop the daemon are kept for it; others are not handled."""
+        """Before the reactor runs, only the signals that stop the daemon are handled, and kept for it."""
         handled = {number for number, handler in self.handlers.items() if handler != signal.SIG_DFL}
         self.assertEqual(handled, set(STOPPING))
         self.handlers[signal.SIGTERM](signal.SIGTERM, None)
