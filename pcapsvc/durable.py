@@ -19,6 +19,9 @@ from typing import BinaryIO
 #: How much is read and written at once, in bytes.
 CHUNK_BYTES = 256 * 1024
 
+#: The errors of link(2) on file systems without hard links.
+NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
+
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 # How file systems say that they don't support something. All other errors, such as EIO, are errors.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import subprocess
@@ -19,6 +20,7 @@ from pcapsvc.host.manhole.keys import (
     load_host_key,
     read_authorized_keys,
 )
+from tests.unit.bad_disk import refuse_syncing
 
 
 def public(key: object) -> str:
@@ -151,6 +153,19 @@ class AuthorizedKeysTests(KeysCase):
 
 class HostKeyTests(KeysCase):
     """The host key."""
+
+    def test_simple_file_system(self) -> None:
+        """A file system without links, and without syncing of directories, is good enough."""
+
+        def no_link(*_: object, **__: object) -> None:
+            raise OSError(errno.EPERM, "no links")
+
+        refuse_syncing(self, errno.EINVAL)
+        self.patch(os, "link", no_link)
+        key, created = load_host_key(self.path)
+        self.assertTrue(created)
+        self.assertEqual(load_host_key(self.path), (key, False))
+        self.assertEqual(os.listdir(self.directory), ["file"])
 
     def test_created(self) -> None:
         """It is created for its owner alone, and stays."""

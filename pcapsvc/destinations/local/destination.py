@@ -18,7 +18,7 @@ from pcapsvc.core.artifact import Artifact
 from pcapsvc.core.errors import DestinationError, Problem
 from pcapsvc.core.fields import unknown_key
 from pcapsvc.core.result import Receipt
-from pcapsvc.durable import Shortcomings, read_chunks, sync_directory, try_out, write_file
+from pcapsvc.durable import NO_LINKS, Shortcomings, read_chunks, sync_directory, try_out, write_file
 from pcapsvc.interfaces.delivery import IDestination
 from pcapsvc.interfaces.threads import RunInThread
 
@@ -40,9 +40,6 @@ _LASTING = frozenset(
         errno.EINVAL,
     }
 )
-
-# The errors of link(2) on file systems without hard links.
-_NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 
 
 @implementer(IDestination)
@@ -185,7 +182,7 @@ def _publish(directory_fd: int, hidden: str, name: str, shortcomings: Shortcomin
     except FileExistsError:
         made = False
     except OSError as error:
-        if error.errno not in _NO_LINKS:
+        if error.errno not in NO_LINKS:
             raise
         made = _rename(directory_fd, hidden, name)
     try:

@@ -13,6 +13,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from twisted.conch.ssh.keys import FingerprintFormats, Key
 
 from pcapsvc.core.text import one_line
+from pcapsvc.durable import NO_LINKS, Shortcomings, sync_directory
 
 _MAX_BYTES = 1024 * 1024
 _MAX_KEYS = 1000
@@ -238,19 +240,26 @@ def _create(path: str) -> bool:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        try:
-            os.link(temporary, path)
-        except FileExistsError:
+        if not _named(temporary, path):
             return False
     finally:
-        os.unlink(temporary)
-    _sync_directory(directory)
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
+    # If that is not supported, a crash right now may lose the key, and the next start makes another.
+    sync_directory(directory, Shortcomings())
     return True
 
 
-def _sync_directory(directory: str) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def _named(temporary: str, path: str) -> bool:
+    """Give a file its name, if that is free. Return whether it was."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        if os.path.lexists(path):
+            return False
+        os.rename(temporary, path)
+    return True
