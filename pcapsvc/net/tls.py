@@ -8,12 +8,14 @@ from OpenSSL import SSL, crypto
 from service_identity import VerificationError
 from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
+from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.ssl import (
     Certificate,
     CertificateOptions,
     optionsForClientTLS,
     trustRootFromCertificates,
 )
+from twisted.protocols.tls import TLSMemoryBIOFactory
 from zope.interface import implementer
 
 from pcapsvc.net.pem import read_certificates
@@ -23,16 +25,26 @@ def verified_tls(host: str, ca_file: str | None = None) -> IOpenSSLClientConnect
     """
     TLS with a server whose certificate must be valid for a host.
 
+    Certificates are read here, also the platform's, and not for each connection. The disk may hang, so call
+    this in a thread, or at the start. Only for an issuer that it doesn't know, OpenSSL looks into the
+    platform's directory of certificates later, if there is one.
+
     @param ca_file: the path of the PEM certificates to verify the server's with; L{None} is the platform's.
-        It is read here.
 
     @raise UnusableCertificates: if C{ca_file} can't be used.
     @raise ValueError: if no certificate can be valid for C{host}.
     """
     if ca_file is None:
-        return optionsForClientTLS(host)
+        return _loaded(optionsForClientTLS(host))
     trust = trustRootFromCertificates(read_certificates(ca_file, _parse))  # type: ignore[no-untyped-call]
-    return _Anchored(optionsForClientTLS(host, trustRoot=trust))
+    return _loaded(_Anchored(optionsForClientTLS(host, trustRoot=trust)))
+
+
+def _loaded(creator: IOpenSSLClientConnectionCreator) -> IOpenSSLClientConnectionCreator:
+    """The same, with its certificates. Twisted loads them for the first connection, and keeps them."""
+    factory = TLSMemoryBIOFactory(creator, True, Factory.forProtocol(Protocol))
+    creator.clientConnectionForTLS(factory.buildProtocol(None))
+    return creator
 
 
 def _parse(der: bytes) -> Certificate:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,22 @@ class VerifiedTests(TLSTestCase):
         for label in LABELS:
             ca_file = labelled(self.authority.file, label)
             self.assertEqual(b"hello", await self.connect(verified_tls("localhost", str(ca_file))), label)
+
+    async def test_read_once(self) -> None:
+        """Certificates are read when it is made, those of the platform too, and not for each connection."""
+        await self.serve()
+        mine = self.directory / "mine.pem"
+        for ca_file in (None, str(mine)):
+            mine.write_bytes(self.authority.file.read_bytes())
+            # OpenSSL, SSL_CTX_set_default_verify_paths(3)
+            environment = {"SSL_CERT_FILE": str(mine), "SSL_CERT_DIR": str(self.directory / "none")}
+            for name, value in environment.items():
+                os.putenv(name, value)
+                self.addCleanup(os.unsetenv, name)
+            creator = verified_tls("localhost", ca_file)
+            mine.unlink()
+            for _ in range(2):
+                self.assertEqual(b"hello", await self.connect(creator))
 
     async def test_server_certificate_alone(self) -> None:
         """The file may name the server's own certificate, and not who issued it."""
