@@ -60,6 +60,13 @@ _CONSTANTS = frozenset(
     tcpflags tcp-fin tcp-syn tcp-rst tcp-push tcp-ack tcp-urg tcp-ece tcp-cwr
     """.split()
 )
+#: Keywords and named constants of newer versions than libpcap 1.9, which would look them up as names.
+NEWER_WORDS = frozenset(
+    """
+    ifindex vxlan
+    icmp6-destinationunreach icmp6-packettoobig icmp6-timeexceeded icmp6-parameterproblem
+    """.split()
+)
 _N = r"(?:0[xX][0-9A-Fa-f]+|[0-9]+)"
 _B = r"[0-9A-Fa-f]{1,2}"
 _NUMBER = re.compile(_N)
@@ -146,6 +153,10 @@ _INSTRUCTION = struct.Struct("=HBBI")
 # linux/bpf_common.h
 _GO_ON_AT = 0x05  # BPF_JMP | BPF_JA
 _RETURN = 0x06  # BPF_RET | BPF_K
+# How C{inbound} and C{outbound} are compiled: BPF_LD | BPF_ABS of a word, a half or a byte, from
+# SKF_AD_OFF + SKF_AD_PKTTYPE of linux/filter.h.
+_LOADS = frozenset({0x20, 0x28, 0x30})
+_PACKET_TYPE = 0xFFFFF004
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +175,14 @@ class Program:
     instructions: bytes
     is_optimized: bool = True
     compile_seconds: float = field(default=0.0, compare=False)
+
+    @property
+    def reads_packet_type(self) -> bool:
+        """Whether it depends on the direction of a packet, which is known to the kernel only."""
+        return any(
+            code in _LOADS and number == _PACKET_TYPE
+            for code, _, _, number in _INSTRUCTION.iter_unpack(self.instructions)
+        )
 
     def without(self, left_out: Program) -> Program:
         """A filter that matches what this one does, except what C{left_out} matches."""

@@ -13,7 +13,7 @@ import msgspec
 from pcapsvc.core.body import MAX_BODY_BYTES, Fields
 from pcapsvc.core.errors import Problem, RequestRejected, shown
 from pcapsvc.core.fields import check_fields
-from pcapsvc.core.filter import follows_header_chains, names_needing_dns
+from pcapsvc.core.filter import NEWER_WORDS, follows_header_chains, names_needing_dns
 from pcapsvc.core.label_values import LABEL_CHARACTERS, usable_label
 from pcapsvc.core.labels import Labels
 from pcapsvc.core.values import (
@@ -341,8 +341,7 @@ def _filter_rules_broken(bpf: str, most: int) -> Iterator[Problem]:
     if follows_header_chains(bpf):
         yield Problem(path="bpf", value=shown("protochain"), rule="can't be used: the kernel can't run it")
     for name in names_needing_dns(bpf):
-        yield Problem(
-            path="bpf",
-            value=shown(name),
-            rule="is neither a keyword of pcap-filter(7) nor an address; host names are not looked up",
-        )
+        rule = "is neither a keyword of pcap-filter(7) nor an address; host names are not looked up"
+        if name in NEWER_WORDS:
+            rule = "can't be used: it needs a newer libpcap"
+        yield Problem(path="bpf", value=shown(name), rule=rule)

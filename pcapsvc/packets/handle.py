@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,13 +13,13 @@ from typing import Any
 import pcapy
 from zope.interface import implementer
 
-from pcapsvc.core.errors import CaptureForbidden, CaptureUnavailable
+from pcapsvc.core.errors import CaptureUnavailable
 from pcapsvc.core.filter import NOTHING, FilterRejected, Program, everything
 from pcapsvc.core.recording import PacketCounts
 from pcapsvc.core.text import one_line
 from pcapsvc.interfaces.capture import IPacketDumper, IPacketHandle, PacketSink
 from pcapsvc.packets.filter_compiler import uses_netmask
-from pcapsvc.packets.kernel_filter import runs_in_kernel
+from pcapsvc.packets.kernel_filter import attach, runs_in_kernel
 from pcapsvc.packets.libpcap import (
     BadFilter,
     Libpcap,
@@ -33,23 +34,7 @@ from pcapsvc.packets.network_interfaces import (
     bound_index,
     is_up,
     missed_packets,
-    name_of,
 )
-
-#: Why an interface can't be captured on that doesn't exist.
-NO_SUCH_INTERFACE = "no such interface"
-#: The pseudo-interface that captures on all of them (pcap(3PCAP)).
-ANY_INTERFACE = "any"
-# How often an interface may be renamed while it is opened.
-_MOST_RENAMES = 3
-
-# Results of pcap_activate(3PCAP), of pcap/pcap.h. For all others, libpcap's own message is reported.
-_NO_PERMISSION = -8
-_ACTIVATE_ERRORS = {
-    -5: NO_SUCH_INTERFACE,
-    -9: "the interface is down",
-    -11: "no permission for promiscuous mode",
-}
 
 #: libpcap, if the internals of the installed pcapy are known; else L{None}.
 LIBPCAP = find_libpcap(pcapy.__file__)
@@ -64,6 +49,12 @@ _MEMBERSHIP = struct.Struct("iHH8s")
 # What libpcap says if an interface went down (pcap-linux.c), and what we say if it is gone.
 _WENT_DOWN = "went down"
 _GONE = "the interface is gone"
+
+# The link type of handles on all interfaces (LINUX_SLL): there the direction is part of each packet.
+_COOKED = 113
+# How long it may take until the ring is empty, and how often to look, in seconds.
+_EMPTY_SECONDS = 0.5
+_EMPTY_STEP_SECONDS = 0.002
 
 # Packets are discarded in steps of this many.
 _STEP_PACKETS = 4096
@@ -114,94 +105,6 @@ class Kind:
     link_type: int
     snap_length: int
     netmask: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Opener:
-    """
-    Opens handles.
-
-    @ivar buffer_size_bytes: of the kernel's ring, for each handle.
-    @ivar read_timeout_ms: after how long the kernel hands over a block that isn't full.
-    @ivar close_descriptor: closes a descriptor.
-    @ivar libpcap: is called directly if that is better; with L{None}, never.
-    """
-
-    buffer_size_bytes: int
-    read_timeout_ms: int
-    close_descriptor: Callable[[int], None]
-    libpcap: Libpcap | None
-
-    def open(
-        self,
-        interface: Interface,
-        snap_length: int,
-        program: Program,
-        *,
-        promiscuous: bool,
-        kind: Kind | None = None,
-    ) -> PcapyHandle:
-        """
-        Open a handle: it takes some 25 ms.
-
-        @param kind: what C{program} is compiled for. A handle of another kind gets no filter, and is to
-            have one before it is used; L{None} is whatever it is.
-
-        @raise FilterRejected: if the filter can't be used.
-        @raise CaptureUnavailable: if the interface can't be captured on.
-        @raise OSError: if there is no memory or no descriptor for it.
-        """
-        for _ in range(_MOST_RENAMES):
-            handle = self._open_by_name(interface, snap_length, promiscuous)
-            if not handle.is_gone:
-                break
-            # libpcap opens an interface by its name, and another one had that by then.
-            handle.close_here()
-        else:
-            raise CaptureUnavailable(interface.name, "the interface is being renamed")
-        try:
-            if kind is not None and handle.kind(program.bpf) != kind:
-                program = NOTHING
-            # Without a filter, the kernel keeps whole packets in the ring, whatever the snap length is.
-            handle.set_filter(program)
-            handle.program = program
-            handle.become_nonblocking()
-        except BaseException:
-            handle.close_here()
-            raise
-        return handle
-
-    def open_idle(self, interface: Interface, snap_length: int) -> PcapyHandle:
-        """Open a handle that lets no packet pass, and leaves the interface out of promiscuous mode."""
-        return self.open(interface, snap_length, NOTHING, promiscuous=False)
-
-    def _open_by_name(self, interface: Interface, snap_length: int, promiscuous: bool) -> PcapyHandle:
-        name = ANY_INTERFACE if interface.index == ANY_INDEX else name_of(interface.index)
-        if name is None:
-            raise CaptureUnavailable(interface.name, NO_SUCH_INTERFACE)
-        try:
-            reader = pcapy.create(name)
-            self._activate(reader, interface.name, snap_length, promiscuous)
-            return PcapyHandle(reader, interface, snap_length, self.close_descriptor, self.libpcap)
-        except pcapy.PcapError as error:
-            raise CaptureUnavailable(interface.name, str(error)) from None
-
-    def _activate(self, reader: Any, interface: str, snap_length: int, promiscuous: bool) -> None:
-        reader.set_snaplen(snap_length)
-        reader.set_promisc(int(promiscuous))
-        reader.set_timeout(self.read_timeout_ms)
-        reader.set_buffer_size(self.buffer_size_bytes)
-        libpcap = self.libpcap
-        # pcapy would hold Python's lock meanwhile.
-        status = reader.activate() if libpcap is None else libpcap.activate(reader)
-        if status < 0:
-            message = (libpcap and one_line(libpcap.words(reader))) or f"libpcap error {status}"
-            reader.close()
-            # libpcap doesn't say so: if there are no descriptors, this fails for the same reason.
-            os.close(os.dup(0))
-            if status == _NO_PERMISSION:
-                raise CaptureForbidden(interface, "no permission to capture: the daemon needs CAP_NET_RAW")
-            raise CaptureUnavailable(interface, _ACTIVATE_ERRORS.get(status, message))
 
 
 class _Filters:
@@ -284,6 +187,7 @@ class PcapyHandle:
         self._close_descriptor = close_descriptor
         self._libpcap = libpcap
         self._closed = False
+        self._discarded = 0
         self._filters = _Filters(reader) if libpcap is None else _CompiledFilters(reader, libpcap)
         self.program = self._in_force = everything(self._snap_length)
         # libpcap 1.9 opens its socket on all interfaces, and binds it then: what came between is counted.
@@ -299,10 +203,6 @@ class PcapyHandle:
 
     def fileno(self) -> int:
         return int(self._reader.getfd())
-
-    def become_nonblocking(self) -> None:
-        """Have reads return at once if there is nothing to read."""
-        self._reader.setnonblock(1)
 
     @property
     def is_gone(self) -> bool:
@@ -338,8 +238,8 @@ class PcapyHandle:
 
         @raise CaptureUnavailable: if the interface is gone.
         """
-        while self.read(_STEP_PACKETS, _discard):
-            pass
+        while discarded := self.read(_STEP_PACKETS, _discard):
+            self._discarded += discarded
 
     def begin(self, program: Program, *, promiscuous: bool) -> PcapyHandle:
         """
@@ -358,7 +258,7 @@ class PcapyHandle:
             self.discard_packets()
             if promiscuous:
                 self._become_promiscuous()
-            self.set_filter(program)
+            self._set_on_empty_ring(program)
             self.program = program
             self._before = self._all_counts() or self._before
         except BaseException:
@@ -395,6 +295,49 @@ class PcapyHandle:
         except (pcapy.PcapError, LibpcapError) as error:
             raise self._unavailable(error) from None
         raise FilterRejected(program.bpf, f"the kernel can't run it on {self.interface}")
+
+    def set_first_filter(self, program: Program) -> None:
+        """
+        Set the first filter. Always set one: without it, the kernel keeps whole packets in the ring, whatever
+        the snap length is.
+
+        @raise RequestRejected: as L{set_filter} does.
+        @raise CaptureUnavailable: likewise.
+        """
+        if self._libpcap is None or self.link_type == _COOKED:
+            self.set_filter(program)
+            return
+        # libpcap would also apply the filter to the first block of the ring.
+        self._attach(NOTHING)
+        if program != NOTHING:
+            self._set_on_empty_ring(program)
+
+    def _set_on_empty_ring(self, program: Program) -> None:
+        """
+        Set a filter where none lets a packet pass.
+
+        libpcap also applies a filter to what is in the ring, and to all that will be in its first block. It
+        can't tell there in which direction a packet went, and would drop them all. So such a filter is
+        given to the kernel alone, once the ring is empty.
+        """
+        if self._libpcap is None or self.link_type == _COOKED or not program.reads_packet_type:
+            self.set_filter(program)
+            return
+        until = time.monotonic() + _EMPTY_SECONDS
+        received, dropped, _ = self._reader.stats()
+        while self._discarded < received - dropped and time.monotonic() < until:
+            # A block that isn't full is handed over after a while.
+            time.sleep(_EMPTY_STEP_SECONDS)
+            self.discard_packets()
+        self._attach(program)
+
+    def _attach(self, program: Program) -> None:
+        try:
+            attach(self.fileno(), program.instructions)
+        except OSError:
+            reason = f"the kernel can't run it on {self.interface}"
+            raise FilterRejected(program.bpf, reason) from None
+        self._in_force = program
 
     def _set_on_socket(self, program: Program) -> None:
         try:

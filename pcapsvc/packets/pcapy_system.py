@@ -21,17 +21,10 @@ from pcapsvc.core.filter import FilterRejected, Program
 from pcapsvc.interfaces.capture import IPacketDumper, IPacketHandle, IStandbyHandle, IStandbyPacketSystem
 from pcapsvc.interfaces.threads import RunInThread
 from pcapsvc.packets.filter_compiler import FilterCompiler, uses_netmask
-from pcapsvc.packets.handle import (
-    ANY_INTERFACE,
-    LIBPCAP,
-    NO_SUCH_INTERFACE,
-    Kind,
-    Opener,
-    PcapyHandle,
-    open_dumper,
-)
+from pcapsvc.packets.handle import LIBPCAP, Kind, PcapyHandle, open_dumper
 from pcapsvc.packets.libpcap import kept_length
 from pcapsvc.packets.network_interfaces import ANY_INDEX, Interface, find_index, is_quick_to_find, name_of
+from pcapsvc.packets.opener import ANY_INTERFACE, NO_SUCH_INTERFACE, Opener
 
 # Link types: LINKTYPE_ETHERNET, LINKTYPE_LINUX_SLL.
 _ETHERNET, _COOKED = 1, 113

@@ -181,6 +181,18 @@ class FieldsTests(Requests, unittest.SynchronousTestCase):
                 problem = self.problems(body)[field]
                 self.assertTrue(problem.startswith("must be a list of up to 256 interface "), problem)
 
+    def test_newer_keywords(self) -> None:
+        """A word of a newer libpcap's language is called that, and not the name of a host."""
+        for bpf, word in (
+            ("ifindex 3", "ifindex"),
+            ("icmp6[icmp6type] = icmp6-packettoobig", "icmp6-packettoobig"),
+        ):
+            with self.assertRaises(RequestRejected) as caught:
+                self.parse(message(bpf=bpf))
+            [problem] = caught.exception.problems
+            rule = "can't be used: it needs a newer libpcap"
+            self.assertEqual((problem.value, problem.rule), (repr(word), rule))
+
     def test_interface_names(self) -> None:
         """A name that no device can have is rejected without looking for the device."""
         for name in ("eth0", "any", "br-0123456789ab", "eth0.100", "veth_é", "x" * 127):
