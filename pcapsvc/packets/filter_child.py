@@ -222,6 +222,8 @@ def _serve(compiler: Compiler) -> None:
             _answer(MEMORY)
         else:
             _answer(ERROR, words.encode())
+    except MemoryError:
+        _answer(MEMORY)
     else:
         instructions = len(program) // INSTRUCTION_BYTES
         if instructions > MOST_INSTRUCTIONS:

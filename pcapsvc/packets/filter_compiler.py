@@ -6,11 +6,15 @@ others its time grows with the cube of their length. While it runs, only the end
 
 One process, the quick one, serves all filters in the order in which they arrive. A filter that it has not
 finished within L{QUICK_SECONDS} is a hard one: the process stays with it, and the next filter gets a new
-process. So a hard filter delays an easy one by no more than that. Only so many hard ones are compiled at a
-time; the others are given up for now, and start again, in their order, when there is room.
+process. So a hard filter delays an easy one by no more than that. A limited number of hard ones is compiled
+at a time; the others are given up for now, and start again, in their order, when there is room.
 
 If the optimizer takes too long, the program is used without optimization: to compile that takes milliseconds,
 and the kernel accepts any program of up to 4096 instructions.
+
+A process that is killed, crashes, or gets no processor time is not the sender's fault: the filter gets a
+second one, and then the node is busy. What exceeds the limits of time and memory is rejected, and the
+rejection is remembered for a while.
 
 A process takes 16 ms to start, and 11 MB of memory (7 MB of its own). So there is none at rest: it is started
 for the first filter, and ended when none has come for L{IDLE_SECONDS}.
@@ -20,20 +24,19 @@ from __future__ import annotations
 
 import math
 import os
-from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import replace
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, DeferredList, DeferredSemaphore, TimeoutError, fail, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorProcess, IReactorTime
-from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from pcapsvc.core.errors import NodeBusy
 from pcapsvc.core.filter import FilterRejected, Program, everything
 from pcapsvc.core.text import one_line
+from pcapsvc.packets.filter_attempt import FilterAttempt
+from pcapsvc.packets.filter_cache import FilterCache
 from pcapsvc.packets.filter_child import LONG, MEMORY, MOST_INSTRUCTIONS, PROGRAM
 from pcapsvc.packets.filter_worker import FilterKey, FilterWorker, Outcome, WorkerFailed
 
@@ -51,9 +54,8 @@ START_SECONDS = 5.0
 #: How long a process is kept for the next filter, in seconds.
 IDLE_SECONDS = 60.0
 
-# The programs that are kept for the next request, in bytes of their instructions, and how many they may be.
-_CACHED_BYTES = 1 << 20
-_CACHED_PROGRAMS = 256
+# How much longer than its processor time the first part of a filter may take on a busy machine.
+_BUSY_FACTOR = 50
 
 
 class IFilterReactor(IReactorTime, IReactorProcess):
@@ -102,14 +104,14 @@ class FilterCompiler(Service):
         self._quick_places = DeferredSemaphore(1)
         self._hard_places = DeferredSemaphore(most_hard or max(1, (os.cpu_count() or 1) // 2))
         self._jobs: dict[FilterKey, _Job] = {}
-        self._cache = _Cache()
+        self._cache = FilterCache()
         # Those that have not been reaped, and the one of them that is ready for the next filter.
         self._workers: set[FilterWorker] = set()
         self._ready: FilterWorker | None = None
         self._idle_timer: IDelayedCall | None = None
 
     def startService(self) -> None:
-        """Take filters from here on."""
+        """Accept filters from here on."""
         super().startService()  # type: ignore[no-untyped-call]
         if self._keep_ready:
             self._prepare_worker()
@@ -136,16 +138,20 @@ class FilterCompiler(Service):
         @param snap_length: in bytes.
         @param netmask: of the interface, as inet_aton(3) has it.
 
-        @return: fires with the program, at once if it is known; fails with L{FilterRejected}, or with
-            L{NodeBusy} if it waited for too long or no process could be started. On cancel, it is no
-            longer compiled, unless somebody else wants it.
+        @return: fires with the program; fails with L{FilterRejected}, or with L{NodeBusy} if it waited for
+            too long, no process could be started, or two have failed. It has fired if the filter is known:
+            rejections are remembered for a while. On cancel, it is no longer compiled, unless another
+            caller waits for it.
         """
         if not bpf.strip():
             return succeed(everything(snap_length))
         if not uses_netmask(bpf):
             netmask = 0
         key = FilterKey(bpf=bpf, link_type=link_type, snap_length=snap_length, netmask=netmask)
-        if (known := self._cache.get(key)) is not None:
+        known = self._cache.get(key, self._reactor.seconds())
+        if isinstance(known, FilterRejected):
+            return fail(known)
+        if known is not None:
             return succeed(known)
         if not self.running:
             return fail(NodeBusy("the filter compiler is not running"))
@@ -156,37 +162,76 @@ class FilterCompiler(Service):
         return job.wait()
 
     async def _compile(self, key: FilterKey) -> Program:
-        """One filter, from its turn to its program."""
+        """One filter, from its turn to its program, in a second process if the first one fails."""
         due = self._reactor.seconds() + self._wait_limit
-        attempt = _Attempt(self._reactor, key)
-        outcome: Outcome | None = None
-        problem = None
+        attempt = FilterAttempt(self._reactor, key)
         try:
-            await self._begin(attempt, self._quick_places, due)
-            outcome = await attempt.wait_quick(self._quick_limit, self._limit)
-            if outcome is None:
-                if self._hard_places.tokens:
-                    await attempt.take_place(self._hard_places, due)
-                else:
-                    attempt.kill()
-                    await self._begin(attempt, self._hard_places, due)
-                attempt.yield_to_others()
-                if self._keep_ready:
-                    self._prepare_worker()
-                outcome = await attempt.wait_until(self._optimizer_limit)
-                if outcome is None and not attempt.rough:
-                    outcome = await attempt.wait_until(self._limit)
+            program = await self._try(key, attempt, due)
         except WorkerFailed as error:
-            self._log.warn("the filter {bpf!r} ended its compiler: {error}", bpf=key.bpf, error=error)
-            problem = f"can't be compiled: {error}"
-        finally:
-            self._let_go(attempt)
-        program = self._judge(key, outcome, attempt, problem)
+            self._log.warn("the compiler of the filter {bpf!r} failed: {error}", bpf=key.bpf, error=error)
+            attempt = FilterAttempt(self._reactor, key)
+            try:
+                program = await self._try(key, attempt, due)
+            except WorkerFailed as again:
+                self._log.error(
+                    "the compiler of the filter {bpf!r} failed again: {error}", bpf=key.bpf, error=again
+                )
+                if not attempt.rough:
+                    raise NodeBusy(f"the filter compiler failed: {again}") from None
+                # Not remembered: the optimizer may be able to finish it the next time.
+                return self._without_optimization(key, attempt, "ended its compiler")
         self._cache.put(key, program)
         return program
 
+    async def _try(self, key: FilterKey, attempt: FilterAttempt, due: float) -> Program:
+        """
+        Compile a filter in one process, or in one after the other.
+
+        @raise FilterRejected: by the filter's fault.
+        @raise WorkerFailed: by no fault of the filter.
+        """
+        outcome: Outcome | None = None
+        problem = None
+        try:
+            outcome = await self._outcome(attempt, due)
+            limit = self._optimizer_limit if attempt.rough else self._limit
+            if outcome is None and attempt.is_starved(limit):
+                raise WorkerFailed(f"it got hardly any processor time within {limit:g} s")
+        except WorkerFailed as error:
+            if not error.is_by_filter:
+                raise
+            problem = f"can't be compiled: {error}"
+        finally:
+            self._release(attempt)
+        try:
+            return self._judge(key, outcome, attempt, problem)
+        except FilterRejected as error:
+            self._cache.put_rejection(key, error.problems[0].rule, self._reactor.seconds())
+            raise
+
+    async def _outcome(self, attempt: FilterAttempt, due: float) -> Outcome | None:
+        """What a filter's process answers; L{None} if it takes too long."""
+        await self._begin(attempt, self._quick_places, due)
+        outcome = await attempt.wait_quick(
+            self._quick_limit, min(self._limit, _BUSY_FACTOR * self._quick_limit)
+        )
+        if outcome is not None:
+            return outcome
+        if self._hard_places.tokens:
+            await attempt.take_place(self._hard_places, due)
+        else:
+            attempt.kill()
+            await self._begin(attempt, self._hard_places, due)
+        attempt.yield_to_others()
+        if self._keep_ready:
+            self._prepare_worker()
+        outcome = await attempt.wait_until(self._optimizer_limit)
+        if outcome is None and not attempt.rough:
+            outcome = await attempt.wait_until(self._limit)
+        return outcome
+
     def _judge(
-        self, key: FilterKey, outcome: Outcome | None, attempt: _Attempt, problem: str | None
+        self, key: FilterKey, outcome: Outcome | None, attempt: FilterAttempt, problem: str | None
     ) -> Program:
         """What a filter was compiled to, or why it wasn't."""
         seconds = attempt.spent_seconds
@@ -205,14 +250,23 @@ class FilterCompiler(Service):
             raise FilterRejected(key.bpf, problem, compile_seconds=seconds)
         if not attempt.rough:
             raise FilterRejected(key.bpf, problem, compile_seconds=seconds)
+        return self._without_optimization(key, attempt, problem)
+
+    def _without_optimization(self, key: FilterKey, attempt: FilterAttempt, problem: str) -> Program:
+        """The program as it was before the optimizer, which failed."""
         self._log.info(
             "the filter {bpf!r} is used without optimization: with it, it {problem}",
             bpf=key.bpf,
             problem=problem,
         )
-        return Program(bpf=key.bpf, instructions=attempt.rough, is_optimized=False, compile_seconds=seconds)
+        return Program(
+            bpf=key.bpf,
+            instructions=attempt.rough,
+            is_optimized=False,
+            compile_seconds=attempt.spent_seconds,
+        )
 
-    async def _begin(self, attempt: _Attempt, places: DeferredSemaphore, due: float) -> None:
+    async def _begin(self, attempt: FilterAttempt, places: DeferredSemaphore, due: float) -> None:
         """Have a filter compiled as soon as there is a place."""
         try:
             await attempt.take_place(places, due)
@@ -250,7 +304,7 @@ class FilterCompiler(Service):
         worker, self._ready = self._ready, None
         return worker
 
-    def _let_go(self, attempt: _Attempt) -> None:
+    def _release(self, attempt: FilterAttempt) -> None:
         """An attempt is over: its process, if it can compile more, is kept for the next filter."""
         worker = attempt.take_idle_worker()
         if worker is not None and (self._ready is not None or not self.running):
@@ -303,7 +357,7 @@ class _Job:
         wanted: Deferred[Program] = Deferred(self._cancel)
         self._waiting.append(wanted)
         if self._result is not None:
-            self._tell()
+            self._fire_all()
         return wanted
 
     def stop(self, reason: Exception) -> None:
@@ -322,168 +376,12 @@ class _Job:
         if self._result is None:
             self._result = result
             self._done()
-            self._tell()
+            self._fire_all()
 
-    def _tell(self) -> None:
+    def _fire_all(self) -> None:
         waiting, self._waiting = self._waiting, []
         for wanted in waiting:
             wanted.callback(self._result)  # type: ignore[arg-type]
-
-
-class _Attempt:
-    """
-    A filter on its way through places and processes.
-
-    @ivar worker: the process that compiles it, or is about to.
-    @ivar spent_seconds: how long processes were busy with it.
-    """
-
-    def __init__(self, reactor: IReactorTime, key: FilterKey) -> None:
-        self._reactor = reactor
-        self._key = key
-        self._places: DeferredSemaphore | None = None
-        self._began: float | None = None
-        self._outcome: Outcome | Failure | None = None
-        self._waiter: Deferred[None] | None = None
-        self.worker: FilterWorker | None = None
-        self._rough = b""
-        self.spent_seconds = 0.0
-
-    @property
-    def rough(self) -> bytes:
-        """Its program without optimization, if one is known that the kernel accepts; else empty."""
-        if self.worker is not None:
-            self._rough = self.worker.rough or self._rough
-        return self._rough
-
-    async def take_place(self, places: DeferredSemaphore, due: float) -> None:
-        """
-        Wait for a place, and then leave the one that it has.
-
-        @raise TimeoutError: if there was none by then.
-        """
-        place: Deferred[DeferredSemaphore] = places.acquire()
-        if place.called:
-            self._leave_place()
-            self._places = places
-            return
-        await place.addTimeout(max(0.0, due - self._reactor.seconds()), self._reactor)
-        self._leave_place()
-        self._places = places
-        # Whoever left the place has work to finish before this goes on: that is another request's.
-        await deferLater(self._reactor, 0)
-
-    def begin(self) -> None:
-        """Have the process compile."""
-        assert self.worker is not None
-        self._began = self._reactor.seconds()
-        worker = self.worker
-
-        def on_outcome(outcome: Outcome | Failure) -> None:
-            if worker is self.worker:
-                self._outcome = outcome
-                self._take_note()
-                self._wake()
-
-        worker.compile(self._key).addBoth(on_outcome)
-
-    async def wait_until(self, seconds: float) -> Outcome | None:
-        """
-        Wait for the outcome until so many seconds after the process began; L{None} if there is none by then.
-
-        @raise WorkerFailed: if there can't be any.
-        """
-        if self._outcome is None and self._began is not None:
-            left = self._began + seconds - self._reactor.seconds()
-            self._waiter = Deferred()
-            timer = self._reactor.callLater(max(0.0, left), self._wake)
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
-                if timer.active():
-                    timer.cancel()
-        if isinstance(self._outcome, Failure):
-            self._outcome.raiseException()
-        return self._outcome
-
-    async def wait_quick(self, seconds: float, most_seconds: float) -> Outcome | None:
-        """
-        Wait for the outcome until the process has computed for so many seconds: on a busy machine, that takes
-        longer than on an idle one. L{None} if there is none by then.
-
-        @param most_seconds: how long to wait at most.
-
-        @raise WorkerFailed: if there can't be any.
-        """
-        assert self.worker is not None
-        before, waited = self.worker.cpu_seconds(), 0.0
-        while waited < most_seconds:
-            waited += seconds
-            outcome = await self.wait_until(waited)
-            used = self.worker.cpu_seconds()
-            if outcome is not None or before is None or used is None or used - before >= seconds / 2:
-                return outcome
-        return None
-
-    def yield_to_others(self) -> None:
-        """What it computes takes long: everything else comes first."""
-        if self.worker is not None:
-            self.worker.yield_to_others()
-
-    def kill(self) -> None:
-        """Give up what is being done, and the place for it."""
-        self._take_note()
-        self._rough = self.rough
-        worker, self.worker = self.worker, None
-        if worker is not None:
-            worker.kill()
-        self._leave_place()
-
-    def take_idle_worker(self) -> FilterWorker | None:
-        """The process, if it is done; it is nobody's then."""
-        if not isinstance(self._outcome, Outcome):
-            return None
-        self._rough = self.rough
-        worker, self.worker = self.worker, None
-        return worker
-
-    def _take_note(self) -> None:
-        if self._began is not None:
-            self.spent_seconds += self._reactor.seconds() - self._began
-            self._began = None
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.called:
-            self._waiter.callback(None)
-
-    def _leave_place(self) -> None:
-        places, self._places = self._places, None
-        if places is not None:
-            places.release()
-
-
-class _Cache:
-    """The programs that were used last."""
-
-    def __init__(self) -> None:
-        self._programs: OrderedDict[FilterKey, Program] = OrderedDict()
-        self._bytes = 0
-
-    def get(self, key: FilterKey) -> Program | None:
-        """The program, if it is known."""
-        program = self._programs.get(key)
-        if program is not None:
-            self._programs.move_to_end(key)
-        return program
-
-    def put(self, key: FilterKey, program: Program) -> None:
-        """Keep a program, and forget the oldest if there are too many."""
-        self._programs[key] = replace(program, compile_seconds=0.0)
-        self._bytes += len(program.instructions)
-        while self._bytes > _CACHED_BYTES or len(self._programs) > _CACHED_PROGRAMS:
-            _, oldest = self._programs.popitem(last=False)
-            self._bytes -= len(oldest.instructions)
 
 
 def uses_netmask(bpf: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,15 @@ _NICENESS = 10
 
 
 class WorkerFailed(Exception):
-    """The process ended before it had answered, or answered nonsense. The message says which."""
+    """
+    The process ended before it had answered, or answered nonsense. The message says which.
+
+    @ivar is_by_filter: whether it used more processor time or memory than a filter may.
+    """
+
+    def __init__(self, message: str, *, is_by_filter: bool = False) -> None:
+        super().__init__(message)
+        self.is_by_filter = is_by_filter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +80,7 @@ class FilterWorker(ProcessProtocol):
         self._outcome: Deferred[Outcome] | None = None
         self._ended: Deferred[None] = Deferred()
         self._has_ended = False
-        self._last_words = ""
+        self._end = WorkerFailed("")
         self._received = b""
         self._stderr = b""
 
@@ -102,7 +111,7 @@ class FilterWorker(ProcessProtocol):
         """
         ready: Deferred[None] = Deferred()
         if self._has_ended:
-            ready.errback(WorkerFailed(self._last_words))
+            ready.errback(self._end)
         elif self._is_ready:
             ready.callback(None)
         else:
@@ -110,7 +119,7 @@ class FilterWorker(ProcessProtocol):
         return ready
 
     def cpu_seconds(self) -> float | None:
-        """How much processor time the process has used; L{None} if that can't be told."""
+        """How much processor time the process has used; L{None} if that is unknown."""
         try:
             used, _, _ = Path(f"/proc/{self.transport.pid}/schedstat").read_text().split()
         except (OSError, ValueError):
@@ -151,7 +160,7 @@ class FilterWorker(ProcessProtocol):
         outcome = self._outcome
         bpf = key.bpf.encode()
         if self._has_ended:
-            self._fail(self._last_words)
+            self._fail(self._end)
         else:
             # ITransport.write of a process that has just ended does nothing; processEnded follows.
             header = REQUEST.pack(key.link_type, key.snap_length, key.netmask, len(bpf))
@@ -178,7 +187,7 @@ class FilterWorker(ProcessProtocol):
             kind, length = ANSWER.unpack_from(self._received)
             if length > _MOST_ANSWER_BYTES:
                 self._received = b""
-                self._fail("it answered nonsense")
+                self._fail(WorkerFailed("it answered nonsense"))
                 self.kill()
                 return
             end = ANSWER.size + length
@@ -196,9 +205,13 @@ class FilterWorker(ProcessProtocol):
         """It has been reaped, and its pipes are closed."""
         self._has_ended = True
         said = self._stderr.decode("utf-8", "replace").strip().splitlines()
-        how = reason.getErrorMessage()
-        self._last_words = f"{how} {said[-1] if said else ''}".strip()
-        self._fail(self._last_words)
+        last = said[-1] if said else ""
+        self._end = WorkerFailed(
+            f"{reason.getErrorMessage()} {last}".strip(),
+            is_by_filter=getattr(reason.value, "signal", None) == signal.SIGXCPU
+            or last.startswith("MemoryError"),
+        )
+        self._fail(self._end)
         self._ended.callback(None)
 
     def _on_answer(self, kind: bytes, payload: bytes) -> None:
@@ -217,8 +230,8 @@ class FilterWorker(ProcessProtocol):
         ready, self._ready = self._ready, None
         return ready
 
-    def _fail(self, problem: str) -> None:
+    def _fail(self, error: WorkerFailed) -> None:
         outcome, self._outcome = self._outcome, None
         for waiting in (self._take_ready(), outcome):
             if waiting is not None and not waiting.called:
-                waiting.errback(WorkerFailed(problem))
+                waiting.errback(error)

@@ -161,10 +161,12 @@ class PcapySystem(Service):
         expected = _expected_kind(found.index, snap_length, bpf)
         compiling: Deferred[Any] = succeed(None)
         if expected is not None:
-            compiling = self._compile(bpf, expected)
+            compiling = self._compile(bpf, expected).addErrback(_as_rejection)
             if compiling.called:
-                return await self._open_at_once(found, snap_length, bpf, await compiling, expected)
-            compiling.addErrback(_as_rejection)
+                known = await compiling
+                if isinstance(known, Program):
+                    return await self._open_at_once(found, snap_length, bpf, known, expected)
+                compiling = succeed(known)
         handle, compiled = await self._open_and_compile(found, snap_length, compiling)
         try:
             if compiled is None or handle.kind(bpf) != expected:
