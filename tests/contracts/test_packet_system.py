@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from twisted.trial import unittest
 
-from pcapsvc.testing import MemoryPacketSystem
+from pcapsvc.testing_packets import MemoryPacketSystem
 from tests.contracts.packet_system import PacketSystemContract
 
 

@@ -33,7 +33,8 @@ from pcapsvc.interfaces.reports import IReporter
 from pcapsvc.judge import Judge
 from pcapsvc.pipeline import Pipeline
 from pcapsvc.reports.fan_out import FanOutReporter
-from pcapsvc.testing import MemoryDestination, MemoryPacketSystem, MemoryReporter, event_factory, run_now
+from pcapsvc.testing import MemoryDestination, MemoryReporter, event_factory, run_now
+from pcapsvc.testing_packets import MemoryPacketSystem
 from peers.cloudshark import CloudSharkServer
 from peers.daemon import Daemon
 from peers.frames import udp_frame

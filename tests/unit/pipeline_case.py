@@ -30,7 +30,8 @@ from pcapsvc.judge import Judge
 from pcapsvc.pipeline import Pipeline
 from pcapsvc.reports.fan_out import FanOutReporter
 from pcapsvc.reports.log import LogReporter
-from pcapsvc.testing import MemoryDestination, MemoryPacketSystem, event_factory, run_now
+from pcapsvc.testing import MemoryDestination, event_factory, run_now
+from pcapsvc.testing_packets import MemoryPacketSystem
 from tests.core.test_request import BOUNDS
 from tests.unit.event_schema import checked_reporter
 

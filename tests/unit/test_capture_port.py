@@ -16,7 +16,7 @@ from pcapsvc.core.plan import CapturePlan
 from pcapsvc.core.recording import PacketCounts, Recording
 from pcapsvc.core.request import CaptureRequest
 from pcapsvc.core.session import CaptureLimits, StopReason
-from pcapsvc.testing import MemoryPacketSystem
+from pcapsvc.testing_packets import MemoryPacketSystem
 from peers.frames import udp_frame
 
 HAND_OVER = 0.018

@@ -38,7 +38,8 @@ from pcapsvc.settings.section import (
     SecretKeys,
     SourceSection,
 )
-from pcapsvc.testing import MemoryDestination, MemoryPacketSystem, MemoryReporter
+from pcapsvc.testing import MemoryDestination, MemoryReporter
+from pcapsvc.testing_packets import MemoryPacketSystem
 from tests.unit.documents import DOCUMENTATION, EXAMPLE, ROOT, missing_from_example, undocumented
 from tests.unit.settings_case import SettingsTestCase
 

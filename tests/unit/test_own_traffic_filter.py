@@ -19,7 +19,7 @@ from pcapsvc.core.own_traffic import Connection, Listener, OwnSockets, OwnTraffi
 from pcapsvc.interfaces.capture import IPacketHandle, IReadHook
 from pcapsvc.packets.own_sockets import SocketTable
 from pcapsvc.packets.own_traffic import FRESH_SECONDS, OwnTrafficFilter
-from pcapsvc.testing import MemoryPacketSystem
+from pcapsvc.testing_packets import MemoryPacketSystem
 from peers.requirement import require
 
 _OWN = Connection(

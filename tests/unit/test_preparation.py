@@ -18,7 +18,7 @@ from pcapsvc.core.result import Accepted, Busy, NotForThisNode, Rejected, Verdic
 from pcapsvc.judge import MOST_PENDING
 from pcapsvc.pipeline import Intake, Pipeline
 from pcapsvc.preparation import AT_ONCE
-from pcapsvc.testing import MemoryInterface
+from pcapsvc.testing_packets import MemoryInterface
 from peers.frames import udp_frame
 from tests.unit.pipeline_case import PipelineCase
 

@@ -14,7 +14,7 @@ from pcapsvc.capture.buffer import MemoryFile, Observer, RecordingBuffer
 from pcapsvc.core.errors import CaptureUnavailable
 from pcapsvc.core.session import Batch, CaptureLimits, CaptureSession, StopReason
 from pcapsvc.interfaces.capture import IPacketHandle
-from pcapsvc.testing import MemoryDumper, MemoryPacketSystem
+from pcapsvc.testing_packets import MemoryDumper, MemoryPacketSystem
 
 
 def packets_of(content: MemoryFile) -> list[tuple[int, bytes]]:

@@ -11,7 +11,7 @@ from twisted.trial import unittest
 from pcapsvc.core.errors import CaptureUnavailable, Problem, RequestRejected
 from pcapsvc.interfaces.capture import IPacketHandle, IStandbyHandle
 from pcapsvc.packets.standby import CHECK_SECONDS, REPLACE_SECONDS, StandbySystem
-from pcapsvc.testing import MemoryPacketSystem
+from pcapsvc.testing_packets import MemoryPacketSystem
 
 
 class Failing(MemoryPacketSystem):

@@ -1,0 +1,344 @@
+"""
+A packet system in memory, for tests of the service and of software that builds on it.
+
+It passes the same tests as the real one: see C{tests/contracts}.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import struct
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Any, BinaryIO
+
+from twisted.internet import defer
+from zope.interface import implementer
+
+from pcapsvc.core.errors import CaptureUnavailable
+from pcapsvc.core.filter import FilterRejected, Program
+from pcapsvc.core.recording import PacketCounts
+from pcapsvc.interfaces.capture import (
+    IPacketDumper,
+    IPacketHandle,
+    IStandbyHandle,
+    IStandbyPacketSystem,
+    PacketSink,
+)
+
+_PACKET_HEADER = struct.Struct("=IIII")
+# What stdio holds back of a file (setbuf(3)).
+_STDIO_BUFFER_BYTES = 4096
+# Why an interface that is down can't be captured on.
+_DOWN = "the interface is down"
+
+
+@dataclass
+class _Header:
+    """The part of pcapy's packet header that is used: the time of arrival, and the length on the wire."""
+
+    seconds: float
+    length: int
+
+    def getlen(self) -> int:
+        """The length on the wire, in bytes."""
+        return self.length
+
+
+@dataclass
+class MemoryInterface:
+    """
+    An interface of a L{MemoryPacketSystem}.
+
+    @ivar link_type: the link-layer type of captures on it.
+    @ivar problem: why it can't be captured on; L{None} if it can.
+    @ivar handles: the handles that are open on it.
+    @ivar index: its index, which it keeps when it is renamed.
+    """
+
+    link_type: int = 1
+    problem: str | None = None
+    handles: list[MemoryHandle] = field(default_factory=list)
+    index: int = field(default_factory=itertools.count(1).__next__)
+
+
+@implementer(IStandbyPacketSystem)
+class MemoryPacketSystem:
+    """
+    A packet system whose packets a test delivers.
+
+    It knows no filters except those that the test adds.
+
+    @ivar interfaces: the interfaces, by name.
+    @ivar filters: for each filter that can be compiled, a function that says whether a packet passes it.
+    @ivar seconds: the time at which packets arrive, in seconds since the Unix epoch.
+    @ivar opening: makes the Deferred that is awaited before a handle is opened; by default it has fired.
+    """
+
+    def __init__(self, *interfaces: str) -> None:
+        self.interfaces = {name: MemoryInterface() for name in interfaces}
+        self.filters: dict[str, Callable[[bytes], bool]] = {"": lambda data: True}
+        self.seconds = 1_700_000_000.0
+        self.opening: Callable[[], defer.Deferred[Any]] = lambda: defer.succeed(None)
+
+    def deliver(self, interface: str, *packets: bytes) -> None:
+        """Let packets arrive on an interface, unless it is down."""
+        if self.interfaces[interface].problem == _DOWN:
+            return
+        for handle in self.interfaces[interface].handles:
+            for data in packets:
+                handle.arrive(data, self.seconds)
+
+    def lose(self, interface: str) -> None:
+        """Remove an interface. Packets that have arrived can still be read."""
+        for handle in self.interfaces.pop(interface).handles:
+            handle.lost = True
+
+    def rename(self, interface: str, name: str) -> None:
+        """Rename an interface. Its handles capture on it as before."""
+        self.interfaces[name] = self.interfaces.pop(interface)
+
+    def down(self, interface: str) -> None:
+        """Take an interface down: nothing arrives, and it can't be opened."""
+        self.interfaces[interface].problem = _DOWN
+
+    def up(self, interface: str) -> None:
+        """Bring an interface up again."""
+        self.interfaces[interface].problem = None
+
+    def find(self, interface: str) -> defer.Deferred[int | None]:
+        """Find an interface by its name: see L{IStandbyPacketSystem.find}."""
+        found = self.interfaces.get(interface)
+        return defer.succeed(None if found is None else found.index)
+
+    @property
+    def open_handles(self) -> int:
+        """How many handles are open."""
+        return sum(len(interface.handles) for interface in self.interfaces.values())
+
+    def open(self, interface: str, *, snap_length: int, bpf: str) -> defer.Deferred[IPacketHandle]:
+        """Start to capture: see L{IPacketSystem.open}."""
+
+        async def open_it() -> IPacketHandle:
+            await self.opening()
+            program = self.compile(bpf)
+            return self._open(interface, snap_length, program, promiscuous=True)
+
+        return defer.Deferred.fromCoroutine(open_it())
+
+    def open_standby(self, interface: str, *, snap_length: int) -> defer.Deferred[IStandbyHandle]:
+        """Open a handle that lets no packet pass: see L{IStandbyPacketSystem.open_standby}."""
+
+        async def open_it() -> IStandbyHandle:
+            await self.opening()
+            nothing = MemoryProgram(bpf="", instructions=b"", passes=lambda data: False)
+            return _MemoryStandbyHandle(self, self._open(interface, snap_length, nothing, promiscuous=False))
+
+        return defer.Deferred.fromCoroutine(open_it())
+
+    def compile_now(self, handle: IPacketHandle, bpf: str) -> Program:
+        """Compile a filter: see L{IPacketSystem.compile_now}."""
+        return self.compile(bpf)
+
+    def open_dumper(self, file: str | int, *, link_type: int, snap_length: int) -> IPacketDumper:
+        """Create a pcap file: see L{IPacketSystem.open_dumper}."""
+        own = os.dup(file) if isinstance(file, int) else file
+        return MemoryDumper(open(own, "wb", buffering=_STDIO_BUFFER_BYTES), link_type, snap_length)
+
+    def _open(
+        self, interface: str, snap_length: int, program: MemoryProgram, *, promiscuous: bool
+    ) -> MemoryHandle:
+        found = self.interfaces.get(interface)
+        if found is None:
+            raise CaptureUnavailable(interface, "no such interface")
+        if found.problem is not None:
+            raise CaptureUnavailable(interface, found.problem)
+        handle = MemoryHandle(interface, found, snap_length, program)
+        handle.promiscuous = promiscuous
+        found.handles.append(handle)
+        return handle
+
+    def compile(self, bpf: str) -> MemoryProgram:
+        """Compile a filter that the test has added."""
+        if bpf not in self.filters:
+            raise FilterRejected(bpf, "libpcap says: syntax error")
+        return MemoryProgram(bpf=bpf, instructions=b"", passes=self.filters[bpf])
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryProgram(Program):
+    """
+    A filter of a L{MemoryPacketSystem}.
+
+    @ivar passes: whether a packet passes it.
+    """
+
+    passes: Callable[[bytes], bool]
+
+    def without(self, left_out: Program) -> MemoryProgram:
+        """A filter that lets pass what this one does, except what C{left_out} lets pass."""
+        assert isinstance(left_out, MemoryProgram)
+        return replace(self, passes=lambda data: self.passes(data) and not left_out.passes(data))
+
+
+@implementer(IStandbyHandle)
+class _MemoryStandbyHandle:
+    def __init__(self, system: MemoryPacketSystem, handle: MemoryHandle) -> None:
+        self._system = system
+        self.handle = handle
+        self._armed = False
+
+    @property
+    def index(self) -> int:
+        return self.handle.index
+
+    def check(self) -> None:
+        self.handle.read(1000, _discard)
+
+    def arm(self, bpf: str) -> defer.Deferred[IPacketHandle]:
+        self._armed = True
+
+        async def arm_it() -> IPacketHandle:
+            try:
+                await self._system.opening()
+                program = self._system.compile(bpf)
+                self.handle.read(1000, _discard)
+                self.handle.check_up()
+            except BaseException:
+                self.handle.close()
+                raise
+            self.handle.begin(program)
+            return self.handle
+
+        return defer.Deferred.fromCoroutine(arm_it())
+
+    def close(self) -> None:
+        if not self._armed:
+            self.handle.close()
+
+
+def _discard(header: object, data: bytes) -> None:
+    """For packets that nobody wants."""
+
+
+@implementer(IPacketHandle)
+class MemoryHandle:
+    """
+    A handle of a L{MemoryPacketSystem}.
+
+    @ivar lost: whether its interface is gone.
+    @ivar closed: whether it was closed.
+    @ivar promiscuous: whether the interface receives what is addressed to others, because of it.
+    """
+
+    def __init__(
+        self, name: str, interface: MemoryInterface, snap_length: int, program: MemoryProgram
+    ) -> None:
+        self._name = name
+        self._interface = interface
+        self._filter = program
+        self._waiting: deque[tuple[_Header, bytes]] = deque()
+        self._received = 0
+        self._reading = False
+        # A descriptor that is readable while packets wait, so that select() and reactors can be used.
+        self._event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.program: Program = program
+        self.link_type = interface.link_type
+        self.snap_length = snap_length
+        self.lost = False
+        self.closed = False
+        self.promiscuous = True
+
+    def arrive(self, data: bytes, seconds: float) -> None:
+        """A packet arrives."""
+        if self._filter.passes(data):
+            self._received += 1
+            self._waiting.append((_Header(seconds, len(data)), data))
+            os.eventfd_write(self._event, 1)
+
+    def fileno(self) -> int:
+        """The descriptor: see L{IPacketHandle.fileno}."""
+        return -1 if self.closed else self._event
+
+    def read(self, count: int, sink: PacketSink) -> int:
+        """Read packets: see L{IPacketHandle.read}."""
+        if self.closed:
+            raise ValueError("pcap is closed")
+        if self.lost and not self._waiting:
+            raise CaptureUnavailable(self._name, "The interface disappeared")
+        callback = sink if callable(sink) else sink.dump
+        read = 0
+        self._reading = True
+        try:
+            while self._waiting and read < count:
+                header, data = self._waiting.popleft()
+                if self._filter.passes(data):
+                    read += 1
+                    callback(header, data[: self.snap_length])
+        finally:
+            self._reading = False
+            if not self._waiting and not self.lost:
+                with suppress(BlockingIOError):
+                    os.eventfd_read(self._event)
+        return read
+
+    @property
+    def index(self) -> int:
+        """The index of its interface."""
+        return self._interface.index
+
+    def check_up(self) -> None:
+        """Fail if the interface is down."""
+        if self._interface.problem is not None:
+            raise CaptureUnavailable(self._name, self._interface.problem)
+
+    def begin(self, program: MemoryProgram) -> None:
+        """Capture from here on, with this filter."""
+        self.promiscuous = True
+        self.program = self._filter = program
+        self._received = 0
+
+    def set_filter(self, program: Program) -> None:
+        """Continue with another filter: see L{IPacketHandle.set_filter}."""
+        assert isinstance(program, MemoryProgram)
+        if self.lost:
+            raise CaptureUnavailable(self._name, "The interface disappeared")
+        self._filter = program
+
+    def counts(self) -> PacketCounts | None:
+        """What the kernel would say: see L{IPacketHandle.counts}."""
+        if self.lost:
+            return None
+        return PacketCounts(received=self._received, dropped=0, interface_dropped=0)
+
+    def close(self) -> None:
+        """Stop capturing: see L{IPacketHandle.close}."""
+        if self._reading:
+            raise AssertionError("closed within read: the real thing would crash")
+        if not self.closed:
+            self.closed = True
+            os.close(self._event)
+            self._interface.handles.remove(self)
+
+
+@implementer(IPacketDumper)
+class MemoryDumper:
+    """Writes a pcap file as libpcap does: buffered until it is closed, or stdio's buffer is full."""
+
+    def __init__(self, file: BinaryIO, link_type: int, snap_length: int) -> None:
+        self._file = file
+        # draft-ietf-opsawg-pcap, section 4.
+        file.write(struct.pack("=IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, snap_length, link_type))
+
+    def dump(self, header: Any, data: bytes) -> None:
+        """Write one packet: see L{IPacketDumper.dump}."""
+        seconds, fraction = divmod(header.seconds, 1)
+        self._file.write(_PACKET_HEADER.pack(int(seconds), round(fraction * 1e6), len(data), header.length))
+        self._file.write(data)
+
+    def close(self) -> None:
+        """Close the file: see L{IPacketDumper.close}."""
+        self._file.close()
