@@ -283,6 +283,10 @@ class PcapyHandle:
             raise _rejected(bpf, error) from None
 
     def set_filter(self, program: Program) -> None:
+        if self._is_for_kernel_alone(program):
+            # What has arrived by now is not filtered again, rather than lost.
+            self._attach(program)
+            return
         try:
             self._set_on_socket(program)
             if runs_in_kernel(self.fileno()):
@@ -320,7 +324,7 @@ class PcapyHandle:
         can't tell there in which direction a packet went, and would drop them all. So such a filter is
         given to the kernel alone, once the ring is empty.
         """
-        if self._libpcap is None or self.link_type == _COOKED or not program.reads_packet_type:
+        if not self._is_for_kernel_alone(program):
             self.set_filter(program)
             return
         until = time.monotonic() + _EMPTY_SECONDS
@@ -330,6 +334,9 @@ class PcapyHandle:
             time.sleep(_EMPTY_STEP_SECONDS)
             self.discard_packets()
         self._attach(program)
+
+    def _is_for_kernel_alone(self, program: Program) -> bool:
+        return self._libpcap is not None and self.link_type != _COOKED and program.reads_packet_type
 
     def _attach(self, program: Program) -> None:
         try:
