@@ -129,8 +129,8 @@ class CapturePort:
 
     def doRead(self) -> None:
         """
-        Packets have arrived. All of them are read, and those that arrive meanwhile: more than a ring holds if
-        the last turn of the reactor was a long one, so that none are lost in the next.
+        Packets have arrived. All of them are read, and those that arrive in the meantime: more than a ring
+        holds if the last turn of the reactor was a long one, so that none are lost in the next.
         """
         self._read_all()
 

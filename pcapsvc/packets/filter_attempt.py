@@ -59,7 +59,7 @@ class FilterAttempt:
         await deferLater(self._reactor, 0)
 
     def begin(self) -> None:
-        """Have the process compile."""
+        """Have the process compile the filter."""
         assert self.worker is not None
         self._began = self._reactor.seconds()
         worker = self.worker
@@ -95,8 +95,8 @@ class FilterAttempt:
 
     async def wait_quick(self, seconds: float, most_seconds: float) -> Outcome | None:
         """
-        Wait for the outcome until the process has computed for so many seconds: on a busy machine, that takes
-        longer than on an idle one. L{None} if there is none by then.
+        Wait for the outcome until the process has used C{seconds} of processor time: on a busy machine, that
+        takes longer than on an idle one. L{None} if there is none by then.
 
         @param most_seconds: the longest time to wait.
 

@@ -313,7 +313,7 @@ class FilterCompiler(Service):
             self._ready = worker
             if not self._keep_ready:
                 self._idle_timer = self._reactor.callLater(self._idle_limit, self._end_ready)
-        # The next filter takes its turn here.
+        # This leaves its place to the next filter.
         attempt.kill()
 
     def _end_ready(self) -> None:

@@ -134,7 +134,7 @@ class _Filters:
         try:
             self._reader.setfilter(program.bpf)
         except pcapy.PcapError:
-            # It doesn't tell a filter that can't be compiled from one that can't be set.
+            # It doesn't distinguish a filter that can't be compiled from one that can't be set.
             netmask = _netmask(self._reader)
             try:
                 pcapy.compile(self._reader.datalink(), 65535, program.bpf, 1, netmask)
@@ -245,7 +245,7 @@ class PcapyHandle:
         """
         Begin anew with another filter, in a thread: what has arrived is discarded, and not counted.
 
-        @param promiscuous: whether to bring the interface into promiscuous mode.
+        @param promiscuous: whether to put the interface into promiscuous mode.
 
         @return: this handle.
 
@@ -318,11 +318,11 @@ class PcapyHandle:
 
     def _set_on_empty_ring(self, program: Program) -> None:
         """
-        Set a filter where none lets a packet pass.
+        Set a filter while no packet passes.
 
         libpcap also applies a filter to what is in the ring, and to all that will be in its first block. It
-        can't tell there in which direction a packet went, and would drop them all. So such a filter is
-        given to the kernel alone, once the ring is empty.
+        doesn't know there in which direction a packet went, and would drop them all. So such a filter is
+        set in the kernel alone, once the ring is empty.
         """
         if not self._is_for_kernel_alone(program):
             self.set_filter(program)

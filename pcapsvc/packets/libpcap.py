@@ -160,7 +160,7 @@ class Libpcap:
 
         @param reader: an open reader of pcapy's, not blocking.
         @param dumper: an open dumper of pcapy's.
-        @param count: how many packets, at most; 1 or more.
+        @param count: the largest number of packets to write; 1 or more.
 
         @return: the number of packets.
 

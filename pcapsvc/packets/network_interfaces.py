@@ -133,13 +133,13 @@ def missed_packets(index: int, sysfs: Path = _SYSFS) -> int | None:
     name = name_of(index)
     if name is None:
         return None
-    folder = sysfs / name
+    found = sysfs / name
     try:
         missed = sum(
-            int((folder / "statistics" / each).read_text()) for each in ("rx_missed_errors", "rx_fifo_errors")
+            int((found / "statistics" / each).read_text()) for each in ("rx_missed_errors", "rx_fifo_errors")
         )
-        # It may have been renamed meanwhile.
-        return missed if int((folder / "ifindex").read_text()) == index == find_index(name) else None
+        # It may have been renamed in the meantime.
+        return missed if int((found / "ifindex").read_text()) == index == find_index(name) else None
     except (OSError, ValueError):
         return None
 

@@ -108,7 +108,7 @@ class Opener:
         reader.set_timeout(self.read_timeout_ms)
         reader.set_buffer_size(self.buffer_size_bytes)
         libpcap = self.libpcap
-        # pcapy would hold Python's lock meanwhile.
+        # pcapy would hold Python's lock while it waits.
         status = reader.activate() if libpcap is None else libpcap.activate(reader)
         if status < 0:
             message = (libpcap and one_line(libpcap.words(reader))) or f"libpcap error {status}"

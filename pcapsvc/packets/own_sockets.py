@@ -40,19 +40,19 @@ class SocketTable:
         # For each, a duplicate of its descriptor, the descriptor, and the address that it connects to.
         self._begun: deque[tuple[int, int, tuple[Any, ...]]] = deque()
         self._known: dict[str, tuple[Connection, ...]] = {}
-        self._hears = False
+        self._has_hook = False
         self._watching = False
 
     def watch(self) -> None:
-        """Take note of connections that are opened. A second call does nothing."""
+        """Record connections that are opened. A second call does nothing."""
         self._watching = True
-        if not self._hears:
-            self._hears = True
+        if not self._has_hook:
+            self._has_hook = True
             # It can't be removed again.
-            sys.addaudithook(self._heard)
+            sys.addaudithook(self._on_audit_event)
 
     def unwatch(self) -> None:
-        """Take note of them no more, and forget those noted so far."""
+        """Stop recording them, and forget those recorded so far."""
         self._watching = False
         while self._begun:
             os.close(self._begun.popleft()[0])
@@ -72,10 +72,10 @@ class SocketTable:
                         self._known[target] = found
                         connections.update(found)
             except (OSError, ValueError):
-                pass  # not connected, or closed by another thread meanwhile
+                pass  # not connected, or closed by another thread in the meantime
         return OwnSockets(connections=frozenset(connections), listeners=frozenset(listeners))
 
-    def _heard(self, event: str, arguments: tuple[Any, ...]) -> None:
+    def _on_audit_event(self, event: str, arguments: tuple[Any, ...]) -> None:
         if event != "socket.connect" or not self._watching:
             return
         one, address = arguments
@@ -91,7 +91,7 @@ class SocketTable:
         """Connections that are being opened: their peers are known before they answer."""
         for _ in range(len(self._begun)):
             descriptor, original, address = self._begun.popleft()
-            # This comes first: a socket that is closed by then gets no port any more.
+            # This comes first: a socket that is closed by then no longer gets a port.
             is_open = _is_same(descriptor, original)
             one = socket.socket(fileno=descriptor)
             try:
@@ -157,14 +157,14 @@ def _is_same(descriptor: int, other: int) -> bool:
 
 def _address_towards(family: int, address: tuple[Any, ...]) -> Address:
     """The address of this host from which it sends to another."""
-    with socket.socket(family, socket.SOCK_DGRAM) as unheard:
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
         # On a datagram socket, this sends nothing.
-        unheard.connect(address)
-        return _end(unheard.getsockname())[0]
+        probe.connect(address)
+        return _end(probe.getsockname())[0]
 
 
 def _addresses(listener: socket.socket) -> Iterator[Address]:
-    """The addresses of this host on which a socket listens that is bound to no particular one."""
+    """The addresses that a socket listens on if it is bound to all of them."""
     if listener.family == socket.AF_INET:
         yield from _ipv4_addresses()
         return

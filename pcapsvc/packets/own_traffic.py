@@ -51,7 +51,7 @@ class OwnTrafficFilter:
 
     @param compile_now: compiles a filter for a handle, while everything waits
         (L{pcapsvc.interfaces.capture.IPacketSystem}). It may: the text is ours, not a stranger's; it is one
-        of a form that libpcap compiles in 5 ms at most, as it has up to 64 connections; and packets of a
+        of a form that libpcap compiles in up to 5 ms, as it has up to 64 connections; and packets of a
         connection may only be read once it is excluded.
     @param table: makes the table of the process's sockets, given a function to call when a connection is
         opened.

@@ -260,7 +260,7 @@ class PcapySystem(Service):
 
 
 def _expected_kind(index: int, snap_length: int, bpf: str) -> Kind | None:
-    """What a handle will be, if that can be told before it is opened."""
+    """What a handle will be, if that is known before it is opened."""
     link_type: int | None = _COOKED
     name = ANY_INTERFACE
     if index != ANY_INDEX:

@@ -141,7 +141,7 @@ class PacketSystemContract:
         self.assertEqual(written[40:], udp_frame(1, size=300)[:60])
 
     async def test_dump(self) -> None:
-        """Packets are written as they would be one by one, at most as many as asked for; the others wait."""
+        """Packets are written as they would be one by one, up to the number asked for; the others wait."""
         handle = await self.open(snap_length=60)
         one_by_one, at_once = self.memory_file(), self.memory_file()
         frames = [udp_frame(number, size=50 + number) for number in range(20)]
@@ -170,7 +170,7 @@ class PacketSystemContract:
         self.assertEqual(found, [(len(frame), frame[:60]) for frame in frames])
 
     async def test_dump_of_a_lost_interface(self) -> None:
-        """What had arrived when the interface went away is written; then that is told."""
+        """What had arrived when the interface went away is written; then the loss is reported."""
         handle = await self.open()
         self.send(*[udp_frame(number) for number in range(3)])
         time.sleep(0.05)  # the kernel hands over a block that isn't full after its time-out
@@ -207,12 +207,12 @@ class PacketSystemContract:
         self.assertIn("syntax error", str(error))
 
     async def test_no_such_interface(self) -> None:
-        """An interface that isn't there is told by its name."""
+        """An interface that doesn't exist is reported by its name."""
         error = await self.unavailable("nosuch0")
         self.assertEqual((error.interface, error.reason), ("nosuch0", "no such interface"))
 
     async def test_interface_lost(self) -> None:
-        """What had arrived when the interface went away can still be read; then that is told."""
+        """What had arrived when the interface went away can still be read; then the loss is reported."""
         handle = await self.open()
         frames = [udp_frame(number) for number in range(3)]
         self.send(*frames)
@@ -262,7 +262,7 @@ class PacketSystemContract:
         self.assertEqual((await self.unavailable()).reason, "no such interface")
 
     async def test_standby_on_an_interface_that_is_down(self) -> None:
-        """A standby handle outlasts that its interface is down; arming it meanwhile fails as opening does."""
+        """A standby handle survives that its interface is down; arming it fails as opening does."""
         standby = await self.system.open_standby(self.interface, snap_length=60)
         self.addCleanup(standby.close)
         self.assertEqual(standby.index, await self.system.find(self.interface))

@@ -119,7 +119,7 @@ class PcapySystemTests(PacketSystemContract, unittest.TestCase):
         other.up()
 
     async def test_interface_down(self) -> None:
-        """An interface that is down is told as such."""
+        """An interface that is down is reported as such."""
         self.wire.down()
         error = await self.unavailable()
         self.assertEqual(error.reason, "the interface is down")
@@ -233,7 +233,7 @@ class PcapySystemTests(PacketSystemContract, unittest.TestCase):
         self.assertEqual(self.read(handle, 2), [udp_frame(1), udp_frame(3)])
 
     async def test_direction_on_a_busy_interface(self) -> None:
-        """Nothing that such a filter doesn't let pass gets into a capture, whatever arrives meanwhile."""
+        """Nothing that such a filter doesn't let pass gets into a capture, whatever arrives as it is set."""
         ended = threading.Event()
 
         def send() -> None:
@@ -288,7 +288,7 @@ class PcapySystemTests(PacketSystemContract, unittest.TestCase):
         self.assertEqual(read, [udp_frame(1)])
 
     async def test_no_room_for_the_ring(self) -> None:
-        """What else keeps an interface from being opened is told in libpcap's words, if they can be had."""
+        """Other reasons why an interface can't be opened are reported in libpcap's words, if available."""
         (await self.open()).close()  # there is a thread from here on, and needs no memory any more
         system = self.make(buffer_size_bytes=64 << 20)
         before = resource.getrlimit(resource.RLIMIT_AS)
@@ -387,6 +387,6 @@ class PcapySystemTests(PacketSystemContract, unittest.TestCase):
 
 
 class PlainPcapySystemTests(PcapySystemTests):
-    """libpcap, where pcapy's objects are not known from within."""
+    """libpcap, if pcapy's internals are unknown."""
 
     native = False

@@ -129,7 +129,7 @@ class AdmissionTests(unittest.SynchronousTestCase):
 
     @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 600)), max_size=30))
     def test_never_over(self, steps: list[tuple[str, int]]) -> None:
-        """Captures that are begun only where there is room never hold more than may be held."""
+        """Captures that are only begun if there is room never hold more memory than permitted."""
         admission = Admission(max_captures=2, max_memory_bytes=1000)
         running: dict[str, int] = {}
         held: dict[str, int] = {}

@@ -22,7 +22,7 @@ class WithoutTests(unittest.SynchronousTestCase):
     """L{without}."""
 
     def test_ends(self) -> None:
-        """Where the first lets a packet pass, that is the end of it; where not, the second begins."""
+        """If a packet passes the first one, it is dropped; if not, the second one begins."""
         expected = program(*_IP[:2], (0x06, 0, 0, 0), (0x05, 0, 0, 0), *_ALL)
         self.assertEqual(without(program(*_IP), program(*_ALL)), expected)
 

@@ -35,7 +35,7 @@ class OwnTrafficTests(unittest.SynchronousTestCase):
         self.traffic = OwnTraffic()
 
     def test_nothing(self) -> None:
-        """Where nothing is open, there is no filter."""
+        """If nothing is open, there is no filter."""
         self.traffic.update(OwnSockets(), 0.0)
         self.assertEqual(self.traffic.bpf, "")
 
@@ -83,7 +83,7 @@ class OwnTrafficTests(unittest.SynchronousTestCase):
         self.assertIn("dst host 10.0.0.1 and tcp dst port 8480", before)
 
     def test_bounded(self) -> None:
-        """Where there are too many, those that are open come first; it is told how many are left out."""
+        """If there are too many, those that are open come first, and the number of the others is returned."""
         self.traffic.update(sockets(*range(1000, 1000 + MOST_CONNECTIONS)), 0.0)
         self.assertEqual(self.traffic.left_out, 0)
         self.traffic.update(sockets(9999), 1.0)

@@ -216,21 +216,21 @@ class HostilePacketTests(SynchronousTestCase):
         logs = {kind: self.log("abc", kind, now=self.now, panic=False) for kind in _LINK_TYPES}
         slowest = 0.0
         for link_type, packet in self.packets(_PACKETS, seed=1):
-            told = f"link type {link_type}: {packet.hex()}"
+            described = f"link type {link_type}: {packet.hex()}"
             start = time.thread_time()
             try:
                 logs[link_type].packet(packet)
             except BaseException as error:
-                raise AssertionError(told) from error
+                raise AssertionError(described) from error
             slowest = max(slowest, time.thread_time() - start)
             [event] = self.events
             self.events.clear()
             line = event["line"]
             if not line.isprintable() or len(line) > _LONGEST_LINE:
-                self.fail(f"{line!r}, {told}")
+                self.fail(f"{line!r}, {described}")
             if formatEvent(event) != f"abc: packet: {line}":
-                self.fail(f"{formatEvent(event)!r}, {told}")
-            self.assertLess(slowest, _ONE_PACKET_SECONDS, told)
+                self.fail(f"{formatEvent(event)!r}, {described}")
+            self.assertLess(slowest, _ONE_PACKET_SECONDS, described)
 
     def test_panic(self) -> None:
         """With panic, what can't be decoded is that, and nothing else is raised; it is logged no worse."""

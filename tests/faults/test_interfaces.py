@@ -92,7 +92,7 @@ class InterfaceTests(SynchronousTestCase):
             _, state = self.daemon.request("GET", f"/captures/{capture}")
             return state["packets"] == number_of(frames[-1]) + 1 or None
 
-        # What the kernel has on its way, it drops where the interface goes.
+        # The kernel drops what is on its way if the interface disappears.
         until(has_them, "the packets to arrive")
 
     def assert_ended(self, capture: str, reason: str, numbers: list[int]) -> None:
@@ -236,7 +236,7 @@ class InterfaceTests(SynchronousTestCase):
 
 
 class WaitingTests(InterfaceTests):
-    """The same where a handle waits on the interface."""
+    """The same with a handle on standby."""
 
     configuration = '[capture]\nstandby = ["{}"]\n'
     waiting = 1

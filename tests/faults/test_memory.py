@@ -42,7 +42,7 @@ class HangingDestinationTests(SynchronousTestCase):
         return daemon
 
     def capture(self, daemon: Daemon) -> str:
-        """A capture that has ended, and that the folder and the spool have."""
+        """A capture that has ended, and that the directory and the spool have."""
         before = len(self.spooled())
         capture = daemon.capture(interface=[self.wire.interface], packets=_PACKETS, snap=2000)
         self.wire.send([udp_frame(number, size=1400) for number in range(_PACKETS)])

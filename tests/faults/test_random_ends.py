@@ -26,9 +26,9 @@ from tests.chance import SEED, VARIABLE, chance
 
 _ROUNDS = 8
 _STOP_SECONDS = 4
-# How long a daemon has work before its end, at most.
+# The longest time that a daemon has work before its end.
 _WORK_SECONDS = 1.0
-# How soon after a stop began a second signal comes, at most.
+# The longest time from the beginning of a stop to a second signal.
 _HURRY_SECONDS = 0.5
 _PATIENCE_SECONDS = 60.0
 _ID = r"([0-9a-f]{12})"
@@ -47,9 +47,9 @@ class RandomEndCase(SynchronousTestCase):
         self.server = CloudSharkServer()
         self.addCleanup(self.server.stop)
         self.server.start()
-        self.spool, self.folder = (Path(self.mktemp()).absolute() for _ in range(2))
+        self.spool, self.directory = (Path(self.mktemp()).absolute() for _ in range(2))
         self.spool.mkdir()
-        self.folder.mkdir()
+        self.directory.mkdir()
         self.daemons: list[Daemon] = []
 
     def start(self) -> Daemon:
@@ -62,9 +62,9 @@ class RandomEndCase(SynchronousTestCase):
             general=f"stoptimeout = {_STOP_SECONDS}",
         )
         self.addCleanup(daemon.stop)
-        # All have one folder.
+        # All have one directory.
         daemon.captures.rmdir()
-        daemon.captures.symlink_to(self.folder)
+        daemon.captures.symlink_to(self.directory)
         daemon.start()
         self.daemons.append(daemon)
         return daemon
@@ -107,7 +107,7 @@ class RandomEndCase(SynchronousTestCase):
         self.assertEqual(daemon.wait(), 0)
         self.assertLessEqual({path.name for path in self.spool.iterdir()}, {"lock", "broken"}, self.seed)
 
-    def told(self, words: str) -> Counter[str]:
+    def logged(self, words: str) -> Counter[str]:
         """The captures of which any daemon logged something, and how often."""
         return Counter(id for daemon in self.daemons for id in re.findall(f"{_ID}: {words}", daemon.log))
 
@@ -116,9 +116,9 @@ class RandomEndCase(SynchronousTestCase):
         return Counter(path.name.split("-")[1] for path in self.spool.glob(f"[0-9]*-{destination}"))
 
     def files(self) -> dict[str, bytes]:
-        """What is in the folder, by the captures' ids: all of it whole, and each once."""
+        """What is in the directory, by the captures' ids: all of it whole, and each once."""
         found: dict[str, bytes] = {}
-        for path in self.folder.glob("[!.]*"):
+        for path in self.directory.glob("[!.]*"):
             self.assertTrue(read_packets(path))
             id = path.stem.rpartition("-")[2]
             self.assertNotIn(id, found, self.seed)
@@ -126,7 +126,7 @@ class RandomEndCase(SynchronousTestCase):
         return found
 
     def uploads(self) -> list[tuple[str, bytes]]:
-        """What reached the server, by the captures' ids: all of it whole, and what the folder has."""
+        """What reached the server, by the captures' ids: all of it whole, and what the directory has."""
         files, path = self.files(), Path(self.mktemp())
         found = []
         for upload in self.server.uploads():
@@ -158,17 +158,17 @@ class RandomStopTests(RandomEndCase):
         self.assertFalse((self.spool / "broken").exists(), self.seed)
         # It had something to do.
         self.assertGreater(len(self.files()), _ROUNDS)
-        self.assertTrue(self.told("not delivered to cloudshark yet"), self.seed)
+        self.assertTrue(self.logged("not delivered to cloudshark yet"), self.seed)
 
     def assert_all_there(self) -> None:
         """Each capture has ended; with packets, it is at each destination or in the spool, once."""
-        ended, empty = self.told("stopped by"), self.told("stopped by [a-z_]+: 0 packets")
-        self.assertEqual(ended, self.told("capturing on"), self.seed)
+        ended, empty = self.logged("stopped by"), self.logged("stopped by [a-z_]+: 0 packets")
+        self.assertEqual(ended, self.logged("capturing on"), self.seed)
         kept = ended - empty
         for destination in ("local", "cloudshark"):
-            found = self.told(f"delivered to {destination}") + self.waiting(destination)
+            found = self.logged(f"delivered to {destination}") + self.waiting(destination)
             self.assertEqual(found, kept, f"{destination} {self.seed}")
-        # What is spooled for the folder may have come there, too, as it was given up at the last moment.
+        # What is spooled for the directory may have got there, too, as it was given up at the last moment.
         self.assertLessEqual(self.files().keys(), kept.keys(), self.seed)
         self.assertLessEqual(kept.keys(), self.files().keys() | self.waiting("local").keys(), self.seed)
 
@@ -177,7 +177,7 @@ class RandomKillTests(RandomEndCase):
     """SIGKILL."""
 
     def test_kill(self) -> None:
-        """What was told to be in the spool is there, or delivered; and nothing is delivered twice."""
+        """What was logged to be in the spool is there, or delivered; and nothing is delivered twice."""
         for _ in range(_ROUNDS):
             # Either the server takes a capture, or it doesn't see all of it.
             self.server.behave(*self.chance.choices([accept(), reset(0)], k=20), reset(0))
@@ -186,17 +186,17 @@ class RandomKillTests(RandomEndCase):
             self.assert_kept()
         self.drain()
         self.assert_kept()
-        self.assertTrue(self.told("not delivered to cloudshark yet"), self.seed)
-        self.assertEqual(set(self.told("delivered to cloudshark").values()), {1}, self.seed)
+        self.assertTrue(self.logged("not delivered to cloudshark yet"), self.seed)
+        self.assertEqual(set(self.logged("delivered to cloudshark").values()), {1}, self.seed)
         # The next daemon asks the server for what the one before may have brought there, and hardly ever
         # before the server has it.
         taken = Counter(id for id, _ in self.uploads())
         self.assertLessEqual(taken.total() - len(taken), 1, self.seed)
 
     def assert_kept(self) -> None:
-        """What was told to be in the spool is there, or at the server."""
+        """What was logged to be in the spool is there, or at the server."""
         taken = {id for id, _ in self.uploads()}
         for words in ("not delivered to cloudshark yet, and kept in the spool", "delivered to cloudshark"):
             self.assertLessEqual(
-                self.told(words).keys(), taken | self.waiting("cloudshark").keys(), f"{words} {self.seed}"
+                self.logged(words).keys(), taken | self.waiting("cloudshark").keys(), f"{words} {self.seed}"
             )

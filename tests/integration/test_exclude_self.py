@@ -110,7 +110,7 @@ class RestartableKafka(KafkaBroker):
     """
     Likewise.
 
-    @ivar port: where it speaks in the clear.
+    @ivar port: its port without TLS.
     """
 
     def __init__(self, strangers: Strangers, host: str) -> None:
@@ -190,32 +190,32 @@ class ExcludeSelfTests(SynchronousTestCase):
         (subscriber,) = re.findall(rb"\baddr=127\.0\.0\.1:(\d+)", clients)
         return {**own, int(subscriber): "redis"}
 
-    def told(self, ports: list[tuple[int, int]], own: dict[int, str]) -> dict[str, int]:
+    def counted(self, ports: list[tuple[int, int]], own: dict[int, str]) -> dict[str, int]:
         """How many packets there are of each."""
-        told: dict[str, int] = {}
+        found: dict[str, int] = {}
         for pair in ports:
             name = next((own[port] for port in pair if port in own), None)
             # A client's port may be that of a connection between others as well.
             if name == "redis" and self.redis.port not in pair:
                 continue
             if name is not None:
-                told[name] = told.get(name, 0) + 1
-        return told
+                found[name] = found.get(name, 0) + 1
+        return found
 
     def test_without(self) -> None:
         """Without it, all of them are in the file: it is what tcpdump would hold."""
         daemon = self.daemon("")
         own = self.own_ports(daemon)
-        told = self.told(self.captured(daemon, "lo", 14), own)
-        self.assertEqual(set(told), {"http", "cloudshark", "s3", "redis"})
+        found = self.counted(self.captured(daemon, "lo", 14), own)
+        self.assertEqual(set(found), {"http", "cloudshark", "s3", "redis"})
 
     def test_loopback(self) -> None:
         """With it, none is, from the first packet to the last; and all that is others'."""
         daemon = self.daemon("excludeself = true")
         own = self.own_ports(daemon)
         ports = self.captured(daemon, "lo", 14)
-        self.assertEqual(self.told(ports, own), {})
-        # Each of 30 greetings goes to the echo server and back, twice acknowledged at most; the test's own
+        self.assertEqual(self.counted(ports, own), {})
+        # Each of 30 greetings goes to the echo server and back, acknowledged up to twice; the test's own
         # connections to Redis are others' too.
         echoed = [pair for pair in ports if self.echo_port in pair]
         self.assertGreaterEqual(len(echoed), 3 + 60)
@@ -226,7 +226,7 @@ class ExcludeSelfTests(SynchronousTestCase):
         daemon = self.daemon("excludeself = true")
         own = self.own_ports(daemon)
         ports = self.captured(daemon, "any", 16)
-        self.assertEqual(self.told(ports, own), {})
+        self.assertEqual(self.counted(ports, own), {})
         self.assertGreaterEqual(len([pair for pair in ports if self.echo_port in pair]), 3 + 60)
 
 
@@ -290,7 +290,7 @@ class SideBySideCase(SynchronousTestCase):
         seen: dict[str, int] = {}
         for interface, link_header in reversed(LINK_HEADERS.items()):
             (witnessed, talked), (kept, also_talked) = (
-                self.told(ports_of(one.file_of(ids[one, interface]), link_header), own) for one in both
+                self.counted(ports_of(one.file_of(ids[one, interface]), link_header), own) for one in both
             )
             self.assertEqual(kept, {}, interface)
             seen = dict(Counter(name for name, _ in witnessed))
@@ -299,7 +299,7 @@ class SideBySideCase(SynchronousTestCase):
             self.assertEqual({client for _, client in talked}, self.strangers.talked, interface)
         return seen
 
-    def told(
+    def counted(
         self, pairs: Iterable[tuple[int, int]], own: Mapping[int, str]
     ) -> tuple[Counter[tuple[str, int]], Counter[tuple[str, int]]]:
         """How many packets connections to these ports have: all but strangers', and those that talked."""
@@ -409,7 +409,7 @@ class KafkaTests(SideBySideCase):
 
 
 class SQSTests(SideBySideCase):
-    """Long polls of a client that blocks, in threads, and that takes a new connection where one has died."""
+    """Long polls of a client that blocks, in threads, and that opens a new connection if one has died."""
 
     def poll(self, host: str) -> None:
         """Connections are cut in the middle of a poll, again and again."""

@@ -243,7 +243,7 @@ class _Server:
         os.set_blocking(self._names, False)
 
     def asked(self) -> list[str]:
-        """The names that were asked for since the last call. A query is answered after its name is told."""
+        """The names asked for since the last call. A query is answered after its name is recorded."""
         with contextlib.suppress(BlockingIOError):
             return os.read(self._names, 65536).decode().split()
         return []

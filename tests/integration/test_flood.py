@@ -36,7 +36,7 @@ _PATIENT = "[capture]\nbuffersize = 33554432\nreadtimeout = 40\n"
 
 
 def _counted(log: str) -> int:
-    """How many refused requests are counted in a log, and not told each."""
+    """How many refused requests a log counts, instead of reporting each."""
     return sum(int(count) for count in re.findall(r"(\d+) more requests from redis refused", log))
 
 

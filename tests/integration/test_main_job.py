@@ -66,7 +66,7 @@ class MainJobTests(SynchronousTestCase):
         self.assertIsNone(tshark_complaint(path))
 
     def test_waiting_handle(self) -> None:
-        """Where a handle waits, a capture has what came after the request, and nothing from before it."""
+        """If a handle is on standby, a capture has what came after the request, and nothing before."""
         daemon = self.daemon(f'[capture]\nstandby = ["{self.wire.interface}"]\n')
         for round in range(2):
             self.wire.send([udp_frame(number, port=9) for number in range(100, 110)])
@@ -86,7 +86,7 @@ class MainJobTests(SynchronousTestCase):
         self.assertIsNone(tshark_complaint(daemon.file_of(capture)))
 
     def test_all_destinations(self) -> None:
-        """One request by Redis is delivered to a folder, to CloudShark and to S3, the same bytes to each."""
+        """One request by Redis is delivered to a directory, CloudShark and S3, the same bytes to each."""
         redis, cloudshark, s3 = RedisServer(password="hush-hush"), CloudSharkServer(), S3Server()
         for peer in (redis, cloudshark, s3):
             self.addCleanup(peer.stop)
@@ -120,9 +120,9 @@ class MainJobTests(SynchronousTestCase):
         )
         for one in state["deliveries"]:
             # In one line, once.
-            told = [line for line in daemon.log.splitlines() if one["location"] in line]
-            self.assertEqual(len(told), 1, told)
-            self.assertIn(f"{capture}: delivered to {one['destination']}: {one['location']}", told[0])
+            lines = [line for line in daemon.log.splitlines() if one["location"] in line]
+            self.assertEqual(len(lines), 1, lines)
+            self.assertIn(f"{capture}: delivered to {one['destination']}: {one['location']}", lines[0])
         path = daemon.file_of(capture)
         data = path.read_bytes()
         self.assertEqual(stat.S_IMODE(path.stat().st_mode), 0o640)
@@ -246,7 +246,7 @@ class MainJobTests(SynchronousTestCase):
         self.assertEqual({path.name for path in daemon.captures.iterdir()}, files)
 
     def test_nothing_captured(self) -> None:
-        """Where no packet came, nothing is written."""
+        """If no packet arrived, nothing is written."""
         daemon = self.daemon()
         capture = daemon.capture(interface=[self.wire.interface], timeout=1)
         self.assertEqual([daemon.done(capture)[key] for key in ("reason", "packets")], ["idle", 0])
@@ -294,7 +294,7 @@ class MainJobTests(SynchronousTestCase):
             daemon.stop()
 
     def test_busy(self) -> None:
-        """Over the number of captures, or over the memory that they may hold, a request is told to wait."""
+        """Beyond the limit of captures, or of the memory that they may hold, the node is busy."""
         daemon = self.daemon(general="maxcaptures = 2\nmaxbytes = 30000000\nmaxmemory = 40000000")
         body = {"node": "any", "interface": [self.wire.interface], "duration": 30, "timeout": 30}
         daemon.capture(**body)

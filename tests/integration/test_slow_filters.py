@@ -1,4 +1,4 @@
-"""A filter that takes long to compile, and everything else that goes on meanwhile."""
+"""A filter that takes long to compile, and everything else that happens at the same time."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ class SlowFilterTests(SynchronousTestCase):
         self.assertEqual(answers[0][0], 202, answers)
 
     def test_stop_while_preparing(self) -> None:
-        """A stop ends what is being compiled or opened, leaves no process, and tells the client."""
+        """A stop ends what is being compiled or opened, leaves no process, and answers the client."""
         daemon = self.daemon()
         answers: list[tuple[int, Any]] = []
         asking = [self.ask(daemon, bpf, answers) for bpf in (_ENDLESS, _ENDLESS + " and udp", "udp port 9")]

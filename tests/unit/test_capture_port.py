@@ -242,7 +242,7 @@ class CapturePortTests(unittest.SynchronousTestCase):
         raise OSError(12, "Cannot allocate memory")
 
     def test_counts(self) -> None:
-        """No fewer packets are told as received than were read and dropped."""
+        """No fewer packets are reported as received than were read and dropped."""
         counts = PacketCounts(received=7, dropped=2, interface_dropped=1)
         self.assertEqual(counts.with_at_least(5), counts)
         self.assertEqual(counts.with_at_least(6).received, 8)
@@ -311,7 +311,7 @@ class CapturePortTests(unittest.SynchronousTestCase):
             self.assertEqual((made.reason, made.packets), (reason, 0))
 
     def test_no_room_on_the_reactor(self) -> None:
-        """Where the reactor can't watch it, the capture is unavailable, and leaves nothing."""
+        """If the reactor can't watch it, the capture is unavailable, and leaves nothing."""
         self.reactor = _FullReactor()
         error = self.failureResultOf(self.port().start(), CaptureUnavailable).value
         self.assertIn("No space left on device", str(error))

@@ -45,7 +45,7 @@ class FilterCompilerTests(FilterCase):
         self.assertEqual(self.successResultOf(self.compile("one")).compile_seconds, 0.0)
 
     def test_cache_is_bounded(self) -> None:
-        """Only so many programs are kept: those that were used last."""
+        """The cache is bounded: the programs that were used last stay."""
         for number in range(40):
             self.compile("filter 0")
             self.compile(f"filter {number}")
@@ -79,7 +79,7 @@ class FilterCompilerTests(FilterCase):
 
     def test_stacks(self) -> None:
         """
-        The next filter has its turn after everything that follows from the one before, and not within it.
+        The next filter begins after everything that follows from the one before, and not within it.
         """
         first, second = self.compile("first"), self.compile("second")
         [process] = self.clock.processes

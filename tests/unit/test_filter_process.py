@@ -55,7 +55,7 @@ class FilterProcessTests(unittest.TestCase):
         return self.compiler.compile(bpf, link_type=1, snap_length=512)
 
     async def test_endless(self) -> None:
-        """Filters on which libpcap's optimizer never ends can be used, and meanwhile others are compiled."""
+        """Filters on which libpcap's optimizer never ends can be used, and delay no others."""
         if b"1.9.1" not in Path(library_path(pcapy.__file__)).read_bytes():
             raise unittest.SkipTest("this libpcap's optimizer comes to an end")
         self.make(optimizer_seconds=0.5, limit_seconds=0.5)

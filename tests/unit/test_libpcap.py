@@ -23,7 +23,7 @@ def vlan(frame: bytes) -> bytes:
 
 
 class LibpcapTests(unittest.SynchronousTestCase):
-    """What the packet systems' own suite doesn't ask: where it can be had, and for what."""
+    """What the packet systems' suite doesn't test: on which installations it is available, and for what."""
 
     def libpcap(self) -> Libpcap:
         """The one of the pcapy that is installed."""

@@ -34,21 +34,21 @@ class NetworkInterfaceTests(SynchronousTestCase):
 
     def sysfs(self, **files: str) -> Path:
         """A directory of interfaces with some files of the loopback interface."""
-        folder = Path(self.mktemp())
-        (folder / "lo" / "statistics").mkdir(parents=True)
+        directory = Path(self.mktemp())
+        (directory / "lo" / "statistics").mkdir(parents=True)
         for name, text in files.items():
-            folder.joinpath("lo", *name.split("__")).write_text(text)
-        return folder
+            directory.joinpath("lo", *name.split("__")).write_text(text)
+        return directory
 
     def test_missed(self) -> None:
         """What the hardware missed is the sum of two counters; what the kernel did not want is left out."""
-        folder = self.sysfs(
+        directory = self.sysfs(
             ifindex="1\n",
             statistics__rx_missed_errors="5\n",
             statistics__rx_fifo_errors="2\n",
             statistics__rx_dropped="9\n",
         )
-        self.assertEqual(missed_packets(_LOOPBACK, folder), 7)
+        self.assertEqual(missed_packets(_LOOPBACK, directory), 7)
 
     def test_unknown(self) -> None:
         """It is unknown if a counter is missing, or belongs to another interface."""

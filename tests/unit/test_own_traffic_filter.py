@@ -127,7 +127,7 @@ class OwnTrafficFilterTests(unittest.SynchronousTestCase):
         handle.close()
 
     def test_no_way(self) -> None:
-        """Where they can't be left out, that is told of the interface, once, and all is there."""
+        """If they can't be excluded, that is logged once for each interface, and all packets are captured."""
         handle = self.open()
         self.memory.deliver("mem0", b"u1", b"own1")
         [table] = self.tables
@@ -188,7 +188,7 @@ class OwnTrafficFilterTests(unittest.SynchronousTestCase):
         handle.close()
 
     def test_watched_while_needed(self) -> None:
-        """Connections are heard of only while something captures."""
+        """Connections are recorded only while something captures."""
         [table] = self.tables
         one = self.open()
         other = self.open()
@@ -211,14 +211,14 @@ class SocketTableTests(unittest.SynchronousTestCase):
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.addCleanup(self.listener.close)
         self.port: int = self.listener.getsockname()[1]
-        self.heard = 0
+        self.reported = 0
         self.table = SocketTable(self.hear)
         self.table.watch()
         self.addCleanup(self.table.unwatch)
 
     def hear(self) -> None:
         """Count."""
-        self.heard += 1
+        self.reported += 1
 
     def to_listener(self) -> set[int]:
         """The local ports of the connections to the listener that are known now."""
@@ -247,7 +247,7 @@ class SocketTableTests(unittest.SynchronousTestCase):
         client = socket.create_connection(("127.0.0.1", self.port))
         port = client.getsockname()[1]
         client.close()
-        self.assertEqual(self.heard, 1)
+        self.assertEqual(self.reported, 1)
         self.assertEqual(self.to_listener(), {port})
         self.assertEqual(self.to_listener(), set())
         self.assertEqual(len(os.listdir("/proc/self/fd")), before)
@@ -273,7 +273,7 @@ class SocketTableTests(unittest.SynchronousTestCase):
                 self.assertEqual(
                     {one for one in self.table.look().connections if one.remote_port == 9}, set()
                 )
-        self.assertEqual(self.heard, 2)
+        self.assertEqual(self.reported, 2)
         self.table.look()
         self.assertFalse(self.table.unfinished)
         self.assertEqual(len(os.listdir("/proc/self/fd")), before)
@@ -290,7 +290,7 @@ class SocketTableTests(unittest.SynchronousTestCase):
             self.assertFalse(self.table.unfinished)
 
     def test_refused(self) -> None:
-        """One that was refused is known by all that was sent, also where it was asked for once more."""
+        """One that was refused is known by all that was sent, also if it was opened again."""
         require_ipv6()
         for family, here in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
             # Bound, and not listening: it is nobody else's.
@@ -325,7 +325,7 @@ class SocketTableTests(unittest.SynchronousTestCase):
         before = len(os.listdir("/proc/self/fd"))
         socket.create_connection(("127.0.0.1", self.port)).close()
         self.assertEqual(len(os.listdir("/proc/self/fd")), before)
-        self.assertEqual(self.heard, 1)
+        self.assertEqual(self.reported, 1)
 
     def test_every_address(self) -> None:
         """A listener on all addresses listens on each; not on those of other hosts."""

@@ -71,7 +71,7 @@ class JudgingTests(PipelineCase):
         self.assertEqual([level for level, _ in self.lines], [LogLevel.warn] * 2)
 
     def test_long_expression(self) -> None:
-        """An expression that is too long is one problem, told among the others."""
+        """An expression that is too long is one problem, reported with the others."""
         body = json.dumps({"nodere": "s" * 1025, "interface": ["mem0"], "packets": 0}).encode()
         verdict = self.judge(Message(source="test", body=body))
         assert isinstance(verdict, Rejected)
@@ -122,7 +122,7 @@ class JudgingTests(PipelineCase):
         self.successResultOf(self.stop())
 
     def test_one_interface_missing(self) -> None:
-        """An interface that can't be captured on is told, and the others go on."""
+        """An interface that can't be captured on is reported, and the others go on."""
         verdict = self.submit(interface=["nosuch0", "mem1"], bytes=100)
         assert isinstance(verdict, Accepted)
         self.assertEqual([capture.interface for capture in verdict.captures], ["mem1"])
@@ -149,7 +149,7 @@ class JudgingTests(PipelineCase):
         self.successResultOf(self.stop())
 
     def test_no_memory_to_begin(self) -> None:
-        """Where there is no memory for a capture, the node is busy, and nothing is left open."""
+        """If there is no memory for a capture, the node is busy, and nothing is left open."""
 
         def no_memory(path: str, **_: int) -> Any:
             raise OSError(12, "Cannot allocate memory")
@@ -184,7 +184,7 @@ class LoggingRequestsTests(PipelineCase):
     """Requests in the log."""
 
     def test_one(self) -> None:
-        """A request is logged where it asks for it, and not otherwise."""
+        """A request is logged if it asks for that, and not otherwise."""
         self.begin(customer="ACME")
         self.assertEqual([line for _, line in self.lines if "ACME" in line], [])
         self.begin(customer="ACME", logrequest=True)
@@ -284,7 +284,7 @@ class FaultyReporterTests(PipelineCase):
     reporters = (Faulty(),)
 
     def test_faulty_reporter(self) -> None:
-        """It changes nothing of what is done, or told to others."""
+        """It changes nothing of what is done, or reported to others."""
         self.assertIsInstance(self.submit(interface=["nosuch0"]), Rejected)
         self.begin(packets=1)
         self.arrive(udp_frame(1))
@@ -295,10 +295,10 @@ class FaultyReporterTests(PipelineCase):
 class FaultyDeliveryTests(PipelineCase):
     """A delivery that raises, which none does."""
 
-    def test_told_with_the_id(self) -> None:
+    def test_logged_with_the_id(self) -> None:
         """The capture's lines bear its id to the last, and nothing of it is left."""
 
-        def fail(artifact: object, let_go: object) -> Deferred[None]:
+        def fail(artifact: object, on_released: object) -> Deferred[None]:
             raise ZeroDivisionError
 
         self.pipeline._delivery.deliver = fail  # type: ignore[method-assign]

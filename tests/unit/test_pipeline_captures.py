@@ -27,7 +27,7 @@ class CapturingTests(PipelineCase):
     """From the first packet to the last delivery."""
 
     def test_whole(self) -> None:
-        """A capture goes to every destination, and all that becomes of it is told in its order."""
+        """A capture goes to every destination, and all that becomes of it is reported in order."""
         capture_id = self.begin(packets=2, customer="ACME")
         frames = [udp_frame(1), udp_frame(2)]
         self.assertEqual(self.state(capture_id)["state"], "capturing")
@@ -113,7 +113,7 @@ class CapturingTests(PipelineCase):
         self.assertEqual((stopped.reason, stopped.packets), (StopReason.DURATION, 13))
 
     def test_limit_at_the_deadline(self) -> None:
-        """Where the last read meets a limit, that is the reason, and there is no second end."""
+        """If the last read reaches a limit, that is the reason, and the capture ends once."""
         self.begin(duration=2, packets=1)
         self.system.deliver("mem0", udp_frame(1), udp_frame(2))
         self.reactor.advance(3)
@@ -173,7 +173,7 @@ class CapturingTests(PipelineCase):
         self.assertEqual((stopped.reason, stopped.packets), (StopReason.DEVICE_LOST, 1))
 
     def test_memory_while_capturing(self) -> None:
-        """Where memory runs out in the middle, that capture fails, is told to, and holds nothing."""
+        """If memory runs out within a capture, it fails, is reported, and holds nothing."""
         capture_id = self.begin(bytes=24 + 40 * 116, snap=100)
         self.arrive(*[b"x" * 100] * 20)
 
@@ -189,7 +189,7 @@ class CapturingTests(PipelineCase):
         self.assertEqual(self.one.artifacts, [])
 
     def test_fault_while_capturing(self) -> None:
-        """A fault of ours fails that capture, is told and logged with its id, and touches no other."""
+        """An internal error fails that capture, is reported and logged with its id, and affects no other."""
         capture_id = self.begin()
         self.begin(interface=["mem1"], packets=1)
         [handle] = self.system.interfaces["mem0"].handles
@@ -216,7 +216,7 @@ class StoppingTests(PipelineCase):
     """The end of all."""
 
     def test_nothing_runs(self) -> None:
-        """Where nothing runs, it stops at once."""
+        """If nothing runs, it stops at once."""
         self.successResultOf(self.stop())
 
     def test_keeps_what_there_is(self) -> None:
@@ -290,7 +290,7 @@ class PacketDebugTests(PipelineCase):
 
 
 class PanicTests(PipelineCase):
-    """Where a packet that can't be decoded is to fail its capture."""
+    """The option by which a packet that can't be decoded fails its capture."""
 
     capturer_options = {"packet_debug": True, "panic": True}
 

@@ -225,7 +225,7 @@ class ManyInterfacesTests(PreparationCase):
     max_captures = 100
 
     def test_at_once(self) -> None:
-        """Only so many are opened at a time."""
+        """A limited number is opened at a time."""
         names = [f"new{number}" for number in range(AT_ONCE + 2)]
         for name in names:
             self.system.interfaces[name] = MemoryInterface()
@@ -250,7 +250,7 @@ class PendingTests(PreparationCase):
     max_memory = 10**12
 
     def test_bounded(self) -> None:
-        """Of each source, only so many requests are in preparation; others have room of their own."""
+        """Each source has a limited number of requests in preparation; others have limits of their own."""
         for _ in range(MOST_PENDING):
             self.assertNoResult(self.ask(bytes=1000))
         busy = self.successResultOf(self.ask(bytes=1000))

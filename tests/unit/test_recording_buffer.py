@@ -53,7 +53,7 @@ def allocated(buffer: RecordingBuffer) -> int:
 
 
 class _Watcher:
-    """An observer that keeps what it sees, and fails where it is told to."""
+    """An observer that keeps what it sees, and fails if the test says so."""
 
     def __init__(self, fail_at: int | None = None) -> None:
         self.seen: list[bytes] = []
@@ -184,7 +184,7 @@ class RecordingBufferTests(unittest.SynchronousTestCase):
         self.assertEqual(str(error), "58 bytes were captured, but 41 were written")
 
     def test_no_second_part(self) -> None:
-        """Where no second file can be begun, that is told, and the first can be thrown away."""
+        """If no second file can be created, that is reported, and the first can be discarded."""
         handle = self.handle()
         buffer = self.buffer(handle)
         self.system.deliver("mem0", b"a", b"b")
@@ -198,7 +198,7 @@ class RecordingBufferTests(unittest.SynchronousTestCase):
         buffer.discard()
 
     def test_no_first_part(self) -> None:
-        """Where no file can be begun at all, nothing is left open."""
+        """If no file can be created at all, nothing is left open."""
         handle = self.handle()
 
         def no_memory(path: str, **_: int) -> MemoryDumper:
@@ -253,7 +253,7 @@ class RecordingBufferTests(unittest.SynchronousTestCase):
         self.assertEqual(watcher.dones, 1)
 
     def test_observer_fails(self) -> None:
-        """What an observer raises comes out of the batch, and the observer hears of the end."""
+        """What an observer raises propagates out of the batch, and the observer is notified of the end."""
         watcher = _Watcher(fail_at=2)
         buffer = self.buffer(self.handle(), observer=watcher)
         self.system.deliver("mem0", b"a", b"b", b"c")
@@ -306,7 +306,7 @@ class RecordingBufferTests(unittest.SynchronousTestCase):
         self.assertEqual(len(packets_of(self.finish(buffer))), 100)
 
     def test_lost_within_a_batch(self) -> None:
-        """Where the interface is gone in the middle of a batch, what was read of it is counted."""
+        """If the interface disappears within a batch, what was read of it is counted."""
         buffer = self.buffer(self.handle(262144), snap_length=262144)
         self.system.deliver("mem0", *[b"x" * 60] * 15)
         self.system.lose("mem0")
@@ -315,7 +315,7 @@ class RecordingBufferTests(unittest.SynchronousTestCase):
         self.assertEqual(len(packets_of(self.finish(buffer))), 15)
 
     def test_no_memory(self) -> None:
-        """Where there is none for a batch, nothing of it is read."""
+        """If there is none for a batch, nothing of it is read."""
         buffer = self.buffer(self.handle())
         self.addCleanup(buffer.discard)
         before = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -84,7 +84,7 @@ class StandbySystemTests(unittest.SynchronousTestCase):
 
     def test_one_at_a_time(self) -> None:
         """
-        Handles are opened one after the other; a request is served meanwhile, and its handle replaced soon.
+        Handles are opened one after the other; a request is served in between, and its handle replaced soon.
         """
         self.standby.stopService()
         self.standby = StandbySystem(self.clock, self.memory, interfaces=["mem0", "mem1"], snap_length=512)
