@@ -10,6 +10,8 @@ from twisted.application.service import Service
 from twisted.internet.interfaces import IReactorCore, IReactorFromThreads
 from twisted.logger import Logger
 
+from pcapsvc.host.exit import bound_exit
+
 Handler = Callable[[int, Any], Any] | int | None
 
 # Each of these would end the process, by default, and with it the running captures (signal(7)).
@@ -53,6 +55,7 @@ class Signals(Service):
     @param hurry: is called for each signal after the first.
     @param install: sets the handler of a signal, and returns the previous one.
     @param current: returns the handler of a signal.
+    @param bound_exit: is called once the reactor has stopped, if that was by signal.
     """
 
     _log = Logger()
@@ -64,11 +67,13 @@ class Signals(Service):
         hurry: Callable[[], None],
         install: Callable[[int, Any], Any] = signal.signal,
         current: Callable[[int], Any] = signal.getsignal,
+        bound_exit: Callable[[], object] = bound_exit,
     ) -> None:
         self._reactor = reactor
         self._hurry = hurry
         self._install = install
         self._current = current
+        self._bound_exit = bound_exit
         self._before: dict[int, Handler] = {}
         self._stopping = False
 
@@ -132,6 +137,7 @@ class Signals(Service):
             return
         self._stopping = True
         self._log.info("{name}: stopping", name=name)
+        self._reactor.addSystemEventTrigger("after", "shutdown", self._bound_exit)
         self._reactor.stop()
 
 

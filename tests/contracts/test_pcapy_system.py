@@ -205,8 +205,6 @@ class PcapySystemTests(PacketSystemContract, unittest.TestCase):
 
     async def test_direction(self) -> None:
         """A filter by direction lets pass what it should from the first packet on, also on standby."""
-        if not self.native:
-            raise unittest.SkipTest("without the internals of pcapy, the first block is lost")
         for bpf, wanted in (("inbound", 300), ("outbound", 0), ("inbound and udp port 53", 0)):
             standby = await self.system.open_standby(self.interface, snap_length=512)
             armed = await standby.arm(bpf)
@@ -223,8 +221,6 @@ class PcapySystemTests(PacketSystemContract, unittest.TestCase):
 
     async def test_excluded_by_direction(self) -> None:
         """Nothing is lost if what is excluded changes; from then on that is left out."""
-        if not self.native:
-            raise unittest.SkipTest("without the internals of pcapy, the first block is lost")
         handle = await self.open(bpf="inbound")
         self.send(udp_frame(1))
         time.sleep(0.05)
@@ -354,10 +350,7 @@ class PcapySystemTests(PacketSystemContract, unittest.TestCase):
     async def test_unusual_link_type(self) -> None:
         """On an interface whose link type shows only once it is open, filters are compiled for that."""
         tunnel = f"{self.interface[:-1]}t"
-        try:
-            ip("link", "add", tunnel, "type", "sit", "local", "127.0.0.1")
-        except subprocess.CalledProcessError:
-            raise unittest.SkipTest("there are no tunnels here") from None
+        ip("tuntap", "add", "dev", tunnel, "mode", "tun")
         self.addCleanup(ip, "link", "delete", tunnel)
         ip("link", "set", tunnel, "up")
         await self.rejected("ether host 02:00:00:00:00:01", tunnel)
@@ -390,3 +383,5 @@ class PlainPcapySystemTests(PcapySystemTests):
     """libpcap, if pcapy's internals are unknown."""
 
     native = False
+    # Without them, filters by direction miss the first block of the ring.
+    test_direction = test_excluded_by_direction = None

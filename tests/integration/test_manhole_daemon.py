@@ -222,6 +222,14 @@ class ManholeDaemonTests(SynchronousTestCase):
         self.assertLess(time.monotonic() - began, 8.0)
         hanging.send_signal(signal.SIGCONT)
 
+    def test_stop_with_a_thread(self) -> None:
+        """Nor does it wait for a thread that somebody has started there."""
+        daemon = self.daemon()
+        line = "import threading, time; threading.Thread(target=time.sleep, args=(600,)).start()"
+        self.assertEqual(self.run_in_time(line)[0], 0)
+        daemon.signal(signal.SIGTERM)
+        self.assertEqual(daemon.wait(), 0)
+
     def test_restart(self) -> None:
         """After a restart the daemon has the same host key, so that clients still know it."""
         daemon = self.daemon()

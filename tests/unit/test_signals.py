@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Callable
 from typing import Any
 
 from twisted.trial import unittest
 
+from pcapsvc.host.exit import EXIT_SECONDS, bound_exit
 from pcapsvc.host.signals import IGNORED, STOPPING, Signals, ignore_reload
 
 HANDLED = (signal.SIGHUP, *STOPPING, *IGNORED, signal.SIGTTOU)
@@ -19,12 +21,16 @@ class Reactor:
     def __init__(self) -> None:
         self.stops = 0
         self.started: list[Callable[[], None]] = []
+        self.triggers: list[tuple[str, str, Callable[[], object]]] = []
 
     def callWhenRunning(self, function: Callable[[], None]) -> None:
         self.started.append(function)
 
     def callFromThread(self, function: Callable[..., Any], *args: Any, **keywords: Any) -> None:
         function(*args, **keywords)
+
+    def addSystemEventTrigger(self, phase: str, event: str, function: Callable[[], object]) -> None:
+        self.triggers.append((phase, event, function))
 
     def stop(self) -> None:
         self.stops += 1
@@ -77,6 +83,28 @@ class SignalsTests(unittest.SynchronousTestCase):
         for number in STOPPING:
             self.handlers[number](number, None)
         self.assertEqual((self.reactor.stops, self.hurried), (1, len(STOPPING) - 1))
+
+    def test_exit(self) -> None:
+        """After a stop by signal, the process has a limited time to exit."""
+        self.run_reactor()
+        self.assertEqual(self.reactor.triggers, [])
+        for _ in range(2):
+            self.handlers[signal.SIGTERM](signal.SIGTERM, None)
+        self.assertEqual(self.reactor.triggers, [("after", "shutdown", bound_exit)])
+
+    def test_bounded_exit(self) -> None:
+        """A process that has not exited in time ends with status 0."""
+        ended = threading.Event()
+        waits: list[float] = []
+        statuses: list[int] = []
+
+        def exit_now(status: int) -> None:
+            statuses.append(status)
+            ended.set()
+
+        bound_exit(sleep=waits.append, exit_now=exit_now)
+        self.assertTrue(ended.wait(60))
+        self.assertEqual((waits, statuses), ([EXIT_SECONDS], [0]))
 
     def test_nothing_is_reloaded(self) -> None:
         """SIGHUP does nothing, and neither do signals without a meaning."""
