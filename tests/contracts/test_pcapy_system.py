@@ -384,6 +384,6 @@ class PcapySystemTests(PcapySystemContract, unittest.TestCase):
 
 
 class PlainPcapySystemTests(PcapySystemContract, unittest.TestCase):
-    """libpcap, if pcapy's internals are unknown. Then filters by direction miss the first block of the ring."""
+    """libpcap, if pcapy's internals are unknown: then filters by direction miss the first block."""
 
     native = False
