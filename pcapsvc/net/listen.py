@@ -6,12 +6,17 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet import endpoints
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
-from twisted.internet.interfaces import IAddress, IStreamServerEndpoint
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
+from twisted.internet.interfaces import IAddress, IListeningPort, IStreamServerEndpoint
+from twisted.logger import Logger
+from twisted.python.failure import Failure
 
+from pcapsvc.core.errors import Problem, SettingsError, shown
 from pcapsvc.net.unix_socket import UnixListener
 
 #: How many connections may wait in the kernel, if a string doesn't say. Twisted's default is 50, beyond which
@@ -55,3 +60,82 @@ def shown_address(address: IAddress) -> str:
             return os.fsdecode(address.name or b"")
         case _:
             return str(address)
+
+
+class Listener:
+    """
+    Listens on an endpoint, for a service.
+
+    @param name: what the log calls the server: C{HTTP}.
+    @param endpoint: what the log and problems call the endpoint.
+    @param path: the key of the configuration that names it.
+
+    @ivar listening: fires with the address listened on, or with L{None} if it can't listen; never fails.
+        L{None} before L{open}.
+    """
+
+    _log = Logger()
+
+    def __init__(self, name: str, endpoint: str, path: str) -> None:
+        self._name = name
+        self._endpoint = endpoint
+        self._path = path
+        self._port: IListeningPort | None = None
+        self._opening: Deferred[Any] | None = None
+        self.listening: Deferred[IAddress | None] | None = None
+
+    def open(
+        self, listen: Callable[[], Deferred[IListeningPort]], opened: Callable[[IListeningPort], object]
+    ) -> None:
+        """
+        Start to listen.
+
+        @param listen: starts it.
+        @param opened: is called with the port.
+
+        @raise SettingsError: if that fails at once, so that the process ends. If it fails later, see
+            L{listening}. Both are logged.
+        """
+        self.listening = Deferred()
+        problems: list[Failure] = []
+        self._opening = maybeDeferred(listen)
+        self._opening.addCallbacks(
+            self._opened, self._not_opened, callbackArgs=(opened,), errbackArgs=(problems,)
+        )
+        if problems:
+            raise unusable(self._path, self._endpoint, problems[0].value) from problems[0].value
+
+    async def close(self) -> None:
+        """Stop listening. Connections stay."""
+        if self._opening is not None:
+            self._opening.cancel()
+            self._opening = None
+        port, self._port = self._port, None
+        if port is not None:
+            await maybeDeferred(port.stopListening)
+
+    def _opened(self, port: IListeningPort, opened: Callable[[IListeningPort], object]) -> None:
+        self._port = port
+        opened(port)
+        address = port.getHost()
+        self._log.info("{name}: listening on {address}", name=self._name, address=shown_address(address))
+        assert self.listening is not None
+        self.listening.callback(address)
+
+    def _not_opened(self, why: Failure, problems: list[Failure]) -> None:
+        assert self.listening is not None
+        if not why.check(CancelledError):
+            problems.append(why)
+            self._log.critical(
+                "{name}: can't listen on {endpoint}: {problem}",
+                name=self._name,
+                endpoint=self._endpoint,
+                problem=why.getErrorMessage(),
+            )
+        self.listening.callback(None)
+
+
+def unusable(path: str, endpoint: str, problem: BaseException | None) -> SettingsError:
+    """The error that an endpoint can't be listened on."""
+    rule = f"must be an endpoint that can be listened on ({str(problem) or type(problem).__name__})"
+    return SettingsError([Problem(path=path, value=shown(endpoint), rule=rule)])

@@ -9,10 +9,9 @@ from collections.abc import Callable
 from typing import Any
 
 from twisted.application.service import Service
-from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress, IListeningPort
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
 from pcapsvc.core.errors import Problem, SettingsError, shown
 from pcapsvc.host.manhole.keys import AuthorizedKeys, fingerprint, load_host_key, read_authorized_keys
@@ -21,7 +20,7 @@ from pcapsvc.host.manhole.session import Sessions
 from pcapsvc.host.manhole.ssh import Factory
 from pcapsvc.host.manhole.time_limit import TimeLimit
 from pcapsvc.interfaces.threads import RunInThread
-from pcapsvc.net.listen import listening_endpoint
+from pcapsvc.net.listen import Listener, listening_endpoint
 
 #: The mode of a unix socket whose endpoint says none: for the owner and the group.
 SOCKET_MODE = "660"
@@ -30,9 +29,6 @@ SOCKET_MODE = "660"
 class ManholeService(Service):
     """
     The manhole.
-
-    @ivar listening: fires with the address listened on, or with L{None} if there is none; never
-        fails. L{None} before the start.
 
     @param listen: a server endpoint string of Twisted.
     @param authorized_keys: the path of the keys that may log in.
@@ -64,9 +60,12 @@ class ManholeService(Service):
         self._limit = limit or TimeLimit()
         self._sessions = Sessions(reactor, namespace=namespace, mask=mask, limit=self._limit)
         self._factory: Factory | None = None
-        self._port: IListeningPort | None = None
-        self._opening: Deferred[Any] | None = None
-        self.listening: Deferred[IAddress | None] | None = None
+        self._listener = Listener("manhole", listen, "manhole.listen")
+
+    @property
+    def listening(self) -> Deferred[IAddress | None] | None:
+        """See L{Listener}."""
+        return self._listener.listening
 
     def startService(self) -> None:
         """
@@ -78,21 +77,16 @@ class ManholeService(Service):
         try:
             key, created = load_host_key(self._host_key)
         except ValueError as error:
-            raise _unusable("hostkey", self._host_key, str(error)) from None
+            problem = Problem(path="manhole.hostkey", value=shown(self._host_key), rule=str(error))
+            raise SettingsError([problem]) from None
         self._log.info(
             "manhole: the host key is {fingerprint}{created}",
             fingerprint=fingerprint(key),
             created=", which is new" if created else "",
         )
         self._factory = Factory(self._reactor, key, self._read_keys, self._sessions)
-        self.listening = Deferred()
-        problems: list[Failure] = []
-        self._opening = maybeDeferred(self._begin_to_listen, self._factory)
-        self._opening.addCallbacks(self._opened, self._not_opened, errbackArgs=(problems,))
-        if problems:
-            problem = problems[0].getErrorMessage() or type(problems[0].value).__name__
-            rule = f"must be an endpoint that can be listened on ({problem})"
-            raise _unusable("listen", self._listen, rule) from problems[0].value
+        factory = self._factory
+        self._listener.open(lambda: self._begin_to_listen(factory), factory.gate.guard)
         self._limit.install()
         super().startService()
 
@@ -107,12 +101,7 @@ class ManholeService(Service):
         return Deferred.fromCoroutine(self._stop())
 
     async def _stop(self) -> None:
-        if self._opening is not None:
-            self._opening.cancel()
-            self._opening = None
-        port, self._port = self._port, None
-        if port is not None:
-            await maybeDeferred(port.stopListening)
+        await self._listener.close()
         if self._factory is not None:
             await self._factory.close()
 
@@ -122,26 +111,3 @@ class ManholeService(Service):
 
     def _read_keys(self) -> Deferred[AuthorizedKeys]:
         return self._run_in_thread(read_authorized_keys, self._authorized_keys)
-
-    def _opened(self, port: IListeningPort) -> None:
-        self._port = port
-        assert self._factory is not None
-        self._factory.gate.guard(port)
-        self._log.info("manhole: listening on {endpoint}", endpoint=self._listen)
-        assert self.listening is not None
-        self.listening.callback(port.getHost())
-
-    def _not_opened(self, why: Failure, problems: list[Failure]) -> None:
-        assert self.listening is not None
-        if not why.check(CancelledError):
-            problems.append(why)
-            self._log.critical(
-                "manhole: can't listen on {endpoint}: {problem}",
-                endpoint=self._listen,
-                problem=why.getErrorMessage(),
-            )
-        self.listening.callback(None)
-
-
-def _unusable(key: str, value: str, rule: str) -> SettingsError:
-    return SettingsError([Problem(path=f"manhole.{key}", value=shown(value), rule=rule)])

@@ -8,20 +8,20 @@ from typing import Any
 
 from twisted.application import service
 from twisted.internet import defer
-from twisted.internet.interfaces import IAddress, IListeningPort, IStreamServerEndpoint
+from twisted.internet.interfaces import IAddress, IStreamServerEndpoint
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
-from pcapsvc.core.errors import Problem, SettingsError, shown
 from pcapsvc.core.request import MAX_BODY_BYTES
 from pcapsvc.interfaces.requests import IRequestSink
 from pcapsvc.net.http_server import MAX_CONNECTIONS, HTTPServer
-from pcapsvc.net.listen import listening_endpoint, shown_address
+from pcapsvc.net.listen import Listener, listening_endpoint, unusable
 from pcapsvc.sources.http.admission import Admission
 from pcapsvc.sources.http.routes import Lookup, routes
 
 #: The mode of a unix socket, if its endpoint has none: for the owner and the group.
 SOCKET_MODE = "660"
+
+_PATH = "http.listen"
 
 
 def http_endpoint(reactor: Any, description: str) -> IStreamServerEndpoint:
@@ -34,12 +34,7 @@ def http_endpoint(reactor: Any, description: str) -> IStreamServerEndpoint:
     try:
         return listening_endpoint(reactor, description, socket_mode=SOCKET_MODE)
     except Exception as problem:
-        raise _unusable(description, problem) from problem
-
-
-def _unusable(listen: str, problem: BaseException | None) -> SettingsError:
-    rule = f"must be an endpoint that can be listened on ({str(problem) or type(problem).__name__})"
-    return SettingsError([Problem(path="http.listen", value=shown(listen), rule=rule)])
+        raise unusable(_PATH, description, problem) from problem
 
 
 class HTTPSource(service.Service):
@@ -47,8 +42,6 @@ class HTTPSource(service.Service):
     Submits what is posted to C{/captures}.
 
     @ivar name: the name of the source in requests that it submits.
-    @ivar listening: fires with the address listened on, or with L{None} if it can't listen; never fails.
-        L{None} before the start.
     """
 
     name = "http"
@@ -72,7 +65,7 @@ class HTTPSource(service.Service):
         @param endpoint_name: what to call the endpoint in the log.
         """
         self._endpoint = endpoint
-        self._endpoint_name = endpoint_name
+        self._listener = Listener("HTTP", endpoint_name, _PATH)
         self._server = HTTPServer(
             reactor,
             routes(sink, self.name, lookup),
@@ -80,24 +73,20 @@ class HTTPSource(service.Service):
             max_body_bytes=MAX_BODY_BYTES,
             max_connections=max_connections,
         )
-        self._port: IListeningPort | None = None
-        self._opening: defer.Deferred[Any] | None = None
-        self.listening: defer.Deferred[IAddress | None] | None = None
+
+    @property
+    def listening(self) -> defer.Deferred[IAddress | None] | None:
+        """See L{Listener}."""
+        return self._listener.listening
 
     def startService(self) -> None:
         """
         Start to listen.
 
-        @raise SettingsError: if the endpoint fails at once, so that the process ends. If it fails later, see
-            L{listening}. Both are logged.
+        @raise SettingsError: if the endpoint fails at once, so that the process ends.
         """
-        self.listening = defer.Deferred()
         self._server.open()
-        problems: list[Failure] = []
-        self._opening = self._endpoint.listen(self._server)
-        self._opening.addCallbacks(self._opened, self._not_opened, errbackArgs=(problems,))
-        if problems:
-            raise _unusable(self._endpoint_name, problems[0].value) from problems[0].value
+        self._listener.open(lambda: self._endpoint.listen(self._server), self._server.gate.guard)
         super().startService()
 
     def stopService(self) -> defer.Deferred[None]:
@@ -111,29 +100,5 @@ class HTTPSource(service.Service):
         return defer.Deferred.fromCoroutine(self._stop())
 
     async def _stop(self) -> None:
-        if self._opening is not None:
-            self._opening.cancel()
-            self._opening = None
-        port, self._port = self._port, None
-        if port is not None:
-            await defer.maybeDeferred(port.stopListening)
+        await self._listener.close()
         await self._server.close()
-
-    def _opened(self, port: IListeningPort) -> None:
-        self._port = port
-        self._server.gate.guard(port)
-        address = port.getHost()
-        self._log.info("HTTP: listening on {address}", address=shown_address(address))
-        assert self.listening is not None
-        self.listening.callback(address)
-
-    def _not_opened(self, why: Failure, problems: list[Failure]) -> None:
-        assert self.listening is not None
-        if not why.check(defer.CancelledError):
-            problems.append(why)
-            self._log.critical(
-                "HTTP: can't listen on {endpoint}: {problem}",
-                endpoint=self._endpoint_name,
-                problem=why.getErrorMessage(),
-            )
-        self.listening.callback(None)
