@@ -121,6 +121,10 @@ class FilterProcessTests(unittest.TestCase):
         [child] = children()
         os.kill(child, signal.SIGSTOP)
         await self.compile("udp")
+        # It has been killed; to reap it may take another moment.
+        deadline = time.monotonic() + 60
+        while child in children() and time.monotonic() < deadline:
+            await deferLater(reactor, 0.01, lambda: None)
         self.assertNotIn(child, children())
 
     async def test_memory(self) -> None:
