@@ -30,6 +30,9 @@ from pcapsvc.net.turns import Turns
 #: How long a request may take to arrive, from the connection or the previous answer.
 REQUEST_SECONDS = 30.0
 
+# How much is held of what a client sends before its last request is answered. No more is read meanwhile.
+_HELD_BYTES = 16 * 1024
+
 #: How long what a client still sends after an error is discarded, so that it gets to read the answer.
 LINGER_SECONDS = 2.0
 
@@ -61,6 +64,8 @@ class _Channel(http.HTTPChannel):
     _next: bytearray | None = None
     # How much of the body of a refused request is to come; None if that isn't known.
     _unread_bytes: int | None = None
+    # Closes the connection if the client doesn't read its answers.
+    _unread: Any = None
 
     def connectionMade(self) -> None:
         self.factory.connections.add(self)
@@ -69,6 +74,7 @@ class _Channel(http.HTTPChannel):
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
         if self._closing is not None and self._closing.active():
             self._closing.cancel()
+        self._answers_are_read()
         self.factory.turns.withdraw(self._begin_next)
         super().connectionLost(reason)
         self.factory.lost(self)
@@ -82,18 +88,59 @@ class _Channel(http.HTTPChannel):
             self._discard(len(data))
         elif self._next is not None:
             self._next += data
+            self._pace()
         else:
             super().rawDataReceived(data)
+            self._pace()
 
     def setLineMode(self, extra: bytes = b"") -> None:
-        """Go on to the next request, when it is its turn."""
+        """Go on to the next request, when it is its turn and the client reads its answers."""
         self._next = bytearray(extra)
-        self.factory.turns.ask(self._begin_next, is_known=True)
+        if not self._waitingForTransport:
+            self.factory.turns.ask(self._begin_next, is_known=True)
+        self._pace()
 
     def _begin_next(self) -> None:
         data, self._next = bytes(self._next or b""), None
         if self._closing is None:
             super().setLineMode(data)
+            self._pace()
+
+    def pauseProducing(self) -> None:
+        """Answers wait to be sent: read and process nothing more."""
+        super().pauseProducing()
+        self._pace()
+        if self._next is not None:
+            self.factory.turns.withdraw(self._begin_next)
+        if self._unread is None:
+            self._unread = self.factory.reactor.callLater(REQUEST_SECONDS, self.loseConnection)
+
+    def resumeProducing(self) -> None:
+        """All answers were sent."""
+        was_waiting = self._waitingForTransport
+        self._answers_are_read()
+        super().resumeProducing()
+        self._pace()
+        if was_waiting and self._next is not None:
+            self.factory.turns.ask(self._begin_next, is_known=True)
+
+    def _answers_are_read(self) -> None:
+        if self._unread is not None and self._unread.active():
+            self._unread.cancel()
+        self._unread = None
+
+    def _pace(self) -> None:
+        """
+        Read only if the client reads its answers, and little is held. Twisted's own pause does not take
+        effect while a request is answered, which is when answers are written.
+        """
+        if self._closing is not None:
+            return
+        held = len(self._next or b"") + sum(map(len, self._dataBuffer))
+        if self._waitingForTransport or held > _HELD_BYTES:
+            self._networkProducer.pauseProducing()
+        else:
+            self._networkProducer.resumeProducing()
 
     def lineLengthExceeded(self, line: bytes) -> None:
         self._refuse(431, "A line of the request's head is too long.")

@@ -103,6 +103,30 @@ class BoundTests(HTTPTestCase):
         self.clock.advance(REQUEST_SECONDS)
         self.assertEqual((transport.is_lost, transport.value()), (True, b""))
 
+    def test_unread(self) -> None:
+        """While a client doesn't read its answers, nothing is read or processed for it."""
+        one = b"GET /captures/abc1 HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        transport = self.connect()
+        write = transport.writeSequence
+
+        def fill(data: list[bytes]) -> None:
+            write(data)
+            transport.producer.pauseProducing()
+
+        transport.writeSequence = fill  # type: ignore[method-assign]
+        transport.send(one * 3)
+        self.assertEqual(transport.value().count(b"HTTP/1.1 200"), 1)
+        self.assertEqual(transport.producerState, "paused")
+        self.clock.advance(REQUEST_SECONDS - 1)
+        transport.producer.resumeProducing()
+        transport.send(b"")
+        self.assertEqual(transport.value().count(b"HTTP/1.1 200"), 2)
+        self.clock.advance(REQUEST_SECONDS - 1)
+        self.assertFalse(transport.is_lost)
+        self.clock.advance(1)
+        self.assertTrue(transport.is_lost)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
     def test_stubborn(self) -> None:
         """A connection that doesn't close is aborted."""
         transport = self.connect(stubborn=True)
@@ -240,6 +264,16 @@ class StrangerTests(HTTPTestCase):
         for count in (1, 2, 3):
             self.clock.advance(0)
             self.assertEqual(transport.value().count(b"HTTP/1.1 200"), count)
+        self.assertEqual(transport.producerState, "producing")
+
+    def test_pipelined(self) -> None:
+        """A client that sends request after request has no more read than a little ahead."""
+        transport = self.connect()
+        transport.protocol.dataReceived(self.MINE * 1000)
+        self.clock.advance(0)
+        self.assertEqual(transport.producerState, "paused")
+        transport.send(b"")
+        self.assertEqual(transport.value().count(b"HTTP/1.1 200"), 1000)
         self.assertEqual(transport.producerState, "producing")
 
     def test_order(self) -> None:
