@@ -28,7 +28,6 @@ import io
 import os
 import re
 import secrets
-import shutil
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -47,6 +46,7 @@ from pcapsvc.core.spool_entry import (
     is_entry_name,
     make_entry,
 )
+from pcapsvc.delivery import tree
 
 #: The permissions of an entry's files: they hold other people's packets.
 FILE_MODE = 0o600
@@ -86,12 +86,14 @@ class Found:
     @ivar quarantined: everything in quarantine.
     @ivar damaged: what was quarantined just now, and why.
     @ivar unreadable: the entries that can't be read, and why. They stay where they are.
+    @ivar leftovers: what was to be removed and can't be, and why.
     """
 
     entries: tuple[SpoolEntry, ...]
     quarantined: tuple[QuarantinedEntry, ...]
     damaged: tuple[tuple[str, str], ...]
     unreadable: tuple[tuple[str, str], ...]
+    leftovers: tuple[tuple[str, str], ...]
 
 
 class Damaged(SpoolError):
@@ -259,7 +261,7 @@ class SpoolFolder:
                 durable.sync_directory(new, self.shortcomings)
                 durable.publish(new, self._in(name), self.shortcomings)
             except BaseException:
-                shutil.rmtree(new, ignore_errors=True)
+                _try_to_remove(new)
                 raise
             return entry
 
@@ -296,7 +298,7 @@ class SpoolFolder:
                 pass  # an earlier call did it, but may not have completed
             durable.sync_directory(self._path, self.shortcomings)
         # The next start removes what is left.
-        _remove(gone, ignore_errors=True)
+        _try_to_remove(gone)
 
     def content(self, entry: SpoolEntry) -> SpoolFile:
         """The capture of an entry that was just written."""
@@ -319,7 +321,7 @@ class SpoolFolder:
         """
         with self._spool_errors():
             try:
-                _remove(os.path.join(self._broken(), name))
+                tree.remove(os.path.join(self._broken(), name))
             except FileNotFoundError:
                 pass
 
@@ -349,15 +351,18 @@ class SpoolFolder:
         entries: list[SpoolEntry] = []
         damaged: list[tuple[str, str]] = []
         unreadable: list[tuple[str, str]] = []
+        leftovers: list[tuple[str, str]] = []
         broken = self._in(_BROKEN)
-        if os.path.lexists(broken) and not _is_directory(broken):
+        if os.path.lexists(broken) and not tree.is_directory(broken):
             # Moved out of the way, it is quarantined below.
             os.rename(broken, self._in(_NEW + secrets.token_hex(8)))
         for name in sorted(os.listdir(self._path)):
             try:
                 try:
                     if name.startswith(_GONE):
-                        _remove(self._in(name), ignore_errors=True)
+                        why = _try_to_remove(self._in(name))
+                        if why is not None:
+                            leftovers.append((name, why))
                     elif name.startswith(_NEW):
                         raise Damaged("it is incomplete")
                     elif is_entry_name(name):
@@ -372,6 +377,7 @@ class SpoolFolder:
             quarantined=tuple(self._quarantined(name) for name in _names_in(broken)),
             damaged=tuple(damaged),
             unreadable=tuple(unreadable),
+            leftovers=tuple(leftovers),
         )
 
     def _entry(self, name: str) -> SpoolEntry:
@@ -420,18 +426,13 @@ class SpoolFolder:
         try:
             os.mkdir(path, _DIRECTORY_MODE)
         except FileExistsError:
-            if not _is_directory(path):
+            if not tree.is_directory(path):
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path) from None
         return path
 
     def _quarantined(self, name: str) -> QuarantinedEntry:
         path = os.path.join(self._in(_BROKEN), name)
-        # os.walk would follow a link at the top.
-        walk = os.walk(path) if _is_directory(path) else [(self._in(_BROKEN), [], [name])]
-        size = 0
-        for directory, _, files in walk:
-            size += sum(os.lstat(os.path.join(directory, file)).st_size for file in files)
-        return QuarantinedEntry(name=name, size=size, written=os.lstat(path).st_mtime)
+        return QuarantinedEntry(name=name, size=tree.size_of(path), written=os.lstat(path).st_mtime)
 
     @contextmanager
     def _spool_errors(self) -> Iterator[None]:
@@ -454,11 +455,6 @@ def _is_ours(found: os.stat_result) -> bool:
     return found.st_uid == os.geteuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
-def _is_directory(path: str) -> bool:
-    """Whether something is a directory, not a link to one. L{OSError} if there is nothing."""
-    return stat.S_ISDIR(os.lstat(path).st_mode)
-
-
 def _names_in(path: str) -> list[str]:
     """What is in a directory, sorted; nothing if there is no directory."""
     try:
@@ -476,13 +472,12 @@ def _open_file(path: str) -> BinaryIO:
     return os.fdopen(file, "rb")
 
 
-def _remove(path: str, *, ignore_errors: bool = False) -> None:
-    """Remove a directory and its contents, or whatever else is there. No link is followed."""
+def _try_to_remove(path: str) -> str | None:
+    """Remove whatever is there, if anything. If that fails, the reason."""
     try:
-        if _is_directory(path):
-            shutil.rmtree(path, ignore_errors=ignore_errors)
-        else:
-            os.unlink(path)
-    except OSError:
-        if not ignore_errors:
-            raise
+        tree.remove(path)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        return error.strerror or str(error)
+    return None

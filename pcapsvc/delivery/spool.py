@@ -325,6 +325,8 @@ class Spool(Service):
             self._log.error("{name} in the spool is quarantined: {why}", name=one_line(name), why=reason)
         for name, reason in found.unreadable:
             self._log.error("{name} in the spool can't be read: {why}", name=one_line(name), why=reason)
+        for name, reason in found.leftovers:
+            self._log.error("{name} in the spool can't be removed: {why}", name=one_line(name), why=reason)
         self._log.info(
             "the spool holds {entries} captures, {size} bytes", entries=self.entries, size=self.size
         )

@@ -28,6 +28,22 @@ def as_link(path: Path, target: Path) -> None:
     path.symlink_to(target)
 
 
+def nest(path: Path, depth: int = 1500) -> None:
+    """Make a directory with others in it, one in another, and a file of 5 bytes in each."""
+    path.mkdir()
+    (path / "file").write_bytes(b"12345")
+    directory = os.open(path, os.O_RDONLY)
+    for _ in range(depth):
+        os.mkdir("d", dir_fd=directory)
+        inner = os.open("d", os.O_RDONLY, dir_fd=directory)
+        os.close(directory)
+        directory = inner
+        file = os.open("file", os.O_WRONLY | os.O_CREAT, 0o600, dir_fd=directory)
+        os.write(file, b"12345")
+        os.close(file)
+    os.close(directory)
+
+
 class RestartTests(SpoolCase):
     """What a start finds."""
 
@@ -177,3 +193,45 @@ class RestartTests(SpoolCase):
             self.put(f"{number}.pcap")
         self.assertEqual(self.spool.entries, 9)
         self.assertLessEqual(self.spool.size, self.max_bytes)
+
+    def test_deep_leftover(self) -> None:
+        """What is left of an entry is removed, however deep it is; the rest of the spool works."""
+        self.put()
+        for name, depth in ((".gone-deep", 1500), (".gone-deeper-than-a-path", 5000)):
+            nest(self.path / name, depth)
+        self.restart()
+        self.assertEqual(sorted(path.name[:5] for path in self.path.iterdir()), ["17000", "lock"])
+        self.assertEqual([entry.capture_id for entry in self.spool.due("one")], ["a"])
+
+    def test_deep_in_broken(self) -> None:
+        """Deep directories in quarantine are counted, quarantined and removed like others."""
+        self.put()
+        size = self.spool.size
+        nest(self.path / ".new-deep", 2500)
+        (self.path / "broken").mkdir()
+        nest(self.path / "broken" / "deep", 2500)
+        self.restart()
+        self.assertEqual(len(list((self.path / "broken").iterdir())), 2)
+        self.assertEqual(self.spool.size, size + 2 * (ENTRY_BYTES + 2501 * 5))
+        self.wall += 10 * 365 * DAY
+        self.successResultOf(self.spool.tidy())
+        self.assertEqual(list((self.path / "broken").iterdir()), [])
+
+    def test_leftover_stays(self) -> None:
+        """A leftover that can't be removed is logged by its name, and stops nothing else."""
+        self.put()
+        (self.path / ".gone-x" / "y").mkdir(parents=True)
+        real = os.rmdir
+
+        def refuse(path: Any, *args: Any, **keywords: Any) -> None:
+            if os.fspath(path).endswith("y"):
+                raise OSError(16, "Device or resource busy")
+            real(path, *args, **keywords)
+
+        self.patch(os, "rmdir", refuse)
+        self.restart()
+        self.assertIn(
+            ".gone-x in the spool can't be removed: Device or resource busy",
+            [line for _, line in self.lines],
+        )
+        self.assertEqual([entry.capture_id for entry in self.spool.due("one")], ["a"])
