@@ -21,10 +21,11 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from twisted.internet.interfaces import IAddress, ISSLTransport
+from twisted.internet.interfaces import IAddress, IHalfCloseableProtocol, ISSLTransport
 from twisted.logger import Logger
 from twisted.protocols.policies import ProtocolWrapper
 from twisted.python.failure import Failure
+from zope.interface import alsoProvides
 
 from pcapsvc.net.turns import Turns
 
@@ -217,6 +218,7 @@ class Entrant(ProtocolWrapper):
         self._counts = False
         self._is_known = False
         self._is_lost = False
+        self._is_ended = False
         self._is_paused = False
         self._received = b""
         self._decrypt: Any = None
@@ -227,6 +229,8 @@ class Entrant(ProtocolWrapper):
             # What TLS receives, in place of what it has decrypted: a handshake costs most.
             self._decrypt, transport.dataReceived = transport.dataReceived, self._await_turn
         super().makeConnection(transport)
+        if not is_tls and IHalfCloseableProtocol.providedBy(self.wrappedProtocol):
+            alsoProvides(self, IHalfCloseableProtocol)
 
     def welcome(self) -> bool:
         """
@@ -265,6 +269,15 @@ class Entrant(ProtocolWrapper):
             self._stop_waiting()
         super().connectionLost(reason)
 
+    def readConnectionLost(self) -> None:
+        """The client sends no more. The server learns of it after what was sent."""
+        self._is_ended = True
+        if not self.is_waiting:
+            self.wrappedProtocol.readConnectionLost()
+
+    def writeConnectionLost(self) -> None:
+        """Nothing: only the server itself could cause this."""
+
     def pauseProducing(self) -> None:
         """The server wants nothing more for now."""
         self._is_paused = True
@@ -277,6 +290,9 @@ class Entrant(ProtocolWrapper):
 
     def _pause_or_resume(self) -> None:
         if self._is_lost or self.disconnecting or not hasattr(self.transport, "pauseProducing"):
+            return
+        # After its end, reading would only find the end again.
+        if self._is_ended:
             return
         if self._is_paused or self.is_waiting:
             self.transport.pauseProducing()
@@ -307,6 +323,8 @@ class Entrant(ProtocolWrapper):
         data, self._received = self._received, b""
         try:
             (self._decrypt or self.wrappedProtocol.dataReceived)(data)
+            if self._is_ended and not self._is_lost:
+                self.wrappedProtocol.readConnectionLost()
         except BaseException:
             self.transport.abortConnection()
             raise

@@ -17,7 +17,12 @@ from http import HTTPStatus
 from typing import Any
 
 from twisted.internet import defer
-from twisted.internet.interfaces import IAddress, ILoggingContext, IProtocolNegotiationFactory
+from twisted.internet.interfaces import (
+    IAddress,
+    IHalfCloseableProtocol,
+    ILoggingContext,
+    IProtocolNegotiationFactory,
+)
 from twisted.python.failure import Failure
 from twisted.web import http, resource
 from zope.interface import implementer
@@ -46,6 +51,7 @@ ANSWER_SECONDS = 1.0
 MAX_CONNECTIONS = 128
 
 
+@implementer(IHalfCloseableProtocol)
 class _Channel(http.HTTPChannel):
     """
     A connection. It answers in problem details what Twisted would answer by itself.
@@ -58,6 +64,7 @@ class _Channel(http.HTTPChannel):
     transport: Any
     refused = False
     _began = False
+    _is_ended = False
     _closing: Any = None
     # What has arrived of the next request, while the last one is answered and the turn of the next has yet
     # to come; None otherwise.
@@ -105,6 +112,23 @@ class _Channel(http.HTTPChannel):
         if self._closing is None:
             super().setLineMode(data)
             self._pace()
+            self._close_if_ended()
+
+    def readConnectionLost(self) -> None:
+        """
+        The client sends no more. What it has requested is answered. A stream ends, as a client that has gone
+        looks the same.
+        """
+        self._is_ended = True
+        self._close_if_ended()
+
+    def writeConnectionLost(self) -> None:
+        """Nothing: only the server itself could cause this."""
+
+    def _close_if_ended(self) -> None:
+        is_answering = self._handlingRequest and not any(each.startedWriting for each in self.requests)
+        if self._is_ended and not is_answering and not self._next:
+            self.loseConnection()
 
     def pauseProducing(self) -> None:
         """Answers wait to be sent: read and process nothing more."""

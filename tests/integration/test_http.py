@@ -75,6 +75,23 @@ class ListeningTestCase(unittest.TestCase):
         return result
 
 
+class HalfClosedTests(ListeningTestCase):
+    """A client that shuts down its side after the request."""
+
+    async def test_answered(self) -> None:
+        """It gets the answer, and the connection is closed."""
+        port = await self.port_of(self.start())
+
+        def talk() -> bytes:
+            with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+                head = b"POST /captures HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"
+                client.sendall(head % len(BODY) + BODY)
+                client.shutdown(socket.SHUT_WR)
+                return b"".join(iter(lambda: client.recv(4096), b""))
+
+        self.assertTrue((await threads.deferToThread(talk)).startswith(b"HTTP/1.1 202 "))
+
+
 class CurlTests(ListeningTestCase):
     """What the documentation shows: curl."""
 

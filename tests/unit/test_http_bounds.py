@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.interfaces import IHalfCloseableProtocol
 from twisted.internet.task import Clock
 from twisted.logger import LogLevel
 
@@ -102,6 +103,27 @@ class BoundTests(HTTPTestCase):
         transport.clear()
         self.clock.advance(REQUEST_SECONDS)
         self.assertEqual((transport.is_lost, transport.value()), (True, b""))
+
+    def test_half_closed(self) -> None:
+        """A client that sends no more gets the answers to all it has requested, and is then disconnected."""
+        one = b"GET /captures/abc1 HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        for rest in (b"", b"GET /capt"):
+            transport = self.connect()
+            transport.protocol.dataReceived(one * 3 + rest)
+            IHalfCloseableProtocol(transport.protocol).readConnectionLost()
+            self.assertFalse(transport.is_lost)
+            self.clock.advance(0)
+            self.assertEqual(transport.value().count(b"HTTP/1.1 "), 3)
+            self.assertTrue(transport.is_lost)
+            self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_half_closed_incomplete(self) -> None:
+        """A client that sends no more and has requested nothing in full is disconnected at once."""
+        for raw in (b"", b"POST /captures HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{}"):
+            transport = self.say(raw)
+            IHalfCloseableProtocol(transport.protocol).readConnectionLost()
+            self.assertEqual((transport.is_lost, transport.value()), (True, b""))
+        self.assertEqual(self.sink.submitted, [])
 
     def test_unread(self) -> None:
         """While a client doesn't read its answers, nothing is read or processed for it."""
