@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from itertools import repeat
 
 _LONGEST_SHOWN_VALUE = 80
+# Python converts up to 4,300 digits to decimal; hexadecimal numbers in TOML may have more.
+_MOST_DECIMAL_BITS = 14_000
 
 #: The reason that is given for an unexpected exception. The log has its traceback.
 FAULT = "internal error; see the daemon's log"
@@ -34,6 +36,15 @@ class Problem:
         return f"{self.path}{given}: {self.rule}"
 
 
+class _Literal(str):
+    """What is shown as it is, without quotes."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
 def shown(value: object) -> str:
     """A value as an error message shows it: C{repr}, on one line, shortened."""
     return _shortened(repr(_cut(value, repeat(None, _LONGEST_SHOWN_VALUE))))
@@ -54,6 +65,8 @@ def _cut(value: object, room: Iterator[None]) -> object:
     match value:
         case str() | bytes():
             return value[: _LONGEST_SHOWN_VALUE + 1]
+        case int() if value.bit_length() > _MOST_DECIMAL_BITS:
+            return _Literal(hex(value)[: _LONGEST_SHOWN_VALUE + 1])
         case list():
             return [_cut(item, room) for item, _ in zip(value, room, strict=False)]
         case tuple():

@@ -83,13 +83,19 @@ def _as_given(problem: Problem, origins: Mapping[str, str]) -> Problem:
 
 def _read_document(path: str, problems: list[Problem]) -> dict[str, Any] | None:
     try:
-        return tomli.loads(read_text(path, may_be_pipe=True))
+        text = read_text(path, may_be_pipe=True)
+    except ValueError as error:
+        problems.append(Problem(path=path, rule=str(error)))
+        return None
+    try:
+        return tomli.loads(text)
     except tomli.TOMLDecodeError as error:
         problems.append(Problem(path=path, rule=f"is not valid TOML: {error}"))
     except RecursionError:
         problems.append(Problem(path=path, rule="is not valid TOML: it is nested too deeply"))
-    except ValueError as error:
-        problems.append(Problem(path=path, rule=str(error)))
+    except ValueError:
+        # From int(), whose advice is for programmers.
+        problems.append(Problem(path=path, rule="is not valid TOML: a number has too many digits"))
     return None
 
 

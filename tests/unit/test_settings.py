@@ -393,6 +393,16 @@ class FileTests(SettingsTestCase):
         self.assertIn("is not valid TOML: ", self.only_problem("[general]\nmaxpackets 3"))
         self.assertIn("(at line 2, column 12)", self.only_problem("[general]\nmaxpackets 3"))
         self.assertIn("is not valid TOML", self.only_problem("a = " + "[" * 100_000))
+        self.assertEqual(
+            self.only_problem("[general]\nmaxpackets = " + "9" * 6000).partition(": ")[2],
+            "is not valid TOML: a number has too many digits",
+        )
+
+    def test_long_hexadecimal(self) -> None:
+        """A number that is too long for decimal digits is shown as it was given, shortened."""
+        problem = self.only_problem("[general]\nmaxpackets = 0x" + "f" * 6000)
+        self.assertTrue(problem.startswith("general.maxpackets = 0xffff"), problem)
+        self.assertIn("…: must be a whole number", problem)
 
     def test_no_text(self) -> None:
         """A file that isn't UTF-8, and a directory, are reported as such."""
