@@ -10,7 +10,8 @@ from typing import Any
 from botocore.exceptions import ClientError
 from twisted.trial.unittest import SynchronousTestCase
 
-from pcapsvc.sources.sqs.queue import ForeignAnswer, Queue, described, make_boto3_client
+from pcapsvc.sources.sqs.answer import ForeignAnswer
+from pcapsvc.sources.sqs.queue import Message, Queue, Step, described, make_boto3_client
 
 PAGE = b"<html><body>Welcome to the hotel. Please log in.</body></html>"
 
@@ -63,6 +64,8 @@ class AnswerTests(SynchronousTestCase):
             ("application/json", b'{"login": "required"}'),
             ("application/json", b"[]"),
             ("application/json", b"[" * 50000),
+            ("application/json", b'{"Messages": "abc"}'),
+            ("application/json", b'{"Messages": {"MessageId": "1"}}'),
         ):
             self.server.answer = (200, kind, body)
             problem = self.assertRaises(ForeignAnswer, self.queue.receive)
@@ -87,3 +90,57 @@ class AnswerTests(SynchronousTestCase):
             self.server.answer = (200, "application/x-amz-json-1.0", json.dumps(body).encode())
             self.assertEqual(len(self.queue.receive().messages), count)
             self.queue.take()
+
+    def answer(self, body: Any, status: int = 200) -> None:
+        """Answer with JSON from now on."""
+        raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self.server.answer = (status, "application/x-amz-json-1.0", raw)
+
+    def test_odd_messages(self) -> None:
+        """Items that aren't messages are malformed; the messages among them are received."""
+        fine = {"MessageId": "m", "ReceiptHandle": "r", "Body": "x"}
+        odd = [1, None, "x", [], {}, {**fine, "Body": 5}, {**fine, "MessageId": ["m"]}]
+        self.answer({"Messages": [*odd, {**fine, "MessageAttributes": 5}]})
+        received = self.queue.receive()
+        self.assertEqual([message.message_id for message in received.messages], ["m"])
+        self.assertEqual(received.malformed, len(odd))
+        self.assertTrue(self.queue.take())
+
+    def test_odd_attributes(self) -> None:
+        """Attributes of the wrong type are as good as none."""
+        fine = {"MessageId": "m", "ReceiptHandle": "r", "Body": "x"}
+        for attributes in ([], "abc", 5, {"SentTimestamp": [], "ApproximateReceiveCount": None}):
+            self.answer({"Messages": [{**fine, "Attributes": attributes}]})
+            (message,) = self.queue.receive().messages
+            self.assertEqual((message.sent_at, message.received_times), (None, 1))
+            self.assertTrue(self.queue.take())
+
+    def test_odd_error(self) -> None:
+        """Of an error, what can be understood is reported: at least the status."""
+        for body, words in (
+            ({"__type": ["x"]}, "the server answered 400"),
+            ({"__type": 5, "message": "no such queue"}, "the server answered 400: no such queue"),
+            ({"__type": "x#Gone", "message": {"a": 1}}, "the server answered Gone"),
+            ([], "the server answered 400"),
+            ("abc", "the server answered 400"),
+            (None, "the server answered 400"),
+            (b"", "the server answered 400"),
+            (b"[" * 50000, "the server answered 400"),
+            (b"\xff page", "the server answered 400: \ufffd page"),
+        ):
+            self.answer(body, 400)
+            problem = self.assertRaises(ClientError, self.queue.receive)
+            self.assertEqual(described(problem)[1], words)
+
+    def test_odd_settlement(self) -> None:
+        """What an answer doesn't clearly report as done is tried again."""
+        messages = [
+            Message(message_id=name, receipt=name, body="", sent_at=None, received_times=1) for name in "ab"
+        ]
+        steps = [Step(message=message, hide_seconds=None) for message in messages]
+        self.answer(
+            {"Successful": [1, None, {"Id": ["1"]}, {"Id": "0"}], "Failed": [5, {"SenderFault": True}]}
+        )
+        self.assertEqual(self.queue.settle(steps), steps[1:])
+        self.answer({"Successful": "abc"})
+        self.assertRaises(ForeignAnswer, self.queue.settle, steps)

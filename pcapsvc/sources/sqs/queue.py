@@ -6,7 +6,6 @@ The numbers are from the Amazon SQS API Reference.
 
 from __future__ import annotations
 
-import json
 import re
 import threading
 from collections.abc import Callable, Sequence
@@ -15,7 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pcapsvc.core.endpoint import endpoint_url
-from pcapsvc.core.text import one_line
+from pcapsvc.sources.sqs.answer import ForeignAnswer, check_answer
 
 _CONNECT_SECONDS = 5
 
@@ -35,10 +34,6 @@ _PRIVATE = re.compile(r"\.sqs\.(?P<region>[a-z0-9-]+)\.vpce\.amazonaws\.com(?:\.
 _MAX_ID_CHARACTERS = 1024
 # The same says 1,024.
 _MAX_RECEIPT_CHARACTERS = 8192
-
-
-class ForeignAnswer(Exception):
-    """Something other than SQS answered, such as a captive portal or a proxy."""
 
 
 class Unsettled(Exception):
@@ -315,27 +310,8 @@ def make_boto3_client(
         ),
     )
     bound_answers(client, most_bytes=MAX_ANSWER_BYTES, seconds=read_seconds)
-    client.meta.events.register("before-parse.sqs", _check_answer)
+    client.meta.events.register("before-parse.sqs", check_answer)
     return client
-
-
-def _check_answer(operation_model: Any, response_dict: Any, **_: Any) -> None:
-    """
-    Raise L{ForeignAnswer} if a success is not the answer of SQS: a JSON object that is empty, or has a member
-    of the operation's output. botocore accepts any text as an empty answer.
-    """
-    if response_dict["status_code"] >= 300:
-        return
-    try:
-        answer = json.loads(response_dict["body"])
-    except (ValueError, RecursionError):
-        answer = None
-    known = {"ResponseMetadata", *operation_model.output_shape.members}
-    if not isinstance(answer, dict) or (answer and known.isdisjoint(answer)):
-        kind = one_line(str(response_dict["headers"].get("content-type", "")))
-        raise ForeignAnswer(
-            f"answered {response_dict['status_code']}, but not as SQS does ({kind or 'no type'})"
-        )
 
 
 def _is_stale(problem: Exception) -> bool:
