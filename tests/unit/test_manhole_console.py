@@ -85,7 +85,23 @@ class ConsoleTests(ConsoleCase):
     def test_exit(self) -> None:
         """C{exit()} closes the session, not the daemon."""
         self.assertRaises(Exit, self.console.push, "raise SystemExit")
-        self.assertTrue(self.console.run("raise SystemExit"))
+        self.assertEqual(self.console.run("raise SystemExit"), 0)
+
+    def test_exit_status(self) -> None:
+        """A command exits with the status that it asks for, and says so unless that is success."""
+        for code, status, text in (
+            ("", 0, ""),
+            ("0", 0, ""),
+            ("False", 0, ""),
+            ("3", 3, "SystemExit: 3\n"),
+            ("'foo'", 1, "SystemExit: foo\n"),
+            ("256", 1, "SystemExit: 256\n"),
+            ("-1", 1, "SystemExit: -1\n"),
+            ("'\\x1b'", 1, "SystemExit: \\x1b\n"),
+        ):
+            self.written.clear()
+            self.assertEqual(self.console.run(f"raise SystemExit({code})"), status, code)
+            self.assertEqual("".join(self.written), text)
 
     def test_input(self) -> None:
         """Nobody answers what asks at standard input."""
@@ -97,10 +113,10 @@ class ConsoleTests(ConsoleCase):
 
     def test_run(self) -> None:
         """A whole piece of source shows each value, and says whether it ran to its end."""
-        self.assertTrue(self.console.run("a = 1\nfor i in range(2):\n    a += i\na\na + 1"))
+        self.assertEqual(self.console.run("a = 1\nfor i in range(2):\n    a += i\na\na + 1"), 0)
         self.assertEqual("".join(self.written), "2\n3\n")
-        self.assertFalse(self.console.run("1 / 0"))
-        self.assertFalse(self.console.run("1 +* 2"))
+        self.assertEqual(self.console.run("1 / 0"), 1)
+        self.assertEqual(self.console.run("1 +* 2"), 1)
 
     def test_control_characters(self) -> None:
         """What would control a terminal is escaped."""
@@ -193,7 +209,7 @@ class BoundTests(ConsoleCase):
         ):
             self.written.clear()
             began = time.monotonic()
-            self.assertFalse(self.console.run(line), line)
+            self.assertEqual(self.console.run(line), 1, line)
             self.assertLess(time.monotonic() - began, 20.0, line)
             self.assertIn("\nTakesTooLong: interrupted after 0.05 s", "".join(self.written))
             self.assertNotIn("time_limit", "".join(self.written))
@@ -221,7 +237,7 @@ class BoundTests(ConsoleCase):
     def test_long_source(self) -> None:
         """Source that is too long is refused."""
         self.assertIn("longer than 65536 characters", self.enter("x = '" + "x" * 70_000 + "'"))
-        self.assertFalse(self.console.run("#" * 70_000))
+        self.assertEqual(self.console.run("#" * 70_000), 1)
 
 
 class TimeLimitTests(unittest.SynchronousTestCase):

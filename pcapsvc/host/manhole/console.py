@@ -39,7 +39,22 @@ _UNSAFE = re.compile(rf"(?![\n\t])[{UNSAFE}\ud800-\udfff]")
 
 
 class Exit(Exception):
-    """The line asked to close the session."""
+    """
+    The line asked to close the session.
+
+    @ivar status: the exit status that it asked for, from 0 to 255.
+    @ivar reason: in words, unless the status is 0.
+    """
+
+    def __init__(self, asked: SystemExit) -> None:
+        super().__init__()
+        code = asked.code
+        # Python takes None for success, and whatever is not a number for a failure.
+        if code is None:
+            self.status = 0
+        else:
+            self.status = int(code) if isinstance(code, int) and 0 <= code <= 255 else 1
+        self.reason = "".join(traceback.format_exception_only(asked)) if self.status else ""
 
 
 class _Output(io.TextIOBase):
@@ -131,11 +146,11 @@ class Console:
         """Forget the lines that wait for more."""
         self._lines.clear()
 
-    def run(self, source: str) -> bool:
+    def run(self, source: str) -> int:
         """
         Run a whole piece of source, and show the value of each expression in it.
 
-        @return: whether it ran to its end.
+        @return: the exit status: 0 if it ran to its end, or what it asked for, or 1 if it failed.
         """
         try:
             if len(source) > MAX_SOURCE_CHARACTERS:
@@ -144,11 +159,14 @@ class Console:
             code = compile(ast.Interactive(statements), _FILE_NAME, "single", dont_inherit=True)
         except (SyntaxError, ValueError, OverflowError, MemoryError, RecursionError) as error:
             self._write(self._clean("".join(traceback.format_exception_only(error))))
-            return False
+            return 1
         try:
-            return self._run(code)
-        except Exit:
-            return True
+            return 0 if self._run(code) else 1
+        except Exit as exit:
+            problem = self._new_output()
+            problem.write(exit.reason)
+            self._write_out(problem, self._write)
+            return exit.status
 
     def when_idle(self) -> Deferred[None]:
         """Fires with L{None} when every Deferred that was shown has fired; never fails."""
@@ -183,8 +201,8 @@ class Console:
         problem = self._new_output()
         try:
             self._limit.run(exec, code, self._namespace)
-        except SystemExit:
-            raise Exit from None
+        except SystemExit as error:
+            raise Exit(error) from None
         except BaseException as error:  # noqa: BLE001 - whatever a line raises is shown, and goes no further
             problem.write(_traceback(error))
             return False

@@ -177,8 +177,8 @@ class Channel(SSHChannel):
             return
         console = self._console = self._sessions.console(self._write_text, self._write_text)
         session.log_line(command)
-        succeeded = console.run(command)
-        console.when_idle().addCallback(lambda _: self._finish(0 if succeeded else 1))
+        status = console.run(command)
+        console.when_idle().addCallback(lambda _: self._finish(status))
 
     def _begin(self) -> Session:
         self._session = self._sessions.begin(self._key, self.conn.transport.peer)
