@@ -7,6 +7,7 @@ redirect is followed, as a request may carry credentials.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +39,12 @@ MAX_BODY_BYTES = 64 * 1024
 
 # With the headers, of which Twisted's client accepts any number.
 _MAX_RECEIVED_BYTES = 256 * 1024
+
+# How many interim responses (1xx) may precede the final one.
+_MAX_INTERIM = 10
+
+_INTERIM = re.compile(rb"HTTP/1\.\d 1\d\d[ \r\n]")
+_END_OF_HEAD = re.compile(rb"\n\r?\n")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +160,7 @@ class _Connection:
             protocol.setTcpKeepAlive(True)
             return protocol.wrappedProtocol
 
-        watching = _Watching(protocolFactory, self._lost, self._too_much)
+        watching = _Watching(protocolFactory, self._lost, self._refuse)
         return self._endpoint.connect(watching).addCallback(connected)
 
     def answer(self, request: Deferred[IResponse]) -> Deferred[IResponse]:
@@ -189,11 +196,9 @@ class _Connection:
         if self._open is not None:
             self._open.abortConnection()
 
-    def _too_much(self) -> None:
+    def _refuse(self, reason: str) -> None:
         if self._answered is not None and not self._answered.called:
-            self._answered.errback(
-                ConnectionError(f"the response is longer than {_MAX_RECEIVED_BYTES} bytes")
-            )
+            self._answered.errback(ConnectionError(reason))
         self.abort()
 
     def _lost(self, reason: Failure) -> None:
@@ -204,22 +209,58 @@ class _Connection:
 
 class _Watched(ProtocolWrapper):
     """
-    A connection that reports its loss, after its user has been notified of it. It also reports that more
-    arrives than allowed, which is not passed on.
+    A connection that reports its loss, after its user has been notified of it. What arrives beyond the limits
+    is reported, and not passed on; nor are interim responses, each of which Twisted would log.
     """
 
     factory: _Watching
+    wrappedProtocol: Any
     _received_bytes = 0
+    _interim = 0
+    # What has arrived before the final response; None once that has begun.
+    _early: bytes | None = b""
 
     def dataReceived(self, data: bytes) -> None:
         self._received_bytes += len(data)
-        if self._received_bytes <= _MAX_RECEIVED_BYTES:
-            super().dataReceived(data)  # type: ignore[no-untyped-call]
-        else:
-            self.factory.too_much()
+        if self._received_bytes > _MAX_RECEIVED_BYTES:
+            self.factory.refuse(f"the response is longer than {_MAX_RECEIVED_BYTES} bytes")
+            return
+        if self._early is not None:
+            data = self._skip_interim(self._early + data)
+        if self._interim > _MAX_INTERIM:
+            self.factory.refuse(f"the server sent more than {_MAX_INTERIM} interim responses")
+        elif data:
+            self._pass_on(data)
+
+    def _skip_interim(self, data: bytes) -> bytes:
+        """What follows the interim responses, as far as it has arrived."""
+        while _INTERIM.match(data) and (end := _END_OF_HEAD.search(data)):
+            data = data[end.end() :]
+            self._interim += 1
+        # Up to the status code.
+        if _INTERIM.match(data) or (len(data) < 13 and b"\n" not in data):
+            self._early = data
+            return b""
+        self._early = None
+        return data
+
+    def _pass_on(self, data: bytes) -> None:
+        client = self.wrappedProtocol
+        response = client._responseDeferred
+        super().dataReceived(data)  # type: ignore[no-untyped-call]
+        if client._state == "TRANSMITTING" and client._parser is None:
+            # Twisted has given up on a malformed response, but goes on sending the request. It would then
+            # trip over what it has cleared, and leaves this failure unhandled. The loss is reported.
+            client._state = "GENERATION_FAILED"
+            if response is not None:
+                response.addErrback(lambda _: None)
+            self.abortConnection()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         try:
+            if self._early:
+                early, self._early = self._early, None
+                self._pass_on(early)
             super().connectionLost(reason)  # type: ignore[no-untyped-call]
         finally:
             self.factory.lost(reason)
@@ -229,11 +270,11 @@ class _Watching(WrappingFactory[_Watched]):
     protocol = _Watched
     noisy = False
 
-    def __init__(self, wrapped: Any, lost: Callable[[Failure], None], too_much: Callable[[], None]) -> None:
+    def __init__(self, wrapped: Any, lost: Callable[[Failure], None], refuse: Callable[[str], None]) -> None:
         wrapped.noisy = False
         super().__init__(wrapped)  # type: ignore[no-untyped-call]
         self.lost = lost
-        self.too_much = too_much
+        self.refuse = refuse
 
 
 class _Body(Protocol):
