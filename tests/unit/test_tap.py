@@ -8,12 +8,14 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from twisted.application.service import IService, IServiceMaker
 from twisted.internet import reactor
+from twisted.internet.task import deferLater
 from twisted.internet.utils import getProcessOutputAndValue
 from twisted.logger import globalLogBeginner
 from twisted.plugin import getPlugins
@@ -242,6 +244,10 @@ class TwistdTests(unittest.TestCase):
             path=str(folder),
             reactor=reactor,
         )
+        # A daemon reports its failure before it removes its pid file.
+        deadline = time.monotonic() + 60
+        while any(folder.iterdir()) and time.monotonic() < deadline:
+            await deferLater(reactor, 0.01, lambda: None)
         self.assertEqual([], [each.name for each in folder.iterdir()])
         return out.decode(), err.decode(), status
 
