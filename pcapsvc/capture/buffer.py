@@ -5,11 +5,12 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Callable
-from io import BufferedReader, RawIOBase
+from io import BufferedReader
 from typing import Any, BinaryIO, Protocol
 
 from pcapsvc.core.session import FILE_HEADER_BYTES, PACKET_HEADER_BYTES, Batch
 from pcapsvc.interfaces.capture import IPacketDumper, IPacketHandle
+from pcapsvc.positioned_reader import PositionedReader
 
 #: How much more memory is reserved than the next packets may need, in bytes.
 RESERVE_BYTES = 1 << 20
@@ -106,7 +107,7 @@ class MemoryFile:
             self._descriptor = -1
 
 
-class _Reader(RawIOBase):
+class _Reader(PositionedReader):
     """
     Reads a file from its first byte, wherever the offset of its descriptor is: that is shared with others.
 
@@ -114,30 +115,14 @@ class _Reader(RawIOBase):
     """
 
     def __init__(self, descriptor: int) -> None:
+        super().__init__()
         self._descriptor = descriptor
-        self._at = 0
 
-    def readable(self) -> bool:
-        return True
+    def descriptor(self) -> int:
+        return self._descriptor
 
-    def seekable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        count = os.preadv(self._descriptor, [buffer], self._at)
-        self._at += count
-        return count
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        beginnings = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: os.fstat(self._descriptor).st_size}
-        at = beginnings[whence] + offset
-        if at < 0:
-            raise ValueError(f"negative position: {at}")
-        self._at = at
-        return at
-
-    def tell(self) -> int:
-        return self._at
+    def end(self) -> int:
+        return os.fstat(self._descriptor).st_size
 
     def close(self) -> None:
         if not self.closed:

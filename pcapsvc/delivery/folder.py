@@ -47,6 +47,7 @@ from pcapsvc.core.spool_entry import (
     make_entry,
 )
 from pcapsvc.delivery import tree
+from pcapsvc.positioned_reader import PositionedReader
 
 #: The permissions of an entry's files: they hold other people's packets.
 FILE_MODE = 0o600
@@ -119,7 +120,7 @@ class SpoolFile:
         """Do nothing: the file exists until the entry is removed."""
 
 
-class _LateFile(io.RawIOBase):
+class _LateFile(PositionedReader):
     """
     A regular file that is opened when it is first read, in the thread that reads: the disk may hang.
 
@@ -127,33 +128,18 @@ class _LateFile(io.RawIOBase):
     """
 
     def __init__(self, path: str, size: int) -> None:
+        super().__init__()
         self._path = path
         self._size = size
         self._file: BinaryIO | None = None
-        self._at = 0
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
+    def descriptor(self) -> int:
         if self._file is None:
             self._file = _open_file(self._path)
-        count = os.preadv(self._file.fileno(), [buffer], self._at)
-        self._at += count
-        return count
+        return self._file.fileno()
 
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        at = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence] + offset
-        if at < 0:
-            raise ValueError(f"negative position: {at}")
-        self._at = at
-        return at
-
-    def tell(self) -> int:
-        return self._at
+    def end(self) -> int:
+        return self._size
 
     def close(self) -> None:
         if self._file is not None:
