@@ -44,6 +44,7 @@ from pcapsvc.settings.section import (
     SourceSection,
 )
 from pcapsvc.threads import ThreadPools
+from pcapsvc.web.settings import WebSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +58,7 @@ class Node:
     @ivar sources: the sources of requests, by name.
     @ivar destinations: the destinations of captures, by name.
     @ivar reporters: the reporters of events, by name.
+    @ivar reporter: passes every event to all of them, and to those that are added later.
     @ivar encoder: encodes recordings for delivery.
     @ivar packets: the packet system.
     @ivar outboxes: the outbox of each destination, by its name.
@@ -70,6 +72,7 @@ class Node:
     sources: Mapping[str, IService]
     destinations: Mapping[str, IDestination]
     reporters: Mapping[str, IReporter]
+    reporter: FanOutReporter
     encoder: IEncoder
     packets: StandbySystem
     outboxes: Mapping[str, Outbox]
@@ -97,7 +100,9 @@ def build(
     destinations = {section.name: section.build(context) for section in settings.enabled(DestinationSection)}
     reporters = _reporters(context, captures)
     reporter = FanOutReporter([*reporters.values()])
-    events = EventFactory(settings.general.node_name, wall_clock=wall_clock, new_id=_new_id)
+    events = EventFactory(
+        settings.general.node_name, wall_clock=wall_clock, new_id=_new_id, api=_api_url(settings)
+    )
     outboxes, rounds, spool = build_delivery(context, [*destinations.values()], reporter, events)
     packets, capturer, below = build_capturer(context, pools.new(), system)
     encoder = _encoder(context)
@@ -127,6 +132,7 @@ def build(
         sources=sources,
         destinations=destinations,
         reporters=reporters,
+        reporter=reporter,
         encoder=encoder,
         packets=packets,
         outboxes={outbox.destination: outbox for outbox in outboxes},
@@ -155,6 +161,12 @@ def _encoder(context: BuildContext) -> IEncoder:
     chosen = context.settings.general.format
     [section] = [each for each in context.settings.enabled(EncoderSection) if each.name == chosen]
     return section.build(context)
+
+
+def _api_url(settings: Settings) -> str | None:
+    """Where others reach this node's HTTP API; L{None} if that isn't known, or there is none."""
+    web = settings.find(WebSettings)
+    return None if web is None else web.url
 
 
 def _new_id() -> str:

@@ -18,6 +18,7 @@ from pcapsvc.sources.http.settings import HttpSettings
 from pcapsvc.sources.kafka.settings import KafkaSettings
 from pcapsvc.sources.redis.settings import RedisSettings
 from pcapsvc.sources.sqs.settings import SqsSettings
+from pcapsvc.web.settings import WebSettings
 
 COMPONENTS = Catalogue(
     node=(GeneralSettings, CaptureSettings, DeliverySettings),
@@ -25,5 +26,5 @@ COMPONENTS = Catalogue(
     destinations=(LocalSettings, CloudSharkSettings, S3Settings),
     reporters=(),
     encoders=(PcapSettings,),
-    services=(SyslogSettings, ManholeSettings),
+    services=(SyslogSettings, ManholeSettings, WebSettings),
 )

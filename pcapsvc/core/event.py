@@ -232,6 +232,7 @@ class Event:
     @ivar id: unique among all events.
     @ivar time: when, in seconds since the Unix epoch.
     @ivar subject: the id of the capture that it is about; L{None} if it is about a request.
+    @ivar api: the URL of the node's HTTP API; L{None} if others can't reach one.
     """
 
     id: str
@@ -240,6 +241,7 @@ class Event:
     subject: str | None
     labels: Labels
     data: Payload
+    api: str | None = None
 
     @property
     def type(self) -> str:
@@ -254,10 +256,19 @@ class EventFactory:
     @param node: the node's name.
     @param wall_clock: returns the time in seconds since the Unix epoch.
     @param new_id: returns a string that it has never returned before, on any node.
+    @param api: as in L{Event}.
     """
 
-    def __init__(self, node: str, *, wall_clock: Callable[[], float], new_id: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        node: str,
+        *,
+        wall_clock: Callable[[], float],
+        new_id: Callable[[], str],
+        api: str | None = None,
+    ) -> None:
         self._node = node
+        self._api = api
         self._wall_clock = wall_clock
         self._new_id = new_id
 
@@ -274,6 +285,7 @@ class EventFactory:
             subject=subject,
             labels=labels,
             data=data,
+            api=self._api,
         )
 
 
@@ -303,7 +315,7 @@ def as_json(event: Event) -> dict[str, Any]:
         "subject": event.subject,
         "time": rfc3339(event.time),
         "datacontenttype": "application/json",
-        "data": {**event.labels.as_mapping(), **event.data.values()},
+        "data": {"api": event.api, **event.labels.as_mapping(), **event.data.values()},
     }
     return _plain(document)  # type: ignore[no-any-return]
 

@@ -23,6 +23,10 @@ class FanOutReporter:
     def __init__(self, reporters: Sequence[IReporter]) -> None:
         self._reporters = tuple(reporters)
 
+    def add(self, reporter: IReporter) -> None:
+        """Pass on events to one more reporter, from now on."""
+        self._reporters = (*self._reporters, reporter)
+
     def report(self, event: Event) -> None:
         """Pass on an event."""
         for reporter in self._reporters:

@@ -42,6 +42,7 @@ class HTTPSource(service.Service):
     Submits what is posted to C{/captures}.
 
     @ivar name: the name of the source in requests that it submits.
+    @ivar root: the tree of resources, to which others may be added.
     """
 
     name = "http"
@@ -66,9 +67,10 @@ class HTTPSource(service.Service):
         """
         self._endpoint = endpoint
         self._listener = Listener("HTTP", endpoint_name, _PATH)
+        self.root = routes(sink, self.name, lookup)
         self._server = HTTPServer(
             reactor,
-            routes(sink, self.name, lookup),
+            self.root,
             check=Admission(token).check,
             max_body_bytes=MAX_BODY_BYTES,
             max_connections=max_connections,

@@ -1,0 +1,1 @@
+"""The HTTP API, its events, and the web page."""
