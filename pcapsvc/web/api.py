@@ -10,27 +10,19 @@ from typing import Any
 from twisted.application.service import MultiService
 from twisted.web.resource import Resource as TwistedResource
 
-from pcapsvc.net.http_resource import Answer, Resource
+from pcapsvc.settings.section import BuildContext
+from pcapsvc.web.health import Health
 
 
-def mount(root: TwistedResource) -> MultiService:
+def mount(root: TwistedResource, context: BuildContext, node: Any) -> MultiService:
     """
     Add the API to a tree.
 
     @param root: the resource at C{/}.
+    @param node: the L{pcapsvc.app.Node} whose API it is.
 
     @return: what has to run for it.
     """
     services = MultiService()
     root.putChild(b"healthz", Health())
     return services
-
-
-class Health(Resource):
-    """C{/healthz}: the process answers."""
-
-    allowedMethods = (b"GET", b"HEAD")
-
-    def render_GET(self, request: Any) -> Answer:
-        """See L{Resource}."""
-        return Answer.json({"status": "ok"})

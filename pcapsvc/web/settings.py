@@ -61,4 +61,4 @@ class WebSettings(ServiceSection, frozen=True, kw_only=True):
             return Service()
         from pcapsvc.web.api import mount
 
-        return mount(source.root)
+        return mount(source.root, context, node)
