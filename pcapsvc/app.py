@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twisted.application.service import IService, MultiService
 
@@ -18,7 +18,6 @@ from pcapsvc.core.event import EventFactory
 from pcapsvc.delivery.outbox import Outbox
 from pcapsvc.delivery.outboxes import Outboxes
 from pcapsvc.delivery.settings import DeliverySettings
-from pcapsvc.delivery.spool import Spool
 from pcapsvc.host.descriptors import DescriptorLimit, most_connections
 from pcapsvc.host.memory_check import MemoryCheck
 from pcapsvc.host.permission import PermissionCheck
@@ -45,6 +44,9 @@ from pcapsvc.settings.section import (
 )
 from pcapsvc.threads import ThreadPools
 from pcapsvc.web.settings import WebSettings
+
+if TYPE_CHECKING:
+    from pcapsvc.delivery.spool import Spool
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from twisted.application.service import IService
 
 from pcapsvc.capture.buffer import RESERVE_BYTES
@@ -13,11 +15,8 @@ from pcapsvc.core.plan import NodeView
 from pcapsvc.core.rate import RequestRate
 from pcapsvc.core.request import RequestBounds
 from pcapsvc.core.retry import RetryPolicy
-from pcapsvc.delivery.folder import SpoolFolder
 from pcapsvc.delivery.outbox import Outbox
-from pcapsvc.delivery.rounds import Rounds
 from pcapsvc.delivery.settings import DeliverySettings
-from pcapsvc.delivery.spool import SPOOL_THREADS, Spool
 from pcapsvc.host.descriptors import most_captures
 from pcapsvc.host.memory import ProcessMemory
 from pcapsvc.interfaces.capture import IStandbyPacketSystem
@@ -37,6 +36,10 @@ from pcapsvc.settings.section import (
     DestinationSection,
 )
 from pcapsvc.threads import Threads
+
+if TYPE_CHECKING:
+    from pcapsvc.delivery.rounds import Rounds
+    from pcapsvc.delivery.spool import Spool
 
 
 def build_capturer(
@@ -158,18 +161,7 @@ def build_delivery(
 ) -> tuple[list[Outbox], list[Rounds], list[Spool]]:
     """An outbox for each destination; if there is a spool, the rounds through it, and the spool."""
     chosen = context.settings.section(DeliverySettings)
-    spool = None
-    if chosen.spool_dir is not None:
-        spool = Spool(
-            context.reactor,
-            SpoolFolder(chosen.spool_dir),
-            run_in_thread=context.threads(SPOOL_THREADS),
-            reporter=reporter,
-            events=events,
-            max_bytes=chosen.spool_size_bytes,
-            max_age_seconds=chosen.max_age_seconds,
-            wall_clock=context.wall_clock,
-        )
+    spool = None if chosen.spool_dir is None else _spool(context, chosen.spool_dir, reporter, events)
     outboxes = [
         Outbox(
             context.reactor,
@@ -192,5 +184,25 @@ def build_delivery(
     ]
     if spool is None:
         return outboxes, [], []
+    from pcapsvc.delivery.rounds import Rounds
+
     interval_seconds = chosen.retry_interval_seconds
     return outboxes, [Rounds(context.reactor, spool, outboxes, interval_seconds=interval_seconds)], [spool]
+
+
+def _spool(context: BuildContext, directory: str, reporter: IReporter, events: EventFactory) -> Spool:
+    # Imported here: nodes without a spool do without.
+    from pcapsvc.delivery.folder import SpoolFolder
+    from pcapsvc.delivery.spool import SPOOL_THREADS, Spool
+
+    chosen = context.settings.section(DeliverySettings)
+    return Spool(
+        context.reactor,
+        SpoolFolder(directory),
+        run_in_thread=context.threads(SPOOL_THREADS),
+        reporter=reporter,
+        events=events,
+        max_bytes=chosen.spool_size_bytes,
+        max_age_seconds=chosen.max_age_seconds,
+        wall_clock=context.wall_clock,
+    )

@@ -38,6 +38,24 @@ class LibpcapTests(unittest.SynchronousTestCase):
         self.assertIsNone(find_libpcap("/nonexistent.so"))
         self.assertIsNone(find_libpcap(sys.modules["_ctypes"].__file__ or ""))
 
+    def test_version_beside_it(self) -> None:
+        """Which pcapy it is, is read from what pip records beside it."""
+        extension = Path(self.mktemp()) / "pcapy.so"
+        extension.parent.mkdir()
+        extension.symlink_to(pcapy.__file__)
+        record = extension.with_name("pcapy_ng-2.1.0.dist-info")
+        record.mkdir()
+        self.assertIsNotNone(find_libpcap(str(extension)))
+        record.rename(extension.with_name("pcapy_ng-2.2.0.dist-info"))
+        self.assertIsNone(find_libpcap(str(extension)))
+
+    def test_version_not_beside_it(self) -> None:
+        """If nothing is recorded there, as in an editable installation, Python's own records are read."""
+        extension = Path(self.mktemp()) / "pcapy.so"
+        extension.parent.mkdir()
+        extension.symlink_to(pcapy.__file__)
+        self.assertEqual(version("pcapy-ng") == "2.1.0", find_libpcap(str(extension)) is not None)
+
     def test_other_objects(self) -> None:
         """What is not pcapy's is refused, unread."""
         self.assertRaises(ValueError, self.libpcap().dump, object(), object(), 1)
