@@ -28,6 +28,7 @@ from pcapsvc.packets.handle import libpcap_path
 from pcapsvc.packets.own_sockets import SocketTable
 from pcapsvc.packets.own_traffic import OwnTrafficFilter
 from pcapsvc.packets.pcapy_system import PcapySystem
+from pcapsvc.packets.ring import ring_bytes
 from pcapsvc.packets.standby import StandbySystem
 from pcapsvc.pipeline import Pipeline
 from pcapsvc.settings import Settings
@@ -57,7 +58,7 @@ def build_capturer(
             compiler=compiler,
             run_in_thread=threads.run,
             close_descriptor=threads.close_descriptor,
-            buffer_size_bytes=settings.capture.buffer_size_bytes,
+            buffer_size_bytes=ring_bytes(settings.capture.buffer_size_bytes),
             read_timeout_ms=settings.capture.read_timeout_ms,
             promiscuous=settings.general.promiscuous,
         )
@@ -102,7 +103,7 @@ def build_pipeline(
         max_in_memory=most_captures(),
         free_bytes=memory.free_bytes,
         held_bytes=captures.held_bytes,
-        capture_overhead_bytes=settings.capture.buffer_size_bytes + RESERVE_BYTES,
+        capture_overhead_bytes=ring_bytes(settings.capture.buffer_size_bytes) + RESERVE_BYTES,
     )
     return Pipeline(
         judge=Judge(

@@ -55,17 +55,20 @@ class Tcpdump:
     @ivar path: the file.
     """
 
-    def __init__(self, interface: str, *, snaplen: int = 262144, filter: str = "") -> None:
+    def __init__(
+        self, interface: str, *, snaplen: int = 262144, filter: str = "", buffer_bytes: int = 32 << 20
+    ) -> None:
         """
         @param snaplen: the snap length, in bytes.
         @param filter: as in pcap-filter(7).
+        @param buffer_bytes: the size of its ring, in whole KiB.
         """
         require_root("to run tcpdump")
         program = require_command("tcpdump", "tcpdump")
         self._process = OwnProcess("tcpdump")
         self.path = self._process.folder / "tcpdump.pcap"
         self._arguments = [
-            *(program, "-i", interface, "-n", "-U", "-B", "32768"),
+            *(program, "-i", interface, "-n", "-U", "-B", str(buffer_bytes >> 10)),
             # Otherwise it would change to a user that can't write here.
             *("-Z", "root", "-s", str(snaplen), "-w", str(self.path)),
             *([filter] if filter else []),
@@ -74,6 +77,10 @@ class Tcpdump:
     def start(self) -> None:
         """Start it, and wait until it captures."""
         self._process.start(self._arguments, lambda: "listening on" in self._process.log)
+
+    def signal(self, number: int) -> None:
+        """Send it a signal."""
+        self._process.signal(number)
 
     def wait_for(self, packets: int, patience_seconds: float = 60.0) -> None:
         """

@@ -1,0 +1,97 @@
+"""Small rings, compared with tcpdump's of the same size."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from peers.daemon import Daemon
+from peers.requirement import require_command
+from peers.tcpdump import Tcpdump
+from peers.wire import Wire
+
+# Packets are lost if the daemon is not scheduled for long enough.
+needs_machine_alone = True
+
+_GENERATOR = Path(__file__).parents[2] / "benchmarks" / "generator.py"
+_KIB = 1 << 10
+_PACKETS = 20_000
+_SNAP_LENGTH = 2048
+_ROUNDS = 3
+
+
+class SmallRingTests(SynchronousTestCase):
+    """A burst of packets, captured by the daemon and by tcpdump at once, with the same C{buffersize}."""
+
+    def setUp(self) -> None:
+        """A wire."""
+        self.wire = Wire()
+        self.addCleanup(self.wire.stop)
+        self.wire.start()
+
+    def daemon(self, buffer_bytes: int) -> Daemon:
+        """A daemon with this ring."""
+        daemon = Daemon(f"[capture]\nbuffersize = {buffer_bytes}\n", general=f"maxpackets = {_PACKETS}")
+        self.addCleanup(daemon.stop)
+        daemon.start()
+        return daemon
+
+    def burst(
+        self, daemon: Daemon, buffer_bytes: int, *, size: int, rate: int | None, stopped: bool
+    ) -> tuple[int, int]:
+        """
+        Send a burst.
+
+        @param size: of each packet, in bytes.
+        @param rate: packets a second; L{None} is as fast as possible.
+        @param stopped: whether nobody reads the rings until it is over.
+
+        @return: how many packets the daemon has kept, and how many tcpdump.
+        """
+        tcpdump = Tcpdump(self.wire.interface, snaplen=_SNAP_LENGTH, filter="udp", buffer_bytes=buffer_bytes)
+        self.addCleanup(tcpdump.stop)
+        tcpdump.start()
+        capture = daemon.capture(interface=[self.wire.interface], bpf="udp", timeout=2, snap=_SNAP_LENGTH)
+        words = [require_command("ip", "iproute2"), "netns", "exec", self.wire.namespace, sys.executable]
+        words += [str(_GENERATOR), self.wire.far, "--packets", str(_PACKETS), "--size", str(size)]
+        words += [] if rate is None else ["--rate", str(rate)]
+        readers = (daemon, tcpdump) if stopped else ()
+        for reader in readers:
+            reader.signal(signal.SIGSTOP)
+        try:
+            subprocess.run(words, check=True, capture_output=True, timeout=60)
+        finally:
+            for reader in readers:
+                reader.signal(signal.SIGCONT)
+        kept = daemon.done(capture)["packets"]
+        # It gets the last block a second late; the capture's idle time has been longer.
+        time.sleep(0.2)
+        return kept, len(tcpdump.finish())
+
+    def test_late_reader(self) -> None:
+        """What is in the ring after a burst that nobody has read is no less than in tcpdump's."""
+        for buffer_bytes in (64 * _KIB, 512 * _KIB, 1024 * _KIB):
+            daemon = self.daemon(buffer_bytes)
+            for size, rate in ((100, None), (100, 100_000), (1000, None), (1000, 100_000)):
+                kept, theirs = self.burst(daemon, buffer_bytes, size=size, rate=rate, stopped=True)
+                self.assertGreater(theirs, 0)
+                self.assertGreaterEqual(kept, theirs, f"{buffer_bytes} bytes: {size} bytes, {rate}/s")
+            daemon.stop()
+
+    def test_reader(self) -> None:
+        """Nor does a burst that is read meanwhile lose more than tcpdump does."""
+        for buffer_bytes in (64 * _KIB, 512 * _KIB, 1024 * _KIB):
+            daemon = self.daemon(buffer_bytes)
+            for size in (100, 1000):
+                found = [
+                    self.burst(daemon, buffer_bytes, size=size, rate=None, stopped=False)
+                    for _ in range(_ROUNDS)
+                ]
+                kept, theirs = sum(ours for ours, _ in found), sum(each for _, each in found)
+                self.assertGreaterEqual(kept, theirs, f"{buffer_bytes} bytes: {size} bytes: {found}")
+            daemon.stop()
