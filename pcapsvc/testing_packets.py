@@ -10,7 +10,7 @@ import itertools
 import os
 import struct
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO
@@ -20,6 +20,7 @@ from zope.interface import implementer
 
 from pcapsvc.core.errors import CaptureUnavailable
 from pcapsvc.core.filter import FilterRejected, Program
+from pcapsvc.core.network_interface import NetworkInterface
 from pcapsvc.core.recording import PacketCounts
 from pcapsvc.interfaces.capture import (
     IPacketDumper,
@@ -34,6 +35,7 @@ _PACKET_HEADER = struct.Struct("=IIII")
 _STDIO_BUFFER_BYTES = 4096
 # Why an interface that is down can't be captured on.
 _DOWN = "the interface is down"
+_UNKNOWN = "no such interface"
 
 
 @dataclass
@@ -75,6 +77,7 @@ class MemoryPacketSystem:
     @ivar interfaces: the interfaces, by name.
     @ivar filters: for each filter that can be compiled, a function that says whether a packet passes it.
     @ivar seconds: the time at which packets arrive, in seconds since the Unix epoch.
+    @ivar problem: why nothing can be captured; L{None} if it can.
     @ivar opening: makes the Deferred that is awaited before a handle is opened; by default it has fired.
     """
 
@@ -82,6 +85,7 @@ class MemoryPacketSystem:
         self.interfaces = {name: MemoryInterface() for name in interfaces}
         self.filters: dict[str, Callable[[bytes], bool]] = {"": lambda data: True}
         self.seconds = 1_700_000_000.0
+        self.problem: OSError | None = None
         self.opening: Callable[[], defer.Deferred[Any]] = lambda: defer.succeed(None)
 
     def deliver(self, interface: str, *packets: bytes) -> None:
@@ -113,6 +117,29 @@ class MemoryPacketSystem:
         """Find an interface by its name: see L{IStandbyPacketSystem.find}."""
         found = self.interfaces.get(interface)
         return defer.succeed(None if found is None else found.index)
+
+    def check(self) -> defer.Deferred[None]:
+        """See whether anything can be captured: see L{IHostInterfaces.check}."""
+        return defer.succeed(None) if self.problem is None else defer.fail(self.problem)
+
+    def list_interfaces(self) -> defer.Deferred[Sequence[NetworkInterface]]:
+        """The interfaces: see L{IHostInterfaces.list_interfaces}."""
+        found = [
+            NetworkInterface(name=name, index=each.index, is_up=each.problem != _DOWN, link_type="ether")
+            for name, each in self.interfaces.items()
+        ]
+        return defer.succeed(sorted(found, key=lambda interface: interface.index))
+
+    def compile_filter(self, interface: str | None, *, snap_length: int, bpf: str) -> defer.Deferred[Program]:
+        """Compile a filter, and open nothing: see L{IHostInterfaces.compile_filter}."""
+
+        async def compile_it() -> Program:
+            await self.opening()
+            if interface is not None and interface not in self.interfaces:
+                raise CaptureUnavailable(interface, _UNKNOWN)
+            return self.compile(bpf)
+
+        return defer.Deferred.fromCoroutine(compile_it())
 
     @property
     def open_handles(self) -> int:
@@ -153,7 +180,7 @@ class MemoryPacketSystem:
     ) -> MemoryHandle:
         found = self.interfaces.get(interface)
         if found is None:
-            raise CaptureUnavailable(interface, "no such interface")
+            raise CaptureUnavailable(interface, _UNKNOWN)
         if found.problem is not None:
             raise CaptureUnavailable(interface, found.problem)
         handle = MemoryHandle(interface, found, snap_length, program)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 from twisted.internet.defer import Deferred
 from zope.interface import Attribute, Interface
 
 from pcapsvc.core.filter import Program
+from pcapsvc.core.network_interface import NetworkInterface
 from pcapsvc.core.plan import CapturePlan
 from pcapsvc.core.recording import PacketCounts, Recording
 from pcapsvc.core.session import StopReason
@@ -104,6 +105,34 @@ class IPacketSystem(Interface):
         """
 
 
+class IHostInterfaces(Interface):
+    """What can be captured on here, without anything being captured."""
+
+    def check() -> Deferred[None]:
+        """
+        See whether this process may capture at all.
+
+        @return: fails with L{OSError} if it may not.
+        """
+
+    def list_interfaces() -> Deferred[Sequence[NetworkInterface]]:
+        """
+        The network interfaces, and C{any} if that can be captured on.
+
+        @return: fires with them, in the order of their index. Fails with L{OSError}.
+        """
+
+    def compile_filter(interface: str | None, *, snap_length: int, bpf: str) -> Deferred[Program]:
+        """
+        Compile a filter as L{IPacketSystem.open} would, and open nothing.
+
+        @param interface: its name; L{None} is any Ethernet.
+
+        @return: fires with the program, and fails, as L{IPacketSystem.open} does. On cancel, it is no longer
+            compiled.
+        """
+
+
 class IStandbyHandle(Interface):
     """A handle that lets no packet pass, until it is armed."""
 
@@ -127,7 +156,7 @@ class IStandbyHandle(Interface):
         """Give it up. A second call does nothing."""
 
 
-class IStandbyPacketSystem(IPacketSystem):
+class IStandbyPacketSystem(IPacketSystem, IHostInterfaces):
     """A packet system that can prepare handles."""
 
     def find(interface: str) -> Deferred[int | None]:

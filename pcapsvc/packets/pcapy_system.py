@@ -6,7 +6,7 @@ import fcntl
 import os
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,13 @@ from zope.interface import implementer
 
 from pcapsvc.core.errors import CaptureUnavailable, PcapsvcError
 from pcapsvc.core.filter import FilterRejected, Program
+from pcapsvc.core.network_interface import NetworkInterface
+from pcapsvc.host.permission import open_packet_socket
 from pcapsvc.interfaces.capture import IPacketDumper, IPacketHandle, IStandbyHandle, IStandbyPacketSystem
 from pcapsvc.interfaces.threads import RunInThread
 from pcapsvc.packets.filter_compiler import FilterCompiler, uses_netmask
 from pcapsvc.packets.handle import LIBPCAP, Kind, PcapyHandle, open_dumper
+from pcapsvc.packets.interface_list import list_interfaces
 from pcapsvc.packets.libpcap import kept_length
 from pcapsvc.packets.network_interfaces import ANY_INDEX, Interface, find_index, is_quick_to_find, name_of
 from pcapsvc.packets.opener import ANY_INTERFACE, NO_SUCH_INTERFACE, Opener
@@ -122,6 +125,37 @@ class PcapySystem(Service):
             )
 
         return Deferred.fromCoroutine(open_it())
+
+    def check(self) -> Deferred[None]:
+        """See whether this process may capture at all: see L{IHostInterfaces.check}."""
+        # In a thread: for each packet socket that is closed, the kernel waits for all processors.
+        return self._run_in_thread(open_packet_socket)
+
+    def list_interfaces(self) -> Deferred[Sequence[NetworkInterface]]:
+        """The network interfaces: see L{IHostInterfaces.list_interfaces}."""
+        return self._run_in_thread(list_interfaces)
+
+    def compile_filter(self, interface: str | None, *, snap_length: int, bpf: str) -> Deferred[Program]:
+        """Compile a filter, and open nothing: see L{IHostInterfaces.compile_filter}."""
+
+        async def compile_it() -> Program:
+            kind = _kind(_ETHERNET, snap_length, netmask=0)
+            if interface is not None:
+                kind = await self._kind_on(await self._find(interface), snap_length, bpf)
+            return await self._compile(bpf, kind)
+
+        return Deferred.fromCoroutine(compile_it())
+
+    async def _kind_on(self, interface: Interface, snap_length: int, bpf: str) -> Kind:
+        """What a filter on an interface is compiled for."""
+        expected = _expected_kind(interface.index, snap_length, bpf)
+        if expected is not None:
+            return expected
+        handle = await self._in_thread(lambda: self._opener.open_idle(interface, snap_length))
+        try:
+            return handle.kind(bpf)
+        finally:
+            handle.close()
 
     def compile_now(self, handle: IPacketHandle, bpf: str) -> Program:
         """Compile a filter for a handle, while everything waits: see L{IPacketSystem.compile_now}."""
@@ -271,7 +305,10 @@ def _expected_kind(index: int, snap_length: int, bpf: str) -> Kind | None:
             link_type = None
     if link_type is None:
         return None
-    netmask = _netmask_of(name) if uses_netmask(bpf) else 0
+    return _kind(link_type, snap_length, netmask=_netmask_of(name) if uses_netmask(bpf) else 0)
+
+
+def _kind(link_type: int, snap_length: int, *, netmask: int) -> Kind:
     return Kind(link_type=link_type, snap_length=kept_length(link_type, snap_length), netmask=netmask)
 
 

@@ -12,7 +12,9 @@ from zope.interface import implementer
 
 from pcapsvc.core.errors import CaptureUnavailable, RequestRejected
 from pcapsvc.core.filter import Program
+from pcapsvc.core.network_interface import NetworkInterface
 from pcapsvc.interfaces.capture import (
+    IHostInterfaces,
     IPacketDumper,
     IPacketHandle,
     IPacketSystem,
@@ -30,7 +32,7 @@ REPLACE_SECONDS = 0.25
 _EXPECTED = (OSError, RequestRejected)
 
 
-@implementer(IPacketSystem)
+@implementer(IPacketSystem, IHostInterfaces)
 class StandbySystem(Service):
     """
     Keeps a handle open on each of some interfaces, that lets no packet pass and leaves the interface out
@@ -117,6 +119,18 @@ class StandbySystem(Service):
     def find(self, interface: str) -> Deferred[int | None]:
         """Find an interface by its name: see L{IStandbyPacketSystem.find}."""
         return self._system.find(interface)
+
+    def check(self) -> Deferred[None]:
+        """See whether this process may capture at all: see L{IHostInterfaces.check}."""
+        return self._system.check()
+
+    def list_interfaces(self) -> Deferred[Sequence[NetworkInterface]]:
+        """The network interfaces: see L{IHostInterfaces.list_interfaces}."""
+        return self._system.list_interfaces()
+
+    def compile_filter(self, interface: str | None, *, snap_length: int, bpf: str) -> Deferred[Program]:
+        """Compile a filter, and open nothing: see L{IHostInterfaces.compile_filter}."""
+        return self._system.compile_filter(interface, snap_length=snap_length, bpf=bpf)
 
     def compile_now(self, handle: IPacketHandle, bpf: str) -> Program:
         """Compile a filter for a handle, while everything waits: see L{IPacketSystem.compile_now}."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from twisted.internet.defer import CancelledError
 
 from pcapsvc.core.errors import CaptureUnavailable, RequestRejected
+from pcapsvc.core.network_interface import NetworkInterface
 from pcapsvc.interfaces.capture import IPacketDumper, IPacketHandle, IStandbyPacketSystem
 from peers.frames import udp_frame
 
@@ -94,6 +95,50 @@ class PacketSystemContract:
         self.send(*frames)
         self.assertEqual(self.read(handle, 20, most=7), frames)
         self.assertEqual(handle.read(10, lambda *_: self.fail("there was no more")), 0)
+
+    async def listed(self) -> NetworkInterface | None:
+        """The interface in the list of all, found by its index; L{None} if it is not there."""
+        found = await self.system.list_interfaces()
+        indexes = [interface.index for interface in found]
+        self.assertEqual(indexes, sorted(set(indexes)))
+        return next((each for each in found if each.index == self.index), None)
+
+    async def test_list(self) -> None:
+        """The interface is in the list of all, as it is now, until it is gone."""
+        self.index = await self.system.find(self.interface)
+        found = await self.listed()
+        self.assertEqual((found.name, found.is_up, found.link_type), (self.interface, True, "ether"))
+        self.take_down()
+        self.assertFalse((await self.listed()).is_up)
+        self.bring_up()
+        name = self.rename()
+        found = await self.listed()
+        self.assertEqual((found.name, found.is_up), (name, True))
+
+    async def test_list_without(self) -> None:
+        """An interface that is gone is not in the list."""
+        self.index = await self.system.find(self.interface)
+        self.lose_interface()
+        self.assertIsNone(await self.listed())
+
+    async def test_check(self) -> None:
+        """This process may capture."""
+        await self.system.check()
+
+    async def test_compile_filter(self) -> None:
+        """A filter is compiled as it is for a handle, and nothing is opened."""
+        handle = await self.open(bpf="udp port 9")
+        for interface in (self.interface, None):
+            program = await self.system.compile_filter(interface, snap_length=512, bpf="udp port 9")
+            self.assertEqual(program.instructions, handle.program.instructions)
+
+    async def test_compile_filter_in_vain(self) -> None:
+        """A filter that can't be compiled is rejected, and an unknown interface can't be captured on."""
+        for interface in (self.interface, None):
+            compiling = self.system.compile_filter(interface, snap_length=512, bpf="udp and (")
+            await self.assertFailure(compiling, RequestRejected)
+        compiling = self.system.compile_filter("nosuch0", snap_length=512, bpf="udp")
+        await self.assertFailure(compiling, CaptureUnavailable)
 
     async def test_at_most(self) -> None:
         """No more packets are handed over than were asked for; the others wait."""

@@ -29,6 +29,9 @@ from tests.contracts.packet_system import PacketSystemContract
 
 reactor: Any = global_reactor
 
+# libpcap 1.9.1's optimizer never ends on this one (its issue 112).
+_ENDLESS = "ip and (dst host 1.2.3.4 or host 10.0.0.1) and (dst host 1.2.3.4 or host 10.0.0.2)"
+
 
 def ip(*words: str) -> None:
     """Call C{ip}."""
@@ -337,6 +340,26 @@ class PcapySystemContract(PacketSystemContract):
         self.assertEqual(handle.program.bpf, "udp port 53")
         if self.native:
             self.assertEqual(handle.program, live)
+
+    async def test_compile_filter_for_an_unusual_link_type(self) -> None:
+        """A filter is compiled for the link type that shows only once the interface is open."""
+        tunnel = f"{self.interface[:-1]}t"
+        ip("tuntap", "add", "dev", tunnel, "mode", "tun")
+        self.addCleanup(ip, "link", "delete", tunnel)
+        ip("link", "set", tunnel, "up")
+        before = sockets()
+        ethernet, raw = [
+            (await self.system.compile_filter(each, snap_length=512, bpf="udp port 53")).instructions
+            for each in (self.interface, tunnel)
+        ]
+        self.assertNotEqual(ethernet, raw)
+        self.assertEqual(sockets(), before)
+
+    async def test_compile_filter_cancelled(self) -> None:
+        """A filter that nobody waits for any more is not compiled."""
+        compiling = self.system.compile_filter(self.interface, snap_length=512, bpf=_ENDLESS)
+        compiling.cancel()
+        await self.assertFailure(compiling, CancelledError)
 
     def test_fast_path(self) -> None:
         """That packets can't be written without Python is logged once, at the start; otherwise nothing is."""
