@@ -26,6 +26,7 @@ from pcapsvc.host.systemd import Readiness
 from pcapsvc.interfaces.capture import IStandbyPacketSystem
 from pcapsvc.interfaces.delivery import IDestination, IEncoder
 from pcapsvc.interfaces.reports import IReporter
+from pcapsvc.interfaces.requests import IRequestSource
 from pcapsvc.interfaces.threads import RunInThread
 from pcapsvc.lifecycle import OrderedServices
 from pcapsvc.net.names import NameLookups
@@ -71,7 +72,7 @@ class Node:
     settings: Settings
     captures: Captures
     pipeline: Pipeline
-    sources: Mapping[str, IService]
+    sources: Mapping[str, IRequestSource]
     destinations: Mapping[str, IDestination]
     reporters: Mapping[str, IReporter]
     reporter: FanOutReporter

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, BinaryIO
 
+from twisted.application.service import Service
 from twisted.internet import defer
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -21,11 +22,13 @@ from pcapsvc.core.errors import Problem
 from pcapsvc.core.event import Event, EventFactory, Payload
 from pcapsvc.core.message import Message
 from pcapsvc.core.result import Accepted, Busy, Receipt, Verdict
+from pcapsvc.core.source_state import SourceState
 from pcapsvc.delivery.entry import Entry, Input, SpooledCapture, State
 from pcapsvc.delivery.ispool import ISpool
 from pcapsvc.interfaces.delivery import IDestination
 from pcapsvc.interfaces.reports import IReporter
-from pcapsvc.interfaces.requests import IRequestSink
+from pcapsvc.interfaces.requests import IRequestSink, IRequestSource
+from pcapsvc.sources.connectivity import Connectivity
 
 _EVENT_NUMBERS = itertools.count()
 
@@ -68,6 +71,52 @@ class MemorySink:
         self.submitted.append((message.source, message.body))
         self.sent_at.append(message.sent_at)
         return self.answer()
+
+
+@implementer(IRequestSource)
+class MemorySource(Service):
+    """
+    A source whose messages and connections the test determines.
+
+    @param wall_clock: returns the time in seconds since the Unix epoch.
+    """
+
+    def __init__(
+        self,
+        sink: IRequestSink,
+        *,
+        name: str = "memory",
+        wall_clock: Callable[[], float] = lambda: 1_700_000_000.0,
+    ) -> None:
+        self.name: str = name
+        self._sink = sink
+        self._connectivity = Connectivity(wall_clock)
+
+    def startService(self) -> None:
+        """Start. It isn't connected yet."""
+        super().startService()  # type: ignore[no-untyped-call]
+        self._connectivity.started()
+
+    def stopService(self) -> None:
+        """Stop."""
+        super().stopService()  # type: ignore[no-untyped-call]
+        self._connectivity.stopped()
+
+    def state(self) -> SourceState:
+        """Connected between L{connect} and L{lose}: see L{IRequestSource.state}."""
+        return self._connectivity.state
+
+    def connect(self) -> None:
+        """From now on, it is connected."""
+        self._connectivity.connected()
+
+    def lose(self, problem: str) -> None:
+        """From now on, it isn't connected."""
+        self._connectivity.failed(problem)
+
+    def receive(self, body: bytes, sent_at: float | None = None) -> defer.Deferred[Verdict]:
+        """Submit a message."""
+        return self._sink.submit(Message(source=self.name, body=body, sent_at=sent_at))
 
 
 def event_factory(

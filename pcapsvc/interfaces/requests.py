@@ -1,12 +1,14 @@
-"""What the sources need: somewhere to submit requests."""
+"""What the sources need, somewhere to submit requests, and what others need of the sources."""
 
 from __future__ import annotations
 
+from twisted.application.service import IService
 from twisted.internet.defer import Deferred
-from zope.interface import Interface
+from zope.interface import Attribute, Interface
 
 from pcapsvc.core.message import Message
 from pcapsvc.core.result import Verdict
+from pcapsvc.core.source_state import SourceState
 
 
 class IRequestSink(Interface):
@@ -20,4 +22,16 @@ class IRequestSink(Interface):
         @return: fires with the verdict, and never fails. A verdict that needs no waiting has already fired,
             among them each L{pcapsvc.core.result.NotForThisNode}. On cancel, a request whose captures have
             not started yet is given up, and the verdict is L{pcapsvc.core.result.Busy}.
+        """
+
+
+class IRequestSource(IService):
+    """Receives messages, and submits them."""
+
+    name: str = Attribute("The name of the source in messages that it submits, and in the configuration.")
+
+    def state() -> SourceState:
+        """
+        Whether messages can arrive through it now. The answer is by the source's own evidence: a connection
+        that is broken counts as connected until the source notices.
         """

@@ -72,6 +72,7 @@ class Listener:
 
     @ivar listening: fires with the address listened on, or with L{None} if it can't listen; never fails.
         L{None} before L{open}.
+    @ivar problem: why it can't listen, in words; L{None} if it can, or that isn't known yet.
     """
 
     _log = Logger()
@@ -83,6 +84,7 @@ class Listener:
         self._port: IListeningPort | None = None
         self._opening: Deferred[Any] | None = None
         self.listening: Deferred[IAddress | None] | None = None
+        self.problem: str | None = None
 
     def open(
         self, listen: Callable[[], Deferred[IListeningPort]], opened: Callable[[IListeningPort], object]
@@ -96,7 +98,7 @@ class Listener:
         @raise SettingsError: if that fails at once, so that the process ends. If it fails later, see
             L{listening}. Both are logged.
         """
-        self.listening = Deferred()
+        self.listening, self.problem = Deferred(), None
         problems: list[Failure] = []
         self._opening = maybeDeferred(listen)
         self._opening.addCallbacks(
@@ -126,6 +128,7 @@ class Listener:
         assert self.listening is not None
         if not why.check(CancelledError):
             problems.append(why)
+            self.problem = f"can't listen on {self._endpoint}: {why.getErrorMessage()}"
             self._log.critical(
                 "{name}: can't listen on {endpoint}: {problem}",
                 name=self._name,

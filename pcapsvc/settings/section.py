@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pcapsvc.interfaces.captures import ICaptures
     from pcapsvc.interfaces.delivery import IDestination, IEncoder
     from pcapsvc.interfaces.reports import IReporter
-    from pcapsvc.interfaces.requests import IRequestSink
+    from pcapsvc.interfaces.requests import IRequestSink, IRequestSource
     from pcapsvc.interfaces.threads import RunInThread
     from pcapsvc.settings.settings import Settings
 
@@ -189,7 +189,7 @@ class SourceSection(_ConnectedSection, frozen=True, kw_only=True):
 
     switch: ClassVar[str] = "listen"
 
-    def build(self, context: BuildContext, sink: IRequestSink) -> IService:
+    def build(self, context: BuildContext, sink: IRequestSink) -> IRequestSource:
         """
         The source, not started.
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar
 
 import msgspec
 from msgspec import field
-from twisted.application.service import IService, Service
+from twisted.application.service import Service
 from twisted.internet import reactor, task
 from twisted.internet.defer import Deferred, succeed
 from twisted.trial import unittest
@@ -20,12 +20,11 @@ from zope.interface import implementer
 from pcapsvc import app
 from pcapsvc.components import COMPONENTS
 from pcapsvc.core.event import CaptureDelivered, CaptureStarted
-from pcapsvc.core.message import Message
 from pcapsvc.core.recording import Content, Recording
-from pcapsvc.core.result import Accepted, Verdict
+from pcapsvc.core.result import Accepted
 from pcapsvc.interfaces.delivery import IEncoder
 from pcapsvc.interfaces.reports import IReporter
-from pcapsvc.interfaces.requests import IRequestSink
+from pcapsvc.interfaces.requests import IRequestSink, IRequestSource
 from pcapsvc.settings import Catalogue, Secret, Settings
 from pcapsvc.settings.kinds import Flag, Host, Line, Port, converted, whole_number
 from pcapsvc.settings.section import (
@@ -38,7 +37,7 @@ from pcapsvc.settings.section import (
     SecretKeys,
     SourceSection,
 )
-from pcapsvc.testing import MemoryDestination, MemoryReporter
+from pcapsvc.testing import MemoryDestination, MemoryReporter, MemorySource
 from pcapsvc.testing_packets import MemoryPacketSystem
 from tests.unit.documents import DOCUMENTATION, EXAMPLE, ROOT, missing_from_example, undocumented
 from tests.unit.settings_case import SettingsTestCase
@@ -61,17 +60,11 @@ class Recorder(Service):
         calls.append(f"stop {self.name}")
 
 
-class ProbeSource(Recorder):
+class ProbeSource(Recorder, MemorySource):
     """A source to which a test gives the messages."""
 
-    name = "probe-source"
-
     def __init__(self, sink: IRequestSink) -> None:
-        self._sink = sink
-
-    def hear(self, body: bytes) -> Deferred[Verdict]:
-        """A message comes."""
-        return self._sink.submit(Message(source=self.name, body=body))
+        super().__init__(sink, name="probe-source")
 
 
 class ProbeDestination(MemoryDestination, Recorder):
@@ -131,7 +124,7 @@ class SourceSettings(SourceSection, frozen=True, kw_only=True):
                 rule="needs probe.source.password",
             )
 
-    def build(self, context: BuildContext, sink: IRequestSink) -> IService:
+    def build(self, context: BuildContext, sink: IRequestSink) -> IRequestSource:
         """The source."""
         return ProbeSource(sink)
 
@@ -367,7 +360,7 @@ class NodeOfProbesTests(unittest.TestCase):
         node.service.privilegedStartService()
         node.service.startService()
         try:
-            verdict = await source.hear(b'{"node": "sensor1", "interface": ["mem0"], "packets": 1}')
+            verdict = await source.receive(b'{"node": "sensor1", "interface": ["mem0"], "packets": 1}')
             self.assertIsInstance(verdict, Accepted)
             system.deliver("mem0", b"packet")
             for _ in range(500):

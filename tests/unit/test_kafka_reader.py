@@ -40,6 +40,7 @@ class Broker:
     @ivar batches: what each poll returns; an exception is raised.
     @ivar skipped: how many batches each poll skipped, the last poll first.
     @ivar problem: why no connection can be opened; L{None} if one can.
+    @ivar assigned_elsewhere: the partitions that other nodes of the group have.
     @ivar calls: the requests that change something, in order.
     """
 
@@ -55,6 +56,7 @@ class Broker:
         self.has_commits = True
         self.stuck: TopicPartition | None = None
         self.skipped: list[int] = []
+        self.assigned_elsewhere: set[TopicPartition] = set()
         self.calls: list[Any] = []
         self.connections: list[FakeConnection] = []
 
@@ -75,6 +77,7 @@ class FakeConnection:
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
         self._assigned: frozenset[TopicPartition] = frozenset()
+        self._is_subscribed = False
         self.is_closed = False
         self.aborted = threading.Event()
 
@@ -100,6 +103,8 @@ class FakeConnection:
         return frozenset(self._broker.ends)
 
     def assignment(self) -> frozenset[TopicPartition]:
+        if self._is_subscribed:
+            return frozenset(self._broker.ends) - self._broker.assigned_elsewhere
         return self._assigned
 
     def lost(self) -> str | None:
@@ -110,6 +115,7 @@ class FakeConnection:
         self._broker.calls.append(("assign", dict(offsets)))
 
     def subscribe(self) -> None:
+        self._is_subscribed = True
         self._broker.calls.append("subscribe")
 
     def poll(self, timeout_seconds: float, most: int) -> Any:

@@ -24,7 +24,7 @@ from pcapsvc.testing import MemorySink
 from tests.unit.test_kafka_reader import BEGAN, ZERO, Broker, Record
 
 
-class _Thread:
+class Thread:
     """A thread runner whose functions run when the test calls L{turn}."""
 
     def __init__(self) -> None:
@@ -52,7 +52,7 @@ class KafkaSourceTests(unittest.SynchronousTestCase):
         self.lines: list[str] = []
         globalLogPublisher.addObserver(self.observe)
         self.addCleanup(globalLogPublisher.removeObserver, self.observe)
-        self.clock, self.thread, self.broker, self.sink = Clock(), _Thread(), Broker(), MemorySink()
+        self.clock, self.thread, self.broker, self.sink = Clock(), Thread(), Broker(), MemorySink()
         self.source = self.make_source()
         self.source.startService()
 

@@ -12,9 +12,7 @@ from pcapsvc.settings.secret import Secret, revealed
 from pcapsvc.settings.section import BuildContext, Conflict, SecretKeys, SourceSection
 
 if TYPE_CHECKING:
-    from twisted.application.service import IService
-
-    from pcapsvc.interfaces.requests import IRequestSink
+    from pcapsvc.interfaces.requests import IRequestSink, IRequestSource
     from pcapsvc.settings.settings import Settings
 
 # A shorter one could be guessed, and can't be kept out of the log.
@@ -58,7 +56,7 @@ class HttpSettings(SourceSection, frozen=True, kw_only=True):
                 rule="needs http.tokenfile, because it is neither on a loopback address nor a unix socket",
             )
 
-    def build(self, context: BuildContext, sink: IRequestSink) -> IService:
+    def build(self, context: BuildContext, sink: IRequestSink) -> IRequestSource:
         """
         The source.
 
@@ -76,4 +74,5 @@ class HttpSettings(SourceSection, frozen=True, kw_only=True):
             token=revealed(self.token),
             endpoint_name=self.listen,
             max_connections=min(MAX_CONNECTIONS, context.most_connections or MAX_CONNECTIONS),
+            wall_clock=context.wall_clock,
         )

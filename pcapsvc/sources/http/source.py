@@ -4,17 +4,22 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Any
 
 from twisted.application import service
 from twisted.internet import defer
-from twisted.internet.interfaces import IAddress, IStreamServerEndpoint
+from twisted.internet.interfaces import IAddress, IListeningPort, IStreamServerEndpoint
 from twisted.logger import Logger
+from zope.interface import implementer
 
 from pcapsvc.core.request import MAX_BODY_BYTES
-from pcapsvc.interfaces.requests import IRequestSink
+from pcapsvc.core.source_state import SourceState
+from pcapsvc.interfaces.requests import IRequestSink, IRequestSource
 from pcapsvc.net.http_server import MAX_CONNECTIONS, HTTPServer
 from pcapsvc.net.listen import Listener, listening_endpoint, unusable
+from pcapsvc.sources.connectivity import Connectivity
 from pcapsvc.sources.http.admission import Admission
 from pcapsvc.sources.http.routes import Lookup, routes
 
@@ -37,6 +42,7 @@ def http_endpoint(reactor: Any, description: str) -> IStreamServerEndpoint:
         raise unusable(_PATH, description, problem) from problem
 
 
+@implementer(IRequestSource)
 class HTTPSource(service.Service):
     """
     Submits what is posted to C{/captures}.
@@ -58,14 +64,17 @@ class HTTPSource(service.Service):
         token: str | None = None,
         endpoint_name: str = "the HTTP endpoint",
         max_connections: int = MAX_CONNECTIONS,
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
         """
         @param reactor: provides time.
         @param lookup: returns the state of a capture by its id, ready for JSON; L{None} if the id is unknown.
         @param token: what clients must present; L{None} admits everyone.
         @param endpoint_name: what to call the endpoint in the log.
+        @param wall_clock: returns the time in seconds since the Unix epoch.
         """
         self._endpoint = endpoint
+        self._connectivity = Connectivity(wall_clock)
         self._listener = Listener("HTTP", endpoint_name, _PATH)
         self.root = routes(sink, self.name, lookup)
         self._server = HTTPServer(
@@ -88,8 +97,20 @@ class HTTPSource(service.Service):
         @raise SettingsError: if the endpoint fails at once, so that the process ends.
         """
         self._server.open()
-        self._listener.open(lambda: self._endpoint.listen(self._server), self._server.gate.guard)
+        self._connectivity.started()
+        self._listener.open(lambda: self._endpoint.listen(self._server), self._opened)
+        assert self._listener.listening is not None
+        self._listener.listening.addCallback(self._tried)
         super().startService()
+
+    def _opened(self, port: IListeningPort) -> None:
+        self._server.gate.guard(port)
+        self._connectivity.connected()
+
+    def _tried(self, address: IAddress | None) -> IAddress | None:
+        if self._listener.problem is not None:
+            self._connectivity.failed(self._listener.problem)
+        return address
 
     def stopService(self) -> defer.Deferred[None]:
         """
@@ -99,7 +120,12 @@ class HTTPSource(service.Service):
         @return: fires when all connections are closed.
         """
         super().stopService()
+        self._connectivity.stopped()
         return defer.Deferred.fromCoroutine(self._stop())
+
+    def state(self) -> SourceState:
+        """Connected while it listens. See L{IRequestSource.state}."""
+        return self._connectivity.state
 
     async def _stop(self) -> None:
         await self._listener.close()

@@ -61,12 +61,14 @@ class Batch:
     The result of a read.
 
     @ivar is_connected: whether every partition could be read.
+    @ivar is_assigned: whether this node has partitions. In a group, others may have them all.
     @ivar lost: which connection is missing, in words; L{None} if none is, or it isn't known yet.
     @ivar gap: what had to be skipped, in words; L{None} if nothing was.
     """
 
     messages: tuple[Message, ...]
     is_connected: bool = True
+    is_assigned: bool = True
     lost: str | None = None
     gap: str | None = None
 
@@ -222,7 +224,7 @@ class Reader:
         lost = self._lost(connection, partitions) or trouble
         if lost is None:
             self._lost_since = None
-            return Batch(messages=messages, gap=too_much)
+            return Batch(messages=messages, is_assigned=bool(connection.assignment()), gap=too_much)
         if self._lost_since is None:
             # It may be connecting right now: the next read will show.
             self._lost_since = self._seconds()

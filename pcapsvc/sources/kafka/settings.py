@@ -15,9 +15,7 @@ from pcapsvc.settings.secret import Secret, revealed
 from pcapsvc.settings.section import BuildContext, Conflict, SecretKeys, SourceSection
 
 if TYPE_CHECKING:
-    from twisted.application.service import IService
-
-    from pcapsvc.interfaces.requests import IRequestSink
+    from pcapsvc.interfaces.requests import IRequestSink, IRequestSource
     from pcapsvc.settings.settings import Settings
 
 # As in Kafka's own org.apache.kafka.common.internals.Topic.
@@ -171,7 +169,7 @@ class KafkaSettings(SourceSection, frozen=True, kw_only=True):
                 rule="has no effect without kafka.sasl_mechanism = 'OAUTHBEARER'",
             )
 
-    def build(self, context: BuildContext, sink: IRequestSink) -> IService:
+    def build(self, context: BuildContext, sink: IRequestSink) -> IRequestSource:
         """The source."""
         from pcapsvc.sources.kafka.source import KafkaSecurity, KafkaSource
 
@@ -193,4 +191,5 @@ class KafkaSettings(SourceSection, frozen=True, kw_only=True):
                 sasl_plain_password=revealed(self.sasl_plain_password),
                 sasl_oauth_token_file=self.sasl_oauth_token_file,
             ),
+            wall_clock=context.wall_clock,
         )

@@ -18,12 +18,15 @@ from twisted.application import service
 from twisted.internet import defer
 from twisted.logger import Logger
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
 from pcapsvc.core.message import Message
+from pcapsvc.core.source_state import SourceState
 from pcapsvc.core.text import one_line
-from pcapsvc.interfaces.requests import IRequestSink
+from pcapsvc.interfaces.requests import IRequestSink, IRequestSource
 from pcapsvc.interfaces.threads import RunInThread
 from pcapsvc.net.pem import UnusableCertificates
+from pcapsvc.sources.connectivity import Connectivity
 from pcapsvc.sources.kafka.connection import Connection, KafkaSecurity, MissingTopic, Unreachable
 from pcapsvc.sources.kafka.reader import Batch, LongGone, NewTopic, Reader
 from pcapsvc.sources.kafka.token import UnusableToken
@@ -35,6 +38,7 @@ __all__ = ["KafkaSecurity", "KafkaSource"]
 STOP_SECONDS = 1.5
 
 
+@implementer(IRequestSource)
 class KafkaSource(service.Service):
     """
     Submits each message of a topic.
@@ -85,6 +89,7 @@ class KafkaSource(service.Service):
         self._thread = OwnThread(reactor, "pcapsvc-kafka")
         self._run_in_thread = run_in_thread or self._thread.run
         self._outage = Outage(self._log, f"Kafka {', '.join(servers)}")
+        self._connectivity = Connectivity(wall_clock)
         self._backoff = backoff or Backoff()
         self._reader: Reader | None = None
         self._poller: Poller[Batch] | None = None
@@ -92,6 +97,7 @@ class KafkaSource(service.Service):
     def startService(self) -> None:
         """Start connecting."""
         super().startService()  # type: ignore[no-untyped-call]
+        self._connectivity.started()
         self._reader = Reader(self._connect, is_shared=self._group is not None, wall_clock=self._wall_clock)
         self._poller = Poller(
             self._reactor,
@@ -111,7 +117,12 @@ class KafkaSource(service.Service):
             then is closed in the background.
         """
         super().stopService()  # type: ignore[no-untyped-call]
+        self._connectivity.stopped()
         return defer.Deferred.fromCoroutine(self._stop())
+
+    def state(self) -> SourceState:
+        """Connected while it has partitions, and can read all of them. See L{IRequestSource.state}."""
+        return self._connectivity.state
 
     async def _stop(self) -> None:
         poller, self._poller = self._poller, None
@@ -147,8 +158,13 @@ class KafkaSource(service.Service):
         if batch.gap is not None:
             self._log.error("Kafka, topic {topic!r}: {gap}", topic=self._topic, gap=one_line(batch.gap))
         if batch.lost is not None:
+            self._connectivity.failed(batch.lost)
             self._outage.report("connection", batch.lost)
         elif batch.is_connected:
+            if batch.is_assigned:
+                self._connectivity.connected()
+            else:
+                self._connectivity.failed(f"group {self._group!r} has assigned no partition to this node")
             shared = "" if self._group is None else f", sharing it with group {self._group!r}"
             self._outage.ended(f"reading topic {self._topic!r}{shared}")
 
@@ -156,7 +172,9 @@ class KafkaSource(service.Service):
         self._log.failure("Kafka, topic {topic!r}: a message was lost", failure, topic=self._topic)
 
     def _report(self, problem: Exception) -> None:
-        self._outage.report(*_described(problem, self._topic))
+        kind, words = _described(problem, self._topic)
+        self._connectivity.failed(words)
+        self._outage.report(kind, words)
 
 
 def _described(problem: Exception, topic: str) -> tuple[str, str]:

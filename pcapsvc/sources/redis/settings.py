@@ -14,9 +14,7 @@ from pcapsvc.settings.secret import Secret, revealed
 from pcapsvc.settings.section import BuildContext, Conflict, Option, SecretKeys, SourceSection
 
 if TYPE_CHECKING:
-    from twisted.application.service import IService
-
-    from pcapsvc.interfaces.requests import IRequestSink
+    from pcapsvc.interfaces.requests import IRequestSink, IRequestSource
     from pcapsvc.settings.settings import Settings
 
 
@@ -77,7 +75,7 @@ class RedisSettings(SourceSection, frozen=True, kw_only=True):
         if self.listen and self.tls:
             yield from certificate_name(type(self), self.host, "tls")
 
-    def build(self, context: BuildContext, sink: IRequestSink) -> IService:
+    def build(self, context: BuildContext, sink: IRequestSink) -> IRequestSource:
         """The source."""
         from pcapsvc.sources.redis.source import RedisSource
 
@@ -91,4 +89,5 @@ class RedisSettings(SourceSection, frozen=True, kw_only=True):
             password=revealed(self.auth),
             tls=self.tls,
             ca_file=self.ca_file,
+            wall_clock=context.wall_clock,
         )

@@ -8,6 +8,7 @@ lost. So the source has to stay subscribed, and to notice when it isn't.
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -18,13 +19,16 @@ from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from txredisapi import ResponseError
+from zope.interface import implementer
 
 from pcapsvc.core.errors import Problem, SettingsError
 from pcapsvc.core.line_limit import LineLimit
 from pcapsvc.core.message import Message
-from pcapsvc.interfaces.requests import IRequestSink
+from pcapsvc.core.source_state import SourceState
+from pcapsvc.interfaces.requests import IRequestSink, IRequestSource
 from pcapsvc.net.pem import UnusableCertificates
 from pcapsvc.net.tls import tls_problem, verified_tls
+from pcapsvc.sources.connectivity import Connectivity
 from pcapsvc.sources.polling import RETRY_SECONDS, Backoff, Outage
 from pcapsvc.sources.redis.frames import MAX_MESSAGE_BYTES, ProtocolError
 from pcapsvc.sources.redis.subscriber import Silent, SubscriberFactory, Unsubscribed
@@ -43,6 +47,7 @@ ANSWER_SECONDS = 5.0
 _SKIPPED_PER_SECOND = 1
 
 
+@implementer(IRequestSource)
 class RedisSource(service.Service):
     """
     Submits each message of a channel, and keeps the subscription alive.
@@ -73,6 +78,7 @@ class RedisSource(service.Service):
         retry_seconds: tuple[float, float] = RETRY_SECONDS,
         make_endpoint: Callable[[], IStreamClientEndpoint] | None = None,
         chance: Callable[[], float] = random.random,
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
         """
         @param reactor: provides time, TCP and name resolution.
@@ -83,6 +89,7 @@ class RedisSource(service.Service):
         @param retry_seconds: the first and the longest pause before connecting again.
         @param make_endpoint: makes what to connect to, in place of C{host} and C{port}.
         @param chance: see L{Backoff}.
+        @param wall_clock: returns the time in seconds since the Unix epoch.
         """
         self._reactor = reactor
         self._sink = sink
@@ -97,6 +104,7 @@ class RedisSource(service.Service):
         self._chance = chance
         self._lines = LineLimit(_SKIPPED_PER_SECOND)
         self._outage = self._no_outage()
+        self._connectivity = Connectivity(wall_clock)
         self._work: defer.Deferred[None] | None = None
 
     def startService(self) -> None:
@@ -108,6 +116,7 @@ class RedisSource(service.Service):
         endpoint = self._make_endpoint()
         super().startService()  # type: ignore[no-untyped-call]
         self._outage = self._no_outage()
+        self._connectivity.started()
         self._work = defer.Deferred.fromCoroutine(self._stay_subscribed(endpoint))
         self._work.addErrback(lambda why: self._log.failure("Redis {server}", why, server=self._server))
 
@@ -118,11 +127,16 @@ class RedisSource(service.Service):
         @return: fires when the connection is closed.
         """
         super().stopService()  # type: ignore[no-untyped-call]
+        self._connectivity.stopped()
         work, self._work = self._work, None
         if work is None:
             return defer.succeed(None)
         work.cancel()
         return work
+
+    def state(self) -> SourceState:
+        """Connected while it is subscribed, and Redis has confirmed that. See L{IRequestSource.state}."""
+        return self._connectivity.state
 
     async def _stay_subscribed(self, endpoint: IStreamClientEndpoint) -> None:
         # A ClientService would reset its back-off at each connection, even if the server then refuses the
@@ -153,6 +167,7 @@ class RedisSource(service.Service):
             if self._password is not None:
                 await self._answered("AUTH", connection.auth(self._password, self._username))
             await self._answered("SUBSCRIBE", defer.Deferred.fromCoroutine(connection.subscribe_to_channel()))
+            self._connectivity.connected()
             self._outage.ended(f"subscribed to channel {self._channel!r}")
             connection.check_every(self._check_seconds, self._answer_seconds)
             await connection.when_lost()
@@ -183,7 +198,9 @@ class RedisSource(service.Service):
 
     def _report(self, problem: Exception) -> None:
         kind, text = _described(problem)
-        self._outage.report(kind, f"not subscribed to channel {self._channel!r}: {text}")
+        words = f"not subscribed to channel {self._channel!r}: {text}"
+        self._connectivity.failed(words)
+        self._outage.report(kind, words)
 
     def _on_message(self, message: bytes) -> None:
         try:

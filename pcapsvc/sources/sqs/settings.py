@@ -15,9 +15,7 @@ from pcapsvc.settings.secret import Secret, revealed
 from pcapsvc.settings.section import BuildContext, Conflict, SecretKeys, SourceSection
 
 if TYPE_CHECKING:
-    from twisted.application.service import IService
-
-    from pcapsvc.interfaces.requests import IRequestSink
+    from pcapsvc.interfaces.requests import IRequestSink, IRequestSource
     from pcapsvc.settings.settings import Settings
 
 # How long after the longest capture a message is recognized if it is delivered again.
@@ -83,7 +81,7 @@ class SqsSettings(SourceSection, frozen=True, kw_only=True):
         if self.listen and self.url is None:
             yield Conflict(path="sqs.listen", others=("sqs.url",), rule="needs sqs.url")
 
-    def build(self, context: BuildContext, sink: IRequestSink) -> IService:
+    def build(self, context: BuildContext, sink: IRequestSink) -> IRequestSource:
         """The source."""
         from pcapsvc.sources.sqs.source import SQSSource
 
@@ -100,4 +98,5 @@ class SqsSettings(SourceSection, frozen=True, kw_only=True):
             chunk_size=self.chunk_size,
             unmatched=self.unmatched,
             remembered_seconds=context.settings.general.max_duration_seconds + _REMEMBERED_AFTER_SECONDS,
+            wall_clock=context.wall_clock,
         )

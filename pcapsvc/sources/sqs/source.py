@@ -10,6 +10,7 @@ The numbers are from the Amazon SQS API Reference and Developer Guide.
 from __future__ import annotations
 
 import random
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,12 +20,15 @@ import msgspec
 from twisted.application import service
 from twisted.internet import defer, task
 from twisted.logger import Logger
+from zope.interface import implementer
 
 from pcapsvc.core import message as submitted
 from pcapsvc.core.result import Accepted, Busy, NotForThisNode, Rejected
+from pcapsvc.core.source_state import SourceState
 from pcapsvc.core.text import one_line
-from pcapsvc.interfaces.requests import IRequestSink
+from pcapsvc.interfaces.requests import IRequestSink, IRequestSource
 from pcapsvc.interfaces.threads import RunInThread
+from pcapsvc.sources.connectivity import Connectivity
 from pcapsvc.sources.polling import RETRY_SECONDS, Backoff, Outage, OwnThread, Poller
 from pcapsvc.sources.sqs.queue import Message, Queue, Received, Step, Unsettled, described, make_boto3_client
 
@@ -63,6 +67,7 @@ SETTLE_PAUSES_SECONDS = (0.1, 0.3)
 IDLE_SECONDS = 1.0
 
 
+@implementer(IRequestSource)
 class SQSSource(service.Service):
     """
     Polls a queue, and submits each message.
@@ -93,6 +98,7 @@ class SQSSource(service.Service):
     @param run_in_thread: runs one function after the other; L{None} is the source's own thread.
     @param make_client: makes a client in place of boto3's; is called in the thread.
     @param chance: returns a number from 0 to less than 1.
+    @param wall_clock: returns the time in seconds since the Unix epoch.
     @ivar name: the name of the source in requests that it submits.
     """
 
@@ -121,6 +127,7 @@ class SQSSource(service.Service):
         run_in_thread: RunInThread | None = None,
         make_client: Callable[[], Any] | None = None,
         chance: Callable[[], float] = random.random,
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._reactor = reactor
         self._sink = sink
@@ -134,6 +141,7 @@ class SQSSource(service.Service):
         self._retry_seconds = retry_seconds
         self._settled = _Memory(remembered_seconds, remembered_messages)
         self._chance = chance
+        self._connectivity = Connectivity(wall_clock)
         self._own_thread = OwnThread(reactor, "pcapsvc-sqs") if run_in_thread is None else None
         self._run_in_thread = run_in_thread or self._in_own_thread
         self._make_client = make_client or (
@@ -152,6 +160,7 @@ class SQSSource(service.Service):
     def startService(self) -> None:
         """Start polling."""
         super().startService()  # type: ignore[no-untyped-call]
+        self._connectivity.started()
         self._outage = Outage(self._log, f"SQS {self._url}")
         self._queue = Queue(
             self._make_client,
@@ -182,6 +191,7 @@ class SQSSource(service.Service):
             L{pcapsvc.sources.polling.STOP_SECONDS}.
         """
         super().stopService()  # type: ignore[no-untyped-call]
+        self._connectivity.stopped()
         queue, self._queue = self._queue, None
         poller, self._poller = self._poller, None
         if queue is None or poller is None:
@@ -191,6 +201,10 @@ class SQSSource(service.Service):
         if self._pause is not None:
             self._pause.cancel()
         return stopped.addBoth(self._stopped, queue)
+
+    def state(self) -> SourceState:
+        """Connected while its last attempt to receive messages has worked. See L{IRequestSource.state}."""
+        return self._connectivity.state
 
     def _stopped(self, result: None, queue: Queue) -> None:
         # This is not waited for: the thread may still be polling.
@@ -204,12 +218,15 @@ class SQSSource(service.Service):
 
     def _failed(self, problem: Exception) -> None:
         kind, words = described(problem)
-        self._outage.report(kind, one_line(words, secrets=self._secrets))
+        words = one_line(words, secrets=self._secrets)
+        self._connectivity.failed(words)
+        self._outage.report(kind, words)
 
     async def _process(self, received: Received) -> None:
         queue = self._queue
         if queue is None or not queue.take():
             return
+        self._connectivity.connected()
         messages = received.messages
         if received.malformed:
             self._log.error(
