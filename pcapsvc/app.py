@@ -99,7 +99,7 @@ def build(
     """
     pools, hosted = ThreadPools(reactor), MultiService()  # type: ignore[no-untyped-call]
     captures = Captures([section.name for section in settings.enabled(DestinationSection)])
-    context = _context(settings, reactor, pools, captures, wall_clock)
+    context = _context(settings, reactor, pools, wall_clock)
     destinations = {section.name: section.build(context) for section in settings.enabled(DestinationSection)}
     reporters = _reporters(context, captures)
     reporter = FanOutReporter([*reporters.values()])
@@ -180,7 +180,6 @@ def _context(
     settings: Settings,
     reactor: Any,
     pools: ThreadPools,
-    captures: Captures,
     wall_clock: Callable[[], float],
 ) -> BuildContext:
     def threads(most: int) -> RunInThread:
@@ -193,6 +192,5 @@ def _context(
         # Twice the attempts, because an attempt that timed out may leave a thread that hangs for a while.
         destination_threads=partial(threads, 2 * settings.section(DeliverySettings).concurrency),
         wall_clock=wall_clock,
-        captures=captures,
         most_connections=most_connections(),
     )

@@ -24,13 +24,11 @@ from pcapsvc.core.event import (
 )
 from pcapsvc.core.session import StopReason
 from pcapsvc.interfaces.capture import ICapture
-from pcapsvc.interfaces.captures import EndResult, ICaptureRegistry, ICaptures
+from pcapsvc.interfaces.captures import CAPTURE_STATES, EndResult, ICaptureRegistry, ICaptures
 from pcapsvc.interfaces.reports import IReporter
 
 #: How many captures are remembered after they are done.
 REMEMBERED_CAPTURES = 1000
-
-_STATES = ("capturing", "delivering", "done", "failed")
 
 
 @dataclass(kw_only=True)
@@ -54,7 +52,7 @@ class _Entry:
 
     @property
     def state(self) -> str:
-        """One of L{_STATES}."""
+        """One of L{CAPTURE_STATES}."""
         if self.problem is not None:
             return "failed"
         if self.done:
@@ -139,13 +137,20 @@ class Captures:
         """How much memory the files of the running captures hold."""
         return sum(capture.progress()[1] for capture in self._running.values())
 
-    def list(self, state: str | None = None) -> Sequence[Mapping[str, Any]]:
+    def list(
+        self, state: str | None = None, *, requestid: str | None = None, limit: int | None = None
+    ) -> Sequence[Mapping[str, Any]]:
         """See L{ICaptures.list}."""
-        if state is not None and state not in _STATES:
-            raise ValueError(f"state must be one of {', '.join(_STATES)}, not {state!r}")
-        known = [*self._current.items(), *self._past.items()]
+        if state is not None and state not in CAPTURE_STATES:
+            raise ValueError(f"state must be one of {', '.join(CAPTURE_STATES)}, not {state!r}")
+        known = [
+            item
+            for item in (*self._current.items(), *self._past.items())
+            if state in (None, item[1].state)
+            and requestid in (None, item[1].facts["request"].get("requestid"))
+        ]
         known.sort(key=lambda item: item[1].number, reverse=True)
-        return [self._state(*item) for item in known if state in (None, item[1].state)]
+        return [self._state(*item) for item in known[:limit]]
 
     def get(self, capture_id: str) -> Mapping[str, Any] | None:
         """See L{ICaptures.get}."""

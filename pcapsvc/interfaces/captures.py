@@ -10,6 +10,9 @@ from zope.interface import Interface
 
 from pcapsvc.interfaces.capture import ICapture
 
+#: The states that a capture can be in.
+CAPTURE_STATES = ("capturing", "delivering", "done", "failed")
+
 
 class EndResult(Enum):
     """What L{ICaptures.end} found."""
@@ -30,11 +33,15 @@ class ICaptures(Interface):
     its keys. Nobody may change it.
     """
 
-    def list(state: str | None = None) -> Sequence[Mapping[str, Any]]:
+    def list(
+        state: str | None = None, *, requestid: str | None = None, limit: int | None = None
+    ) -> Sequence[Mapping[str, Any]]:
         """
-        The states of all captures, the newest first.
+        The states of captures, the newest first.
 
-        @param state: only captures in this state: C{capturing}, C{delivering}, C{done} or C{failed}.
+        @param state: only captures in this state, one of L{CAPTURE_STATES}.
+        @param requestid: only captures of requests with this C{requestid}.
+        @param limit: how many at most.
 
         @raise ValueError: if there is no such state.
         """

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from twisted.application.service import IService
 
     from pcapsvc.core.request import OptionFields
-    from pcapsvc.interfaces.captures import ICaptures
     from pcapsvc.interfaces.delivery import IDestination, IEncoder
     from pcapsvc.interfaces.reports import IReporter
     from pcapsvc.interfaces.requests import IRequestSink, IRequestSource
@@ -86,7 +85,6 @@ class BuildContext:
     @ivar destination_threads: the same, with as many threads as the concurrent attempts of a
         destination need.
     @ivar wall_clock: the time in seconds since the Unix epoch.
-    @ivar captures: the running and the most recent captures.
     @ivar most_connections: how many connections a listener may have; L{None} is no limit.
     """
 
@@ -95,7 +93,6 @@ class BuildContext:
     threads: Callable[[int], RunInThread]
     destination_threads: Callable[[], RunInThread]
     wall_clock: Callable[[], float]
-    captures: ICaptures
     most_connections: int | None = None
 
 

@@ -11,6 +11,7 @@ from twisted.application.service import MultiService
 from twisted.web.resource import Resource as TwistedResource
 
 from pcapsvc.settings.section import BuildContext
+from pcapsvc.web.captures import CaptureList
 from pcapsvc.web.health import Health
 
 
@@ -18,11 +19,13 @@ def mount(root: TwistedResource, context: BuildContext, node: Any) -> MultiServi
     """
     Add the API to a tree.
 
-    @param root: the resource at C{/}.
+    @param root: the resource at C{/}. What it has at C{captures} receives requests.
     @param node: the L{pcapsvc.app.Node} whose API it is.
 
     @return: what has to run for it.
     """
     services = MultiService()
+    posts = root.getStaticEntity(b"captures")
+    root.putChild(b"captures", CaptureList(context.reactor, posts, node.captures))
     root.putChild(b"healthz", Health())
     return services

@@ -24,6 +24,7 @@ from peers.certificates import Authority
 from peers.daemon import Daemon
 from peers.frames import udp_frame
 from peers.wire import Wire
+from tests.unit.http_case import add_captures, one_capture
 
 # Packets are lost if the daemon is not scheduled for long enough.
 needs_machine_alone = True
@@ -45,9 +46,9 @@ class SilentTests(unittest.TestCase):
             reactor,
             http_endpoint(reactor, listen),
             MemorySink(Accepted(captures=(StartedCapture(capture_id="abc1", interface="eth0"),))),
-            lookup={"abc1": {"id": "abc1"}}.get,
             token=_TOKEN,
         )
+        add_captures(reactor, source, one_capture("abc1"))
         source.startService()
         self.addCleanup(source.stopService)
         assert source.listening is not None

@@ -22,6 +22,7 @@ from pcapsvc.sources.http.source import HTTPSource, http_endpoint
 from pcapsvc.testing import MemorySink
 from peers.certificates import Authority
 from peers.requirement import require_command
+from tests.unit.http_case import add_captures, one_capture
 
 BODY = b'{"node":"any","interface":["eth0"]}'
 
@@ -38,9 +39,10 @@ class ListeningTestCase(unittest.TestCase):
             reactor,
             http_endpoint(reactor, description),
             self.sink,
-            lookup={"abc1": {"id": "abc1"}}.get,
             **options,
         )
+        self.captures = one_capture("abc1")
+        add_captures(reactor, source, self.captures)
         source.startService()
         self.addCleanup(source.stopService)
         return source
@@ -108,7 +110,7 @@ class CurlTests(ListeningTestCase):
                 *("--cacert", str(authority.file), "-H", "Authorization: Bearer secret", *more),
                 f"https://localhost:{port}/captures/abc1",
             )
-            self.assertEqual(answer, (200, {"id": "abc1"}), more)
+            self.assertEqual(answer, (200, self.captures.get("abc1")), more)
 
     async def test_post(self) -> None:
         """C{curl -d} starts a capture, and the answer says where to ask for it."""
@@ -116,7 +118,7 @@ class CurlTests(ListeningTestCase):
         code, content = await self.curl("-d", BODY.decode(), url)
         self.assertEqual((code, content["captures"][0]["id"]), (202, "abc1"))
         self.assertEqual(self.sink.submitted, [("http", BODY)])
-        self.assertEqual(await self.curl(f"{url}/abc1"), (200, {"id": "abc1"}))
+        self.assertEqual(await self.curl(f"{url}/abc1"), (200, self.captures.get("abc1")))
 
     async def test_continue(self) -> None:
         """A body for which curl expects C{100 Continue} arrives; one that is too long is refused."""
@@ -193,7 +195,7 @@ class ClientTests(ListeningTestCase):
         """If the address is in use, the start fails."""
         port = await self.port_of(self.start())
         description = f"tcp:{port}:interface=127.0.0.1"
-        source = HTTPSource(reactor, http_endpoint(reactor, description), self.sink, lookup=lambda _: None)
+        source = HTTPSource(reactor, http_endpoint(reactor, description), self.sink)
         self.assertRaises(SettingsError, source.startService)
         assert source.listening is not None
         self.assertIsNone(await source.listening)

@@ -15,11 +15,17 @@ from twisted.python.failure import Failure
 from twisted.trial import unittest
 from zope.interface import implementer
 
+from pcapsvc.captures import Captures
+from pcapsvc.core.event import CaptureStarted, Payload
+from pcapsvc.core.labels import Labels
 from pcapsvc.core.result import Accepted, StartedCapture
+from pcapsvc.core.session import CaptureLimits
 from pcapsvc.sources.http.source import HTTPSource
-from pcapsvc.testing import MemorySink
+from pcapsvc.testing import MemorySink, event_factory
+from pcapsvc.web.captures import CaptureList
 
 ADDRESS = IPv4Address("TCP", "127.0.0.1", 8480)
+LIMITS = CaptureLimits(max_packets=10, max_bytes=1000, idle_seconds=5, duration_seconds=60)
 ONE = Accepted(captures=(StartedCapture(capture_id="abc1", interface="eth0"),))
 
 
@@ -118,6 +124,21 @@ class Response:
         self.content = json.loads(rest[:length]) if has_body else None
 
 
+def add_captures(reactor: Any, source: HTTPSource, captures: Captures) -> None:
+    """Add C{/captures} to the tree of a source, as the API does."""
+    posts = source.root.getStaticEntity(b"captures")
+    source.root.putChild(b"captures", CaptureList(reactor, posts, captures))
+
+
+def one_capture(capture_id: str) -> Captures:
+    """Captures of which one has started."""
+    captures = Captures(["local"])
+    started = CaptureStarted(bpf="", snap_length=500, limits=LIMITS, started=1_700_000_000.0, link_type=1)
+    labels = Labels(via="http", interface="eth0")
+    captures.report(event_factory().event(started, labels, capture_id))
+    return captures
+
+
 class HTTPTestCase(unittest.SynchronousTestCase):
     """A listening source, and clients for it."""
 
@@ -130,24 +151,34 @@ class HTTPTestCase(unittest.SynchronousTestCase):
         self.clock = self.make_clock()
         self.endpoint = FakeEndpoint()
         self.sink = MemorySink(ONE)
-        self.states: dict[str, Any] = {"abc1": {"id": "abc1", "state": "running"}}
+        self.reported = event_factory()
+        self.captures = Captures(["local"])
+        self.begin_capture("abc1")
         self.source = HTTPSource(
             self.clock,
             self.endpoint,
             self.sink,
-            lookup=self.look_up,
             token=self.token,
             endpoint_name="tcp:8480",
             max_connections=self.max_connections,
         )
+        add_captures(self.clock, self.source, self.captures)
         self.source.startService()
         self.events: list[dict[str, Any]] = []
         globalLogPublisher.addObserver(self.events.append)
         self.addCleanup(globalLogPublisher.removeObserver, self.events.append)
 
-    def look_up(self, capture_id: str) -> Any:
-        """The state of a capture."""
-        return self.states.get(capture_id)
+    def begin_capture(self, capture_id: str, *, link_type: Any = 1, **labels: Any) -> None:
+        """A capture has started."""
+        started = CaptureStarted(
+            bpf="tcp", snap_length=500, limits=LIMITS, started=1_700_000_000.0, link_type=link_type
+        )
+        self.report(capture_id, started, **labels)
+
+    def report(self, capture_id: str, payload: Payload, **labels: Any) -> None:
+        """Report an event of a capture."""
+        event = self.reported.event(payload, Labels(via="http", interface="eth0", **labels), capture_id)
+        self.captures.report(event)
 
     def connect(self, *, stubborn: bool = False, address: Any = ADDRESS) -> Transport:
         """A client's connection."""

@@ -132,7 +132,7 @@ class PostTests(HTTPTestCase):
             def submit(self, message: Message) -> Any:
                 raise ZeroDivisionError("secret")
 
-        source = HTTPSource(self.clock, self.endpoint, Broken(), lookup=self.look_up)
+        source = HTTPSource(self.clock, self.endpoint, Broken())
         source.startService()
         response = self.ask("POST", "/captures", b"{}")
         self.assertEqual(response.code, 500)
@@ -179,11 +179,11 @@ class GetTests(HTTPTestCase):
     def test_state(self) -> None:
         """The answer is the capture's state."""
         response = self.ask("GET", "/captures/abc1?pretty")
-        self.assertEqual((response.code, response.content), (200, self.states["abc1"]))
+        self.assertEqual((response.code, response.content), (200, self.captures.get("abc1")))
 
     def test_encoded(self) -> None:
         """A path may be percent-encoded; an encoded slash separates nothing."""
-        self.assertEqual(self.ask("GET", "/%63aptures/ab%631").content, self.states["abc1"])
+        self.assertEqual(self.ask("GET", "/%63aptures/ab%631").content, self.captures.get("abc1"))
         self.assertEqual(self.ask("GET", "/captures%2Fabc1").code, 404)
 
     def test_head(self) -> None:
@@ -201,11 +201,9 @@ class GetTests(HTTPTestCase):
     def test_method(self) -> None:
         """An unsupported method gets 405, with those that are supported."""
         for method, path, allowed in (
-            ("GET", "/captures", "POST"),
-            ("HEAD", "/captures", "POST"),
-            ("DELETE", "/captures/abc1", "GET, HEAD"),
-            ("POST", "/captures/abc1", "GET, HEAD"),
-            ("OPTIONS", "/captures", "POST"),
+            ("DELETE", "/captures", "GET, HEAD, POST"),
+            ("POST", "/captures/abc1", "GET, HEAD, DELETE"),
+            ("OPTIONS", "/captures", "GET, HEAD, POST"),
         ):
             response = self.ask(method, path)
             self.assertEqual((response.code, response.headers["allow"]), (405, allowed))
@@ -213,7 +211,7 @@ class GetTests(HTTPTestCase):
 
     def test_state_that_is_no_json(self) -> None:
         """A state that can't be put in JSON is an internal error."""
-        self.states["bad"] = {"x": float("nan")}
+        self.begin_capture("bad", link_type=float("nan"))
         self.assertEqual(self.ask("GET", "/captures/bad").code, 500)
         self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)
 
@@ -261,7 +259,7 @@ class BrowserTests(HTTPTestCase):
             ("ftp://localhost/captures", "localhost", 404),
         ):
             self.assertEqual(self.ask("POST", target, b"{}", Host=host).code, code, target)
-        self.assertEqual(self.ask("GET", "http://localhost/captures/abc1").content, self.states["abc1"])
+        self.assertEqual(self.ask("GET", "http://localhost/captures/abc1").content, self.captures.get("abc1"))
 
     def test_absolute_form_without_host(self) -> None:
         """A URL doesn't replace the Host header that HTTP/1.1 requires; HTTP/1.0 doesn't require one."""

@@ -70,7 +70,6 @@ class HttpSettings(SourceSection, frozen=True, kw_only=True):
             context.reactor,
             http_endpoint(context.reactor, self.listen),
             sink,
-            lookup=context.captures.get,
             token=revealed(self.token),
             endpoint_name=self.listen,
             max_connections=min(MAX_CONNECTIONS, context.most_connections or MAX_CONNECTIONS),

@@ -1,4 +1,4 @@
-"""Requests over HTTP: C{POST /captures}, and C{GET /captures/ID} for the state of a capture."""
+"""Requests over HTTP: C{POST /captures}."""
 
 # mypy: disallow-untyped-calls=False
 
@@ -21,7 +21,7 @@ from pcapsvc.net.http_server import MAX_CONNECTIONS, HTTPServer
 from pcapsvc.net.listen import Listener, listening_endpoint, unusable
 from pcapsvc.sources.connectivity import Connectivity
 from pcapsvc.sources.http.admission import Admission
-from pcapsvc.sources.http.routes import Lookup, routes
+from pcapsvc.sources.http.routes import routes
 
 #: The mode of a unix socket, if its endpoint has none: for the owner and the group.
 SOCKET_MODE = "660"
@@ -60,7 +60,6 @@ class HTTPSource(service.Service):
         endpoint: IStreamServerEndpoint,
         sink: IRequestSink,
         *,
-        lookup: Lookup,
         token: str | None = None,
         endpoint_name: str = "the HTTP endpoint",
         max_connections: int = MAX_CONNECTIONS,
@@ -68,7 +67,6 @@ class HTTPSource(service.Service):
     ) -> None:
         """
         @param reactor: provides time.
-        @param lookup: returns the state of a capture by its id, ready for JSON; L{None} if the id is unknown.
         @param token: what clients must present; L{None} admits everyone.
         @param endpoint_name: what to call the endpoint in the log.
         @param wall_clock: returns the time in seconds since the Unix epoch.
@@ -76,7 +74,7 @@ class HTTPSource(service.Service):
         self._endpoint = endpoint
         self._connectivity = Connectivity(wall_clock)
         self._listener = Listener("HTTP", endpoint_name, _PATH)
-        self.root = routes(sink, self.name, lookup)
+        self.root = routes(sink, self.name)
         self._server = HTTPServer(
             reactor,
             self.root,

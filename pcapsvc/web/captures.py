@@ -1,0 +1,107 @@
+"""C{/captures}: what has been captured, and what is being captured."""
+
+# twisted.web has hardly any types.
+# mypy: disallow-untyped-calls=False
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.web.resource import IResource
+
+from pcapsvc.interfaces.captures import CAPTURE_STATES, EndResult, ICaptures
+from pcapsvc.net.http_resource import Answer, HTTPProblem, Resource
+from pcapsvc.web.query import Parameters
+
+#: How many captures a list has by default, and at most.
+DEFAULT_LIMIT, MOST_LISTED = 100, 1000
+
+#: How long the end of a capture is waited for. It takes as long as the kernel holds packets back.
+END_SECONDS = 2.0
+
+_CAPTURE_ID = re.compile(rb"[A-Za-z0-9]{1,64}")
+
+
+class CaptureList(Resource):
+    """
+    C{/captures}.
+
+    @param posts: the source's own resource there, which receives requests.
+    """
+
+    allowedMethods = (b"GET", b"HEAD", b"POST")
+
+    def __init__(self, reactor: Any, posts: IResource, captures: ICaptures) -> None:
+        super().__init__()
+        self._reactor = reactor
+        self._posts = posts
+        self._captures = captures
+
+    def getChild(self, path: bytes, request: Any) -> Resource:
+        """See L{Resource.getChild}."""
+        if not _CAPTURE_ID.fullmatch(path):
+            return super().getChild(path, request)
+        return CaptureState(self._reactor, path.decode("ascii"), self._captures)
+
+    def render_GET(self, request: Any) -> Answer:
+        """The captures, the newest first."""
+        given = Parameters(request, ("state", "requestid", "limit"))
+        found = self._captures.list(
+            given.choice("state", CAPTURE_STATES),
+            requestid=given.text("requestid"),
+            limit=given.number("limit", 1, MOST_LISTED, DEFAULT_LIMIT),
+        )
+        return Answer.json({"captures": found})
+
+    def render_POST(self, request: Any) -> Any:
+        """A request for captures."""
+        return self._posts.render(request)
+
+
+class CaptureState(Resource):
+    """C{/captures/ID}."""
+
+    allowedMethods = (b"GET", b"HEAD", b"DELETE")
+
+    def __init__(self, reactor: Any, capture_id: str, captures: ICaptures) -> None:
+        super().__init__()
+        self._reactor = reactor
+        self._capture_id = capture_id
+        self._captures = captures
+
+    def render_GET(self, request: Any) -> Answer:
+        """The state of the capture."""
+        return Answer.json(self._state())
+
+    async def render_DELETE(self, request: Any) -> Answer:
+        """End the capture now. What it has is delivered."""
+        ended: Deferred[None] = Deferred()
+
+        def changed(state: Mapping[str, Any]) -> None:
+            if state["id"] == self._capture_id and state["state"] != "capturing" and not ended.called:
+                ended.callback(None)
+
+        unsubscribe = self._captures.watch(changed)
+        try:
+            result = self._captures.end(self._capture_id)
+            if result is EndResult.UNKNOWN:
+                raise _unknown()
+            if result is EndResult.ALREADY_ENDED:
+                raise HTTPProblem(409, "This capture has already ended.")
+            await ended.addTimeout(END_SECONDS, self._reactor, lambda _, __: None)
+        finally:
+            unsubscribe()
+        return Answer.json(self._state())
+
+    def _state(self) -> Mapping[str, Any]:
+        state = self._captures.get(self._capture_id)
+        if state is None:
+            raise _unknown()
+        return state
+
+
+def _unknown() -> HTTPProblem:
+    return HTTPProblem(404, "There is no capture with this id.")

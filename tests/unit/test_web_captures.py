@@ -1,0 +1,158 @@
+"""C{/captures}: lists, states, and the end of a capture by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from zope.interface import implementer
+
+from pcapsvc.core.event import CaptureDone, CaptureStopped
+from pcapsvc.core.plan import CapturePlan
+from pcapsvc.core.recording import Recording
+from pcapsvc.core.session import StopReason
+from pcapsvc.interfaces.capture import ICapture
+from pcapsvc.web.captures import END_SECONDS
+from tests.core.test_artifact import recording
+from tests.unit.http_case import HTTPTestCase, Response
+
+STOPPED = CaptureStopped(reason=StopReason.CANCELLED, packets=3, bytes=700, counts=None, file="a.pcap")
+
+
+class ListTests(HTTPTestCase):
+    """C{GET /captures}."""
+
+    def ids(self, query: str = "") -> list[str]:
+        """The ids in the answer, in order."""
+        response = self.ask("GET", f"/captures{query}")
+        self.assertEqual(response.code, 200)
+        return [one["id"] for one in response.content["captures"]]
+
+    def test_newest_first(self) -> None:
+        """All captures are listed with their states, the newest first."""
+        self.begin_capture("abc2")
+        response = self.ask("GET", "/captures")
+        self.assertEqual(
+            response.content, {"captures": [self.captures.get("abc2"), self.captures.get("abc1")]}
+        )
+        self.assertEqual(self.ask("HEAD", "/captures").headers, response.headers)
+
+    def test_filters(self) -> None:
+        """Captures may be chosen by their state and by the C{requestid} of their request."""
+        self.begin_capture("abc2", requestid="r-1 ü")
+        self.begin_capture("abc3", requestid="r-2")
+        self.report("abc3", STOPPED)
+        self.report("abc1", STOPPED)
+        self.report("abc1", CaptureDone())
+        for query, expected in (
+            ("?state=capturing", ["abc2"]),
+            ("?state=delivering", ["abc3"]),
+            ("?state=done", ["abc1"]),
+            ("?state=failed", []),
+            ("?requestid=r-1+%C3%BC", ["abc2"]),
+            ("?requestid=", []),
+            ("?requestid=r-2&state=delivering&limit=1", ["abc3"]),
+            ("?requestid=r-2&state=done", []),
+        ):
+            self.assertEqual(self.ids(query), expected, query)
+
+    def test_limit(self) -> None:
+        """100 are listed by default, and up to 1,000 on request."""
+        for number in range(1100):
+            self.begin_capture(f"n{number}")
+        for query, count in (("", 100), ("?limit=1", 1), ("?limit=1000", 1000)):
+            ids = self.ids(query)
+            self.assertEqual((ids[0], len(ids)), ("n1099", count))
+
+    def test_wrong(self) -> None:
+        """What is not a parameter, or not a value of one, gets 400, which names the parameter."""
+        for query, path in (
+            ("state=running", "state"),
+            ("state=", "state"),
+            ("limit=0", "limit"),
+            ("limit=1001", "limit"),
+            ("limit=-1", "limit"),
+            ("limit=1.5", "limit"),
+            ("limit=%D9%A1", "limit"),
+            ("limit=" + "9" * 5000, "limit"),
+            ("limit=1&limit=2", "limit"),
+            ("requestid=%FF", "requestid"),
+            ("stat=done", "stat"),
+            ("%FF=1", "\\xff"),
+        ):
+            response = self.ask("GET", f"/captures?{query}")
+            self.assertEqual(response.code, 400, query)
+            self.assertEqual(response.content["type"], "/pcapsvc/problems/bad-parameters")
+            self.assertEqual([each["path"] for each in response.content["problems"]], [path])
+
+
+@implementer(ICapture)
+class Running:
+    """A capture that stops when it is told to."""
+
+    capture_id = "abc1"
+    plan: CapturePlan = recording().plan
+    link_type = 1
+    compile_seconds = 0.0
+
+    def __init__(self) -> None:
+        self.reasons: list[StopReason] = []
+
+    def start(self) -> Deferred[Recording]:
+        """It never has a recording."""
+        return Deferred()
+
+    def end(self, reason: StopReason) -> None:
+        """Keep the reason."""
+        self.reasons.append(reason)
+
+    def discard(self) -> None:
+        """Nothing is to be given up."""
+
+    def progress(self) -> tuple[int, int]:
+        """What there is so far."""
+        return 3, 700
+
+
+class DeleteTests(HTTPTestCase):
+    """C{DELETE /captures/ID}."""
+
+    def setUp(self) -> None:
+        """A capture runs."""
+        super().setUp()
+        self.capture = Running()
+        self.captures.add(self.capture)
+
+    def delete(self) -> Any:
+        """A client that asks for the end of the capture."""
+        return self.say(b"DELETE /captures/abc1 HTTP/1.1\r\nHost: localhost\r\n\r\n")
+
+    def test_ended(self) -> None:
+        """The capture ends, and the answer is its state after that."""
+        client = self.delete()
+        self.assertEqual(self.capture.reasons, [StopReason.CANCELLED])
+        self.assertEqual(client.value(), b"")
+        self.begin_capture("abc2")
+        self.assertEqual(client.value(), b"")
+        self.report("abc1", STOPPED)
+        response = Response(client.value())
+        self.assertEqual((response.code, response.content), (200, self.captures.get("abc1")))
+        self.assertEqual(response.content["reason"], "cancelled")
+
+    def test_late(self) -> None:
+        """The end is not waited for without limit."""
+        client = self.delete()
+        self.clock.advance(END_SECONDS)
+        self.assertEqual(Response(client.value()).content["state"], "capturing")
+        self.report("abc1", STOPPED)
+
+    def test_ended_before(self) -> None:
+        """A capture that has ended can't be ended again."""
+        for payload in (STOPPED, CaptureDone()):
+            self.report("abc1", payload)
+            self.assertEqual(self.ask("DELETE", "/captures/abc1").code, 409)
+        self.assertEqual(self.capture.reasons, [])
+
+    def test_unknown(self) -> None:
+        """An unknown capture gets 404."""
+        self.assertEqual(self.ask("DELETE", "/captures/nosuch").code, 404)
