@@ -34,6 +34,8 @@ from pcapsvc.packets.standby import StandbySystem
 from pcapsvc.pipeline import Intake, Pipeline
 from pcapsvc.reports.fan_out import FanOutReporter
 from pcapsvc.reports.log import LogReporter
+from pcapsvc.reports.progress import ProgressReports
+from pcapsvc.reports.settings import ReportsSettings
 from pcapsvc.settings import Settings
 from pcapsvc.settings.section import (
     BuildContext,
@@ -117,7 +119,7 @@ def build(
     # Rounds stop first: no attempt from the spool begins while the last captures are delivered.
     stop_order: list[IService | list[IService]] = [
         [readiness, Intake(pipeline), *sources.values()],
-        [pipeline, *rounds],
+        [pipeline, *rounds, *_progress_reports(context, captures, reporter, events)],
         [*outboxes],
         *spool,
         packets,
@@ -158,6 +160,15 @@ def _reporters(context: BuildContext, captures: Captures) -> dict[str, IReporter
         "captures": captures,
         **{section.name: section.build(context) for section in context.settings.enabled(ReporterSection)},
     }
+
+
+def _progress_reports(
+    context: BuildContext, captures: Captures, reporter: FanOutReporter, events: EventFactory
+) -> list[ProgressReports]:
+    seconds = context.settings.section(ReportsSettings).progress_seconds
+    if seconds is None:
+        return []
+    return [ProgressReports(context.reactor, captures, reporter, events, interval_seconds=seconds)]
 
 
 def _encoder(context: BuildContext) -> IEncoder:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from twisted.logger import Logger
@@ -15,6 +16,7 @@ from pcapsvc.core.event import (
     CaptureDelivered,
     CaptureDone,
     CaptureFailed,
+    CaptureProgress,
     CaptureStarted,
     CaptureStopped,
     DeliveryFailed,
@@ -83,9 +85,14 @@ class Captures:
         """See L{ICaptureRegistry.add}."""
         self._running[capture.capture_id] = capture
 
+    @property
+    def running(self) -> Mapping[str, ICapture]:
+        """See L{ICaptureRegistry.running}."""
+        return MappingProxyType(self._running)
+
     def report(self, event: Event) -> None:
         """Update the capture that an event is about."""
-        if (capture_id := event.subject) is None:
+        if (capture_id := event.subject) is None or isinstance(event.data, CaptureProgress):
             return
         if isinstance(event.data, CaptureStarted):
             self._current[capture_id] = _Entry(number=next(self._numbers), facts=_facts(event, event.data))
@@ -135,7 +142,7 @@ class Captures:
 
     def held_bytes(self) -> int:
         """How much memory the files of the running captures hold."""
-        return sum(capture.progress()[1] for capture in self._running.values())
+        return sum(capture.held_bytes() for capture in self._running.values())
 
     def list(
         self, state: str | None = None, *, requestid: str | None = None, limit: int | None = None
@@ -195,7 +202,7 @@ class Captures:
         elif entry.stopped is not None:
             state.update(entry.stopped)
         elif (capture := self._running.get(capture_id)) is not None:
-            state["packets"], state["bytes"] = capture.progress()
+            state.update(asdict(capture.progress()))
         state["deliveries"] = [{"destination": name, **what} for name, what in entry.deliveries.items()]
         return state
 

@@ -12,6 +12,7 @@ from pcapsvc.destinations.s3.settings import S3Settings
 from pcapsvc.encoders.pcap.settings import PcapSettings
 from pcapsvc.host.manhole.settings import ManholeSettings
 from pcapsvc.host.settings import SyslogSettings
+from pcapsvc.reports.settings import ReportsSettings
 from pcapsvc.settings.catalogue import Catalogue
 from pcapsvc.settings.general import CaptureSettings, GeneralSettings
 from pcapsvc.sources.http.settings import HttpSettings
@@ -21,7 +22,7 @@ from pcapsvc.sources.sqs.settings import SqsSettings
 from pcapsvc.web.settings import WebSettings
 
 COMPONENTS = Catalogue(
-    node=(GeneralSettings, CaptureSettings, DeliverySettings),
+    node=(GeneralSettings, CaptureSettings, DeliverySettings, ReportsSettings),
     sources=(RedisSettings, KafkaSettings, SqsSettings, HttpSettings),
     destinations=(LocalSettings, CloudSharkSettings, S3Settings),
     reporters=(),

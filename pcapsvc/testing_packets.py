@@ -335,11 +335,11 @@ class MemoryHandle:
             raise CaptureUnavailable(self._name, "The interface disappeared")
         self._filter = program
 
-    def counts(self) -> PacketCounts | None:
+    def counts(self, *, hardware: bool = True) -> PacketCounts | None:
         """What the kernel would say: see L{IPacketHandle.counts}."""
         if self.lost:
             return None
-        return PacketCounts(received=self._received, dropped=0, interface_dropped=0)
+        return PacketCounts(received=self._received, dropped=0, interface_dropped=0 if hardware else None)
 
     def close(self) -> None:
         """Stop capturing: see L{IPacketHandle.close}."""

@@ -15,7 +15,7 @@ from zope.interface import implementer
 from pcapsvc.capture.buffer import RecordingBuffer
 from pcapsvc.core.errors import CaptureUnavailable
 from pcapsvc.core.plan import CapturePlan
-from pcapsvc.core.recording import Recording
+from pcapsvc.core.recording import Progress, Recording
 from pcapsvc.core.session import CaptureSession, StopReason
 from pcapsvc.interfaces.capture import ICapture, IPacketHandle, IReadHook
 
@@ -81,7 +81,8 @@ class CapturePort:
         self._end: Deferred[StopReason] = Deferred(lambda _: self.end(StopReason.CANCELLED))
         self._ended: Deferred[StopReason] | None = self._end
         self._started = wall_clock()
-        self._session = CaptureSession(plan.limits, snap_length=plan.snap_length, now=reactor.seconds())
+        self._began = reactor.seconds()
+        self._session = CaptureSession(plan.limits, snap_length=plan.snap_length, now=self._began)
         self.plan = plan
         self.capture_id = capture_id
         self.link_type = handle.link_type
@@ -115,9 +116,22 @@ class CapturePort:
         # Reading may have failed; that no longer matters.
         self._end.addErrback(lambda _: None)
 
-    def progress(self) -> tuple[int, int]:
-        """The packets and bytes by now: see L{ICapture.progress}."""
-        return self._buffer.packets, self._buffer.written
+    def held_bytes(self) -> int:
+        """The size of the file by now: see L{ICapture.held_bytes}."""
+        return self._buffer.written
+
+    def progress(self) -> Progress:
+        """What there is by now: see L{ICapture.progress}. Once it has ended, the counts are unknown."""
+        packets = self._buffer.packets
+        counts = None if self.has_ended else self._handle.counts(hardware=False)
+        counts = counts and counts.with_at_least(packets)
+        return Progress(
+            packets=packets,
+            bytes=self._buffer.written,
+            seconds=self._reactor.seconds() - self._began,
+            received=None if counts is None else counts.received,
+            dropped=None if counts is None else counts.dropped,
+        )
 
     def fileno(self) -> int:
         """The handle's descriptor, for the reactor; -1 if nothing is read any more."""

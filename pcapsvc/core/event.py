@@ -10,12 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any, ClassVar
 from urllib.parse import quote
 
+import msgspec
+
 from pcapsvc.core.errors import Problem
 from pcapsvc.core.labels import Labels
-from pcapsvc.core.recording import PacketCounts
+from pcapsvc.core.recording import PacketCounts, Progress
 from pcapsvc.core.result import Accepted, Busy, Rejected, StartedCapture
 from pcapsvc.core.session import CaptureLimits, StopReason
 from pcapsvc.core.timestamp import rfc3339
@@ -112,15 +115,26 @@ class CaptureStarted(Payload):
 @dataclass(frozen=True, kw_only=True)
 class CaptureProgress(Payload):
     """
-    A capture is running.
-
-    @ivar packets: how many were captured so far.
-    @ivar bytes: the size of the file so far; it may lag by a few kilobytes.
+    A capture is running. The fields are those of L{Progress}.
     """
 
     type: ClassVar[str] = "pcapsvc.capture.progress"
     packets: int
     bytes: int
+    seconds: float
+    received: int | None = None
+    dropped: int | None = None
+
+    @classmethod
+    def of(cls, progress: Progress) -> CaptureProgress:
+        """The event of a capture's progress."""
+        return cls(
+            packets=progress.packets,
+            bytes=progress.bytes,
+            seconds=round(progress.seconds, 3),
+            received=progress.received,
+            dropped=progress.dropped,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,11 +190,13 @@ class CaptureDelivered(Payload):
     A destination has a capture.
 
     @ivar location: its path or URL there. It contains no secret.
+    @ivar seconds: how long the attempt took that succeeded.
     """
 
     type: ClassVar[str] = "pcapsvc.delivery.delivered"
     destination: str
     location: str
+    seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,13 +241,32 @@ class DeliveryFailed(Payload):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReportsDropped(Payload):
+    """
+    A channel could not keep up, or was not there, and events were dropped. Reported to this channel only.
+
+    @ivar dropped: how many since the last such event.
+    @ivar since: when the first of them was dropped, in seconds since the Unix epoch.
+    """
+
+    type: ClassVar[str] = "pcapsvc.reports.dropped"
+    channel: str
+    dropped: int
+    since: float
+
+    def values(self) -> dict[str, Any]:
+        """See L{Payload.values}."""
+        return {**super().values(), "since": rfc3339(self.since)}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Event:
     """
     Something that happened on a node.
 
     @ivar id: unique among all events.
     @ivar time: when, in seconds since the Unix epoch.
-    @ivar subject: the id of the capture that it is about; L{None} if it is about a request.
+    @ivar subject: the id of the capture that it is about; L{None} if it is about something else.
     @ivar api: the URL of the node's HTTP API; L{None} if others can't reach one.
     """
 
@@ -247,6 +282,11 @@ class Event:
     def type(self) -> str:
         """The CloudEvents type."""
         return self.data.type
+
+    @cached_property
+    def json(self) -> bytes:
+        """The event in the structured mode of CloudEvents 1.0: one line in UTF-8, encoded only once."""
+        return msgspec.json.encode(as_json(self))
 
 
 class EventFactory:

@@ -49,6 +49,24 @@ class PacketCounts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Progress:
+    """
+    What a running capture has so far.
+
+    @ivar packets: how many were captured.
+    @ivar bytes: the size of the file; it may lag by 4096.
+    @ivar seconds: how long the capture has been running.
+    @ivar received: as in L{PacketCounts}; L{None} if it is unknown, likewise C{dropped}.
+    """
+
+    packets: int
+    bytes: int
+    seconds: float
+    received: int | None = None
+    dropped: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recording:
     """
     A capture that has ended.

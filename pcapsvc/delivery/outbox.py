@@ -308,7 +308,7 @@ class Outbox(Service):
         error = DestinationError(_NOT_ATTEMPTED, retryable=True)
         while not side.is_closed():
             try:
-                receipt = await side.wait(Deferred.fromCoroutine(self._attempt(entry, artifact)))
+                receipt, seconds = await side.wait(Deferred.fromCoroutine(self._attempt(entry, artifact)))
             except DestinationError as last:
                 error = last
             except CancelledError:
@@ -316,7 +316,7 @@ class Outbox(Service):
                     raise
                 break
             else:
-                await self._delivered(entry, receipt)
+                await self._delivered(entry, receipt, seconds)
                 return None
             artifact = replace(artifact, may_be_there=True)
             delay = self._failed(entry, error, side)
@@ -332,9 +332,11 @@ class Outbox(Service):
             entry.on(Input.RETRY)
         return error
 
-    async def _attempt(self, entry: Entry, artifact: Artifact) -> Receipt:
+    async def _attempt(self, entry: Entry, artifact: Artifact) -> tuple[Receipt, float]:
         """
         Attempt once, when there is a slot.
+
+        @return: the receipt, and how many seconds the attempt took.
 
         @raise DestinationError: and no other error, if it fails.
         """
@@ -345,10 +347,12 @@ class Outbox(Service):
             entry.on(Input.SLOT)
             for problem in self._destination.check(entry.options):
                 raise DestinationError(f"the request's {problem}", retryable=False)
+            began = self._reactor.seconds()
             storing = self._destination.store(artifact)
             if self._timeout_seconds is not None:
                 storing.addTimeout(self._timeout_seconds, self._reactor, _timed_out)
-            return await storing
+            receipt = await storing
+            return receipt, self._reactor.seconds() - began
         except (DestinationError, CancelledError):
             raise
         except Exception:  # noqa: BLE001 - one delivery fails, and no other
@@ -390,7 +394,7 @@ class Outbox(Service):
             )
         return delay
 
-    async def _delivered(self, entry: Entry, receipt: Receipt) -> None:
+    async def _delivered(self, entry: Entry, receipt: Receipt, seconds: float) -> None:
         if entry.on(Input.DELIVER) is State.REMOVING:
             # Before anything else: no restart may find it again.
             try:
@@ -405,7 +409,12 @@ class Outbox(Service):
                     destination=self.destination,
                     problem=str(error),
                 )
-        self._report(entry, CaptureDelivered(destination=receipt.destination, location=receipt.location))
+        self._report(
+            entry,
+            CaptureDelivered(
+                destination=receipt.destination, location=receipt.location, seconds=round(seconds, 6)
+            ),
+        )
 
     async def _put_away(self, entry: Entry, artifact: Artifact, error: DestinationError) -> None:
         """Leave an entry from memory to the spool, or report that it is lost."""

@@ -11,7 +11,7 @@ from zope.interface import Attribute, Interface
 from pcapsvc.core.filter import Program
 from pcapsvc.core.network_interface import NetworkInterface
 from pcapsvc.core.plan import CapturePlan
-from pcapsvc.core.recording import PacketCounts, Recording
+from pcapsvc.core.recording import PacketCounts, Progress, Recording
 from pcapsvc.core.session import StopReason
 
 
@@ -63,8 +63,14 @@ class IPacketHandle(Interface):
         @raise ValueError: if the handle is closed.
         """
 
-    def counts() -> PacketCounts | None:
-        """The kernel's counts of this capture so far; L{None} if the kernel has none any more."""
+    def counts(*, hardware: bool = True) -> PacketCounts | None:
+        """
+        The kernel's counts of this capture so far.
+
+        @param hardware: whether to find out C{interface_dropped}, which takes 0.3 ms; if not, it is L{None}.
+
+        @return: L{None} if the kernel has none any more.
+        """
 
     def close() -> None:
         """Stop capturing. Never to be called within L{read}. A second call does nothing."""
@@ -211,8 +217,11 @@ class ICapture(Interface):
     def discard() -> None:
         """Give up, before L{start}: as if it had never been."""
 
-    def progress() -> tuple[int, int]:
-        """The packets captured so far, and the bytes in memory, which may lag by 4096."""
+    def held_bytes() -> int:
+        """The size of the file so far, in bytes; it may lag by 4096. Asking costs nothing."""
+
+    def progress() -> Progress:
+        """What it has so far. To ask costs up to 30 us, for the kernel's counts."""
 
 
 class ICapturer(Interface):

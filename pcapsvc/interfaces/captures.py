@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from typing import Any
 
-from zope.interface import Interface
+from zope.interface import Attribute, Interface
 
 from pcapsvc.interfaces.capture import ICapture
 
@@ -63,6 +63,8 @@ class ICaptures(Interface):
 
 class ICaptureRegistry(Interface):
     """Knows the captures that are running."""
+
+    running: Mapping[str, ICapture] = Attribute("The captures that are running now, by id. A view.")
 
     def add(capture: ICapture) -> None:
         """

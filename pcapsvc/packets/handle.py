@@ -357,22 +357,22 @@ class PcapyHandle:
                 raise
             self._filters.set(program)
 
-    def counts(self) -> PacketCounts | None:
-        counts, before = self._all_counts(), self._before
+    def counts(self, *, hardware: bool = True) -> PacketCounts | None:
+        counts, before = self._all_counts(hardware=hardware), self._before
         return counts and PacketCounts(
             received=counts.received - before.received,
             dropped=counts.dropped - before.dropped,
             interface_dropped=_increase(before.interface_dropped, counts.interface_dropped),
         )
 
-    def _all_counts(self) -> PacketCounts | None:
+    def _all_counts(self, *, hardware: bool = True) -> PacketCounts | None:
         try:
             # The third number isn't of use: libpcap 1.9 reads what an interface of this name has dropped
             # since it was made, including what it has captured.
             received, dropped, _ = self._reader.stats()
         except pcapy.PcapError:
             return None
-        missed = None if self.is_gone else missed_packets(self.index)
+        missed = missed_packets(self.index) if hardware and not self.is_gone else None
         return PacketCounts(received=received, dropped=dropped, interface_dropped=missed)
 
     def close(self) -> None:

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from pcapsvc.core.event import Event
-from pcapsvc.interfaces.reports import IReporter
+from pcapsvc.core.event import CaptureProgress, Event
+from pcapsvc.interfaces.reports import IProgressReporter, IReporter
 
 
-@implementer(IReporter)
+@implementer(IProgressReporter)
 class FanOutReporter:
     """
     Passes every event to all reporters. A reporter that raises, which it should not, is logged,
@@ -21,16 +21,28 @@ class FanOutReporter:
     _log = Logger()
 
     def __init__(self, reporters: Sequence[IReporter]) -> None:
-        self._reporters = tuple(reporters)
+        self._reporters: tuple[IReporter, ...] = ()
+        self._progress_reporters: tuple[IProgressReporter, ...] = ()
+        for reporter in reporters:
+            self.add(reporter)
 
     def add(self, reporter: IReporter) -> None:
         """Pass on events to one more reporter, from now on."""
         self._reporters = (*self._reporters, reporter)
+        if IProgressReporter.providedBy(reporter):
+            self._progress_reporters = (*self._progress_reporters, reporter)
 
     def report(self, event: Event) -> None:
         """Pass on an event."""
-        for reporter in self._reporters:
+        concerned: Sequence[IReporter] = self._reporters
+        if isinstance(event.data, CaptureProgress):
+            concerned = [each for each in self._progress_reporters if each.wants_progress()]
+        for reporter in concerned:
             try:
                 reporter.report(event)
             except Exception:  # noqa: BLE001 - reporting must not affect the work that is reported
                 self._log.failure("internal error in {reporter}", reporter=type(reporter).__name__)
+
+    def wants_progress(self) -> bool:
+        """Whether any of them has a use for progress."""
+        return any(reporter.wants_progress() for reporter in self._progress_reporters)

@@ -6,6 +6,7 @@ import os
 import select
 import struct
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from twisted.internet.defer import CancelledError
@@ -244,6 +245,7 @@ class PacketSystemContract:
         counts = handle.counts()
         assert counts is not None
         self.assertEqual((counts.received, counts.dropped), (2, 0))
+        self.assertEqual(handle.counts(hardware=False), replace(counts, interface_dropped=None))
 
     async def test_bad_filter(self) -> None:
         """A filter that can't be compiled is the sender's fault, in libpcap's own words."""

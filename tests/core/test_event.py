@@ -20,8 +20,10 @@ from pcapsvc.core.event import (
     DeliveryFailed,
     DeliveryPostponed,
     DeliverySpooled,
+    Event,
     EventFactory,
     Payload,
+    ReportsDropped,
     RequestAccepted,
     RequestBusy,
     RequestRejected,
@@ -29,7 +31,7 @@ from pcapsvc.core.event import (
     verdict_payload,
 )
 from pcapsvc.core.labels import Labels
-from pcapsvc.core.recording import PacketCounts
+from pcapsvc.core.recording import PacketCounts, Progress
 from pcapsvc.core.result import Accepted, Busy, Rejected, StartedCapture
 from pcapsvc.core.session import CaptureLimits, StopReason
 from pcapsvc.testing import event_factory
@@ -86,7 +88,11 @@ PAYLOADS: list[tuple[str, Payload, dict[str, Any]]] = [
             "alertstr": "x",
         },
     ),
-    ("pcapsvc.capture.progress", CaptureProgress(packets=5, bytes=600), {"packets": 5, "bytes": 600}),
+    (
+        "pcapsvc.capture.progress",
+        CaptureProgress.of(Progress(packets=5, bytes=600, seconds=2.0004, received=7, dropped=2)),
+        {"packets": 5, "bytes": 600, "seconds": 2.0, "received": 7, "dropped": 2},
+    ),
     (
         "pcapsvc.capture.stopped",
         CaptureStopped(
@@ -110,8 +116,8 @@ PAYLOADS: list[tuple[str, Payload, dict[str, Any]]] = [
     ("pcapsvc.capture.done", CaptureDone(), {}),
     (
         "pcapsvc.delivery.delivered",
-        CaptureDelivered(destination="s3", location="s3://b/k"),
-        {"destination": "s3", "location": "s3://b/k"},
+        CaptureDelivered(destination="s3", location="s3://b/k", seconds=0.25),
+        {"destination": "s3", "location": "s3://b/k", "seconds": 0.25},
     ),
     (
         "pcapsvc.delivery.postponed",
@@ -134,7 +140,14 @@ PAYLOADS: list[tuple[str, Payload, dict[str, Any]]] = [
         DeliveryFailed(destination="s3", problem="403"),
         {"destination": "s3", "problem": "403"},
     ),
+    (
+        "pcapsvc.reports.dropped",
+        ReportsDropped(channel="redis", dropped=7, since=0.25),
+        {"channel": "redis", "dropped": 7, "since": "1970-01-01T00:00:00.250000Z"},
+    ),
 ]
+#: The types that are about a capture.
+ABOUT_CAPTURES = ("pcapsvc.capture.", "pcapsvc.delivery.")
 
 
 class EventTests(unittest.SynchronousTestCase):
@@ -145,10 +158,14 @@ class EventTests(unittest.SynchronousTestCase):
         self.events = event_factory("sensor1", lambda: 1_700_000_000.0)
 
     def document(self, data: Payload) -> dict[str, Any]:
-        """The JSON of an event, of a capture unless it is about a request."""
-        if data.type.startswith("pcapsvc.request."):
-            return as_json(self.events.event(data, REQUEST))
-        return as_json(self.events.event(data, CAPTURE, "abc"))
+        """The JSON of an event, of a capture unless it is about a request or about events."""
+        return as_json(self.event(data))
+
+    def event(self, data: Payload) -> Event:
+        """An event, of a capture unless it is about a request or about events."""
+        if data.type.startswith(ABOUT_CAPTURES):
+            return self.events.event(data, CAPTURE, "abc")
+        return self.events.event(data, REQUEST)
 
     def test_header(self) -> None:
         """The header is that of CloudEvents 1.0; the data has the labels beside the payload."""
@@ -180,9 +197,9 @@ class EventTests(unittest.SynchronousTestCase):
         """Each type has its data, and is valid by the schema."""
         for kind, data, expected in PAYLOADS:
             document = self.document(data)
-            labels = (REQUEST if kind.startswith("pcapsvc.request.") else CAPTURE).as_mapping()
+            labels = (CAPTURE if kind.startswith(ABOUT_CAPTURES) else REQUEST).as_mapping()
             self.assertEqual((document["type"], document["data"]), (kind, {**labels, **expected}))
-            self.assertEqual("subject" in document, not kind.startswith("pcapsvc.request."))
+            self.assertEqual("subject" in document, kind.startswith(ABOUT_CAPTURES))
             self.assertEqual(problems(document), [])
 
     def test_all_types(self) -> None:
@@ -207,9 +224,28 @@ class EventTests(unittest.SynchronousTestCase):
                 self.assertIn("description", kind, name)
                 described(kind["properties"]["data"], name)
 
+    def test_encoded(self) -> None:
+        """The JSON of an event is one line of UTF-8, and encoded once."""
+        for _, data, _ in PAYLOADS:
+            event = self.event(data)
+            self.assertEqual(json.loads(event.json.decode("utf-8")), as_json(event))
+            self.assertNotIn(b"\n", event.json)
+            self.assertIs(event.json, event.json)
+
+    def test_long_numbers(self) -> None:
+        """The id of an alert may be a number of any length that a request may have."""
+        event = self.events.event(CaptureDone(), Labels(via="http", alertid=10**254, interface="lo"), "abc")
+        self.assertIn(b'"alertid":1' + b"0" * 254, event.json)
+
+    def test_unknown_progress(self) -> None:
+        """What the kernel has not said of a running capture is left out."""
+        document = self.document(CaptureProgress.of(Progress(packets=0, bytes=24, seconds=0.0)))
+        self.assertEqual(document["data"].keys() & {"received", "dropped"}, set())
+        self.assertEqual(problems(document), [])
+
     def test_schema_refuses(self) -> None:
         """The schema refuses what is no event of ours."""
-        good = self.document(PAYLOADS[-1][1])
+        good = self.document(DeliveryFailed(destination="s3", problem="403"))
         for changes in (
             {"id": ""},
             {"source": "/pcapsvc/nodes/a b"},
@@ -250,7 +286,7 @@ class EventTests(unittest.SynchronousTestCase):
         labels = Labels(via="http", tags=text, interface="eth0")
         event = event_factory(node).event(CaptureFailed(problem=text), labels, "abc")
         self.assertEqual(problems(as_json(event)), [])
-        json.dumps(as_json(event), ensure_ascii=False).encode()
+        self.assertEqual(json.loads(event.json.decode("utf-8")), as_json(event))
 
     def test_made(self) -> None:
         """Each event has the node, the time at which it is made, and an id of its own."""

@@ -13,7 +13,7 @@ from pcapsvc.capture.buffer import RecordingBuffer
 from pcapsvc.capture.port import CapturePort
 from pcapsvc.core.errors import CaptureUnavailable
 from pcapsvc.core.plan import CapturePlan
-from pcapsvc.core.recording import PacketCounts, Recording
+from pcapsvc.core.recording import PacketCounts, Progress, Recording
 from pcapsvc.core.request import CaptureRequest
 from pcapsvc.core.session import CaptureLimits, StopReason
 from pcapsvc.testing_packets import MemoryPacketSystem
@@ -111,7 +111,7 @@ class CapturePortTests(unittest.SynchronousTestCase):
         recording = port.start()
         self.system.seconds = 1_700_000_010.25
         self.arrive(udp_frame(1))
-        self.assertEqual(port.progress()[0], 1)
+        self.assertEqual(port.progress().packets, 1)
         self.system.seconds = 1_700_000_011.5
         self.arrive(udp_frame(2), udp_frame(3))
         made = self.recorded(recording)
@@ -121,11 +121,26 @@ class CapturePortTests(unittest.SynchronousTestCase):
         self.assertEqual(made.counts.received, 3)
         self.assertEqual(made.content.size, 24 + 2 * 116)
 
+    def test_progress(self) -> None:
+        """The progress has what was captured, for how long, and what the kernel has counted."""
+        port = self.port(packets=2, snap=50)
+        self.reactor.advance(1.5)
+        self.arrive(udp_frame(1))
+        self.assertEqual(
+            port.progress(),
+            Progress(packets=1, bytes=port.held_bytes(), seconds=1.5, received=1, dropped=0),
+        )
+        recording = port.start()
+        self.arrive(udp_frame(2))
+        self.recorded(recording)
+        ended = port.progress()
+        self.assertEqual((ended.packets, ended.received, ended.dropped), (2, None, None))
+
     def test_backlog(self) -> None:
         """All that has arrived during a long turn of the reactor is read in the next one."""
         port = self.port(packets=100_000)
         self.arrive(*[b"x" * 10] * 20_000)
-        self.assertEqual(port.progress()[0], 20_000)
+        self.assertEqual(port.progress().packets, 20_000)
         port.discard()
 
     def test_before_the_start(self) -> None:
@@ -141,7 +156,7 @@ class CapturePortTests(unittest.SynchronousTestCase):
         port = self.port(packets=3)
         self.system.deliver("mem0", udp_frame(1), udp_frame(2))
         self.turn()
-        self.assertEqual(port.progress()[0], 2)
+        self.assertEqual(port.progress().packets, 2)
         self.system.deliver("mem0", udp_frame(3), udp_frame(4))
         self.turn()
         self.turn()

@@ -17,6 +17,7 @@ from pcapsvc.core.event import (
     CaptureDelivered,
     CaptureDone,
     CaptureFailed,
+    CaptureProgress,
     CaptureStarted,
     CaptureStopped,
     DeliveryFailed,
@@ -27,7 +28,7 @@ from pcapsvc.core.event import (
 )
 from pcapsvc.core.labels import Labels
 from pcapsvc.core.plan import CapturePlan
-from pcapsvc.core.recording import PacketCounts, Recording
+from pcapsvc.core.recording import PacketCounts, Progress, Recording
 from pcapsvc.core.session import CaptureLimits, StopReason
 from pcapsvc.interfaces.capture import ICapture
 from pcapsvc.interfaces.captures import EndResult, ICaptureRegistry, ICaptures
@@ -75,9 +76,13 @@ class RunningCapture:
     def discard(self) -> None:
         """Nothing is to be given up."""
 
-    def progress(self) -> tuple[int, int]:
+    def held_bytes(self) -> int:
+        """The size so far."""
+        return 600
+
+    def progress(self) -> Progress:
         """What there is so far."""
-        return 5, 600
+        return Progress(packets=5, bytes=600, seconds=1.5, received=7, dropped=2)
 
 
 class CapturesCase(unittest.SynchronousTestCase):
@@ -143,6 +148,9 @@ class StateTests(CapturesCase):
                 "link_type": 1,
                 "packets": 5,
                 "bytes": 600,
+                "seconds": 1.5,
+                "received": 7,
+                "dropped": 2,
                 "deliveries": [],
             },
         )
@@ -180,7 +188,7 @@ class StateTests(CapturesCase):
         self.run_capture()
         state = self.report(
             STOPPED,
-            CaptureDelivered(destination="s3", location="s3://b/k"),
+            CaptureDelivered(destination="s3", location="s3://b/k", seconds=0.5),
             DeliveryFailed(destination="local", problem="no space"),
             CaptureDone(),
         )
@@ -220,7 +228,7 @@ class StateTests(CapturesCase):
         self.run_capture()
         state = self.report(
             STOPPED,
-            CaptureDelivered(destination="local", location="/x"),
+            CaptureDelivered(destination="local", location="/x", seconds=0.5),
             DeliverySpooled(destination="s3", problem="503"),
             CaptureDone(),
         )
@@ -243,7 +251,7 @@ class StateTests(CapturesCase):
                 {"state": "failed", "problem": "too old"},
             ),
             (
-                CaptureDelivered(destination="s3", location="s3://b/k"),
+                CaptureDelivered(destination="s3", location="s3://b/k", seconds=0.5),
                 {"state": "delivered", "location": "s3://b/k"},
             ),
         ):
@@ -360,6 +368,13 @@ class WatchTests(CapturesCase):
         self.run_capture()
         self.report(STOPPED, CaptureDone(), DeliveryFailed(destination="s3", problem="x"))
         self.assertEqual(self.states, [("a", "capturing"), ("a", "delivering"), ("a", "done"), ("a", "done")])
+
+    def test_progress(self) -> None:
+        """Progress is not told: whoever wants to know it asks for it."""
+        capture = self.run_capture()
+        self.states.clear()
+        self.report(CaptureProgress.of(capture.progress()))
+        self.assertEqual(self.states, [])
 
     def test_others(self) -> None:
         """What is about no known capture is no change."""

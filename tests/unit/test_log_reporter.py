@@ -120,7 +120,7 @@ class LogReporterTests(unittest.SynchronousTestCase):
             (CaptureFailed(problem="no memory"), LogLevel.error),
             (DeliveryFailed(destination="s3", problem="no memory"), LogLevel.error),
             (
-                CaptureDelivered(destination="s3", location="no memory"),
+                CaptureDelivered(destination="s3", location="no memory", seconds=0.5),
                 LogLevel.info,
             ),
         ):
@@ -133,7 +133,7 @@ class LogReporterTests(unittest.SynchronousTestCase):
     def test_delivered_to_cloudshark(self) -> None:
         """A delivery to CloudShark is logged with its link, which ends in the id that CloudShark assigned."""
         link = "https://shark.example/captures/f00"
-        delivered = CaptureDelivered(destination="cloudshark", location=link)
+        delivered = CaptureDelivered(destination="cloudshark", location=link, seconds=0.5)
         self.assertEqual(
             self.report(delivered),
             [(LogLevel.info, "abc: delivered to cloudshark: https://shark.example/captures/f00")],
