@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import tomllib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 import msgspec
+import tomli
 
 from pcapsvc.core.errors import Problem, SettingsError, shown
 from pcapsvc.core.fields import check_fields, unknown_key
@@ -88,8 +88,8 @@ def _read_document(path: str, problems: list[Problem]) -> dict[str, Any] | None:
         problems.append(Problem(path=path, rule=str(error)))
         return None
     try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        return tomli.loads(text)
+    except tomli.TOMLDecodeError as error:
         problems.append(Problem(path=path, rule=f"is not valid TOML: {error}"))
     except RecursionError:
         problems.append(Problem(path=path, rule="is not valid TOML: it is nested too deeply"))
