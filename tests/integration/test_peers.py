@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import io
 import os
+import signal
 import socket
 import ssl
 import subprocess
@@ -17,13 +18,14 @@ from unittest import SkipTest
 from botocore.exceptions import ClientError
 from twisted.trial.unittest import FailTest, SynchronousTestCase
 
+from peers import control_group, wire
 from peers.cloudshark import CloudSharkServer, Shown, accept, answer, hang, refuse, reset, slow
 from peers.frames import number_of, udp_frame
 from peers.redis import RedisRefused, RedisServer
 from peers.requirement import require
 from peers.s3 import S3Server
 from peers.tcpdump import Tcpdump, tshark_complaint
-from peers.wire import Wire, clean_up_after
+from peers.wire import Wire
 
 
 class RequirementTests(SynchronousTestCase):
@@ -165,7 +167,7 @@ class WireTests(SynchronousTestCase):
         said, _ = killed.communicate(timeout=60)
         interface, namespace = said.split()
         self.assertTrue(Path("/sys/class/net", interface).exists())
-        clean_up_after(killed.pid)
+        wire.clean_up_after(killed.pid)
         deadline = time.monotonic() + 60
         while Path("/sys/class/net", interface).exists() or Path("/run/netns", namespace).exists():
             self.assertLess(time.monotonic(), deadline)
@@ -200,6 +202,43 @@ class WireTests(SynchronousTestCase):
         self.assertNotIn(self.wire.interface, [name for _, name in socket.if_nameindex()])
         self.wire.stop()
         self.assertFalse(os.path.exists(f"/run/netns/{self.wire.namespace}"))
+
+
+class ControlGroupTests(SynchronousTestCase):
+    """A control group of the kernel's."""
+
+    def test_limit(self) -> None:
+        """The kernel kills what uses too much, without a word."""
+        group = control_group.ControlGroup(100 << 20)
+        self.addCleanup(group.remove)
+        too_much = "b'x' * (112 << 20)"
+        ended = subprocess.run([*group.wrapper, sys.executable, "-c", too_much], check=False, timeout=60)
+        self.assertEqual(-signal.SIGKILL, ended.returncode)
+        self.assertEqual(1, group.kills())
+        self.assertGreater(group.most_bytes() or 100 << 20, 90 << 20)
+
+    def test_removed(self) -> None:
+        """Nothing is left of it."""
+        group = control_group.ControlGroup(100 << 20)
+        self.assertTrue(group.directory.is_dir())
+        group.remove()
+        self.assertFalse(group.directory.exists())
+
+    def test_clean_up_after_a_kill(self) -> None:
+        """What a killed process left behind can be removed."""
+        control_group.ControlGroup(100 << 20).remove()
+        program = (
+            "import os, signal; from peers.control_group import ControlGroup; group = ControlGroup(1 << 30);"
+            "print(group.directory, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+        )
+        root = Path(__file__).parents[2]
+        killed = subprocess.Popen(
+            [sys.executable, "-c", program], cwd=root, stdout=subprocess.PIPE, text=True
+        )
+        said, _ = killed.communicate(timeout=60)
+        self.assertTrue(Path(said.strip()).is_dir())
+        control_group.clean_up_after(killed.pid)
+        self.assertFalse(Path(said.strip()).exists())
 
 
 class S3ServerTests(SynchronousTestCase):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from peers.wire import clean_up_after
+from peers import control_group, wire
 from tests.runner.outcome import JobProgress, Tally
 from tests.runner.schedule import Job
 
@@ -107,7 +107,8 @@ class Pool:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
-            clean_up_after(process.pid)
+            wire.clean_up_after(process.pid)
+            control_group.clean_up_after(process.pid)
         if problem is None:
             return None
         test = progress.running or f"the process of {' '.join(job.names)}"
