@@ -32,6 +32,7 @@ from pcapsvc.packets.ring import ring_bytes
 from pcapsvc.packets.standby import StandbySystem
 from pcapsvc.pipeline import Pipeline
 from pcapsvc.settings import Settings
+from pcapsvc.settings.general import interfaces_by_alias
 from pcapsvc.settings.section import (
     BuildContext,
     DestinationSection,
@@ -130,10 +131,7 @@ def build_pipeline(
 def _view(settings: Settings) -> NodeView:
     """What requests are validated against, and planned with."""
     general = settings.general
-    interfaces: dict[str, tuple[str, ...]] = {}
-    for interface in settings.interfaces:
-        for alias in interface.alias:
-            interfaces[alias] = (*interfaces.get(alias, ()), interface.name)
+    interfaces = interfaces_by_alias(settings.interfaces)
     destinations = (section for section in settings.sections if isinstance(section, DestinationSection))
     options = (section.option_fields() for section in destinations)
     return NodeView(

@@ -113,6 +113,11 @@ class Pipeline(Service):
         done.addCallback(lambda _: None if waited.called else waited.callback(None))
         return waited
 
+    @property
+    def is_open(self) -> bool:
+        """Whether requests are admitted."""
+        return bool(self.running) and self._judge.is_open
+
     def refuse(self) -> None:
         """From here on, answer requests with L{Busy}; likewise those whose captures are being prepared."""
         self._judge.close(_STOPPING)

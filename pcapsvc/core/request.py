@@ -37,6 +37,7 @@ __all__ = [
     "RequestBounds",
     "RequestFields",
     "asks_to_be_logged",
+    "filter_problems",
     "parse_request",
     "quick_address",
     "read_address",
@@ -313,7 +314,7 @@ def _rules_broken(
         if values.get(field, 0) > most:
             yield Problem(path=field, value=shown(values[field]), rule=f"must be at most {most} on this node")
     if "bpf" in values:
-        yield from _filter_rules_broken(values["bpf"], bounds.max_filter_characters)
+        yield from filter_problems(values["bpf"], bounds.max_filter_characters)
     for fields in bounds.options:
         if fields.check is not None:
             yield from fields.check(fields.of(values))
@@ -334,7 +335,12 @@ def _aliases_unknown(aliases: Sequence[str], known: frozenset[str]) -> Iterator[
         yield Problem(path="alias", value=shown(list(aliases)), rule=rule)
 
 
-def _filter_rules_broken(bpf: str, most: int) -> Iterator[Problem]:
+def filter_problems(bpf: str, most: int) -> Iterator[Problem]:
+    """
+    What is wrong with a filter, as far as that shows before it is compiled.
+
+    @param most: how many characters it may have.
+    """
     if len(bpf) > most:
         yield Problem(path="bpf", rule=f"must have up to {most} characters on this node, and has {len(bpf)}")
         return

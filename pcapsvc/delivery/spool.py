@@ -43,9 +43,9 @@ class Spool(Service):
     @param folder: the directory.
     @param reporter: receives the events about captures that are lost.
     @param events: makes the events.
-    @param max_bytes: how much of the disk everything may use.
     @param max_age_seconds: how long a capture is kept.
     @param wall_clock: returns the time in seconds since the Unix epoch.
+    @ivar max_bytes: how much of the disk everything may use.
     """
 
     name = "spool"
@@ -68,7 +68,7 @@ class Spool(Service):
         self._access = ExclusiveAccess(run_in_thread, self._not_undone)
         self._reporter = reporter
         self._events = events
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self._max_age = max_age_seconds
         self._wall_clock = wall_clock
         self._inventory = Inventory()
@@ -242,16 +242,16 @@ class Spool(Service):
 
     def _check_room(self, size: int) -> None:
         """L{SpoolError} if there is no room for so many bytes, whatever is removed."""
-        if size > self._max_bytes:
-            raise SpoolError(f"it needs {size} bytes, and the spool may use up to {self._max_bytes}")
+        if size > self.max_bytes:
+            raise SpoolError(f"it needs {size} bytes, and the spool may use up to {self.max_bytes}")
         # Looking at every entry takes time: only if the spool is full.
-        full = self.size + size > self._max_bytes
-        if full and self._inventory.size_in_use() + size > self._max_bytes:
+        full = self.size + size > self.max_bytes
+        if full and self._inventory.size_in_use() + size > self.max_bytes:
             raise SpoolError("the spool is full of captures that are being delivered now")
 
     async def _make_room(self, new: Entry) -> None:
         """Remove what is in quarantine, then what is delivered, then the oldest, until a new entry fits."""
-        if self.size <= self._max_bytes:
+        if self.size <= self.max_bytes:
             return
         making_room: Deferred[None] = Deferred.fromCoroutine(self._shrink(new))
         try:
@@ -262,11 +262,11 @@ class Spool(Service):
 
     async def _shrink(self, new: Entry) -> None:
         for quarantined in self._inventory.quarantined():
-            if self.size <= self._max_bytes:
+            if self.size <= self.max_bytes:
                 return
             await self._remove_quarantined(quarantined)
         for entry in self._inventory.in_order_of_removal():
-            if self.size <= self._max_bytes:
+            if self.size <= self.max_bytes:
                 return
             if entry is not new:
                 await self._take_away(entry, "the spool is full, and newer captures need the room")

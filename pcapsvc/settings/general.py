@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import msgspec
@@ -147,3 +147,12 @@ class InterfaceAlias(msgspec.Struct, frozen=True, kw_only=True):
     alias: Annotated[
         tuple[Line, ...], Meta(description="a list of aliases, each one line of text, not empty")
     ] = ()
+
+
+def interfaces_by_alias(interfaces: Iterable[InterfaceAlias]) -> dict[str, tuple[str, ...]]:
+    """The names of the interfaces that carry an alias, in their order, by the alias."""
+    found: dict[str, tuple[str, ...]] = {}
+    for interface in interfaces:
+        for alias in interface.alias:
+            found[alias] = (*found.get(alias, ()), interface.name)
+    return found

@@ -10,9 +10,14 @@ from typing import Any
 from twisted.application.service import MultiService
 from twisted.web.resource import Resource as TwistedResource
 
+from pcapsvc.core.rate import RequestRate
+from pcapsvc.settings.general import interfaces_by_alias
 from pcapsvc.settings.section import BuildContext
 from pcapsvc.web.captures import CaptureList
-from pcapsvc.web.health import Health
+from pcapsvc.web.filters import Filters
+from pcapsvc.web.health import Health, Readiness
+from pcapsvc.web.interfaces import Interfaces
+from pcapsvc.web.node import NodeResource, NodeState
 
 
 def mount(root: TwistedResource, context: BuildContext, node: Any) -> MultiService:
@@ -25,7 +30,37 @@ def mount(root: TwistedResource, context: BuildContext, node: Any) -> MultiServi
     @return: what has to run for it.
     """
     services = MultiService()
+    settings, reactor = node.settings, context.reactor
+    state = NodeState(node, wall_clock=context.wall_clock)
+    state.setServiceParent(services)
     posts = root.getStaticEntity(b"captures")
     root.putChild(b"captures", CaptureList(context.reactor, posts, node.captures))
+    root.putChild(b"filters", _filters(node, reactor))
     root.putChild(b"healthz", Health())
+    root.putChild(
+        b"interfaces",
+        Interfaces(
+            reactor,
+            node.packets,
+            aliases={interface.name: interface.alias for interface in settings.interfaces},
+            standby=settings.capture.standby,
+        ),
+    )
+    root.putChild(b"node", NodeResource(state))
+    root.putChild(
+        b"readyz",
+        Readiness(reactor, node.packets, is_open=lambda: bool(node.pipeline.is_open), sources=node.sources),
+    )
     return services
+
+
+def _filters(node: Any, reactor: Any) -> Filters:
+    general = node.settings.general
+    return Filters(
+        reactor,
+        node.packets,
+        interfaces_by_alias=interfaces_by_alias(node.settings.interfaces),
+        snap_length=general.snap_length,
+        max_characters=general.max_filter_characters,
+        rate=RequestRate(general.max_request_rate),
+    )

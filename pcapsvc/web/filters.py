@@ -1,0 +1,170 @@
+"""C{/filters}: whether a filter can be used, without a capture."""
+
+# twisted.web has hardly any types.
+# mypy: disallow-untyped-calls=False
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+from twisted.internet.defer import CancelledError, Deferred, TimeoutError
+from twisted.internet.interfaces import IReactorTime
+
+from pcapsvc.core.body import Fields
+from pcapsvc.core.errors import CaptureUnavailable, NodeBusy, Problem, RequestRejected, shown
+from pcapsvc.core.fields import check_fields
+from pcapsvc.core.filter import FilterRejected
+from pcapsvc.core.rate import RequestRate
+from pcapsvc.core.request import filter_problems
+from pcapsvc.core.values import Filter, Name
+from pcapsvc.interfaces.capture import IHostInterfaces
+from pcapsvc.net.http_resource import Answer, HTTPProblem, Resource
+
+#: How long a filter may take here, in seconds: an answer is sent within five.
+ANSWER_SECONDS = 4.5
+#: How many filters are compiled at once here. Captures need the compiler as well.
+MOST_AT_ONCE = 4
+
+#: The types of problem details, see RFC 9457, section 3.1.1.
+REJECTED = "/pcapsvc/problems/request-rejected"
+BUSY = "/pcapsvc/problems/busy"
+
+# What the rate limit calls this.
+_HERE = "POST /filters"
+_RETRY_AFTER = {"Retry-After": "1"}
+# struct bpf_insn of net/bpf.h.
+_INSTRUCTION_BYTES = 8
+
+
+class _FilterFields(msgspec.Struct, frozen=True, kw_only=True):
+    bpf: Filter
+    interface: Name | None = None
+
+
+class Filters(Resource):
+    """
+    Compiles filters, and says what it thinks of them.
+
+    @param interfaces_by_alias: the names of the interfaces that carry an alias.
+    @param snap_length: of captures that ask for none, in bytes.
+    @param max_characters: how long a filter may be.
+    @param rate: how many filters a second there may be, and how much time they may take.
+    """
+
+    allowedMethods = (b"POST",)
+
+    def __init__(
+        self,
+        reactor: IReactorTime,
+        host: IHostInterfaces,
+        *,
+        interfaces_by_alias: Mapping[str, Sequence[str]],
+        snap_length: int,
+        max_characters: int,
+        rate: RequestRate,
+    ) -> None:
+        super().__init__()
+        self._reactor = reactor
+        self._host = host
+        self._interfaces_by_alias = interfaces_by_alias
+        self._snap_length = snap_length
+        self._max_characters = max_characters
+        self._rate = rate
+        self._at_work = 0
+
+    async def render_POST(self, request: Any) -> Answer:
+        """See L{Resource}. A client that disconnects ends the work."""
+        if (too_many := self._rate.refusal(_HERE, self._reactor.seconds())) is not None:
+            raise HTTPProblem(429, f"{too_many}.".capitalize(), headers=_RETRY_AFTER)
+        bpf, interface = _read(request.content.read())
+        problems = [*filter_problems(bpf, self._max_characters)]
+        if problems:
+            return _invalid(problems)
+        if self._at_work >= MOST_AT_ONCE:
+            raise _busy(f"{MOST_AT_ONCE} filters are being compiled for others")
+        self._at_work += 1
+        try:
+            return await self._compile(request, bpf, interface)
+        finally:
+            self._at_work -= 1
+
+    async def _compile(self, request: Any, bpf: str, interface: str | None) -> Answer:
+        began = self._reactor.seconds()
+        work = Deferred.fromCoroutine(self._compile_on_all(bpf, interface))
+        request.notifyFinish().addErrback(lambda _: work.cancel())
+        try:
+            return await work.addTimeout(ANSWER_SECONDS, self._reactor)
+        except FilterRejected as rejection:
+            self._rate.took(_HERE, rejection.compile_seconds)
+            return _invalid(rejection.problems)
+        except RequestRejected as rejection:
+            return _invalid(rejection.problems)
+        except CaptureUnavailable as unavailable:
+            return _invalid(
+                [Problem(path="interface", value=shown(interface), rule=f"can't be used: {unavailable}")]
+            )
+        except (NodeBusy, OSError) as error:
+            raise _busy(str(error)) from None
+        except (TimeoutError, CancelledError):
+            # How much of this it was compiled is not known.
+            self._rate.took(_HERE, self._reactor.seconds() - began)
+            problem = "it takes too long to compile, or others had to be compiled first"
+            raise _busy(f"the filter was not compiled within {ANSWER_SECONDS:g} s: {problem}") from None
+
+    async def _compile_on_all(self, bpf: str, interface: str | None) -> Answer:
+        """Compile a filter for each interface that is meant."""
+        names: Sequence[str | None] = [interface]
+        if interface is not None:
+            names = self._interfaces_by_alias.get(interface, names)
+        instructions = 0
+        for name in names:
+            program = await self._host.compile_filter(name, snap_length=self._snap_length, bpf=bpf)
+            self._rate.took(_HERE, program.compile_seconds)
+            instructions = max(instructions, len(program.instructions) // _INSTRUCTION_BYTES)
+        return Answer.json({"valid": True, "instructions": instructions})
+
+
+def _read(body: bytes) -> tuple[str, str | None]:
+    """
+    The filter, and the interface if there is one.
+
+    @raise HTTPProblem: if the body is not as it has to be.
+    """
+    try:
+        fields = Fields(body, _FilterFields.__struct_fields__)
+        given = {name: fields.value(name) for name in fields.keys}
+    except RequestRejected as rejection:
+        raise _rejected(rejection.problems) from None
+    if given.get("interface", ...) is None:
+        del given["interface"]
+    values, problems = check_fields(_FilterFields, given)
+    if "bpf" not in given:
+        problems.append(Problem(path="bpf", rule="must be given"))
+    if problems:
+        raise _rejected(problems)
+    # For libpcap's scanner, spaces, tabs and line feeds are white space.
+    return values["bpf"].replace("\r", " "), values.get("interface") or None
+
+
+def _rejected(problems: Sequence[Problem]) -> HTTPProblem:
+    return HTTPProblem(
+        400,
+        "; ".join(str(problem) for problem in problems),
+        type=REJECTED,
+        title="Request rejected",
+        problems=[_plain(problem) for problem in problems],
+    )
+
+
+def _busy(reason: str) -> HTTPProblem:
+    return HTTPProblem(503, reason, type=BUSY, title="Busy", headers=_RETRY_AFTER)
+
+
+def _invalid(problems: Sequence[Problem]) -> Answer:
+    return Answer.json({"valid": False, "problems": [_plain(problem) for problem in problems]})
+
+
+def _plain(problem: Problem) -> dict[str, str | None]:
+    return {"path": problem.path, "value": problem.value, "rule": problem.rule}

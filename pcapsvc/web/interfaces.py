@@ -1,0 +1,64 @@
+"""C{/interfaces}: what can be captured on."""
+
+# twisted.web has hardly any types.
+# mypy: disallow-untyped-calls=False
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from twisted.internet.interfaces import IReactorTime
+
+from pcapsvc.core.network_interface import NetworkInterface
+from pcapsvc.interfaces.capture import IHostInterfaces
+from pcapsvc.net.http_resource import Answer, HTTPProblem, Resource
+from pcapsvc.web.shared import Shared
+
+# How long a list is good: no longer than anybody notices.
+_KEEP_SECONDS = 1.0
+
+
+class Interfaces(Resource):
+    """
+    The network interfaces of this host.
+
+    @param aliases: of interfaces, by the name that the configuration calls them by.
+    @param standby: the interfaces on which a handle waits for the next capture, likewise.
+    """
+
+    allowedMethods = (b"GET", b"HEAD")
+
+    def __init__(
+        self,
+        reactor: IReactorTime,
+        host: IHostInterfaces,
+        *,
+        aliases: Mapping[str, Sequence[str]],
+        standby: Sequence[str],
+    ) -> None:
+        super().__init__()
+        self._found = Shared(reactor, host.list_interfaces, keep_seconds=_KEEP_SECONDS)
+        self._aliases = aliases
+        self._standby = frozenset(standby)
+
+    async def render_GET(self, request: Any) -> Answer:
+        """See L{Resource}."""
+        try:
+            found = await self._found.get()
+        except OSError as error:
+            raise HTTPProblem(503, f"The interfaces can't be listed: {error}") from None
+        return Answer.json({"interfaces": [self._as_json(interface) for interface in found]})
+
+    def _as_json(self, interface: NetworkInterface) -> dict[str, Any]:
+        names = (interface.name, *interface.altnames)
+        return {
+            "name": interface.name,
+            "altnames": interface.altnames,
+            "aliases": [alias for name in names for alias in self._aliases.get(name, ())],
+            "index": interface.index,
+            "up": interface.is_up,
+            "link_type": interface.link_type,
+            "addresses": interface.addresses,
+            "standby": not self._standby.isdisjoint(names),
+        }
