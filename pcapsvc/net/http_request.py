@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from io import BytesIO
 from typing import Any
@@ -19,6 +19,7 @@ from twisted.python.failure import Failure
 from twisted.web import http, resource
 from twisted.web.error import UnsupportedMethod
 
+from pcapsvc.core.role import Role
 from pcapsvc.net.http_resource import Answer, HTTPProblem
 
 # What Twisted's resources return that finish the request themselves (twisted.web.server.NOT_DONE_YET, whose
@@ -38,6 +39,7 @@ class Request(http.Request):
     @ivar target_host: the host in the request target, which then counts rather than the C{Host} header (RFC
         9112, section 3.2.2); L{None} if there is only a path.
     @ivar prepath: the segments of the path that have been traversed; likewise C{postpath}, those to come.
+    @ivar roles: those of the client. A stranger has none.
     @ivar responding: fires when the answer was sent, or was dropped because the client has gone.
     @ivar is_disconnected: whether the client has gone before it got the whole answer.
     """
@@ -45,14 +47,36 @@ class Request(http.Request):
     responding: defer.Deferred[None]
     target_host: bytes | None = None
     is_disconnected = False
+    roles: frozenset[Role] = frozenset()
     channel: Any
     content: Any
     _log = Logger()
+    # What answers it; or why nothing does.
+    _found: resource.IResource | HTTPProblem
 
     @property
     def over_unix_socket(self) -> bool:
         """Whether it came over a unix socket."""
         return isinstance(self.host, UNIXAddress)
+
+    @property
+    def is_public(self) -> bool:
+        """Whether everyone may have what it asks for, without a token."""
+        headers = self.requestHeaders
+        has_body = headers.hasHeader(b"Transfer-Encoding") or headers.getRawHeaders(
+            b"Content-Length", [b"0"]
+        ) != [b"0"]
+        is_reading = self.method in (b"GET", b"HEAD") and not has_body
+        return is_reading and bool(getattr(self._found, "is_public", False))
+
+    @property
+    def needed_role(self) -> Role | None:
+        """The role that its client needs; L{None} if any will do, as only an error will come of it."""
+        allowed = getattr(self._found, "allowedMethods", None)
+        if isinstance(self._found, HTTPProblem) or (allowed is not None and self.method not in allowed):
+            return None
+        roles: Mapping[bytes, Role] = getattr(self._found, "roles", {})
+        return roles.get(self.method, Role.READ)
 
     def gotLength(self, length: int | None) -> None:
         self.content = BytesIO()
@@ -76,17 +100,19 @@ class Request(http.Request):
         self.prepath: list[bytes] = []
         self.postpath = [unquote_to_bytes(segment) for segment in self.path[1:].split(b"/")]
 
-    def check_head(self, check: Callable[[Request], None]) -> None:
+    def check_head(self, root: resource.IResource, check: Callable[[Request], frozenset[Role]]) -> None:
         """
         Check what is known before the body arrives.
 
-        @param check: raises L{HTTPProblem} if the request is not admitted.
+        @param root: the tree of resources.
+        @param check: returns the client's roles; raises L{HTTPProblem} if the request is not admitted.
 
         @raise HTTPProblem: if it is not, or not valid.
         """
         try:
             self._check_host()
-            check(self)
+            self._found = self._find(root)
+            self.roles = check(self)
         except HTTPProblem:
             raise
         except Exception:  # noqa: BLE001 - whatever it is, the client gets an answer
@@ -110,25 +136,22 @@ class Request(http.Request):
         else:
             super().unregisterProducer()
 
-    async def respond(self, root: resource.IResource) -> None:
-        """
-        Find the answer, and send it, if the client is still there. Never raises.
-
-        @param root: the tree of resources.
-        """
+    async def respond(self) -> None:
+        """Find the answer, and send it, if the client is still there. Never raises."""
         try:
-            answer = await self._answer(root)
+            answer = await self._answer()
             if answer is not None and not self.is_disconnected:
                 self._send(answer)
         except Exception:  # noqa: BLE001 - whatever it is, the connection must not stay open
             self._log.failure("HTTP: an answer could not be sent")
             self._abort()
 
-    async def _answer(self, root: resource.IResource) -> Answer | None:
+    async def _answer(self) -> Answer | None:
         """The answer; L{None} if a resource sends one by itself."""
         try:
-            found = self._resource(root)
-            result = await defer.maybeDeferred(found.render, self)
+            if isinstance(self._found, HTTPProblem):
+                raise self._found
+            result = await defer.maybeDeferred(self._found.render, self)
         except HTTPProblem as problem:
             return self._failed(problem)
         except UnsupportedMethod as refusal:
@@ -162,11 +185,14 @@ class Request(http.Request):
         self._abort()
         return None
 
-    def _resource(self, root: resource.IResource) -> resource.IResource:
+    def _find(self, root: resource.IResource) -> resource.IResource | HTTPProblem:
         if not self.path.startswith(b"/"):
-            raise HTTPProblem(404, "There is no resource at this path.")
-        found: resource.IResource = resource.getChildForRequest(root, self)
-        return found
+            return HTTPProblem(404, "There is no resource at this path.")
+        try:
+            found: resource.IResource = resource.getChildForRequest(root, self)
+            return found
+        except HTTPProblem as problem:
+            return problem
 
     def _check_host(self) -> None:
         # RFC 9112, section 3.2.

@@ -15,10 +15,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Any
+from typing import Any, ClassVar
 
 from twisted.web import http, resource
 from twisted.web.error import UnsupportedMethod
+
+from pcapsvc.core.role import Role
 
 #: The media type of problem details (RFC 9457, section 3).
 PROBLEM_JSON = "application/problem+json"
@@ -112,7 +114,10 @@ def _json(content: Mapping[str, Any]) -> bytes:
 
 class Resource(resource.Resource):
     """
-    A node of the tree. A subclass sets C{allowedMethods}, and has a method C{render_METHOD} for each, which
+    A node of the tree. A request finds its resource before it is admitted, so C{getChild} must be quick, and
+    neither wait nor change anything.
+
+    A subclass sets C{allowedMethods}, and has a method C{render_METHOD} for each, which
     takes the request, and may be a coroutine. It returns
 
       - an L{Answer}, or a Deferred that fires with one;
@@ -121,9 +126,14 @@ class Resource(resource.Resource):
 
     or raises L{HTTPProblem}. A client that disconnects cancels nothing. Whoever wants to know asks
     C{request.notifyFinish()}.
+
+    @cvar is_public: whether everyone may have it by GET and HEAD, without a token. Strangers are served last.
+    @cvar roles: by method, the role that a client needs; L{Role.READ} for those that aren't listed.
     """
 
     allowedMethods: Sequence[bytes] = ()
+    is_public: ClassVar[bool] = False
+    roles: ClassVar[Mapping[bytes, Role]] = {}
 
     def getChild(self, path: bytes, request: Any) -> Resource:
         """

@@ -27,6 +27,7 @@ from twisted.python.failure import Failure
 from twisted.web import http, resource
 from zope.interface import implementer
 
+from pcapsvc.core.role import Role
 from pcapsvc.net.gate import Gate
 from pcapsvc.net.http_request import Request
 from pcapsvc.net.http_resource import HTTPProblem
@@ -64,6 +65,8 @@ class _Channel(http.HTTPChannel):
     transport: Any
     refused = False
     _began = False
+    # Whether its client has authenticated.
+    _is_known = False
     _is_ended = False
     _closing: Any = None
     # What has arrived of the next request, while the last one is answered and the turn of the next has yet
@@ -104,7 +107,7 @@ class _Channel(http.HTTPChannel):
         """Go on to the next request, when it is its turn and the client reads its answers."""
         self._next = bytearray(extra)
         if not self._waitingForTransport:
-            self.factory.turns.ask(self._begin_next, is_known=True)
+            self.factory.turns.ask(self._begin_next, is_known=self._is_known)
         self._pace()
 
     def _begin_next(self) -> None:
@@ -146,7 +149,7 @@ class _Channel(http.HTTPChannel):
         super().resumeProducing()
         self._pace()
         if was_waiting and self._next is not None:
-            self.factory.turns.ask(self._begin_next, is_known=True)
+            self.factory.turns.ask(self._begin_next, is_known=self._is_known)
 
     def _answers_are_read(self) -> None:
         if self._unread is not None and self._unread.active():
@@ -181,12 +184,14 @@ class _Channel(http.HTTPChannel):
         request = self.requests[-1]
         try:
             request.head_received(self._command, self._path, self._version)
-            request.check_head(self.factory.check)
+            request.check_head(self.factory.root, self.factory.check)
         except HTTPProblem as problem:
             self.transport.refuse()
             self._answer_at_once(problem, unread_bytes=self.length, has_body=self._command != b"HEAD")
             return
-        may_stay = self.transport.welcome()
+        may_stay = True
+        if request.roles:
+            may_stay = self._is_known = self.transport.welcome()
         if self.length is not None and self.length > self.factory.max_body_bytes:
             # Before "100 Continue" is sent.
             self.refuse_body()
@@ -275,7 +280,8 @@ class HTTPServer(http.HTTPFactory):
 
     @ivar max_body_bytes: the longest body of a request.
     @ivar connections: those that are open.
-    @ivar check: raises L{HTTPProblem} if a request is not admitted.
+    @ivar root: the resource at C{/}.
+    @ivar check: returns the roles of a request's client; raises L{HTTPProblem} if it is not admitted.
     @ivar gate: admits connections.
     @ivar turns: when what clients send is processed.
     @ivar answering: the requests whose answers are being worked out.
@@ -289,17 +295,18 @@ class HTTPServer(http.HTTPFactory):
         reactor: Any,
         root: resource.IResource,
         *,
-        check: Callable[[Request], None],
+        check: Callable[[Request], frozenset[Role]],
         max_body_bytes: int,
         max_connections: int = MAX_CONNECTIONS,
     ) -> None:
         """
         @param reactor: provides time.
         @param root: the resource at C{/}.
-        @param check: raises L{HTTPProblem} if a request is not admitted. Called before the body is read.
+        @param check: returns the roles of a request's client, none if it is a stranger; raises L{HTTPProblem}
+            if the request is not admitted. Called before the body is read.
         """
         super().__init__(timeout=REQUEST_SECONDS, reactor=reactor)
-        self._root = root
+        self.root = root
         self.check = check
         self.turns = Turns(reactor)
         self.gate = Gate(reactor, self.turns, name="HTTP", max_connections=max_connections)
@@ -342,7 +349,7 @@ class HTTPServer(http.HTTPFactory):
             self._settle()
 
         self.answering.add(request)
-        request.responding = defer.Deferred.fromCoroutine(request.respond(self._root))
+        request.responding = defer.Deferred.fromCoroutine(request.respond())
         request.responding.addBoth(done)
 
     def open(self) -> None:

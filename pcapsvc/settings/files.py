@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import os
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pcapsvc.net.pem import UnusableCertificates, read_certificates
@@ -16,6 +17,18 @@ if TYPE_CHECKING:
 
 _MOST_BYTES = 1024 * 1024
 _ONE_LINE = re.compile(r"[^\x00-\x1f\x7f]+")
+
+
+class BadLines(ValueError):
+    """
+    Several things are wrong with a file.
+
+    @ivar rules: each is a rule that continues from the path.
+    """
+
+    def __init__(self, rules: Sequence[str]) -> None:
+        super().__init__("; ".join(rules))
+        self.rules = tuple(rules)
 
 
 def is_one_line(text: str) -> bool:

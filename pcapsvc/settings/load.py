@@ -15,7 +15,7 @@ from pcapsvc.core.errors import Problem, SettingsError, shown
 from pcapsvc.core.fields import check_fields, unknown_key
 from pcapsvc.core.names import canonical_names
 from pcapsvc.settings.catalogue import INTERFACE, Catalogue, interface_keys
-from pcapsvc.settings.files import is_one_line, read_secret, read_text
+from pcapsvc.settings.files import BadLines, is_one_line, read_secret, read_text
 from pcapsvc.settings.general import InterfaceAlias
 from pcapsvc.settings.kinds import conversion_of
 from pcapsvc.settings.secret import Secret
@@ -228,32 +228,31 @@ def _read_section(section: type[Section], table: Mapping[str, Any], problems: li
     return section(**{**section.dependent_defaults(values), **values})
 
 
-def _read_secret(
-    table: Mapping[str, Any], secret: SecretKeys, prefix: str
-) -> tuple[Secret | None, list[Problem]]:
+def _read_secret(table: Mapping[str, Any], secret: SecretKeys, prefix: str) -> tuple[Any, list[Problem]]:
     """A secret, given directly or in a file, and the problems with it. An empty text means "not given"."""
     given = "" if secret.key is None else table.get(secret.key, "")
     path = table.get(secret.file_key, "")
     problems: list[Problem] = []
-    found: Secret | None = None
+    found: Any = None
     if given != "":
         if isinstance(given, str) and is_one_line(given):
             found = Secret(given)
         else:
             problems.append(Problem(path=f"{prefix}{secret.key}", rule="must be one line of text"))
     if path != "":
-        rule = ""
+        rules: Sequence[str] = ()
         if not isinstance(path, str):
-            rule = "must be the path of a file"
+            rules = ["must be the path of a file"]
         elif given != "":
-            rule = f"must not be given together with {secret.key}; give one of them"
+            rules = [f"must not be given together with {secret.key}; give one of them"]
         else:
             try:
-                found = read_secret(path)
+                found = (secret.read or read_secret)(path)
+            except BadLines as error:
+                rules = error.rules
             except ValueError as error:
-                rule = str(error)
-        if rule:
-            problems.append(Problem(path=prefix + secret.file_key, value=shown(path), rule=rule))
+                rules = [str(error)]
+        problems += [Problem(path=prefix + secret.file_key, value=shown(path), rule=rule) for rule in rules]
     return found, problems
 
 

@@ -51,16 +51,20 @@ class Option:
 @dataclass(frozen=True, kw_only=True)
 class SecretKeys:
     """
-    How a section is given a secret. Its field holds a L{pcapsvc.settings.secret.Secret}.
+    How a section is given a secret. Its field holds a L{pcapsvc.settings.secret.Secret}, or what C{read}
+    returns.
 
     @ivar field: the field that holds it.
     @ivar key: the key whose value it is; L{None} if it may only be in a file.
     @ivar file_key: the key whose value is the path of a file that holds it.
+    @ivar read: reads the file; raises C{ValueError} with a rule that continues from the path. L{None} is
+        L{pcapsvc.settings.files.read_secret}.
     """
 
     field: str
     key: str | None
     file_key: str
+    read: Callable[[str], Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

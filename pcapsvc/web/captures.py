@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from twisted.internet.defer import Deferred
 from twisted.web.resource import IResource
 
+from pcapsvc.core.role import Role
 from pcapsvc.interfaces.captures import CAPTURE_STATES, EndResult, ICaptures
 from pcapsvc.net.http_resource import Answer, HTTPProblem, Resource
 from pcapsvc.web.query import Parameters
@@ -33,6 +34,7 @@ class CaptureList(Resource):
     """
 
     allowedMethods = (b"GET", b"HEAD", b"POST")
+    roles: ClassVar = {b"POST": Role.CAPTURE}
 
     def __init__(self, reactor: Any, posts: IResource, captures: ICaptures) -> None:
         super().__init__()
@@ -65,6 +67,7 @@ class CaptureState(Resource):
     """C{/captures/ID}."""
 
     allowedMethods = (b"GET", b"HEAD", b"DELETE")
+    roles: ClassVar = {b"DELETE": Role.CAPTURE}
 
     def __init__(self, reactor: Any, capture_id: str, captures: ICaptures) -> None:
         super().__init__()

@@ -26,6 +26,7 @@ class Health(Resource):
     """C{/healthz}: the process answers."""
 
     allowedMethods = (b"GET", b"HEAD")
+    is_public = True
 
     def render_GET(self, request: Any) -> Answer:
         """See L{Resource}."""

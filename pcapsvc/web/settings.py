@@ -61,4 +61,6 @@ class WebSettings(ServiceSection, frozen=True, kw_only=True):
             return Service()
         from pcapsvc.web.api import mount
 
+        if self.url is not None:
+            source.add_url(self.url)
         return mount(source.root, context, node)

@@ -24,7 +24,7 @@ from peers.certificates import Authority
 from peers.daemon import Daemon
 from peers.frames import udp_frame
 from peers.wire import Wire
-from tests.unit.http_case import add_captures, one_capture
+from tests.unit.http_case import add_captures, one_capture, token
 
 # Packets are lost if the daemon is not scheduled for long enough.
 needs_machine_alone = True
@@ -46,7 +46,7 @@ class SilentTests(unittest.TestCase):
             reactor,
             http_endpoint(reactor, listen),
             MemorySink(Accepted(captures=(StartedCapture(capture_id="abc1", interface="eth0"),))),
-            token=_TOKEN,
+            tokens=[token(_TOKEN)],
         )
         add_captures(reactor, source, one_capture("abc1"))
         source.startService()

@@ -22,7 +22,7 @@ from pcapsvc.sources.http.source import HTTPSource, http_endpoint
 from pcapsvc.testing import MemorySink
 from peers.certificates import Authority
 from peers.requirement import require_command
-from tests.unit.http_case import add_captures, one_capture
+from tests.unit.http_case import add_captures, one_capture, token
 
 BODY = b'{"node":"any","interface":["eth0"]}'
 
@@ -102,7 +102,8 @@ class CurlTests(ListeningTestCase):
         authority = Authority(self.directory())
         ours = authority.issue("http")
         source = self.start(
-            f"ssl:0:interface=127.0.0.1:privateKey={ours.key}:certKey={ours.certificate}", token="secret"
+            f"ssl:0:interface=127.0.0.1:privateKey={ours.key}:certKey={ours.certificate}",
+            tokens=[token("secret")],
         )
         port = await self.port_of(source)
         for more in ((), ("--no-alpn",), ("--http1.0",)):
@@ -168,20 +169,20 @@ class ClientTests(ListeningTestCase):
 
     async def test_head_and_keep_alive(self) -> None:
         """The standard library's client sends several requests on one connection, HEAD among them."""
-        port = await self.port_of(self.start(token="right"))
+        port = await self.port_of(self.start(tokens=[token("right")]))
 
         def ask() -> list[tuple[int, int]]:
             client = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
             self.addCleanup(client.close)
             found = []
-            for method, path, token in (
+            for method, path, presented in (
                 ("POST", "/captures", "right"),
                 ("HEAD", "/captures/abc1", "right"),
                 ("GET", "/captures/abc1", "right"),
                 ("GET", "/captures/abc1", "wrong"),
                 ("POST", "/captures", "right"),
             ):
-                client.request(method, path, BODY, {"Authorization": f"Bearer {token}"})
+                client.request(method, path, BODY, {"Authorization": f"Bearer {presented}"})
                 response = client.getresponse()
                 found.append((response.status, len(response.read())))
             return found

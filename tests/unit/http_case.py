@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from twisted.internet import defer, error
@@ -19,8 +20,11 @@ from pcapsvc.captures import Captures
 from pcapsvc.core.event import CaptureStarted, Payload
 from pcapsvc.core.labels import Labels
 from pcapsvc.core.result import Accepted, StartedCapture
+from pcapsvc.core.role import ALL_ROLES, Role
 from pcapsvc.core.session import CaptureLimits
+from pcapsvc.settings.secret import Secret
 from pcapsvc.sources.http.source import HTTPSource
+from pcapsvc.sources.http.tokens import Token
 from pcapsvc.testing import MemorySink, event_factory
 from pcapsvc.web.captures import CaptureList
 
@@ -124,6 +128,11 @@ class Response:
         self.content = json.loads(rest[:length]) if has_body else None
 
 
+def token(text: str, *roles: Role) -> Token:
+    """A token, with all roles by default."""
+    return Token(secret=Secret(text), roles=frozenset(roles) or ALL_ROLES)
+
+
 def add_captures(reactor: Any, source: HTTPSource, captures: Captures) -> None:
     """Add C{/captures} to the tree of a source, as the API does."""
     posts = source.root.getStaticEntity(b"captures")
@@ -142,7 +151,7 @@ def one_capture(capture_id: str) -> Captures:
 class HTTPTestCase(unittest.SynchronousTestCase):
     """A listening source, and clients for it."""
 
-    token: str | None = None
+    tokens: Sequence[Token] = ()
     max_connections = 16
     host_address: Any = ADDRESS
     make_clock: type[Clock] = Clock
@@ -158,7 +167,7 @@ class HTTPTestCase(unittest.SynchronousTestCase):
             self.clock,
             self.endpoint,
             self.sink,
-            token=self.token,
+            tokens=self.tokens,
             endpoint_name="tcp:8480",
             max_connections=self.max_connections,
         )

@@ -9,7 +9,7 @@ from twisted.logger import LogLevel
 
 from pcapsvc.core.request import MAX_BODY_BYTES
 from pcapsvc.net.http_server import CLOSE_SECONDS, LINGER_SECONDS, REQUEST_SECONDS
-from tests.unit.http_case import HTTPTestCase, Response, Transport
+from tests.unit.http_case import HTTPTestCase, Response, Transport, token
 
 
 class BoundTests(HTTPTestCase):
@@ -175,7 +175,7 @@ class StrangerTests(HTTPTestCase):
     """Clients that have not authenticated keep nobody else out, and come last."""
 
     make_clock = TurnClock
-    token = "s3cret-token"
+    tokens = (token("s3cret-token"),)
     MINE = b"GET /captures/abc1 HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer s3cret-token\r\n\r\n"
     THEIRS = b"GET /captures/abc1 HTTP/1.1\r\nHost: localhost\r\n\r\n"
     # Of 16 connections: three quarters, and half of those.

@@ -11,6 +11,7 @@ from twisted.logger import globalLogPublisher
 from twisted.trial import unittest
 from twisted.web.resource import Resource as TwistedResource
 
+from pcapsvc.core.role import ALL_ROLES, Role
 from pcapsvc.net.http_resource import Answer, HTTPProblem, Resource
 from pcapsvc.net.http_server import ANSWER_SECONDS, CLOSE_SECONDS, HTTPServer
 from tests.unit.http_case import ADDRESS, Response, Transport
@@ -106,10 +107,11 @@ class ServerTestCase(unittest.SynchronousTestCase):
         globalLogPublisher.addObserver(self.events.append)
         self.addCleanup(globalLogPublisher.removeObserver, self.events.append)
 
-    def check(self, request: Any) -> None:
+    def check(self, request: Any) -> frozenset[Role]:
         """Admit a request."""
         if request.path in self.refused:
             raise HTTPProblem(403, "Not you.")
+        return ALL_ROLES
 
     def ask(self, path: str, *, method: str = "GET", body: bytes = b"", stubborn: bool = False) -> Transport:
         """A client that has sent a request."""

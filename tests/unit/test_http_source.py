@@ -11,12 +11,15 @@ from twisted.logger import LogLevel, formatEvent
 from twisted.trial import unittest
 
 from pcapsvc.core.errors import Problem, SettingsError
+from pcapsvc.core.event import CaptureDone
 from pcapsvc.core.message import Message
 from pcapsvc.core.result import Accepted, Busy, NotForThisNode, Rejected, StartedCapture
+from pcapsvc.core.role import Role
+from pcapsvc.net.http_resource import Answer, Resource
 from pcapsvc.net.http_server import CLOSE_SECONDS
 from pcapsvc.sources.http.source import HTTPSource, http_endpoint
 from pcapsvc.testing import MemorySink
-from tests.unit.http_case import ADDRESS, HTTPTestCase, Response
+from tests.unit.http_case import ADDRESS, HTTPTestCase, Response, token
 
 
 class PostTests(HTTPTestCase):
@@ -217,15 +220,66 @@ class GetTests(HTTPTestCase):
 
 
 class BrowserTests(HTTPTestCase):
-    """Requests that a web page could make a browser send are refused."""
+    """Requests that another web page could make a browser send are refused."""
 
     def test_origin(self) -> None:
-        """Any request with an Origin is refused, even with the node's own, or C{null}."""
-        for origin in ("http://evil.example", "null", "http://localhost:8480"):
-            response = self.ask("POST", "/captures", b"{}", Origin=origin)
-            self.assertEqual(response.code, 403)
-            self.assertIn("Origin", response.content["detail"])
+        """A request from another page is refused, whatever its method, or without an origin."""
+        for origin in (
+            *("http://evil.example", "null", "", "https://localhost:8480", "http://localhost:8481"),
+            *("http://localhost", "http://localhost:8480.evil.test", "http://localhost:8480/"),
+        ):
+            for method, path in (("POST", "/captures"), ("GET", "/captures"), ("DELETE", "/captures/abc1")):
+                response = self.ask(method, path, b"{}", Origin=origin, Host="localhost:8480")
+                self.assertEqual(response.code, 403, origin)
+                self.assertIn("Origin", response.content["detail"])
         self.assertEqual(self.sink.submitted, [])
+
+    def test_own_origin(self) -> None:
+        """A request from this API's own page is accepted."""
+        for host in ("localhost", "localhost:8480", "[::1]:8480", "127.0.0.1"):
+            for origin in (f"http://{host}", f"HTTP://{host}"):
+                response = self.ask("POST", "/captures", b"{}", Origin=origin, Host=host)
+                self.assertEqual(response.code, 202, origin)
+
+    def test_own_name(self) -> None:
+        """A name that was made to point here has its own origin, and is refused."""
+        response = self.ask("POST", "/captures", b"{}", Origin="http://evil.test", Host="evil.test")
+        self.assertEqual(response.code, 403)
+
+    def test_url(self) -> None:
+        """The URL at which others reach the API is its own as well: its origin, and its host."""
+        self.source.add_url("https://Proxy.example:443/node7")
+        self.source.add_url("http://[2001:db8::1]:8080")
+        for host, origin, code in (
+            ("localhost", "https://proxy.example", 202),
+            ("localhost", "http://proxy.example", 403),
+            ("localhost", "https://proxy.example:8443", 403),
+            ("localhost", "http://[2001:db8::1]:8080", 202),
+            ("proxy.example", "https://proxy.example", 202),
+            ("Proxy.example", None, 202),
+            ("proxy.example:81", None, 403),
+        ):
+            given = {} if origin is None else {"Origin": origin}
+            response = self.ask("POST", "/captures", b"{}", Host=host, **given)
+            self.assertEqual(response.code, code, (host, origin))
+
+    def test_fetch_metadata(self) -> None:
+        """What a browser says of the relation between page and server counts as well."""
+        for site, code in (
+            ("same-origin", 200),
+            ("none", 200),
+            ("same-site", 403),
+            ("cross-site", 403),
+            ("", 403),
+        ):
+            self.assertEqual(self.ask("GET", "/captures", Sec_Fetch_Site=site).code, code, site)
+
+    def test_link(self) -> None:
+        """Other pages may link to what is public; they can't read it."""
+        self.source.root.putChild(b"public", Public())
+        self.assertEqual(self.ask("GET", "/public", Sec_Fetch_Site="cross-site").code, 200)
+        self.assertEqual(self.ask("GET", "/public", Origin="http://evil.test").code, 403)
+        self.assertEqual(self.ask("POST", "/public", Sec_Fetch_Site="cross-site").code, 403)
 
     def test_names(self) -> None:
         """Host names are refused, as DNS may point them anywhere; so is what only looks like an address."""
@@ -279,15 +333,23 @@ class UnixSocketTests(HTTPTestCase):
             self.assertEqual(self.ask("POST", "/captures", b"{}", Host=host).code, 202)
         self.assertEqual(self.ask("POST", "http://pcapsvc/captures", b"{}").code, 202)
 
-    def test_origin(self) -> None:
-        """Requests from web pages are refused all the same: a proxy may pass them on."""
-        self.assertEqual(self.ask("POST", "/captures", b"{}", Origin="http://localhost").code, 403)
+    def test_browsers(self) -> None:
+        """A proxy may pass on what a browser has sent: then the same rules apply as without a unix socket."""
+        for host, given, code in (
+            ("localhost", {"Origin": "http://localhost"}, 202),
+            ("localhost", {"Origin": "http://evil.test"}, 403),
+            ("evil.test", {"Origin": "http://evil.test"}, 403),
+            ("evil.test", {"Sec_Fetch_Site": "same-origin"}, 403),
+        ):
+            response = self.ask("POST", "/captures", b"{}", Host=host, **given)
+            self.assertEqual(response.code, code, (host, given))
 
 
 class TokenTests(HTTPTestCase):
     """With a token, clients must present it."""
 
-    token = "s3cret-tökén"
+    TOKEN = "s3cret-tökén"
+    tokens = (token("an-other-token"), token(TOKEN), token("one-more-token"))
 
     def test_wrong(self) -> None:
         """Without it, with a wrong one, or in another scheme, every path gets 401."""
@@ -319,7 +381,109 @@ class TokenTests(HTTPTestCase):
     @staticmethod
     def right() -> str:
         """The token, one character for each of its bytes."""
-        return TokenTests.token.encode().decode("latin-1")
+        return TokenTests.TOKEN.encode().decode("latin-1")
+
+
+class Public(Resource):
+    """What everyone may have."""
+
+    allowedMethods = (b"GET", b"HEAD", b"POST")
+    is_public = True
+
+    def render_GET(self, request: Any) -> Answer:
+        return Answer.json({"roles": sorted(role.value for role in request.roles)})
+
+    render_POST = render_GET
+
+
+class RoleTests(HTTPTestCase):
+    """What a client may do depends on its token."""
+
+    tokens = (token("for-both"), token("to-read-1", Role.READ), token("to-capture", Role.CAPTURE))
+
+    def code(self, method: str, path: str, presented: str | None) -> int:
+        """The status of the answer to a client that presents a token."""
+        given = {} if presented is None else {"Authorization": f"Bearer {presented}"}
+        body = b"{}" if method == "POST" else b""
+        response = self.ask(method, path, body, **given)
+        if response.code == 403:
+            assert response.content is not None
+            self.assertIn("role", response.content["detail"])
+            self.assertEqual(response.headers["www-authenticate"], 'Bearer error="insufficient_scope"')
+        return response.code
+
+    def test_roles(self) -> None:
+        """Reading and capturing need a token each; one role does not imply the other."""
+        self.report("abc1", CaptureDone())
+        for method, path, both, read, capture in (
+            ("GET", "/captures", 200, 200, 403),
+            ("GET", "/captures/abc1", 200, 200, 403),
+            ("POST", "/captures", 202, 403, 202),
+            ("DELETE", "/captures/abc1", 409, 403, 409),
+            ("PUT", "/captures/abc1", 405, 405, 405),
+            ("GET", "/elsewhere", 404, 404, 404),
+        ):
+            for presented, code in (
+                *(("for-both", both), ("to-read-1", read), ("to-capture", capture)),
+                *((None, 401), ("to-read", 401), ("to-read-11", 401), ("to-read-1 read", 401)),
+            ):
+                self.assertEqual(self.code(method, path, presented), code, (method, path, presented))
+        self.assertEqual(len(self.sink.submitted), 2)
+
+    def test_public(self) -> None:
+        """What is public needs no token, and a wrong one does no harm. It learns the roles of its client."""
+        self.source.root.putChild(b"public", Public())
+        for presented, roles in (
+            (None, []),
+            ("wrong-one", []),
+            ("to-read-1", ["read"]),
+            ("to-capture", ["capture"]),
+            ("for-both", ["capture", "read"]),
+        ):
+            given = {} if presented is None else {"Authorization": f"Bearer {presented}"}
+            self.assertEqual(self.ask("GET", "/public", **given).content, {"roles": roles})
+
+    def test_public_is_for_reading(self) -> None:
+        """A stranger can only read what is public, and sends nothing with it."""
+        self.source.root.putChild(b"public", Public())
+        self.assertEqual(self.ask("GET", "/public").code, 200)
+        self.assertEqual(self.ask("HEAD", "/public").code, 200)
+        self.assertEqual(self.ask("POST", "/public").code, 401)
+        self.assertEqual(self.ask("GET", "/public", b"{}").code, 401)
+        chunked = self.say(b"GET /public HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
+        self.assertEqual(Response(chunked.value()).code, 401)
+
+    def test_strangers(self) -> None:
+        """Who has only had what is public is a stranger still: strangers make room for others."""
+        self.source.root.putChild(b"public", Public())
+        strangers, known = [], self.connect()
+        known.send(b"GET /captures HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer for-both\r\n\r\n")
+        for _ in range(self.max_connections):
+            strangers.append(self.say(b"GET /public HTTP/1.1\r\nHost: a\r\n\r\n"))
+            self.assertEqual(Response(strangers[-1].value()).code, 200)
+        self.assertTrue(strangers[0].aborted)
+        self.assertFalse(strangers[-1].aborted)
+        self.assertFalse(known.aborted)
+
+    def test_served_last(self) -> None:
+        """The next request of a stranger waits for its turn behind those of clients with a token."""
+        self.source.root.putChild(b"public", Public())
+        turns: list[bool] = []
+        ask = self.endpoint.factory.turns.ask
+
+        def listen(work: Any, *, is_known: bool) -> None:
+            turns.append(is_known)
+            ask(work, is_known=is_known)
+
+        self.patch(self.endpoint.factory.turns, "ask", listen)
+        for head, known in (
+            (b"GET /public HTTP/1.1\r\nHost: a\r\n\r\n", False),
+            (b"GET /captures HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer for-both\r\n\r\n", True),
+        ):
+            client = self.say(head)
+            turns.clear()
+            client.send(head)
+            self.assertEqual(set(turns), {known})
 
 
 class LifeTests(HTTPTestCase):

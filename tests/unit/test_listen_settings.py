@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pcapsvc.core.role import ALL_ROLES, Role
+from pcapsvc.host.manhole.masking import masked, secrets_in
 from pcapsvc.settings import Secret
 from pcapsvc.settings.listen import read_listener
 from pcapsvc.sources.http.settings import HttpSettings
@@ -40,9 +42,62 @@ class ListenTests(SettingsTestCase):
         ):
             text = f"{self.HTTP}listen = '{listen}'\n"
             self.assertIn("needs http.tokenfile", self.only_problem(text))
-            self.assertEqual(
-                Secret("hunter2-hunter2"), self.section(HttpSettings, f"{text}tokenfile = '{path}'").token
-            )
+            [token] = self.section(HttpSettings, f"{text}tokenfile = '{path}'").tokens
+            self.assertEqual((token.secret, token.roles), (Secret("hunter2-hunter2"), ALL_ROLES))
+
+    def test_tokens(self) -> None:
+        """A file lists tokens, each perhaps with a role; comments and empty lines are left out."""
+        path = self.file(
+            "# Grafana\n\nhunter1-hunter1 read\n  hunter2-hunter2\tcapture  \r\nhunter3-hunter3\n\n"
+        )
+        text = f"{self.HTTP}listen = 'tcp:8480'\ntokenfile = '{path}'"
+        tokens = self.section(HttpSettings, text).tokens
+        self.assertEqual(
+            [(token.secret.reveal(), token.roles) for token in tokens],
+            [
+                ("hunter1-hunter1", {Role.READ}),
+                ("hunter2-hunter2", {Role.CAPTURE}),
+                ("hunter3-hunter3", ALL_ROLES),
+            ],
+        )
+        self.assertNotIn("hunter", repr(tokens))
+        self.assertNotIn("hunter", repr(masked(self.load(text))))
+        self.assertLessEqual({token.secret.reveal() for token in tokens}, set(secrets_in(self.load(text))))
+
+    def test_wrong_tokens(self) -> None:
+        """Every line that is wrong is a problem with its number, and shows nothing of the line."""
+        path = self.file(
+            "hunter1-hunter1\nhunter2\nhunter3-hunter3 write\n#\nhunter4-hunter4 read capture\n"
+            "hunter1-hunter1 read\nhunter5\x00-hunter5\n"
+        )
+        role = "must be a token, or a token and a role: read or capture"
+        found = self.problems(f"{self.HTTP}listen = 'tcp:8480'\ntokenfile = '{path}'")
+        self.assertEqual(
+            found,
+            [
+                f"http.tokenfile = '{path}': line {number} {rule}"
+                for number, rule in (
+                    (2, "must have a token of at least 8 characters"),
+                    (3, role),
+                    (5, role),
+                    (6, "has a token that was given before; without a role, a token has both"),
+                    (7, role),
+                )
+            ],
+        )
+        self.assertNotIn("hunter", str(found))
+
+    def test_no_tokens(self) -> None:
+        """A file without a token is a problem, as everyone would be admitted; so is one with too many."""
+        for content, rule in (
+            ("", "there is none"),
+            ("# none yet\n\n", "there is none"),
+            ("\n".join(f"hunter{number:08}" for number in range(101)), "up to 100"),
+        ):
+            path = self.file(content)
+            problem = self.only_problem(f"{self.HTTP}listen = 'tcp:8480'\ntokenfile = '{path}'")
+            self.assertIn(f"http.tokenfile = '{path}': must be a file with ", problem)
+            self.assertIn(rule, problem)
 
     def test_short_token(self) -> None:
         """A token of fewer than 8 characters is rejected: it could be guessed, and can't be masked."""
@@ -52,9 +107,7 @@ class ListenTests(SettingsTestCase):
                 self.load(text)
             else:
                 problem = self.only_problem(text)
-                self.assertEqual(
-                    problem, "http.tokenfile: must be a file with a token of at least 8 characters"
-                )
+                self.assertIn("line 1 must have a token of at least 8 characters", problem)
                 self.assertNotIn(token, problem)
 
     def test_local_by_its_kind(self) -> None:

@@ -8,15 +8,12 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from pcapsvc.core.errors import Problem, shown
 from pcapsvc.settings.kinds import Line, converted
 from pcapsvc.settings.listen import checked_listener, read_listener
-from pcapsvc.settings.secret import Secret, revealed
 from pcapsvc.settings.section import BuildContext, Conflict, SecretKeys, SourceSection
+from pcapsvc.sources.http.tokens import Token, read_tokens
 
 if TYPE_CHECKING:
     from pcapsvc.interfaces.requests import IRequestSink, IRequestSource
     from pcapsvc.settings.settings import Settings
-
-# A shorter one could be guessed, and can't be kept out of the log.
-_LEAST_TOKEN_CHARACTERS = 8
 
 
 class HttpSettings(SourceSection, frozen=True, kw_only=True):
@@ -24,14 +21,17 @@ class HttpSettings(SourceSection, frozen=True, kw_only=True):
     Requests over HTTP.
 
     @ivar listen: a server endpoint string of Twisted; L{None} if HTTP is off.
+    @ivar tokens: of which clients must present one, unless there is none.
     """
 
     name: ClassVar[str] = "http"
     table: ClassVar[str | None] = "http"
-    secrets: ClassVar[tuple[SecretKeys, ...]] = (SecretKeys(field="token", key=None, file_key="tokenfile"),)
+    secrets: ClassVar[tuple[SecretKeys, ...]] = (
+        SecretKeys(field="tokens", key=None, file_key="tokenfile", read=read_tokens),
+    )
 
     listen: Annotated[Line, converted(checked_listener)] | None = None
-    token: Secret | None = None
+    tokens: tuple[Token, ...] = ()
 
     def is_enabled(self) -> bool:
         """Whether there is somewhere to listen."""
@@ -42,13 +42,8 @@ class HttpSettings(SourceSection, frozen=True, kw_only=True):
         return self.listen is not None and read_listener(self.listen).kind == "ssl"
 
     def problems(self, settings: Settings) -> Iterator[Problem]:
-        """Listening where other hosts can connect needs a token, which can't be guessed."""
-        if self.token is not None and len(self.token.reveal()) < _LEAST_TOKEN_CHARACTERS:
-            yield Problem(
-                path="http.tokenfile",
-                rule=f"must be a file with a token of at least {_LEAST_TOKEN_CHARACTERS} characters",
-            )
-        if self.listen is not None and self.token is None and not read_listener(self.listen).local:
+        """Listening where other hosts can connect needs a token."""
+        if self.listen is not None and not self.tokens and not read_listener(self.listen).local:
             yield Conflict(
                 path="http.listen",
                 others=("http.tokenfile",),
@@ -70,7 +65,7 @@ class HttpSettings(SourceSection, frozen=True, kw_only=True):
             context.reactor,
             http_endpoint(context.reactor, self.listen),
             sink,
-            token=revealed(self.token),
+            tokens=self.tokens,
             endpoint_name=self.listen,
             max_connections=min(MAX_CONNECTIONS, context.most_connections or MAX_CONNECTIONS),
             wall_clock=context.wall_clock,

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from twisted.application import service
@@ -22,6 +22,7 @@ from pcapsvc.net.listen import Listener, listening_endpoint, unusable
 from pcapsvc.sources.connectivity import Connectivity
 from pcapsvc.sources.http.admission import Admission
 from pcapsvc.sources.http.routes import routes
+from pcapsvc.sources.http.tokens import Token
 
 #: The mode of a unix socket, if its endpoint has none: for the owner and the group.
 SOCKET_MODE = "660"
@@ -60,14 +61,14 @@ class HTTPSource(service.Service):
         endpoint: IStreamServerEndpoint,
         sink: IRequestSink,
         *,
-        token: str | None = None,
+        tokens: Sequence[Token] = (),
         endpoint_name: str = "the HTTP endpoint",
         max_connections: int = MAX_CONNECTIONS,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         """
         @param reactor: provides time.
-        @param token: what clients must present; L{None} admits everyone.
+        @param tokens: of which clients must present one; if there is none, everyone is admitted.
         @param endpoint_name: what to call the endpoint in the log.
         @param wall_clock: returns the time in seconds since the Unix epoch.
         """
@@ -75,10 +76,11 @@ class HTTPSource(service.Service):
         self._connectivity = Connectivity(wall_clock)
         self._listener = Listener("HTTP", endpoint_name, _PATH)
         self.root = routes(sink, self.name)
+        self._admission = Admission(tokens)
         self._server = HTTPServer(
             reactor,
             self.root,
-            check=Admission(token).check,
+            check=self._admission.check,
             max_body_bytes=MAX_BODY_BYTES,
             max_connections=max_connections,
         )
@@ -87,6 +89,10 @@ class HTTPSource(service.Service):
     def listening(self) -> defer.Deferred[IAddress | None] | None:
         """See L{Listener}."""
         return self._listener.listening
+
+    def add_url(self, url: str) -> None:
+        """Others reach this server at a URL, such as that of a proxy. Pages from there are its own."""
+        self._admission.add_url(url)
 
     def startService(self) -> None:
         """
