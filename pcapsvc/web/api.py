@@ -18,6 +18,7 @@ from pcapsvc.web.filters import Filters
 from pcapsvc.web.health import Health, Readiness
 from pcapsvc.web.interfaces import Interfaces
 from pcapsvc.web.node import NodeResource, NodeState
+from pcapsvc.web.page import add_page
 
 
 def mount(root: TwistedResource, context: BuildContext, node: Any) -> MultiService:
@@ -30,6 +31,7 @@ def mount(root: TwistedResource, context: BuildContext, node: Any) -> MultiServi
     @return: what has to run for it.
     """
     services = MultiService()
+    add_page(root)
     settings, reactor = node.settings, context.reactor
     state = NodeState(node, wall_clock=context.wall_clock)
     state.setServiceParent(services)
