@@ -15,7 +15,13 @@ from pcapsvc.core.message import Message
 from pcapsvc.core.node import NodeMatcher
 from pcapsvc.core.plan import CapturePlan, NodeView, plan_captures
 from pcapsvc.core.rate import RequestRate, TimeBudget
-from pcapsvc.core.request import asks_to_be_logged, parse_request, quick_address, read_address
+from pcapsvc.core.request import (
+    StopRequest,
+    asks_to_be_logged,
+    parse_request,
+    quick_address,
+    read_address,
+)
 from pcapsvc.core.result import Busy, NotForThisNode, Rejected, Verdict
 
 #: How many requests of a source may be in preparation; more are answered with L{Busy}.
@@ -101,9 +107,9 @@ class Judge:
         """Whether requests are admitted."""
         return self._closed is None
 
-    def judge(self, message: Message, pending: Mapping[str, int]) -> Verdict | Admitted:
+    def judge(self, message: Message, pending: Mapping[str, int]) -> Verdict | Admitted | StopRequest:
         """
-        Judge a message.
+        Judge a message. A request to stop captures needs no room, and is returned as it is.
 
         @param pending: how many requests are in preparation, by source.
 
@@ -135,12 +141,10 @@ class Judge:
         began = self._now()
         if (too_many := self._rate.refusal(source, began)) is not None:
             return Busy(reason=too_many)
-        if pending.get(source, 0) >= MOST_PENDING:
-            return Busy(reason=f"{MOST_PENDING} requests from {source} are being prepared")
         if unreadable is not None:
             raise unreadable
         try:
-            return self._judge_for_this_node(message, found)
+            return self._judge_for_this_node(message, found, pending)
         finally:
             self.took(source, self._now() - began)
 
@@ -156,7 +160,9 @@ class Judge:
         """
         self._rate.took(source, seconds)
 
-    def _judge_for_this_node(self, message: Message, found: Sequence[Problem]) -> Verdict | Admitted:
+    def _judge_for_this_node(
+        self, message: Message, found: Sequence[Problem], pending: Mapping[str, int]
+    ) -> Verdict | Admitted | StopRequest:
         sent_at, body = message.sent_at, message.body
         stale = None if sent_at is None else too_old(sent_at, self._wall_clock(), self._max_request_age)
         if stale is not None:
@@ -165,6 +171,10 @@ class Judge:
             text = shown_words(body.decode("utf-8", "replace"), _MOST_LOGGED)
             self._log.info("request from {source}: {request}", source=message.source, request=text)
         request = parse_request(body, self._node.bounds, ignore_unknown=self._ignore_unknown, found=found)
+        if isinstance(request, StopRequest):
+            return request
+        if pending.get(message.source, 0) >= MOST_PENDING:
+            return Busy(reason=f"{MOST_PENDING} requests from {message.source} are being prepared")
         plans = plan_captures(request, self._node, message.source)
         # Before anything is awaited, so that no other request takes the same room.
         reserved = self._admission.reserve(len(plans), plans[0].most_bytes)

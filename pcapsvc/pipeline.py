@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred, DeferredList, succeed
@@ -27,8 +27,8 @@ from pcapsvc.core.event import (
 )
 from pcapsvc.core.message import Message
 from pcapsvc.core.recording import Content, Recording
-from pcapsvc.core.request import read_labels
-from pcapsvc.core.result import Accepted, Busy, Rejected, StartedCapture, Verdict
+from pcapsvc.core.request import StopRequest, read_labels
+from pcapsvc.core.result import Accepted, Busy, Ended, Rejected, StartedCapture, Verdict
 from pcapsvc.core.session import StopReason
 from pcapsvc.interfaces.capture import ICapture, ICapturer
 from pcapsvc.interfaces.captures import ICaptureRegistry
@@ -86,6 +86,8 @@ class Pipeline(Service):
         # The verdicts that have not fired, and the end of each; and how many there are, by source.
         self._verdicts: dict[Deferred[Verdict], Deferred[None]] = {}
         self._pending: Counter[str] = Counter()
+        # The requests whose captures are being prepared.
+        self._preparing: set[_Preparing] = set()
 
     def startService(self) -> None:
         """Accept requests."""
@@ -139,6 +141,8 @@ class Pipeline(Service):
             judged = self._internal_error(message)
         if isinstance(judged, Admitted):
             return self._await(message, Deferred.fromCoroutine(self._begin(message, judged)))
+        if isinstance(judged, StopRequest):
+            return succeed(self._end_captures(judged.stop, message.source))
         self._report_refusal(message, judged)
         return succeed(judged)
 
@@ -174,29 +178,47 @@ class Pipeline(Service):
             labels = read_labels(message.body, message.source)
             self._reporter.report(self._events.event(verdict_payload(verdict), labels))
 
+    def _end_captures(self, request_id: str, source: str) -> Ended:
+        """End every capture of a request; those that are being prepared, as soon as they start."""
+        for preparing in self._preparing:
+            if preparing.request_id == request_id:
+                preparing.stopped_by = source
+        ended = [each for each in self._running if each.plan.labels.requestid == request_id]
+        for capture in ended:
+            self._end_by_request(capture, source)
+        return Ended(captures=tuple(map(_started, ended)))
+
+    def _end_by_request(self, capture: ICapture, source: str) -> None:
+        self._log.info(
+            "{capture_id}: ended by a request from {source}", capture_id=capture.capture_id, source=source
+        )
+        capture.end(StopReason.CANCELLED)
+
     async def _begin(self, message: Message, admitted: Admitted) -> Verdict:
         """Prepare all captures before any starts: if one interface refuses the filter, none starts."""
         plans, reservation = admitted.plans, admitted.reservation
+        labels = replace(plans[0].labels, interface=None)
+        preparing = _Preparing(request_id=labels.requestid)
+        self._preparing.add(preparing)
         try:
             prepared = await prepare_all(self._capturer, plans)
             self._judge.took(message.source, prepared.compile_seconds)
             if prepared.verdict is not None:
                 return prepared.verdict if self._judge.is_open else Busy(reason=_STOPPING)
             accepted = Accepted(
-                captures=tuple(
-                    StartedCapture(capture_id=capture.capture_id, interface=capture.plan.interface)
-                    for capture in prepared.captures
-                ),
+                captures=tuple(map(_started, prepared.captures)),
                 problems=prepared.problems,
                 warnings=plans[0].request.warnings,
             )
-            labels = replace(plans[0].labels, interface=None)
             self._reporter.report(self._events.event(verdict_payload(accepted), labels))
             for capture in prepared.captures:
                 reservation.started(capture.capture_id)
                 self._hold(capture.capture_id, Deferred.fromCoroutine(self._flow(capture)))
+                if preparing.stopped_by is not None:
+                    self._end_by_request(capture, preparing.stopped_by)
             return accepted
         finally:
+            self._preparing.discard(preparing)
             reservation.release()
 
     def _hold(self, capture_id: str, flow: Deferred[None]) -> None:
@@ -277,6 +299,22 @@ class Pipeline(Service):
         """The capture is on disk: its memory is free for others."""
         content.close()
         self._admission.on_disk(capture_id)
+
+
+@dataclass(kw_only=True, eq=False)
+class _Preparing:
+    """
+    A request whose captures are being prepared.
+
+    @ivar stopped_by: the source of a request to stop it; L{None} if there was none.
+    """
+
+    request_id: str | None
+    stopped_by: str | None = None
+
+
+def _started(capture: ICapture) -> StartedCapture:
+    return StartedCapture(capture_id=capture.capture_id, interface=capture.plan.interface)
 
 
 def _stopped(recorded: Recording, suffix: str) -> CaptureStopped:

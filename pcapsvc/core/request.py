@@ -1,4 +1,4 @@
-"""From the bytes of a message to a L{CaptureRequest}, or every reason why not."""
+"""From the bytes of a message to a L{CaptureRequest} or a L{StopRequest}, or every reason why not."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from pcapsvc.core.values import (
     Pattern,
     Positive,
     RequestId,
+    StoppedId,
 )
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "OptionFields",
     "RequestBounds",
     "RequestFields",
+    "StopRequest",
     "asks_to_be_logged",
     "filter_problems",
     "parse_request",
@@ -83,6 +85,18 @@ class CaptureRequest(RequestFields, frozen=True, kw_only=True):
 
     options: Mapping[str, Mapping[str, Any]] = msgspec.field(default_factory=dict)
     warnings: tuple[Problem, ...] = ()
+
+
+class StopRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    A request to end the captures of another one.
+
+    @ivar stop: the C{requestid} of the other one.
+    """
+
+    node: Name | None = None
+    nodere: Pattern | None = None
+    stop: StoppedId
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,10 +150,10 @@ class RequestBounds:
         types: dict[str, Any] = {}
         for options in self.options:
             for field in msgspec.structs.fields(options.structure):
-                taken = field.name in RequestFields.__struct_fields__
+                taken = field.name in (*RequestFields.__struct_fields__, *StopRequest.__struct_fields__)
                 if taken or types.setdefault(field.name, field.type) != field.type:
                     raise TypeError(f"{options.destination}: {field.name!r} is another field already")
-        fields = [(name, kind, None) for name, kind in types.items()]
+        fields = [(name, kind, None) for name, kind in (("stop", StoppedId), *types.items())]
         return msgspec.defstruct("Message", fields, bases=(RequestFields,), frozen=True, kw_only=True)
 
     @cached_property
@@ -231,9 +245,10 @@ def _usable_labels(fields: Fields, names: Collection[str]) -> tuple[dict[str, An
 
 def parse_request(
     body: bytes, bounds: RequestBounds, *, ignore_unknown: bool = False, found: Sequence[Problem] = ()
-) -> CaptureRequest:
+) -> CaptureRequest | StopRequest:
     """
-    Parse a message, and check every rule that needs only the message and the node's bounds.
+    Parse a message, and check every rule that needs only the message and the node's bounds. One that says
+    C{stop} is a L{StopRequest}.
 
     C{null}, and what the original took as "not given", has the same meaning as leaving the field out: an
     empty string or list, and 0 for numbers other than a limit of packets.
@@ -245,6 +260,8 @@ def parse_request(
     """
     known = bounds.message.__struct_fields__
     fields = Fields(body, known)
+    if "stop" in fields.keys and not _means_nothing(fields.value("stop"), bounds.nothing["stop"]):
+        return _parse_stop(fields, bounds, ignore_unknown=ignore_unknown, found=found)
     labels, warnings = _usable_labels(fields, LABEL_CHARACTERS)
     given = {
         # The value of an unknown key has no meaning, and isn't decoded.
@@ -265,6 +282,37 @@ def parse_request(
         **{name: values[name] for name in RequestFields.__struct_fields__ if name in values},
         options={fields.destination: said for fields in bounds.options if (said := fields.of(values))},
     )
+
+
+def _parse_stop(
+    fields: Fields, bounds: RequestBounds, *, ignore_unknown: bool, found: Sequence[Problem]
+) -> StopRequest:
+    """
+    Parse a message that says C{stop}. Whatever a request to capture may say is a problem beside it: the
+    message may be meant for either.
+    """
+    known = bounds.message.__struct_fields__
+    given = {key: _any_value(fields, key) if key in known else ... for key in fields.keys}
+    meant = {key: value for key, value in given.items() if not _means_nothing(value, bounds.nothing.get(key))}
+    beside = [key for key in meant if key in known and key not in StopRequest.__struct_fields__]
+    values, problems = check_fields(
+        StopRequest,
+        {key: value for key, value in meant.items() if key not in beside},
+        ignore_unknown=ignore_unknown,
+    )
+    problems = [
+        *found,
+        *problems,
+        *(Problem(path=key, rule="can't be given together with 'stop'") for key in beside),
+        *_exactly_one(meant, "node", "nodere"),
+    ]
+    if problems:
+        raise RequestRejected(problems)
+    return StopRequest(**values)
+
+
+def _any_value(fields: Fields, name: str) -> Any:
+    return fields.label(name)[0] if name in LABEL_CHARACTERS else fields.value(name)
 
 
 # What the original took as "not given" in fields with numbers. 0 is not a limit of packets.

@@ -30,6 +30,17 @@ class Accepted:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Ended:
+    """
+    The captures of a request were ended, as another request asked.
+
+    @ivar captures: those that were running; none if there was nothing to end.
+    """
+
+    captures: tuple[StartedCapture, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class NotForThisNode:
     """The request is addressed to other nodes."""
 
@@ -52,7 +63,7 @@ class Busy:
     reason: str
 
 
-Verdict = Accepted | NotForThisNode | Rejected | Busy
+Verdict = Accepted | Ended | NotForThisNode | Rejected | Busy
 
 
 @dataclass(frozen=True, kw_only=True)

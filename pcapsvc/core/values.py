@@ -28,6 +28,16 @@ Positive = Annotated[int, Meta(ge=1, description="a whole number, 1 or more")]
 Name = Annotated[str, one_line(255)]
 Label = Annotated[str, one_line(1024)]
 RequestId = Annotated[str, one_line(128)]
+#: What a request to stop names: the L{RequestId} of another one.
+StoppedId = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=128,
+        pattern=_ONE_LINE,
+        description="the requestid of a request: one line of text of 1 to 128 characters",
+    ),
+]
 Pattern = Annotated[str, one_line(1024, "a regular expression on one line")]
 Filter = Annotated[
     str,

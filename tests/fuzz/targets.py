@@ -15,7 +15,14 @@ from pcapsvc.components import COMPONENTS
 from pcapsvc.core.errors import Problem, RequestRejected, SettingsError
 from pcapsvc.core.node import NodeMatcher
 from pcapsvc.core.plan import NodeView, plan_captures
-from pcapsvc.core.request import OptionFields, RequestBounds, RequestFields, parse_request, read_address
+from pcapsvc.core.request import (
+    OptionFields,
+    RequestBounds,
+    RequestFields,
+    StopRequest,
+    parse_request,
+    read_address,
+)
 from pcapsvc.destinations.s3.options import S3_FIELDS, S3Options, check_options
 from pcapsvc.settings import load_settings
 from pcapsvc.settings.catalogue import interface_keys
@@ -73,7 +80,8 @@ def request(body: bytes) -> bool:
     @return: whether it was accepted.
     """
     try:
-        plans = plan_captures(parse_request(body, _NODE.bounds), _NODE, "fuzz")
+        request = parse_request(body, _NODE.bounds)
+        plans = [] if isinstance(request, StopRequest) else plan_captures(request, _NODE, "fuzz")
     except RequestRejected as rejection:
         _check_problems(rejection.problems)
         return False
@@ -170,7 +178,7 @@ TARGETS: Mapping[str, Target] = {
     "request": Target(
         run=request,
         seeds=_MESSAGES,
-        words=(*_JSON, *(f'"{name}":' for name in RequestFields.__struct_fields__), *S3_FIELDS),
+        words=(*_JSON, '"stop":', *(f'"{name}":' for name in RequestFields.__struct_fields__), *S3_FIELDS),
         max_bytes=4096,
     ),
     "address": Target(

@@ -113,8 +113,8 @@ class AllSourcesCase(SynchronousTestCase):
         fields = {"interface": [self.wire.interface], "packets": 1, "timeout": 60}
         return port, json.dumps({"node": daemon.node, **fields, "bpf": f"udp dst port {port}", **more})
 
-    def send(self, daemon: Daemon, source: str, body: str) -> None:
-        """Send a request to a source, whose broker must be up."""
+    def send(self, daemon: Daemon, source: str, body: str, *, status: int = 202) -> None:
+        """Send a request to a source, whose broker must be up. HTTP answers with this status."""
         match source:
             case "redis":
                 # A source that isn't subscribed yet would never receive it.
@@ -125,8 +125,8 @@ class AllSourcesCase(SynchronousTestCase):
             case "sqs":
                 self.brokers.sqs.send(self.queue, [body])
             case "http":
-                status, answer = daemon.request("POST", "/captures", body.encode())
-                self.assertEqual(status, 202, answer)
+                answered, answer = daemon.request("POST", "/captures", body.encode())
+                self.assertEqual(answered, status, answer)
 
     def captured(self, daemon: Daemon, source: str, port: int, seconds: float = WORKS_SECONDS) -> None:
         """A source's request is captured: the packet to its port is in its file."""
@@ -162,6 +162,27 @@ class AllSourcesTests(AllSourcesCase):
         self.works(daemon, SOURCES)
         self.assertEqual(4, daemon.log.count("capturing on"))
         self.assertNotIn("#warn", daemon.log)
+
+    def test_stop_message(self) -> None:
+        """Through each source, a message stops the captures of a request, which deliver what they have."""
+        daemon = self.daemon(general="maxcaptures = 4")
+        ports = {}
+        for source in SOURCES:
+            ports[source], body = self.request(daemon, packets=10, requestid=f"by {source}")
+            self.send(daemon, "http", body)
+        self.wire.send([udp_frame(port, port=port) for port in ports.values()])
+        for source, port in ports.items():
+            self.send(daemon, source, json.dumps({"nodere": ".", "stop": f"by {source}"}), status=200)
+            capture = until(
+                lambda source=source: re.search(rf"(\w+): ended by a request from {source}", daemon.log),  # type: ignore[misc]
+                f"a stop by {source}",
+            )[1]
+            state = daemon.done(capture)
+            self.assertEqual((state["reason"], state["packets"]), ("cancelled", 1))
+            self.assertEqual(state["request"]["requestid"], f"by {source}")
+            (packet,) = read_packets(daemon.file_of(capture))
+            self.assertEqual(number_of(packet.data), port)
+        until(lambda: self.brokers.sqs.counts(self.queue) == (0, 0) or None, "an empty queue")
 
     def test_killed(self) -> None:
         """Each broker in turn is killed: the others work as quickly, and so does it once it is back."""

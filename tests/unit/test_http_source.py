@@ -13,7 +13,7 @@ from twisted.trial import unittest
 from pcapsvc.core.errors import Problem, SettingsError
 from pcapsvc.core.event import CaptureDone
 from pcapsvc.core.message import Message
-from pcapsvc.core.result import Accepted, Busy, NotForThisNode, Rejected, StartedCapture
+from pcapsvc.core.result import Accepted, Busy, Ended, NotForThisNode, Rejected, StartedCapture
 from pcapsvc.core.role import Role
 from pcapsvc.net.http_resource import Answer, Resource
 from pcapsvc.net.http_server import CLOSE_SECONDS
@@ -65,6 +65,16 @@ class PostTests(HTTPTestCase):
             response.content["problems"], [{"path": "interface", "value": "'eth2'", "rule": "is down"}]
         )
         self.assertNotIn("location", response.headers)
+
+    def test_ended(self) -> None:
+        """A request that ended captures gets their ids and interfaces; there may be none."""
+        for captures in ((), (StartedCapture(capture_id="a", interface="eth0"),)):
+            self.sink.verdict = Ended(captures=captures)
+            response = self.ask("POST", "/captures", b"{}")
+            self.assertEqual(response.code, 200)
+            expected = [{"id": each.capture_id, "interface": each.interface} for each in captures]
+            self.assertEqual(response.content, {"captures": expected})
+            self.assertNotIn("location", response.headers)
 
     def test_rejected(self) -> None:
         """Every problem is listed."""

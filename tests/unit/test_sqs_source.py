@@ -9,7 +9,7 @@ from twisted.internet.defer import Deferred, succeed
 
 from pcapsvc.core.errors import Problem
 from pcapsvc.core.message import Message
-from pcapsvc.core.result import Accepted, Busy, NotForThisNode, Rejected, Verdict
+from pcapsvc.core.result import Accepted, Busy, Ended, NotForThisNode, Rejected, Verdict
 from pcapsvc.sources.sqs.source import (
     BUSY_SECONDS,
     HIDDEN_SECONDS,
@@ -106,6 +106,13 @@ class VerdictTests(SQSTestCase):
         """So is a rejected one."""
         self.verdict(Rejected(problems=(Problem(path="bpf", rule="no"),)))
         self.assertEqual(([["receipt of a"]], []), (self.client.deleted, self.client.hidden))
+
+    def test_ended(self) -> None:
+        """One that ended captures is deleted, even if it ended none; when it comes again, too."""
+        self.verdict(Ended(captures=()))
+        self.verdict(Ended(captures=()))
+        self.assertEqual(([["receipt of a"]] * 2, []), (self.client.deleted, self.client.hidden))
+        self.assertEqual(1, len(self.sink.submitted))
 
     def test_busy(self) -> None:
         """If the node is busy, a message is returned for a random time of some seconds."""

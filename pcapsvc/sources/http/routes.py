@@ -9,7 +9,7 @@ from typing import Any
 
 from pcapsvc.core.errors import Problem
 from pcapsvc.core.message import Message
-from pcapsvc.core.result import Accepted, Busy, NotForThisNode, Verdict
+from pcapsvc.core.result import Accepted, Busy, Ended, NotForThisNode, Verdict
 from pcapsvc.interfaces.requests import IRequestSink
 from pcapsvc.net.http_resource import Answer, HTTPProblem, Resource
 
@@ -48,8 +48,10 @@ class _Captures(Resource):
 
 
 def _answer(verdict: Verdict) -> Answer:
+    if isinstance(verdict, Ended):
+        return Answer.json({"captures": _plain_captures(verdict)})
     if isinstance(verdict, Accepted):
-        captures = [{"id": each.capture_id, "interface": each.interface} for each in verdict.captures]
+        captures = _plain_captures(verdict)
         headers = {"Location": f"/captures/{captures[0]['id']}"} if len(captures) == 1 else None
         content = {
             "captures": captures,
@@ -76,6 +78,10 @@ def _answer(verdict: Verdict) -> Answer:
         title="Request rejected",
         problems=[_plain(problem) for problem in verdict.problems],
     )
+
+
+def _plain_captures(verdict: Accepted | Ended) -> list[dict[str, str]]:
+    return [{"id": each.capture_id, "interface": each.interface} for each in verdict.captures]
 
 
 def _plain(problem: Problem) -> dict[str, str | None]:

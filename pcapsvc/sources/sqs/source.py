@@ -23,7 +23,7 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from pcapsvc.core import message as submitted
-from pcapsvc.core.result import Accepted, Busy, NotForThisNode, Rejected
+from pcapsvc.core.result import Accepted, Busy, Ended, NotForThisNode, Rejected
 from pcapsvc.core.source_state import SourceState
 from pcapsvc.core.text import one_line
 from pcapsvc.interfaces.requests import IRequestSink, IRequestSource
@@ -72,7 +72,7 @@ class SQSSource(service.Service):
     """
     Polls a queue, and submits each message.
 
-    - Accepted and rejected messages are deleted.
+    - Messages that were accepted, rejected, or ended captures are deleted.
     - Messages for other nodes are returned or deleted, see C{unmatched}.
     - If the node is busy, a message is returned to the queue for a few seconds.
 
@@ -351,7 +351,7 @@ class SQSSource(service.Service):
                 "SQS {url}: message {id} failed", url=self._url, id=one_line(message.message_id)
             )
             verdict = Busy(reason="it failed")
-        if isinstance(verdict, Accepted | Rejected):
+        if isinstance(verdict, Accepted | Ended | Rejected):
             return Step(message=message, hide_seconds=None)
         for key in keys:
             self._settled.forget(key)
