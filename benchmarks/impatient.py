@@ -12,7 +12,7 @@ from typing import Any
 
 from twisted.scripts.twistd import run
 
-from pcapsvc.sources.polling import Backoff
+from pcapsvc.net.outages import Backoff
 from pcapsvc.sources.redis.source import RedisSource
 from pcapsvc.sources.sqs.source import SQSSource
 

@@ -28,7 +28,7 @@ from pcapsvc.delivery.ispool import ISpool
 from pcapsvc.interfaces.delivery import IDestination
 from pcapsvc.interfaces.reports import IReporter
 from pcapsvc.interfaces.requests import IRequestSink, IRequestSource
-from pcapsvc.sources.connectivity import Connectivity
+from pcapsvc.net.connectivity import Connectivity
 
 _EVENT_NUMBERS = itertools.count()
 

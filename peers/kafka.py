@@ -16,7 +16,7 @@ from kafka import KafkaAdminClient, KafkaProducer
 from kafka.admin import NewPartitions, NewTopic
 from kafka.errors import KafkaError
 
-from pcapsvc.sources.kafka.connection import KafkaSecurity
+from pcapsvc.net.kafka.security import KafkaSecurity
 from peers.certificates import Authority
 from peers.jars import java_command
 from peers.process import OwnProcess, answers, free_port

@@ -7,10 +7,10 @@ from twisted.internet.task import Clock
 from twisted.trial import unittest
 
 from pcapsvc.core.result import Accepted
+from pcapsvc.net.kafka.security import Unreachable
+from pcapsvc.net.outages import Backoff
 from pcapsvc.sources.http.source import HTTPSource
-from pcapsvc.sources.kafka.connection import Unreachable
 from pcapsvc.sources.kafka.source import KafkaSource
-from pcapsvc.sources.polling import Backoff
 from pcapsvc.sources.redis.source import RedisSource
 from pcapsvc.sources.sqs.source import SQSSource
 from pcapsvc.testing import MemorySink, MemorySource

@@ -13,7 +13,8 @@ from pathlib import Path
 from botocore.exceptions import HTTPClientError
 from twisted.trial.unittest import SynchronousTestCase
 
-from pcapsvc.sources.sqs.queue import Queue, described, make_boto3_client
+from pcapsvc.net.sqs.client import described, make_boto3_client
+from pcapsvc.sources.sqs.queue import Queue
 from peers.daemon import Daemon
 
 _MEBIBYTE = 1 << 20

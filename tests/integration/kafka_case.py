@@ -11,9 +11,10 @@ from twisted.internet import reactor, task, threads
 from twisted.logger import formatEvent, globalLogPublisher
 from twisted.trial import unittest
 
+from pcapsvc.net.kafka.security import KafkaSecurity
+from pcapsvc.net.outages import Backoff
 from pcapsvc.sources.kafka.connection import Connection
-from pcapsvc.sources.kafka.source import KafkaSecurity, KafkaSource
-from pcapsvc.sources.polling import Backoff
+from pcapsvc.sources.kafka.source import KafkaSource
 from pcapsvc.testing import MemorySink
 from peers.kafka import KafkaBroker
 

@@ -12,9 +12,9 @@ from typing import Any, Self
 from kafka.errors import SaslAuthenticationFailedError
 from twisted.internet import threads
 
+from pcapsvc.net.kafka.security import KafkaSecurity
 from pcapsvc.sources.kafka.connection import Connection
 from pcapsvc.sources.kafka.decompress import MAX_BATCH_BYTES
-from pcapsvc.sources.kafka.source import KafkaSecurity
 from peers.certificates import LABELS, Authority, labelled
 from tests.integration.kafka_case import KafkaTestCase
 

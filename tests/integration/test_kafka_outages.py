@@ -17,9 +17,10 @@ from kafka.errors import KafkaTimeoutError
 from twisted.internet import defer, reactor, task, threads
 from twisted.trial import unittest
 
-from pcapsvc.sources.kafka.connection import Connection, Unreachable
+from pcapsvc.net.kafka.security import KafkaSecurity, Unreachable
+from pcapsvc.sources.kafka.connection import Connection
 from pcapsvc.sources.kafka.reader import Reader
-from pcapsvc.sources.kafka.source import KafkaSecurity, KafkaSource
+from pcapsvc.sources.kafka.source import KafkaSource
 from pcapsvc.testing import MemorySink
 from peers.process import free_port
 from tests.integration.kafka_case import KafkaTestCase

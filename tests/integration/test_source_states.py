@@ -12,10 +12,11 @@ from typing import Any
 from twisted.internet import reactor, task, threads
 from twisted.trial import unittest
 
+from pcapsvc.net.kafka.security import KafkaSecurity
+from pcapsvc.net.outages import Backoff
 from pcapsvc.sources.http.source import HTTPSource, http_endpoint
 from pcapsvc.sources.kafka.connection import Connection
-from pcapsvc.sources.kafka.source import KafkaSecurity, KafkaSource
-from pcapsvc.sources.polling import Backoff
+from pcapsvc.sources.kafka.source import KafkaSource
 from pcapsvc.sources.redis.source import RedisSource
 from pcapsvc.sources.sqs.source import SQSSource
 from pcapsvc.testing import MemorySink

@@ -13,10 +13,7 @@ from twisted.trial import unittest
 
 from pcapsvc.core.result import NotForThisNode
 from pcapsvc.sources.polling import STOP_SECONDS
-from pcapsvc.sources.sqs.source import (
-    STAND_BACK_SECONDS,
-    SQSSource,
-)
+from pcapsvc.sources.sqs.source import STAND_BACK_SECONDS, SQSSource
 from pcapsvc.testing import MemorySink
 
 URL = "https://sqs.eu-west-1.amazonaws.com/123456789012/captures"

@@ -13,7 +13,8 @@ from kafka import errors as kafka_errors
 from twisted.trial import unittest
 
 from pcapsvc.core.age import CLOCK_SKEW_SECONDS
-from pcapsvc.sources.kafka.connection import MissingTopic, Unreachable
+from pcapsvc.net.kafka.problems import MissingTopic
+from pcapsvc.net.kafka.security import Unreachable
 from pcapsvc.sources.kafka.reader import RECONNECT_SECONDS, LongGone, NewTopic, Reader
 
 BEGAN = 1_700_000_000.0

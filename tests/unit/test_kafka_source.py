@@ -14,12 +14,13 @@ from twisted.internet.task import Clock
 from twisted.logger import formatEvent, globalLogPublisher
 from twisted.trial import unittest
 
+from pcapsvc.net.kafka.problems import MissingTopic
+from pcapsvc.net.kafka.security import KafkaSecurity, Unreachable
+from pcapsvc.net.kafka.token import TokenFile, UnusableToken
+from pcapsvc.net.outages import Backoff
 from pcapsvc.net.pem import UnusableCertificates
-from pcapsvc.sources.kafka.connection import MissingTopic, Unreachable
 from pcapsvc.sources.kafka.reader import LongGone, NewTopic
-from pcapsvc.sources.kafka.source import STOP_SECONDS, KafkaSecurity, KafkaSource
-from pcapsvc.sources.kafka.token import TokenFile, UnusableToken
-from pcapsvc.sources.polling import Backoff
+from pcapsvc.sources.kafka.source import STOP_SECONDS, KafkaSource
 from pcapsvc.testing import MemorySink
 from tests.unit.test_kafka_reader import BEGAN, ZERO, Broker, Record
 

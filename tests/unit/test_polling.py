@@ -12,7 +12,8 @@ from twisted.internet.task import Clock, deferLater
 from twisted.logger import Logger
 from twisted.trial import unittest
 
-from pcapsvc.sources.polling import CLEAN_UP_SECONDS, STOP_SECONDS, Backoff, Outage, OwnThread, Poller
+from pcapsvc.net.outages import Backoff, Outage
+from pcapsvc.sources.polling import CLEAN_UP_SECONDS, STOP_SECONDS, OwnThread, Poller
 
 
 class BackoffTests(unittest.SynchronousTestCase):

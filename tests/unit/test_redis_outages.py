@@ -5,8 +5,9 @@ from __future__ import annotations
 from OpenSSL import SSL
 from twisted.internet import error
 
-from pcapsvc.sources.polling import RETRY_SECONDS
-from pcapsvc.sources.redis.source import ANSWER_SECONDS, CHECK_SECONDS
+from pcapsvc.net.outages import RETRY_SECONDS
+from pcapsvc.net.redis import ANSWER_SECONDS
+from pcapsvc.sources.redis.source import CHECK_SECONDS
 from pcapsvc.sources.redis.subscriber import CLOSE_SECONDS, GRACE_SECONDS
 from tests.unit.redis_case import (
     PING,

@@ -10,7 +10,8 @@ from twisted.internet.main import CONNECTION_LOST
 from twisted.internet.task import Clock
 from twisted.trial import unittest
 
-from pcapsvc.sources.redis.source import RETRY_SECONDS, RedisSource
+from pcapsvc.net.outages import RETRY_SECONDS
+from pcapsvc.sources.redis.source import RedisSource
 from pcapsvc.testing import MemorySink
 from tests.unit.redis_case import SUBSCRIBED, FakeEndpoint, Transport
 

@@ -12,7 +12,7 @@ from twisted.trial import unittest
 from pcapsvc.core.errors import SettingsError
 from pcapsvc.core.message import Message
 from pcapsvc.core.result import Verdict
-from pcapsvc.sources.polling import RETRY_SECONDS
+from pcapsvc.net.outages import RETRY_SECONDS
 from pcapsvc.sources.redis.frames import MAX_MESSAGE_BYTES
 from pcapsvc.sources.redis.source import CHECK_SECONDS, RedisSource
 from pcapsvc.sources.redis.subscriber import CLOSE_SECONDS

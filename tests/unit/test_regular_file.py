@@ -11,9 +11,9 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from pcapsvc.delivery.folder import SpoolFile
+from pcapsvc.net.kafka.token import TokenFile, UnusableToken
 from pcapsvc.regular_file import read_regular_file
 from pcapsvc.settings import files
-from pcapsvc.sources.kafka.token import TokenFile, UnusableToken
 
 
 class RegularFileTests(SynchronousTestCase):

@@ -10,8 +10,9 @@ from typing import Any
 from botocore.exceptions import ClientError
 from twisted.trial.unittest import SynchronousTestCase
 
-from pcapsvc.sources.sqs.answer import ForeignAnswer
-from pcapsvc.sources.sqs.queue import Message, Queue, Step, described, make_boto3_client
+from pcapsvc.net.sqs.answer import ForeignAnswer
+from pcapsvc.net.sqs.client import described, make_boto3_client
+from pcapsvc.sources.sqs.queue import Message, Queue, Step
 
 PAGE = b"<html><body>Welcome to the hotel. Please log in.</body></html>"
 

@@ -5,12 +5,9 @@ from __future__ import annotations
 from botocore import exceptions
 from twisted.trial import unittest
 
+from pcapsvc.net.sqs.client import locate
 from pcapsvc.sources.polling import STOP_SECONDS
-from pcapsvc.sources.sqs.queue import locate
-from pcapsvc.sources.sqs.source import (
-    IDLE_SECONDS,
-    SETTLE_PAUSES_SECONDS,
-)
+from pcapsvc.sources.sqs.source import IDLE_SECONDS, SETTLE_PAUSES_SECONDS
 from tests.unit.sqs_case import URL, SQSTestCase, message, refusal, unreachable
 
 

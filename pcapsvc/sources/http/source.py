@@ -17,9 +17,9 @@ from zope.interface import implementer
 from pcapsvc.core.request import MAX_BODY_BYTES
 from pcapsvc.core.source_state import SourceState
 from pcapsvc.interfaces.requests import IRequestSink, IRequestSource
+from pcapsvc.net.connectivity import Connectivity
 from pcapsvc.net.http_server import MAX_CONNECTIONS, HTTPServer
 from pcapsvc.net.listen import Listener, listening_endpoint, unusable
-from pcapsvc.sources.connectivity import Connectivity
 from pcapsvc.sources.http.admission import Admission
 from pcapsvc.sources.http.routes import routes
 from pcapsvc.sources.http.tokens import Token

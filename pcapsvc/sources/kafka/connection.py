@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import socket
 import ssl
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from threading import Event, Lock
 from typing import Any, Protocol
 
@@ -13,13 +11,13 @@ from kafka import KafkaConsumer, OffsetAndMetadata, TopicPartition
 from kafka import errors as kafka_errors
 from kafka.net.selector import NetworkSelector
 
-from pcapsvc.net.pem import read_certificates
+from pcapsvc.net.kafka.manager import Client, Manager
+from pcapsvc.net.kafka.problems import MissingTopic
+from pcapsvc.net.kafka.security import KafkaSecurity, Unreachable, reach_any, tls_context
+from pcapsvc.net.kafka.token import TokenFile
 from pcapsvc.sources.kafka import decompress
-from pcapsvc.sources.kafka.manager import Client, Manager
-from pcapsvc.sources.kafka.token import TokenFile
 
-#: How long a server has to accept a connection; and then, how long all of them together have to answer.
-CONNECT_SECONDS = 3.0
+#: How long all servers together have to answer, once one of them accepts connections.
 BOOTSTRAP_SECONDS = 10.0
 
 #: How long an answer may take before a broker counts as lost.
@@ -50,39 +48,12 @@ MAX_ANSWER_BYTES = 16 * 1024 * 1024
 TOPIC_ATTEMPTS = 3
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
-class KafkaSecurity:
-    """
-    Encryption and authentication. The names are kafka-python's, except for the last.
-
-    @ivar sasl_oauth_token_file: the path of a file with a token. It is read for each connection.
-    """
-
-    security_protocol: str = "PLAINTEXT"
-    ssl_cafile: str | None = None
-    ssl_certfile: str | None = None
-    ssl_keyfile: str | None = None
-    ssl_check_hostname: bool = True
-    sasl_mechanism: str | None = None
-    sasl_plain_username: str | None = None
-    sasl_plain_password: str | None = None
-    sasl_oauth_token_file: str | None = None
-
-
 class Record(Protocol):
     """What is used of a record of kafka-python."""
 
     offset: int
     timestamp: int | None
     value: bytes | None
-
-
-class Unreachable(Exception):
-    """No server can be connected to; the message says why."""
-
-
-class MissingTopic(Exception):
-    """The topic does not exist."""
 
 
 class Connection:
@@ -134,10 +105,10 @@ class Connection:
         @raise OSError: if another file of L{KafkaSecurity} can't be used.
         """
         decompress.bound()
-        context = _tls_context(self._security)
+        context = tls_context(self._security)
         # Not left to the client: it would say why it failed only in its own log, and keep trying for the
         # whole bootstrap time-out.
-        _reach_any(self._servers, context)
+        reach_any(self._servers, context)
         try:
             self._consumer = KafkaConsumer(**self._configuration(context))
             self._look_for_topic()
@@ -341,44 +312,3 @@ class Connection:
 
 def _ms(seconds: float) -> int:
     return int(seconds * 1000)
-
-
-def _tls_context(security: KafkaSecurity) -> ssl.SSLContext | None:
-    """How to verify servers, and the client's own certificate; L{None} without TLS."""
-    if not security.security_protocol.endswith("SSL"):
-        return None
-    if security.ssl_cafile is None:
-        context = ssl.create_default_context()
-    else:
-        authorities = b"".join(read_certificates(security.ssl_cafile, bytes))
-        context = ssl.create_default_context(cadata=authorities)
-        # As Python does since 3.13: trust each certificate in the file, not only self-signed ones.
-        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-    context.check_hostname = security.ssl_check_hostname
-    if security.ssl_certfile is not None:
-        # Without a password, OpenSSL would prompt for one on the terminal.
-        context.load_cert_chain(security.ssl_certfile, security.ssl_keyfile, password="")
-    return context
-
-
-def _reach_any(servers: Sequence[str], context: ssl.SSLContext | None) -> None:
-    """
-    Connect to the first server that accepts a connection, and disconnect.
-
-    @raise Unreachable: if none does; the message is about the last one.
-    """
-    reason = "no server is configured"
-    for server in servers:
-        host, _, port = server.rpartition(":")
-        host = host.strip("[]")
-        try:
-            with socket.create_connection((host, int(port)), CONNECT_SECONDS) as plain:
-                if context is not None:
-                    context.wrap_socket(plain, server_hostname=host).close()
-            return
-        except ssl.SSLError as problem:
-            words = getattr(problem, "verify_message", None) or getattr(problem, "reason", None)
-            reason = f"can't connect to {server}: TLS failed: {words or 'the connection was cut'}"
-        except (OSError, UnicodeError) as problem:
-            reason = f"can't connect to {server}: {getattr(problem, 'strerror', None) or problem}"
-    raise Unreachable(reason)

@@ -11,7 +11,8 @@ from kafka import TopicPartition
 from kafka import errors as kafka_errors
 
 from pcapsvc.core.age import CLOCK_SKEW_SECONDS
-from pcapsvc.sources.kafka.connection import Connection, Record, Unreachable
+from pcapsvc.net.kafka.security import Unreachable
+from pcapsvc.sources.kafka.connection import Connection, Record
 
 #: How long a poll waits for messages. A stop waits for the poll.
 POLL_SECONDS = 0.5

@@ -171,7 +171,8 @@ class KafkaSettings(SourceSection, frozen=True, kw_only=True):
 
     def build(self, context: BuildContext, sink: IRequestSink) -> IRequestSource:
         """The source."""
-        from pcapsvc.sources.kafka.source import KafkaSecurity, KafkaSource
+        from pcapsvc.net.kafka.security import KafkaSecurity
+        from pcapsvc.sources.kafka.source import KafkaSource
 
         return KafkaSource(
             context.reactor,

@@ -8,7 +8,6 @@ in memory only. The nodes of a group share the messages, and commit what they ha
 
 from __future__ import annotations
 
-import ssl
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -25,14 +24,13 @@ from pcapsvc.core.source_state import SourceState
 from pcapsvc.core.text import one_line
 from pcapsvc.interfaces.requests import IRequestSink, IRequestSource
 from pcapsvc.interfaces.threads import RunInThread
-from pcapsvc.net.pem import UnusableCertificates
-from pcapsvc.sources.connectivity import Connectivity
-from pcapsvc.sources.kafka.connection import Connection, KafkaSecurity, MissingTopic, Unreachable
+from pcapsvc.net.connectivity import Connectivity
+from pcapsvc.net.kafka.problems import described
+from pcapsvc.net.kafka.security import KafkaSecurity
+from pcapsvc.net.outages import Backoff, Outage
+from pcapsvc.sources.kafka.connection import Connection
 from pcapsvc.sources.kafka.reader import Batch, LongGone, NewTopic, Reader
-from pcapsvc.sources.kafka.token import UnusableToken
-from pcapsvc.sources.polling import Backoff, Outage, OwnThread, Poller
-
-__all__ = ["KafkaSecurity", "KafkaSource"]
+from pcapsvc.sources.polling import OwnThread, Poller
 
 #: How long a stop waits for the last commit, and for leaving the consumer group.
 STOP_SECONDS = 1.5
@@ -178,33 +176,11 @@ class KafkaSource(service.Service):
 
 
 def _described(problem: Exception, topic: str) -> tuple[str, str]:
-    """The kind of a problem, and the problem in our own words: others may contain a secret."""
-    if isinstance(problem, MissingTopic):
-        return "topic", f"topic {topic!r} does not exist; it is not created"
+    """The kind of a problem, and the problem in our own words."""
     if isinstance(problem, NewTopic):
         return "new", f"topic {topic!r} was deleted and created again"
-    if isinstance(problem, (Unreachable, LongGone)):
+    if isinstance(problem, LongGone):
         return "connection", str(problem)
-    if isinstance(problem, UnusableToken):
-        return "token", str(problem)
-    if isinstance(problem, kafka_errors.SaslAuthenticationFailedError):
-        return "login", "authentication failed (wrong user name, password or token)"
-    if isinstance(problem, kafka_errors.UnsupportedSaslMechanismError):
-        return "login", "authentication failed (the servers do not support this sasl_mechanism)"
-    if isinstance(problem, kafka_errors.TopicAuthorizationFailedError):
-        return "rights", f"no permission to read topic {topic!r}"
     if isinstance(problem, kafka_errors.GroupAuthorizationFailedError):
         return "rights", "no permission to use the consumer group"
-    if isinstance(problem, kafka_errors.AuthorizationError):
-        return "rights", f"a permission is missing ({type(problem).__name__})"
-    if isinstance(problem, kafka_errors.KafkaTimeoutError):
-        return "silence", "the servers accept connections, but do not answer properly"
-    if isinstance(problem, kafka_errors.KafkaError):
-        return type(problem).__name__, f"unexpected error ({type(problem).__name__})"
-    if isinstance(problem, UnusableCertificates):
-        return "tls", f"TLS can't be set up: ssl_cafile {problem.rule}"
-    if isinstance(problem, ssl.SSLError):
-        return "tls", "TLS can't be set up: a certificate or key file is wrong"
-    if isinstance(problem, OSError):
-        return "system", f"{problem.strerror or type(problem).__name__} ({problem.filename or 'network'})"
-    return "unexpected", f"unexpected error ({type(problem).__name__})"
+    return described(problem, topic, to="read")

@@ -11,6 +11,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from pcapsvc.net.redis import ProtocolError
+
 #: The longest message. Redis accepts half a gigabyte (proto-max-bulk-len), and a request has up to 64 KiB.
 MAX_MESSAGE_BYTES = 1024 * 1024
 
@@ -19,10 +21,6 @@ MAX_REPLY_BYTES = 4096
 
 # How many nested values a reply may have.
 _MAX_VALUES = 64
-
-
-class ProtocolError(Exception):
-    """The server sends something other than Redis would."""
 
 
 class Frames:

@@ -14,34 +14,24 @@ from typing import Any
 
 from twisted.application import service
 from twisted.internet import defer, error, task
-from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from txredisapi import ResponseError
 from zope.interface import implementer
 
-from pcapsvc.core.errors import Problem, SettingsError
 from pcapsvc.core.line_limit import LineLimit
 from pcapsvc.core.message import Message
 from pcapsvc.core.source_state import SourceState
 from pcapsvc.interfaces.requests import IRequestSink, IRequestSource
-from pcapsvc.net.pem import UnusableCertificates
-from pcapsvc.net.tls import tls_problem, verified_tls
-from pcapsvc.sources.connectivity import Connectivity
-from pcapsvc.sources.polling import RETRY_SECONDS, Backoff, Outage
-from pcapsvc.sources.redis.frames import MAX_MESSAGE_BYTES, ProtocolError
-from pcapsvc.sources.redis.subscriber import Silent, SubscriberFactory, Unsubscribed
-
-#: How long a server has to accept a connection. TCP itself retries at growing intervals: once the network is
-#: back, a new attempt succeeds sooner, and what is published until then is lost.
-CONNECT_SECONDS = 5.0
+from pcapsvc.net.connectivity import Connectivity
+from pcapsvc.net.outages import RETRY_SECONDS, Backoff, Outage
+from pcapsvc.net.redis import ANSWER_SECONDS, Refused, Silent, described, fresh, redis_endpoint
+from pcapsvc.sources.redis.frames import MAX_MESSAGE_BYTES
+from pcapsvc.sources.redis.subscriber import SubscriberFactory
 
 #: How often the server is sent a PING.
 CHECK_SECONDS = 10.0
-
-#: How long it has to answer.
-ANSWER_SECONDS = 5.0
 
 # How many skipped messages are logged in each second.
 _SKIPPED_PER_SECOND = 1
@@ -100,7 +90,9 @@ class RedisSource(service.Service):
         self._check_seconds = check_seconds
         self._answer_seconds = answer_seconds
         self._retry_seconds = retry_seconds
-        self._make_endpoint = make_endpoint or (lambda: _endpoint(reactor, host, port, tls, ca_file))
+        self._make_endpoint = make_endpoint or (
+            lambda: redis_endpoint(reactor, host, port, tls=tls, ca_file=ca_file)
+        )
         self._chance = chance
         self._lines = LineLimit(_SKIPPED_PER_SECOND)
         self._outage = self._no_outage()
@@ -172,9 +164,9 @@ class RedisSource(service.Service):
             connection.check_every(self._check_seconds, self._answer_seconds)
             await connection.when_lost()
         except Exception as problem:
-            if connection.reason is not None and not isinstance(problem, _Refused):
+            if connection.reason is not None and not isinstance(problem, Refused):
                 # txredisapi only says that the connection is lost.
-                raise _fresh(connection.reason) from None
+                raise fresh(connection.reason) from None
             raise
         finally:
             connection.close()
@@ -183,13 +175,13 @@ class RedisSource(service.Service):
                     await connection.when_lost()
                 except defer.CancelledError:
                     pass  # The stop also waits for it.
-        raise _fresh(connection.reason or error.ConnectionLost())
+        raise fresh(connection.reason or error.ConnectionLost())
 
     async def _answered(self, command: str, answer: defer.Deferred[Any]) -> None:
         try:
             await answer.addTimeout(self._answer_seconds, self._reactor)
         except ResponseError as refusal:
-            raise _Refused(command, str(refusal)) from None
+            raise Refused(command, str(refusal)) from None
         except defer.TimeoutError:
             raise Silent(f"no answer to {command} within {self._answer_seconds:g} s") from None
 
@@ -197,7 +189,7 @@ class RedisSource(service.Service):
         return Outage(self._log, f"Redis {self._server}", each_change=True)
 
     def _report(self, problem: Exception) -> None:
-        kind, text = _described(problem)
+        kind, text = described(problem)
         words = f"not subscribed to channel {self._channel!r}: {text}"
         self._connectivity.failed(words)
         self._outage.report(kind, words)
@@ -225,71 +217,3 @@ class RedisSource(service.Service):
 
     def _lost(self, failure: Failure) -> None:
         self._log.failure("Redis {server}: a message was lost", failure, server=self._server)
-
-
-def _endpoint(reactor: Any, host: str, port: int, tls: bool, ca_file: str | None) -> IStreamClientEndpoint:
-    """
-    How to connect to a server. With TLS, its certificate is verified, and must be valid for C{host}.
-
-    @raise SettingsError: if C{ca_file} can't be used, or no certificate can be valid for C{host}.
-    """
-    plain: IStreamClientEndpoint = HostnameEndpoint(reactor, host, port, timeout=CONNECT_SECONDS)
-    if not tls:
-        return plain
-    try:
-        creator = verified_tls(host, ca_file)
-    except UnusableCertificates as problem:
-        raise SettingsError(
-            [Problem(path="redis.cafile", value=repr(ca_file), rule=problem.rule)]
-        ) from problem
-    except ValueError as problem:
-        rule = f"must be a name that a certificate can have ({problem})"
-        raise SettingsError([Problem(path="redis.host", value=repr(host), rule=rule)]) from problem
-    wrapped: IStreamClientEndpoint = wrapClientTLS(creator, plain)
-    return wrapped
-
-
-def _fresh(reason: Exception) -> Exception:
-    """
-    An exception without its traceback. Twisted raises the same instance for all connections that end: its
-    traceback would grow, and keep every one of them alive.
-    """
-    return reason.with_traceback(None)
-
-
-class _Refused(Exception):
-    """The server answered with an error."""
-
-    def __init__(self, command: str, answer: str) -> None:
-        super().__init__(answer)
-        self.command = command
-        self.code = answer.split(" ", 1)[0]
-
-
-_REFUSALS = {
-    "WRONGPASS": "wrong user name or password",
-    "NOAUTH": "the server requires a password, and none is configured",
-    "NOPERM": "the user has no permission for this channel",
-}
-# The wording of this error to AUTH varies (Redis, acl.c, authCommand; before 6.0, server.c).
-_ERR_TO_AUTH = "the server has no password, or does not support user names or AUTH"
-
-_LOST = (OSError, error.ConnectError, error.ConnectionClosed, Silent, ProtocolError, Unsubscribed)
-
-
-def _described(problem: Exception) -> tuple[str, str]:
-    """The kind of a problem, which is logged again only when it changes, and the problem in words."""
-    if isinstance(problem, _Refused):
-        words = _REFUSALS.get(problem.code)
-        if words is None and problem.command != "AUTH":
-            words = str(problem)
-        elif words is None and problem.code == "ERR":
-            words = _ERR_TO_AUTH
-        # The server's own words to AUTH might repeat the password.
-        return problem.code, f"{problem.command} was refused ({words or problem.code})"
-    if (words := tls_problem(problem)) is not None:
-        return "tls", f"TLS failed: {words}"
-    if isinstance(problem, _LOST):
-        return "connection", str(problem).strip().rstrip(".")
-    # Its own words may contain a secret.
-    return "unexpected", f"unexpected error ({type(problem).__name__})"

@@ -10,7 +10,8 @@ from twisted.python.failure import Failure
 from txredisapi import ResponseError, SubscriberProtocol
 
 from pcapsvc.core.text import one_line
-from pcapsvc.sources.redis.frames import Frames, ProtocolError
+from pcapsvc.net.redis import ProtocolError, Silent, Unusable
+from pcapsvc.sources.redis.frames import Frames
 
 #: How much later than due an answer is judged missing, so that what has arrived by then is read first.
 GRACE_SECONDS = 0.1
@@ -19,11 +20,7 @@ GRACE_SECONDS = 0.1
 CLOSE_SECONDS = 1.0
 
 
-class Silent(Exception):
-    """The server is connected, but does not answer."""
-
-
-class Unsubscribed(Exception):
+class Unsubscribed(Unusable):
     """The server answers, but delivers no more messages."""
 
 

@@ -1,5 +1,5 @@
 """
-The queue, by boto3: everything that blocks, and the errors in words.
+The queue, by boto3: everything that blocks.
 
 The numbers are from the Amazon SQS API Reference.
 """
@@ -11,33 +11,13 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
-from pcapsvc.core.endpoint import endpoint_url
-from pcapsvc.sources.sqs.answer import ForeignAnswer, check_answer
-
-_CONNECT_SECONDS = 5
-
-#: The longest answer that is read. The messages in one have up to 1 MiB together ("Amazon SQS message
-#: quotas"), and up to three times as much in JSON.
-MAX_ANSWER_BYTES = 8 * 1024 * 1024
-
-# "Amazon SQS endpoints and quotas" in the AWS General Reference: current and legacy endpoints.
-_AMAZON = re.compile(
-    r"\A(?:sqs(?:-fips)?\.(?P<new>[a-z0-9-]+)\.(?:amazonaws\.com(?:\.cn)?|api\.aws)"
-    r"|(?:(?P<old>[a-z0-9-]+)\.)?queue\.amazonaws\.com(?:\.cn)?)\Z"
-)
-# An endpoint of PrivateLink: requests must go to its own host.
-_PRIVATE = re.compile(r"\.sqs\.(?P<region>[a-z0-9-]+)\.vpce\.amazonaws\.com(?:\.cn)?\Z")
+from pcapsvc.net.sqs.client import is_stale, lacks_credentials
 
 # Ids are remembered and logged ("Amazon SQS queue and message identifiers": up to 100 characters).
 _MAX_ID_CHARACTERS = 1024
 # The same says 1,024.
 _MAX_RECEIPT_CHARACTERS = 8192
-
-
-class Unsettled(Exception):
-    """The queue answered, but did not delete or return messages."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +114,7 @@ class Queue:
         try:
             answer = self._ask(wait_seconds)
         except Exception as problem:
-            if not works or not _is_stale(problem):
+            if not works or not is_stale(problem):
                 raise
             # A kept connection has died in the meantime.
             answer = self._ask(0)
@@ -202,7 +182,7 @@ class Queue:
                 AttributeNames=names,
             )
         except Exception as problem:
-            if self._client is not None and _lacks_credentials(problem):
+            if self._client is not None and lacks_credentials(problem):
                 # A client that found no credentials never looks again.
                 self._client.close()
                 self._client = None
@@ -252,101 +232,3 @@ def _message(raw: Any) -> Message | None:
 def _whole(value: object) -> int | None:
     # Compatible services may send these as numbers, or malformed.
     return int(str(value)) if re.fullmatch("[0-9]{1,20}", str(value)) else None
-
-
-def locate(url: str, region: str | None, endpoint: str | None) -> tuple[str | None, str | None]:
-    """
-    The region and the endpoint of a queue.
-
-    @param region: as configured; L{None} if it isn't. Likewise C{endpoint}.
-
-    @return: the region, L{None} if the URL has none; and the endpoint, L{None} if it is Amazon's public one.
-    """
-    parts = urlsplit(url)
-    host = (parts.hostname or "").lower()
-    amazon, private = _AMAZON.search(host), _PRIVATE.search(host)
-    if amazon is not None:
-        named = amazon["new"] or amazon["old"] or "us-east-1"
-    else:
-        named = None if private is None else private["region"]
-        endpoint = endpoint or f"{parts.scheme}://{parts.netloc}"
-    return region or named, endpoint
-
-
-def make_boto3_client(
-    url: str,
-    region: str | None,
-    endpoint: str | None,
-    access_id: str | None,
-    access_key: str | None,
-    read_seconds: float,
-) -> Any:
-    """
-    A client of SQS that tries each call once.
-
-    @param url: the queue's URL, for what C{region} and C{endpoint} leave open.
-    @param access_id: with C{access_key}, the credentials; L{None} looks them up where Amazon's tools do.
-    @param read_seconds: how long the service may be silent before or within an answer, and how long the whole
-        answer may take.
-    """
-    import boto3.session
-    from botocore.config import Config
-
-    from pcapsvc.net.boto_exchange import bound_answers
-
-    region, endpoint = locate(url, region, endpoint_url(endpoint) if endpoint else None)
-    session = boto3.session.Session(aws_access_key_id=access_id, aws_secret_access_key=access_key)
-    client = session.client(
-        "sqs",
-        endpoint_url=endpoint,
-        # Signatures need a region. Services without regions expect this one.
-        region_name=region or session.region_name or "us-east-1",
-        config=Config(
-            connect_timeout=_CONNECT_SECONDS,
-            read_timeout=read_seconds,
-            # The source itself retries: boto3 would block the thread between attempts.
-            retries={"mode": "standard", "total_max_attempts": 1},
-            tcp_keepalive=True,
-        ),
-    )
-    bound_answers(client, most_bytes=MAX_ANSWER_BYTES, seconds=read_seconds)
-    client.meta.events.register("before-parse.sqs", check_answer)
-    return client
-
-
-def _is_stale(problem: Exception) -> bool:
-    from botocore.exceptions import ConnectionClosedError
-
-    from pcapsvc.net.boto_exchange import why_cut_off
-
-    return isinstance(problem, ConnectionClosedError) and why_cut_off(problem) is None
-
-
-def _lacks_credentials(problem: Exception) -> bool:
-    from botocore import exceptions
-
-    return isinstance(problem, exceptions.NoCredentialsError | exceptions.CredentialRetrievalError)
-
-
-def described(problem: Exception) -> tuple[str, str]:
-    """The kind of a problem, which is logged once, and the problem in words."""
-    from botocore import exceptions
-
-    from pcapsvc.net.boto_exchange import why_cut_off
-
-    if (limit := why_cut_off(problem)) is not None:
-        return "limit", limit
-    if isinstance(problem, exceptions.ClientError):
-        error = problem.response.get("Error", {})
-        code, message = str(error.get("Code", "")), str(error.get("Message", ""))
-        status = problem.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        words = ": ".join(part for part in (code, message) if part)
-        return code or str(status), f"the server answered {words or status}"
-    if isinstance(problem, exceptions.SSLError):
-        return "tls", str(problem)
-    if isinstance(problem, exceptions.HTTPClientError | OSError):
-        return "connection", str(problem)
-    if isinstance(problem, exceptions.BotoCoreError | Unsettled | ForeignAnswer):
-        return type(problem).__name__, str(problem)
-    # Its own words may contain a secret, or anything that a server sent.
-    return "unexpected", f"unexpected error ({type(problem).__name__})"

@@ -28,9 +28,11 @@ from pcapsvc.core.source_state import SourceState
 from pcapsvc.core.text import one_line
 from pcapsvc.interfaces.requests import IRequestSink, IRequestSource
 from pcapsvc.interfaces.threads import RunInThread
-from pcapsvc.sources.connectivity import Connectivity
-from pcapsvc.sources.polling import RETRY_SECONDS, Backoff, Outage, OwnThread, Poller
-from pcapsvc.sources.sqs.queue import Message, Queue, Received, Step, Unsettled, described, make_boto3_client
+from pcapsvc.net.connectivity import Connectivity
+from pcapsvc.net.outages import RETRY_SECONDS, Backoff, Outage
+from pcapsvc.net.sqs.client import Unsettled, described, make_boto3_client
+from pcapsvc.sources.polling import OwnThread, Poller
+from pcapsvc.sources.sqs.queue import Message, Queue, Received, Step
 
 #: The visibility timeout of a received message, whatever the queue's own is. If its node dies before the
 #: message is deleted or returned, others see it after this time. While its verdict is awaited, the timeout is

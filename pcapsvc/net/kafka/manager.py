@@ -12,7 +12,7 @@ from kafka.net.inet import KafkaNetSocket, create_connection
 from kafka.net.manager import KafkaConnectionManager
 from kafka.net.transport import KafkaSSLTransport, KafkaTCPTransport
 
-from pcapsvc.sources.kafka.token import UnusableToken
+from pcapsvc.net.kafka.token import UnusableToken
 
 #: How much is read from a connection before it is looked at.
 READ_BYTES = 1024 * 1024

@@ -1,4 +1,4 @@
-"""Keeps the state of a source."""
+"""Keeps the state of a connection."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pcapsvc.core.text import one_line
 
 class Connectivity:
     """
-    Whether a source is connected, and since when.
+    Whether a source, or a channel of events, is connected, and since when.
 
     @param wall_clock: returns the time in seconds since the Unix epoch.
 

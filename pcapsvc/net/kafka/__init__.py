@@ -1,0 +1,1 @@
+"""Connections to Kafka, by kafka-python."""

@@ -1,0 +1,1 @@
+"""Clients of Amazon SQS, by boto3."""
