@@ -45,6 +45,10 @@ class _Header:
     seconds: float
     length: int
 
+    def getts(self) -> tuple[int, int]:
+        """The time stamp: seconds since the Unix epoch, and microseconds."""
+        return divmod(round(self.seconds * 1e6), 1_000_000)
+
     def getlen(self) -> int:
         """The length on the wire, in bytes."""
         return self.length
@@ -362,8 +366,7 @@ class MemoryDumper:
 
     def dump(self, header: Any, data: bytes) -> None:
         """Write one packet: see L{IPacketDumper.dump}."""
-        seconds, fraction = divmod(header.seconds, 1)
-        self._file.write(_PACKET_HEADER.pack(int(seconds), round(fraction * 1e6), len(data), header.length))
+        self._file.write(_PACKET_HEADER.pack(*header.getts(), len(data), header.length))
         self._file.write(data)
 
     def close(self) -> None:

@@ -216,8 +216,8 @@ class RecordingBuffer:
     def _reader_of(self, batch: Batch) -> Callable[[int], int]:
         """A function that reads up to a number of packets, counts them, and returns how many there were."""
         dumper = self._dumper_of(batch)
-        if batch.stop_at_bytes is not None or self._observer is not None:
-            each = self._each_packet(dumper.dump, batch.stop_at_bytes)
+        if batch.stop_at_bytes is not None or batch.late is not None or self._observer is not None:
+            each = self._each_packet(dumper.dump, batch)
             return lambda count: self._handle.read(count, each)
 
         def read(count: int) -> int:
@@ -288,12 +288,12 @@ class RecordingBuffer:
         assert self._dumper is not None
         return self._dumper
 
-    def _each_packet(
-        self, dump: Callable[[Any, bytes], None], stop_at_bytes: int | None
-    ) -> Callable[[Any, bytes], None]:
-        observer = self._observer
+    def _each_packet(self, dump: Callable[[Any, bytes], None], batch: Batch) -> Callable[[Any, bytes], None]:
+        observer, late, stop_at_bytes = self._observer, batch.late, batch.stop_at_bytes
 
         def keep(header: Any, data: bytes) -> None:
+            if late is not None and not late.belongs(*header.getts()):
+                raise _Full
             dump(header, data)
             self.packets += 1
             if self._counted_bytes is not None:

@@ -82,7 +82,9 @@ class CapturePort:
         self._ended: Deferred[StopReason] | None = self._end
         self._started = wall_clock()
         self._began = reactor.seconds()
-        self._session = CaptureSession(plan.limits, snap_length=plan.snap_length, now=self._began)
+        self._session = CaptureSession(
+            plan.limits, snap_length=plan.snap_length, now=self._began, wall=self._started
+        )
         self.plan = plan
         self.capture_id = capture_id
         self.link_type = handle.link_type
@@ -193,14 +195,17 @@ class CapturePort:
         self._timer = self._reactor.callLater(max(0.0, wait), self._deadline)
 
     def _deadline(self) -> None:
-        """A time limit is reached, unless packets that arrived have moved it."""
+        """
+        A time limit is reached, unless packets that arrived have moved it. If reading them takes long, other
+        work gets its turn in between.
+        """
         self._timer = None
         if self._session.time_passed(self._reactor.seconds()) is not None:
             self._read_all()
         if self._ended is None:
             return
         reason = self._session.time_passed(self._reactor.seconds())
-        if reason is None:
+        if reason is None or self._session.is_behind():
             self._await_deadline()
         else:
             self.end(reason)
@@ -228,7 +233,8 @@ class CapturePort:
 
     def _read_batch(self) -> tuple[int, bool, StopReason | None]:
         """The number of packets read, whether that is all for now, and the limit that was reached."""
-        batch, before = self._session.next_batch(), self._buffer.packets
+        batch = self._session.next_batch(self._reactor.seconds(), self._wall_clock())
+        before = self._buffer.packets
         try:
             self._buffer.read(batch)
         finally:

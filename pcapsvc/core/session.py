@@ -15,6 +15,15 @@ _LARGEST_BATCH = 4096
 # If fewer packets than this certainly fit, a batch without counting costs more than counting.
 _SMALLEST_UNCOUNTED_BATCH = 16
 
+# How long ago packets may have arrived when they are read, in seconds: time limits are as exact as that. The
+# kernel holds packets back for less.
+_LATE_SECONDS = 0.1
+# Batches of packets that may be late are small: if the last of them has just arrived, the next are not late.
+_LARGEST_LATE_BATCH = 256
+# By how much the difference between two clocks may seem to change, in seconds, since they are read one after
+# the other.
+_STEP_SECONDS = 0.05
+
 
 class StopReason(Enum):
     """Why a capture ended."""
@@ -52,41 +61,126 @@ class Batch:
     @ivar packets: how many packets may be read.
     @ivar stop_at_bytes: read no further packet once the file has this size, in bytes;
         L{None} if the batch can't reach it, so that nothing needs to be counted.
+    @ivar late: decides on each packet, as it may have arrived long ago; L{None} if none has.
     """
 
     packets: int
     stop_at_bytes: int | None
+    late: LatePackets | None = None
+
+
+class LatePackets:
+    """
+    Checks packets against the time limits by their time stamps, when they are read long after they arrived:
+    the process was stopped, or had no processor.
+
+    A time stamp that can't be right ends nothing. Times are in seconds of the session's clock.
+
+    @param offset: how far the clock of the time stamps is ahead.
+    @param earliest: when the first of the packets may have arrived.
+    @param now: when the last of them may have arrived.
+    @param ends: when the duration of the capture is over.
+    @param last_packet: when the packet before them arrived.
+
+    @ivar last_packet: when the last one that belongs to the capture arrived.
+    @ivar reason: why the capture ended before a packet; L{None} if it did not.
+    """
+
+    def __init__(
+        self,
+        *,
+        offset: float,
+        earliest: float,
+        now: float,
+        ends: float,
+        last_packet: float,
+        idle_seconds: float,
+    ) -> None:
+        self._offset = offset
+        self._earliest = earliest
+        self._now = now
+        self._ends = ends
+        self._idle_seconds = idle_seconds
+        self.last_packet = last_packet
+        self.reason: StopReason | None = None
+
+    def belongs(self, seconds: int, microseconds: int) -> bool:
+        """
+        Whether the next packet belongs to the capture.
+
+        @param seconds: its time stamp, since the Unix epoch, with C{microseconds}.
+        """
+        arrived = seconds + microseconds / 1e6 - self._offset
+        if not self._earliest <= arrived <= self._now + _STEP_SECONDS:
+            self.last_packet = self._now
+            return True
+        self.reason = _first_limit(self._ends, self.last_packet + self._idle_seconds, before=arrived)
+        if self.reason is None:
+            self.last_packet = max(self.last_packet, arrived)
+        return self.reason is None
 
 
 class CaptureSession:
     """
     Checks one capture against its limits. Does no I/O, and knows no clock: C{now}
     is a time in seconds of any monotonic clock.
+
+    @param wall: the time at C{now}, in seconds since the Unix epoch.
     """
 
-    def __init__(self, limits: CaptureLimits, *, snap_length: int, now: float) -> None:
+    def __init__(self, limits: CaptureLimits, *, snap_length: int, now: float, wall: float) -> None:
         self._limits = limits
         self._largest_packet = PACKET_HEADER_BYTES + snap_length
         self._ends = now + limits.duration_seconds
         self._last_packet = now
         self._size = FILE_HEADER_BYTES
         self._counting = False
+        # Everything that arrived before this time was read. By how much the wall clock was ahead then.
+        self._complete_until = now
+        self._offset = wall - now
+        self._batch: Batch | None = None
+        self._batch_offset = self._offset
         self.packets = 0
 
-    def next_batch(self) -> Batch:
+    def next_batch(self, now: float, wall: float) -> Batch:
         """
         What may be read next without exceeding a limit.
 
         Far from the limit of bytes, a batch is no larger than what certainly fits, and
         nothing is counted. Close to it, and from then on, each packet is counted.
+
+        @param wall: the time at C{now}, in seconds since the Unix epoch.
         """
-        packets = min(_LARGEST_BATCH, self._limits.max_packets - self.packets)
+        self._batch_offset = wall - now
+        late = self._late_packets(now)
+        largest = _LARGEST_BATCH if late is None else _LARGEST_LATE_BATCH
+        packets = min(largest, self._limits.max_packets - self.packets)
         fitting = (self._limits.max_bytes - self._size - 1) // self._largest_packet
         if fitting < min(packets, _SMALLEST_UNCOUNTED_BATCH):
             self._counting = True
-        if self._counting:
-            return Batch(packets=packets, stop_at_bytes=self._limits.max_bytes)
-        return Batch(packets=min(packets, fitting), stop_at_bytes=None)
+        self._batch = Batch(
+            packets=packets if self._counting else min(packets, fitting),
+            stop_at_bytes=self._limits.max_bytes if self._counting else None,
+            late=late,
+        )
+        return self._batch
+
+    def _late_packets(self, now: float) -> LatePackets | None:
+        if now - self._complete_until <= _LATE_SECONDS or self._was_clock_set:
+            return None
+        return LatePackets(
+            offset=self._offset,
+            earliest=self._complete_until - _LATE_SECONDS,
+            now=now,
+            ends=self._ends,
+            last_packet=self._last_packet,
+            idle_seconds=self._limits.idle_seconds,
+        )
+
+    @property
+    def _was_clock_set(self) -> bool:
+        """Whether the wall clock was set since, so that time stamps say nothing."""
+        return abs(self._batch_offset - self._offset) > _STEP_SECONDS
 
     def recorded(self, packets: int, size: int, now: float) -> StopReason | None:
         """
@@ -100,25 +194,38 @@ class CaptureSession:
         """
         self.packets += packets
         self._size = size
+        batch, self._batch = self._batch, None
+        late = None if batch is None else batch.late
         if packets:
-            self._last_packet = now
+            self._last_packet = now if late is None else late.last_packet
+        if batch is None or packets < batch.packets:
+            self._complete_until, self._offset = now, self._batch_offset
+        elif late is not None:
+            self._complete_until = max(self._complete_until, late.last_packet)
         if packets and self._counting and size >= self._limits.max_bytes:
             return StopReason.BYTES
         if self.packets >= self._limits.max_packets:
             return StopReason.PACKETS
-        return None
+        return None if late is None else late.reason
+
+    def is_behind(self) -> bool:
+        """Whether there may be packets to read that arrived before the next deadline."""
+        return self._complete_until < self.next_deadline() and not self._was_clock_set
 
     def time_passed(self, now: float) -> StopReason | None:
         """
         Why the capture is over at this time, given that all earlier packets are recorded;
         L{None} if it continues.
         """
-        if now >= self._ends:
-            return StopReason.DURATION
-        if now >= self._last_packet + self._limits.idle_seconds:
-            return StopReason.IDLE
-        return None
+        return _first_limit(self._ends, self._last_packet + self._limits.idle_seconds, before=now)
 
     def next_deadline(self) -> float:
         """When a time limit is reached if no packet arrives."""
         return min(self._ends, self._last_packet + self._limits.idle_seconds)
+
+
+def _first_limit(ends: float, idle_ends: float, *, before: float) -> StopReason | None:
+    """Which of the time limits was reached first; L{None} if neither was reached before some time."""
+    if before < min(ends, idle_ends):
+        return None
+    return StopReason.IDLE if idle_ends < ends else StopReason.DURATION

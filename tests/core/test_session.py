@@ -17,13 +17,125 @@ from pcapsvc.core.session import (
 # What stdio may hold back, by which a size that isn't counted may be too large.
 _SLACK = 4096
 
+# The wall clock at 1000 seconds.
+EPOCH = 1_700_000_000.0
+
 
 def session(
     *, packets: int = 1000, size: int = 10**6, idle: float = 10, duration: float = 100, snap: int = 100
 ) -> CaptureSession:
     """A session that began at 1000 seconds."""
     limits = CaptureLimits(max_packets=packets, max_bytes=size, idle_seconds=idle, duration_seconds=duration)
-    return CaptureSession(limits, snap_length=snap, now=1000.0)
+    return CaptureSession(limits, snap_length=snap, now=1000.0, wall=EPOCH)
+
+
+def stamp(now: float, *, stepped: float = 0) -> tuple[int, int]:
+    """The time stamp of a packet that arrives at a time, by a clock that was stepped by some seconds."""
+    return divmod(round((EPOCH + now - 1000 + stepped) * 1e6), 1_000_000)
+
+
+class LateTests(unittest.SynchronousTestCase):
+    """Packets that are read long after they have arrived, because the process was stopped."""
+
+    def read(
+        self, followed: CaptureSession, now: float, *arrived: float, stepped: float = 0, ring: float = 0
+    ) -> tuple[int, StopReason | None]:
+        """
+        Read what is in the ring.
+
+        @param now: when it is read.
+        @param arrived: when the packets in it arrived.
+        @param stepped: by how much the wall clock was set since.
+        @param ring: by how much it was set when the packets arrived.
+
+        @return: how many packets belong to the capture, and why it is over.
+        """
+        batch = followed.next_batch(now, EPOCH + now - 1000 + stepped)
+        kept = 0
+        for each in arrived:
+            if batch.late is not None and not batch.late.belongs(*stamp(each, stepped=ring)):
+                break
+            kept += 1
+        return kept, followed.recorded(kept, 24 + kept * 50, now)
+
+    def test_in_time(self) -> None:
+        """Packets that can't have arrived long ago are not looked at, and count from when they are read."""
+        followed = session(idle=10)
+        for number in range(1, 100):
+            self.assertIsNone(followed.next_batch(1000 + number * 0.09, EPOCH + number * 0.09).late)
+            self.assertIsNone(followed.recorded(number % 2, 100, 1000 + number * 0.09))
+        self.assertAlmostEqual(followed.next_deadline(), 1000 + 99 * 0.09 + 10)
+
+    def test_duration(self) -> None:
+        """What arrived after the end doesn't belong to the capture."""
+        followed = session(duration=2)
+        self.assertEqual(self.read(followed, 1000.05), (0, None))
+        found = self.read(followed, 1003, 1000.5, 1001.9, 1002.1, 1002.9)
+        self.assertEqual(found, (2, StopReason.DURATION))
+
+    def test_idle(self) -> None:
+        """Nor does what arrived after a gap that was too long; the gap may begin before the stall."""
+        followed = session(idle=1)
+        self.assertEqual(self.read(followed, 1000.05, 1000.04), (1, None))
+        self.assertEqual(self.read(followed, 1003, 1000.9, 1001.8, 1002.9), (2, StopReason.IDLE))
+        followed = session(idle=1)
+        self.assertEqual(self.read(followed, 1000.05, 1000.04), (1, None))
+        self.assertEqual(self.read(followed, 1003, 1001.2, 1002.9), (0, StopReason.IDLE))
+
+    def test_idle_after_late_packets(self) -> None:
+        """The idle time begins when the last packet arrived, not when it was read."""
+        followed = session(idle=5)
+        self.assertEqual(self.read(followed, 1003, 1000.5), (1, None))
+        self.assertAlmostEqual(followed.next_deadline(), 1005.5)
+        self.assertEqual(self.read(followed, 1005.6, 1005.55), (0, StopReason.IDLE))
+
+    def test_first_of_both(self) -> None:
+        """Of a gap and the end, whichever came first is the reason."""
+        followed = session(idle=1, duration=2)
+        self.assertEqual(self.read(followed, 1003, 1000.5, 1002.5), (1, StopReason.IDLE))
+        followed = session(idle=1, duration=2)
+        self.assertEqual(self.read(followed, 1003, 1000.5, 1001.4, 1002.3), (2, StopReason.DURATION))
+
+    def test_long_backlog(self) -> None:
+        """Batches of late packets are small, and go on until one is in time."""
+        followed = session(packets=10_000, duration=100, idle=1)
+        batch = followed.next_batch(1003, EPOCH + 3)
+        assert batch.late is not None
+        for number in range(batch.packets):
+            self.assertTrue(batch.late.belongs(*stamp(1000 + number * 0.001)))
+        self.assertIsNone(followed.recorded(batch.packets, 10_000, 1003.01))
+        self.assertTrue(followed.is_behind())
+        batch = followed.next_batch(1003.01, EPOCH + 3.01)
+        assert batch.late is not None
+        self.assertEqual(batch.packets, 256)
+        for number in range(batch.packets):
+            self.assertTrue(batch.late.belongs(*stamp(1000.26 + number * 0.0107)))
+        self.assertIsNone(followed.recorded(batch.packets, 20_000, 1003.02))
+        batch = followed.next_batch(1003.03, EPOCH + 3.03)
+        self.assertEqual((batch.packets, batch.late), (4096, None))
+        self.assertIsNone(followed.recorded(10, 21_000, 1003.03))
+        followed.next_batch(1004.1, EPOCH + 4.1)
+        self.assertIsNone(followed.recorded(0, 21_000, 1004.1))
+        self.assertFalse(followed.is_behind())
+        self.assertIs(followed.time_passed(1004.1), StopReason.IDLE)
+
+    def test_clock_was_set(self) -> None:
+        """If the wall clock was set meanwhile, time stamps end nothing: packets count when they are read."""
+        for step in (-3600, -1, 1, 3600):
+            followed = session(duration=2, idle=1)
+            self.assertEqual(self.read(followed, 1003, 1000.5, 1002.5, stepped=step, ring=step), (2, None))
+            self.assertFalse(followed.is_behind())
+            self.assertEqual(followed.next_deadline(), 1002)
+            # The next time it is known.
+            self.assertEqual(self.read(followed, 1003.5, stepped=step), (0, None))
+            found = self.read(followed, 1004, 1003.6, stepped=step, ring=step)
+            self.assertEqual(found, (0, StopReason.DURATION))
+
+    def test_other_clock(self) -> None:
+        """Time stamps that can't be right end nothing either."""
+        for ahead in (-86_400, 86_400):
+            followed = session(duration=2, idle=1)
+            self.assertEqual(self.read(followed, 1003, 1000.5, 1002.5, ring=ahead), (2, None))
 
 
 class SessionTests(unittest.SynchronousTestCase):
@@ -32,46 +144,46 @@ class SessionTests(unittest.SynchronousTestCase):
     def test_packets(self) -> None:
         """The last packet that may come ends the capture; a batch never holds more."""
         followed = session(packets=10)
-        self.assertEqual(followed.next_batch().packets, 10)
+        self.assertEqual(followed.next_batch(1000, EPOCH).packets, 10)
         self.assertIsNone(followed.recorded(9, 5000, 1001))
-        self.assertEqual(followed.next_batch().packets, 1)
+        self.assertEqual(followed.next_batch(1000, EPOCH).packets, 1)
         self.assertIs(followed.recorded(1, 5100, 1001), StopReason.PACKETS)
         self.assertEqual(followed.packets, 10)
 
     def test_far_from_the_bytes(self) -> None:
         """Far from the limit of bytes, a batch can't reach it, and nothing is counted."""
         followed = session(packets=10**6, size=24 + 100 * 116 + 1)
-        batch = followed.next_batch()
+        batch = followed.next_batch(1000, EPOCH)
         self.assertEqual((batch.packets, batch.stop_at_bytes), (100, None))
-        self.assertEqual(session(packets=10**6, size=24 + 100 * 116).next_batch().packets, 99)
+        self.assertEqual(session(packets=10**6, size=24 + 100 * 116).next_batch(1000, EPOCH).packets, 99)
 
     def test_near_the_bytes(self) -> None:
         """Near it, and from there on, each packet is counted."""
         followed = session(size=24 + 100 * 116)
         self.assertIsNone(followed.recorded(98, 24 + 98 * 116, 1001))
-        self.assertEqual(followed.next_batch().stop_at_bytes, 24 + 100 * 116)
+        self.assertEqual(followed.next_batch(1000, EPOCH).stop_at_bytes, 24 + 100 * 116)
         self.assertIsNone(followed.recorded(1, 500, 1001))
-        self.assertEqual(followed.next_batch().stop_at_bytes, 24 + 100 * 116)
+        self.assertEqual(followed.next_batch(1000, EPOCH).stop_at_bytes, 24 + 100 * 116)
         self.assertIs(followed.recorded(1, 24 + 100 * 116, 1001), StopReason.BYTES)
 
     def test_uncounted_size_is_no_reason(self) -> None:
         """A size that may be too large ends nothing."""
         followed = session(size=20_000)
-        self.assertIsNone(followed.next_batch().stop_at_bytes)
+        self.assertIsNone(followed.next_batch(1000, EPOCH).stop_at_bytes)
         self.assertIsNone(followed.recorded(10, 20_500, 1001))
-        self.assertEqual(followed.next_batch().stop_at_bytes, 20_000)
+        self.assertEqual(followed.next_batch(1000, EPOCH).stop_at_bytes, 20_000)
 
     def test_less_than_a_header(self) -> None:
         """A limit that the file's own header meets takes one packet: the first that is looked at."""
         for size in (1, 23, 24, 25, 40):
             followed = session(size=size)
-            self.assertEqual(followed.next_batch().stop_at_bytes, size)
+            self.assertEqual(followed.next_batch(1000, EPOCH).stop_at_bytes, size)
             self.assertIsNone(followed.recorded(0, 24, 1001))
             self.assertIs(followed.recorded(1, 24 + 16 + 60, 1001), StopReason.BYTES)
 
     def test_bounded_batches(self) -> None:
         """However much fits, a batch is bounded."""
-        self.assertEqual(session(packets=10**9, size=10**12).next_batch().packets, 4096)
+        self.assertEqual(session(packets=10**9, size=10**12).next_batch(1000, EPOCH).packets, 4096)
 
     def test_duration(self) -> None:
         """The duration ends a capture, at its end and never before, however busy it is."""
@@ -98,6 +210,11 @@ class SessionTests(unittest.SynchronousTestCase):
         """At the same moment the duration is the reason."""
         self.assertIs(session(idle=10, duration=10).time_passed(1010.0), StopReason.DURATION)
 
+    def test_idle_before_duration(self) -> None:
+        """However late it is noticed, the limit that was reached first is the reason."""
+        self.assertIs(session(idle=10, duration=15).time_passed(1020.0), StopReason.IDLE)
+        self.assertIs(session(idle=15, duration=10).time_passed(1020.0), StopReason.DURATION)
+
     @settings(max_examples=400, deadline=None)
     @given(st.data())
     def test_first_limit(self, data: st.DataObject) -> None:
@@ -116,13 +233,17 @@ class SessionTests(unittest.SynchronousTestCase):
             self.assertEqual(followed.next_deadline(), due)
             reason = followed.time_passed(now)
             if now >= due:
-                self.assertIs(reason, StopReason.DURATION if now >= 1000 + duration else StopReason.IDLE)
+                self.assertIs(
+                    reason, StopReason.IDLE if last + idle < 1000 + duration else StopReason.DURATION
+                )
                 return
             self.assertIsNone(reason)
-            batch = followed.next_batch()
+            batch = followed.next_batch(now, EPOCH + now - 1000)
             self.assertTrue(1 <= batch.packets <= most - packets)
             got = 0
             for _ in range(min(batch.packets, data.draw(st.integers(0, 400), "arrived"))):
+                if batch.late is not None:
+                    self.assertTrue(batch.late.belongs(int(EPOCH) + now - 1000, 0))
                 written += PACKET_HEADER_BYTES + data.draw(
                     st.sampled_from([snap, 1, (snap + 1) // 2]), "length"
                 )

@@ -36,7 +36,12 @@ class CapturePortTests(unittest.SynchronousTestCase):
         self.reactor = MemoryReactorClock()
         self.system = MemoryPacketSystem("mem0")
         self.wall_clock = 1_700_000_000.0
+        self.read_seconds = 0.0
         self.addCleanup(self.assert_nothing_left)
+
+    def before_read(self) -> None:
+        """Each read takes a while, if it is to."""
+        self.reactor.rightNow += self.read_seconds
 
     def assert_nothing_left(self) -> None:
         """No handle, no descriptor, no reader, no timer."""
@@ -78,10 +83,11 @@ class CapturePortTests(unittest.SynchronousTestCase):
                 "test",
                 open_dumper=lambda path: self.system.open_dumper(path, link_type=1, snap_length=snap),
                 snap_length=snap,
+                before_read=self.before_read,
             ),
             plan,
             capture_id="abc",
-            wall_clock=lambda: self.wall_clock,
+            wall_clock=lambda: self.wall_clock + self.reactor.seconds(),
             hand_over_seconds=HAND_OVER,
         )
         port.begin()
@@ -142,6 +148,24 @@ class CapturePortTests(unittest.SynchronousTestCase):
         self.arrive(*[b"x" * 10] * 20_000)
         self.assertEqual(port.progress().packets, 20_000)
         port.discard()
+
+    def test_long_backlog(self) -> None:
+        """
+        After a stall, everything is read that arrived before a deadline, and nothing that arrived after it,
+        however long it takes.
+        """
+        port = self.port(packets=100_000, duration=2)
+        recording = port.start()
+        self.system.seconds = self.wall_clock + 1.5
+        self.system.deliver("mem0", *[b"x" * 10] * 20_000)
+        self.system.seconds = self.wall_clock + 2.5
+        self.system.deliver("mem0", b"late", b"later")
+        self.read_seconds = 0.03
+        self.reactor.rightNow += 3.0
+        self.reactor.pump([0.0] * 20)
+        made = self.recorded(recording)
+        self.assertEqual((made.reason, made.packets), (StopReason.DURATION, 20_000))
+        self.assertEqual(made.content.size, 24 + 20_000 * 26)
 
     def test_before_the_start(self) -> None:
         """What arrived between opening and starting is in the recording."""

@@ -12,7 +12,7 @@ from twisted.trial import unittest
 
 from pcapsvc.capture.buffer import MemoryFile, Observer, RecordingBuffer
 from pcapsvc.core.errors import CaptureUnavailable
-from pcapsvc.core.session import Batch, CaptureLimits, CaptureSession, StopReason
+from pcapsvc.core.session import Batch, CaptureLimits, CaptureSession, LatePackets, StopReason
 from pcapsvc.interfaces.capture import IPacketHandle
 from pcapsvc.testing_packets import MemoryDumper, MemoryPacketSystem
 
@@ -131,6 +131,17 @@ class RecordingBufferTests(unittest.SynchronousTestCase):
         self.assertEqual(buffer.size, stop)
         self.assertEqual(buffer.read(Batch(packets=5, stop_at_bytes=stop + 27)), 2)
         self.assertEqual(self.finish(buffer).size, stop + 52)
+
+    def test_late(self) -> None:
+        """A packet that arrived after a time limit ends the batch, and isn't in the file."""
+        buffer = self.buffer(self.handle())
+        for after in (1.5, 1.9, 2.1, 2.2):
+            self.system.seconds = 1_700_000_000 + after
+            self.system.deliver("mem0", b"x" * 10)
+        late = LatePackets(offset=1_700_000_000, earliest=0, now=3, ends=2, last_packet=0, idle_seconds=10)
+        self.assertEqual(buffer.read(Batch(packets=5, stop_at_bytes=None, late=late)), 2)
+        self.assertIs(late.reason, StopReason.DURATION)
+        self.assertEqual(len(packets_of(self.finish(buffer))), 2)
 
     def test_two_parts(self) -> None:
         """What was counted is put behind what was not, as one file."""
@@ -350,7 +361,7 @@ class RecordingBufferTests(unittest.SynchronousTestCase):
                 break
 
         limits = CaptureLimits(max_packets=most, max_bytes=size, idle_seconds=1, duration_seconds=1)
-        followed = CaptureSession(limits, snap_length=snap, now=0)
+        followed = CaptureSession(limits, snap_length=snap, now=0, wall=0)
         handle = self.handle(snap)
         buffer = self.buffer(handle, snap_length=snap, observer=_Watcher() if observed else None)
         waiting = [bytes([number % 256]) * length for number, length in enumerate(lengths)]
@@ -362,7 +373,7 @@ class RecordingBufferTests(unittest.SynchronousTestCase):
                 packets = packets[portion:]
                 count = -1
                 while stopped is None and count:
-                    batch = followed.next_batch()
+                    batch = followed.next_batch(0, 0)
                     count = buffer.read(batch)
                     self.assertLessEqual(count, batch.packets)
                     real = 24 + sum(16 + min(length, snap) for length in lengths[: buffer.packets])
