@@ -12,6 +12,7 @@ from pcapsvc.destinations.s3.settings import S3Settings
 from pcapsvc.encoders.pcap.settings import PcapSettings
 from pcapsvc.host.manhole.settings import ManholeSettings
 from pcapsvc.host.settings import SyslogSettings
+from pcapsvc.reports.metrics.settings import MetricsSettings
 from pcapsvc.reports.settings import ReportsSettings
 from pcapsvc.settings.catalogue import Catalogue
 from pcapsvc.settings.general import CaptureSettings, GeneralSettings
@@ -27,5 +28,5 @@ COMPONENTS = Catalogue(
     destinations=(LocalSettings, CloudSharkSettings, S3Settings),
     reporters=(),
     encoders=(PcapSettings,),
-    services=(SyslogSettings, ManholeSettings, WebSettings),
+    services=(SyslogSettings, ManholeSettings, WebSettings, MetricsSettings),
 )

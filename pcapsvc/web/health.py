@@ -10,10 +10,11 @@ from typing import Any
 
 from twisted.internet.interfaces import IReactorTime
 
+from pcapsvc.core.role import Role
 from pcapsvc.interfaces.capture import IHostInterfaces
 from pcapsvc.interfaces.requests import IRequestSource
 from pcapsvc.net.http_resource import Answer, HTTPProblem, Resource
-from pcapsvc.web.shared import Shared
+from pcapsvc.net.shared import Shared
 
 #: The type of problem details, see RFC 9457, section 3.1.1.
 NOT_READY = "/pcapsvc/problems/not-ready"
@@ -35,7 +36,7 @@ class Health(Resource):
 
 class Readiness(Resource):
     """
-    C{/readyz}: the node can capture, and requests can arrive.
+    C{/readyz}: the node can capture, and requests can arrive. Only who may read learns why it is not so.
 
     @param is_open: returns whether requests are admitted: they are not before the start and after the
         beginning of a stop.
@@ -43,6 +44,7 @@ class Readiness(Resource):
     """
 
     allowedMethods = (b"GET", b"HEAD")
+    is_public = True
 
     def __init__(
         self,
@@ -62,7 +64,9 @@ class Readiness(Resource):
         reasons = await self._reasons()
         if not reasons:
             return Answer.json({"status": "ok"})
-        raise HTTPProblem(503, "This node is not ready.", type=NOT_READY, title="Not ready", reasons=reasons)
+        # They say something about the node, and about its brokers.
+        shown: dict[str, Any] = {"reasons": reasons} if Role.READ in request.roles else {}
+        raise HTTPProblem(503, "This node is not ready.", type=NOT_READY, title="Not ready", **shown)
 
     async def _reasons(self) -> list[str]:
         """Everything that is in the way."""

@@ -13,7 +13,7 @@ from twisted.internet.interfaces import IReactorTime
 from pcapsvc.core.network_interface import NetworkInterface
 from pcapsvc.interfaces.capture import IHostInterfaces
 from pcapsvc.net.http_resource import Answer, HTTPProblem, Resource
-from pcapsvc.web.shared import Shared
+from pcapsvc.net.shared import Shared
 
 # How long a list is good: no longer than anybody notices.
 _KEEP_SECONDS = 1.0

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from pcapsvc.core.role import Role
+from pcapsvc.settings.secret import Secret
+from pcapsvc.sources.http.tokens import Token
 from pcapsvc.testing import MemorySink, MemorySource
 from pcapsvc.testing_packets import MemoryPacketSystem
 from pcapsvc.web.health import Health, Readiness
 from tests.unit.http_case import HTTPTestCase
+
+TOKENS = (
+    Token(secret=Secret("a-token-to-read"), roles=frozenset({Role.READ})),
+    Token(secret=Secret("a-token-to-capture"), roles=frozenset({Role.CAPTURE})),
+)
 
 
 class HealthTests(HTTPTestCase):
@@ -19,11 +27,11 @@ class HealthTests(HTTPTestCase):
         self.assertEqual(self.ask("HEAD", "/healthz").code, 200)
 
 
-class ReadinessTests(HTTPTestCase):
-    """The node can do its work, or everything that is in the way is listed."""
+class ReadinessCase(HTTPTestCase):
+    """A node that is ready."""
 
     def setUp(self) -> None:
-        """A node that is ready."""
+        """One of two sources is connected."""
         super().setUp()
         self.host = MemoryPacketSystem("mem0")
         self.is_open = True
@@ -38,6 +46,10 @@ class ReadinessTests(HTTPTestCase):
             sources={"one": self.one, "two": self.two},
         )
         self.source.root.putChild(b"readyz", readiness)
+
+
+class ReadinessTests(ReadinessCase):
+    """The node can do its work, or everything that is in the way is listed."""
 
     def reasons(self) -> list[str]:
         """Why it is not ready."""
@@ -83,3 +95,20 @@ class ReadinessTests(HTTPTestCase):
         self.one.lose("refused")
         self.assertEqual(len(self.reasons()), 4)
         self.assertIn("the daemon is starting or stopping", self.reasons())
+
+
+class PublicTests(ReadinessCase):
+    """Everybody may ask how a node is, but only those who may read learn more."""
+
+    tokens = TOKENS
+
+    def test_reasons(self) -> None:
+        """The reasons are for those who may read."""
+        self.source.root.putChild(b"healthz", Health())
+        self.assertEqual((self.ask("GET", "/healthz").code, self.ask("GET", "/readyz").code), (200, 200))
+        self.one.lose("refused by 192.0.2.1")
+        for token, is_told in ((None, False), ("a-token-to-capture", False), ("a-token-to-read", True)):
+            headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+            response = self.ask("GET", "/readyz", **headers)
+            self.assertEqual((response.code, "reasons" in response.content), (503, is_told), token)
+            self.assertEqual("192.0.2.1" in str(response.content), is_told)

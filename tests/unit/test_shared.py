@@ -6,7 +6,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from pcapsvc.web.shared import Shared
+from pcapsvc.net.shared import Shared
 
 
 class SharedTests(SynchronousTestCase):

@@ -1,0 +1,181 @@
+"""
+The metrics of a node.
+
+Their names follow the conventions of Prometheus (U{https://prometheus.io/docs/practices/naming/}). The values
+of all labels are known beforehand, so that each series exists from the start, and none is ever added: no id
+is a label.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Collection, Mapping
+from itertools import product
+from typing import Any, TypeVar
+
+from zope.interface import implementer
+
+import pcapsvc
+from pcapsvc.core.event import (
+    CaptureDelivered,
+    CaptureFailed,
+    CaptureStopped,
+    DeliveryFailed,
+    DeliveryPostponed,
+    DeliverySpooled,
+    Event,
+    RequestAccepted,
+    RequestBusy,
+    RequestRejected,
+)
+from pcapsvc.core.recording import PacketCounts, Progress
+from pcapsvc.core.session import StopReason
+from pcapsvc.interfaces.reports import IReporter
+from pcapsvc.reports.metrics.prometheus import CollectorRegistry, Counter, Gauge, Histogram
+
+#: What became of a request.
+VERDICTS = ("accepted", "rejected", "busy")
+#: Why a capture ended. The last one is if it has no file.
+REASONS = (*(reason.value for reason in StopReason), "failed")
+#: What became of an attempt to deliver, or of a capture that isn't attempted to be delivered any more.
+OUTCOMES = ("delivered", "postponed", "spooled", "failed")
+#: Where packets were dropped: for lack of room in the kernel's ring, or in the interface's hardware.
+PLACES = ("kernel", "interface")
+
+# In seconds. An upload may take as long as [delivery] timeout allows.
+_DELIVERY_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+# Packets are lost from about 50 ms at the highest rates.
+_LAG_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
+
+_VERDICT_OF: Mapping[type, str] = {
+    RequestAccepted: "accepted",
+    RequestRejected: "rejected",
+    RequestBusy: "busy",
+}
+_OUTCOME_OF: Mapping[type, str] = {
+    CaptureDelivered: "delivered",
+    DeliveryPostponed: "postponed",
+    DeliverySpooled: "spooled",
+    DeliveryFailed: "failed",
+}
+
+
+_Metric = TypeVar("_Metric", Counter, Histogram)
+
+
+@implementer(IReporter)
+class Metrics:
+    """
+    Counts what is reported.
+
+    @param registry: has the metrics.
+    @param sources: the names of all sources.
+    @param destinations: the names of all destinations.
+    """
+
+    def __init__(
+        self, registry: CollectorRegistry, *, sources: Collection[str], destinations: Collection[str]
+    ) -> None:
+        self._known = {"source": frozenset(sources), "destination": frozenset(destinations)}
+
+        def counter(name: str, text: str, **labels: Collection[str]) -> Counter:
+            return _with_series(Counter(f"pcapsvc_{name}", text, tuple(labels), registry=registry), labels)
+
+        self._requests = counter(
+            "requests", "Requests for this node, by what became of them.", source=sources, verdict=VERDICTS
+        )
+        self._captures = counter("captures", "Captures that have ended, by the reason.", reason=REASONS)
+        self._packets = counter("capture_packets", "Packets captured, by running captures too.")
+        self._bytes = counter("capture_bytes", "Bytes of pcap files captured, by running captures too.")
+        self._dropped = counter(
+            "packets_dropped", "Packets that captures have lost, and where.", where=PLACES
+        )
+        self._attempts = counter(
+            "delivery_attempts",
+            "Attempts to deliver a capture, by what became of them.",
+            destination=destinations,
+            outcome=OUTCOMES,
+        )
+        self._delivery_seconds = _with_series(
+            Histogram(
+                "pcapsvc_delivery_seconds",
+                "How long attempts took that delivered a capture.",
+                ("destination",),
+                buckets=_DELIVERY_BUCKETS,
+                registry=registry,
+            ),
+            {"destination": destinations},
+        )
+        self._lag = Histogram(
+            "pcapsvc_reactor_lag_seconds",
+            "How much later than it was due the reactor did something.",
+            buckets=_LAG_BUCKETS,
+            registry=registry,
+        )
+        build_info = Gauge(
+            "pcapsvc_build_info", "What is running: always 1.", ("version", "python"), registry=registry
+        )
+        build_info.labels(pcapsvc.__version__, platform.python_version()).set(1)
+        # What was counted of the captures that are running.
+        self._counted: dict[str, _Counted] = {}
+
+    def report(self, event: Event) -> None:
+        """See L{IReporter.report}."""
+        data = event.data
+        if (verdict := _VERDICT_OF.get(type(data))) is not None:
+            if event.labels.via in self._known["source"]:
+                self._requests.labels(event.labels.via, verdict).inc()
+        elif isinstance(data, CaptureStopped):
+            self._captures.labels(data.reason.value).inc()
+            self._count(event.subject, data.packets, data.bytes, data.counts)
+            self._counted.pop(event.subject or "", None)
+        elif isinstance(data, CaptureFailed):
+            self._captures.labels("failed").inc()
+            self._counted.pop(event.subject or "", None)
+        elif (outcome := _OUTCOME_OF.get(type(data))) is not None:
+            self._delivery(data, outcome)
+
+    def _delivery(self, data: Any, outcome: str) -> None:
+        # The spool may have captures for a destination that isn't enabled any more.
+        if data.destination not in self._known["destination"]:
+            return
+        self._attempts.labels(data.destination, outcome).inc()
+        if isinstance(data, CaptureDelivered):
+            self._delivery_seconds.labels(data.destination).observe(data.seconds)
+
+    def progressed(self, capture_id: str, progress: Progress) -> None:
+        """Count what a running capture has by now. The rest is counted when it has stopped."""
+        counts = None
+        if progress.dropped is not None:
+            counts = PacketCounts(received=0, dropped=progress.dropped, interface_dropped=None)
+        self._count(capture_id, progress.packets, progress.bytes, counts)
+
+    def _count(self, capture_id: str | None, packets: int, size: int, counts: PacketCounts | None) -> None:
+        before = self._counted.setdefault(capture_id or "", _Counted())
+        self._packets.inc(before.more("packets", packets))
+        self._bytes.inc(before.more("bytes", size))
+        if counts is not None:
+            self._dropped.labels("kernel").inc(before.more("kernel", counts.dropped))
+            self._dropped.labels("interface").inc(before.more("interface", counts.interface_dropped or 0))
+
+    def lagged(self, seconds: float) -> None:
+        """The reactor did something this much later than it was due."""
+        self._lag.observe(max(0.0, seconds))
+
+
+class _Counted(dict[str, int]):
+    """What was counted of a capture."""
+
+    def more(self, what: str, now: int) -> int:
+        """How much more of something there is than before, which is now counted."""
+        before = self.get(what, 0)
+        self[what] = max(before, now)
+        return self[what] - before
+
+
+def _with_series(metric: _Metric, labels: Mapping[str, Collection[str]]) -> _Metric:
+    """A metric that has a series for each combination of its labels' values."""
+    if labels:
+        for values in product(*labels.values()):
+            metric.labels(*values)
+    return metric

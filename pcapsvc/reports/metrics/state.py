@@ -1,0 +1,50 @@
+"""The metrics that are read when somebody asks for them: how the node is now."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from pcapsvc.reports.metrics.prometheus import Collector, CounterMetricFamily, GaugeMetricFamily, Metric
+
+
+class NodeCollector(Collector):
+    """
+    How a node is.
+
+    @param node: the L{pcapsvc.app.Node}.
+    """
+
+    def __init__(self, node: Any) -> None:
+        self._node = node
+
+    def collect(self) -> Iterator[Metric]:
+        """See L{Collector}."""
+        node, spool = self._node, self._node.spool
+        yield _gauge("captures_running", "Captures that are running.", len(node.captures.running))
+        yield _gauge("spool_entries", "Captures that wait in the spool.", spool.entries if spool else 0)
+        yield _gauge("spool_bytes", "What the spool uses of the disk.", spool.size if spool else 0)
+        yield _gauge(
+            "spool_limit_bytes",
+            "What the spool may use of the disk: [delivery] spoolsize; 0 without a spool.",
+            spool.max_bytes if spool else 0,
+        )
+        connected = GaugeMetricFamily(
+            "pcapsvc_source_connected", "Whether requests can arrive through a source.", labels=["source"]
+        )
+        for name, source in node.sources.items():
+            connected.add_metric([name], float(source.state().connected))
+        yield connected
+        dropped = CounterMetricFamily(
+            "pcapsvc_events_dropped",
+            "Events that were not published to a channel, for lack of room in its queue.",
+            labels=["channel"],
+        )
+        for name, channel in node.reporters.items():
+            if (count := getattr(channel, "dropped", None)) is not None:
+                dropped.add_metric([name], count)
+        yield dropped
+
+
+def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"pcapsvc_{name}", text, value=value)
