@@ -101,13 +101,13 @@ def build(
     """
     pools, hosted = ThreadPools(reactor), MultiService()  # type: ignore[no-untyped-call]
     captures = Captures([section.name for section in settings.enabled(DestinationSection)])
-    context = _context(settings, reactor, pools, wall_clock)
-    destinations = {section.name: section.build(context) for section in settings.enabled(DestinationSection)}
-    reporters = _reporters(context, captures)
-    reporter = FanOutReporter([*reporters.values()])
     events = EventFactory(
         settings.general.node_name, wall_clock=wall_clock, new_id=_new_id, api=_api_url(settings)
     )
+    context = _context(settings, reactor, pools, events, wall_clock)
+    destinations = {section.name: section.build(context) for section in settings.enabled(DestinationSection)}
+    reporters = _reporters(context, captures)
+    reporter = FanOutReporter([*reporters.values()])
     outboxes, rounds, spool = build_delivery(context, [*destinations.values()], reporter, events)
     packets, capturer, below = build_capturer(context, pools.new(), system)
     encoder = _encoder(context)
@@ -191,6 +191,7 @@ def _context(
     settings: Settings,
     reactor: Any,
     pools: ThreadPools,
+    events: EventFactory,
     wall_clock: Callable[[], float],
 ) -> BuildContext:
     def threads(most: int) -> RunInThread:
@@ -203,5 +204,6 @@ def _context(
         # Twice the attempts, because an attempt that timed out may leave a thread that hangs for a while.
         destination_threads=partial(threads, 2 * settings.section(DeliverySettings).concurrency),
         wall_clock=wall_clock,
+        events=events,
         most_connections=most_connections(),
     )

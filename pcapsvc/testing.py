@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import io
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, BinaryIO
 
@@ -21,12 +22,13 @@ from pcapsvc.core.artifact import Artifact
 from pcapsvc.core.errors import Problem
 from pcapsvc.core.event import Event, EventFactory, Payload
 from pcapsvc.core.message import Message
+from pcapsvc.core.report_queue import Report
 from pcapsvc.core.result import Accepted, Busy, Receipt, Verdict
 from pcapsvc.core.source_state import SourceState
 from pcapsvc.delivery.entry import Entry, Input, SpooledCapture, State
 from pcapsvc.delivery.ispool import ISpool
 from pcapsvc.interfaces.delivery import IDestination
-from pcapsvc.interfaces.reports import IReporter
+from pcapsvc.interfaces.reports import IPublisher, IReporter, Published
 from pcapsvc.interfaces.requests import IRequestSink, IRequestSource
 from pcapsvc.net.connectivity import Connectivity
 
@@ -145,6 +147,58 @@ class MemoryReporter:
     def data(self) -> list[Payload]:
         """The payloads of all events, in order."""
         return [event.data for event in self.events]
+
+
+@implementer(IPublisher)
+class MemoryPublisher:
+    """
+    A publisher to a broker in memory.
+
+    @ivar opening: makes the Deferred of each connection; by default, it is there.
+    @ivar answer: makes the Deferred of each answer from the events; by default, they have arrived.
+    @ivar published: the JSON of the events that have arrived, in order, decoded.
+    @ivar losing: the Deferred of whoever waits for the loss of the connection.
+    @ivar closed: how often it was disconnected.
+    """
+
+    server = "broker.example"
+    target = "topic 'capture-events'"
+    most = 5
+    most_bytes = 100_000
+
+    def __init__(self) -> None:
+        self.opening: Callable[[], defer.Deferred[bool]] = lambda: defer.succeed(True)
+        self.answer: Callable[[Sequence[Report]], defer.Deferred[Published]] = self.arrive
+        self.published: list[dict[str, Any]] = []
+        self.losing: defer.Deferred[None] = defer.Deferred()
+        self.closed = 0
+
+    def arrive(self, reports: Sequence[Report]) -> defer.Deferred[Published]:
+        """Have all of these arrive."""
+        self.published += [json.loads(report.json) for report in reports]
+        return defer.succeed(Published(arrived=reports))
+
+    def open(self) -> defer.Deferred[bool]:
+        """Connect: see L{IPublisher.open}."""
+        return self.opening()
+
+    def publish(self, reports: Sequence[Report]) -> defer.Deferred[Published]:
+        """Publish: see L{IPublisher.publish}."""
+        return self.answer(tuple(reports))
+
+    def when_lost(self) -> defer.Deferred[None]:
+        """Wait for the loss: see L{IPublisher.when_lost}."""
+        self.losing = defer.Deferred()
+        return self.losing
+
+    def close(self) -> defer.Deferred[None]:
+        """Disconnect: see L{IPublisher.close}."""
+        self.closed += 1
+        return defer.succeed(None)
+
+    def described(self, problem: Exception) -> tuple[str, str]:
+        """A problem in words: see L{IPublisher.described}."""
+        return type(problem).__name__, str(problem)
 
 
 @implementer(IDestination)

@@ -20,6 +20,7 @@ from pcapsvc.core.errors import Problem
 if TYPE_CHECKING:
     from twisted.application.service import IService
 
+    from pcapsvc.core.event import EventFactory
     from pcapsvc.core.request import OptionFields
     from pcapsvc.interfaces.delivery import IDestination, IEncoder
     from pcapsvc.interfaces.reports import IReporter
@@ -89,6 +90,7 @@ class BuildContext:
     @ivar destination_threads: the same, with as many threads as the concurrent attempts of a
         destination need.
     @ivar wall_clock: the time in seconds since the Unix epoch.
+    @ivar events: makes the events of the node.
     @ivar most_connections: how many connections a listener may have; L{None} is no limit.
     """
 
@@ -97,6 +99,7 @@ class BuildContext:
     threads: Callable[[int], RunInThread]
     destination_threads: Callable[[], RunInThread]
     wall_clock: Callable[[], float]
+    events: EventFactory
     most_connections: int | None = None
 
 
