@@ -13,6 +13,7 @@ from pcapsvc.encoders.pcap.settings import PcapSettings
 from pcapsvc.host.manhole.settings import ManholeSettings
 from pcapsvc.host.settings import SyslogSettings
 from pcapsvc.reports.metrics.settings import MetricsSettings
+from pcapsvc.reports.redis.settings import RedisReportsSettings
 from pcapsvc.reports.settings import ReportsSettings
 from pcapsvc.settings.catalogue import Catalogue
 from pcapsvc.settings.general import CaptureSettings, GeneralSettings
@@ -26,7 +27,7 @@ COMPONENTS = Catalogue(
     node=(GeneralSettings, CaptureSettings, DeliverySettings, ReportsSettings),
     sources=(RedisSettings, KafkaSettings, SqsSettings, HttpSettings),
     destinations=(LocalSettings, CloudSharkSettings, S3Settings),
-    reporters=(),
+    reporters=(RedisReportsSettings,),
     encoders=(PcapSettings,),
     services=(SyslogSettings, ManholeSettings, WebSettings, MetricsSettings),
 )

@@ -10,7 +10,6 @@ from twisted.internet.interfaces import IStreamClientEndpoint
 
 from pcapsvc.core.errors import Problem, SettingsError
 from pcapsvc.net.pem import UnusableCertificates
-from pcapsvc.net.tls import tls_problem, verified_tls
 
 #: How long a server has to accept a connection. TCP itself retries at growing intervals: once the network is
 #: back, a new attempt succeeds sooner, and what is published until then is lost.
@@ -45,6 +44,9 @@ def redis_endpoint(
     plain: IStreamClientEndpoint = HostnameEndpoint(reactor, host, port, timeout=CONNECT_SECONDS)
     if not tls:
         return plain
+    # Without TLS, OpenSSL is not imported.
+    from pcapsvc.net.tls import verified_tls
+
     try:
         creator = verified_tls(host, ca_file)
     except UnusableCertificates as problem:
@@ -96,9 +98,18 @@ def described(problem: Exception) -> tuple[str, str]:
             words = _ERR_TO_AUTH
         # The server's own words to AUTH might repeat the password.
         return problem.code, f"{problem.command} was refused ({words or problem.code})"
-    if (words := tls_problem(problem)) is not None:
-        return "tls", f"TLS failed: {words}"
     if isinstance(problem, _LOST):
         return "connection", str(problem).strip().rstrip(".")
+    if (words := _tls_words(problem)) is not None:
+        return "tls", f"TLS failed: {words}"
     # Its own words may contain a secret.
     return "unexpected", f"unexpected error ({type(problem).__name__})"
+
+
+def _tls_words(problem: Exception) -> str | None:
+    try:
+        from pcapsvc.net.tls import tls_problem
+    except ImportError:
+        # Without TLS, OpenSSL is not there.
+        return None
+    return tls_problem(problem)

@@ -53,6 +53,7 @@ def load_settings(
     tables: dict[str, dict[str, Any]] = {}
     _read_tables(document or {}, "", components.tables(), tables, problems)
     origins = _apply_options(tables, components.options(), overrides, problems)
+    _inherit(tables, components.sections, origins)
     settings = Settings(
         sections=tuple(
             _read_section(section, tables.get(section.table or "", {}), problems)
@@ -64,7 +65,8 @@ def load_settings(
     if document is not None:
         problems += _broken_rules(settings, components, {problem.path for problem in problems})
     if problems:
-        raise SettingsError([_as_given(problem, origins) for problem in problems])
+        # The problem with a value that is inherited is that of its origin, and is reported once.
+        raise SettingsError([*dict.fromkeys(_as_given(problem, origins) for problem in problems)])
     return settings
 
 
@@ -195,6 +197,25 @@ def _apply_options(
             table.setdefault(option.implies, True)
         origins[section.key_path(option.key)] = f"--{name}"
     return origins
+
+
+def _inherit(
+    tables: dict[str, dict[str, Any]], sections: Sequence[type[Section]], origins: dict[str, str]
+) -> None:
+    """
+    Have sections take keys from the tables that they inherit from.
+
+    @param origins: receives where each of them comes from, by its path.
+    """
+    for section in sections:
+        if section.inherits is None or section.table not in tables:
+            continue
+        own, other = tables[section.table], tables.get(section.inherits, {})
+        for key in [*section.inherited_keys(own, other)]:
+            if key in other and key not in own:
+                own[key] = other[key]
+                path = f"{section.inherits}.{key}"
+                origins[section.key_path(key)] = origins.get(path, path)
 
 
 def _read_section(section: type[Section], table: Mapping[str, Any], problems: list[Problem]) -> Section:

@@ -9,7 +9,7 @@ are secret, and how the component is built.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -115,6 +115,8 @@ class Section(msgspec.Struct, frozen=True, kw_only=True):
     @cvar secrets: the fields that hold a secret.
     @cvar options: the command line options that override keys of this section.
     @cvar only_if_given: whether the section exists only if its table is in the file.
+    @cvar switch: the key that enables the component, if there is one.
+    @cvar inherits: the table from which keys are taken that its own, if it is in the file, doesn't have.
     """
 
     name: ClassVar[str]
@@ -122,6 +124,8 @@ class Section(msgspec.Struct, frozen=True, kw_only=True):
     secrets: ClassVar[tuple[SecretKeys, ...]] = ()
     options: ClassVar[tuple[Option, ...]] = ()
     only_if_given: ClassVar[bool] = False
+    switch: ClassVar[str | None] = None
+    inherits: ClassVar[str | None] = None
 
     @classmethod
     def file_keys(cls) -> tuple[str, ...]:
@@ -141,6 +145,15 @@ class Section(msgspec.Struct, frozen=True, kw_only=True):
     def key_path(cls, key: str) -> str:
         """The path of a key: C{general.maxpackets}."""
         return f"{cls.table}.{key}"
+
+    @classmethod
+    def inherited_keys(cls, own: Mapping[str, Any], other: Mapping[str, Any]) -> Iterable[str]:
+        """
+        Which keys are taken from the table C{inherits}, if that has them, and this one's own doesn't.
+
+        @param own: the values of its own table, not yet validated. Likewise C{other}.
+        """
+        return ()
 
     @classmethod
     def dependent_defaults(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -188,7 +201,6 @@ class SourceSection(_ConnectedSection, frozen=True, kw_only=True):
     """
     The settings of a source of requests.
 
-    @cvar switch: the key that enables it.
     """
 
     switch: ClassVar[str] = "listen"
@@ -206,7 +218,6 @@ class DestinationSection(_ConnectedSection, frozen=True, kw_only=True):
     """
     The settings of a destination of captures.
 
-    @cvar switch: the key that enables it.
     """
 
     switch: ClassVar[str] = "upload"

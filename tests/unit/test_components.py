@@ -155,7 +155,7 @@ class ReporterSettings(ReporterSection, frozen=True, kw_only=True):
     """A reporter in a nested table whose last name is another table's."""
 
     name: ClassVar[str] = "probe-reporter"
-    table: ClassVar[str | None] = "reports.redis"
+    table: ClassVar[str | None] = "reports.probe"
     secrets: ClassVar[tuple[SecretKeys, ...]] = (SecretKeys(field="auth", key="auth", file_key="authfile"),)
 
     report: Flag = False
@@ -203,7 +203,7 @@ password = "hunter2"
 [probe.source.copy]
 upload = true
 token = "hunter3"
-[reports.redis]
+[reports.probe]
 report = true
 auth = "hunter4"
 """
@@ -217,10 +217,10 @@ KEYS = [
     "probe.source.path",
     "probe.source.password",
     "probe.source.passwordfile",
-    "reports.redis.report",
-    "reports.redis.port",
-    "reports.redis.auth",
-    "reports.redis.authfile",
+    "reports.probe.report",
+    "reports.probe.port",
+    "reports.probe.auth",
+    "reports.probe.authfile",
     "general.probelevel",
 ]
 
@@ -247,10 +247,10 @@ class SettingsOfProbesTests(SettingsTestCase):
                 "general.maxpakets: is not a known key; did you mean 'maxpackets'?",
                 "probe.source.copy.uplaod: is not a known key; did you mean 'upload'?",
                 "probe.sorce: is not a known key; did you mean 'source'?",
-                "reports.kafka: is not a known key",
+                "reports.other: is not a known key",
                 "general.maxbytes = 0: must be a whole number of bytes, from 1 to 9223372036854775807",
                 "--probehost = 'a b': must be a host name or address, without spaces or slashes",
-                "reports.redis.port = 'x': must be a whole number from 1 to 65535",
+                "reports.probe.port = 'x': must be a whole number from 1 to 65535",
                 "general.probelevel = 10: must be a whole number from 1 to 9",
                 "general.writelocal: at least one destination must be enabled: general.writelocal, "
                 "cloudshark.upload, s3.upload or probe.source.copy.upload",
@@ -269,9 +269,9 @@ class SettingsOfProbesTests(SettingsTestCase):
                 [probe.source.copy]
                 uplaod = true
                 [probe.sorce]
-                [reports.redis]
+                [reports.probe]
                 port = "x"
-                [reports.kafka]
+                [reports.other]
                 """,
                 probehost="a b",
             ),
@@ -291,8 +291,8 @@ class SettingsOfProbesTests(SettingsTestCase):
     def test_a_quoted_dot(self) -> None:
         """A key with a dot in it isn't a nested table."""
         self.assertEqual(
-            "reports.redis: is not a known key; did you mean 'reports'?",
-            self.only_problem(PROBES + '[redis]\n["reports.redis"]'),
+            "reports.probe: is not a known key; did you mean 'reports'?",
+            self.only_problem(PROBES + '[redis]\n["reports.probe"]'),
         )
 
     def test_options(self) -> None:
@@ -323,7 +323,7 @@ class SettingsOfProbesTests(SettingsTestCase):
         self.assertEqual(sorted(f"{path}: no line" for path in KEYS), sorted(lines))
         text = (
             EXAMPLE.read_text()
-            + "\n#[reports.redis]\n#report = false\n#port   = 1\n#auth = ''\n#authfile = ''\n"
+            + "\n#[reports.probe]\n#report = false\n#port   = 1\n#auth = ''\n#authfile = ''\n"
         )
         self.assertEqual(len(KEYS) - 4, len([*missing_from_example(WITH_PROBES, text)]))
 

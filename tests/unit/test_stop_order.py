@@ -50,6 +50,8 @@ token = "secret"
 upload = true
 bucket = "captures"
 region = "us-east-1"
+[reports.redis]
+send = true
 [manhole]
 listen = "unix:{directory}/manhole.sock"
 authorizedkeys = "{directory}/authorized_keys"
