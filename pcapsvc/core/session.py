@@ -18,8 +18,10 @@ _SMALLEST_UNCOUNTED_BATCH = 16
 # How long ago packets may have arrived when they are read, in seconds: time limits are as exact as that. The
 # kernel holds packets back for less.
 _LATE_SECONDS = 0.1
-# Batches of packets that may be late are small: if the last of them has just arrived, the next are not late.
+# How many late packets are compared with the time limits in one batch: that takes ten times as long as to
+# write them. If no limit can have passed, it is only done to see how late they are.
 _LARGEST_LATE_BATCH = 256
+_LARGEST_SAMPLE = 32
 # By how much the difference between two clocks may seem to change, in seconds, since they are read one after
 # the other.
 _STEP_SECONDS = 0.05
@@ -82,7 +84,8 @@ class LatePackets:
     @param ends: when the duration of the capture is over.
     @param last_packet: when the packet before them arrived.
 
-    @ivar last_packet: when the last one that belongs to the capture arrived.
+    @ivar last_packet: from when on the idle time counts, after the last one that belongs to the capture.
+    @ivar arrived: when that one arrived.
     @ivar reason: why the capture ended before a packet; L{None} if it did not.
     """
 
@@ -102,6 +105,7 @@ class LatePackets:
         self._ends = ends
         self._idle_seconds = idle_seconds
         self.last_packet = last_packet
+        self.arrived = earliest
         self.reason: StopReason | None = None
 
     def belongs(self, seconds: int, microseconds: int) -> bool:
@@ -112,10 +116,11 @@ class LatePackets:
         """
         arrived = seconds + microseconds / 1e6 - self._offset
         if not self._earliest <= arrived <= self._now + _STEP_SECONDS:
-            self.last_packet = self._now
-            return True
-        self.reason = _first_limit(self._ends, self.last_packet + self._idle_seconds, before=arrived)
+            arrived = self._now
+        else:
+            self.reason = _first_limit(self._ends, self.last_packet + self._idle_seconds, now=arrived)
         if self.reason is None:
+            self.arrived = arrived
             self.last_packet = max(self.last_packet, arrived)
         return self.reason is None
 
@@ -139,6 +144,8 @@ class CaptureSession:
         self._complete_until = now
         self._offset = wall - now
         self._batch: Batch | None = None
+        # Whether the last batch had time stamps, and there is more.
+        self._is_sampled = False
         self._batch_offset = self._offset
         self.packets = 0
 
@@ -153,7 +160,9 @@ class CaptureSession:
         """
         self._batch_offset = wall - now
         late = self._late_packets(now)
-        largest = _LARGEST_BATCH if late is None else _LARGEST_LATE_BATCH
+        largest = _LARGEST_BATCH
+        if late is not None:
+            largest = _LARGEST_LATE_BATCH if now >= self.next_deadline() else _LARGEST_SAMPLE
         packets = min(largest, self._limits.max_packets - self.packets)
         fitting = (self._limits.max_bytes - self._size - 1) // self._largest_packet
         if fitting < min(packets, _SMALLEST_UNCOUNTED_BATCH):
@@ -167,6 +176,8 @@ class CaptureSession:
 
     def _late_packets(self, now: float) -> LatePackets | None:
         if now - self._complete_until <= _LATE_SECONDS or self._was_clock_set:
+            return None
+        if self._is_sampled and now < self.next_deadline():
             return None
         return LatePackets(
             offset=self._offset,
@@ -201,7 +212,8 @@ class CaptureSession:
         if batch is None or packets < batch.packets:
             self._complete_until, self._offset = now, self._batch_offset
         elif late is not None:
-            self._complete_until = max(self._complete_until, late.last_packet)
+            self._complete_until = max(self._complete_until, late.arrived)
+        self._is_sampled = late is not None
         if packets and self._counting and size >= self._limits.max_bytes:
             return StopReason.BYTES
         if self.packets >= self._limits.max_packets:
@@ -217,15 +229,15 @@ class CaptureSession:
         Why the capture is over at this time, given that all earlier packets are recorded;
         L{None} if it continues.
         """
-        return _first_limit(self._ends, self._last_packet + self._limits.idle_seconds, before=now)
+        return _first_limit(self._ends, self._last_packet + self._limits.idle_seconds, now=now)
 
     def next_deadline(self) -> float:
         """When a time limit is reached if no packet arrives."""
         return min(self._ends, self._last_packet + self._limits.idle_seconds)
 
 
-def _first_limit(ends: float, idle_ends: float, *, before: float) -> StopReason | None:
-    """Which of the time limits was reached first; L{None} if neither was reached before some time."""
-    if before < min(ends, idle_ends):
+def _first_limit(ends: float, idle_ends: float, *, now: float) -> StopReason | None:
+    """Which of the time limits was reached first; L{None} if neither was reached by now."""
+    if now < min(ends, idle_ends):
         return None
     return StopReason.IDLE if idle_ends < ends else StopReason.DURATION

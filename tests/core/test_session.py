@@ -96,28 +96,41 @@ class LateTests(unittest.SynchronousTestCase):
         followed = session(idle=1, duration=2)
         self.assertEqual(self.read(followed, 1003, 1000.5, 1001.4, 1002.3), (2, StopReason.DURATION))
 
-    def test_long_backlog(self) -> None:
-        """Batches of late packets are small, and go on until one is in time."""
-        followed = session(packets=10_000, duration=100, idle=1)
-        batch = followed.next_batch(1003, EPOCH + 3)
-        assert batch.late is not None
-        for number in range(batch.packets):
-            self.assertTrue(batch.late.belongs(*stamp(1000 + number * 0.001)))
-        self.assertIsNone(followed.recorded(batch.packets, 10_000, 1003.01))
+    def late(self, followed: CaptureSession, now: float, *arrived: float) -> int:
+        """Read as many packets as may be read. Return how many, of which each arrived at such a time."""
+        batch = followed.next_batch(now, EPOCH + now - 1000)
+        if batch.late is not None:
+            for number in range(batch.packets):
+                self.assertTrue(batch.late.belongs(*stamp(arrived[number * len(arrived) // batch.packets])))
+        self.assertIsNone(followed.recorded(batch.packets, 24 + followed.packets * 50, now))
+        return batch.packets
+
+    def test_backlog_after_a_deadline(self) -> None:
+        """Once a limit may have passed, each packet is looked at, until one is in time."""
+        followed = session(packets=100_000, size=10**9, duration=100, idle=1)
+        self.assertEqual(self.late(followed, 1003, 1000.1, 1000.5), 256)
         self.assertTrue(followed.is_behind())
-        batch = followed.next_batch(1003.01, EPOCH + 3.01)
-        assert batch.late is not None
-        self.assertEqual(batch.packets, 256)
-        for number in range(batch.packets):
-            self.assertTrue(batch.late.belongs(*stamp(1000.26 + number * 0.0107)))
-        self.assertIsNone(followed.recorded(batch.packets, 20_000, 1003.02))
-        batch = followed.next_batch(1003.03, EPOCH + 3.03)
-        self.assertEqual((batch.packets, batch.late), (4096, None))
-        self.assertIsNone(followed.recorded(10, 21_000, 1003.03))
-        followed.next_batch(1004.1, EPOCH + 4.1)
-        self.assertIsNone(followed.recorded(0, 21_000, 1004.1))
+        self.assertEqual(self.late(followed, 1003.01, 1001.4, 1002.1), 256)
+        self.assertEqual(self.late(followed, 1003.02), 4096)
+        self.assertEqual(self.late(followed, 1003.04, 1002.99), 32)
+        self.assertEqual(self.late(followed, 1003.05), 4096)
+        self.assertEqual(self.late(followed, 1003.06), 4096)
+
+    def test_backlog(self) -> None:
+        """If no limit can have passed, only a few are looked at: others would be lost meanwhile."""
+        followed = session(packets=100_000, size=10**9, duration=100, idle=10)
+        read = [self.late(followed, 1003 + number * 0.01, 1001) for number in range(8)]
+        self.assertEqual(read, [32, 4096] * 4)
+
+    def test_is_behind(self) -> None:
+        """A session is no longer behind when everything was read."""
+        followed = session(packets=100_000, size=10**9, duration=2, idle=10)
+        self.late(followed, 1003, 1001)
+        self.assertTrue(followed.is_behind())
+        followed.next_batch(1003.1, EPOCH + 3.1)
+        self.assertIsNone(followed.recorded(0, 21_000, 1003.1))
         self.assertFalse(followed.is_behind())
-        self.assertIs(followed.time_passed(1004.1), StopReason.IDLE)
+        self.assertIs(followed.time_passed(1003.1), StopReason.DURATION)
 
     def test_clock_was_set(self) -> None:
         """If the wall clock was set meanwhile, time stamps end nothing: packets count when they are read."""
