@@ -6,9 +6,10 @@ TESTS ?= tests
 # What needs neither servers nor root. The contracts of real interfaces need root.
 CHECKS ?= tests.core tests.unit tests.contracts.test_packet_system tests.fuzz
 SECONDS ?= 300
+EXAMPLES ?= 1000
 export PYTHON CONFIG
 
-.PHONY: help run test check lint fuzz bench wheel clean setup setup-check setup-dev
+.PHONY: help run test check lint fuzz fuzz-api bench wheel clean setup setup-check setup-dev
 
 help:
 	@echo "make run     run the daemon in the foreground (CONFIG=$(CONFIG))"
@@ -16,6 +17,7 @@ help:
 	@echo "make test    the whole test suite, against real servers (TESTS=$(TESTS))"
 	@echo "make lint    ruff, mypy and the import contract"
 	@echo "make fuzz    fuzz the parsers of messages and of the configuration (SECONDS=$(SECONDS) each)"
+	@echo "make fuzz-api  compare what the API answers with its OpenAPI document (EXAMPLES=$(EXAMPLES) for each operation)"
 	@echo "make bench   compare the capture engine with tcpdump"
 	@echo "make wheel   build the sdist and the wheel in dist/"
 	@echo "make clean   remove everything that these commands create"
@@ -52,6 +54,9 @@ lint: setup-check
 fuzz:
 	@scripts/setup fuzz
 	.venv/bin/python -m tests.fuzz all --seconds $(SECONDS)
+
+fuzz-api: setup-dev
+	PCAPSVC_API_EXAMPLES=$(EXAMPLES) .venv/bin/python -m tests.runner tests.integration.test_openapi
 
 bench: setup-dev
 	.venv/bin/python -m benchmarks $(BENCH)

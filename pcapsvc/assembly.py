@@ -8,7 +8,6 @@ from twisted.application.service import IService
 
 from pcapsvc.capture.buffer import RESERVE_BYTES
 from pcapsvc.capture.capturer import Capturer
-from pcapsvc.capture_files import CaptureFiles
 from pcapsvc.captures import Captures
 from pcapsvc.core.admission import Admission
 from pcapsvc.core.event import EventFactory
@@ -94,7 +93,6 @@ def build_pipeline(
     reporter: IReporter,
     events: EventFactory,
     captures: Captures,
-    files: CaptureFiles,
 ) -> Pipeline:
     """The pipeline."""
     settings = context.settings
@@ -107,7 +105,6 @@ def build_pipeline(
         free_bytes=memory.free_bytes,
         held_bytes=captures.held_bytes,
         capture_overhead_bytes=ring_bytes(settings.capture.buffer_size_bytes) + RESERVE_BYTES,
-        spare=files,
     )
     return Pipeline(
         judge=Judge(
@@ -126,7 +123,6 @@ def build_pipeline(
         reporter=reporter,
         events=events,
         captures=captures,
-        files=files,
         admission=admission,
         wall_clock=context.wall_clock,
     )

@@ -14,15 +14,12 @@ from pcapsvc.core.rate import RequestRate
 from pcapsvc.settings.general import interfaces_by_alias
 from pcapsvc.settings.section import BuildContext
 from pcapsvc.web.captures import CaptureList
+from pcapsvc.web.description import Description
 from pcapsvc.web.filters import Filters
 from pcapsvc.web.health import Health, Readiness
 from pcapsvc.web.interfaces import Interfaces
 from pcapsvc.web.node import NodeResource, NodeState
 from pcapsvc.web.page import add_page
-from pcapsvc.web.pcap_file import Places
-
-# More than one, so that a file doesn't wait for another whose disk hangs.
-_DISK_THREADS = 4
 
 
 def mount(root: TwistedResource, context: BuildContext, node: Any) -> MultiService:
@@ -39,14 +36,8 @@ def mount(root: TwistedResource, context: BuildContext, node: Any) -> MultiServi
     settings, reactor = node.settings, context.reactor
     state = NodeState(node, wall_clock=context.wall_clock)
     state.setServiceParent(services)
-    places = Places(
-        reactor=reactor,
-        captures=node.captures,
-        files=node.files,
-        in_spool=None if node.spool is None else node.spool.locate,
-        run_in_thread=context.threads(_DISK_THREADS),
-    )
-    root.putChild(b"captures", CaptureList(root.getStaticEntity(b"captures"), places))
+    posts = root.getStaticEntity(b"captures")
+    root.putChild(b"captures", CaptureList(context.reactor, posts, node.captures))
     root.putChild(b"filters", _filters(node, reactor))
     root.putChild(b"healthz", Health())
     root.putChild(
@@ -59,6 +50,7 @@ def mount(root: TwistedResource, context: BuildContext, node: Any) -> MultiServi
         ),
     )
     root.putChild(b"node", NodeResource(state))
+    root.putChild(b"openapi.json", Description())
     root.putChild(
         b"readyz",
         Readiness(reactor, node.packets, is_open=lambda: bool(node.pipeline.is_open), sources=node.sources),

@@ -11,8 +11,10 @@ from typing import Any
 from twisted.application.service import Service
 
 import pcapsvc
+from pcapsvc.core.source_state import SourceState
 from pcapsvc.core.timestamp import rfc3339
 from pcapsvc.host.memory import ProcessMemory
+from pcapsvc.interfaces.reports import IEventChannel
 from pcapsvc.net.http_resource import Answer, Resource
 from pcapsvc.settings.general import GeneralSettings
 from pcapsvc.web.settings import WebSettings
@@ -50,13 +52,17 @@ class NodeState(Service):
             **self._always,
             "started": _time(self._started),
             "sources": [
+                {"name": name, **_connection(source.state())} for name, source in node.sources.items()
+            ],
+            "channels": [
                 {
-                    "name": name,
-                    "connected": state.connected,
-                    "since": _time(state.since),
-                    "problem": state.problem,
+                    "name": channel.name,
+                    **_connection(channel.state()),
+                    "waiting": channel.waiting,
+                    "dropped": channel.dropped,
                 }
-                for name, state in ((name, source.state()) for name, source in node.sources.items())
+                for channel in node.reporters.values()
+                if IEventChannel.providedBy(channel)
             ],
             "destinations": [
                 {"name": name, "waiting": len(outbox.waiting)} for name, outbox in node.outboxes.items()
@@ -101,6 +107,10 @@ def _limits(general: GeneralSettings) -> dict[str, Any]:
         },
         "defaults": {"timeout": general.default_timeout_seconds, "snaplength": general.snap_length},
     }
+
+
+def _connection(state: SourceState) -> dict[str, Any]:
+    return {"connected": state.connected, "since": _time(state.since), "problem": state.problem}
 
 
 def _time(seconds: float | None) -> str | None:

@@ -22,8 +22,8 @@ from twisted.web.http import HTTPFactory
 application = service.Application("bare")
 internet.TCPServer(0, HTTPFactory(), interface="127.0.0.1").setServiceParent(application)
 """
-# Measured: 7.7 MB, or 8.8 MB if no bytecode is cached.
-_MOST_KILOBYTES = 10_000
+# Measured: 11.5 MB, of which the metrics are 1.4 MB.
+_MOST_KILOBYTES = 14_000
 
 
 def _resident_kilobytes(pid: int) -> int:
@@ -37,7 +37,7 @@ class MemoryAtRestTests(SynchronousTestCase):
 
     def test_beside_twisted(self) -> None:
         """
-        The daemon adds at most 10 MB to what a bare C{twistd} needs, which depends on the versions of Python,
+        The daemon adds at most 14 MB to what a bare C{twistd} needs, which depends on the versions of Python,
         Twisted and the C library, so no absolute number is expected.
         """
         bare, daemon = OwnProcess("bare"), Daemon()

@@ -13,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
+from zope.interface import directlyProvides
 
 from pcapsvc.core.errors import Problem
 from pcapsvc.core.event import (
@@ -31,6 +32,7 @@ from pcapsvc.core.event import (
 from pcapsvc.core.labels import Labels
 from pcapsvc.core.recording import PacketCounts, Progress
 from pcapsvc.core.session import StopReason
+from pcapsvc.interfaces.reports import IEventChannel
 from pcapsvc.reports.metrics.lag import INTERVAL_SECONDS, ReactorLag
 from pcapsvc.reports.metrics.prometheus import CollectorRegistry, ProcessCollector, generate_latest
 from pcapsvc.reports.metrics.reporter import Metrics
@@ -93,8 +95,8 @@ class MetricsCase(SynchronousTestCase):
         self.registry = CollectorRegistry()
         self.metrics = Metrics(self.registry, sources=["redis", "http"], destinations=["local", "s3"])
         self.factory = event_factory()
-        channel = MemoryReporter()
-        channel.dropped = 7  # type: ignore[attr-defined]
+        channel = SimpleNamespace(name="kafka", dropped=7)
+        directlyProvides(channel, IEventChannel)
         redis, http = MemorySource(MemorySink(), name="redis"), MemorySource(MemorySink(), name="http")
         redis.connect()
         self.node = SimpleNamespace(

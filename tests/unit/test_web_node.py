@@ -74,11 +74,18 @@ class NodeTests(HTTPTestCase, SettingsTestCase):
                     {"name": "redis", "connected": False, "since": None, "problem": None},
                     {"name": "http", "connected": False, "since": None, "problem": None},
                 ],
+                "channels": [],
                 "destinations": [{"name": "local", "waiting": 0}],
                 "spool": None,
                 "captures": {"running": 0, "held_bytes": 0},
             },
         )
+
+    def test_channels(self) -> None:
+        """How the channels are that events are published to."""
+        found = self.described("[reports.redis]\nsend = true")
+        expected = {"name": "redis", "connected": False, "since": None, "problem": None}
+        self.assertEqual(found["channels"], [{**expected, "waiting": 0, "dropped": 0}])
 
     def test_spool(self) -> None:
         """How full the spool is, and may become."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from pcapsvc.interfaces.reports import IEventChannel
 from pcapsvc.reports.metrics.prometheus import Collector, CounterMetricFamily, GaugeMetricFamily, Metric
 
 
@@ -40,9 +41,9 @@ class NodeCollector(Collector):
             "Events that were not published to a channel, for lack of room in its queue.",
             labels=["channel"],
         )
-        for name, channel in node.reporters.items():
-            if (count := getattr(channel, "dropped", None)) is not None:
-                dropped.add_metric([name], count)
+        for channel in node.reporters.values():
+            if IEventChannel.providedBy(channel):
+                dropped.add_metric([channel.name], channel.dropped)
         yield dropped
 
 
