@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from twisted.application.service import IService, MultiService
 
 from pcapsvc.assembly import build_capturer, build_delivery, build_pipeline
+from pcapsvc.capture_files import CaptureFiles
 from pcapsvc.captures import Captures
 from pcapsvc.core.event import EventFactory
 from pcapsvc.delivery.outbox import Outbox
@@ -59,6 +60,7 @@ class Node:
 
     @ivar service: starts and stops everything, in order.
     @ivar captures: the running and the most recent captures.
+    @ivar files: the files of captures that are in memory.
     @ivar pipeline: accepts requests.
     @ivar sources: the sources of requests, by name.
     @ivar destinations: the destinations of captures, by name.
@@ -73,6 +75,7 @@ class Node:
     service: IService
     settings: Settings
     captures: Captures
+    files: CaptureFiles
     pipeline: Pipeline
     sources: Mapping[str, IRequestSource]
     destinations: Mapping[str, IDestination]
@@ -111,7 +114,10 @@ def build(
     outboxes, rounds, spool = build_delivery(context, [*destinations.values()], reporter, events)
     packets, capturer, below = build_capturer(context, pools.new(), system)
     encoder = _encoder(context)
-    pipeline = build_pipeline(context, capturer, encoder, Outboxes(outboxes), reporter, events, captures)
+    files = CaptureFiles(reactor, _retain_bytes(settings))
+    pipeline = build_pipeline(
+        context, capturer, encoder, Outboxes(outboxes), reporter, events, captures, files
+    )
     sources = {section.name: section.build(context, pipeline) for section in settings.enabled(SourceSection)}
     outward = (encoder, *destinations.values(), *reporters.values())
     stop_timeout = settings.general.stop_timeout_seconds
@@ -122,7 +128,7 @@ def build(
         [pipeline, *rounds, *_progress_reports(context, captures, reporter, events)],
         [*outboxes],
         *spool,
-        packets,
+        [packets, files],
         *below,
         [part for part in outward if IService.providedBy(part)],
         [pools, NameLookups(reactor, pools.new().run)],
@@ -133,6 +139,7 @@ def build(
         service=service,
         settings=settings,
         captures=captures,
+        files=files,
         pipeline=pipeline,
         sources=sources,
         destinations=destinations,
@@ -175,6 +182,12 @@ def _encoder(context: BuildContext) -> IEncoder:
     chosen = context.settings.general.format
     [section] = [each for each in context.settings.enabled(EncoderSection) if each.name == chosen]
     return section.build(context)
+
+
+def _retain_bytes(settings: Settings) -> int:
+    """How much memory the files of captures may occupy after their last delivery."""
+    fetched = any(section.name == "http" for section in settings.enabled(SourceSection))
+    return settings.section(WebSettings).retain_bytes if fetched else 0
 
 
 def _api_url(settings: Settings) -> str | None:

@@ -8,6 +8,7 @@ from twisted.application.service import IService
 
 from pcapsvc.capture.buffer import RESERVE_BYTES
 from pcapsvc.capture.capturer import Capturer
+from pcapsvc.capture_files import CaptureFiles
 from pcapsvc.captures import Captures
 from pcapsvc.core.admission import Admission
 from pcapsvc.core.event import EventFactory
@@ -93,6 +94,7 @@ def build_pipeline(
     reporter: IReporter,
     events: EventFactory,
     captures: Captures,
+    files: CaptureFiles,
 ) -> Pipeline:
     """The pipeline."""
     settings = context.settings
@@ -105,6 +107,7 @@ def build_pipeline(
         free_bytes=memory.free_bytes,
         held_bytes=captures.held_bytes,
         capture_overhead_bytes=ring_bytes(settings.capture.buffer_size_bytes) + RESERVE_BYTES,
+        spare=files,
     )
     return Pipeline(
         judge=Judge(
@@ -123,6 +126,7 @@ def build_pipeline(
         reporter=reporter,
         events=events,
         captures=captures,
+        files=files,
         admission=admission,
         wall_clock=context.wall_clock,
     )

@@ -25,6 +25,7 @@ from pcapsvc.core.event import (
     Event,
 )
 from pcapsvc.core.session import StopReason
+from pcapsvc.core.timestamp import rfc3339
 from pcapsvc.interfaces.capture import ICapture
 from pcapsvc.interfaces.captures import CAPTURE_STATES, EndResult, ICaptureRegistry, ICaptures
 from pcapsvc.interfaces.reports import IReporter
@@ -40,6 +41,7 @@ class _Entry:
 
     @ivar number: later captures have larger ones.
     @ivar facts: the part of its state that does not change.
+    @ivar ended: when it stopped or failed, in seconds since the Unix epoch.
     @ivar stopped: what is known since it stopped with a recording.
     @ivar problem: why it failed.
     @ivar deliveries: the state of each delivery, by destination.
@@ -47,6 +49,7 @@ class _Entry:
 
     number: int
     facts: dict[str, Any]
+    ended: float | None = None
     stopped: dict[str, Any] | None = None
     problem: str | None = None
     done: bool = False
@@ -101,6 +104,8 @@ class Captures:
         # The spool may deliver a capture long after it is done.
         entry = self._current.get(capture_id) or self._past.get(capture_id)
         if entry is not None:
+            if entry.ended is None and isinstance(event.data, CaptureStopped | CaptureFailed):
+                entry.ended = event.time
             self._update(entry, capture_id, event)
             self._notify(capture_id, entry)
 
@@ -197,6 +202,8 @@ class Captures:
 
     def _state(self, capture_id: str, entry: _Entry) -> dict[str, Any]:
         state = {**entry.facts, "state": entry.state}
+        if entry.ended is not None:
+            state["ended"] = rfc3339(entry.ended)
         if entry.problem is not None:
             state["problem"] = entry.problem
         elif entry.stopped is not None:

@@ -31,7 +31,7 @@ from pcapsvc.core.request import StopRequest, read_labels
 from pcapsvc.core.result import Accepted, Busy, Ended, Rejected, StartedCapture, Verdict
 from pcapsvc.core.session import StopReason
 from pcapsvc.interfaces.capture import ICapture, ICapturer
-from pcapsvc.interfaces.captures import ICaptureRegistry
+from pcapsvc.interfaces.captures import ICaptureFiles, ICaptureRegistry
 from pcapsvc.interfaces.delivery import IDelivery, IEncoder
 from pcapsvc.interfaces.reports import IReporter
 from pcapsvc.interfaces.requests import IRequestSink
@@ -53,6 +53,7 @@ class Pipeline(Service):
     @param reporter: receives the events of requests and captures.
     @param events: makes the events.
     @param captures: knows the captures that are running.
+    @param files: knows the files of captures, as long as they are in memory.
     @param admission: knows how much room there is.
     @param wall_clock: the time in seconds since the Unix epoch.
     """
@@ -69,6 +70,7 @@ class Pipeline(Service):
         reporter: IReporter,
         events: EventFactory,
         captures: ICaptureRegistry,
+        files: ICaptureFiles,
         admission: Admission,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
@@ -79,6 +81,7 @@ class Pipeline(Service):
         self._reporter = reporter
         self._events = events
         self._captures = captures
+        self._files = files
         self._admission = admission
         self._wall_clock = wall_clock
         self._running: set[ICapture] = set()
@@ -239,6 +242,7 @@ class Pipeline(Service):
         self._captures.add(capture)
         try:
             recording = capture.start()
+            self._files.begin(capture)
             self._report(
                 capture,
                 CaptureStarted(
@@ -250,6 +254,7 @@ class Pipeline(Service):
                     alertstr=plan.request.alertstr,
                 ),
             )
+            recorded = None
             try:
                 recorded = await recording
             except (PcapsvcError, CancelledError) as error:
@@ -261,6 +266,9 @@ class Pipeline(Service):
                 return
             finally:
                 self._running.discard(capture)
+                if recorded is None:
+                    self._files.fail(capture_id)
+            recorded = replace(recorded, content=self._files.end(capture_id, recorded.content))
             try:
                 self._admission.ended(capture_id, recorded.content.size)
                 self._report(capture, _stopped(recorded, self._encoder.suffix))
@@ -318,12 +326,13 @@ def _started(capture: ICapture) -> StartedCapture:
 
 
 def _stopped(recorded: Recording, suffix: str) -> CaptureStopped:
+    name = file_name(recorded.plan, recorded.started, recorded.capture_id, suffix)
     return CaptureStopped(
         reason=recorded.reason,
         packets=recorded.packets,
         bytes=recorded.content.size,
         counts=recorded.counts,
-        file=file_name(recorded, suffix) if recorded.packets else None,
+        file=name if recorded.packets else None,
     )
 
 

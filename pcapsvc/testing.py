@@ -22,11 +22,15 @@ from pcapsvc.core.artifact import Artifact
 from pcapsvc.core.errors import Problem
 from pcapsvc.core.event import Event, EventFactory, Payload
 from pcapsvc.core.message import Message
+from pcapsvc.core.plan import CapturePlan
+from pcapsvc.core.recording import Progress, Recording
 from pcapsvc.core.report_queue import Report
 from pcapsvc.core.result import Accepted, Busy, Receipt, Verdict
+from pcapsvc.core.session import StopReason
 from pcapsvc.core.source_state import SourceState
 from pcapsvc.delivery.entry import Entry, Input, SpooledCapture, State
 from pcapsvc.delivery.ispool import ISpool
+from pcapsvc.interfaces.capture import ICapture
 from pcapsvc.interfaces.delivery import IDestination
 from pcapsvc.interfaces.reports import IPublisher, IReporter, Published
 from pcapsvc.interfaces.requests import IRequestSink, IRequestSource
@@ -201,6 +205,74 @@ class MemoryPublisher:
         return type(problem).__name__, str(problem)
 
 
+@implementer(ICapture)
+class MemoryCapture:
+    """
+    A capture that is running. Its file is written by the test.
+
+    @ivar data: the file so far.
+    @ivar reasons: why it was ended, each time.
+    """
+
+    link_type = 1
+    compile_seconds = 0.0
+    started = 1_700_000_000.75
+
+    def __init__(self, capture_id: str, plan: CapturePlan, data: bytes = b"") -> None:
+        self.capture_id = capture_id
+        self.plan = plan
+        self.data = data
+        self.reasons: list[StopReason] = []
+
+    def start(self) -> defer.Deferred[Recording]:
+        """Run: see L{ICapture.start}. The test says when it ends."""
+        return defer.Deferred()
+
+    def end(self, reason: StopReason) -> None:
+        """Keep the reason: see L{ICapture.end}."""
+        self.reasons.append(reason)
+
+    def discard(self) -> None:
+        """Nothing is to be given up: see L{ICapture.discard}."""
+
+    def held_bytes(self) -> int:
+        """The size of the file: see L{ICapture.held_bytes}."""
+        return len(self.data)
+
+    def whole_bytes(self) -> int:
+        """The size of the file: see L{ICapture.whole_bytes}."""
+        return len(self.data)
+
+    def read_at(self, offset: int, count: int) -> bytes:
+        """A part of the file: see L{ICapture.read_at}."""
+        return self.data[offset : offset + count]
+
+    def progress(self) -> Progress:
+        """What there is so far: see L{ICapture.progress}."""
+        return Progress(packets=5, bytes=len(self.data), seconds=1.5, received=7, dropped=2)
+
+
+class MemoryContent:
+    """
+    A file in memory: a L{pcapsvc.core.recording.Content}.
+
+    @ivar is_closed: whether its memory is free.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self.size = len(data)
+        self.is_closed = False
+
+    def open(self) -> BinaryIO:
+        """A reader: see L{Content.open}."""
+        return io.BytesIO(self._data)
+
+    def close(self) -> None:
+        """Free it: see L{Content.close}."""
+        self.is_closed = True
+
+
 @implementer(IDestination)
 class MemoryDestination:
     """
@@ -270,7 +342,7 @@ class MemorySpool:
             with artifact.content.open() as file:
                 self.files[key] = file.read()
             self.entries[key] = entry
-            self._artifacts[key] = replace(artifact, content=_Bytes(self.files[key]))
+            self._artifacts[key] = replace(artifact, content=MemoryContent(self.files[key]))
             entry.spooled = SpooledCapture(
                 name=artifact.name, size=artifact.content.size, since=self.seconds()
             )
@@ -328,17 +400,3 @@ class MemorySpool:
 
     def _key(self, entry: Entry) -> tuple[str, str]:
         return next(key for key, known in self.entries.items() if known is entry)
-
-
-class _Bytes:
-    """The content of a capture that a spool holds."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self.size = len(data)
-
-    def open(self) -> BinaryIO:
-        return io.BytesIO(self._data)
-
-    def close(self) -> None:
-        """Nothing is to be closed."""

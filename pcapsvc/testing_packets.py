@@ -174,6 +174,11 @@ class MemoryPacketSystem:
         """Compile a filter: see L{IPacketSystem.compile_now}."""
         return self.compile(bpf)
 
+    def flush_dumper(self, dumper: IPacketDumper) -> None:
+        """Write what a dumper holds back: see L{IPacketSystem.flush_dumper}."""
+        assert isinstance(dumper, MemoryDumper)
+        dumper.flush()
+
     def open_dumper(self, file: str | int, *, link_type: int, snap_length: int) -> IPacketDumper:
         """Create a pcap file: see L{IPacketSystem.open_dumper}."""
         own = os.dup(file) if isinstance(file, int) else file
@@ -368,6 +373,10 @@ class MemoryDumper:
         """Write one packet: see L{IPacketDumper.dump}."""
         self._file.write(_PACKET_HEADER.pack(*header.getts(), len(data), header.length))
         self._file.write(data)
+
+    def flush(self) -> None:
+        """Write what is buffered: see L{IPacketSystem.flush_dumper}."""
+        self._file.flush()
 
     def close(self) -> None:
         """Close the file: see L{IPacketDumper.close}."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from io import BufferedReader
 from typing import Any, BinaryIO, Protocol
 
@@ -69,6 +69,10 @@ class MemoryFile:
     def open(self) -> BinaryIO:
         """An independent reader, at the first byte. The caller closes it."""
         return BufferedReader(_Reader(os.dup(self._descriptor)))
+
+    def read_at(self, offset: int, count: int) -> bytes:
+        """Up to C{count} bytes from C{offset} on. The descriptor's offset is not used."""
+        return os.pread(self._descriptor, count, offset)
 
     def reserve(self, end: int) -> None:
         """
@@ -145,6 +149,7 @@ class RecordingBuffer:
 
     @param open_dumper: creates a pcap file of the handle's link type and snap length, by its path or
         its descriptor.
+    @param flush_dumper: writes what such a file's stdio buffer holds.
     @param before_read: called before each read of the handle.
     @param snap_length: how much of each packet is captured, in bytes.
     @param observer: sees each packet; what it raises is raised by L{read}.
@@ -158,12 +163,14 @@ class RecordingBuffer:
         name: str,
         *,
         open_dumper: Callable[[str | int], IPacketDumper],
+        flush_dumper: Callable[[IPacketDumper], object],
         snap_length: int,
         before_read: Callable[[], None] = lambda: None,
         observer: Observer | None = None,
     ) -> None:
         self._handle = handle
         self._open_dumper = open_dumper
+        self._flush_dumper = flush_dumper
         self._before_read = before_read
         self._largest_packet = PACKET_HEADER_BYTES + snap_length
         self._most_at_once = max(1, _MOST_AHEAD_BYTES // self._largest_packet)
@@ -188,6 +195,34 @@ class RecordingBuffer:
     def written(self) -> int:
         """The bytes that are in memory by now, without those that stdio buffers until L{finish}."""
         return self._finished_bytes or sum(file.size for file in self._files)
+
+    def flush(self) -> int:
+        """
+        Write what stdio buffers. Not to be called within L{read}.
+
+        @return: the file's size, in bytes. It ends with a whole packet.
+        """
+        if self._dumper is not None:
+            self._flush_dumper(self._dumper)
+        return self._finished_bytes or sum(file.size - skip for file, skip in self._parts())
+
+    def read_at(self, offset: int, count: int) -> bytes:
+        """
+        Read the file, before L{finish}.
+
+        @param count: how many bytes, at most. There may be fewer, but none only at the end.
+        """
+        for file, skip in self._parts():
+            length = file.size - skip
+            if offset < length:
+                return file.read_at(skip + offset, count)
+            offset -= length
+        return b""
+
+    def _parts(self) -> Iterator[tuple[MemoryFile, int]]:
+        """What the file consists of so far: each with the number of bytes at its start that are left out."""
+        for number, file in enumerate(self._files):
+            yield file, FILE_HEADER_BYTES if number else 0
 
     def read(self, batch: Batch) -> int:
         """

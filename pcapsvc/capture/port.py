@@ -80,10 +80,10 @@ class CapturePort:
         self._looking: IDelayedCall | None = None
         self._end: Deferred[StopReason] = Deferred(lambda _: self.end(StopReason.CANCELLED))
         self._ended: Deferred[StopReason] | None = self._end
-        self._started = wall_clock()
+        self.started = wall_clock()
         self._began = reactor.seconds()
         self._session = CaptureSession(
-            plan.limits, snap_length=plan.snap_length, now=self._began, wall=self._started
+            plan.limits, snap_length=plan.snap_length, now=self._began, wall=self.started
         )
         self.plan = plan
         self.capture_id = capture_id
@@ -121,6 +121,14 @@ class CapturePort:
     def held_bytes(self) -> int:
         """The size of the file by now: see L{ICapture.held_bytes}."""
         return self._buffer.written
+
+    def whole_bytes(self) -> int:
+        """The size of the file up to the last packet: see L{ICapture.whole_bytes}."""
+        return self._buffer.flush()
+
+    def read_at(self, offset: int, count: int) -> bytes:
+        """Read the file: see L{ICapture.read_at}."""
+        return self._buffer.read_at(offset, count)
 
     def progress(self) -> Progress:
         """What there is by now: see L{ICapture.progress}. Once it has ended, the counts are unknown."""
@@ -289,7 +297,7 @@ class CapturePort:
         return Recording(
             capture_id=self.capture_id,
             plan=self.plan,
-            started=self._started,
+            started=self.started,
             link_type=self.link_type,
             reason=reason,
             packets=self._buffer.packets,

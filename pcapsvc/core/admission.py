@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from pcapsvc.core.errors import Problem
 
@@ -31,6 +32,32 @@ class NoRoom:
 
 
 Refusal = Impossible | NoRoom
+
+
+class Spare(Protocol):
+    """
+    Memory that is used only until it is needed for captures.
+
+    @ivar held_bytes: how much there is of it.
+    @ivar held_files: how many files it is in. Each has a descriptor.
+    """
+
+    @property
+    def held_bytes(self) -> int: ...
+
+    @property
+    def held_files(self) -> int: ...
+
+    def reclaim(self, *, least_bytes: int = 0, least_files: int = 0) -> None:
+        """Free as many bytes and files, or all that there are."""
+
+
+class _NoSpare:
+    held_bytes = 0
+    held_files = 0
+
+    def reclaim(self, *, least_bytes: int = 0, least_files: int = 0) -> None:
+        """There is nothing to free."""
 
 
 class Reservation:
@@ -73,6 +100,7 @@ class Admission:
     @param held_bytes: how much the running captures hold by now.
     @param capture_overhead_bytes: what each running capture needs beside its file.
     @param max_waiting: how many may have ended, and not be delivered.
+    @param spare: what is freed rather than refusing a capture. It counts as memory and as descriptors, too.
     """
 
     def __init__(
@@ -85,6 +113,7 @@ class Admission:
         free_bytes: Callable[[int], int | None] = lambda enough: None,
         held_bytes: Callable[[], int] = lambda: 0,
         capture_overhead_bytes: int = 0,
+        spare: Spare | None = None,
     ) -> None:
         self._max_captures = max_captures
         self._max_memory = max_memory_bytes
@@ -93,6 +122,7 @@ class Admission:
         self._free_bytes = free_bytes
         self._held_bytes = held_bytes
         self._overhead = capture_overhead_bytes
+        self._spare: Spare = spare or _NoSpare()
         self._reserved: set[Reservation] = set()
         self._running: set[str] = set()
         self._waiting: set[str] = set()
@@ -107,11 +137,11 @@ class Admission:
 
         The room is held until the captures have started, or the reservation is released.
         """
-        refusal = (
-            self._impossible(captures, most_bytes)
-            or self._no_room(captures, most_bytes)
-            or self._no_memory(captures, most_bytes)
-        )
+        refusal = self._impossible(captures, most_bytes) or self._no_room(captures, most_bytes)
+        if refusal is not None:
+            return refusal
+        self._make_room(captures, most_bytes)
+        refusal = self._no_memory(captures, most_bytes)
         if refusal is not None:
             return refusal
         reservation = Reservation(self, captures, most_bytes)
@@ -155,7 +185,7 @@ class Admission:
         return None
 
     def _no_room(self, captures: int, most_bytes: int) -> NoRoom | None:
-        reserved = sum(reservation.captures for reservation in self._reserved)
+        reserved = self._reserved_captures()
         running = len(self._running) + reserved
         if running + captures > self._max_captures:
             return NoRoom(
@@ -170,13 +200,29 @@ class Admission:
             )
         if len(self._waiting) >= self._max_waiting:
             return NoRoom(reason=f"{len(self._waiting)} captures are waiting for their destinations")
-        held = sum(self._bytes.values()) + sum(one.captures * one.most_bytes for one in self._reserved)
+        held = self._held()
         if held + captures * most_bytes > self._max_memory:
             return NoRoom(
                 reason=f"captures may grow to {held} bytes, and {captures * most_bytes} more would exceed the"
                 f" limit of {self._max_memory}"
             )
         return None
+
+    def _reserved_captures(self) -> int:
+        return sum(reservation.captures for reservation in self._reserved)
+
+    def _held(self) -> int:
+        """What captures may grow to, in bytes."""
+        return sum(self._bytes.values()) + sum(one.captures * one.most_bytes for one in self._reserved)
+
+    def _make_room(self, captures: int, most_bytes: int) -> None:
+        """Free what is spare, as far as it stands in the way."""
+        held = self._held() + captures * most_bytes + self._spare.held_bytes
+        in_memory = len(self._bytes) + self._reserved_captures() + captures + self._spare.held_files
+        self._spare.reclaim(
+            least_bytes=max(0, held - self._max_memory),
+            least_files=0 if self._max_in_memory is None else max(0, in_memory - self._max_in_memory),
+        )
 
     def _no_memory(self, captures: int, most_bytes: int) -> NoRoom | None:
         """Whether the process may not use as much memory as all captures may yet need."""
@@ -185,6 +231,9 @@ class Admission:
         growth += sum(one.captures * (one.most_bytes + self._overhead) for one in self._reserved)
         needed = growth + captures * (most_bytes + self._overhead)
         free = self._free_bytes(needed)
+        if free is not None and free < needed and self._spare.held_bytes:
+            self._spare.reclaim(least_bytes=needed - free)
+            free = self._free_bytes(needed)
         if free is None or free >= needed:
             return None
         return NoRoom(

@@ -13,6 +13,8 @@ from pcapsvc.core.recording import Content, Recording
 
 #: The media type of a pcap file (IANA's registry).
 PCAP_MEDIA_TYPE = "application/vnd.tcpdump.pcap"
+#: The suffix of its name.
+PCAP_SUFFIX = ".pcap"
 
 # Characters that could mean something to a file system, a URL or a shell.
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
@@ -51,7 +53,7 @@ def make_artifact(recording: Recording, content: Content, *, suffix: str, media_
     """
     return Artifact(
         capture_id=recording.capture_id,
-        name=file_name(recording, suffix),
+        name=file_name(recording.plan, recording.started, recording.capture_id, suffix),
         media_type=media_type,
         tags=",".join(_tags(recording.plan)),
         content=content,
@@ -60,15 +62,16 @@ def make_artifact(recording: Recording, content: Content, *, suffix: str, media_
     )
 
 
-def file_name(recording: Recording, suffix: str) -> str:
-    """The name of a recording's file: C{NODE-INTERFACE-UNIXSECONDS-ID}, and the suffix."""
-    plan = recording.plan
+def file_name(plan: CapturePlan, started: float, capture_id: str, suffix: str) -> str:
+    """
+    The name of a capture's file: C{NODE-INTERFACE-UNIXSECONDS-ID}, and the suffix.
+
+    @param started: in seconds since the Unix epoch.
+    """
     node, interface = (_UNSAFE.sub("_", part) for part in (plan.node, plan.interface))
     # A file name may have up to 255 bytes, and a leading dot would hide the file. The alternative name of an
     # interface has up to 127; the tags have it whole.
-    return (
-        f"{node[:150].lstrip('.')}-{interface[:60]}-{int(recording.started)}-{recording.capture_id}{suffix}"
-    )
+    return f"{node[:150].lstrip('.')}-{interface[:60]}-{int(started)}-{capture_id}{suffix}"
 
 
 def _tags(plan: CapturePlan) -> Iterator[str]:

@@ -270,6 +270,16 @@ class SpoolFolder:
                 raise Damaged(f"{path}: the checksum is wrong")
             return entry, SpoolFile(path, entry.size)
 
+    def locate(self, name: str) -> tuple[SpoolEntry, str]:
+        """
+        An entry, and the path of its capture, whose bytes are not checked.
+
+        @raise SpoolError: if it can't be read, or others may write to the directory by now.
+        """
+        with self._spool_errors():
+            self._check_owner()
+            return self._entry(name), os.path.join(self._in(name), _CAPTURE)
+
     def remove(self, name: str) -> None:
         """
         Remove an entry. When this returns, no restart will find it again.

@@ -175,6 +175,23 @@ class Spool(Service):
         artifact: Artifact = found.artifact(content)
         return artifact
 
+    async def locate(self, capture_id: str) -> tuple[SpoolEntry, str] | None:
+        """
+        Where the file of a capture is, so that it can be read here. It may be removed at any time.
+
+        @return: its entry for one of the destinations, and the path of the file; L{None} if there is none.
+        """
+        for entry in self._inventory:
+            if entry.capture_id == capture_id:
+                try:
+                    found: tuple[SpoolEntry, str] = await self._access.run(
+                        self._folder.locate, spooled(entry).name
+                    )
+                    return found
+                except SpoolError:
+                    continue  # it was removed in the meantime, or is damaged
+        return None
+
     def remove(self, entry: Entry) -> Deferred[None]:
         """See L{ISpool.remove}."""
         self._vanished.pop(spooled(entry).name, None)

@@ -110,6 +110,12 @@ class IPacketSystem(Interface):
         @raise OSError: if it can't be opened.
         """
 
+    def flush_dumper(dumper: IPacketDumper) -> None:
+        """
+        Write what a dumper of this system holds back: then its file ends with a whole packet. Never to be
+        called within L{IPacketHandle.read}.
+        """
+
 
 class IHostInterfaces(Interface):
     """What can be captured on here, without anything being captured."""
@@ -201,6 +207,7 @@ class ICapture(Interface):
     capture_id: str = Attribute("Unique among all captures, in ASCII letters and digits.")
     plan: CapturePlan = Attribute("What it does.")
     link_type: int = Attribute("The link-layer type of its file.")
+    started: float = Attribute("Since when packets are kept, in seconds since the Unix epoch.")
     compile_seconds: float = Attribute("How long another process was busy with its filter.")
 
     def start() -> Deferred[Recording]:
@@ -219,6 +226,19 @@ class ICapture(Interface):
 
     def held_bytes() -> int:
         """The size of the file so far, in bytes; it may lag by 4096. Asking costs nothing."""
+
+    def whole_bytes() -> int:
+        """
+        The size of the file up to the last packet that was read, in bytes. Up to there it can be read. What
+        libpcap holds back is written for this.
+        """
+
+    def read_at(offset: int, count: int) -> bytes:
+        """
+        Read the file, while the capture is running.
+
+        @param count: how many bytes, at most. There may be fewer, but none only at the end.
+        """
 
     def progress() -> Progress:
         """What it has so far. To ask costs up to 30 us, for the kernel's counts."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from zope.interface import Attribute, Interface
 
+from pcapsvc.core.recording import Content
 from pcapsvc.interfaces.capture import ICapture
 
 #: The states that a capture can be in.
@@ -59,6 +60,25 @@ class ICaptures(Interface):
 
         @return: a function that ends this. Further calls of it do nothing.
         """
+
+
+class ICaptureFiles(Interface):
+    """Knows the files of captures, as long as they are in memory."""
+
+    def begin(capture: ICapture) -> None:
+        """A capture has started. L{end} or L{fail} is called for it."""
+
+    def end(capture_id: str, content: Content) -> Content:
+        """
+        A capture has ended.
+
+        @param content: its file, owned from here on.
+
+        @return: the same file. If it is closed, its memory may be kept until others need it.
+        """
+
+    def fail(capture_id: str) -> None:
+        """A capture has ended without a recording."""
 
 
 class ICaptureRegistry(Interface):

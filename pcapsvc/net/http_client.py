@@ -22,6 +22,7 @@ from twisted.internet.interfaces import (
     IStreamClientEndpoint,
 )
 from twisted.internet.protocol import Protocol, connectionDone
+from twisted.logger import Logger
 from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from twisted.python.failure import Failure
 from twisted.web.client import Agent, ResponseDone
@@ -33,6 +34,8 @@ from zope.interface import implementer
 from pcapsvc.core.retry import asked_delay
 from pcapsvc.interfaces.threads import RunInThread
 from pcapsvc.net.tls import UnverifiedTLS, verified_tls
+
+_log = Logger()
 
 #: How much of a body is read. The rest is not waited for.
 MAX_BODY_BYTES = 64 * 1024
@@ -246,11 +249,10 @@ class _Watched(ProtocolWrapper):
 
     def _pass_on(self, data: bytes) -> None:
         client = self.wrappedProtocol
-        response = client._responseDeferred
+        response = getattr(client, "_responseDeferred", None)
         super().dataReceived(data)  # type: ignore[no-untyped-call]
-        if client._state == "TRANSMITTING" and client._parser is None:
-            # Twisted has given up on a malformed response, but goes on sending the request. It would then
-            # trip over what it has cleared, and leaves this failure unhandled. The loss is reported.
+        if _has_given_up(client):
+            # It would trip over what it has cleared, and leaves this failure unhandled. The loss is reported.
             client._state = "GENERATION_FAILED"
             if response is not None:
                 response.addErrback(lambda _: None)
@@ -262,11 +264,25 @@ class _Watched(ProtocolWrapper):
                 early, self._early = self._early, None
                 self._pass_on(early)
             super().connectionLost(reason)  # type: ignore[no-untyped-call]
+        except Exception:  # noqa: BLE001 - Twisted's own, see _has_given_up
+            _log.failure("error in Twisted's HTTP client after the connection was lost")
         finally:
             self.factory.lost(reason)
 
 
-class _Watching(WrappingFactory[_Watched]):
+def _has_given_up(client: Any) -> bool:
+    """
+    Whether Twisted has given up on a malformed response, but goes on sending the request. Only private
+    attributes tell. In a version without them the answer is always no: then Twisted may log an error about
+    such a response, and the exchange ends with the connection.
+    """
+    try:
+        return bool(client._state == "TRANSMITTING" and client._parser is None)
+    except AttributeError:
+        return False
+
+
+class _Watching(WrappingFactory):
     protocol = _Watched
     noisy = False
 

@@ -18,9 +18,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web import http, resource
 from twisted.web.error import UnsupportedMethod
+from twisted.web.iweb import IBodyProducer
 
 from pcapsvc.core.role import Role
-from pcapsvc.net.http_resource import Answer, HTTPProblem
+from pcapsvc.net.http_resource import Answer, AnswerCut, HTTPProblem
 
 # What Twisted's resources return that finish the request themselves (twisted.web.server.NOT_DONE_YET, whose
 # module costs 3 MB).
@@ -51,6 +52,8 @@ class Request(http.Request):
     channel: Any
     content: Any
     _log = Logger()
+    # What produces the body of the answer, until that is whole, and what fires then.
+    _producing: tuple[IBodyProducer, defer.Deferred[None]] | None = None
     # What answers it; or why nothing does.
     _found: resource.IResource | HTTPProblem
 
@@ -127,7 +130,23 @@ class Request(http.Request):
 
     def connectionLost(self, reason: Failure) -> None:
         self.is_disconnected = True
+        self.cut()
         super().connectionLost(reason)
+
+    @property
+    def has_end(self) -> bool:
+        """Whether the answer has an end, whatever the client does."""
+        return not self.startedWriting or self.responseHeaders.hasHeader(b"Content-Length")
+
+    def cut(self) -> None:
+        """Send no more of an answer that is produced piece by piece. The caller closes the connection."""
+        if self._producing is None:
+            return
+        (producer, ended), self._producing = self._producing, None
+        producer.stopProducing()
+        self.unregisterProducer()
+        if not ended.called:
+            ended.callback(None)
 
     def unregisterProducer(self) -> None:
         # Twisted's own fails once the client is gone, when a stream has yet to end.
@@ -140,8 +159,10 @@ class Request(http.Request):
         """Find the answer, and send it, if the client is still there. Never raises."""
         try:
             answer = await self._answer()
-            if answer is not None and not self.is_disconnected:
-                self._send(answer)
+            if answer is not None:
+                await self._send(answer)
+        except AnswerCut:
+            self._abort()
         except Exception:  # noqa: BLE001 - whatever it is, the connection must not stay open
             self._log.failure("HTTP: an answer could not be sent")
             self._abort()
@@ -204,12 +225,47 @@ class Request(http.Request):
         if not self.is_disconnected:
             self.channel.transport.abortConnection()
 
-    def _send(self, answer: Answer) -> None:
-        self.setResponseCode(answer.status, HTTPStatus(answer.status).phrase.encode())
-        for name, value in answer.all_headers().items():
-            self.setHeader(name, value)
-        self.write(answer.body)
-        self.finish()
+    async def _send(self, answer: Answer) -> None:
+        try:
+            if self.is_disconnected:
+                return
+            self.setResponseCode(answer.status, HTTPStatus(answer.status).phrase.encode())
+            for name, value in answer.all_headers().items():
+                self.setHeader(name, value)
+            if isinstance(answer.body, bytes):
+                self.write(answer.body)
+            else:
+                # The head, even if there is nothing to follow yet.
+                self.write(b"")
+                if self.method != b"HEAD" and answer.status != 304 and not await self._produce(answer.body):
+                    return
+            self.finish()
+        finally:
+            if not isinstance(answer.body, bytes):
+                answer.body.stopProducing()
+
+    async def _produce(self, producer: IBodyProducer) -> bool:
+        """
+        Send what is produced.
+
+        @return: whether that is all, rather than cut off.
+        """
+        ended: defer.Deferred[None] = defer.Deferred()
+
+        def end(result: Any) -> None:
+            if not ended.called:
+                ended.callback(result)
+
+        self._producing = producer, ended
+        self.registerProducer(producer, True)
+        producer.startProducing(self).addBoth(end)
+        try:
+            await ended
+        finally:
+            is_whole, self._producing = self._producing is not None, None
+            if is_whole:
+                self.unregisterProducer()
+        return is_whole
 
 
 def _shown(word: bytes) -> str:

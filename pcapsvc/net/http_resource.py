@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 
 from twisted.web import http, resource
 from twisted.web.error import UnsupportedMethod
+from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer
 
 from pcapsvc.core.role import Role
 
@@ -29,15 +30,18 @@ PROBLEM_JSON = "application/problem+json"
 @dataclass(frozen=True, kw_only=True)
 class Answer:
     """
-    A whole answer.
+    An answer.
 
     @ivar status: the HTTP status code.
+    @ivar body: the content; or what produces it piece by piece, as fast as the client reads. That is always
+        stopped in the end, even if it was never started or has ended, and perhaps more than once. If it can't
+        go on, it fails with L{AnswerCut}.
     @ivar headers: more than those about the content.
     """
 
     status: int = 200
     media_type: str
-    body: bytes
+    body: bytes | IBodyProducer
     headers: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -55,13 +59,18 @@ class Answer:
 
     def all_headers(self) -> dict[str, str]:
         """The headers of the answer, with those about its content."""
+        length = len(self.body) if isinstance(self.body, bytes) else self.body.length
         return {
             "Date": http.datetimeToString().decode("ascii"),
             "Cache-Control": "no-store",
             "Content-Type": self.media_type,
-            "Content-Length": str(len(self.body)),
+            **({} if length == UNKNOWN_LENGTH else {"Content-Length": str(length)}),
             **self.headers,
         }
+
+
+class AnswerCut(Exception):
+    """The rest of an answer can't be sent. The client learns that it is not whole."""
 
 
 class HTTPProblem(Exception):

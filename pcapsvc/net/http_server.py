@@ -119,8 +119,8 @@ class _Channel(http.HTTPChannel):
 
     def readConnectionLost(self) -> None:
         """
-        The client sends no more. What it has requested is answered. A stream ends, as a client that has gone
-        looks the same.
+        The client sends no more. What it has requested is answered. A stream without a length ends, as a
+        client that has gone looks the same.
         """
         self._is_ended = True
         self._close_if_ended()
@@ -129,7 +129,7 @@ class _Channel(http.HTTPChannel):
         """Nothing: only the server itself could cause this."""
 
     def _close_if_ended(self) -> None:
-        is_answering = self._handlingRequest and not any(each.startedWriting for each in self.requests)
+        is_answering = self._handlingRequest and all(each.has_end for each in self.requests)
         if self._is_ended and not is_answering and not self._next:
             self.loseConnection()
 
@@ -222,6 +222,9 @@ class _Channel(http.HTTPChannel):
     def loseConnection(self) -> None:
         if self._closing is None:
             self._closing = self.factory.reactor.callLater(CLOSE_SECONDS, self.transport.abortConnection)
+            # The transport would wait until they end by themselves.
+            for request in self.requests:
+                request.cut()
             super().loseConnection()
 
     def close(self) -> None:
@@ -258,6 +261,7 @@ class _Channel(http.HTTPChannel):
             f"{name}: {value}" for name, value in {**answer.all_headers(), "Connection": "close"}.items()
         ]
         head = "\r\n".join(lines).encode("ascii") + b"\r\n\r\n"
+        assert isinstance(answer.body, bytes)
         self.transport.write(head + answer.body if has_body else head)
         self.setRawMode()
         self.setTimeout(LINGER_SECONDS)

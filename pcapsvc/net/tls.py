@@ -93,5 +93,7 @@ def tls_problem(error: BaseException) -> str | None:
         return "the server's certificate is for another name"
     if isinstance(error, SSL.Error):
         reasons = error.args[0] if error.args and isinstance(error.args[0], list) else []
-        return "; ".join(str(reason[-1]) for reason in reasons if reason) or "the connection was cut"
+        words = (str(reason[-1]) for reason in reasons if reason)
+        # Some versions of cryptography don't have the words of every reason.
+        return "; ".join(filter(None, words)) or "the connection was cut"
     return None

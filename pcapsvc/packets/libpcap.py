@@ -40,6 +40,8 @@ _fdopen.argtypes = (ctypes.c_int, ctypes.c_char_p)
 _fdopen.restype = ctypes.c_void_p
 _fclose = _libc.fclose
 _fclose.argtypes = (ctypes.c_void_p,)
+_fflush = _libc.fflush
+_fflush.argtypes = (ctypes.c_void_p,)
 
 
 class LibpcapError(Exception):
@@ -125,6 +127,8 @@ class Libpcap:
         self._dump_fopen = library.pcap_dump_fopen
         self._dump_fopen.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
         self._dump_fopen.restype = ctypes.c_void_p
+        self._dump_flush = library.pcap_dump_flush
+        self._dump_flush.argtypes = (ctypes.c_void_p,)
         self._dump_close = library.pcap_dump_close
         self._dump_close.argtypes = (ctypes.c_void_p,)
         self._open_dead = library.pcap_open_dead
@@ -196,6 +200,14 @@ class Libpcap:
             _fclose(stream)
             raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
         return DescriptorDumper(dumper, self._write, self._dump_close)
+
+    def flush(self, dumper: Any) -> None:
+        """
+        Write what a dumper buffers.
+
+        @param dumper: an open dumper, of pcapy's or of L{open_dumper}.
+        """
+        self._dump_flush(_dumper_pointer(dumper))
 
     def compile(self, reader: Any, bpf: str) -> bytes:
         """
@@ -277,6 +289,14 @@ def _version(extension: str) -> str | None:
         return version("pcapy-ng")
     except PackageNotFoundError:
         return None
+
+
+def flush_all_streams() -> None:
+    """
+    Write what this process's stdio streams buffer (fflush(3)), among them those of dumpers of an unknown
+    version of pcapy.
+    """
+    _fflush(None)
 
 
 def kept_length(link_type: int, snap_length: int) -> int:

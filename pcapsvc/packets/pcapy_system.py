@@ -23,7 +23,7 @@ from pcapsvc.host.permission import open_packet_socket
 from pcapsvc.interfaces.capture import IPacketDumper, IPacketHandle, IStandbyHandle, IStandbyPacketSystem
 from pcapsvc.interfaces.threads import RunInThread
 from pcapsvc.packets.filter_compiler import FilterCompiler, uses_netmask
-from pcapsvc.packets.handle import LIBPCAP, Kind, PcapyHandle, open_dumper
+from pcapsvc.packets.handle import LIBPCAP, Kind, PcapyHandle, flush_dumper, open_dumper
 from pcapsvc.packets.interface_list import list_interfaces
 from pcapsvc.packets.libpcap import kept_length
 from pcapsvc.packets.network_interfaces import ANY_INDEX, Interface, find_index, is_quick_to_find, name_of
@@ -165,6 +165,10 @@ class PcapySystem(Service):
     def open_dumper(self, file: str | int, *, link_type: int, snap_length: int) -> IPacketDumper:
         """Create a pcap file: see L{IPacketSystem.open_dumper}."""
         return open_dumper(file, link_type=link_type, snap_length=snap_length)
+
+    def flush_dumper(self, dumper: IPacketDumper) -> None:
+        """Write what a dumper holds back: see L{IPacketSystem.flush_dumper}."""
+        flush_dumper(dumper)
 
     async def arm(self, handle: PcapyHandle, bpf: str) -> IPacketHandle:
         """Have a handle that let no packet pass capture. It is used up, whatever comes of it."""

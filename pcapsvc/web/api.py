@@ -20,6 +20,10 @@ from pcapsvc.web.health import Health, Readiness
 from pcapsvc.web.interfaces import Interfaces
 from pcapsvc.web.node import NodeResource, NodeState
 from pcapsvc.web.page import add_page
+from pcapsvc.web.pcap_file import Places
+
+# More than one, so that a file doesn't wait for another whose disk hangs.
+_DISK_THREADS = 4
 
 
 def mount(root: TwistedResource, context: BuildContext, node: Any) -> MultiService:
@@ -36,8 +40,14 @@ def mount(root: TwistedResource, context: BuildContext, node: Any) -> MultiServi
     settings, reactor = node.settings, context.reactor
     state = NodeState(node, wall_clock=context.wall_clock)
     state.setServiceParent(services)
-    posts = root.getStaticEntity(b"captures")
-    root.putChild(b"captures", CaptureList(context.reactor, posts, node.captures))
+    places = Places(
+        reactor=reactor,
+        captures=node.captures,
+        files=node.files,
+        in_spool=None if node.spool is None else node.spool.locate,
+        run_in_thread=context.threads(_DISK_THREADS),
+    )
+    root.putChild(b"captures", CaptureList(root.getStaticEntity(b"captures"), places))
     root.putChild(b"filters", _filters(node, reactor))
     root.putChild(b"healthz", Health())
     root.putChild(

@@ -13,8 +13,9 @@ from twisted.internet.defer import Deferred
 from twisted.web.resource import IResource
 
 from pcapsvc.core.role import Role
-from pcapsvc.interfaces.captures import CAPTURE_STATES, EndResult, ICaptures
+from pcapsvc.interfaces.captures import CAPTURE_STATES, EndResult
 from pcapsvc.net.http_resource import Answer, HTTPProblem, Resource
+from pcapsvc.web.pcap_file import PcapFile, Places
 from pcapsvc.web.query import Parameters
 
 #: How many captures a list has by default, and at most.
@@ -36,27 +37,26 @@ class CaptureList(Resource):
     allowedMethods = (b"GET", b"HEAD", b"POST")
     roles: ClassVar = {b"POST": Role.CAPTURE}
 
-    def __init__(self, reactor: Any, posts: IResource, captures: ICaptures) -> None:
+    def __init__(self, posts: IResource, places: Places) -> None:
         super().__init__()
-        self._reactor = reactor
         self._posts = posts
-        self._captures = captures
+        self._places = places
 
     def getChild(self, path: bytes, request: Any) -> Resource:
         """See L{Resource.getChild}."""
         if not _CAPTURE_ID.fullmatch(path):
             return super().getChild(path, request)
-        return CaptureState(self._reactor, path.decode("ascii"), self._captures)
+        return CaptureState(path.decode("ascii"), self._places)
 
     def render_GET(self, request: Any) -> Answer:
         """The captures, the newest first."""
         given = Parameters(request, ("state", "requestid", "limit"))
-        found = self._captures.list(
+        found = self._places.captures.list(
             given.choice("state", CAPTURE_STATES),
             requestid=given.text("requestid"),
             limit=given.number("limit", 1, MOST_LISTED, DEFAULT_LIMIT),
         )
-        return Answer.json({"captures": found})
+        return Answer.json({"captures": [_shown(state, self._places) for state in found]})
 
     def render_POST(self, request: Any) -> Any:
         """A request for captures."""
@@ -69,11 +69,17 @@ class CaptureState(Resource):
     allowedMethods = (b"GET", b"HEAD", b"DELETE")
     roles: ClassVar = {b"DELETE": Role.CAPTURE}
 
-    def __init__(self, reactor: Any, capture_id: str, captures: ICaptures) -> None:
+    def __init__(self, capture_id: str, places: Places) -> None:
         super().__init__()
-        self._reactor = reactor
         self._capture_id = capture_id
-        self._captures = captures
+        self._places = places
+        self._captures = places.captures
+
+    def getChild(self, path: bytes, request: Any) -> Resource:
+        """See L{Resource.getChild}."""
+        if path != b"pcap":
+            return super().getChild(path, request)
+        return PcapFile(self._capture_id, self._places)
 
     def render_GET(self, request: Any) -> Answer:
         """The state of the capture."""
@@ -94,7 +100,7 @@ class CaptureState(Resource):
                 raise _unknown()
             if result is EndResult.ALREADY_ENDED:
                 raise HTTPProblem(409, "This capture has already ended.")
-            await ended.addTimeout(END_SECONDS, self._reactor, lambda _, __: None)
+            await ended.addTimeout(END_SECONDS, self._places.reactor, lambda _, __: None)
         finally:
             unsubscribe()
         return Answer.json(self._state())
@@ -103,7 +109,12 @@ class CaptureState(Resource):
         state = self._captures.get(self._capture_id)
         if state is None:
             raise _unknown()
-        return state
+        return _shown(state, self._places)
+
+
+def _shown(state: Mapping[str, Any], places: Places) -> Mapping[str, Any]:
+    """The state of a capture, and whether its packets can be fetched here."""
+    return {**state, "pcap": places.has(state)}
 
 
 def _unknown() -> HTTPProblem:

@@ -166,6 +166,23 @@ class PacketSystemContract:
         self.assertEqual(struct.unpack_from("=II", written, 32), (60, 300))
         self.assertEqual(struct.unpack_from("=II", written, 24 + 76 + 8), (60, 200))
 
+    async def test_flush(self) -> None:
+        """What a dumper holds back is written on request, whichever way it was opened."""
+        handle = await self.open(snap_length=60)
+        descriptor = os.memfd_create("test")
+        self.addCleanup(os.close, descriptor)
+        path = self.memory_file()
+        for file in (descriptor, path):
+            dumper = self.system.open_dumper(file, link_type=handle.link_type, snap_length=60)
+            for number in (1, 2):
+                self.send(udp_frame(number, size=300))
+                while not handle.read(1, dumper):
+                    select.select([handle], [], [], 2)
+                self.system.flush_dumper(dumper)
+                with open(file, "rb", closefd=file is path) as reader:
+                    self.assertEqual(len(os.pread(reader.fileno(), 1000, 0)), 24 + number * (16 + 60))
+            dumper.close()
+
     async def test_snap_length(self) -> None:
         """A packet is cut at the snap length, and its own length is kept in the file."""
         handle = await self.open(snap_length=60)

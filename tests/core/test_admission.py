@@ -67,6 +67,48 @@ class AdmissionTests(unittest.SynchronousTestCase):
         self.assertIsNone(self.refusal(admission, 1, 1000))
         self.assertIsNotNone(self.refusal(admission, 1, 1001))
 
+    def test_spare(self) -> None:
+        """What is spare refuses nothing: as much of it is freed as is needed, and only if it is of use."""
+
+        class Spare:
+            held_bytes = 300
+            held_files = 2
+
+            def __init__(self) -> None:
+                self.asked: list[tuple[int, int]] = []
+
+            def reclaim(self, *, least_bytes: int = 0, least_files: int = 0) -> None:
+                if least_bytes or least_files:
+                    self.asked.append((least_bytes, least_files))
+                    self.held_bytes = max(0, self.held_bytes - least_bytes)
+                    self.held_files = max(0, self.held_files - least_files)
+
+        spare, free = Spare(), [10**9]
+        admission = Admission(
+            max_captures=10,
+            max_memory_bytes=1000,
+            max_in_memory=4,
+            spare=spare,
+            free_bytes=lambda _: free[0] - spare.held_bytes,
+        )
+        for captures, most_bytes, asked in (
+            (1, 700, []),
+            (1, 1001, []),
+            (1, 750, [(50, 0)]),
+            (3, 100, [(0, 1)]),
+            (5, 100, []),
+        ):
+            spare.asked.clear()
+            self.assertEqual(
+                self.refusal(admission, captures, most_bytes) is None, most_bytes != 1001 and captures != 5
+            )
+            self.assertEqual(spare.asked, asked)
+        free[0] = 500
+        spare.asked.clear()
+        self.assertIsNone(self.refusal(admission, 1, 400))
+        self.assertEqual(spare.asked, [(150, 0)])
+        self.assertIsNotNone(self.refusal(admission, 1, 501))
+
     def test_ended(self) -> None:
         """One that ended counts by its size, until it is on the disk."""
         admission = Admission(max_captures=10, max_memory_bytes=1000)

@@ -68,7 +68,7 @@ def recording(
 
 def name_of(recording: Recording) -> str:
     """The name of a recording's pcap file."""
-    return file_name(recording, ".pcap")
+    return file_name(recording.plan, recording.started, recording.capture_id, ".pcap")
 
 
 def make_artifact(recording: Recording) -> Artifact:
@@ -93,7 +93,8 @@ class FileNameTests(unittest.SynchronousTestCase):
 
     def test_long(self) -> None:
         """Of names as long as they may be, only the beginning is used."""
-        name = file_name(recording(node="n" * 253, interface="i" * 127), ".pcapng.zst")
+        long = recording(node="n" * 253, interface="i" * 127)
+        name = file_name(long.plan, long.started, long.capture_id, ".pcapng.zst")
         self.assertEqual(name, f"{'n' * 150}-{'i' * 60}-1700000000-0123456789ab.pcapng.zst")
         self.assertLess(len(name), 256)
 

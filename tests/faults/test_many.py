@@ -15,6 +15,7 @@ from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import SynchronousTestCase
 
 from pcapsvc.capture.capturer import Capturer
+from pcapsvc.capture_files import CaptureFiles
 from pcapsvc.captures import Captures
 from pcapsvc.core.admission import Admission
 from pcapsvc.core.errors import DestinationError
@@ -112,6 +113,7 @@ class ManyTests(SynchronousTestCase):
             reporter=everyone,
             events=events,
             captures=captures,
+            files=CaptureFiles(self.reactor, 0),
             admission=admission,
             wall_clock=self.wall_clock,
         )

@@ -41,8 +41,9 @@ class ListeningTestCase(unittest.TestCase):
             self.sink,
             **options,
         )
-        self.captures = one_capture("abc1")
-        add_captures(reactor, source, self.captures)
+        captures = one_capture("abc1")
+        self.state = captures.get("abc1") or {}
+        add_captures(reactor, source, captures)
         source.startService()
         self.addCleanup(source.stopService)
         return source
@@ -111,7 +112,7 @@ class CurlTests(ListeningTestCase):
                 *("--cacert", str(authority.file), "-H", "Authorization: Bearer secret", *more),
                 f"https://localhost:{port}/captures/abc1",
             )
-            self.assertEqual(answer, (200, self.captures.get("abc1")), more)
+            self.assertEqual(answer, (200, {**self.state, "pcap": False}), more)
 
     async def test_post(self) -> None:
         """C{curl -d} starts a capture, and the answer says where to ask for it."""
@@ -119,7 +120,7 @@ class CurlTests(ListeningTestCase):
         code, content = await self.curl("-d", BODY.decode(), url)
         self.assertEqual((code, content["captures"][0]["id"]), (202, "abc1"))
         self.assertEqual(self.sink.submitted, [("http", BODY)])
-        self.assertEqual(await self.curl(f"{url}/abc1"), (200, self.captures.get("abc1")))
+        self.assertEqual(await self.curl(f"{url}/abc1"), (200, {**self.state, "pcap": False}))
 
     async def test_continue(self) -> None:
         """A body for which curl expects C{100 Continue} arrives; one that is too long is refused."""

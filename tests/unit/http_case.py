@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from twisted.internet import defer, error
@@ -16,6 +16,7 @@ from twisted.python.failure import Failure
 from twisted.trial import unittest
 from zope.interface import implementer
 
+from pcapsvc.capture_files import CaptureFiles
 from pcapsvc.captures import Captures
 from pcapsvc.core.event import CaptureStarted, Payload
 from pcapsvc.core.labels import Labels
@@ -25,8 +26,9 @@ from pcapsvc.core.session import CaptureLimits
 from pcapsvc.settings.secret import Secret
 from pcapsvc.sources.http.source import HTTPSource
 from pcapsvc.sources.http.tokens import Token
-from pcapsvc.testing import MemorySink, event_factory
+from pcapsvc.testing import MemorySink, event_factory, run_now
 from pcapsvc.web.captures import CaptureList
+from pcapsvc.web.pcap_file import Places
 
 ADDRESS = IPv4Address("TCP", "127.0.0.1", 8480)
 LIMITS = CaptureLimits(max_packets=10, max_bytes=1000, idle_seconds=5, duration_seconds=60)
@@ -133,10 +135,13 @@ def token(text: str, *roles: Role) -> Token:
     return Token(secret=Secret(text), roles=frozenset(roles) or ALL_ROLES)
 
 
-def add_captures(reactor: Any, source: HTTPSource, captures: Captures) -> None:
+def add_captures(reactor: Any, source: HTTPSource, captures: Captures, **places: Any) -> None:
     """Add C{/captures} to the tree of a source, as the API does."""
+    places = {"files": CaptureFiles(reactor, 0), "in_spool": None, "run_in_thread": run_now, **places}
     posts = source.root.getStaticEntity(b"captures")
-    source.root.putChild(b"captures", CaptureList(reactor, posts, captures))
+    source.root.putChild(
+        b"captures", CaptureList(posts, Places(reactor=reactor, captures=captures, **places))
+    )
 
 
 def one_capture(capture_id: str) -> Captures:
@@ -153,6 +158,8 @@ class HTTPTestCase(unittest.SynchronousTestCase):
 
     tokens: Sequence[Token] = ()
     max_connections = 16
+    retain_bytes = 1000
+    places: Mapping[str, Any] = {}
     host_address: Any = ADDRESS
     make_clock: type[Clock] = Clock
 
@@ -171,11 +178,19 @@ class HTTPTestCase(unittest.SynchronousTestCase):
             endpoint_name="tcp:8480",
             max_connections=self.max_connections,
         )
-        add_captures(self.clock, self.source, self.captures)
+        self.files = CaptureFiles(self.clock, self.retain_bytes)
+        self.files.startService()
+        add_captures(self.clock, self.source, self.captures, files=self.files, **self.places)
         self.source.startService()
         self.events: list[dict[str, Any]] = []
         globalLogPublisher.addObserver(self.events.append)
         self.addCleanup(globalLogPublisher.removeObserver, self.events.append)
+
+    def state_of(self, capture_id: str) -> dict[str, Any]:
+        """The state of a capture whose packets are not held here."""
+        state = self.captures.get(capture_id)
+        assert state is not None
+        return {**state, "pcap": False}
 
     def begin_capture(self, capture_id: str, *, link_type: Any = 1, **labels: Any) -> None:
         """A capture has started."""

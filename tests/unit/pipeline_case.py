@@ -15,6 +15,7 @@ from twisted.logger import LogLevel, formatEvent, globalLogPublisher
 from twisted.trial import unittest
 
 from pcapsvc.capture.capturer import Capturer
+from pcapsvc.capture_files import CaptureFiles
 from pcapsvc.captures import Captures
 from pcapsvc.core.admission import Admission
 from pcapsvc.core.message import Message
@@ -59,6 +60,7 @@ class PipelineCase(unittest.SynchronousTestCase):
 
     max_captures = 4
     max_memory = 10**9
+    retain_bytes = 0
     reporters: tuple[IReporter, ...] = ()
     options: dict[str, Any] = {}
     capturer_options: dict[str, Any] = {}
@@ -77,7 +79,13 @@ class PipelineCase(unittest.SynchronousTestCase):
         self.reporter, self.event_factory = checked_reporter(self), event_factory()
         self.captures = Captures(["one", "two"])
         everyone = FanOutReporter([*self.reporters, LogReporter(self.reactor), self.captures, self.reporter])
-        admission = Admission(max_captures=self.max_captures, max_memory_bytes=self.max_memory)
+        self.files = CaptureFiles(self.reactor, self.retain_bytes)
+        self.addCleanup(self.assert_nothing_left)
+        self.files.startService()
+        self.addCleanup(self.files.stopService)
+        admission = Admission(
+            max_captures=self.max_captures, max_memory_bytes=self.max_memory, spare=self.files
+        )
         self.pipeline = Pipeline(
             judge=Judge(
                 self.node(),
@@ -111,10 +119,10 @@ class PipelineCase(unittest.SynchronousTestCase):
             reporter=everyone,
             events=self.event_factory,
             captures=self.captures,
+            files=self.files,
             admission=admission,
         )
         self.pipeline.startService()
-        self.addCleanup(self.assert_nothing_left)
 
     def _line(self, event: Any) -> None:
         if event.get("log_namespace", "").startswith("pcapsvc."):

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from twisted.internet.defer import Deferred
 from twisted.trial import unittest
-from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from pcapsvc.captures import REMEMBERED_CAPTURES, Captures
@@ -27,13 +24,11 @@ from pcapsvc.core.event import (
     RequestBusy,
 )
 from pcapsvc.core.labels import Labels
-from pcapsvc.core.plan import CapturePlan
-from pcapsvc.core.recording import PacketCounts, Progress, Recording
+from pcapsvc.core.recording import PacketCounts
 from pcapsvc.core.session import CaptureLimits, StopReason
-from pcapsvc.interfaces.capture import ICapture
 from pcapsvc.interfaces.captures import EndResult, ICaptureRegistry, ICaptures
 from pcapsvc.interfaces.reports import IReporter
-from pcapsvc.testing import event_factory
+from pcapsvc.testing import MemoryCapture, event_factory
 from tests.core.test_artifact import recording
 
 LABELS = Labels(via="redis", requestid="r-1", alertid=7, customer="ACME", interface="eth0")
@@ -55,34 +50,11 @@ STOPPED = CaptureStopped(
 EMPTY = CaptureStopped(reason=StopReason.IDLE, packets=0, bytes=24, counts=None, file=None)
 
 
-@implementer(ICapture)
-@dataclass
-class RunningCapture:
-    """A capture that has 5 packets, and keeps the reason by which it is ended."""
+class RunningCapture(MemoryCapture):
+    """A capture that has 600 bytes."""
 
-    capture_id: str = "a"
-    plan: CapturePlan = recording().plan
-    link_type: int = 1
-    ended: StopReason | None = None
-
-    def start(self) -> Deferred[Recording]:
-        """It runs until it is ended."""
-        return Deferred()
-
-    def end(self, reason: StopReason) -> None:
-        """End it."""
-        self.ended = reason
-
-    def discard(self) -> None:
-        """Nothing is to be given up."""
-
-    def held_bytes(self) -> int:
-        """The size so far."""
-        return 600
-
-    def progress(self) -> Progress:
-        """What there is so far."""
-        return Progress(packets=5, bytes=600, seconds=1.5, received=7, dropped=2)
+    def __init__(self, capture_id: str = "a") -> None:
+        super().__init__(capture_id, recording().plan, bytes(600))
 
 
 class CapturesCase(unittest.SynchronousTestCase):
@@ -332,7 +304,7 @@ class EndTests(CapturesCase):
         """A running capture is ended, with a reason of its own."""
         capture = self.run_capture()
         self.assertIs(self.captures.end("a"), EndResult.ENDED)
-        self.assertIs(capture.ended, StopReason.CANCELLED)
+        self.assertEqual(capture.reasons, [StopReason.CANCELLED])
 
     def test_not_running(self) -> None:
         """A capture that has stopped or failed is left alone; one that never started is unknown."""
@@ -340,7 +312,7 @@ class EndTests(CapturesCase):
             capture = self.run_capture(capture_id)
             self.report(data, capture_id=capture_id)
             self.assertIs(self.captures.end(capture_id), EndResult.ALREADY_ENDED)
-            self.assertIsNone(capture.ended)
+            self.assertEqual(capture.reasons, [])
         self.assertIs(self.captures.end("nosuch"), EndResult.UNKNOWN)
 
     def test_never_started(self) -> None:

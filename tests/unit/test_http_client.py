@@ -39,6 +39,27 @@ class Endpoint:
         return defer.succeed(self.transport.protocol)
 
 
+class Opaque:
+    """Twisted's client, as in a version that has other private attributes."""
+
+    def __init__(self, client: Any) -> None:
+        self.client = client
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self.client, name)
+
+
+class OpaqueEndpoint(Endpoint):
+    """An endpoint on which Twisted's client is opaque."""
+
+    def connect(self, factory: Any) -> defer.Deferred[Any]:
+        build = factory.wrappedFactory.buildProtocol
+        factory.wrappedFactory.buildProtocol = lambda address: Opaque(build(address))
+        return super().connect(factory)
+
+
 class Body:
     """A body that is being sent until C{sent} fires."""
 
@@ -63,11 +84,26 @@ class HostileServerTests(unittest.SynchronousTestCase):
         globalLogPublisher.addObserver(self.events.append)
         self.addCleanup(globalLogPublisher.removeObserver, self.events.append)
 
-    def begin(self, body: Any = None) -> tuple[Any, defer.Deferred[Any]]:
+    def begin(self, body: Any = None, endpoint: Any = None) -> tuple[Any, defer.Deferred[Any]]:
         """The connection of an exchange, and what the exchange fires with."""
-        endpoint: Any = Endpoint()
+        endpoint = endpoint or Endpoint()
         coroutine = exchange(Clock(), endpoint, "PUT", "http://localhost/", {}, body)
         return endpoint, defer.Deferred.fromCoroutine(coroutine)
+
+    def test_without_private_attributes(self) -> None:
+        """
+        What is known of Twisted's client from private attributes is not needed: in a version without them,
+        responses are read all the same, and a malformed one ends the exchange.
+        """
+        endpoint, done = self.begin(endpoint=OpaqueEndpoint())
+        endpoint.transport.protocol.dataReceived(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi")
+        self.assertEqual(b"hi", self.successResultOf(done).body)
+        endpoint, done = self.begin(Body(), OpaqueEndpoint())
+        endpoint.transport.protocol.dataReceived(b"HTTP/1.1 abc X\r\nContent-Length: 0\r\n\r\n")
+        endpoint.transport.abortConnection()
+        self.failureResultOf(done, error.ConnectionLost)
+        gc.collect()
+        self.flushLoggedErrors()
 
     def test_malformed(self) -> None:
         """A malformed response that arrives while the request is sent leaves no unhandled error."""

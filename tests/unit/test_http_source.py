@@ -192,11 +192,11 @@ class GetTests(HTTPTestCase):
     def test_state(self) -> None:
         """The answer is the capture's state."""
         response = self.ask("GET", "/captures/abc1?pretty")
-        self.assertEqual((response.code, response.content), (200, self.captures.get("abc1")))
+        self.assertEqual((response.code, response.content), (200, self.state_of("abc1")))
 
     def test_encoded(self) -> None:
         """A path may be percent-encoded; an encoded slash separates nothing."""
-        self.assertEqual(self.ask("GET", "/%63aptures/ab%631").content, self.captures.get("abc1"))
+        self.assertEqual(self.ask("GET", "/%63aptures/ab%631").content, self.state_of("abc1"))
         self.assertEqual(self.ask("GET", "/captures%2Fabc1").code, 404)
 
     def test_head(self) -> None:
@@ -323,7 +323,7 @@ class BrowserTests(HTTPTestCase):
             ("ftp://localhost/captures", "localhost", 404),
         ):
             self.assertEqual(self.ask("POST", target, b"{}", Host=host).code, code, target)
-        self.assertEqual(self.ask("GET", "http://localhost/captures/abc1").content, self.captures.get("abc1"))
+        self.assertEqual(self.ask("GET", "http://localhost/captures/abc1").content, self.state_of("abc1"))
 
     def test_absolute_form_without_host(self) -> None:
         """A URL doesn't replace the Host header that HTTP/1.1 requires; HTTP/1.0 doesn't require one."""

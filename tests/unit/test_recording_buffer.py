@@ -100,6 +100,7 @@ class RecordingBufferTests(unittest.SynchronousTestCase):
             handle,
             "test",
             open_dumper=lambda path: self.system.open_dumper(path, link_type=1, snap_length=snap_length),
+            flush_dumper=self.system.flush_dumper,
             snap_length=snap_length,
             observer=observer,
         )
@@ -121,6 +122,29 @@ class RecordingBufferTests(unittest.SynchronousTestCase):
         content = self.finish(buffer)
         self.assertEqual(packets_of(content), [(1, b"a"), (2, b"bb"), (200, b"c" * 100)])
         self.assertEqual(buffer.written, content.size)
+
+    def test_read_before_the_end(self) -> None:
+        """The file can be read up to the last packet while it is written, over all of its parts."""
+        buffer = self.buffer(self.handle())
+        self.assertEqual(buffer.flush(), 24)
+        self.system.deliver("mem0", *[b"x" * 10] * 5)
+        parts = []
+        for batch in (
+            Batch(packets=2, stop_at_bytes=None),
+            Batch(packets=1, stop_at_bytes=1000),
+            Batch(packets=2, stop_at_bytes=1000),
+        ):
+            parts.append(buffer.flush())
+            buffer.read(batch)
+        whole = buffer.flush()
+        self.assertEqual([*parts, whole], [24, 24 + 2 * 26, 24 + 3 * 26, 24 + 5 * 26])
+        pieces, at = [], 0
+        while piece := buffer.read_at(at, 30):
+            pieces.append(piece)
+            at += len(piece)
+        content = self.finish(buffer)
+        self.assertEqual(b"".join(pieces), content.open().read())
+        self.assertEqual(buffer.flush(), content.size)
 
     def test_counted(self) -> None:
         """A counted batch ends with the packet that brings the file to the size; the next ones wait."""
@@ -232,6 +256,7 @@ class RecordingBufferTests(unittest.SynchronousTestCase):
             handle,
             "test",
             open_dumper=lambda path: self.system.open_dumper(path, link_type=1, snap_length=262144),
+            flush_dumper=self.system.flush_dumper,
             before_read=before_read,
             snap_length=262144,
         )

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from twisted.internet.defer import Deferred
-from zope.interface import implementer
-
 from pcapsvc.core.event import CaptureDone, CaptureStopped
-from pcapsvc.core.plan import CapturePlan
-from pcapsvc.core.recording import Recording
 from pcapsvc.core.session import StopReason
-from pcapsvc.interfaces.capture import ICapture
+from pcapsvc.testing import MemoryCapture
 from pcapsvc.web.captures import END_SECONDS
 from tests.core.test_artifact import recording
 from tests.unit.http_case import HTTPTestCase, Response
@@ -32,9 +27,7 @@ class ListTests(HTTPTestCase):
         """All captures are listed with their states, the newest first."""
         self.begin_capture("abc2")
         response = self.ask("GET", "/captures")
-        self.assertEqual(
-            response.content, {"captures": [self.captures.get("abc2"), self.captures.get("abc1")]}
-        )
+        self.assertEqual(response.content, {"captures": [self.state_of("abc2"), self.state_of("abc1")]})
         self.assertEqual(self.ask("HEAD", "/captures").headers, response.headers)
 
     def test_filters(self) -> None:
@@ -86,41 +79,13 @@ class ListTests(HTTPTestCase):
             self.assertEqual([each["path"] for each in response.content["problems"]], [path])
 
 
-@implementer(ICapture)
-class Running:
-    """A capture that stops when it is told to."""
-
-    capture_id = "abc1"
-    plan: CapturePlan = recording().plan
-    link_type = 1
-    compile_seconds = 0.0
-
-    def __init__(self) -> None:
-        self.reasons: list[StopReason] = []
-
-    def start(self) -> Deferred[Recording]:
-        """It never has a recording."""
-        return Deferred()
-
-    def end(self, reason: StopReason) -> None:
-        """Keep the reason."""
-        self.reasons.append(reason)
-
-    def discard(self) -> None:
-        """Nothing is to be given up."""
-
-    def progress(self) -> tuple[int, int]:
-        """What there is so far."""
-        return 3, 700
-
-
 class DeleteTests(HTTPTestCase):
     """C{DELETE /captures/ID}."""
 
     def setUp(self) -> None:
         """A capture runs."""
         super().setUp()
-        self.capture = Running()
+        self.capture = MemoryCapture("abc1", recording().plan)
         self.captures.add(self.capture)
 
     def delete(self) -> Any:
@@ -136,7 +101,7 @@ class DeleteTests(HTTPTestCase):
         self.assertEqual(client.value(), b"")
         self.report("abc1", STOPPED)
         response = Response(client.value())
-        self.assertEqual((response.code, response.content), (200, self.captures.get("abc1")))
+        self.assertEqual((response.code, response.content), (200, self.state_of("abc1")))
         self.assertEqual(response.content["reason"], "cancelled")
 
     def test_late(self) -> None:

@@ -24,7 +24,7 @@ class Unsubscribed(Unusable):
     """The server answers, but delivers no more messages."""
 
 
-class SubscriberFactory(protocol.Factory[Any]):
+class SubscriberFactory(protocol.Factory):
     """
     Makes connections.
 

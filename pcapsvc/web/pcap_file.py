@@ -1,0 +1,185 @@
+"""C{/captures/ID/pcap}: the packets of a capture, from memory, the local directory or the spool."""
+
+# twisted.web has hardly any types.
+# mypy: disallow-untyped-calls=False
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from twisted.web.iweb import IBodyProducer
+
+from pcapsvc.capture_files import CaptureFile, CaptureFiles, FileFreed
+from pcapsvc.core.artifact import PCAP_MEDIA_TYPE
+from pcapsvc.core.byte_range import OutOfRange, matches, read_range
+from pcapsvc.core.spool_entry import SpoolEntry
+from pcapsvc.interfaces.captures import ICaptures
+from pcapsvc.interfaces.threads import RunInThread
+from pcapsvc.net.http_resource import Answer, HTTPProblem, Resource
+from pcapsvc.web.file_streams import DiskFile, DiskStream, MemoryStream
+from pcapsvc.web.query import Parameters
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """
+    Where files of captures can be.
+
+    @ivar files: in memory.
+    @ivar in_spool: finds a capture's entry in the spool by its id, and the path of its file; L{None} if there
+        is no spool.
+    @ivar run_in_thread: reads what is on a disk.
+    """
+
+    reactor: Any
+    captures: ICaptures
+    files: CaptureFiles
+    in_spool: Callable[[str], Awaitable[tuple[SpoolEntry, str] | None]] | None
+    run_in_thread: RunInThread
+
+    def has(self, state: Mapping[str, Any]) -> bool:
+        """
+        Whether the file of a capture is here, as far as is known without looking.
+
+        @param state: the state of the capture.
+        """
+        if self.files.find(state["id"]) is not None:
+            return True
+        is_spooled = any(each["state"] == "spooled" for each in state["deliveries"])
+        return is_spooled or _local_path(state) is not None
+
+
+class PcapFile(Resource):
+    """C{/captures/ID/pcap}."""
+
+    allowedMethods = (b"GET", b"HEAD")
+
+    def __init__(self, capture_id: str, places: Places) -> None:
+        super().__init__()
+        self._capture_id = capture_id
+        self._places = places
+
+    async def render_GET(self, request: Any) -> Answer:
+        """The file, or a part of it."""
+        follow = Parameters(request, ("follow",)).choice("follow", ("0", "1")) == "1"
+        file = self._places.files.find(self._capture_id)
+        if file is not None:
+            try:
+                return self._from_memory(request, file, follow=follow)
+            except FileFreed:
+                pass  # it may have failed just now
+        if (answer := await self._from_disk(request)) is not None:
+            return answer
+        if self._places.captures.get(self._capture_id) is None:
+            raise HTTPProblem(404, "There is no capture with this id.")
+        raise HTTPProblem(410, "The packets of this capture are not held here any more.")
+
+    def _from_memory(self, request: Any, file: CaptureFile, *, follow: bool) -> Answer:
+        def stream(first: int, end: int | None) -> IBodyProducer:
+            return MemoryStream(self._places.reactor, file, first, end)
+
+        size, is_running = file.whole_bytes(), file.is_running
+        if is_running and follow:
+            return Answer(media_type=PCAP_MEDIA_TYPE, body=stream(0, None), headers=_disposition(file.name))
+        etag = None if is_running else self._etag(size)
+        return _part(request, stream, size=size, etag=etag, media_type=PCAP_MEDIA_TYPE, name=file.name)
+
+    async def _from_disk(self, request: Any) -> Answer | None:
+        """The answer from the local directory or the spool; L{None} if it is in neither."""
+        state = self._places.captures.get(self._capture_id)
+        if state is not None and (path := _local_path(state)) is not None:
+            answer = await self._from_path(request, path, os.path.basename(path), state["bytes"])
+            if answer is not None:
+                return answer
+        if self._places.in_spool is None:
+            return None
+        found = await self._places.in_spool(self._capture_id)
+        if found is None:
+            return None
+        entry, path = found
+        return await self._from_path(request, path, entry.name, entry.size, entry.media_type)
+
+    async def _from_path(
+        self, request: Any, path: str, name: str, size: int, media_type: str = PCAP_MEDIA_TYPE
+    ) -> Answer | None:
+        try:
+            file = await DiskFile.open(self._places.run_in_thread, path)
+        except OSError:
+            return None
+        try:
+            # What has another size was changed by somebody.
+            if file.size != size:
+                file.close()
+                return None
+            etag = self._etag(size)
+            return _part(
+                request,
+                lambda first, end: DiskStream(file, first, end),
+                size=size,
+                etag=etag,
+                media_type=media_type,
+                name=name,
+            )
+        except BaseException:
+            file.close()
+            raise
+
+    def _etag(self, size: int) -> str:
+        """What distinguishes the file: a capture has one, which never changes after its end."""
+        return f'"{self._capture_id}-{size}"'
+
+
+def _part(
+    request: Any,
+    stream: Callable[[int, int], IBodyProducer],
+    *,
+    size: int,
+    etag: str | None,
+    media_type: str,
+    name: str,
+) -> Answer:
+    """
+    The file, or the part of it that is asked for (RFC 9110, sections 13 and 14).
+
+    @param etag: L{None} if the file still grows.
+
+    @raise HTTPProblem: if nothing can be sent.
+    """
+    headers = {"Accept-Ranges": "bytes", **_disposition(name), **({} if etag is None else {"ETag": etag})}
+    wanted = request.getHeader("If-Match")
+    if wanted is not None and (etag is None or not matches(wanted.replace("W/", ""), etag)):
+        raise HTTPProblem(412, "The file is another one than it was.")
+    known = request.getHeader("If-None-Match")
+    if known is not None and etag is not None and matches(known, etag):
+        # Nothing of it is sent, but the producer has to be stopped.
+        return Answer(status=304, media_type=media_type, body=stream(0, size), headers=headers)
+    part = None
+    asked = request.getHeader("Range")
+    if asked is not None and request.method == b"GET" and request.getHeader("If-Range") in (None, etag):
+        try:
+            part = read_range(asked, size)
+        except OutOfRange:
+            detail = f"The file has {size} bytes."
+            raise HTTPProblem(416, detail, headers={"Content-Range": f"bytes */{size}"}) from None
+    if part is None:
+        return Answer(media_type=media_type, body=stream(0, size), headers=headers)
+    first, end = part
+    # Of a file that grows, the size isn't known.
+    headers["Content-Range"] = f"bytes {first}-{end - 1}/{'*' if etag is None else size}"
+    return Answer(status=206, media_type=media_type, body=stream(first, end), headers=headers)
+
+
+def _local_path(state: Mapping[str, Any]) -> str | None:
+    """Where a capture is in the local directory; L{None} if it isn't."""
+    for each in state["deliveries"]:
+        if each["destination"] == "local" and each["state"] == "delivered":
+            return str(each["location"])
+    return None
+
+
+def _disposition(name: str) -> dict[str, str]:
+    """How a browser is to save it. Names have no characters that would need quoting."""
+    return {"Content-Disposition": f'attachment; filename="{name}"'}
