@@ -181,7 +181,7 @@ class _Ours:
         def stopped() -> bool:
             nonlocal taken
             taken = max(taken, usage.memory_files(self._daemon.pid))
-            return f"{self._id}: stopped by" in self._daemon.log
+            return f"{self._id}: stopped, as" in self._daemon.log
 
         _wait(stopped, "the capture's end", 0.002)
         captured = usage.cpu_seconds(self._daemon.pid) - self._armed

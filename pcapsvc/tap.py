@@ -15,7 +15,8 @@ from twisted.python import usage
 
 from pcapsvc import __version__
 from pcapsvc.components import COMPONENTS
-from pcapsvc.core.errors import PcapsvcError, Problem, SettingsError
+from pcapsvc.core.errors import PcapsvcError, Problem, SettingsError, shown
+from pcapsvc.core.fields import unknown_key
 from pcapsvc.host.background_log import log_in_background
 from pcapsvc.host.signals import ignore_reload
 from pcapsvc.settings import Option, load_settings
@@ -57,8 +58,22 @@ class Options(usage.Options):
         Parse the options. They may also be given as in the original (Go, package C{flag}): with
         one dash, and flags with a value, C{-upload=false}.
         """
-        words = sys.argv[1:] if options is None else options
-        super().parseOptions(self._as_getopt_takes(words))  # type: ignore[no-untyped-call]
+        words = self._as_getopt_takes(sys.argv[1:] if options is None else options)
+        try:
+            super().parseOptions(words)  # type: ignore[no-untyped-call]
+        except usage.UsageError as error:
+            # getopt says "option --confg not recognized".
+            unknown = re.fullmatch(r"option --?(\S+) not recognized", str(error))
+            if unknown is None:
+                raise
+            known = [name.rstrip("=") for name in self.longOpt]
+            problem = unknown_key(unknown[1], known, prefix="--", kind="option")
+            raise usage.UsageError(str(problem)) from None
+
+    def parseArgs(self, *arguments: str) -> None:
+        """Reject everything that is not an option."""
+        if arguments:
+            raise usage.UsageError(f"{shown(arguments[0])} is not an option; no other arguments are accepted")
 
     def opt_version(self) -> NoReturn:
         """Print the versions of pcapsvc and of Twisted, and exit."""

@@ -77,15 +77,18 @@ def fields_by_key(structure: type[msgspec.Struct]) -> Mapping[str, msgspec.struc
     return {field.encode_name: field for field in msgspec.structs.fields(structure)}
 
 
-def unknown_key(key: str, known: Collection[str], *, prefix: str = "", hint: bool = True) -> Problem:
+def unknown_key(
+    key: str, known: Collection[str], *, prefix: str = "", hint: bool = True, kind: str = "key"
+) -> Problem:
     """
     The problem that a key is unknown, with the most similar known one.
 
     @param hint: whether to look for one.
+    @param kind: what it is called.
     """
     near = _similar(key.lower(), tuple(known)) if hint and len(key) <= _LONGEST_HINTED else None
     meant = f"; did you mean {near!r}?" if near else ""
-    return Problem(path=prefix + (shown_words(key) or "''"), rule=f"is not a known key{meant}")
+    return Problem(path=prefix + (shown_words(key) or "''"), rule=f"is not a known {kind}{meant}")
 
 
 @lru_cache(maxsize=256)

@@ -22,6 +22,11 @@ _AFTER_WORD = r"(?![^\W_])"
 _CONTROL = re.compile(rf"[{UNSAFE} \xa0\ud800-\udfff]+")
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: C{1 packet}, C{2 packets}."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def one_line(text: str, *, most: int = 300, secrets: Iterable[tuple[str, str]] = ()) -> str:
     """
     Put a text on one line, without control characters.

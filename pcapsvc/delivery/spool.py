@@ -17,7 +17,7 @@ from pcapsvc.core.artifact import Artifact
 from pcapsvc.core.errors import SpoolError
 from pcapsvc.core.event import DeliveryFailed, EventFactory
 from pcapsvc.core.spool_entry import SpoolEntry
-from pcapsvc.core.text import one_line
+from pcapsvc.core.text import counted, one_line
 from pcapsvc.delivery.access import ExclusiveAccess
 from pcapsvc.delivery.entry import Entry, Input, SpooledCapture, State
 from pcapsvc.delivery.folder import Damaged, Found, QuarantinedEntry, SpoolFolder
@@ -345,7 +345,9 @@ class Spool(Service):
         for name, reason in found.leftovers:
             self._log.error("{name} in the spool can't be removed: {why}", name=one_line(name), why=reason)
         self._log.info(
-            "the spool holds {entries} captures, {size} bytes", entries=self.entries, size=self.size
+            "the spool holds {entries}, {size} bytes",
+            entries=counted(self.entries, "capture"),
+            size=self.size,
         )
 
     def _known(self, before: Inventory, name: str) -> Entry | None:

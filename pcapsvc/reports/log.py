@@ -24,12 +24,25 @@ from pcapsvc.core.event import (
     RequestRejected,
 )
 from pcapsvc.core.line_limit import LineLimit
+from pcapsvc.core.session import StopReason
+from pcapsvc.core.text import counted
 from pcapsvc.interfaces.reports import IReporter
 
 #: How many refused requests are logged per second and source. The others are counted.
 REFUSALS_A_SECOND = 20
 # How many problems are logged of each.
 _MOST_PROBLEMS = 10
+
+# How lines of the log go on after "stopped".
+_REASONS = {
+    StopReason.PACKETS: "as the packet limit is reached",
+    StopReason.BYTES: "as the size limit is reached",
+    StopReason.DURATION: "as its time is up",
+    StopReason.IDLE: "as no more packets arrive",
+    StopReason.CANCELLED: "as requested",
+    StopReason.SHUTDOWN: "as the daemon is stopping",
+    StopReason.DEVICE_LOST: "as the interface is gone",
+}
 
 
 @implementer(IReporter)
@@ -108,7 +121,11 @@ class LogReporter(Service):
     def _warned(self, source: str, warnings: Sequence[Problem]) -> None:
         if self._may_log(source):
             for warning in warnings:
-                self._log.warn("request from {source} accepted: {problem}", source=source, problem=warning)
+                self._log.warn(
+                    "request from {source} accepted, with a warning: {problem}",
+                    source=source,
+                    problem=warning,
+                )
 
     def _refused(self, source: str, refused: RequestRejected | RequestBusy) -> None:
         if not self._may_log(source):
@@ -155,11 +172,11 @@ class LogReporter(Service):
 
     def _stopped(self, event: Event, stopped: CaptureStopped) -> None:
         self._log.info(
-            "{capture_id}: stopped by {reason}: {packets} packets, {bytes} bytes{nothing}",
+            "{capture_id}: stopped, {why}: {packets}, {bytes}{nothing}",
             capture_id=event.subject,
-            reason=stopped.reason.value,
-            packets=stopped.packets,
-            bytes=stopped.bytes,
+            why=_REASONS[stopped.reason],
+            packets=counted(stopped.packets, "packet"),
+            bytes=counted(stopped.bytes, "byte"),
             nothing="" if stopped.packets else "; nothing to deliver",
         )
         if (counts := stopped.counts) is None:

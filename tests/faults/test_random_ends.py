@@ -162,7 +162,7 @@ class RandomStopTests(RandomEndCase):
 
     def assert_all_there(self) -> None:
         """Each capture has ended; with packets, it is at each destination or in the spool, once."""
-        ended, empty = self.logged("stopped by"), self.logged("stopped by [a-z_]+: 0 packets")
+        ended, empty = self.logged("stopped, as"), self.logged("stopped, as [a-z ]+: 0 packets")
         self.assertEqual(ended, self.logged("capturing on"), self.seed)
         kept = ended - empty
         for destination in ("local", "cloudshark"):

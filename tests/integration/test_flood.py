@@ -117,7 +117,7 @@ class FloodTests(SynchronousTestCase):
     def _until_idle(self, daemon: Daemon) -> None:
         """Wait until no capture runs any more."""
         until = time.monotonic() + 15
-        while daemon.log.count(": capturing on") > daemon.log.count(": stopped by"):
+        while daemon.log.count(": capturing on") > daemon.log.count(": stopped, as"):
             self.assertLess(time.monotonic(), until)
             time.sleep(0.1)
         time.sleep(0.5)

@@ -316,7 +316,7 @@ class MainJobTests(SynchronousTestCase):
         daemon.signal(signal.SIGTERM)
         daemon.signal(signal.SIGHUP)
         self.assertEqual(daemon.wait(), 0)
-        self.assertIn(f"{capture}: stopped by shutdown: 10 packets", daemon.log)
+        self.assertIn(f"{capture}: stopped, as the daemon is stopping: 10 packets", daemon.log)
         self.assertEqual(len(read_packets(daemon.file_of(capture))), 10)
 
     def test_packet_debug(self) -> None:

@@ -84,7 +84,7 @@ class LogReporterTests(unittest.SynchronousTestCase):
         self.assertEqual(
             self.stopped(PacketCounts(received=3, dropped=0, interface_dropped=0)),
             [
-                (LogLevel.info, "abc: stopped by idle: 3 packets, 700 bytes"),
+                (LogLevel.info, "abc: stopped, as no more packets arrive: 3 packets, 700 bytes"),
                 (
                     LogLevel.info,
                     "abc: 3 packets received by the filter, 0 dropped by the kernel,"
@@ -112,7 +112,16 @@ class LogReporterTests(unittest.SynchronousTestCase):
     def test_nothing_to_deliver(self) -> None:
         """A stop without packets says that there is nothing to deliver."""
         [(_, line)] = self.stopped(None, packets=0)
-        self.assertEqual(line, "abc: stopped by idle: 0 packets, 700 bytes; nothing to deliver")
+        self.assertEqual(
+            line, "abc: stopped, as no more packets arrive: 0 packets, 700 bytes; nothing to deliver"
+        )
+
+    def test_reasons(self) -> None:
+        """Each reason for a stop is a line in plain words, and so is a single packet."""
+        for reason in StopReason:
+            stopped = CaptureStopped(reason=reason, packets=1, bytes=1, counts=None, file=None)
+            [(_, line)] = self.report(stopped)
+            self.assertRegex(line, r"\Aabc: stopped, as [a-z ]+: 1 packet, 1 byte\Z")
 
     def test_ends(self) -> None:
         """Failures are errors, a delivery is information, and a capture that is done has no line."""
@@ -168,7 +177,12 @@ class LogReporterTests(unittest.SynchronousTestCase):
         warning = Problem(path="tags", value="'a\\nb'", rule="should be one line")
         self.assertEqual(
             self.report(RequestAccepted(captures=(), warnings=(warning,))),
-            [(LogLevel.warn, "request from redis accepted: tags = 'a\\nb': should be one line")],
+            [
+                (
+                    LogLevel.warn,
+                    "request from redis accepted, with a warning: tags = 'a\\nb': should be one line",
+                )
+            ],
         )
 
     def test_refused(self) -> None:

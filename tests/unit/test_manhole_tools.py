@@ -107,6 +107,16 @@ class Reactor(Clock):
         return 7
 
 
+class Documented:
+    """
+    Something, as in L{C{C}.d}.
+
+    @ivar captures: the captures; L{None} if there are none.
+    @return: a thing.
+    @raise ValueError: never.
+    """
+
+
 class NamespaceTests(unittest.SynchronousTestCase):
     """What a console begins with."""
 
@@ -213,6 +223,19 @@ class NamespaceTests(unittest.SynchronousTestCase):
         (found,) = self.names["objects"](5, "test_manhole_tools.Pipeline")
         self.assertGreaterEqual(found["objects"], 1)
 
+    def test_help_is_plain(self) -> None:
+        """The markup of documentation is not shown."""
+        printed = io.StringIO()
+        with redirect_stdout(printed):
+            self.names["help"](Documented())
+        self.assertEqual(
+            "Something, as in C.d.\n\n"
+            "captures: the captures; None if there are none.\n"
+            "Returns: a thing.\n"
+            "Raises ValueError: never.\n",
+            printed.getvalue(),
+        )
+
     def test_help(self) -> None:
         """Every name is described, and so is every object that is asked about."""
         text = repr(self.names["help"])
@@ -221,5 +244,6 @@ class NamespaceTests(unittest.SynchronousTestCase):
         printed = io.StringIO()
         with redirect_stdout(printed):
             self.names["help"](self.names["captures"], 1)
-        self.assertIn(".start(request, more)", printed.getvalue())
+        self.assertIn(".start(request=None, **more)", printed.getvalue())
+        self.assertIn("start(interface=['eth0'], bpf='port 53')", printed.getvalue())
         self.assertIn("int", printed.getvalue())

@@ -99,6 +99,15 @@ class OptionsTests(unittest.TestCase):
         ):
             self.assertRaises(UsageError, options, *given)
 
+    def test_misspelt(self) -> None:
+        """For an unknown option, the most similar one is named; and an argument that is none is shown."""
+        for given, said in (
+            ("--confg", "--confg: is not a known option; did you mean 'config'?"),
+            ("--maxpackes=1", "--maxpackes: is not a known option; did you mean 'maxpackets'?"),
+            ("stray", "'stray' is not an option; no other arguments are accepted"),
+        ):
+            self.assertEqual(said, str(self.assertRaises(UsageError, options, given)))
+
     def test_help(self) -> None:
         """The help lists each option, and says that a token is safer in a file."""
         text = str(tap.Options())

@@ -11,6 +11,7 @@ import dataclasses
 import gc
 import inspect
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from types import SimpleNamespace
@@ -24,6 +25,10 @@ from pcapsvc.host.manhole.masking import masked
 
 #: What the pipeline, and events, call the manhole as a source of requests.
 SOURCE_NAME = "manhole"
+
+_MARKUP = re.compile(r"\b[A-Z]\{([^{}]*)\}")
+_RAISES = re.compile(r"^@raises? ([\w.]+):", re.MULTILINE)
+_FIELD = re.compile(r"^@\w+(?: (\w+))?:", re.MULTILINE)
 
 _COLUMN_CHARACTERS = 60
 _MAX_ROWS = 200
@@ -81,7 +86,7 @@ class CaptureTool:
         return None if found is None else Record(found)
 
     def start(self, request: Mapping[str, Any] | None = None, **more: Any) -> Deferred[Any]:
-        """Submit a request: start({'interface': ['eth0'], 'bpf': 'port 53'}), for this node by default."""
+        """Submit a request, for this node by default: start(interface=['eth0'], bpf='port 53')."""
         asked = {**(request or {}), **more}
         if not {"node", "nodere"} & asked.keys():
             asked["node"] = self._node.settings.general.node_name
@@ -244,19 +249,27 @@ class Help:
 
 
 def _description(thing: Any) -> Iterator[str]:
-    yield inspect.getdoc(thing) or f"{type(thing).__name__}, which is not documented"
+    yield _plain(inspect.getdoc(thing) or f"{type(thing).__name__}, which is not documented")
     if isinstance(thing, type) or not hasattr(type(thing), "__dict__"):
         return
     for name in dir(type(thing)):
         method = getattr(type(thing), name, None)
         if not name.startswith("_") and inspect.isfunction(method):
-            summary = (inspect.getdoc(method) or "").partition("\n")[0]
+            summary = _plain(inspect.getdoc(method) or "").partition("\n")[0]
             yield f"  .{name}{_signature(method)}\n      {summary}"
 
 
 def _signature(method: Any) -> str:
     parameters = list(inspect.signature(method).parameters.values())[1:]
-    return "(" + ", ".join(parameter.name for parameter in parameters) + ")"
+    return "(" + ", ".join(str(each.replace(annotation=each.empty)) for each in parameters) + ")"
+
+
+def _plain(documentation: str) -> str:
+    """Documentation without its markup (Epytext)."""
+    text = _FIELD.sub(lambda field: f"{field[1] or 'Returns'}:", _RAISES.sub(r"Raises \1:", documentation))
+    while (simpler := _MARKUP.sub(r"\1", text)) != text:
+        text = simpler
+    return text
 
 
 def _first(count: int, rows: Iterator[Any]) -> Iterator[Any]:
@@ -288,7 +301,7 @@ def _callable(function: Any) -> str:
 _HELP = """\
 node            the daemon's parts: node.pipeline, node.settings, …
 settings        the configuration: settings.general.snap_length, …; secrets are masked
-captures        .list(), .get(id), .start({…}), .end(id)
+captures        .list(), .get(id), .start(interface=['eth0'], …), .end(id)
 sources         where requests come from
 destinations    where captures are delivered to
 outboxes        .list(): what is being delivered
