@@ -172,7 +172,9 @@ class NamespaceTests(unittest.SynchronousTestCase):
         for shown in (settings.redis, of_node):
             self.assertNotIn("hunter2", repr(shown))
             self.assertRaises(PermissionError, shown.auth.reveal)
-        self.assertEqual(repr(settings).splitlines()[:3], ["[redis]", "listen = False", "host = 'localhost'"])
+        first, *lines = repr(settings).splitlines()
+        self.assertEqual("[redis]", first)
+        self.assertLessEqual({"listen = False", "host = 'localhost'"}, {*lines})
         self.assertIn("auth = <secret>", repr(settings))
 
     def test_settings_without_a_table(self) -> None:
