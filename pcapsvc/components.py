@@ -12,9 +12,11 @@ from pcapsvc.destinations.s3.settings import S3Settings
 from pcapsvc.encoders.pcap.settings import PcapSettings
 from pcapsvc.host.manhole.settings import ManholeSettings
 from pcapsvc.host.settings import SyslogSettings
+from pcapsvc.reports.kafka.settings import KafkaReportsSettings
 from pcapsvc.reports.metrics.settings import MetricsSettings
 from pcapsvc.reports.redis.settings import RedisReportsSettings
 from pcapsvc.reports.settings import ReportsSettings
+from pcapsvc.reports.sqs.settings import SqsReportsSettings
 from pcapsvc.settings.catalogue import Catalogue
 from pcapsvc.settings.general import CaptureSettings, GeneralSettings
 from pcapsvc.sources.http.settings import HttpSettings
@@ -27,7 +29,7 @@ COMPONENTS = Catalogue(
     node=(GeneralSettings, CaptureSettings, DeliverySettings, ReportsSettings),
     sources=(RedisSettings, KafkaSettings, SqsSettings, HttpSettings),
     destinations=(LocalSettings, CloudSharkSettings, S3Settings),
-    reporters=(RedisReportsSettings,),
+    reporters=(RedisReportsSettings, KafkaReportsSettings, SqsReportsSettings),
     encoders=(PcapSettings,),
     services=(SyslogSettings, ManholeSettings, WebSettings, MetricsSettings),
 )

@@ -12,7 +12,7 @@ import signal
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -144,6 +144,13 @@ class SQSServer:
         """Receive messages, as another client."""
         found: list[dict[str, Any]] = self._client.receive_message(QueueUrl=url, **more).get("Messages", [])
         return found
+
+    def delete(self, url: str, messages: Sequence[Mapping[str, Any]]) -> None:
+        """Delete up to ten messages that were received."""
+        entries = [
+            {"Id": str(at), "ReceiptHandle": message["ReceiptHandle"]} for at, message in enumerate(messages)
+        ]
+        self._client.delete_message_batch(QueueUrl=url, Entries=entries)
 
 
 def client(endpoint: str, access_id: str = "anybody", access_key: str = "anything") -> Any:

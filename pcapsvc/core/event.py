@@ -286,7 +286,10 @@ class Event:
     @cached_property
     def json(self) -> bytes:
         """The event in the structured mode of CloudEvents 1.0: one line in UTF-8, encoded only once."""
-        return msgspec.json.encode(as_json(self))
+        encoded = msgspec.json.encode(as_json(self))
+        # SQS accepts no character that XML 1.0 doesn't ("SendMessage" in its API Reference). JSON escapes the
+        # others; and this can only be in a text.
+        return encoded.replace(b"\xef\xbf\xbe", rb"\ufffe").replace(b"\xef\xbf\xbf", rb"\uffff")
 
 
 class EventFactory:

@@ -211,9 +211,9 @@ def _inherit(
         if section.inherits is None or section.table not in tables:
             continue
         own, other = tables[section.table], tables.get(section.inherits, {})
-        for key in [*section.inherited_keys(own, other)]:
-            if key in other and key not in own:
-                own[key] = other[key]
+        for key, value in section.inherited(own, other).items():
+            if key not in own:
+                own[key] = value
                 path = f"{section.inherits}.{key}"
                 origins[section.key_path(key)] = origins.get(path, path)
 

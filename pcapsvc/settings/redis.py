@@ -51,15 +51,17 @@ class RedisServerSection(BrokerSection, frozen=True, kw_only=True):
             yield from certificate_name(type(self), self.host, "tls")
 
 
-def inherited_redis_keys(own: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[str]:
+def inherited_from_redis(own: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     """
-    Which keys a table takes from another one about Redis: those that it doesn't have. A password is for one
-    server, and for one user: it is taken only if the table names neither another server nor a user.
+    What a table takes from another one about Redis. A password is for one server, and for one user: it is
+    taken only if the table names neither another server nor a user. To another server, the connection is
+    encrypted nevertheless if that of the other table is.
     """
-    yield from ("host", "port", "tls")
+    keys = ["host", "port", "tls"]
     if own.get("tls") is not False:
-        yield "cafile"
+        keys.append("cafile")
     if all(own.get(key, other.get(key, usual)) == other.get(key, usual) for key, usual in _DEFAULTS.items()):
-        yield "username"
+        keys.append("username")
         if own.keys().isdisjoint({"username", "auth", "authfile"}):
-            yield from ("auth", "authfile")
+            keys += ["auth", "authfile"]
+    return {key: other[key] for key in keys if key in other}

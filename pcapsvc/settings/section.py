@@ -9,7 +9,7 @@ are secret, and how the component is built.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -147,13 +147,13 @@ class Section(msgspec.Struct, frozen=True, kw_only=True):
         return f"{cls.table}.{key}"
 
     @classmethod
-    def inherited_keys(cls, own: Mapping[str, Any], other: Mapping[str, Any]) -> Iterable[str]:
+    def inherited(cls, own: Mapping[str, Any], other: Mapping[str, Any]) -> Mapping[str, Any]:
         """
-        Which keys are taken from the table C{inherits}, if that has them, and this one's own doesn't.
+        What is taken from the table C{inherits}, by key, as far as this section's own table doesn't have it.
 
         @param own: the values of its own table, not yet validated. Likewise C{other}.
         """
-        return ()
+        return {}
 
     @classmethod
     def dependent_defaults(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -237,6 +237,13 @@ class EventTests(unittest.SynchronousTestCase):
         event = self.events.event(CaptureDone(), Labels(via="http", alertid=10**254, interface="lo"), "abc")
         self.assertIn(b'"alertid":1' + b"0" * 254, event.json)
 
+    def test_no_characters(self) -> None:
+        """What XML has no characters for is escaped, because SQS refuses it."""
+        labels = Labels(via="http", tags="a\ufffe\uffff\x7f\U0001f600", interface="lo")
+        event = self.events.event(CaptureDone(), labels, "abc")
+        self.assertIn(rb'"tags":"a\ufffe\uffff', event.json)
+        self.assertEqual(json.loads(event.json)["data"]["tags"], labels.tags)
+
     def test_unknown_progress(self) -> None:
         """What the kernel has not said of a running capture is left out."""
         document = self.document(CaptureProgress.of(Progress(packets=0, bytes=24, seconds=0.0)))

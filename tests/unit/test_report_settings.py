@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pcapsvc.reports.kafka.settings import KafkaReportsSettings
 from pcapsvc.reports.redis.settings import RedisReportsSettings
 from pcapsvc.reports.settings import ReportsSettings
+from pcapsvc.reports.sqs.settings import SqsReportsSettings
 from pcapsvc.settings import Secret
 from tests.unit.settings_case import LEAST, SettingsTestCase
 
@@ -111,3 +113,142 @@ class RedisTests(SettingsTestCase):
     def test_secrets(self) -> None:
         """No secret is in the text of the settings."""
         self.assertNotIn("hunter", repr(self.load(self.SOURCE + "[reports.redis]\nsend = true")))
+
+
+class KafkaTests(SettingsTestCase):
+    """C{[reports.kafka]}, and what it takes from C{[kafka]}."""
+
+    SOURCE = (
+        LEAST + "[kafka]\nserver = ['a:1', 'b:1']\nclientid = 'node'\nsecurity_protocol = 'SASL_SSL'\n"
+        "sasl_mechanism = 'PLAIN'\nsasl_plain_username = 'u'\nsasl_plain_password = 'hunter2'\n"
+        "ssl_check_hostname = false\n"
+    )
+
+    def reports(self, text: str, source: str | None = None) -> KafkaReportsSettings:
+        """The section, if it has these keys."""
+        section = (source or self.SOURCE) + f"[reports.kafka]\nsend = true\n{text}"
+        return self.section(KafkaReportsSettings, section)
+
+    def test_inherited(self) -> None:
+        """The connection is that of the source, whether or not it listens; what it is for is not."""
+        section = self.reports("")
+        self.assertEqual((section.server, section.topic), (("a:1", "b:1"), "capture-events"))
+        self.assertEqual((section.client_id, section.ssl_check_hostname), ("node", False))
+        self.assertEqual(
+            (section.security_protocol, section.sasl_mechanism, section.sasl_plain_username),
+            ("SASL_SSL", "PLAIN", "u"),
+        )
+        self.assertEqual(section.sasl_plain_password, Secret("hunter2"))
+
+    def test_needs_servers(self) -> None:
+        """It needs servers, of its own or those of the source."""
+        problem = self.only_problem(LEAST + "[reports.kafka]\nsend = true")
+        self.assertEqual(problem, "reports.kafka.send: needs reports.kafka.server")
+
+    def test_the_same_server(self) -> None:
+        """One of the same servers may be named."""
+        self.assertEqual(self.reports("server = ['b:1']").sasl_plain_password, Secret("hunter2"))
+
+    def test_another_server(self) -> None:
+        """No login is sent to another server, not even if one of the same is there as well."""
+        for other in ("['c:1']", "['a:1', 'c:1']", "['a:2']"):
+            section = self.reports(f"server = {other}")
+            self.assertEqual(
+                (section.security_protocol, section.sasl_mechanism, section.sasl_plain_username),
+                ("SSL", None, None),
+                other,
+            )
+            self.assertEqual((section.sasl_plain_password, section.ssl_check_hostname), (None, False))
+
+    def test_another_user(self) -> None:
+        """Another user doesn't get the password of the source's."""
+        self.assertEqual(
+            self.only_problem(
+                self.SOURCE + "[reports.kafka]\nsend = true\nsasl_mechanism = 'PLAIN'\n"
+                "sasl_plain_username = 'v'"
+            ),
+            "reports.kafka.sasl_mechanism = 'PLAIN': needs reports.kafka.sasl_plain_username, and"
+            " reports.kafka.sasl_plain_password or sasl_plain_passwordfile",
+        )
+        own = self.reports("sasl_plain_password = 'hunter3'")
+        self.assertEqual((own.sasl_plain_username, own.sasl_plain_password), ("u", Secret("hunter3")))
+
+    def test_another_protocol(self) -> None:
+        """What has no effect with a protocol of its own isn't taken."""
+        section = self.reports("security_protocol = 'PLAINTEXT'")
+        self.assertEqual((section.sasl_mechanism, section.ssl_check_hostname), (None, True))
+
+    def test_a_certificate(self) -> None:
+        """A client's certificate, too, is for one cluster."""
+        one, other = self.issue(), self.issue()
+        source = LEAST + (
+            "[kafka]\nserver = ['a:1']\nsecurity_protocol = 'SSL'\n"
+            f"ssl_certfile = '{one.certificate}'\nssl_keyfile = '{one.key}'\n"
+        )
+        self.assertEqual(self.reports("", source).ssl_keyfile, str(one.key))
+        self.assertIsNone(self.reports("server = ['c:1']", source).ssl_certfile)
+        own = f"ssl_certfile = '{other.certificate}'\nssl_keyfile = '{other.key}'"
+        self.assertEqual(self.reports(own, source).ssl_keyfile, str(other.key))
+
+
+class SqsTests(SettingsTestCase):
+    """C{[reports.sqs]}, and what it takes from C{[sqs]}."""
+
+    QUEUE = "https://sqs.eu-west-1.amazonaws.com/1/events"
+
+    def reports(self, text: str, source: str = "") -> SqsReportsSettings:
+        """The section, if it has these keys, and the source's section has those."""
+        whole = f"{LEAST}[sqs]\naccessid = 'AKIA'\naccesskey = 'hunter2'\n{source}\n"
+        return self.section(SqsReportsSettings, f"{whole}[reports.sqs]\nsend = true\n{text}")
+
+    def test_needs_a_queue(self) -> None:
+        """The queue is never that of the source."""
+        text = f"{LEAST}[sqs]\nurl = '{self.QUEUE}'\n[reports.sqs]\nsend = true"
+        self.assertEqual(self.only_problem(text), "reports.sqs.send: needs reports.sqs.url")
+
+    def test_amazon(self) -> None:
+        """Amazon's queues share credentials; the region is that of the queue."""
+        for source in (
+            "",
+            "region = 'us-east-1'",
+            "url = 'https://sqs.us-east-1.amazonaws.com/1/c'\nregion = 'us-east-1'",
+        ):
+            section = self.reports(f"url = '{self.QUEUE}'", source)
+            self.assertEqual(
+                (section.access_id, section.access_key, section.region),
+                ("AKIA", Secret("hunter2"), None),
+                source,
+            )
+
+    def test_the_same_host(self) -> None:
+        """At the same host, everything but the queue is shared."""
+        section = self.reports(
+            "url = 'http://queues:1/0/events'", "url = 'http://queues:1/0/captures'\nregion = 'r'"
+        )
+        self.assertEqual((section.access_id, section.region), ("AKIA", "r"))
+        section = self.reports(
+            "url = 'https://sqs.eu-west-1.amazonaws.com/1/e'",
+            "url = 'https://sqs.eu-west-1.amazonaws.com/1/c'\nendpoint = 'vpce.example:1'",
+        )
+        self.assertEqual((section.access_id, section.endpoint), ("AKIA", "https://vpce.example:1"))
+
+    def test_another_host(self) -> None:
+        """No credentials are used for another host, whichever of the two is Amazon's."""
+        for own, source in (
+            ("url = 'http://other:1/0/events'", "url = 'http://queues:1/0/captures'"),
+            ("url = 'http://queues:2/0/events'", "url = 'http://queues:1/0/captures'"),
+            ("url = 'http://queues:1/0/events'", ""),
+            (f"url = '{self.QUEUE}'", "url = 'http://queues:1/0/captures'"),
+            (f"url = '{self.QUEUE}'\nendpoint = 'other'", f"url = '{self.QUEUE}'"),
+            (f"url = '{self.QUEUE}.amazonaws.com.example/1/e'".replace("/1/events", ""), ""),
+        ):
+            section = self.reports(own, source)
+            self.assertEqual((section.access_id, section.access_key), (None, None), own)
+
+    def test_own_credentials(self) -> None:
+        """Credentials are taken as a pair, or not at all."""
+        text = f"url = '{self.QUEUE}'\naccessid = 'AKIB'\naccesskey = 'hunter3'"
+        self.assertEqual(self.reports(text).access_key, Secret("hunter3"))
+        whole = f"{LEAST}[sqs]\naccessid = 'AKIA'\naccesskey = 'hunter2'\n[reports.sqs]\nsend = true\n"
+        problem = self.only_problem(f"{whole}url = '{self.QUEUE}'\naccessid = 'AKIB'")
+        self.assertIn("reports.sqs.accessid: must be given together with reports.sqs.accesskey", problem)

@@ -52,6 +52,11 @@ bucket = "captures"
 region = "us-east-1"
 [reports.redis]
 send = true
+[reports.kafka]
+send = true
+[reports.sqs]
+send = true
+url = "http://127.0.0.1:1/0/events"
 [manhole]
 listen = "unix:{directory}/manhole.sock"
 authorizedkeys = "{directory}/authorized_keys"

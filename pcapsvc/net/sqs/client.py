@@ -32,6 +32,11 @@ class Unsettled(Exception):
     """The queue answered, but did not delete or return messages."""
 
 
+def is_amazon(host: str) -> bool:
+    """Whether a host is one of Amazon's for SQS, of any region or account."""
+    return bool(_AMAZON.search(host) or _PRIVATE.search(host))
+
+
 def locate(url: str, region: str | None, endpoint: str | None) -> tuple[str | None, str | None]:
     """
     The region and the endpoint of a queue.

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pcapsvc.settings.kinds import Flag, Line
-from pcapsvc.settings.redis import RedisServerSection, inherited_redis_keys
+from pcapsvc.settings.redis import RedisServerSection, inherited_from_redis
 from pcapsvc.settings.secret import revealed
 from pcapsvc.settings.section import BuildContext, ReporterSection
 
@@ -26,9 +26,9 @@ class RedisReportsSettings(RedisServerSection, ReporterSection, frozen=True, kw_
     channel: Line = "capture-events"
 
     @classmethod
-    def inherited_keys(cls, own: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[str]:
-        """The connection's."""
-        return inherited_redis_keys(own, other)
+    def inherited(cls, own: Mapping[str, Any], other: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The connection's keys."""
+        return inherited_from_redis(own, other)
 
     def is_enabled(self) -> bool:
         """Whether events are published."""

@@ -4,30 +4,22 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Collection, Mapping, Sequence
-from threading import Event, Lock
 from typing import Any, Protocol
 
 from kafka import KafkaConsumer, OffsetAndMetadata, TopicPartition
-from kafka import errors as kafka_errors
-from kafka.net.selector import NetworkSelector
 
-from pcapsvc.net.kafka.manager import Client, Manager
+from pcapsvc.net.kafka.client import (
+    BOOTSTRAP_SECONDS,
+    METADATA_SECONDS,
+    RECONNECT_SECONDS,
+    REQUEST_SECONDS,
+    ClientMaker,
+    connection_configuration,
+    in_ms,
+)
 from pcapsvc.net.kafka.problems import MissingTopic
-from pcapsvc.net.kafka.security import KafkaSecurity, Unreachable, reach_any, tls_context
-from pcapsvc.net.kafka.token import TokenFile
+from pcapsvc.net.kafka.security import KafkaSecurity, reach_any, tls_context
 from pcapsvc.sources.kafka import decompress
-
-#: How long all servers together have to answer, once one of them accepts connections.
-BOOTSTRAP_SECONDS = 10.0
-
-#: How long an answer may take before a broker counts as lost.
-REQUEST_SECONDS = 10.0
-
-#: How often the topic's partitions are requested.
-METADATA_SECONDS = 10.0
-
-#: The longest pause before connecting again to a broker that was lost, give or take a random fifth.
-RECONNECT_SECONDS = 5.0
 
 #: How long a node of a consumer group may be silent before others get its partitions. Brokers allow 6 s and
 #: more (group.min.session.timeout.ms); kafka-python's default is three times as long as this.
@@ -42,10 +34,6 @@ FETCH_BYTES = 4 * 1024 * 1024
 
 #: The longest answer that is read. A broker that announces a longer one is disconnected.
 MAX_ANSWER_BYTES = 16 * 1024 * 1024
-
-#: How often the topic is requested before it counts as missing. An answer may belong to an earlier request,
-#: which was about something else.
-TOPIC_ATTEMPTS = 3
 
 
 class Record(Protocol):
@@ -87,10 +75,7 @@ class Connection:
         self._request_seconds = request_seconds
         self._bootstrap_seconds = bootstrap_seconds
         self._reconnect_seconds = reconnect_seconds
-        self._lock = Lock()
-        self._is_aborted = False
-        self._client: Any = None
-        self._manager: Manager | None = None
+        self._maker = ClientMaker()
         self._consumer: Any = None
 
     def open(self) -> None:
@@ -111,11 +96,11 @@ class Connection:
         reach_any(self._servers, context)
         try:
             self._consumer = KafkaConsumer(**self._configuration(context))
-            self._look_for_topic()
+            self._maker.look_for_topic(self._topic, self._request_seconds)
         except BaseException:
             # The consumer itself leaks the client's thread and descriptors when it fails.
             self.close()
-            self._raise_refusal()
+            self._maker.raise_refusal()
             raise
 
     def close(self) -> None:
@@ -123,7 +108,7 @@ class Connection:
         consumer, self._consumer = self._consumer, None
         try:
             if consumer is not None:
-                consumer.close(autocommit=False, timeout_ms=_ms(LEAVE_SECONDS))
+                consumer.close(autocommit=False, timeout_ms=in_ms(LEAVE_SECONDS))
         except Exception:  # noqa: BLE001 - the group removes this node after its session time-out
             pass
         finally:
@@ -131,14 +116,11 @@ class Connection:
 
     def abort(self) -> None:
         """From any thread: close every connection. A method that is blocked raises."""
-        with self._lock:
-            self._is_aborted = True
-        if self._client is not None:
-            self._client.close()
+        self._maker.abort()
 
     def topic_id(self) -> object:
         """Tells the topic from another of the same name; L{None} with brokers before 2.8."""
-        found: object = self._client.cluster.topic_id(self._topic)
+        found: object = self._maker.client.cluster.topic_id(self._topic)
         return found
 
     def partitions(self) -> frozenset[TopicPartition]:
@@ -147,14 +129,14 @@ class Connection:
 
         @raise MissingTopic: if the topic no longer exists.
         """
-        numbers = self._client.cluster.available_partitions_for_topic(self._topic)
+        numbers = self._maker.client.cluster.available_partitions_for_topic(self._topic)
         if numbers is None:
             raise MissingTopic
         return frozenset(TopicPartition(self._topic, number) for number in numbers)
 
     def all_partitions(self) -> frozenset[TopicPartition]:
         """All partitions, with or without a leader."""
-        numbers = self._client.cluster.partitions_for_topic(self._topic) or ()
+        numbers = self._maker.client.cluster.partitions_for_topic(self._topic) or ()
         return frozenset(TopicPartition(self._topic, number) for number in numbers)
 
     def assignment(self) -> frozenset[TopicPartition]:
@@ -169,16 +151,17 @@ class Connection:
         If none is being read, because other nodes of the group have them all, a connection to any broker will
         do.
         """
-        cluster = self._client.cluster
+        client = self._maker.client
+        cluster = client.cluster
         assignment = sorted(self._consumer.assignment())
-        if not assignment and not any(self._client.connected(each.node_id) for each in cluster.brokers()):
+        if not assignment and not any(client.connected(each.node_id) for each in cluster.brokers()):
             return "no connection to any broker"
         for partition in assignment:
             leader = cluster.leader_for_partition(partition)
             broker = None if leader in (None, -1) else cluster.broker_metadata(leader)
             if broker is None:
                 return f"partition {partition.partition} of topic {self._topic!r} has no leader"
-            if not self._client.connected(leader):
+            if not client.connected(leader):
                 return f"no connection to {broker.host}:{broker.port}"
         return None
 
@@ -198,16 +181,16 @@ class Connection:
 
     def poll(self, timeout_seconds: float, most: int) -> Mapping[TopicPartition, Sequence[Record]]:
         """Up to C{most} records; waits for some if there are none."""
-        self._raise_refusal()
+        self._maker.raise_refusal()
         polled: Mapping[TopicPartition, Sequence[Record]] = self._consumer.poll(
-            timeout_ms=_ms(timeout_seconds), max_records=most
+            timeout_ms=in_ms(timeout_seconds), max_records=most
         )
         return polled
 
     def end_offsets(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, int]:
         """The offset of the next record of each partition."""
         ends: dict[TopicPartition, int] = self._consumer.end_offsets(
-            list(partitions), timeout_ms=_ms(self._request_seconds)
+            list(partitions), timeout_ms=in_ms(self._request_seconds)
         )
         return ends
 
@@ -219,19 +202,19 @@ class Connection:
         @param sent_at: in seconds since the Unix epoch.
         """
         found = self._consumer.offsets_for_times(
-            dict.fromkeys(partitions, _ms(sent_at)), timeout_ms=_ms(self._request_seconds)
+            dict.fromkeys(partitions, in_ms(sent_at)), timeout_ms=in_ms(self._request_seconds)
         )
         return {partition: first.offset for partition, first in found.items() if first is not None}
 
     def has_commits(self, partitions: Collection[TopicPartition]) -> bool:
         """Whether the consumer group has committed an offset in any of these partitions."""
-        timeout_ms = _ms(self._request_seconds)
+        timeout_ms = in_ms(self._request_seconds)
         return any(self._consumer.committed(each, timeout_ms=timeout_ms) is not None for each in partitions)
 
     def commit(self, offsets: Mapping[TopicPartition, int], timeout_seconds: float) -> None:
         """Commit the offsets of the next records to read."""
         marks = {partition: OffsetAndMetadata(offset, "", -1) for partition, offset in offsets.items()}
-        self._consumer.commit(marks, timeout_ms=_ms(timeout_seconds))
+        self._consumer.commit(marks, timeout_ms=in_ms(timeout_seconds))
 
     def skipped(self) -> int:
         """How many batches of records were skipped since the last call, because they become too long."""
@@ -247,17 +230,10 @@ class Connection:
         records = self._consumer._fetcher._next_partition_records
         return None if records is None else records.topic_partition
 
-    def _raise_refusal(self) -> None:
-        if self._manager is not None and self._manager.refusal is not None:
-            raise self._manager.refusal
-
     def _configuration(self, context: ssl.SSLContext | None) -> dict[str, Any]:
-        security = self._security
-        token_file = security.sasl_oauth_token_file
         return {
-            "kafka_client": self._make_client,
-            "bootstrap_servers": list(self._servers),
-            "client_id": self._client_id,
+            **connection_configuration(self._servers, self._client_id, self._security, context),
+            "kafka_client": self._maker,
             "group_id": self._group,
             # An offset is out of range if a partition has lost its end or its beginning. Messages that were
             # submitted before are recognized by their offsets and times.
@@ -268,47 +244,9 @@ class Connection:
             "isolation_level": "read_uncommitted",
             "fetch_max_bytes": FETCH_BYTES,
             "receive_message_max_bytes": MAX_ANSWER_BYTES,
-            "bootstrap_timeout_ms": _ms(self._bootstrap_seconds),
-            "request_timeout_ms": _ms(self._request_seconds),
-            "metadata_max_age_ms": _ms(self._metadata_seconds),
-            "session_timeout_ms": _ms(SESSION_SECONDS),
-            "reconnect_backoff_max_ms": _ms(self._reconnect_seconds),
-            "metrics_enabled": False,
-            "security_protocol": security.security_protocol,
-            "ssl_context": context,
-            "ssl_check_hostname": security.ssl_check_hostname,
-            "sasl_mechanism": security.sasl_mechanism,
-            "sasl_plain_username": security.sasl_plain_username,
-            "sasl_plain_password": security.sasl_plain_password,
-            "sasl_oauth_token_provider": None if token_file is None else TokenFile(token_file),
+            "bootstrap_timeout_ms": in_ms(self._bootstrap_seconds),
+            "request_timeout_ms": in_ms(self._request_seconds),
+            "metadata_max_age_ms": in_ms(self._metadata_seconds),
+            "session_timeout_ms": in_ms(SESSION_SECONDS),
+            "reconnect_backoff_max_ms": in_ms(self._reconnect_seconds),
         }
-
-    def _make_client(self, **configuration: Any) -> Any:
-        net = NetworkSelector(**configuration)
-        self._manager = Manager(net, **configuration)
-        client = Client(net=net, manager=self._manager, **configuration)
-        with self._lock:
-            self._client = client
-            is_aborted = self._is_aborted
-        if is_aborted:
-            raise Unreachable("connecting was aborted")
-        return client
-
-    def _look_for_topic(self) -> None:
-        cluster = self._client.cluster
-        cluster.set_topics([self._topic])
-        for _ in range(TOPIC_ATTEMPTS):
-            # The library's own ways to request metadata may wait forever.
-            answered = Event()
-            cluster.request_update().add_both(lambda _, answered=answered: answered.set())
-            if not answered.wait(self._request_seconds):
-                raise kafka_errors.KafkaTimeoutError("no metadata of the topic")
-            if self._topic in cluster.unauthorized_topics:
-                raise kafka_errors.TopicAuthorizationFailedError({self._topic})
-            if cluster.available_partitions_for_topic(self._topic):
-                return
-        raise MissingTopic
-
-
-def _ms(seconds: float) -> int:
-    return int(seconds * 1000)
