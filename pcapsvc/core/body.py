@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Collection, Iterator
-from itertools import islice
+from collections.abc import Collection
 from typing import Any, TypeVar
 
 import msgspec
@@ -16,18 +15,34 @@ from pcapsvc.core.names import canonical_names
 #: The longest body that is decoded, in bytes.
 MAX_BODY_BYTES = 65536
 
-# Up to this many halves of surrogate pairs are replaced.
-_MOST_HALVES = 100
+# Up to this many pieces of a label that are not UTF-8 are read as Windows-1252. Each runs some Python.
+_MOST_READ = 1000
+
 # In UTF-8 it would be this, if it were allowed there (RFC 3629, section 3).
 _ENCODED_HALF = re.compile(rb"\xed[\xa0-\xbf][\x80-\xbf]")
 # What stands for one until its field is known: a character that is never assigned (the Unicode Standard,
 # section 23.7).
 _HALF = b"\\uffff"
+_HALF_TEMPLATE = re.escape(_HALF)
 
-# An escape sequence (RFC 8259, section 7): two that make one character, half of such a pair, or any other.
-_ESCAPED = re.compile(
-    rb"\\(?:u[Dd][89ABab][0-9A-Fa-f]{2}\\u[Dd][C-Fc-f][0-9A-Fa-f]{2}|(u[Dd][89A-Fa-f][0-9A-Fa-f]{2})|.)",
-    re.DOTALL,
+# An escape sequence that is half of a surrogate pair without its other half (RFC 8259, section 7), in a body
+# whose escaped backslashes are hidden. Neither this nor anything below runs Python for each of them: a body
+# may be full of them.
+_LONE_HALF = re.compile(
+    rb"\\u[Dd][89ABab][0-9A-Fa-f]{2}(?!\\u[Dd][C-Fc-f][0-9A-Fa-f]{2})"
+    rb"|(?<!\\u[Dd][89ABab][0-9A-Fa-f]{2})\\u[Dd][C-Fc-f][0-9A-Fa-f]{2}"
+)
+# Two bytes that no JSON text has stand for an escaped backslash.
+_ESCAPED_BACKSLASH, _HIDDEN_BACKSLASH = b"\\\\", b"\0\0"
+
+# Its characters by their bytes. Python's own codec takes a microsecond for each byte that has none.
+_WINDOWS_1252 = bytes(range(256)).decode("cp1252", "replace")
+
+# Bytes that are no part of a character in UTF-8 (the Unicode Standard, table 3-7).
+_NOT_UTF8 = re.compile(
+    rb"(?:(?![\xc2-\xdf][\x80-\xbf]|\xe0[\xa0-\xbf][\x80-\xbf]|[\xe1-\xec\xee\xef][\x80-\xbf]{2}"
+    rb"|\xed[\x80-\x9f][\x80-\xbf]|\xf0[\x90-\xbf][\x80-\xbf]{2}|[\xf1-\xf3][\x80-\xbf]{3}"
+    rb"|\xf4[\x80-\x8f][\x80-\xbf]{2})[\x80-\xff])+"
 )
 _BYTE_ORDER_MARKS = {
     codecs.BOM_UTF8: "a byte order mark (EF BB BF)",
@@ -93,11 +108,11 @@ class Fields:
 
         @return: the value, and what was wrong with it: phrases that continue from the field's name.
         """
-        raw, rules = _ENCODED_HALF.sub(lambda _: _HALF, bytes(self._raw[name])), []
+        raw, rules = _ENCODED_HALF.sub(_HALF_TEMPLATE, bytes(self._raw[name])), []
         try:
             raw.decode("utf-8")
         except UnicodeDecodeError:
-            raw = raw.decode("utf-8", _AS_WINDOWS_1252).encode("utf-8")
+            raw = _as_utf8(raw)
             rules.append("is not UTF-8, and was read as Windows-1252")
         if _HALF in raw and (self._mended or raw != bytes(self._raw[name])):
             raw = raw.replace(_HALF, b"\\ufffd")
@@ -143,17 +158,36 @@ def _value(raw: bytes) -> Any:
 
 
 def _without_halves(body: bytes) -> bytes:
-    """A body in which another character stands for each half of a surrogate pair, up to a number of them."""
-    parts, at = [], 0
-    for found in islice(_halves(body), _MOST_HALVES):
-        parts += [body[at : found.start()], _HALF]
-        at = found.end()
-    return b"".join([*parts, body[at:]])
+    """A body in which another character stands for each half of a surrogate pair."""
+    if b"\0" in body:
+        return body  # not JSON, whatever its escape sequences are
+    hidden = body.replace(_ESCAPED_BACKSLASH, _HIDDEN_BACKSLASH)
+    return _LONE_HALF.sub(_HALF_TEMPLATE, hidden).replace(_HIDDEN_BACKSLASH, _ESCAPED_BACKSLASH)
 
 
-def _halves(body: bytes) -> Iterator[re.Match[bytes]]:
-    """The escape sequences that are half of a surrogate pair."""
-    return (found for found in _ESCAPED.finditer(body) if found[1] is not None)
+def _first_half(body: bytes) -> bytes | None:
+    """The first escape sequence that is half of a surrogate pair."""
+    found = _LONE_HALF.search(body.replace(_ESCAPED_BACKSLASH, _HIDDEN_BACKSLASH))
+    return None if found is None else found[0]
+
+
+def _as_utf8(text: bytes) -> bytes:
+    """
+    Text in UTF-8. What is not in it is read as Windows-1252; beyond L{_MOST_READ} pieces, which no text that
+    a person wrote has, it is replaced.
+    """
+    parts: list[bytes] = []
+    for _ in range(_MOST_READ):
+        try:
+            text.decode("utf-8")
+            break
+        except UnicodeDecodeError as error:
+            found = _NOT_UTF8.match(text, error.start)
+            assert found is not None
+            read = codecs.charmap_decode(found[0], "strict", _WINDOWS_1252)[0]
+            parts += [text[: error.start], read.encode()]
+            text = text[found.end() :]
+    return b"".join([*parts, text.decode("utf-8", "replace").encode()])
 
 
 def _not_json(body: bytes, error: Exception) -> RequestRejected:
@@ -164,20 +198,11 @@ def _not_json(body: bytes, error: Exception) -> RequestRejected:
         return _not_a_request("is nested too deeply")
     if isinstance(error, UnicodeDecodeError) or "UTF-8" in str(error):
         return _not_a_request("must be UTF-8")
-    if (half := next(_halves(body), None)) is not None:
+    if (half := _first_half(body)) is not None:
         # msgspec finds it, and calls it by other names.
-        return _not_a_request(f"must be Unicode, and has half of a surrogate pair: {half[0].decode()}")
+        return _not_a_request(f"must be Unicode, and has half of a surrogate pair: {half.decode()}")
     return _not_a_request(f"must be a JSON object ({error})")
 
 
 def _not_a_request(rule: str) -> RequestRejected:
     return RequestRejected([Problem(path="request", rule=rule)])
-
-
-def _replaced_byte(error: UnicodeError) -> tuple[str, int]:
-    assert isinstance(error, UnicodeDecodeError)
-    return error.object[error.start : error.end].decode("cp1252", "replace"), error.end
-
-
-_AS_WINDOWS_1252 = "pcapsvc-windows-1252"
-codecs.register_error(_AS_WINDOWS_1252, _replaced_byte)

@@ -42,6 +42,8 @@ _OTHER_WORDS = frozenset(
     fisu lssu lsu msu hfisu hlssu hmsu sio opc dpc sls hsio hopc hdpc hsls
     """.split()
 )
+# What may follow llc: a type of frame, and a host anywhere else.
+_LLC_TYPES = frozenset("i s u rr rnr rej ui ua disc dm sabme test xid frmr".split())
 # The named constants of pcap-filter(7), under "expr relop expr". Those that libpcap 1.9 does not know are
 # left out here, as is the word ifindex: it would look them up.
 _CONSTANTS = frozenset(
@@ -107,8 +109,9 @@ def follows_header_chains(bpf: str) -> bool:
 def _host_names(bpf: str) -> Iterator[str]:
     names_are_local = False
     depth = 0
+    word = None
     for token in _TOKEN.finditer(bpf):
-        word = token["word"]
+        before, word = word, token["word"]
         if token["bracket"]:
             depth += 1 if token["bracket"] == "[" else -1
         elif depth > 0:
@@ -120,7 +123,7 @@ def _host_names(bpf: str) -> Iterator[str]:
         elif token["escaped"]:
             if not names_are_local:
                 yield token["escaped"]
-        elif word in _CONNECTIVES:
+        elif word in _CONNECTIVES or (before == "llc" and word in _LLC_TYPES):
             continue
         elif word in _NAMES_ARE_LOCAL:
             names_are_local = True

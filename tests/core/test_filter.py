@@ -37,6 +37,8 @@ vlan 100 and mpls 5
 (port 53 or port 67) and not host 192.0.2.7
 wlan type mgt subtype beacon
 on eth0
+llc
+llc ui and not llc rnr
 """.strip().splitlines()
 NAMES = {
     "host foo.example": ["foo.example"],
@@ -46,6 +48,9 @@ NAMES = {
     "gateway foo": ["foo"],
     "ether host foo": ["foo"],
     "foo": ["foo"],
+    "ui": ["ui"],
+    "llc foo": ["foo"],
+    "llc ui and ui": ["ui"],
     "host FOO": ["FOO"],
     "host PORT": ["PORT"],
     "port http and host foo": ["foo"],
