@@ -109,7 +109,7 @@ def follows_header_chains(bpf: str) -> bool:
 def _host_names(bpf: str) -> Iterator[str]:
     names_are_local = False
     depth = 0
-    word = None
+    word: str | None = None
     for token in _TOKEN.finditer(bpf):
         before, word = word, token["word"]
         if token["bracket"]:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import html
+import json
+from urllib.parse import quote, quote_plus
+
 from twisted.trial import unittest
 
 from pcapsvc.core.text import one_line, without_secrets
@@ -29,6 +33,29 @@ class OneLineTests(unittest.SynchronousTestCase):
         self.assertEqual(one_line(r"k\1", secrets=secrets), r"[\1]")
         self.assertEqual(one_line("abcd s3cret", most=8, secrets=(("s3cret", "*"),)), "abcd *")
         self.assertEqual(without_secrets("a\nb", secrets), "a\nb")
+
+    def test_notations(self) -> None:
+        """A secret is recognized in the notations of URLs, JSON, HTML and Python, one inside another."""
+        secret = "s/T+en==9 \u00e9\U0001f600\\\"'"
+        for notation in (
+            html.escape(secret),
+            "".join(f"&#{ord(character)};" for character in secret),
+            "".join(f"&#x{ord(character):X};" for character in secret),
+            "s&sol;T&plus;en&equals;&equals;9 &eacute;\U0001f600&bsol;&quot;&apos;",
+            html.escape(html.escape(secret)),
+            "".join(f"%{byte:02x}" for byte in secret.encode()),
+            quote(quote(secret)),
+            quote_plus(secret),
+            json.dumps(secret)[1:-1],
+            json.dumps(json.dumps(secret)[1:-1])[1:-1],
+            json.dumps(secret, ensure_ascii=False)[1:-1].replace("/", r"\/"),
+            "".join(rf"\u{ord(character):04x}" for character in secret[:11]) + secret[11:],
+            repr(secret)[1:-1],
+            ascii(secret)[1:-1],
+            repr(secret.encode())[2:-1],
+            repr(repr(secret)[1:-1])[1:-1],
+        ):
+            self.assertEqual(without_secrets(f"<{notation}>", [(secret, "*")]), "<*>", notation)
 
     def test_short_secrets(self) -> None:
         """A secret of fewer than 8 characters is only replaced as a whole word; a longer one anywhere."""

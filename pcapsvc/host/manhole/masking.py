@@ -8,15 +8,13 @@ has the configured secrets replaced (L{Mask}), since the daemon's own objects ho
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NoReturn
-from urllib.parse import quote, quote_plus
 
 import msgspec
 
-from pcapsvc.core.text import secret_pattern
+from pcapsvc.core.text import longest_spelling, secret_pattern
 from pcapsvc.settings.secret import Secret
 
 #: What stands in the place of a secret.
@@ -73,40 +71,19 @@ def secrets_in(value: Any) -> Iterator[str]:
 
 class Mask:
     """
-    Replaces secrets in texts: as they are, and in the forms in which Python, JSON and URLs
-    spell them. A secret that was taken apart or encoded otherwise is not recognized; a short one, only
-    as a whole word.
+    Replaces secrets in texts: as they are, and in the notations of Python, JSON, URLs and HTML. A secret that
+    was taken apart or encoded otherwise is not recognized; a short one, only as a whole word.
 
     @param secrets: the secrets.
     """
 
     def __init__(self, secrets: Iterable[str]) -> None:
-        forms = {secret: {*_forms(secret)} - {""} for secret in secrets}
-        self.longest = max((len(form) for each in forms.values() for form in each), default=0)
         # The longest first, because one may be part of another.
-        patterns = [
-            secret_pattern(secret, forms[secret]) for secret in sorted(forms, key=len, reverse=True) if secret
-        ]
+        known = sorted({*secrets} - {""}, key=len, reverse=True)
+        self.longest = max(map(longest_spelling, known), default=0)
+        patterns = [secret_pattern(secret) for secret in known]
         self._pattern = re.compile("|".join(patterns)) if patterns else None
 
     def __call__(self, text: str) -> str:
         """The text without secrets."""
         return text if self._pattern is None else self._pattern.sub(HIDDEN, text)
-
-
-def _forms(secret: str) -> Iterator[str]:
-    raw = secret.encode("utf-8", "surrogateescape")
-    yield secret
-    for spelled in (
-        repr(secret),
-        ascii(secret),
-        repr(raw)[1:],
-        json.dumps(secret),
-        json.dumps(secret, ensure_ascii=False),
-    ):
-        yield spelled[1:-1]
-        # Within another text's repr.
-        yield repr(spelled[1:-1])[1:-1]
-    for quoted in (quote(raw, safe=""), quote(raw), quote_plus(raw)):
-        yield quoted
-        yield re.sub("%..", lambda found: found[0].lower(), quoted)
