@@ -62,6 +62,11 @@ class Request(http.Request):
         """Whether it came over a unix socket."""
         return isinstance(self.host, UNIXAddress)
 
+    def header(self, name: str) -> str | None:
+        """The last value of a header, one character for each byte; L{None} if there is none."""
+        values = self.requestHeaders.getRawHeaders(name.encode("ascii"))
+        return values[-1].decode("latin-1") if values else None
+
     @property
     def is_public(self) -> bool:
         """Whether everyone may have what it asks for, without a token."""
@@ -257,6 +262,7 @@ class Request(http.Request):
                 ended.callback(result)
 
         self._producing = producer, ended
+        self.channel.limit_silence()
         self.registerProducer(producer, True)
         producer.startProducing(self).addBoth(end)
         try:

@@ -12,6 +12,7 @@ read. The answers come from a tree of resources, see L{pcapsvc.net.http_resource
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
@@ -155,6 +156,20 @@ class _Channel(http.HTTPChannel):
         if self._unread is not None and self._unread.active():
             self._unread.cancel()
         self._unread = None
+
+    def limit_silence(self) -> None:
+        """
+        Have the kernel close the connection if the client's host doesn't acknowledge what is sent to it for
+        L{REQUEST_SECONDS}, or has no room for it (tcp(7), TCP_USER_TIMEOUT). A stream that sends little would
+        never find out by itself.
+        """
+        transport = self.transport
+        while (inner := getattr(transport, "transport", None)) is not None:
+            transport = inner
+        connection = getattr(transport, "socket", None)
+        if connection is not None and connection.family in (socket.AF_INET, socket.AF_INET6):
+            milliseconds = int(REQUEST_SECONDS * 1000)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
 
     def _pace(self) -> None:
         """

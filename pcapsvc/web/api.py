@@ -15,6 +15,7 @@ from pcapsvc.settings.general import interfaces_by_alias
 from pcapsvc.settings.section import BuildContext
 from pcapsvc.web.captures import CaptureList
 from pcapsvc.web.description import Description
+from pcapsvc.web.event_stream import Events, EventStreams
 from pcapsvc.web.filters import Filters
 from pcapsvc.web.health import Health, Readiness
 from pcapsvc.web.interfaces import Interfaces
@@ -48,6 +49,9 @@ def mount(root: TwistedResource, context: BuildContext, node: Any) -> MultiServi
         run_in_thread=context.threads(_DISK_THREADS),
     )
     root.putChild(b"captures", CaptureList(root.getStaticEntity(b"captures"), places))
+    streams = EventStreams(reactor)
+    node.reporter.add(streams)
+    root.putChild(b"events", Events(streams))
     root.putChild(b"filters", _filters(node, reactor))
     root.putChild(b"healthz", Health())
     root.putChild(

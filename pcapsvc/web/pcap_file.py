@@ -149,16 +149,16 @@ def _part(
     @raise HTTPProblem: if nothing can be sent.
     """
     headers = {"Accept-Ranges": "bytes", **_disposition(name), **({} if etag is None else {"ETag": etag})}
-    wanted = request.getHeader("If-Match")
+    wanted = request.header("If-Match")
     if wanted is not None and (etag is None or not matches(wanted.replace("W/", ""), etag)):
         raise HTTPProblem(412, "The file is another one than it was.")
-    known = request.getHeader("If-None-Match")
+    known = request.header("If-None-Match")
     if known is not None and etag is not None and matches(known, etag):
         # Nothing of it is sent, but the producer has to be stopped.
         return Answer(status=304, media_type=media_type, body=stream(0, size), headers=headers)
     part = None
-    asked = request.getHeader("Range")
-    if asked is not None and request.method == b"GET" and request.getHeader("If-Range") in (None, etag):
+    asked = request.header("Range")
+    if asked is not None and request.method == b"GET" and request.header("If-Range") in (None, etag):
         try:
             part = read_range(asked, size)
         except OutOfRange:

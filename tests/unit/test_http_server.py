@@ -9,10 +9,12 @@ from twisted.internet import defer, error
 from twisted.internet.task import Clock
 from twisted.logger import globalLogPublisher
 from twisted.trial import unittest
+from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer
 from twisted.web.resource import Resource as TwistedResource
+from zope.interface import implementer
 
 from pcapsvc.core.role import ALL_ROLES, Role
-from pcapsvc.net.http_resource import Answer, HTTPProblem, Resource
+from pcapsvc.net.http_resource import Answer, AnswerCut, HTTPProblem, Resource
 from pcapsvc.net.http_server import ANSWER_SECONDS, CLOSE_SECONDS, HTTPServer
 from tests.unit.http_case import ADDRESS, Response, Transport
 
@@ -207,6 +209,119 @@ class AnswerTests(ServerTestCase):
         self.assertEqual(Response(self.ask("/slow", method="POST", body=bytes(101)).value()).code, 413)
         self.ask("/slow", method="POST", body=bytes(100))
         self.assertEqual(len(self.slow.waiting), 1)
+
+
+@implementer(IBodyProducer)
+class Pieces:
+    """
+    A body that a test writes piece by piece.
+
+    @ivar calls: what the server has called.
+    @ivar ended: what the server waits for.
+    """
+
+    def __init__(self, length: Any) -> None:
+        self.length = length
+        self.calls: list[str] = []
+        self.consumer: Any = None
+        self.ended: defer.Deferred[None] = defer.Deferred()
+
+    def startProducing(self, consumer: Any) -> defer.Deferred[None]:
+        self.calls.append("start")
+        self.consumer = consumer
+        return self.ended
+
+    def pauseProducing(self) -> None:
+        self.calls.append("pause")
+
+    def resumeProducing(self) -> None:
+        self.calls.append("resume")
+
+    def stopProducing(self) -> None:
+        self.calls.append("stop")
+
+
+class ProducedTests(ServerTestCase):
+    """The body of an answer may be produced piece by piece."""
+
+    def answered(self, pieces: Pieces, *, method: str = "GET", stubborn: bool = False) -> Transport:
+        """A client that gets such an answer."""
+        transport = self.ask("/slow", method=method, stubborn=stubborn)
+        self.slow.waiting.pop().callback(Answer(media_type="text/plain", body=pieces))
+        return transport
+
+    def test_length(self) -> None:
+        """With a known length it is sent as it is; the connection then serves the next request."""
+        pieces = Pieces(5)
+        transport = self.answered(pieces)
+        self.assertIn(b"Content-Length: 5\r\n", transport.value())
+        pieces.consumer.write(b"ab")
+        pieces.consumer.write(b"cde")
+        pieces.ended.callback(None)
+        self.assertTrue(transport.value().endswith(b"\r\n\r\nabcde"))
+        self.assertEqual(pieces.calls, ["start", "stop"])
+        transport.send(b"GET /twisted HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        self.assertTrue(transport.value().endswith(b"now"))
+
+    def test_no_length(self) -> None:
+        """Without one, the head is sent at once, and the body in chunks, of which the last is empty."""
+        pieces = Pieces(UNKNOWN_LENGTH)
+        transport = self.answered(pieces)
+        self.assertIn(b"Transfer-Encoding: chunked\r\n", transport.value())
+        self.assertTrue(transport.value().endswith(b"\r\n\r\n"))
+        pieces.consumer.write(b"ab")
+        transport.producer.pauseProducing()
+        transport.producer.resumeProducing()
+        pieces.ended.callback(None)
+        self.assertTrue(transport.value().endswith(b"2\r\nab\r\n0\r\n\r\n"))
+        self.assertEqual(pieces.calls, ["start", "pause", "resume", "stop"])
+
+    def test_head(self) -> None:
+        """Nothing is produced for HEAD."""
+        pieces = Pieces(5)
+        transport = self.answered(pieces, method="HEAD")
+        self.assertTrue(transport.value().endswith(b"\r\n\r\n"))
+        self.assertIn(b"Content-Length: 5\r\n", transport.value())
+        self.assertEqual(pieces.calls, ["stop"])
+
+    def test_gone_before(self) -> None:
+        """If the client is gone before the answer, nothing is produced."""
+        pieces = Pieces(5)
+        transport = self.ask("/slow")
+        transport.lose(error.ConnectionLost())
+        self.slow.waiting.pop().callback(Answer(media_type="text/plain", body=pieces))
+        self.assertEqual(pieces.calls, ["stop"])
+        self.assertEqual(self.server.answering, set())
+
+    def test_gone_meanwhile(self) -> None:
+        """If the client goes, nothing more is produced, and what was to end has ended."""
+        pieces = Pieces(5)
+        transport = self.answered(pieces)
+        transport.lose(error.ConnectionLost())
+        self.assertEqual(set(pieces.calls), {"start", "stop"})
+        self.assertEqual(self.server.answering, set())
+        pieces.ended.callback(None)
+
+    def test_cut(self) -> None:
+        """If it can't go on, the connection is aborted. What must not happen is logged."""
+        for problem, logged in ((AnswerCut(), 0), (ZeroDivisionError(), 1)):
+            pieces = Pieces(5)
+            transport = self.answered(pieces)
+            pieces.ended.errback(problem)
+            self.assertTrue(transport.aborted)
+            self.assertEqual(pieces.calls, ["start", "stop"])
+            self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), logged)
+
+    def test_close(self) -> None:
+        """A stop of the server doesn't wait for it, and doesn't end it as if it were whole."""
+        pieces = Pieces(UNKNOWN_LENGTH)
+        transport = self.answered(pieces, stubborn=True)
+        closed = self.close()
+        self.assertEqual(set(pieces.calls), {"start", "stop"})
+        self.assertTrue(transport.disconnecting)
+        self.assertFalse(transport.value().endswith(b"0\r\n\r\n"))
+        self.clock.advance(CLOSE_SECONDS)
+        self.successResultOf(closed)
 
 
 class StreamTests(ServerTestCase):

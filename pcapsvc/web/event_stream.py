@@ -1,0 +1,323 @@
+"""
+C{/events}: what happens on the node, as server-sent events
+(U{https://html.spec.whatwg.org/#server-sent-events}).
+
+The last events are kept once for all readers. A reader only knows which of them it has. What is new is sent
+to all of them a moment later, so that the work that is reported never waits for readers. A reader that is
+slow finds the progress of captures left out, and is disconnected if it falls behind what is kept.
+"""
+
+# Twisted has hardly any types.
+# mypy: disallow-untyped-calls=False
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer
+from zope.interface import implementer
+
+from pcapsvc.core.errors import Problem, shown
+from pcapsvc.core.event import CaptureProgress, Event, Payload
+from pcapsvc.interfaces.reports import IProgressReporter
+from pcapsvc.net.http_resource import Answer, AnswerCut, HTTPProblem, Resource
+from pcapsvc.web.query import Parameters, bad_parameter
+
+#: How many events are kept for readers that come back; and as many of the progress of captures.
+KEPT_EVENTS = 1000
+
+#: How many clients may read events at once.
+MOST_READERS = 50
+
+#: After how many seconds without an event a comment is sent: proxies may close a connection that is idle.
+COMMENT_SECONDS = 15.0
+
+#: How long an event waits for others, so that many are sent at once, in seconds.
+GATHER_SECONDS = 0.02
+
+# After so many events it is not waited any longer, lest some of them make room for others.
+_MOST_GATHERED = KEPT_EVENTS // 2
+# How much is sent at once, in bytes. Then it is looked whether the client reads.
+_BATCH_BYTES = 32 * 1024
+# How many progress events' ids are remembered when they are not kept any more.
+_REMEMBERED_IDS = 4000
+
+#: When a client may try again after there were too many.
+RETRY_AFTER_SECONDS = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Filter:
+    """
+    Which events a reader wants.
+
+    @ivar requestid: only those of requests with this C{requestid}; L{None} is all.
+    @ivar types: only those of these types, which may be prefixes; none stands for all.
+    """
+
+    requestid: str | None = None
+    types: tuple[str, ...] = ()
+
+    def accepts(self, event: Event) -> bool:
+        """Whether an event is wanted."""
+        return self.requestid in (None, event.labels.requestid) and self.accepts_type(event.type)
+
+    def accepts_type(self, type: str) -> bool:
+        """Whether events of a type are wanted."""
+        return not self.types or any(f"{type}.".startswith(f"{each}.") for each in self.types)
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """
+    An event that is kept.
+
+    @ivar number: later ones have larger ones.
+    """
+
+    number: int
+    event: Event
+
+    @property
+    def is_progress(self) -> bool:
+        return isinstance(self.event.data, CaptureProgress)
+
+    @cached_property
+    def frame(self) -> bytes:
+        """The event as it is sent, made once for all readers."""
+        event = self.event
+        return b"id: %s\nevent: %s\ndata: %s\n\n" % (event.id.encode(), event.type.encode(), event.json)
+
+
+@implementer(IProgressReporter)
+class EventStreams:
+    """
+    Keeps the last events, and passes them on to readers.
+
+    @param reactor: provides time.
+    """
+
+    def __init__(self, reactor: Any) -> None:
+        self._reactor = reactor
+        self._number = 0
+        # By number, the oldest first; and the numbers of those that are progress, and of the others.
+        self._kept: OrderedDict[int, _Kept] = OrderedDict()
+        self._progress: deque[int] = deque()
+        self._others: deque[int] = deque()
+        # The numbers of events, by id; among them some that are not kept any more.
+        self._numbers: dict[str, int] = {}
+        self._forgotten: deque[str] = deque()
+        self._readers: dict[EventReader, None] = {}
+        self._gathered = 0
+        self._due: Any = None
+
+    def wants_progress(self) -> bool:
+        """Whether anybody reads it."""
+        return any(reader.filter.accepts_type(CaptureProgress.type) for reader in self._readers)
+
+    def report(self, event: Event) -> None:
+        """Keep an event, and pass it on soon."""
+        self._number += 1
+        kept = _Kept(self._number, event)
+        self._kept[kept.number] = kept
+        self._numbers[event.id] = kept.number
+        (self._progress if kept.is_progress else self._others).append(kept.number)
+        self._make_room()
+        if not self._readers:
+            return
+        self._gathered += 1
+        if self._gathered >= _MOST_GATHERED:
+            self._send()
+        elif self._due is None:
+            self._due = self._reactor.callLater(GATHER_SECONDS, self._send)
+
+    def reader(self, filter: Filter, last_id: str | None) -> EventReader:
+        """
+        A new reader, which takes a place until it is stopped.
+
+        @param last_id: the id of the last event that it has; L{None} if it wants only what is to come.
+
+        @raise HTTPProblem: if there are too many.
+        """
+        if len(self._readers) >= MOST_READERS:
+            raise HTTPProblem(
+                503,
+                f"{MOST_READERS} clients are reading events already.",
+                headers={"Retry-After": str(RETRY_AFTER_SECONDS)},
+            )
+        # What isn't known may be older than everything here, such as from before a restart.
+        after = self._number if last_id is None else self._numbers.get(last_id, 0)
+        reader = EventReader(self._reactor, self, filter, after)
+        self._readers[reader] = None
+        return reader
+
+    def leave(self, reader: EventReader) -> None:
+        """A reader reads no more."""
+        self._readers.pop(reader, None)
+        if not self._readers:
+            self._stop_gathering()
+
+    def after(self, number: int) -> Iterator[_Kept]:
+        """The events that are kept, from a number on, the oldest first."""
+        newer = []
+        for kept in reversed(self._kept.values()):
+            if kept.number <= number:
+                break
+            newer.append(kept)
+        return reversed(newer)
+
+    def _send(self) -> None:
+        self._stop_gathering()
+        for reader in list(self._readers):
+            reader.go_on()
+
+    def _stop_gathering(self) -> None:
+        self._gathered = 0
+        if self._due is not None and self._due.active():
+            self._due.cancel()
+        self._due = None
+
+    def _make_room(self) -> None:
+        """Forget what is too much, the oldest first."""
+        if len(self._progress) > KEPT_EVENTS:
+            kept = self._kept.pop(self._progress.popleft())
+            self._forgotten.append(kept.event.id)
+            if len(self._forgotten) > _REMEMBERED_IDS:
+                self._numbers.pop(self._forgotten.popleft(), None)
+        elif len(self._others) > KEPT_EVENTS:
+            kept = self._kept.pop(self._others.popleft())
+            self._numbers.pop(kept.event.id, None)
+            for reader in list(self._readers):
+                reader.forgotten(kept)
+
+
+@implementer(IBodyProducer)
+class EventReader:
+    """
+    A client that reads events.
+
+    @param after: the number of the last event that it has.
+    """
+
+    def __init__(self, reactor: Any, streams: EventStreams, filter: Filter, after: int) -> None:
+        self._reactor = reactor
+        self._streams = streams
+        self._after = after
+        self._consumer: Any = None
+        self._done: Deferred[None] | None = None
+        self._is_paused = False
+        self._is_behind = False
+        self._comment: Any = None
+        self.filter = filter
+        self.length: Any = UNKNOWN_LENGTH
+
+    def startProducing(self, consumer: Any) -> Deferred[None]:
+        """See L{IBodyProducer}."""
+        self._consumer = consumer
+        done = self._done = Deferred()
+        self._wait_to_comment()
+        self.go_on()
+        return done
+
+    def pauseProducing(self) -> None:
+        """See L{IBodyProducer}."""
+        self._is_paused = self._is_behind = True
+
+    def resumeProducing(self) -> None:
+        """See L{IBodyProducer}."""
+        self._is_paused = False
+        self.go_on()
+
+    def stopProducing(self) -> None:
+        """See L{IBodyProducer}."""
+        self._done = None
+        self._streams.leave(self)
+        if self._comment is not None and self._comment.active():
+            self._comment.cancel()
+        self._comment = None
+
+    def forgotten(self, kept: _Kept) -> None:
+        """An event is not kept any more. A reader that wants it, and doesn't have it, is disconnected."""
+        if kept.number > self._after and self.filter.accepts(kept.event):
+            self._end(Failure(AnswerCut()))
+
+    def go_on(self) -> None:
+        """Send what is new, as far as the client reads."""
+        if self._done is None or self._is_paused:
+            return
+        try:
+            self._send()
+        except Exception:  # noqa: BLE001 - one reader ends, and nothing else does
+            self._end(Failure())
+
+    def _send(self) -> None:
+        batch: list[bytes] = []
+        size = 0
+        for kept in self._streams.after(self._after):
+            self._after = kept.number
+            if not self.filter.accepts(kept.event) or (self._is_behind and kept.is_progress):
+                continue
+            batch.append(kept.frame)
+            size += len(kept.frame)
+            if size >= _BATCH_BYTES:
+                self._write(b"".join(batch))
+                batch, size = [], 0
+                if self._is_paused:
+                    return
+        self._is_behind = False
+        if batch:
+            self._write(b"".join(batch))
+
+    def _write(self, data: bytes) -> None:
+        self._consumer.write(data)
+        if self._comment is not None and self._comment.active():
+            self._comment.reset(COMMENT_SECONDS)
+
+    def _wait_to_comment(self) -> None:
+        self._comment = self._reactor.callLater(COMMENT_SECONDS, self._send_comment)
+
+    def _send_comment(self) -> None:
+        self._wait_to_comment()
+        if not self._is_paused:
+            self._consumer.write(b":\n\n")
+
+    def _end(self, failure: Failure) -> None:
+        done = self._done
+        self.stopProducing()
+        if done is not None:
+            done.callback(failure)
+
+
+class Events(Resource):
+    """C{/events}."""
+
+    allowedMethods = (b"GET", b"HEAD")
+
+    def __init__(self, streams: EventStreams) -> None:
+        super().__init__()
+        self._streams = streams
+
+    def render_GET(self, request: Any) -> Answer:
+        """The events that happen from now on, or since one that the client has."""
+        given = Parameters(request, ("requestid", "type"), repeatable=("type",))
+        types = tuple(dict.fromkeys(given.all("type")))
+        known = [each.type for each in Payload.__subclasses__()]
+        for type in types:
+            if not any(map(Filter(types=(type,)).accepts_type, known)):
+                raise bad_parameter(Problem(path="type", value=shown(type), rule="is not a type of events"))
+        if len(types) > len(known):
+            raise bad_parameter(Problem(path="type", rule=f"must be given up to {len(known)} times"))
+        filter = Filter(requestid=given.text("requestid"), types=types)
+        last_id = request.header("Last-Event-ID") or None
+        return Answer(
+            media_type="text/event-stream",
+            body=self._streams.reader(filter, last_id),
+            # nginx would wait until there is more to pass on.
+            headers={"X-Accel-Buffering": "no"},
+        )
