@@ -64,6 +64,25 @@ class DescriptionTests(SynchronousTestCase):
         self.assertEqual(run.returncode, 0, run.stdout + run.stderr)
         self.assertNotIn("Traceback", daemon.log)
 
+    def test_with_a_token(self) -> None:
+        """A node with a token, which schemathesis has; without it, only what is public is answered."""
+        path = Path(self.mktemp_folder(), "tokens")
+        path.write_text(f"{_TOKEN}\n")
+        # The keys follow those of [http].
+        daemon = self.daemon(keys=f"tokenfile = {json.dumps(str(path))}\n")
+        daemon.start()
+        self.run_schemathesis(
+            daemon,
+            *(
+                "-H",
+                f"Authorization: Bearer {_TOKEN}",
+                "--phases",
+                "fuzzing",
+                "--max-examples",
+                str(EXAMPLES),
+            ),
+        )
+
     def strictly(self, daemon: Daemon, path: str, name: str, method: str = "GET", body: Any = None) -> Any:
         """An answer of 200, which has no property that a schema doesn't have."""
         raw = None if body is None else json.dumps(body).encode()

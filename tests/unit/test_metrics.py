@@ -8,13 +8,16 @@ import sys
 from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 from prometheus_client.parser import text_string_to_metric_families
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
+from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 from zope.interface import directlyProvides
 
+from pcapsvc import app
 from pcapsvc.core.errors import Problem
 from pcapsvc.core.event import (
     CaptureDelivered,
@@ -39,7 +42,10 @@ from pcapsvc.reports.metrics.reporter import Metrics
 from pcapsvc.reports.metrics.resource import MetricsResource
 from pcapsvc.reports.metrics.state import NodeCollector
 from pcapsvc.testing import MemoryReporter, MemorySink, MemorySource, event_factory
+from pcapsvc.testing_packets import MemoryPacketSystem
 from tests.unit.http_case import HTTPTestCase
+from tests.unit.settings_case import LEAST, SettingsTestCase
+from tests.unit.test_web_node import build
 
 #: All that the issue names, with the labels of each.
 SERIES: Mapping[str, tuple[str, ...]] = {
@@ -285,6 +291,38 @@ class CountingTests(MetricsCase):
         self.node.spool = None
         for name in ("spool_entries", "spool_bytes", "spool_limit_bytes"):
             self.assertEqual(self.value(name), 0)
+
+
+class NodeTests(HTTPTestCase, SettingsTestCase):
+    """The metrics of a node."""
+
+    def test_node(self) -> None:
+        """They are those of its own parts, and count what it reports."""
+        node = build(self, "[reports.redis]\nsend = true")
+        events = event_factory()
+        node.reporter.report(events.event(RequestBusy(reason="full"), Labels(via="redis")))
+        node.reporter.report(
+            events.event(DeliveryFailed(destination="local", problem="x"), Labels(via="redis"), "abc1")
+        )
+        resource = node.sources["http"].root.getStaticEntity(b"metrics")
+        answer = self.successResultOf(Deferred.fromCoroutine(resource.render_GET(None)))
+        found = parse(answer.body.decode())
+        for name, labels, value in (
+            ("requests_total", {"source": "redis", "verdict": "busy"}, 1),
+            ("requests_total", {"source": "http", "verdict": "busy"}, 0),
+            ("delivery_attempts_total", {"destination": "local", "outcome": "failed"}, 1),
+            ("source_connected", {"source": "redis"}, 0),
+            ("events_dropped_total", {"channel": "redis"}, 0),
+            ("captures_running", {}, 0),
+        ):
+            self.assertEqual(found[f"pcapsvc_{name}", tuple(sorted(labels.items()))], value, name)
+
+    def test_without_http(self) -> None:
+        """Without HTTP nobody could read them, so nothing is counted."""
+        settings = self.load(LEAST)
+        with patch.dict(sys.modules, {"prometheus_client": None, "pcapsvc.reports.metrics.prometheus": None}):
+            node = app.build(settings, MemoryReactorClock(), system=MemoryPacketSystem("mem0"))
+        self.assertNotIn("http", node.sources)
 
 
 class LagTests(MetricsCase):

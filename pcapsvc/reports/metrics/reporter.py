@@ -87,9 +87,8 @@ class Metrics:
         self._captures = counter("captures", "Captures that have ended, by the reason.", reason=REASONS)
         self._packets = counter("capture_packets", "Packets captured, by running captures too.")
         self._bytes = counter("capture_bytes", "Bytes of pcap files captured, by running captures too.")
-        self._dropped = counter(
-            "packets_dropped", "Packets that captures have lost, and where.", where=PLACES
-        )
+        dropped = counter("packets_dropped", "Packets that captures have lost, and where.", where=PLACES)
+        self._dropped = {place: dropped.labels(place) for place in PLACES}
         self._attempts = counter(
             "delivery_attempts",
             "Attempts to deliver a capture, by what became of them.",
@@ -152,11 +151,11 @@ class Metrics:
 
     def _count(self, capture_id: str | None, packets: int, size: int, counts: PacketCounts | None) -> None:
         before = self._counted.setdefault(capture_id or "", _Counted())
-        self._packets.inc(before.more("packets", packets))
-        self._bytes.inc(before.more("bytes", size))
+        before.raise_to("packets", packets, self._packets)
+        before.raise_to("bytes", size, self._bytes)
         if counts is not None:
-            self._dropped.labels("kernel").inc(before.more("kernel", counts.dropped))
-            self._dropped.labels("interface").inc(before.more("interface", counts.interface_dropped or 0))
+            before.raise_to("kernel", counts.dropped, self._dropped["kernel"])
+            before.raise_to("interface", counts.interface_dropped or 0, self._dropped["interface"])
 
     def lagged(self, seconds: float) -> None:
         """The reactor did something this much later than it was due."""
@@ -166,11 +165,12 @@ class Metrics:
 class _Counted(dict[str, int]):
     """What was counted of a capture."""
 
-    def more(self, what: str, now: int) -> int:
-        """How much more of something there is than before, which is now counted."""
-        before = self.get(what, 0)
-        self[what] = max(before, now)
-        return self[what] - before
+    def raise_to(self, what: str, now: int, counter: Counter) -> None:
+        """Count how much more of something there is than before."""
+        more = now - self.get(what, 0)
+        if more > 0:
+            self[what] = now
+            counter.inc(more)
 
 
 def _with_series(metric: _Metric, labels: Mapping[str, Collection[str]]) -> _Metric:
