@@ -124,7 +124,8 @@ def build(
     readiness = Readiness(reactor, os.environ.get("NOTIFY_SOCKET"), stop_timeout_seconds=stop_timeout)
     # Rounds stop first: no attempt from the spool begins while the last captures are delivered.
     stop_order: list[IService | list[IService]] = [
-        [readiness, Intake(pipeline), *sources.values()],
+        # A source has to know that it is stopping before its requests are refused for that reason.
+        [readiness, *sources.values(), Intake(pipeline)],
         [pipeline, *rounds, *_progress_reports(context, captures, reporter, events)],
         [*outboxes],
         *spool,

@@ -198,6 +198,11 @@ class KafkaBroker:
         finally:
             producer.close(_PATIENCE_SECONDS)
 
+    def committed(self, group: str, topic: str) -> dict[int, int]:
+        """The offsets that a consumer group has committed, by partition."""
+        offsets = self._administer("list_group_offsets", group)[group]
+        return {place.partition: mark.offset for place, mark in offsets.items() if place.topic == topic}
+
     def _administer(self, method: str, *args: Any) -> Any:
         admin = KafkaAdminClient(bootstrap_servers=self.server)
         try:

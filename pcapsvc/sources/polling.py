@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from threading import Thread
 from typing import Any, Generic, TypeVar
 
@@ -22,6 +22,33 @@ STOP_SECONDS = 1.0
 CLEAN_UP_SECONDS = 0.5
 
 Result = TypeVar("Result")
+
+
+def drain(
+    reactor: Any, pending: Iterable[defer.Deferred[Any]], give_up: Callable[[], object]
+) -> defer.Deferred[None]:
+    """
+    Wait for verdicts, or what follows them, for up to L{STOP_SECONDS}. Then give up, and wait for up to
+    L{CLEAN_UP_SECONDS} more.
+
+    @param give_up: cancels the verdicts.
+
+    @return: fires after that, and never fails.
+    """
+    waiting = list(pending)
+    if not waiting:
+        return defer.succeed(None)
+    timer = reactor.callLater(STOP_SECONDS, give_up)
+    drained: defer.Deferred[None] = defer.Deferred()
+
+    def fired(_: object) -> None:
+        if timer.active():
+            timer.cancel()
+        if not drained.called:
+            drained.callback(None)
+
+    defer.DeferredList(waiting, consumeErrors=True).addCallback(fired)
+    return drained.addTimeout(STOP_SECONDS + CLEAN_UP_SECONDS, reactor, lambda result, _: None)
 
 
 class OwnThread:

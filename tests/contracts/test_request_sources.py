@@ -203,7 +203,6 @@ class HTTPSourceTests(RequestSourceContract, unittest.TestCase):
             Clock(),
             self.endpoint,
             MemorySink(),
-            lookup={}.get,
             endpoint_name="tcp:8480",
             wall_clock=lambda: self.wall,
         )

@@ -206,7 +206,6 @@ class HTTPSourceTests(RequestSourceContract, unittest.TestCase):
             reactor,
             http_endpoint(reactor, "tcp:0:interface=127.0.0.1"),
             MemorySink(),
-            lookup={}.get,
             wall_clock=lambda: self.wall,
         )
 

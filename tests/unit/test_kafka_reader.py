@@ -42,6 +42,8 @@ class Broker:
     @ivar skipped: how many batches each poll skipped, the last poll first.
     @ivar problem: why no connection can be opened; L{None} if one can.
     @ivar assigned_elsewhere: the partitions that other nodes of the group have.
+    @ivar revoked: the partitions that the group has taken away and that the reader has not asked about.
+    @ivar polls: for how long, and for how many records, each poll asked.
     @ivar calls: the requests that change something, in order.
     """
 
@@ -58,6 +60,8 @@ class Broker:
         self.stuck: TopicPartition | None = None
         self.skipped: list[int] = []
         self.assigned_elsewhere: set[TopicPartition] = set()
+        self.revoked: set[TopicPartition] = set()
+        self.polls: list[tuple[float, int]] = []
         self.calls: list[Any] = []
         self.connections: list[FakeConnection] = []
 
@@ -119,7 +123,13 @@ class FakeConnection:
         self._is_subscribed = True
         self._broker.calls.append("subscribe")
 
+    def revoked(self) -> frozenset[TopicPartition]:
+        revoked = frozenset(self._broker.revoked)
+        self._broker.revoked.clear()
+        return revoked
+
     def poll(self, timeout_seconds: float, most: int) -> Any:
+        self._broker.polls.append((timeout_seconds, most))
         batch = self._broker.batches.popleft() if self._broker.batches else {}
         if isinstance(batch, Exception):
             raise batch
@@ -412,93 +422,3 @@ class ReaderTests(ReaderTestCase):
         self.reader.close()
         self.reader.close()
         self.assertEqual(0, self.broker.open_connections)
-
-
-class SharedReaderTests(ReaderTestCase):
-    """With a group, submitted messages are committed."""
-
-    is_shared = True
-
-    def commits(self) -> list[dict[TopicPartition, int]]:
-        """The committed offsets."""
-        return [call[1] for call in self.broker.calls if call[0] == "commit"]
-
-    def test_joins(self) -> None:
-        """A group that has read before continues from its offsets."""
-        self.reader.read()
-        self.assertEqual(["subscribe"], self.broker.calls)
-
-    def test_a_new_group(self) -> None:
-        """A new group starts at the newest offset, which is committed before anything is read."""
-        self.broker.has_commits = False
-        self.reader.read()
-        self.assertEqual([("commit", {ZERO: 10}), "subscribe"], self.broker.calls)
-
-    def test_a_topic_created_again(self) -> None:
-        """A group reads a topic that was created again from its beginning."""
-        self.reader.read()
-        self.broker.topic_id, self.broker.has_commits = "id-2", False
-        self.broker.ends, self.broker.by_time = {ZERO: 2}, {ZERO: 1}
-        self.assertRaises(NewTopic, self.reader.read)
-        self.reader.read()
-        self.assertEqual(["subscribe", ("commit", {ZERO: 0}), "subscribe"], self.broker.calls)
-
-    def test_a_new_group_that_another_node_began(self) -> None:
-        """If another node was faster to commit that, its offsets count."""
-        self.broker.has_commits = False
-        self.broker.commit_problem = kafka_errors.UnknownMemberIdError("joined already")
-        self.reader.read()
-        self.assertEqual(["subscribe"], self.broker.calls)
-
-    def test_committed_after_it_was_submitted(self) -> None:
-        """What a read returned is committed by the next one, once it was submitted; and only once."""
-        self.bodies({ZERO: [Record(10), Record(11)]})
-        self.assertEqual([], self.commits())
-        self.bodies({}, {})
-        self.assertEqual([{ZERO: 12}], self.commits())
-
-    def test_committed_at_the_end(self) -> None:
-        """What was submitted, and could not be committed before, is committed at the close."""
-        self.broker.commit_problem = kafka_errors.KafkaTimeoutError("away")
-        self.bodies({ZERO: [Record(10)]}, {})
-        self.broker.commit_problem = None
-        self.reader.close()
-        self.assertEqual([{ZERO: 11}], self.commits())
-
-    def test_not_committed_before_it_was_submitted(self) -> None:
-        """What the last read returned isn't committed at the close: it may not have been submitted."""
-        self.bodies({ZERO: [Record(10)]}, {ZERO: [Record(11)]})
-        self.reader.close()
-        self.assertEqual([{ZERO: 11}], self.commits())
-
-    def test_brokers_that_are_away(self) -> None:
-        """What can't be committed now is committed later; reading goes on."""
-        self.bodies({ZERO: [Record(10)]})
-        self.broker.commit_problem = kafka_errors.KafkaTimeoutError("away")
-        self.assertEqual([b"two"], self.bodies({ZERO: [Record(11, b"two")]}))
-        self.broker.commit_problem = None
-        self.bodies({})
-        self.assertEqual([{ZERO: 12}], self.commits())
-
-    def test_a_rebalanced_group(self) -> None:
-        """What other nodes have now isn't committed; what comes here again is skipped."""
-        self.bodies({ZERO: [Record(10, b"one")]})
-        self.broker.commit_problem = kafka_errors.CommitFailedError()
-        self.bodies({})
-        self.broker.commit_problem = None
-        self.assertEqual([b"two"], self.bodies({ZERO: [Record(10, b"one"), Record(11, b"two")]}))
-        self.bodies({})
-        self.assertEqual([{ZERO: 12}], self.commits())
-
-    def test_no_right_to_commit(self) -> None:
-        """A commit without permission is a failure."""
-        self.bodies({ZERO: [Record(10)]})
-        self.broker.commit_problem = kafka_errors.GroupAuthorizationFailedError("g")
-        self.assertRaises(kafka_errors.GroupAuthorizationFailedError, self.reader.read)
-
-    def test_what_cannot_be_read(self) -> None:
-        """What is skipped is committed, too: otherwise it would come again."""
-        self.broker.stuck = ZERO
-        self.broker.batches.append(kafka_errors.UnsupportedCodecError("no zstd"))
-        self.reader.read()
-        self.assertEqual([{ZERO: 10}], self.commits())

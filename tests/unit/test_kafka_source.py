@@ -14,11 +14,13 @@ from twisted.internet.task import Clock
 from twisted.logger import formatEvent, globalLogPublisher
 from twisted.trial import unittest
 
+from pcapsvc.core.result import Busy
 from pcapsvc.net.kafka.problems import MissingTopic
 from pcapsvc.net.kafka.security import KafkaSecurity, Unreachable
 from pcapsvc.net.kafka.token import TokenFile, UnusableToken
 from pcapsvc.net.outages import Backoff
 from pcapsvc.net.pem import UnusableCertificates
+from pcapsvc.sources import polling
 from pcapsvc.sources.kafka.reader import LongGone, NewTopic
 from pcapsvc.sources.kafka.source import STOP_SECONDS, KafkaSource
 from pcapsvc.testing import MemorySink
@@ -89,17 +91,38 @@ class KafkaSourceTests(unittest.SynchronousTestCase):
         self.assertEqual([("kafka", b"one"), ("kafka", b"two")], self.sink.submitted)
         self.assertEqual([BEGAN, None], self.sink.sent_at)
 
+    def commits(self) -> list[Any]:
+        """What was committed."""
+        return [call[1] for call in self.broker.calls if call[0] == "commit"]
+
     def test_after_the_verdicts(self) -> None:
-        """In a group, the next read, which commits the messages, waits for all of their verdicts."""
+        """In a group, reading goes on while verdicts are slow; each message is committed after its own."""
         self.share()
         verdicts = self.sink.hold()
-        self.broker.batches.append({ZERO: [Record(10, b"one"), Record(11, b"two", None)]})
+        self.broker.batches.extend([{ZERO: [Record(10, b"one"), Record(11)]}, {ZERO: [Record(12)]}, {}])
+        for _ in range(3):
+            self.thread.turn()
+        self.assertEqual(len(self.sink.submitted), 3)
+        verdicts[1].callback(self.sink.verdict)
         self.thread.turn()
-        self.assertEqual(len(self.sink.submitted), 2)
-        for verdict in reversed(verdicts):
-            self.assertFalse(self.thread.waiting)
-            verdict.callback(self.sink.verdict)
-        self.assertTrue(self.thread.waiting)
+        self.assertEqual([], self.commits())
+        verdicts[0].callback(self.sink.verdict)
+        self.thread.turn()
+        self.assertEqual([{ZERO: 12}], self.commits())
+        verdicts[2].errback(ZeroDivisionError())
+        self.thread.turn()
+        self.assertEqual([{ZERO: 12}, {ZERO: 13}], self.commits())
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+    def test_busy(self) -> None:
+        """A request that is answered as busy is committed: Kafka can't take it back."""
+        self.share()
+        held = self.sink.hold()
+        self.broker.batches.append({ZERO: [Record(10)]})
+        self.thread.turn()
+        held[0].callback(Busy(reason="full"))
+        self.thread.turn()
+        self.assertEqual([{ZERO: 11}], self.commits())
 
     def test_slow_verdict(self) -> None:
         """Without a group, nothing is committed, and reading goes on while a verdict is slow."""
@@ -118,12 +141,35 @@ class KafkaSourceTests(unittest.SynchronousTestCase):
         verdicts = self.sink.hold()
         self.broker.batches.append({ZERO: [Record(10, b"one"), Record(11, b"two", None)]})
         self.thread.turn()
-        stopping = self.source.stopService()
-        self.assertNoResult(stopping)
-        self.clock.advance(STOP_SECONDS)
-        self.assertTrue(all(verdict.called for verdict in verdicts))
+        self.broker.batches.append({ZERO: [Record(12)]})
         self.thread.turn()
+        stopping = self.source.stopService()
+        verdicts[0].callback(self.sink.verdict)
+        self.clock.advance(polling.STOP_SECONDS - 0.1)
+        self.assertFalse(verdicts[1].called)
+        self.clock.advance(0.1)
+        self.assertTrue(all(verdict.called for verdict in verdicts))
+        while self.thread.waiting:
+            self.thread.turn()
         self.successResultOf(stopping)
+        # The others were given up, and another node of the group gets them.
+        self.assertEqual([{ZERO: 11}], self.commits())
+        self.assertEqual([], self.clock.getDelayedCalls())
+
+    def test_refused_because_of_the_stop(self) -> None:
+        """Requests that are answered as busy after the stop has begun aren't committed either."""
+        self.share()
+        verdicts = self.sink.hold()
+        self.broker.batches.append({ZERO: [Record(10), Record(11)]})
+        self.thread.turn()
+        stopping = self.source.stopService()
+        verdicts[0].callback(self.sink.verdict)
+        verdicts[1].callback(Busy(reason="the daemon is stopping"))
+        while self.thread.waiting:
+            self.thread.turn()
+        self.successResultOf(stopping)
+        self.assertEqual([{ZERO: 11}], self.commits())
+        self.assertEqual([], self.clock.getDelayedCalls())
 
     def test_an_outage(self) -> None:
         """An outage is logged once, however long it lasts, and so is its end."""

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Collection, Mapping, Sequence
+from threading import Lock
 from typing import Any, Protocol
 
-from kafka import KafkaConsumer, OffsetAndMetadata, TopicPartition
+from kafka import ConsumerRebalanceListener, KafkaConsumer, OffsetAndMetadata, TopicPartition
+from kafka.coordinator.assignors.range import RangePartitionAssignor
+from kafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 
 from pcapsvc.net.kafka.client import (
     BOOTSTRAP_SECONDS,
@@ -44,6 +47,41 @@ class Record(Protocol):
     value: bytes | None
 
 
+class _Losses(ConsumerRebalanceListener):  # type: ignore[misc] # kafka-python has no types
+    """
+    Collects the partitions that the consumer group takes away. It is called in the client's own thread, in
+    which nothing may wait: so nothing can be committed at that moment.
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._owned: frozenset[TopicPartition] = frozenset()
+        self._lost: set[TopicPartition] = set()
+
+    def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
+        """
+        A rebalance begins. With the assignors that are configured, this names all partitions. The consumer
+        keeps its positions in those that are assigned to it again.
+        """
+
+    def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
+        """A rebalance has ended, and these are all partitions that this node has now."""
+        with self._lock:
+            self._lost |= self._owned.difference(assigned)
+            self._owned = frozenset(assigned)
+
+    def on_partitions_lost(self, lost: Collection[TopicPartition]) -> None:
+        """The session has timed out, and others have them already."""
+        self.on_partitions_assigned(self._owned.difference(lost))
+
+    def take(self) -> frozenset[TopicPartition]:
+        """What was lost since the last call."""
+        with self._lock:
+            lost = frozenset(self._lost)
+            self._lost.clear()
+            return lost
+
+
 class Connection:
     """
     A consumer of one topic. All methods except L{abort} are called in one thread, and block it for up to some
@@ -77,6 +115,7 @@ class Connection:
         self._reconnect_seconds = reconnect_seconds
         self._maker = ClientMaker()
         self._consumer: Any = None
+        self._losses = _Losses()
 
     def open(self) -> None:
         """
@@ -173,18 +212,34 @@ class Connection:
 
     def subscribe(self) -> None:
         """Read the partitions that the consumer group assigns."""
-        self._consumer.subscribe([self._topic])
+        self._consumer.subscribe([self._topic], listener=self._losses)
+
+    def revoked(self) -> frozenset[TopicPartition]:
+        """
+        The partitions that the consumer group has given to other nodes since the last call. It may have
+        assigned some to this node again, which are then read from their committed offsets.
+        """
+        return self._losses.take()
 
     def seek(self, partition: TopicPartition, offset: int) -> None:
         """Continue in a partition at this offset."""
         self._consumer.seek(partition, offset)
 
     def poll(self, timeout_seconds: float, most: int) -> Mapping[TopicPartition, Sequence[Record]]:
-        """Up to C{most} records; waits for some if there are none."""
+        """
+        Up to C{most} records; waits for some if there are none. With 0 it only stays in the consumer group,
+        though it may return a record of a partition that is assigned in the meantime.
+        """
         self._maker.raise_refusal()
-        polled: Mapping[TopicPartition, Sequence[Record]] = self._consumer.poll(
-            timeout_ms=in_ms(timeout_seconds), max_records=most
-        )
+        paused = () if most else self.assignment()
+        self._consumer.pause(*paused)
+        try:
+            polled: Mapping[TopicPartition, Sequence[Record]] = self._consumer.poll(
+                timeout_ms=in_ms(timeout_seconds), max_records=most or 1
+            )
+        finally:
+            # The group may have taken some away.
+            self._consumer.resume(*(self.assignment() & self._consumer.paused()))
         return polled
 
     def end_offsets(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, int]:
@@ -239,6 +294,8 @@ class Connection:
             # submitted before are recognized by their offsets and times.
             "auto_offset_reset": "earliest",
             "enable_auto_commit": False,
+            # See L{_Losses}.
+            "partition_assignment_strategy": (RangePartitionAssignor, RoundRobinPartitionAssignor),
             # An open transaction would silently hold up everything that is sent after it began, for up to
             # 15 minutes (transaction.max.timeout.ms).
             "isolation_level": "read_uncommitted",

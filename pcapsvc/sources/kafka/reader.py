@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from threading import Lock, Thread
 
@@ -13,12 +13,21 @@ from kafka import errors as kafka_errors
 from pcapsvc.core.age import CLOCK_SKEW_SECONDS
 from pcapsvc.net.kafka.security import Unreachable
 from pcapsvc.sources.kafka.connection import Connection, Record
+from pcapsvc.sources.kafka.undecided import Undecided
 
 #: How long a poll waits for messages. A stop waits for the poll.
 POLL_SECONDS = 0.5
 
 #: How many messages are submitted in one turn of the reactor.
 POLL_RECORDS = 100
+
+#: In a group, how many verdicts may be awaited. Until there are fewer, nothing more is read: the pipeline
+#: prepares up to 128 requests of a source (L{pcapsvc.judge.MOST_PENDING}), and one that is answered as busy
+#: is lost to the group.
+MOST_UNDECIDED = 100
+
+#: How long a poll waits while verdicts are awaited: they are committed after it.
+SHORT_POLL_SECONDS = 0.05
 
 #: After so long without a broker, a new connection is made: its name may resolve to another address by now.
 RECONNECT_SECONDS = 60.0
@@ -49,11 +58,14 @@ class Message:
     """
     The content of a record of the topic.
 
+    @ivar partition: where it is; likewise C{offset}.
     @ivar sent_at: in seconds since the Unix epoch, by the record's time stamp; L{None} if it has none.
     """
 
     body: bytes
     sent_at: float | None
+    partition: TopicPartition
+    offset: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,11 +104,19 @@ class Reader:
     """
     Reads a topic. L{read} and L{close} block, and are called in one thread.
 
+    In a group, of each partition that this node has, the offset of its first undecided message is committed,
+    or, if all are decided, its position. So what isn't decided when this node ends or loses the partition is
+    delivered again. If a partition comes back, undecided messages before the offset from which it is read
+    then don't count: other nodes have committed them, and the commit must not go back.
+
     @param connect: makes a connection that isn't open yet.
     @param is_shared: whether the nodes of a consumer group share the messages.
     @param wall_clock: returns the time in seconds since the Unix epoch.
     @param seconds: returns a monotonic time in seconds.
     @param pause: sleeps for some seconds.
+
+    @ivar undecided: the messages whose verdicts are awaited. A message must be in it before the next L{read}
+        begins, or counts as decided then.
     """
 
     def __init__(
@@ -121,20 +141,25 @@ class Reader:
         # The partitions that existed at the first contact. Whatever is in others is newer.
         self._old: frozenset[TopicPartition] | None = None
         self._places: dict[TopicPartition, _Place] = {}
-        # The offsets after the last read. What it returned counts as submitted once the next read begins.
+        self.undecided = Undecided()
+        # In a group: the offsets after the last read. What it returned counts as submitted once the next
+        # read begins. Then the offsets after what was submitted, the first ones that were read since the
+        # partition was assigned, and those that were committed last.
         self._returned: dict[TopicPartition, int] = {}
-        self._uncommitted: dict[TopicPartition, int] = {}
+        self._submitted: dict[TopicPartition, int] = {}
+        self._first: dict[TopicPartition, int] = {}
+        self._committed: dict[TopicPartition, int] = {}
         # The wall-clock time of the first contact, or of the first attempt that failed.
         self._since: float | None = None
         self._lost_since: float | None = None
 
     def read(self) -> Batch:
         """
-        Commit what the previous read returned, then read.
+        Commit what is decided of what previous reads returned, then read.
 
         @raise Exception: if it can't go on. The next call makes a new connection.
         """
-        self._uncommitted |= self._returned
+        self._submitted |= self._returned
         self._returned = {}
         try:
             return self._read(self._connection if self._connection and self._is_open else self._open())
@@ -146,7 +171,7 @@ class Reader:
 
     def close(self) -> None:
         """
-        Commit what was submitted, and disconnect. A second call does nothing.
+        Commit what is decided, and disconnect. A second call does nothing.
 
         What the last read returned isn't committed: a stop drops it, and it is delivered again.
         """
@@ -162,6 +187,8 @@ class Reader:
             self._is_open = False
             self._connection = None
             self._lost_since = None
+            # What wasn't committed is delivered again, here or to another node, and skipped here.
+            self._forget(frozenset((*self._submitted, *self._first)))
             connection.close()
 
     def stop(self) -> None:
@@ -186,7 +213,6 @@ class Reader:
         partitions = connection.partitions()
         if self._is_another_topic(connection):
             self._places.clear()
-            self._uncommitted.clear()
             self._old = frozenset()
         if self._old is None:
             self._old = connection.all_partitions()
@@ -199,6 +225,7 @@ class Reader:
         return connection
 
     def _read(self, connection: Connection) -> Batch:
+        self._forget(connection.revoked())
         self._commit(connection, COMMIT_SECONDS)
         partitions = connection.partitions()
         if self._is_another_topic(connection):
@@ -207,7 +234,7 @@ class Reader:
             self._assign(connection, partitions)
         trouble = None
         try:
-            polled = connection.poll(POLL_SECONDS, POLL_RECORDS)
+            polled = self._poll(connection)
         except kafka_errors.RetriableError as problem:
             # The client recovers by itself, and stays in its group. A new connection would cost more.
             polled, trouble = {}, f"the brokers are not working properly ({type(problem).__name__})"
@@ -216,6 +243,7 @@ class Reader:
             gap = self._skip(connection, problem)
             self.close()
             return Batch(messages=(), is_connected=False, gap=gap)
+        self._forget(connection.revoked())
         messages = tuple(
             message for partition, records in polled.items() for message in self._unseen(partition, records)
         )
@@ -234,6 +262,19 @@ class Reader:
             raise LongGone(lost)
         return Batch(messages=messages, is_connected=False, lost=lost, gap=too_much)
 
+    def _poll(self, connection: Connection) -> Mapping[TopicPartition, Sequence[Record]]:
+        if not self._is_shared:
+            return connection.poll(POLL_SECONDS, POLL_RECORDS)
+        undecided = len(self.undecided)
+        room = max(0, MOST_UNDECIDED - undecided)
+        return connection.poll(SHORT_POLL_SECONDS if undecided else POLL_SECONDS, min(POLL_RECORDS, room))
+
+    def _forget(self, partitions: Iterable[TopicPartition]) -> None:
+        """Commit nothing of these partitions until they are read again."""
+        for partition in partitions:
+            for offsets in (self._returned, self._submitted, self._first, self._committed):
+                offsets.pop(partition, None)
+
     def _lost(self, connection: Connection, partitions: frozenset[TopicPartition]) -> str | None:
         """What can't be read now, in words; L{None} if everything can."""
         if not self._is_shared:
@@ -251,11 +292,18 @@ class Reader:
         """
         place = self._places.get(partition, _Place(offset=0))
         for record in records:
+            if self._is_shared:
+                self._first[partition] = min(record.offset, self._first.get(partition, record.offset))
             timestamp = -1 if record.timestamp is None else record.timestamp
             if record.offset < place.offset and timestamp <= place.timestamp:
                 continue
             place = _Place(offset=record.offset + 1, timestamp=max(timestamp, place.timestamp))
-            yield Message(body=record.value or b"", sent_at=timestamp / 1000 if timestamp >= 0 else None)
+            yield Message(
+                body=record.value or b"",
+                sent_at=timestamp / 1000 if timestamp >= 0 else None,
+                partition=partition,
+                offset=record.offset,
+            )
         self._places[partition] = place
         if self._is_shared:
             self._returned[partition] = place.offset
@@ -300,15 +348,27 @@ class Reader:
         return {partition: _Place(offset=offset) for partition, offset in offsets.items()}
 
     def _commit(self, connection: Connection, timeout_seconds: float) -> None:
-        if not self._uncommitted:
+        offsets = self._committable(connection)
+        if not offsets:
             return
         try:
-            connection.commit(self._uncommitted, timeout_seconds)
+            connection.commit(offsets, timeout_seconds)
         except _OTHERS_HAVE_IT:
             pass  # The group was rebalanced. What is delivered here again is skipped.
         except kafka_errors.RetriableError:
             return
-        self._uncommitted.clear()
+        self._committed |= offsets
+
+    def _committable(self, connection: Connection) -> dict[TopicPartition, int]:
+        """The offsets that may be committed, and haven't been, of the partitions that this node has."""
+        offsets: dict[TopicPartition, int] = {}
+        for partition in self._submitted.keys() & connection.assignment():
+            first = self._first.get(partition, 0)
+            undecided = self.undecided.first(partition, first)
+            offset = self._submitted[partition] if undecided is None else undecided
+            if offset != self._committed.get(partition, first):
+                offsets[partition] = offset
+        return offsets
 
     def _skip(self, connection: Connection, problem: Exception) -> str:
         """Continue after what can't be read, rather than stop reading the partition."""
@@ -319,6 +379,6 @@ class Reader:
         before = self._places.get(partition, _Place(offset=0))
         self._places[partition] = _Place(offset=end, timestamp=before.timestamp)
         if self._is_shared:
-            self._uncommitted[partition] = end
+            self._submitted[partition] = end
         number = partition.partition
         return f"partition {number} contains unreadable records ({problem}); skipped to offset {end}"

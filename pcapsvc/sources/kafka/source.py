@@ -3,7 +3,7 @@ Requests from a Kafka topic.
 
 A topic keeps its messages, so the source has to keep its position. It starts at the newest offset, and misses
 nothing from there on, whatever happens to brokers and connections. Without a consumer group, the position is
-in memory only. The nodes of a group share the messages, and commit what they have submitted.
+in memory only. The nodes of a group share the messages, and commit those whose verdicts have fired.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from pcapsvc.core.message import Message
+from pcapsvc.core.result import Busy, Verdict
 from pcapsvc.core.source_state import SourceState
 from pcapsvc.core.text import one_line
 from pcapsvc.interfaces.requests import IRequestSink, IRequestSource
@@ -30,7 +31,8 @@ from pcapsvc.net.kafka.security import KafkaSecurity
 from pcapsvc.net.outages import Backoff, Outage
 from pcapsvc.sources.kafka.connection import Connection
 from pcapsvc.sources.kafka.reader import Batch, LongGone, NewTopic, Reader
-from pcapsvc.sources.polling import OwnThread, Poller
+from pcapsvc.sources.kafka.reader import Message as Received
+from pcapsvc.sources.polling import OwnThread, Poller, drain
 
 #: How long a stop waits for the last commit, and for leaving the consumer group.
 STOP_SECONDS = 1.5
@@ -42,7 +44,7 @@ class KafkaSource(service.Service):
     Submits each message of a topic.
 
     An outage is logged once, and so is its end. A verdict has no effect on what is read: a busy node can't
-    pass a message on to another node.
+    pass a message on to another node. Reading goes on while verdicts are awaited.
 
     @ivar name: the name of the source in requests that it submits.
     """
@@ -91,6 +93,8 @@ class KafkaSource(service.Service):
         self._backoff = backoff or Backoff()
         self._reader: Reader | None = None
         self._poller: Poller[Batch] | None = None
+        # In a group: the verdicts that have not fired.
+        self._awaited: set[defer.Deferred[Any]] = set()
 
     def startService(self) -> None:
         """Start connecting."""
@@ -100,7 +104,7 @@ class KafkaSource(service.Service):
         self._poller = Poller(
             self._reactor,
             self._reader.read,
-            lambda batch: defer.Deferred.fromCoroutine(self._process(batch)),
+            self._process,
             failed=self._report,
             backoff=self._backoff,
             run_in_thread=self._run_in_thread,
@@ -109,10 +113,12 @@ class KafkaSource(service.Service):
 
     def stopService(self) -> defer.Deferred[None]:
         """
-        Stop reading, commit what was submitted, and leave the consumer group.
+        Stop reading, commit what is decided, and leave the consumer group. Verdicts that are awaited get
+        L{pcapsvc.sources.polling.STOP_SECONDS}. A request that is given up then, or answered as busy because
+        the daemon is stopping, isn't committed: another node of the group gets it.
 
-        @return: fires when that is done, or after little more than L{STOP_SECONDS}. A connection that hangs
-            then is closed in the background.
+        @return: fires when that is done, or little more than L{STOP_SECONDS} after the verdicts. A connection
+            that hangs then is closed in the background.
         """
         super().stopService()  # type: ignore[no-untyped-call]
         self._connectivity.stopped()
@@ -128,6 +134,7 @@ class KafkaSource(service.Service):
         if poller is None or reader is None:
             return
         await poller.stop()
+        await drain(self._reactor, self._awaited, self._give_up)
         reader.stop()
         closing = self._run_in_thread(reader.close)
         self._thread.stop()
@@ -141,18 +148,19 @@ class KafkaSource(service.Service):
         except Exception:  # noqa: BLE001 - the source is stopping anyway
             self._log.failure("Kafka: the connection did not close properly")
 
-    async def _process(self, batch: Batch) -> None:
-        verdicts = [
-            self._sink.submit(Message(source=self.name, body=message.body, sent_at=message.sent_at))
-            for message in batch.messages
-        ]
-        if self._group is None:
-            # Nothing is committed, so a filter that is slow to compile doesn't delay the next requests.
-            for verdict in verdicts:
-                verdict.addErrback(self._failed)
-        else:
-            # The next read commits these messages.
-            await defer.DeferredList(verdicts)
+    def _give_up(self) -> None:
+        for verdict in list(self._awaited):
+            verdict.cancel()
+
+    def _process(self, batch: Batch) -> None:
+        reader = self._reader
+        if reader is None:
+            return
+        for message in batch.messages:
+            verdict = self._sink.submit(Message(source=self.name, body=message.body, sent_at=message.sent_at))
+            verdict.addErrback(self._failed)
+            if self._group is not None:
+                self._await(reader, message, verdict)
         if batch.gap is not None:
             self._log.error("Kafka, topic {topic!r}: {gap}", topic=self._topic, gap=one_line(batch.gap))
         if batch.lost is not None:
@@ -165,6 +173,22 @@ class KafkaSource(service.Service):
                 self._connectivity.failed(f"group {self._group!r} has assigned no partition to this node")
             shared = "" if self._group is None else f", sharing it with group {self._group!r}"
             self._outage.ended(f"reading topic {self._topic!r}{shared}")
+
+    def _await(self, reader: Reader, message: Received, verdict: defer.Deferred[Verdict]) -> None:
+        """Commit a message only after its verdict has fired."""
+        fired: list[Verdict] = []
+
+        def decided(_: object) -> None:
+            self._awaited.discard(verdict)
+            # A node that is stopping answers requests as busy that another one can meet.
+            if self.running or not isinstance(fired[0], Busy):
+                reader.undecided.remove(message.partition, message.offset)
+
+        verdict.addCallback(fired.append)
+        if not fired:
+            reader.undecided.add(message.partition, message.offset)
+            self._awaited.add(verdict)
+            verdict.addCallback(decided)
 
     def _failed(self, failure: Failure) -> None:
         self._log.failure("Kafka, topic {topic!r}: a message was lost", failure, topic=self._topic)
