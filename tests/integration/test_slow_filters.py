@@ -24,8 +24,8 @@ from peers.wire import Wire
 # Packets are lost, and requests take longer, if the daemon is not scheduled for long enough.
 needs_machine_alone = True
 
-# libpcap 1.9.1's optimizer never ends on this one (its issue 112).
-_ENDLESS = "ip and (dst host 1.2.3.4 or host 10.0.0.1) and (dst host 1.2.3.4 or host 10.0.0.2)"
+#: libpcap 1.9.1's optimizer never ends on this one (its issue 112).
+ENDLESS = "ip and (dst host 1.2.3.4 or host 10.0.0.1) and (dst host 1.2.3.4 or host 10.0.0.2)"
 _GENERATOR = Path(__file__).parents[2] / "benchmarks" / "generator.py"
 _RATE = 300_000
 _SECONDS = 4
@@ -116,7 +116,7 @@ class SlowFilterTests(SynchronousTestCase):
         alone = sorted(self.seconds_to_arm(daemon, next(ports)) for _ in range(_REQUESTS))
         slow: list[tuple[int, Any]] = []
         # Each try has another filter: programs are remembered.
-        waiting = self.ask(daemon, _ENDLESS.replace("10.0.0.1", f"10.0.1.{number + 1}"), slow)
+        waiting = self.ask(daemon, ENDLESS.replace("10.0.0.1", f"10.0.1.{number + 1}"), slow)
         time.sleep(0.02)
         beside: list[float] = []
         while len(beside) < _REQUESTS and not slow:
@@ -150,7 +150,7 @@ class SlowFilterTests(SynchronousTestCase):
         """A process that compiles a slow filter gives way to everything else, long before it is ended."""
         daemon = self.daemon()
         answers: list[tuple[int, Any]] = []
-        waiting = self.ask(daemon, _ENDLESS, answers)
+        waiting = self.ask(daemon, ENDLESS, answers)
         [child] = daemon.until(lambda: children(daemon.pid) or None, "a process that compiles")
         daemon.until(lambda: os.getpriority(os.PRIO_PROCESS, child) >= 10 or None, "its niceness")
         # proc(5): user and system time, in ticks.
@@ -163,7 +163,7 @@ class SlowFilterTests(SynchronousTestCase):
         """A stop ends what is being compiled or opened, leaves no process, and answers the client."""
         daemon = self.daemon()
         answers: list[tuple[int, Any]] = []
-        asking = [self.ask(daemon, bpf, answers) for bpf in (_ENDLESS, _ENDLESS + " and udp", "udp port 9")]
+        asking = [self.ask(daemon, bpf, answers) for bpf in (ENDLESS, ENDLESS + " and udp", "udp port 9")]
         daemon.until(lambda: children(daemon.pid) or None, "a process that compiles")
         time.sleep(0.1)
         started = children(daemon.pid)
@@ -192,7 +192,7 @@ class SlowFilterTests(SynchronousTestCase):
             except OSError as error:
                 answers.append((0, error))
 
-        body = json.dumps({"node": "any", "interface": [self.wire.interface], "bpf": _ENDLESS}).encode()
+        body = json.dumps({"node": "any", "interface": [self.wire.interface], "bpf": ENDLESS}).encode()
         thread = threading.Thread(target=ask)
         thread.start()
         [child] = daemon.until(lambda: children(daemon.pid) or None, "a process that compiles")

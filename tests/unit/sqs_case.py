@@ -12,7 +12,7 @@ from twisted.logger import formatEvent, globalLogPublisher
 from twisted.trial import unittest
 
 from pcapsvc.core.result import NotForThisNode
-from pcapsvc.sources.polling import STOP_SECONDS
+from pcapsvc.sources.polling import CLEAN_UP_SECONDS, STOP_SECONDS
 from pcapsvc.sources.sqs.source import STAND_BACK_SECONDS, SQSSource
 from pcapsvc.testing import MemorySink
 
@@ -36,7 +36,18 @@ class FakeThread:
 
     def step(self) -> None:
         """Do the first piece of work."""
-        result, function, args = self.work.pop(0)
+        self._do(0)
+
+    def settle(self) -> None:
+        """Do the first piece of work that deletes or returns messages, whatever polls wait before it."""
+        self._do([function.__name__ for _, function, _ in self.work].index("settle"))
+
+    def settling(self) -> int:
+        """How many pieces of such work there are."""
+        return sum(function.__name__ == "settle" for _, function, _ in self.work)
+
+    def _do(self, number: int) -> None:
+        result, function, args = self.work.pop(number)
         outcome = defer.execute(function, *args)
         outcome.addBoth(lambda value: None if result.called else result.callback(value))
 
@@ -137,6 +148,7 @@ class SQSTestCase(unittest.SynchronousTestCase):
     def tearDown(self) -> None:
         self.source.stopService()
         self.clock.advance(STOP_SECONDS)
+        self.clock.advance(CLEAN_UP_SECONDS)
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def make_client(self) -> FakeClient:

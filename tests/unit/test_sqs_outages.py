@@ -5,9 +5,11 @@ from __future__ import annotations
 from botocore import exceptions
 from twisted.trial import unittest
 
+from pcapsvc.core.result import Accepted
 from pcapsvc.net.sqs.client import locate
-from pcapsvc.sources.polling import STOP_SECONDS
-from pcapsvc.sources.sqs.source import IDLE_SECONDS, SETTLE_PAUSES_SECONDS
+from pcapsvc.sources.polling import CLEAN_UP_SECONDS, STOP_SECONDS
+from pcapsvc.sources.sqs.settler import SETTLE_PAUSES_SECONDS
+from pcapsvc.sources.sqs.source import IDLE_SECONDS, MOST_OUTSTANDING
 from tests.unit.sqs_case import URL, SQSTestCase, message, refusal, unreachable
 
 
@@ -25,6 +27,25 @@ class SettleTests(SQSTestCase):
             [["receipt of a", "receipt of b", "receipt of c"], ["receipt of b"]], self.client.deleted
         )
         self.assertEqual(1, len(self.thread.work))
+
+    def test_slow_one_in_vain(self) -> None:
+        """So it is after a slow verdict. The source is still connected: it receives."""
+        verdicts = self.sink.hold()
+        self.client.settling = [refusal("AccessDenied") for _ in range(3)]
+        self.client.messages.append([message("a")])
+        self.thread.step()
+        self.logged()
+        verdicts[0].callback(Accepted(captures=()))
+        self.thread.settle()
+        for seconds in SETTLE_PAUSES_SECONDS:
+            self.clock.advance(seconds)
+            self.thread.settle()
+        self.assertEqual([f"warn: SQS {URL}: the server answered AccessDenied: no; retrying"], self.logged())
+        self.poll()
+        self.assertEqual([], self.logged())
+        self.assertTrue(self.source.state().connected)
+        self.poll(message("a"))
+        self.assertEqual([f"info: SQS {URL}: listening"], self.logged()[1:])
 
     def test_unmentioned(self) -> None:
         """What the answer does not report as deleted is tried again."""
@@ -50,6 +71,8 @@ class SettleTests(SQSTestCase):
             for seconds in SETTLE_PAUSES_SECONDS:
                 self.clock.advance(seconds)
                 self.thread.step()
+            # It still receives.
+            self.assertTrue(self.source.state().connected)
             self.clock.advance(30)
             self.poll()
         self.assertEqual(6, len(self.client.deleted))
@@ -202,6 +225,50 @@ class StopTests(SQSTestCase):
         stopping = self.source.stopService()
         self.clock.advance(STOP_SECONDS)
         self.successResultOf(stopping)
+
+    def test_while_verdicts_are_awaited(self) -> None:
+        """Verdicts that are awaited have a while; then they are cancelled, and all messages are settled."""
+        verdicts = self.sink.hold()
+        self.client.messages = [[message("a"), message("b")]]
+        self.thread.step()
+        stopping = self.source.stopService()
+        verdicts[0].callback(Accepted(captures=()))
+        self.thread.settle()
+        self.clock.advance(STOP_SECONDS - 0.1)
+        self.assertFalse(verdicts[1].called)
+        self.clock.advance(0.1)
+        self.assertNoResult(stopping)
+        self.thread.settle()
+        self.successResultOf(stopping)
+        self.assertEqual([["receipt of a"]], self.client.deleted)
+        self.assertEqual(["receipt of b"], list(self.client.hidden[0]))
+        self.assertEqual([], self.clock.getDelayedCalls())
+
+    def test_while_verdicts_are_settled_in_vain(self) -> None:
+        """If those can't be settled, the stop doesn't wait for long."""
+        self.sink.hold()
+        self.client.messages = [[message("a")]]
+        self.thread.step()
+        stopping = self.source.stopService()
+        self.clock.advance(STOP_SECONDS)
+        self.assertNoResult(stopping)
+        self.clock.advance(CLEAN_UP_SECONDS)
+        self.successResultOf(stopping)
+        self.assertEqual([], self.clock.getDelayedCalls())
+
+    def test_while_there_is_no_room(self) -> None:
+        """A stop ends the wait for room."""
+        self.sink.hold()
+        self.client.messages = [[message(str(number)) for number in range(MOST_OUTSTANDING)]]
+        self.thread.step()
+        self.assertEqual([], self.thread.work)
+        stopping = self.source.stopService()
+        self.clock.advance(STOP_SECONDS)
+        while self.thread.settling():
+            self.thread.settle()
+        self.successResultOf(stopping)
+        self.assertEqual(MOST_OUTSTANDING, sum(map(len, self.client.hidden)))
+        self.assertEqual([], self.clock.getDelayedCalls())
 
     def test_during_a_pause(self) -> None:
         """A stop ends the pause after a failure."""

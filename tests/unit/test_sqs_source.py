@@ -10,9 +10,11 @@ from twisted.internet.defer import Deferred, succeed
 from pcapsvc.core.errors import Problem
 from pcapsvc.core.message import Message
 from pcapsvc.core.result import Accepted, Busy, Ended, NotForThisNode, Rejected, Verdict
+from pcapsvc.sources.sqs.settler import SETTLE_PAUSES_SECONDS
 from pcapsvc.sources.sqs.source import (
     BUSY_SECONDS,
     HIDDEN_SECONDS,
+    MOST_OUTSTANDING,
     RELEASE_MOST_SECONDS,
     RELEASE_ROUNDS,
     STAND_BACK_SECONDS,
@@ -33,17 +35,56 @@ class VerdictTests(SQSTestCase):
         self.verdict(Accepted(captures=()))
         self.assertEqual(([["receipt of a"]], []), (self.client.deleted, self.client.hidden))
 
-    def test_after_the_verdicts(self) -> None:
-        """The messages of a poll are submitted at once; none is deleted before all verdicts have fired."""
+    def test_after_its_verdict(self) -> None:
+        """The messages of a poll are submitted at once, and each is deleted after its own verdict."""
         verdicts = self.sink.hold()
         self.client.messages.append([message("a"), message("b"), message("c")])
         self.thread.step()
         self.assertEqual(len(self.sink.submitted), 3)
-        for verdict in reversed(verdicts):
-            self.assertEqual(self.thread.work, [])
+        self.assertEqual(self.thread.settling(), 0)
+        for verdict, name in zip(reversed(verdicts), "cba", strict=True):
             verdict.callback(Accepted(captures=()))
+            self.thread.settle()
+            self.assertEqual(self.client.deleted[-1], [f"receipt of {name}"])
+
+    def test_together(self) -> None:
+        """Messages whose verdicts fire while others are being deleted are deleted together."""
+        verdicts = self.sink.hold()
+        self.client.messages.append([message(name) for name in "abc"])
         self.thread.step()
-        self.assertEqual(self.client.deleted, [["receipt of a", "receipt of b", "receipt of c"]])
+        for verdict in verdicts:
+            verdict.callback(Accepted(captures=()))
+        self.thread.settle()
+        self.thread.settle()
+        self.assertEqual(self.client.deleted, [["receipt of a"], ["receipt of b", "receipt of c"]])
+
+    def test_polls_go_on(self) -> None:
+        """While a verdict is awaited, the next messages are received, submitted and settled."""
+        verdicts = self.sink.hold()
+        self.client.messages += [[message("slow")], [message("quick")]]
+        self.thread.step()
+        self.thread.step()
+        self.assertEqual(len(verdicts), 2)
+        verdicts[1].callback(Accepted(captures=()))
+        self.thread.settle()
+        self.assertEqual(self.client.deleted, [["receipt of quick"]])
+        verdicts[0].callback(Busy(reason="full"))
+        self.thread.settle()
+        self.assertEqual(self.client.hidden, [{"receipt of slow": 10}])
+
+    def test_bound(self) -> None:
+        """If too many messages are not settled, no more are received until there are fewer."""
+        verdicts = self.sink.hold()
+        for number in range(MOST_OUTSTANDING // 5):
+            self.client.messages.append([message(f"{number}.{each}") for each in range(5)])
+            self.thread.step()
+        self.assertEqual(self.thread.work, [])
+        verdicts[7].callback(Accepted(captures=()))
+        self.assertEqual(len(self.thread.work), 1)
+        self.thread.settle()
+        self.client.messages.append([message("new")])
+        self.thread.step()
+        self.assertEqual(len(verdicts), MOST_OUTSTANDING + 1)
 
     def test_slow_verdict(self) -> None:
         """Messages whose verdicts are known are settled at once, though another one is slow to fire."""
@@ -54,9 +95,9 @@ class VerdictTests(SQSTestCase):
         self.thread.step()
         self.thread.step()
         self.assertEqual(self.client.hidden, [{"receipt of a": 0, "receipt of c": 0}])
-        self.assertEqual(self.thread.work, [])
+        self.assertEqual(self.thread.settling(), 0)
         slow.callback(Accepted(captures=()))
-        self.thread.step()
+        self.thread.settle()
         self.assertEqual(self.client.deleted, [["receipt of b"]])
 
     def test_stays_hidden(self) -> None:
@@ -65,26 +106,23 @@ class VerdictTests(SQSTestCase):
         self.client.messages.append([message("a"), message("b")])
         self.thread.step()
         self.clock.advance(HIDDEN_SECONDS / 2)
-        self.thread.step()
+        self.thread.settle()
         held[0].callback(Accepted(captures=()))
+        self.thread.settle()
         self.clock.advance(HIDDEN_SECONDS / 2)
         self.client.settling.append(refusal("InternalError"))
-        self.thread.step()
+        self.thread.settle()
+        self.clock.advance(SETTLE_PAUSES_SECONDS[0])
+        self.thread.settle()
         self.clock.advance(HIDDEN_SECONDS / 2)
-        self.thread.step()
-        self.assertEqual(
-            self.client.hidden,
-            [
-                {"receipt of a": HIDDEN_SECONDS, "receipt of b": HIDDEN_SECONDS},
-                {"receipt of b": HIDDEN_SECONDS},
-                {"receipt of b": HIDDEN_SECONDS},
-            ],
-        )
+        self.thread.settle()
+        again = {"receipt of b": HIDDEN_SECONDS}
+        self.assertEqual(self.client.hidden, [{"receipt of a": HIDDEN_SECONDS, **again}, again, again, again])
         held[1].callback(Accepted(captures=()))
-        self.thread.step()
-        self.assertEqual(self.client.deleted, [["receipt of a", "receipt of b"]])
-        self.thread.step()
-        self.assertEqual(len(self.client.asked), 2)
+        self.thread.settle()
+        self.assertEqual(self.client.deleted, [["receipt of a"], ["receipt of b"]])
+        self.clock.advance(HIDDEN_SECONDS)
+        self.assertEqual(self.thread.settling(), 0)
 
     def test_copy_in_the_same_poll(self) -> None:
         """A copy that comes with the same poll is submitted once, and returned or deleted with the other."""
@@ -93,14 +131,36 @@ class VerdictTests(SQSTestCase):
         self.thread.step()
         [verdict] = verdicts
         verdict.callback(Busy(reason="full"))
-        self.thread.step()
+        self.thread.settle()
         self.assertEqual(self.client.deleted, [])
         self.assertEqual(list(self.client.hidden[0]), ["receipt of a", "another receipt of a"])
         self.client.messages.append([message("a")])
         self.thread.step()
         self.assertEqual(len(verdicts), 2)
         verdicts[1].callback(Accepted(captures=()))
+        self.thread.settle()
+
+    def test_copy_in_a_later_poll(self) -> None:
+        """
+        A copy that comes while the verdict is awaited, be it of SQS or of SNS, is not submitted, and is
+        returned or deleted as the verdict says: deleting it at once might lose the request.
+        """
+        verdicts = self.sink.hold()
+        body = json.dumps({"Type": "Notification", "MessageId": "n", "Message": "x"})
+        copies = [message("a", body), message("a", body, receipt="2"), message("b", body, receipt="3")]
+        for copy in copies:
+            self.client.messages.append([copy])
+            self.thread.step()
+        [verdict] = verdicts
+        self.assertEqual(self.thread.settling(), 0)
+        verdict.callback(Busy(reason="full"))
+        self.thread.settle()
+        self.assertEqual((self.client.deleted, list(self.client.hidden[0])), ([], ["receipt of a", "2", "3"]))
+        self.client.messages.append(copies[2:])
         self.thread.step()
+        verdicts[1].callback(Accepted(captures=()))
+        self.thread.settle()
+        self.assertEqual(self.client.deleted, [["3"]])
 
     def test_rejected(self) -> None:
         """So is a rejected one."""

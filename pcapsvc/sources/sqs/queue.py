@@ -64,7 +64,8 @@ class Step:
 
 class Queue:
     """
-    A queue. The methods block, and are called in one thread; only L{close} and L{take} are for any thread.
+    A queue. The methods block. L{receive} and L{end} are called in one thread, L{settle} in that or another
+    one; L{close} and L{take} are for any thread.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class Queue:
         self._chunk_size = chunk_size
         self._hidden_seconds = hidden_seconds
         self._lock = threading.Lock()
+        self._making = threading.Lock()
         self._closed = False
         self._untaken: list[Message] = []
         self._client: Any = None
@@ -189,9 +191,11 @@ class Queue:
             raise
 
     def _connected(self) -> Any:
-        if self._client is None:
-            self._client = self._make_client()
-        return self._client
+        # A client may be used by several threads at once, but is made only once.
+        with self._making:
+            if self._client is None:
+                self._client = self._make_client()
+            return self._client
 
 
 def _entries(steps: Sequence[Step]) -> list[dict[str, Any]]:

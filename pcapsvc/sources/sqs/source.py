@@ -11,28 +11,30 @@ from __future__ import annotations
 
 import random
 import time
-from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import msgspec
 from twisted.application import service
 from twisted.internet import defer, task
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from pcapsvc.core import message as submitted
-from pcapsvc.core.result import Accepted, Busy, Ended, NotForThisNode, Rejected
+from pcapsvc.core.message import Message as Request
+from pcapsvc.core.result import Accepted, Busy, Ended, NotForThisNode, Rejected, Verdict
 from pcapsvc.core.source_state import SourceState
 from pcapsvc.core.text import one_line
 from pcapsvc.interfaces.requests import IRequestSink, IRequestSource
 from pcapsvc.interfaces.threads import RunInThread
 from pcapsvc.net.connectivity import Connectivity
 from pcapsvc.net.outages import RETRY_SECONDS, Backoff, Outage
-from pcapsvc.net.sqs.client import Unsettled, described, make_boto3_client
-from pcapsvc.sources.polling import OwnThread, Poller
+from pcapsvc.net.sqs.client import described, make_boto3_client
+from pcapsvc.sources.polling import OwnThread, Poller, drain
+from pcapsvc.sources.sqs.envelope import unwrapped
+from pcapsvc.sources.sqs.memory import Memory
+from pcapsvc.sources.sqs.outstanding import Outstanding, Submitted
 from pcapsvc.sources.sqs.queue import Message, Queue, Received, Step
+from pcapsvc.sources.sqs.settler import NotSettled, Settler
 
 #: The visibility timeout of a received message, whatever the queue's own is. If its node dies before the
 #: message is deleted or returned, others see it after this time. While its verdict is awaited, the timeout is
@@ -58,12 +60,14 @@ STAND_BACK_SECONDS = (0.03, 2.0)
 #: The range of the visibility timeout of a message that is returned because the node is busy.
 BUSY_SECONDS = (5, 15)
 
+#: How many submitted messages may not be settled yet. Until there are fewer, no more are received: the
+#: pipeline prepares up to 128 requests of a source (L{pcapsvc.judge.MOST_PENDING}), and other nodes may have
+#: room.
+MOST_OUTSTANDING = 100
+
 #: How long, and how many, processed messages are remembered.
 REMEMBERED_SECONDS = 2 * 3600.0
 REMEMBERED_MESSAGES = 20_000
-
-#: The pauses between attempts to delete or return messages.
-SETTLE_PAUSES_SECONDS = (0.1, 0.3)
 
 #: The shortest time between polls of an empty queue: without it, short polls would never pause.
 IDLE_SECONDS = 1.0
@@ -72,14 +76,15 @@ IDLE_SECONDS = 1.0
 @implementer(IRequestSource)
 class SQSSource(service.Service):
     """
-    Polls a queue, and submits each message.
+    Polls a queue, and submits each message. Each is settled after its own verdict; polling goes on while
+    verdicts are awaited.
 
     - Messages that were accepted, rejected, or ended captures are deleted.
     - Messages for other nodes are returned or deleted, see C{unmatched}.
     - If the node is busy, a message is returned to the queue for a few seconds.
 
     SQS delivers at least once. A message that was accepted or rejected, and comes again, is deleted again and
-    not submitted.
+    not submitted. One that comes again while its verdict is awaited is settled by that.
 
     An outage is logged once, and so is its end.
 
@@ -97,7 +102,8 @@ class SQSSource(service.Service):
     @param unmatched: C{release} returns messages for other nodes to the queue; C{delete} is for nodes
         that have a queue each.
     @param hidden_seconds: see L{HIDDEN_SECONDS}; likewise the others.
-    @param run_in_thread: runs one function after the other; L{None} is the source's own thread.
+    @param run_in_thread: runs one function after the other; L{None} is two threads of the source's own, of
+        which one polls, and the other one settles messages.
     @param make_client: makes a client in place of boto3's; is called in the thread.
     @param chance: returns a number from 0 to less than 1.
     @param wall_clock: returns the time in seconds since the Unix epoch.
@@ -141,11 +147,13 @@ class SQSSource(service.Service):
         self._hidden_seconds = hidden_seconds
         self._busy_seconds = busy_seconds
         self._retry_seconds = retry_seconds
-        self._settled = _Memory(remembered_seconds, remembered_messages)
+        self._settled = Memory(remembered_seconds, remembered_messages)
         self._chance = chance
         self._connectivity = Connectivity(wall_clock)
-        self._own_thread = OwnThread(reactor, "pcapsvc-sqs") if run_in_thread is None else None
-        self._run_in_thread = run_in_thread or self._in_own_thread
+        self._polling_thread = OwnThread(reactor, "pcapsvc-sqs")
+        self._settling_thread = OwnThread(reactor, "pcapsvc-sqs-settle")
+        self._run_in_thread = run_in_thread or self._polling_thread.run
+        self._settle_in_thread = run_in_thread or self._settling_thread.run
         self._make_client = make_client or (
             lambda: make_boto3_client(
                 url, region, endpoint, access_id, access_key, wait_seconds + answer_seconds
@@ -153,6 +161,8 @@ class SQSSource(service.Service):
         )
         self._queue: Queue | None = None
         self._poller: Poller[Received] | None = None
+        self._settler: Settler | None = None
+        self._outstanding: Outstanding | None = None
         self._pause: defer.Deferred[None] | None = None
         self._polled_at = 0.0
         self._empty_polls = 0
@@ -170,6 +180,13 @@ class SQSSource(service.Service):
             wait_seconds=self._wait_seconds,
             chunk_size=self._chunk_size,
             hidden_seconds=self._hidden_seconds,
+        )
+        self._settler = Settler(self._reactor, self._queue.settle, run_in_thread=self._settle_in_thread)
+        self._outstanding = Outstanding(
+            self._reactor,
+            most=MOST_OUTSTANDING,
+            hide=self._stay_hidden,
+            hide_seconds=self._hidden_seconds / 2,
         )
         self._polled_at = self._reactor.seconds()
         self._empty_polls = 0
@@ -202,27 +219,33 @@ class SQSSource(service.Service):
         stopped = poller.stop()
         if self._pause is not None:
             self._pause.cancel()
-        return stopped.addBoth(self._stopped, queue)
+        return defer.Deferred.fromCoroutine(self._stop(queue, stopped))
 
     def state(self) -> SourceState:
         """Connected while its last attempt to receive messages has worked. See L{IRequestSource.state}."""
         return self._connectivity.state
 
-    def _stopped(self, result: None, queue: Queue) -> None:
+    async def _stop(self, queue: Queue, stopped: defer.Deferred[None]) -> None:
+        assert self._outstanding is not None and self._settler is not None
+        await drain(self._reactor, self._outstanding.pending(), self._outstanding.give_up)
+        await stopped
+        self._settler.stop()
         # This is not waited for: the thread may still be polling.
         self._run_in_thread(queue.end).addErrback(lambda why: None)
-        if self._own_thread is not None:
-            self._own_thread.stop()
-
-    def _in_own_thread(self, function: Callable[..., Any], *args: Any) -> defer.Deferred[Any]:
-        assert self._own_thread is not None
-        return self._own_thread.run(function, *args)
+        self._polling_thread.stop()
+        self._settling_thread.stop()
 
     def _failed(self, problem: Exception) -> None:
-        kind, words = described(problem)
+        """A poll has failed, or what followed it."""
+        words = self._report(problem)
+        if not isinstance(problem, NotSettled):
+            self._connectivity.failed(words)
+
+    def _report(self, problem: Exception) -> str:
+        kind, words = described(problem.reason if isinstance(problem, NotSettled) else problem)
         words = one_line(words, secrets=self._secrets)
-        self._connectivity.failed(words)
         self._outage.report(kind, words)
+        return words
 
     async def _process(self, received: Received) -> None:
         queue = self._queue
@@ -238,70 +261,120 @@ class SQSSource(service.Service):
             )
         if messages:
             self._empty_polls = 0
-            self._settles = False
-            await self._judge_all(queue, messages)
-            self._settles = True
+            await self._judge_all(messages)
         if self._settles:
             self._outage.ended("listening")
         if not messages:
             await self._rest()
         self._polled_at = self._reactor.seconds()
+        if self._outstanding is not None:
+            await self._outstanding.has_room()
 
-    async def _judge_all(self, queue: Queue, messages: list[Message]) -> None:
-        """
-        Submit the messages of a poll, and settle each after its verdict.
-
-        Those for other nodes don't wait for a filter that is slow to compile here.
-        """
+    async def _judge_all(self, messages: list[Message]) -> None:
+        """Submit the messages of a poll, and settle those whose verdicts fire at once."""
         copies: dict[str, list[Message]] = {}
         for message in messages:
             copies.setdefault(message.message_id, []).append(message)
-        # All are submitted before the first verdict is awaited.
-        judging = {
-            message_id: defer.Deferred.fromCoroutine(self._judge(same[0]))
-            for message_id, same in copies.items()
-        }
-        slow = {message_id: judged for message_id, judged in judging.items() if not judged.called}
+        steps = [step for same in copies.values() for step in self._judge(same)]
+        if steps:
+            await self._settle(steps)
+        if len(steps) == len(messages):
+            await self._stand_back(steps)
 
-        async def steps(judged: dict[str, defer.Deferred[Step]]) -> list[Step]:
-            # To delete a copy deletes the message.
-            return [
-                replace(await step, message=copy)
-                for message_id, step in judged.items()
-                for copy in copies[message_id]
-            ]
+    def _judge(self, copies: list[Message]) -> Sequence[Step]:
+        """
+        Submit a message, unless that was done before.
 
-        done = await steps({each: judged for each, judged in judging.items() if each not in slow})
-        if done:
-            await self._settle(queue, done)
-        if slow:
-            await self._stay_hidden(queue, slow, copies)
-            await self._settle(queue, await steps(slow))
-        else:
-            await self._stand_back(done)
+        @return: what happens to it in the queue; nothing if its verdict is awaited. It is settled after that.
+        """
+        assert self._outstanding is not None
+        now, message = self._reactor.seconds(), copies[0]
+        body, envelope_id = unwrapped(message.body)
+        # SQS and SNS assign their ids independently: they may be equal.
+        keys = [f"SQS {message.message_id}", *([] if envelope_id is None else [f"SNS {envelope_id}"])]
+        submitted = self._outstanding.find(keys)
+        if submitted is not None or any(self._settled.knows(key, now) for key in keys):
+            self._log.info(
+                "SQS {url}: message {id} was delivered again", url=self._url, id=one_line(message.message_id)
+            )
+            if submitted is None:
+                return _steps(copies, None)
+            submitted.copies += copies
+            return ()
+        verdict = self._submit(message, body)
+        fired: list[Verdict] = []
+        verdict.addCallback(fired.append)
+        if fired:
+            return self._decided(copies, keys, fired[0])
+        waiting = Submitted(keys=keys, copies=copies, verdict=verdict)
+        self._outstanding.add(waiting)
+        verdict.addCallback(lambda _: self._settle_later(waiting, fired[0]))
+        return ()
 
-    async def _stay_hidden(
-        self, queue: Queue, judging: dict[str, defer.Deferred[Step]], copies: dict[str, list[Message]]
-    ) -> None:
-        """Await verdicts, and renew the visibility timeouts of their messages in the meantime."""
+    def _submit(self, message: Message, body: str) -> defer.Deferred[Verdict]:
+        def failed(why: Failure) -> Verdict:
+            # One message must not block the others.
+            self._log.failure(
+                "SQS {url}: message {id} failed", why, url=self._url, id=one_line(message.message_id)
+            )
+            return Busy(reason="it failed")
 
-        def renew() -> defer.Deferred[Any]:
-            steps = [
-                Step(message=copy, hide_seconds=self._hidden_seconds)
-                for message_id, judged in judging.items()
-                if not judged.called
-                for copy in copies[message_id]
-            ]
-            # If this fails, another node may get a message, too. This one recognizes it.
-            return self._run_in_thread(queue.settle, steps).addErrback(lambda _: None)
+        return defer.maybeDeferred(
+            self._sink.submit,
+            Request(source=self.name, body=body.encode("utf-8", "surrogatepass"), sent_at=message.sent_at),
+        ).addErrback(failed)
 
-        renewing = task.LoopingCall(renew)
-        renewing.clock = self._reactor
-        renewing.start(self._hidden_seconds / 2, now=False)
+    def _decided(self, copies: list[Message], keys: Sequence[str], verdict: Verdict) -> list[Step]:
+        """What happens to a message in the queue."""
+        if isinstance(verdict, Accepted | Ended | Rejected):
+            now = self._reactor.seconds()
+            for key in keys:
+                self._settled.remember(key, now)
+            return _steps(copies, None)
+        if isinstance(verdict, NotForThisNode):
+            if self._deletes_unmatched:
+                return _steps(copies, None)
+            longest = min(RELEASE_MOST_SECONDS, 1 + copies[0].received_times / RELEASE_ROUNDS)
+            return _steps(copies, int(self._chance() * longest), elsewhere=True)
+        low, high = self._busy_seconds
+        return _steps(copies, min(high, low + int(self._chance() * (high - low + 1))))
+
+    def _settle_later(self, submitted: Submitted, verdict: Verdict) -> None:
+        """Settle a message whose verdict was slow."""
+        outstanding = self._outstanding
+        assert outstanding is not None
+        outstanding.decided(submitted)
+        steps = self._decided(submitted.copies, submitted.keys, verdict)
+        settling = defer.Deferred.fromCoroutine(self._settle(steps))
+        settling.addErrback(self._not_settled).addBoth(lambda _: outstanding.settled(submitted))
+
+    def _not_settled(self, why: Failure) -> None:
+        if isinstance(why.value, NotSettled):
+            self._report(why.value)
+        elif not isinstance(why.value, defer.CancelledError):
+            self._log.failure("SQS {url}: internal error", why, url=self._url)
+
+    async def _settle(self, steps: Sequence[Step]) -> None:
+        """
+        Delete messages, or return them to the queue.
+
+        @raise NotSettled: if that failed. They are delivered again after their visibility timeout; those that
+            were accepted are remembered.
+        """
+        assert self._settler is not None
         try:
-            await defer.DeferredList(list(judging.values()))
-        finally:
-            renewing.stop()
+            await self._settler.settle(steps)
+        except NotSettled:
+            self._settles = False
+            raise
+        self._settles = True
+
+    def _stay_hidden(self, messages: list[Message]) -> None:
+        """Renew the visibility timeouts of messages."""
+        assert self._settler is not None
+        # If this fails, another node may get a message, too. This one recognizes it.
+        steps = _steps(messages, self._hidden_seconds)
+        defer.Deferred.fromCoroutine(self._settler.settle(steps)).addErrback(lambda _: None)
 
     async def _rest(self) -> None:
         """Pause, if the server says at once, and repeatedly, that the queue is empty."""
@@ -310,7 +383,7 @@ class SQSSource(service.Service):
         if left > 0 and self._empty_polls > 1:
             await self._wait(left)
 
-    async def _stand_back(self, steps: list[Step]) -> None:
+    async def _stand_back(self, steps: Sequence[Step]) -> None:
         """Pause if all messages were for other nodes, so that one of those receives them next."""
         if all(step.elsewhere for step in steps):
             each, longest = STAND_BACK_SECONDS
@@ -328,115 +401,7 @@ class SQSSource(service.Service):
         finally:
             self._pause = None
 
-    async def _judge(self, message: Message) -> Step:
-        """Submit a message, and decide what happens to it in the queue."""
-        now = self._reactor.seconds()
-        body, envelope_id = _unwrapped(message.body)
-        # SQS and SNS assign their ids independently: they may be equal.
-        keys = [f"SQS {message.message_id}", *([] if envelope_id is None else [f"SNS {envelope_id}"])]
-        if any(self._settled.knows(key, now) for key in keys):
-            self._log.info(
-                "SQS {url}: message {id} was delivered again", url=self._url, id=one_line(message.message_id)
-            )
-            return Step(message=message, hide_seconds=None)
-        # Before the verdict: SNS may have sent it twice, and the second one comes with the same poll.
-        for key in keys:
-            self._settled.remember(key, now)
-        try:
-            verdict = await self._sink.submit(
-                submitted.Message(
-                    source=self.name, body=body.encode("utf-8", "surrogatepass"), sent_at=message.sent_at
-                )
-            )
-        except Exception:  # noqa: BLE001 - one message must not block the others
-            self._log.failure(
-                "SQS {url}: message {id} failed", url=self._url, id=one_line(message.message_id)
-            )
-            verdict = Busy(reason="it failed")
-        if isinstance(verdict, Accepted | Ended | Rejected):
-            return Step(message=message, hide_seconds=None)
-        for key in keys:
-            self._settled.forget(key)
-        if isinstance(verdict, NotForThisNode):
-            if self._deletes_unmatched:
-                return Step(message=message, hide_seconds=None)
-            longest = min(RELEASE_MOST_SECONDS, 1 + message.received_times / RELEASE_ROUNDS)
-            return Step(message=message, hide_seconds=int(self._chance() * longest), elsewhere=True)
-        low, high = self._busy_seconds
-        return Step(message=message, hide_seconds=min(high, low + int(self._chance() * (high - low + 1))))
 
-    async def _settle(self, queue: Queue, steps: list[Step]) -> None:
-        """
-        Delete messages, or return them to the queue.
-
-        @raise Exception: if that failed. They are delivered again after their visibility timeout; those that
-            were submitted are remembered.
-        """
-        for pause_seconds in (*SETTLE_PAUSES_SECONDS, None):
-            try:
-                steps = await self._run_in_thread(queue.settle, steps)
-                if not steps:
-                    return
-                problem: Exception = Unsettled(f"{len(steps)} messages could not be deleted or returned")
-            except defer.CancelledError:
-                raise
-            except Exception as error:  # noqa: BLE001 - boto3 raises errors of many libraries
-                problem = error
-            if pause_seconds is None:
-                raise problem
-            await task.deferLater(self._reactor, pause_seconds)
-
-
-class _Memory:
-    """The processed messages, for a while."""
-
-    def __init__(self, seconds: float, most: int) -> None:
-        self._seconds = seconds
-        self._most = most
-        self._since: OrderedDict[str, float] = OrderedDict()
-
-    def remember(self, key: str, now: float) -> None:
-        """Remember a message from now on. If there are too many, forget the oldest."""
-        self._since[key] = now
-        self._since.move_to_end(key)
-        if len(self._since) > self._most:
-            self._since.popitem(last=False)
-
-    def forget(self, key: str) -> None:
-        """It is to be seen to again when it comes again."""
-        self._since.pop(key, None)
-
-    def knows(self, key: str, now: float) -> bool:
-        """Whether a message is remembered."""
-        while self._since and next(iter(self._since.values())) + self._seconds <= now:
-            self._since.popitem(last=False)
-        return key in self._since
-
-
-_MAX_ENVELOPE_ID_CHARACTERS = 200
-
-
-class _Envelope(msgspec.Struct):
-    """What SNS wraps a message in, unless delivery is raw (SNS Developer Guide, "HTTP/HTTPS JSON")."""
-
-    kind: str = msgspec.field(name="Type")
-    message: str = msgspec.field(name="Message")
-    message_id: str | None = msgspec.field(name="MessageId", default=None)
-
-
-_read_envelope = msgspec.json.Decoder(_Envelope).decode
-
-
-def _unwrapped(body: str) -> tuple[str, str | None]:
-    """The message itself, and the id of the SNS envelope that it was in; L{None} without one."""
-    if '"Notification"' not in body:
-        return body, None
-    try:
-        envelope = _read_envelope(body)
-    except (msgspec.DecodeError, UnicodeError, RecursionError):
-        return body, None
-    if envelope.kind != "Notification":
-        return body, None
-    # Compatible services may omit the id. It is remembered: one that is too long is not SNS's.
-    is_usable = 0 < len(envelope.message_id or "") <= _MAX_ENVELOPE_ID_CHARACTERS
-    return envelope.message, envelope.message_id if is_usable else None
+def _steps(copies: Sequence[Message], hide_seconds: int | None, *, elsewhere: bool = False) -> list[Step]:
+    """The same for every copy of a message: to delete one deletes the message."""
+    return [Step(message=copy, hide_seconds=hide_seconds, elsewhere=elsewhere) for copy in copies]
