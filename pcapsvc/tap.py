@@ -18,6 +18,7 @@ from pcapsvc.components import COMPONENTS
 from pcapsvc.core.errors import PcapsvcError, Problem, SettingsError, shown
 from pcapsvc.core.fields import unknown_key
 from pcapsvc.host.background_log import log_in_background
+from pcapsvc.host.garbage import LongLivedObjects
 from pcapsvc.host.signals import ignore_reload
 from pcapsvc.settings import Option, load_settings
 from pcapsvc.settings.section import Section
@@ -162,7 +163,7 @@ def _service(path: str | None, overrides: Mapping[str, Any]) -> IService:
         _refuse(error)
     sys.excepthook = _print_fatal
     service = MultiService()  # type: ignore[no-untyped-call]
-    for each in (log_in_background(), node.service):
+    for each in (log_in_background(), node.service, LongLivedObjects()):
         each.setServiceParent(service)  # type: ignore[no-untyped-call]
     return service
 
