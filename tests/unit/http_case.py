@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from twisted.internet import defer, error
@@ -195,9 +196,11 @@ class HTTPTestCase(unittest.SynchronousTestCase):
     def begin_capture(self, capture_id: str, *, link_type: Any = 1, **labels: Any) -> None:
         """A capture has started."""
         started = CaptureStarted(
-            bpf="tcp", snap_length=500, limits=LIMITS, started=1_700_000_000.0, link_type=link_type
+            bpf="tcp", snap_length=500, limits=LIMITS, started=1_700_000_000.0, link_type=1
         )
-        self.report(capture_id, started, **labels)
+        event = self.reported.event(started, Labels(via="http", interface="eth0", **labels), capture_id)
+        # The event was valid when it was made.
+        self.captures.report(replace(event, data=replace(started, link_type=link_type)))
 
     def report(self, capture_id: str, payload: Payload, **labels: Any) -> None:
         """Report an event of a capture."""

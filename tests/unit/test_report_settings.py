@@ -185,10 +185,10 @@ class KafkaTests(SettingsTestCase):
             "[kafka]\nserver = ['a:1']\nsecurity_protocol = 'SSL'\n"
             f"ssl_certfile = '{one.certificate}'\nssl_keyfile = '{one.key}'\n"
         )
-        self.assertEqual(self.reports("", source).ssl_keyfile, str(one.key))
+        self.assertEqual(self.reports("", source).ssl_keyfile, str(one.key.absolute()))
         self.assertIsNone(self.reports("server = ['c:1']", source).ssl_certfile)
         own = f"ssl_certfile = '{other.certificate}'\nssl_keyfile = '{other.key}'"
-        self.assertEqual(self.reports(own, source).ssl_keyfile, str(other.key))
+        self.assertEqual(self.reports(own, source).ssl_keyfile, str(other.key.absolute()))
 
 
 class SqsTests(SettingsTestCase):
