@@ -9,6 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import requests
+import schemathesis
+from hypothesis import HealthCheck, given, settings
 from jsonschema import Draft202012Validator, FormatChecker
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -82,6 +85,31 @@ class DescriptionTests(SynchronousTestCase):
                 str(EXAMPLES),
             ),
         )
+
+    def test_events(self) -> None:
+        """The stream of events, whose answers have no end, so that only their beginning is looked at."""
+        daemon = self.daemon()
+        daemon.start()
+        operation = schemathesis.openapi.from_dict(DOCUMENT)["/events"]["GET"]
+        statuses = set()
+        with requests.Session() as session:
+
+            def ask(case: schemathesis.Case) -> None:
+                sent = case.as_transport_kwargs(base_url=f"http://127.0.0.1:{daemon.port}")
+                with session.request(**sent, stream=True, timeout=20) as response:
+                    statuses.add(response.status_code)
+                    if response.status_code == 200:
+                        self.assertEqual(response.headers["Content-Type"], "text/event-stream")
+                        response.raw.close()
+                        response._content = b""
+                    case.validate_response(response)
+
+            bounds: Any = {"deadline": None, "database": None, "suppress_health_check": [*HealthCheck]}
+            check = settings(max_examples=EXAMPLES, **bounds)
+            for mode in schemathesis.GenerationMode:
+                check(given(case=operation.as_strategy(generation_mode=mode))(ask))()
+        self.assertLessEqual({200}, statuses)
+        self.assertNotIn("Traceback", daemon.log)
 
     def strictly(self, daemon: Daemon, path: str, name: str, method: str = "GET", body: Any = None) -> Any:
         """An answer of 200, which has no property that a schema doesn't have."""

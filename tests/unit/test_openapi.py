@@ -14,6 +14,7 @@ from twisted.web.resource import Resource as TwistedResource
 from twisted.web.resource import getChildForRequest
 
 import pcapsvc
+from pcapsvc.core.event import Payload
 from pcapsvc.core.request import RequestFields, StopRequest
 from pcapsvc.core.session import StopReason
 from pcapsvc.destinations.s3.options import CANNED_ACLS, S3_FIELDS
@@ -133,6 +134,19 @@ class DocumentTests(HTTPTestCase, SettingsTestCase):
         self.assertEqual(set(fields["acl"]["enum"]), {*CANNED_ACLS, "", None})
         self.assertEqual(set(schema("StopRequest")["properties"]), set(StopRequest.__struct_fields__))
         self.assertEqual(len(msgspec.structs.fields(StopRequest)), 3)
+
+    def test_types_of_events(self) -> None:
+        """It has every type of events, and what types begin with."""
+        [choices] = [
+            each["schema"]["items"]["enum"]
+            for each in DOCUMENT["paths"]["/events"]["get"]["parameters"]
+            if each["name"] == "type"
+        ]
+        expected = set()
+        for payload in Payload.__subclasses__():
+            words = payload.type.split(".")
+            expected |= {".".join(words[: number + 1]) for number in range(len(words))}
+        self.assertEqual(set(choices), expected)
 
     def test_states(self) -> None:
         """It has every state of a capture, and every reason of its end."""
