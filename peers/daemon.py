@@ -32,11 +32,14 @@ class Daemon:
         node: str = "node-1",
         general: str = "",
         captures: Path | None = None,
+        retain_bytes: int = 1,
     ) -> None:
         """
         @param configuration: more sections of the TOML file, after C{[general]} and C{[http]}.
         @param general: more keys of C{[general]}. The rate of requests is unlimited unless C{maxrequestrate}
             is among them: on a busy machine some requests take the time of many.
+        @param retain_bytes: how much memory captures may occupy after their last delivery: by default, none,
+            so that tests find out what is left open.
         @param captures: the local directory, which is created; L{None} for one of its own.
         """
         if "maxrequestrate" not in general:
@@ -50,7 +53,8 @@ class Daemon:
         self._file.write_text(
             f"[general]\nnodename = {json.dumps(node)}\nwritelocal = true\n"
             f"localdir = {json.dumps(str(self.captures))}\n{general}\n"
-            f'[http]\nlisten = "tcp:{self.port}:interface=127.0.0.1"\n{configuration}\n'
+            f'[http]\nlisten = "tcp:{self.port}:interface=127.0.0.1"\nretainsize = {retain_bytes}\n'
+            f"{configuration}\n"
         )
 
     @property

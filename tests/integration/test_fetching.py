@@ -33,9 +33,9 @@ class FetchingTests(unittest.SynchronousTestCase):
         self.directory = Path(self.mktemp()).absolute()
         self.directory.mkdir()
 
-    def start(self, configuration: str = "", *, general: str = "", removed: bool = False) -> Daemon:
+    def start(self, configuration: str = "", *, removed: bool = False, **options: Any) -> Daemon:
         """A daemon, perhaps one whose local directory was removed."""
-        daemon = Daemon(configuration, general=general)
+        daemon = Daemon(configuration, **options)
         self.addCleanup(daemon.stop)
         if removed:
             daemon.captures.rmdir()
@@ -129,7 +129,7 @@ class FetchingTests(unittest.SynchronousTestCase):
     def test_from_everywhere(self) -> None:
         """A file is read from memory, and without that from the local directory; a deleted one is gone."""
         for retain, answered in ((1, 410), (1 << 20, 200)):
-            daemon = self.start(f"retainsize = {retain}")
+            daemon = self.start(retain_bytes=retain)
             capture = self.begin(daemon, packets=5)
             self.send(*range(5))
             state = daemon.done(capture)
@@ -145,7 +145,7 @@ class FetchingTests(unittest.SynchronousTestCase):
         """What waits in the spool can be fetched, also after a restart."""
         spool = self.directory / "spool"
         spool.mkdir(mode=0o700)
-        configuration = f"retainsize = 1\n[delivery]\nspooldir = {json.dumps(str(spool))}\nattempts = 1"
+        configuration = f"[delivery]\nspooldir = {json.dumps(str(spool))}\nattempts = 1"
         daemon = self.start(configuration, removed=True)
         capture = self.begin(daemon, packets=5)
         self.send(*range(5))
