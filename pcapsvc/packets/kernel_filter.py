@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import socket
+import struct
 
 # asm-generic/socket.h; the standard library has no name for it, and can't pass the length of 0 to which the
 # kernel answers with the number of instructions (sk_get_filter() in net/core/filter.c).
@@ -29,6 +30,33 @@ _setsockopt.argtypes = (
     *(ctypes.c_int, ctypes.c_int, ctypes.c_int),
     *(ctypes.POINTER(_Filter), ctypes.c_uint32),
 )
+
+
+# struct sock_filter of linux/filter.h, and the parts of its code (linux/bpf_common.h): the class (BPF_LD,
+# BPF_LDX) and the mode (BPF_ABS, BPF_IND, BPF_MSH).
+_INSTRUCTION = struct.Struct("=HBBI")
+_CLASS, _LOADS = 0x07, frozenset({0x00, 0x01})
+_MODE, _OF_PACKET = 0xE0, frozenset({0x20, 0x40, 0xA0})
+# The header that a cooked handle puts before a packet (LINKTYPE_LINUX_SLL), and the offsets in it of what the
+# kernel knows by other means: the direction and the protocol.
+_COOKED_HEADER_BYTES = 16
+_KNOWN_OFFSETS = frozenset({0, 14})
+
+
+def runs_on_cooked(instructions: bytes) -> bool:
+    """
+    Whether the kernel can run a filter on a cooked handle, whose header it doesn't see: C{fix_program()} in
+    libpcap's pcap-linux.c.
+
+    @param instructions: each a C{struct sock_filter}.
+    """
+    return not any(
+        code & _CLASS in _LOADS
+        and code & _MODE in _OF_PACKET
+        and number < _COOKED_HEADER_BYTES
+        and number not in _KNOWN_OFFSETS
+        for code, _, _, number in _INSTRUCTION.iter_unpack(instructions)
+    )
 
 
 def attach(descriptor: int, instructions: bytes) -> None:

@@ -25,6 +25,7 @@ from pcapsvc.interfaces.threads import RunInThread
 from pcapsvc.packets.filter_compiler import FilterCompiler, uses_netmask
 from pcapsvc.packets.handle import LIBPCAP, Kind, PcapyHandle, flush_dumper, open_dumper
 from pcapsvc.packets.interface_list import list_interfaces
+from pcapsvc.packets.kernel_filter import runs_on_cooked
 from pcapsvc.packets.libpcap import kept_length
 from pcapsvc.packets.network_interfaces import ANY_INDEX, Interface, find_index, is_quick_to_find, name_of
 from pcapsvc.packets.opener import ANY_INTERFACE, NO_SUCH_INTERFACE, Opener
@@ -142,7 +143,10 @@ class PcapySystem(Service):
             kind = _kind(_ETHERNET, snap_length, netmask=0)
             if interface is not None:
                 kind = await self._kind_on(await self._find(interface), snap_length, bpf)
-            return await self._compile(bpf, kind)
+            program = await self._compile(bpf, kind)
+            if kind.link_type == _COOKED and not runs_on_cooked(program.instructions):
+                raise FilterRejected(bpf, f"the kernel can't run it on {interface}")
+            return program
 
         return Deferred.fromCoroutine(compile_it())
 

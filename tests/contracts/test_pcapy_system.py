@@ -303,6 +303,31 @@ class PcapySystemContract(PacketSystemContract):
         self.send(udp_frame(1, port=9), udp_frame(2, port=53))
         self.assertEqual(self.read(handle, 1), [udp_frame(2, port=53)])
 
+    async def test_compile_filter_not_for_the_kernel(self) -> None:
+        """What can't be used on all interfaces is found out without opening them, and nothing else is."""
+        for bpf in (
+            *(
+                "",
+                "tcp port 80",
+                "inbound",
+                "udp or arp",
+                "vlan 5 and ip6",
+                "link[0:2] = 1",
+                "ether proto 0x88cc",
+            ),
+            *("link[4] = 1", "geneve", "ether[2] = 1", "link[15] = 1", "link[20] = 1", "ip[link[3]] = 1"),
+        ):
+            refused: list[str | None] = []
+            for begin in (self.system.open, self.system.compile_filter):
+                try:
+                    result = await begin("any", snap_length=512, bpf=bpf)
+                except RequestRejected as error:
+                    refused.append(error.problems[0].rule)
+                else:
+                    refused.append(None)
+                    getattr(result, "close", lambda: None)()
+            self.assertEqual(refused[0], refused[1], bpf)
+
     async def test_no_leak_by_bad_filters(self) -> None:
         """Refused filters and interfaces leave no descriptor behind."""
         before = sockets()
