@@ -32,6 +32,10 @@ from pcapsvc.web.query import Parameters, bad_parameter
 #: How many events are kept for readers that come back; and as many of the progress of captures.
 KEPT_EVENTS = 1000
 
+#: About how much memory these may occupy, in bytes. Most take two kilobytes. One about a request with many
+#: problems takes ten times as much.
+MOST_KEPT_BYTES = 4 * 1024 * 1024
+
 #: How many clients may read events at once.
 MOST_READERS = 50
 
@@ -43,6 +47,8 @@ GATHER_SECONDS = 0.02
 
 # After so many events it is not waited any longer, lest some of them make room for others.
 _MOST_GATHERED = KEPT_EVENTS // 2
+# What an event without text occupies: its objects, its JSON, and the frame.
+_LEAST_EVENT_BYTES = 2000
 # How much is sent at once, in bytes. Then it is looked whether the client reads.
 _BATCH_BYTES = 32 * 1024
 # How many progress events' ids are remembered when they are not kept any more.
@@ -79,10 +85,12 @@ class _Kept:
     An event that is kept.
 
     @ivar number: later ones have larger ones.
+    @ivar size: about how much memory it occupies, in bytes.
     """
 
     number: int
     event: Event
+    size: int
 
     @property
     def is_progress(self) -> bool:
@@ -93,6 +101,15 @@ class _Kept:
         """The event as it is sent, made once for all readers."""
         event = self.event
         return b"id: %s\nevent: %s\ndata: %s\n\n" % (event.id.encode(), event.type.encode(), event.json)
+
+
+def _size(event: Event) -> int:
+    """About how much memory an event occupies, with its JSON, in bytes."""
+    problems = getattr(event.data, "problems", ())
+    text = sum(len(problem.path) + len(problem.rule) + len(problem.value or "") for problem in problems)
+    labels = event.labels
+    text += sum(len(label) for label in (labels.customer, labels.tags) if label is not None)
+    return _LEAST_EVENT_BYTES + 2 * text
 
 
 @implementer(IProgressReporter)
@@ -110,6 +127,7 @@ class EventStreams:
         self._kept: OrderedDict[int, _Kept] = OrderedDict()
         self._progress: deque[int] = deque()
         self._others: deque[int] = deque()
+        self._bytes = 0
         # The numbers of events, by id; among them some that are not kept any more.
         self._numbers: dict[str, int] = {}
         self._forgotten: deque[str] = deque()
@@ -124,7 +142,8 @@ class EventStreams:
     def report(self, event: Event) -> None:
         """Keep an event, and pass it on soon."""
         self._number += 1
-        kept = _Kept(self._number, event)
+        kept = _Kept(self._number, event, _size(event))
+        self._bytes += kept.size
         self._kept[kept.number] = kept
         self._numbers[event.id] = kept.number
         (self._progress if kept.is_progress else self._others).append(kept.number)
@@ -186,15 +205,20 @@ class EventStreams:
     def _make_room(self) -> None:
         """Forget what is too much, the oldest first."""
         if len(self._progress) > KEPT_EVENTS:
-            kept = self._kept.pop(self._progress.popleft())
+            kept = self._forget(self._progress)
             self._forgotten.append(kept.event.id)
             if len(self._forgotten) > _REMEMBERED_IDS:
                 self._numbers.pop(self._forgotten.popleft(), None)
-        elif len(self._others) > KEPT_EVENTS:
-            kept = self._kept.pop(self._others.popleft())
+        while len(self._others) > KEPT_EVENTS or (self._bytes > MOST_KEPT_BYTES and len(self._others) > 1):
+            kept = self._forget(self._others)
             self._numbers.pop(kept.event.id, None)
             for reader in list(self._readers):
                 reader.forgotten(kept)
+
+    def _forget(self, numbers: deque[int]) -> _Kept:
+        kept = self._kept.pop(numbers.popleft())
+        self._bytes -= kept.size
+        return kept
 
 
 @implementer(IBodyProducer)

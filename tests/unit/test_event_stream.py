@@ -7,6 +7,7 @@ from typing import Any
 
 from twisted.internet import error
 
+from pcapsvc.core.errors import Problem
 from pcapsvc.core.event import (
     CaptureDone,
     CaptureProgress,
@@ -15,6 +16,7 @@ from pcapsvc.core.event import (
     Event,
     Payload,
     RequestBusy,
+    RequestRejected,
     as_json,
 )
 from pcapsvc.core.labels import Labels
@@ -23,6 +25,7 @@ from pcapsvc.web.event_stream import (
     COMMENT_SECONDS,
     GATHER_SECONDS,
     KEPT_EVENTS,
+    MOST_KEPT_BYTES,
     MOST_READERS,
     Events,
     EventStreams,
@@ -57,9 +60,15 @@ class EventsTests(HTTPTestCase):
         client.send(f"GET /events{query} HTTP/1.1\r\nHost: localhost\r\n{given}\r\n".encode("latin-1"))
         return client
 
-    def happen(self, *payloads: Payload, subject: str | None = "a", **labels: Any) -> list[Event]:
+    def event(self, payload: Payload, **labels: Any) -> Event:
+        """An event, about a capture or about a request."""
+        if payload.type.startswith("pcapsvc.request."):
+            return self.reported.event(payload, Labels(via="http", **labels))
+        return self.reported.event(payload, Labels(via="http", interface="eth0", **labels), "a")
+
+    def happen(self, *payloads: Payload, **labels: Any) -> list[Event]:
         """Report events, and wait until they are passed on."""
-        events = [self.reported.event(payload, Labels(via="http", **labels), subject) for payload in payloads]
+        events = [self.event(payload, **labels) for payload in payloads]
         for event in events:
             self.streams.report(event)
         self.clock.advance(GATHER_SECONDS)
@@ -120,7 +129,7 @@ class EventsTests(HTTPTestCase):
         """Events are gathered for a moment, and sent at once."""
         client = self.read()
         for _ in range(3):
-            self.streams.report(self.reported.event(DONE, Labels(via="http"), "a"))
+            self.streams.report(self.event(DONE))
         self.assertEqual(self.body(client), b"")
         self.clock.advance(GATHER_SECONDS)
         self.assertEqual(len(self.got(client)), 3)
@@ -190,6 +199,16 @@ class EventsTests(HTTPTestCase):
         more = self.happen(*[DONE] * 10)
         client = self.read("?type=pcapsvc.capture.done", Last_Event_ID="unknown")
         self.assertEqual(self.got(client), self.ids([*others[10:], *more]))
+
+    def test_kept_bytes(self) -> None:
+        """What is kept is bounded in bytes, too: large events make room earlier."""
+        problems = tuple(Problem(path="x", rule="y" * 10_000) for _ in range(10))
+        events = self.happen(*[RequestRejected(problems=problems)] * 50)
+        client = self.read(Last_Event_ID="unknown")
+        found = self.got(client)
+        self.assertTrue(5 < len(found) < 50)
+        self.assertLess(sum(len(event.json) for event in events[-len(found) :]), MOST_KEPT_BYTES)
+        self.assertEqual(found, self.ids(events)[-len(found) :])
 
     def test_come_back_after_progress(self) -> None:
         """A reader whose last event was progress that isn't kept gets what came after it, nevertheless."""
