@@ -304,7 +304,7 @@ class PcapySystemContract(PacketSystemContract):
         self.assertEqual(self.read(handle, 1), [udp_frame(2, port=53)])
 
     async def test_compile_filter_not_for_the_kernel(self) -> None:
-        """What can't be used on all interfaces is found out without opening them, and nothing else is."""
+        """What can't be used on all interfaces is found out without opening them; nothing else is refused."""
         for bpf in (
             *(
                 "",
