@@ -162,7 +162,7 @@ def _ours(daemon: Daemon, publisher: Publisher, wire: Wire, bpf: str) -> tuple[f
 def _theirs(wire: Wire, bpf: str) -> tuple[float, list[Packet]]:
     process = OwnProcess("tcpdump")
     try:
-        path = process.folder / "tcpdump.pcap"
+        path = process.directory / "tcpdump.pcap"
         command = [
             *(require_command("tcpdump", "tcpdump"), "-i", wire.interface, "-n", "-Z", "root", "-B", "8192"),
             *("-s", "512", "-c", str(_PACKETS), "-w", str(path), *([bpf] if bpf else [])),

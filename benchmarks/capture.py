@@ -209,7 +209,7 @@ class _Theirs:
         self._load = load
         self._process = OwnProcess("tcpdump")
         stack.callback(self._process.clean_up)
-        self._path = self._process.folder / "tcpdump.pcap"
+        self._path = self._process.directory / "tcpdump.pcap"
         self._process.start(
             [
                 *(require_command("tcpdump", "tcpdump"), "-i", interface, "-n", "-Z", "root"),

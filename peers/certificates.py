@@ -66,8 +66,8 @@ class Authority:
     @ivar file: the path of its own certificate, in PEM, for clients to trust.
     """
 
-    def __init__(self, folder: Path, name: str = "authority") -> None:
-        self._folder = folder
+    def __init__(self, directory: Path, name: str = "authority") -> None:
+        self._directory = directory
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._subject = _name(f"pcapsvc test {name}")
         certificate = (
@@ -89,7 +89,7 @@ class Authority:
             )
             .sign(self._key, hashes.SHA256())
         )
-        self.file = folder / f"{name}.pem"
+        self.file = directory / f"{name}.pem"
         self.file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
 
     def issue(self, name: str, hosts: tuple[str, ...] = LOOPBACK) -> Certificate:
@@ -109,7 +109,7 @@ class Authority:
             .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
             .sign(self._key, hashes.SHA256())
         )
-        made = Certificate(certificate=self._folder / f"{name}.crt", key=self._folder / f"{name}.key")
+        made = Certificate(certificate=self._directory / f"{name}.crt", key=self._directory / f"{name}.key")
         made.certificate.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
         made.key.touch(mode=0o600)
         made.key.write_bytes(

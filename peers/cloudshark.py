@@ -117,12 +117,12 @@ class CloudSharkServer:
 
     def __init__(self, *, token: str = "c0ffee", shown: Shown = Shown.GOOD) -> None:
         self._process = OwnProcess("cloudshark")
-        self._folder = self._process.folder
+        self._directory = self._process.directory
         self.port = free_port()
         self.token = token
-        trusted = Authority(self._folder)
+        trusted = Authority(self._directory)
         self.ca_file: Path = trusted.file
-        signer = Authority(self._folder, "stranger") if shown is Shown.UNTRUSTED else trusted
+        signer = Authority(self._directory, "stranger") if shown is Shown.UNTRUSTED else trusted
         hosts = ("elsewhere.example",) if shown is Shown.WRONG_HOST else ("localhost", "127.0.0.1")
         self._certificate = signer.issue("cloudshark", hosts)
         self._serial = 0
@@ -139,7 +139,7 @@ class CloudSharkServer:
             [
                 sys.executable,
                 str(Path(__file__).with_name("cloudshark_process.py")),
-                *(str(self._folder), str(self.port), self.token),
+                *(str(self._directory), str(self.port), self.token),
                 *(str(self._certificate.certificate), str(self._certificate.key)),
             ],
             lambda: answers(self.port),
@@ -160,13 +160,13 @@ class CloudSharkServer:
         @param search: a L{refuse} for all searches; L{None} to answer them.
         """
         self._serial += 1
-        draft = self._folder / "behaviour.draft"
+        draft = self._directory / "behaviour.draft"
         draft.write_text(json.dumps({"serial": self._serial, "behaviours": behaviours, "search": search}))
-        draft.rename(self._folder / "behaviour")
+        draft.rename(self._directory / "behaviour")
 
     def uploads(self) -> list[Upload]:
         """The uploads that it received, in order."""
-        files = sorted(self._folder.glob("*.json"), key=lambda file: int(file.stem))
+        files = sorted(self._directory.glob("*.json"), key=lambda file: int(file.stem))
         return [self._upload(file) for file in files]
 
     def captures(self) -> list[str | None]:

@@ -223,12 +223,12 @@ class Server(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, folder: Path, port: int, token: str, certificate: str, key: str) -> None:
+    def __init__(self, directory: Path, port: int, token: str, certificate: str, key: str) -> None:
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.context.load_cert_chain(certificate, key)
         self.token = token
         self.stopped = threading.Event()
-        self._folder = folder
+        self._directory = directory
         self._lock = threading.Lock()
         self._received = 0
         self._captures: list[dict[str, Any]] = []
@@ -241,7 +241,7 @@ class Server(ThreadingHTTPServer):
 
     def orders(self) -> dict[str, Any]:
         """The current orders."""
-        orders: dict[str, Any] = json.loads((self._folder / "behaviour").read_text())
+        orders: dict[str, Any] = json.loads((self._directory / "behaviour").read_text())
         return orders
 
     def behave(self) -> dict[str, Any]:
@@ -270,12 +270,12 @@ class Server(ThreadingHTTPServer):
             number = self._received
             self._received += 1
         if file is not None:
-            file.save_as(str(self._folder / f"{number}.bin"))
-        draft = self._folder / f"{number}.draft"
+            file.save_as(str(self._directory / f"{number}.bin"))
+        draft = self._directory / f"{number}.draft"
         draft.write_text(json.dumps(record))
-        draft.rename(self._folder / f"{number}.json")
+        draft.rename(self._directory / f"{number}.json")
 
 
 if __name__ == "__main__":
-    folder, port, *rest = sys.argv[1:]
-    Server(Path(folder), int(port), *rest).serve_forever()
+    directory, port, *rest = sys.argv[1:]
+    Server(Path(directory), int(port), *rest).serve_forever()

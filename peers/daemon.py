@@ -47,9 +47,9 @@ class Daemon:
         self._process = OwnProcess("daemon")
         self.node = node
         self.port = free_port()
-        self.captures = captures or self._process.folder / "captures"
+        self.captures = captures or self._process.directory / "captures"
         self.captures.mkdir()
-        self._file = self._process.folder / "pcapsvc.toml"
+        self._file = self._process.directory / "pcapsvc.toml"
         self._file.write_text(
             f"[general]\nnodename = {json.dumps(node)}\nwritelocal = true\n"
             f"localdir = {json.dumps(str(self.captures))}\n{general}\n"
@@ -69,9 +69,9 @@ class Daemon:
 
     def descriptors(self) -> set[str]:
         """Its open descriptors, as C{NUMBER: TARGET}."""
-        folder = Path(f"/proc/{self.pid}/fd")
+        directory = Path(f"/proc/{self.pid}/fd")
         found = set()
-        for path in folder.iterdir():
+        for path in directory.iterdir():
             with suppress(FileNotFoundError):
                 found.add(f"{path.name}: {path.readlink()}")
         return found

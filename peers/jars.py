@@ -20,8 +20,8 @@ def java_command(program: str, main: str, *options: str, megabytes: int = 256) -
     """
     java = require_command("java", "default-jre-headless")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = Path(os.environ.get("PCAPSVC_JARS") or cache / "pcapsvc" / "jars") / program
-    require(folder.is_dir(), f"{program} has not been fetched (make test runs scripts/jars, which does)")
+    directory = Path(os.environ.get("PCAPSVC_JARS") or cache / "pcapsvc" / "jars") / program
+    require(directory.is_dir(), f"{program} has not been fetched (make test runs scripts/jars, which does)")
     return [
         java,
         f"-Xmx{megabytes}m",
@@ -30,6 +30,6 @@ def java_command(program: str, main: str, *options: str, megabytes: int = 256) -
         "-XX:+UseSerialGC",
         *options,
         "-cp",
-        f"{folder}/*",
+        f"{directory}/*",
         main,
     ]

@@ -53,18 +53,18 @@ class KafkaBroker:
         @param wrapper: a prefix of the command, such as C{ip netns exec NAME}.
         """
         self._process = OwnProcess("kafka")
-        self._folder = self._process.folder
+        self._directory = self._process.directory
         self._host, self._port = host, free_port()
         self._secure_port, controller = free_port(), free_port()
         self.server = f"{host}:{self._port}"
         self.secure_server = f"localhost:{self._secure_port}"
-        authority = Authority(self._folder)
+        authority = Authority(self._directory)
         own = authority.issue("kafka")
         self.ca_file: Path = authority.file
-        store = self._folder / "kafka.pem"
+        store = self._directory / "kafka.pem"
         store.touch(mode=0o600)
         store.write_text(own.key.read_text() + own.certificate.read_text())
-        self._file = self._folder / "server.properties"
+        self._file = self._directory / "server.properties"
         self._write(self._properties(controller, store))
         self._command = [*wrapper, *java_command(_PROGRAM, "kafka.Kafka")]
         format_it = java_command(_PROGRAM, "kafka.tools.StorageTool")
@@ -108,7 +108,7 @@ class KafkaBroker:
             "listener.name.secure.ssl.keystore.location": str(store),
             "listener.name.secure.sasl.enabled.mechanisms": ",".join(logins).upper(),
             **{f"listener.name.secure.{name}.sasl.jaas.config": login for name, login in logins.items()},
-            "log.dirs": str(self._folder / "data"),
+            "log.dirs": str(self._directory / "data"),
             "offsets.topic.replication.factor": "1",
             "offsets.topic.num.partitions": "1",
             "group.initial.rebalance.delay.ms": "0",

@@ -82,14 +82,14 @@ class OwnProcess:
     """
     A child process with a temporary directory and a log of its own.
 
-    @ivar folder: the temporary directory; it is removed with this object.
+    @ivar directory: temporary; it is removed with this object.
     """
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._temporary = tempfile.TemporaryDirectory(prefix=f"pcapsvc-{name}-")
-        self.folder = Path(self._temporary.name)
-        self._log = self.folder / "log"
+        self.directory = Path(self._temporary.name)
+        self._log = self.directory / "log"
         self._process: subprocess.Popen[bytes] | None = None
         self._finalizer: weakref.finalize[[subprocess.Popen[bytes]], OwnProcess] | None = None
 
@@ -124,7 +124,7 @@ class OwnProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                cwd=self.folder,
+                cwd=self.directory,
                 env=None if environment is None else dict(environment),
                 preexec_fn=_die_with_parent,
             )

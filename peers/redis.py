@@ -84,7 +84,7 @@ class RedisServer:
             # In protected mode, without a password, it would accept only its own host.
             "protected-mode no",
             f"port {0 if tls else self.port}",
-            f"dir {self._process.folder}",
+            f"dir {self._process.directory}",
             'save ""',
             "appendonly no",
             "daemonize no",
@@ -98,7 +98,7 @@ class RedisServer:
         elif users:
             lines.append("user default off")
         if tls:
-            authority = Authority(self._process.folder)
+            authority = Authority(self._process.directory)
             own = authority.issue("redis")
             self.ca_file = authority.file
             lines += [
@@ -108,7 +108,7 @@ class RedisServer:
                 f"tls-ca-cert-file {authority.file}",
                 "tls-auth-clients no",
             ]
-        self._configuration = self._process.folder / "redis.conf"
+        self._configuration = self._process.directory / "redis.conf"
         self._configuration.touch(mode=0o600)
         self._configuration.write_text("\n".join(lines) + "\n")
 

@@ -30,8 +30,8 @@ rest-sqs {{ enabled = true, bind-hostname = "{host}", bind-port = {port}, sqs-li
 rest-stats {{ enabled = false }}
 """
 _DURABLE = """
-queues-storage {{ enabled = true, path = "{folder}/queues.conf" }}
-messages-storage {{ enabled = true, uri = "jdbc:h2:{folder}/messages;WRITE_DELAY=0" }}
+queues-storage {{ enabled = true, path = "{directory}/queues.conf" }}
+messages-storage {{ enabled = true, uri = "jdbc:h2:{directory}/messages;WRITE_DELAY=0" }}
 """
 _BATCH = 10
 
@@ -70,9 +70,11 @@ class SQSServer:
         self._process = OwnProcess("sqs")
         self._host, self._port = host, free_port()
         self.endpoint = f"http://{host}:{self._port}"
-        self._file = self._process.folder / "elasticmq.conf"
+        self._file = self._process.directory / "elasticmq.conf"
         configuration = _CONFIGURATION + (_DURABLE if durable else "")
-        self._file.write_text(configuration.format(host=host, port=self._port, folder=self._process.folder))
+        self._file.write_text(
+            configuration.format(host=host, port=self._port, directory=self._process.directory)
+        )
         main, encoding = "org.elasticmq.server.Main", "-Dstdout.encoding=UTF-8"
         self._command = [*wrapper, *java_command(_PROGRAM, main, f"-Dconfig.file={self._file}", encoding)]
         self._client: Any = None

@@ -66,7 +66,7 @@ class Tcpdump:
         require_root("to run tcpdump")
         program = require_command("tcpdump", "tcpdump")
         self._process = OwnProcess("tcpdump")
-        self.path = self._process.folder / "tcpdump.pcap"
+        self.path = self._process.directory / "tcpdump.pcap"
         self._arguments = [
             *(program, "-i", interface, "-n", "-U", "-B", str(buffer_bytes >> 10)),
             # Otherwise it would change to a user that can't write here.

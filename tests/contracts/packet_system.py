@@ -442,7 +442,7 @@ class PacketSystemContract:
             handle.close()
 
     async def test_leave_out_refused(self) -> None:
-        """Where what is to be left out is no filter, what was left out before still is."""
+        """If the new exclusion is not a valid filter, the previous one remains in effect."""
         handle = await self.open()
         self.exclude(handle, "udp port 53")
         self.assertRaises(RequestRejected, self.exclude, handle, "tcp prot 80")

@@ -33,7 +33,7 @@ class LogBudgetTests(unittest.SynchronousTestCase):
         self.assertEqual(0, self.log(ERROR, 0))
 
     def test_refills(self) -> None:
-        """In the long run, its rate is kept to; after a pause, there is as much as at first, and no more."""
+        """In the long run the rate is kept; after a pause the whole budget is available again, no more."""
         self.log(NOISE, 0)
         self.assertEqual(100, sum(self.log(NOISE, second, 100) for second in range(1, 101)))
         self.assertEqual(50, self.log(NOISE, 1_000_000))

@@ -112,7 +112,7 @@ class NodeMatcherTests(unittest.SynchronousTestCase):
         self.assertTrue(self.matcher.matches("other", "x" * (MAX_PATTERN_CHARACTERS + 1)))
 
     def test_rule_on_one_line(self) -> None:
-        """What RE2 says of a pattern is told on one short line, whatever is in the pattern."""
+        """What RE2 says about a pattern is reported on one short line, whatever the pattern contains."""
         for pattern in ("(\n\x1b[31m", "(" * 1000, "(ü\u2028"):
             rule = self.rule(pattern)
             self.assertLess(len(rule), 150)

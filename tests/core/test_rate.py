@@ -13,7 +13,7 @@ class RequestRateTests(unittest.SynchronousTestCase):
     """L{RequestRate}."""
 
     def admitted(self, rate: RequestRate, count: int, now: float, source: str = "http") -> int:
-        """How many of so many requests that come at one time are admitted."""
+        """How many of C{count} simultaneous requests are admitted."""
         return sum(rate.refusal(source, now) is None for _ in range(count))
 
     def test_burst_and_refill(self) -> None:
@@ -41,7 +41,7 @@ class RequestRateTests(unittest.SynchronousTestCase):
         self.assertEqual(rate.refusal("redis", 0.0), "more than 1 requests a second come from redis")
 
     def test_each_source(self) -> None:
-        """One source that brings too many takes nothing from another."""
+        """A source that exceeds its rate doesn't affect the others."""
         rate = RequestRate(3)
         self.assertEqual(self.admitted(rate, 10, 0.0, "redis"), 3)
         self.assertEqual(self.admitted(rate, 10, 0.0, "http"), 3)

@@ -45,23 +45,23 @@ class LocalDirectoryTests(FaultCase):
 
     async def setUp(self) -> None:  # type: ignore[override]
         await super().setUp()
-        self.folder = self.path / "captures"
-        self.folder.mkdir()
+        self.directory = self.path / "captures"
+        self.directory.mkdir()
         self.before = possessions()
 
     def make(self, run_in_thread: RunInThread) -> IDestination:
-        return LocalDirectory(directory=str(self.folder), run_in_thread=run_in_thread)
+        return LocalDirectory(directory=str(self.directory), run_in_thread=run_in_thread)
 
     def there(self) -> list[bytes]:
         """What is in the directory."""
-        return [path.read_bytes() for path in self.folder.iterdir()]
+        return [path.read_bytes() for path in self.directory.iterdir()]
 
     async def test_missing_folder(self) -> None:
         """A directory that is missing, and reappears."""
-        self.folder.rmdir()
+        self.directory.rmdir()
         house = self.house(self.make)
         await self.spooled(house)
-        self.folder.mkdir()
+        self.directory.mkdir()
         await self.delivered_in_the_end(house)
         self.assertEqual(self.there(), [self.data])
         await left_as(self.before)
@@ -69,14 +69,14 @@ class LocalDirectoryTests(FaultCase):
     async def test_full_disk(self) -> None:
         """A disk that is full, until there is room."""
         require_root("to mount a small file system")
-        mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(self.folder)]
+        mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(self.directory)]
         require(subprocess.run(mount, check=False).returncode == 0, "a tmpfs can't be mounted")
-        self.addCleanup(subprocess.run, ["umount", str(self.folder)], check=True)
+        self.addCleanup(subprocess.run, ["umount", str(self.directory)], check=True)
         house = self.house(self.make)
         await self.spooled(house)
         self.assertIn("No space left on device", house.problems[0])
         self.assertEqual(self.there(), [])
-        subprocess.run(["mount", "-o", "remount,size=4m", str(self.folder)], check=True)
+        subprocess.run(["mount", "-o", "remount,size=4m", str(self.directory)], check=True)
         await self.delivered_in_the_end(house)
         self.assertEqual(self.there(), [self.data])
         await left_as(self.before)
@@ -88,7 +88,7 @@ class LocalDirectoryTests(FaultCase):
         mount = ["mount", "-t", "tmpfs", "-o", "size=400k,mode=700", "tmpfs", str(self.path / "spool")]
         require(subprocess.run(mount, check=False).returncode == 0, "a tmpfs can't be mounted")
         self.addCleanup(subprocess.run, ["umount", str(self.path / "spool")], check=True)
-        self.folder.rmdir()
+        self.directory.rmdir()
         house = self.house(self.make)
         await house.deliver(self.data)
         [failed] = house.reported(DeliveryFailed)
@@ -102,7 +102,7 @@ class LocalDirectoryTests(FaultCase):
 
     async def test_arrived_before(self) -> None:
         """An attempt that arrived without an answer doesn't lead to a second capture."""
-        (self.folder / NAME).write_bytes(self.data)
+        (self.directory / NAME).write_bytes(self.data)
         house = self.house(self.make)
         await house.deliver(self.data)
         self.assertEqual(len(house.reported(CaptureDelivered)), 1)

@@ -36,15 +36,16 @@ class LogReaderTests(unittest.SynchronousTestCase):
         """A configuration."""
         folder = tempfile.TemporaryDirectory(prefix="pcapsvc-log-")
         self.addCleanup(folder.cleanup)
-        self.folder = Path(folder.name)
+        self.directory = Path(folder.name)
         self.port = free_port()
-        self.configuration = self.folder / "pcapsvc.toml"
+        self.configuration = self.directory / "pcapsvc.toml"
         self.configure("")
 
     def configure(self, general: str) -> None:
         """Write the configuration."""
         self.configuration.write_text(
-            f"[general]\nnodename = 'n'\nmaxrequestrate = 0\nwritelocal = true\nlocaldir = '{self.folder}'\n"
+            f"[general]\nnodename = 'n'\nmaxrequestrate = 0\n"
+            f"writelocal = true\nlocaldir = '{self.directory}'\n"
             f"{general}\n[http]\nlisten = 'tcp:{self.port}:interface=127.0.0.1'\n"
         )
 
@@ -65,7 +66,7 @@ class LogReaderTests(unittest.SynchronousTestCase):
             stdin=subprocess.DEVNULL,
             stdout=stdout,
             stderr=stdout,
-            cwd=self.folder,
+            cwd=self.directory,
             env={**os.environ, **environment},
         )
         self.addCleanup(process.wait)
@@ -167,7 +168,7 @@ class LogReaderTests(unittest.SynchronousTestCase):
 
     def test_any_observer(self) -> None:
         """The same if what C{--logger} names never returns, as a log file on a disk that hangs."""
-        (self.folder / "hanging.py").write_text(
+        (self.directory / "hanging.py").write_text(
             "import threading\nfrom zope.interface import implementer, provider\n"
             "from twisted.logger import ILogObserver\n\n"
             "def observer():\n"
@@ -179,14 +180,14 @@ class LogReaderTests(unittest.SynchronousTestCase):
         process = self.start(
             subprocess.DEVNULL,
             arguments=("-n", "--logger", "hanging.observer", *self.plugin),
-            PYTHONPATH=f"{self.folder}:{ROOT}",
+            PYTHONPATH=f"{self.directory}:{ROOT}",
         )
         self.flood()
         self.stop(process)
 
     def test_healthy(self) -> None:
         """If the log is read, it ends with the last lines of the daemon, also if they are many and late."""
-        path = self.folder / "log"
+        path = self.directory / "log"
         with path.open("wb") as file:
             process = self.start(file.fileno())
         self.flood(20)
@@ -219,7 +220,7 @@ class LogReaderTests(unittest.SynchronousTestCase):
         """A character that the log's encoding lacks is escaped, and its line is not lost."""
         self.configure("logrequests = true")
         for number, encoding in enumerate(("ascii", "latin-1", "utf-8")):
-            path = self.folder / f"log{number}"
+            path = self.directory / f"log{number}"
             with path.open("wb") as file:
                 process = self.start(file.fileno(), PYTHONIOENCODING=encoding)
             body = json.dumps({"node": "any", "alertstr": "before \u20ac after"}, ensure_ascii=False)

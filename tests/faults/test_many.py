@@ -49,7 +49,7 @@ from tests.unit.pipeline_case import packets_in
 
 CAPTURES = 1000
 FAILING = 0.3
-# Of those that fail, so many have arrived.
+# The share of failed deliveries whose capture has arrived all the same.
 ARRIVED = 0.2
 
 REAL_CAPTURES = 1000

@@ -41,10 +41,10 @@ class MemoryLimitTests(SynchronousTestCase):
     def setUp(self) -> None:
         """The group's files, and how to run something in it."""
         group, self.is_version_2 = _own_group()
-        self.folder = Path(self.mktemp()).absolute()
-        self.folder.mkdir()
+        self.directory = Path(self.mktemp()).absolute()
+        self.directory.mkdir()
         command = ["unshare", "--mount", "--propagation", "private"]
-        self.wrapper = [*command, "sh", "-c", _COVER, "sh", str(self.folder), str(group)]
+        self.wrapper = [*command, "sh", "-c", _COVER, "sh", str(self.directory), str(group)]
         if os.geteuid() != 0 or shutil.which("unshare") is None:
             raise SkipTest("mount namespaces need root, and unshare(1)")
         if subprocess.run([*self.wrapper, "true"], check=False, capture_output=True).returncode != 0:
@@ -52,7 +52,7 @@ class MemoryLimitTests(SynchronousTestCase):
         self.use(40 * _MIB)
 
     def use(self, used: int, limit: int = 200 * _MIB) -> None:
-        """Have the group use so much."""
+        """Have the group use C{used} bytes."""
         names = (
             ("memory.max", "memory.current")
             if self.is_version_2
@@ -62,8 +62,8 @@ class MemoryLimitTests(SynchronousTestCase):
             )
         )
         for name, value in zip(names, (limit, used), strict=True):
-            (self.folder / name).write_text(f"{value}\n")
-        (self.folder / "memory.stat").write_text(f"hierarchical_memory_limit {limit}\n")
+            (self.directory / name).write_text(f"{value}\n")
+        (self.directory / "memory.stat").write_text(f"hierarchical_memory_limit {limit}\n")
 
     def daemon(self, general: str = "") -> Daemon:
         """A daemon in the group, started."""

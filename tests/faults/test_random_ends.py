@@ -144,7 +144,7 @@ class RandomStopTests(RandomEndCase):
     """SIGTERM and SIGINT."""
 
     def test_stop(self) -> None:
-        """What was captured is delivered, or waits in the spool, once; and is delivered in the end."""
+        """Each capture is delivered, or waits in the spool, exactly once; eventually it is delivered."""
         behaviours = [accept(), accept(delay_seconds=0.2), refuse(503), hang()] * (_ROUNDS // 4)
         self.chance.shuffle(behaviours)
         for behaviour in behaviours:

@@ -23,10 +23,10 @@ class CrashTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         """A spool, and an account of what happened."""
-        self.folder = Path(self.mktemp()).absolute()
-        self.spool = self.folder / "spool"
+        self.directory = Path(self.mktemp()).absolute()
+        self.spool = self.directory / "spool"
         self.spool.mkdir(parents=True)
-        self.account = self.folder / "account"
+        self.account = self.directory / "account"
         self.account.touch()
         self.chance = chance(self.id())
 
@@ -47,7 +47,7 @@ class CrashTests(SynchronousTestCase):
 
     def process(self, *arguments: str) -> subprocess.Popen[bytes]:
         """The process."""
-        with (self.folder / "errors").open("ab") as errors:
+        with (self.directory / "errors").open("ab") as errors:
             return subprocess.Popen(
                 [
                     sys.executable,
@@ -62,7 +62,7 @@ class CrashTests(SynchronousTestCase):
 
     def errors(self) -> str:
         """What the processes complained of."""
-        return f"{VARIABLE}={SEED}: {(self.folder / 'errors').read_text()}"
+        return f"{VARIABLE}={SEED}: {(self.directory / 'errors').read_text()}"
 
     def wait_for(self, condition: object, process: subprocess.Popen[bytes]) -> None:
         """Wait until a condition holds."""

@@ -89,9 +89,9 @@ class SilentTests(unittest.TestCase):
 
     async def test_tls(self) -> None:
         """Handshakes that are not begun, or not finished; and clients that have authenticated before stay."""
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        authority = Authority(Path(folder.name))
+        directory = tempfile.TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        authority = Authority(Path(directory.name))
         ours = authority.issue("http")
         port = await self.port(f"ssl:0:interface=127.0.0.1:privateKey={ours.key}:certKey={ours.certificate}")
         context = ssl.create_default_context(cafile=str(authority.file))
@@ -131,9 +131,9 @@ class PipeliningTests(unittest.SynchronousTestCase):
 
     def test_pipelining(self) -> None:
         """Beside 60 connections full of them a capture loses nothing, and others get their answers soon."""
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        token = Path(folder.name) / "token"
+        directory = tempfile.TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        token = Path(directory.name) / "token"
         token.write_text(_TOKEN)
         token.chmod(0o600)
         wire = Wire()

@@ -71,7 +71,7 @@ class FetchingTests(unittest.SynchronousTestCase):
         return len(run.stdout.split())
 
     def wait_for(self, daemon: Daemon, capture: str, packets: int) -> None:
-        """Wait until a capture has so many packets."""
+        """Wait until a capture has this number of packets."""
         until = time.monotonic() + 10
         while daemon.request("GET", f"/captures/{capture}")[1]["packets"] < packets:
             self.assertLess(time.monotonic(), until)

@@ -294,9 +294,9 @@ class SecureTests(KafkaTestCase):
 
     async def test_wrong_authority(self) -> None:
         """A certificate of another CA is refused, which is logged."""
-        folder = Path(self.mktemp())
-        folder.mkdir()
-        stranger = self.broker.security(ssl_cafile=str(Authority(folder, "stranger").file))
+        directory = Path(self.mktemp())
+        directory.mkdir()
+        stranger = self.broker.security(ssl_cafile=str(Authority(directory, "stranger").file))
         await self._logs("TLS failed", security=stranger)
 
     async def test_without_tls(self) -> None:

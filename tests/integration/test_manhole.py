@@ -226,7 +226,7 @@ class TerminalTests(ManholeCase):
         self.assertNotIn("\x1b[4h", ended.output)
 
     async def test_pasted(self) -> None:
-        """A file that is pasted is run line by line, and the reactor has its turns in between."""
+        """A pasted file is run line by line, and the reactor runs in between."""
         client = self.terminal()
         await client.seen(b">>> ")
         self.names["count"] = 0

@@ -42,7 +42,7 @@ class BoundTests(ManholeCase):
         self.assertEqual((await self.run_client("1")).status, 0)
 
     async def test_sessions(self) -> None:
-        """No more sessions than so many are open at once, and the next one is when one is closed."""
+        """The number of open sessions is limited; when one is closed, another can be opened."""
         clients = [self.client(options=("-tt",)) for _ in range(2)]
         self.patch(ssh, "MAX_CONNECTIONS", 2)
         for client in clients:

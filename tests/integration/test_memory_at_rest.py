@@ -43,7 +43,7 @@ class MemoryAtRestTests(SynchronousTestCase):
         bare, daemon = OwnProcess("bare"), Daemon()
         self.addCleanup(bare.clean_up)
         self.addCleanup(daemon.stop)
-        file = bare.folder / "bare.tac"
+        file = bare.directory / "bare.tac"
         file.write_text(_BARE)
         twistd = str(Path(sys.executable).with_name("twistd"))
         bare.start(

@@ -178,11 +178,11 @@ class RedisSourceTests(unittest.TestCase):
 
     async def test_tls_not_trusted(self) -> None:
         """A certificate of another CA is refused, and so is an unknown one without a CA file."""
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
+        directory = tempfile.TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
         server = self.server(tls=True, password="s3cret")
         server.start()
-        for ca_file in (str(Authority(Path(folder.name)).file), None):
+        for ca_file in (str(Authority(Path(directory.name)).file), None):
             self.events.clear()
             source = self.listen(server, tls=True, ca_file=ca_file, password=server.password)
             await self.logged("TLS failed: certificate verify failed")

@@ -1,4 +1,4 @@
-"""Runs jobs in processes, so many at a time, and collects what came of them."""
+"""Runs jobs in processes, a limited number at a time, and collects their results."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Pool:
         self.tally = Tally()
 
     async def run(self, jobs: Sequence[Job], processes: int) -> None:
-        """Run all jobs: up to so many at a time, and then, one by one, those that need the machine alone."""
+        """Run all jobs: several at a time, and then, one by one, those that need the machine alone."""
         await self._run_all((job for job in jobs if not job.alone), processes)
         await self._run_all((job for job in jobs if job.alone), 1)
 

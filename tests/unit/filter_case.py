@@ -95,7 +95,7 @@ class FilterCase(unittest.SynchronousTestCase):
         self.compiler = self.make()
 
     def make(self, **more: Any) -> FilterCompiler:
-        """A compiler that is stopped in the end; nothing of it is left then."""
+        """A compiler that is stopped when the test ends; nothing of it may be left."""
         compiler = FilterCompiler(
             self.clock,  # type: ignore[arg-type]
             "libpcap.so",

@@ -38,9 +38,9 @@ class SettingsTestCase(unittest.TestCase):
 
     def issue(self) -> Certificate:
         """A new certificate and its key, in files."""
-        folder = Path(self.mktemp())
-        folder.mkdir()
-        return Authority(folder).issue("server")
+        directory = Path(self.mktemp())
+        directory.mkdir()
+        return Authority(directory).issue("server")
 
     def load(self, text: str, **overrides: Any) -> Settings:
         return load_settings(self.file(text), self.components, overrides)

@@ -25,7 +25,7 @@ _PATIENCE_SECONDS = 10.0
 
 @implementer(ILogObserver)
 class Target:
-    """Where the log is written to: it takes a line when the test lets it."""
+    """What the log is written to: it accepts a line when the test allows it."""
 
     def __init__(self) -> None:
         self.texts: list[str] = []

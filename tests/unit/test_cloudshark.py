@@ -312,8 +312,8 @@ class CloudSharkTests(CloudSharkCase):
 
     async def test_no_http(self) -> None:
         """
-        A server that speaks something else fails the delivery, even where there is no
-        time-out. (The agent fails to handle that itself, and logs so.)
+        If the server speaks another protocol, the delivery fails, even without a time-out. (The agent
+        doesn't handle that itself, and logs an error.)
         """
         await self.refused(port=self.listen(Ssh), timeout_seconds=None)
         await deferLater(reactor, 0.01)

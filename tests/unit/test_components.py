@@ -471,7 +471,7 @@ class CatalogueTests(unittest.SynchronousTestCase):
         self.assertRaises(AttributeError, setattr, settings.section(SourceSettings), "listen", True)
 
     def test_no_section(self) -> None:
-        """To ask for a section that isn't there is an error, or L{None}, as one likes."""
+        """Asking for a missing section is an error, or returns L{None}, depending on the method."""
         settings = Settings(sections=())
         self.assertIsNone(settings.find(SourceSettings))
         self.assertRaises(LookupError, settings.section, SourceSettings)

@@ -94,7 +94,7 @@ class PacketLogTests(unittest.SynchronousTestCase):
         self.assertEqual(self.lines, ["abc: packet: UDP 192.0.2.1:40000 > 198.51.100.1:9, 128 bytes"])
 
     def test_cut(self) -> None:
-        """Of a packet that was cut, its length on the wire is told, and what is left of it."""
+        """For a truncated packet, both its length on the wire and what was kept of it are logged."""
         log = self.log()
         log.packet(udp_frame(1), 1066)
         log.packet(udp_frame(1), 128)
@@ -134,7 +134,7 @@ class PacketLogTests(unittest.SynchronousTestCase):
         self.assertEqual(len(self.lines), LINES_A_SECOND)
 
     def test_nothing_left_out(self) -> None:
-        """Where all were logged, the end says nothing."""
+        """If every packet was logged, nothing is added at the end."""
         log = self.log()
         log.packet(udp_frame(1))
         log.done()
@@ -148,7 +148,7 @@ class PacketLogTests(unittest.SynchronousTestCase):
         self.assertTrue(line.startswith("abc: packet: 1 bytes that can't be decoded: "), line)
 
     def test_panic(self) -> None:
-        """With panic it is raised, also where no line would be logged any more."""
+        """With panic the error is raised, even if the limit of lines has been reached."""
         log = self.log(panic=True)
         for _ in range(LINES_A_SECOND + 1):
             log.packet(udp_frame(1))

@@ -89,7 +89,7 @@ class RequestTests(PipelineCase):
         self.assertIsInstance(self.submit(interface=["mem0"], recipients=""), Rejected)
 
     def test_unknown_key(self) -> None:
-        """Its fields are known: a misspelt one is told from them."""
+        """Its fields are known, so a misspelt one is recognised."""
         verdict = self.submit(interface=["mem0"], recipient=["a@example.org"])
         assert isinstance(verdict, Rejected)
         self.assertIn("did you mean 'recipients'?", str(verdict.problems[0]))

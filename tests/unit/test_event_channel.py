@@ -208,7 +208,7 @@ class EventChannelTests(unittest.SynchronousTestCase):
         self.assertEqual(ids[:2], [report.event_id for report in first])
 
     def test_dropped(self) -> None:
-        """What was dropped is told once the channel is back, at its place, with the number and the time."""
+        """Once the channel is back, dropped events are reported in their place, with number and time."""
         held = self.hold()
         self.start()
         self.report(2)
@@ -250,7 +250,7 @@ class EventChannelTests(unittest.SynchronousTestCase):
         self.assertEqual(len(self.publisher.published) - len(counts) + self.channel.dropped, 17)
 
     def test_seldom_told(self) -> None:
-        """What is dropped while it can't keep up is told once a second, not with each batch."""
+        """If the channel can't keep up, dropped events are reported once a second, not with each batch."""
         self.report(11)
         self.start()
         self.assertEqual(self.types().count("reports.dropped"), 1)

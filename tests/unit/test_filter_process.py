@@ -33,7 +33,7 @@ class FilterProcessTests(unittest.TestCase):
     """L{FilterCompiler}, with real processes."""
 
     async def setUp(self) -> None:
-        """No child, and no descriptor more than before, is left in the end."""
+        """At the end, no child and no additional descriptor is left."""
         await deferLater(reactor, 0, lambda: None)  # it has all of its own by then
         self.descriptors = len(os.listdir("/proc/self/fd"))
         self.compiler = self.make()

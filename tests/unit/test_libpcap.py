@@ -34,7 +34,7 @@ class LibpcapTests(unittest.SynchronousTestCase):
         return found
 
     def test_unknown(self) -> None:
-        """Of a library without libpcap, or none at all, there is none."""
+        """A library without libpcap, or a missing one, is not used."""
         self.assertIsNone(find_libpcap("/nonexistent.so"))
         self.assertIsNone(find_libpcap(sys.modules["_ctypes"].__file__ or ""))
 
@@ -57,7 +57,7 @@ class LibpcapTests(unittest.SynchronousTestCase):
         self.assertEqual(version("pcapy-ng") == "2.1.0", find_libpcap(str(extension)) is not None)
 
     def test_other_objects(self) -> None:
-        """What is not pcapy's is refused, unread."""
+        """Objects that aren't pcapy's are rejected before anything is read from them."""
         self.assertRaises(ValueError, self.libpcap().dump, object(), object(), 1)
         self.assertRaises(ValueError, self.libpcap().set_filter, object(), b"")
 

@@ -228,7 +228,7 @@ class HostKeyTests(KeysCase):
             self.assertRaises(ValueError, load_host_key, self.path)
 
     def test_no_directory(self) -> None:
-        """Where no key can be created is a problem when the configuration is read."""
+        """A path at which no key can be created is a problem when the configuration is read."""
         self.path = os.path.join(self.directory, "none", "file")
         (found,) = host_key_problems(self.path)
         self.assertTrue(found.startswith("must be in a directory that exists"), found)

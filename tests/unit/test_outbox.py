@@ -441,8 +441,8 @@ class SpoolFirstTests(DeliveryCase):
 
     def test_disk_hangs(self) -> None:
         """
-        Where the spool's disk hangs, it is delivered from memory in the end, which is told; the disk may
-        bring what it likes then.
+        If the spool's disk hangs, the capture is delivered from memory, and a warning is logged. It doesn't
+        matter what becomes of the write afterwards.
         """
         warnings = self.warnings()
         writing: list[Deferred[None]] = []
@@ -462,7 +462,7 @@ class SpoolFirstTests(DeliveryCase):
         self.assertEqual((list(self.one.files), self.kept.files, self.let_gos), (["a.pcap"], {}, 0))
 
     def test_disk_hangs_afterwards(self) -> None:
-        """If the disk hangs when the capture is delivered, that is reported as delivered in the end, too."""
+        """If the disk hangs after the capture was delivered, it is still reported as delivered."""
         warnings = self.warnings()
         self.kept.removing = Deferred
         delivery = self.deliver()

@@ -104,7 +104,7 @@ class AttemptTests(unittest.SynchronousTestCase):
         self.assertEqual(len(self.answers), 3)
 
     def test_many_give_up(self) -> None:
-        """Cancelling one of thirty thousand that wait costs as much as cancelling one of a few."""
+        """Cancelling one of thirty thousand waiting captures is as cheap as cancelling one of a few."""
         [crowded, alone] = (self.cost_of_giving_up(waiting) for waiting in (30_000, 20))
         self.assertLess(crowded, 10 * alone)
 

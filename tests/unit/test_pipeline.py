@@ -133,7 +133,7 @@ class JudgingTests(PipelineCase):
         self.successResultOf(self.stop())
 
     def test_all_interfaces_missing(self) -> None:
-        """Where none can be captured on, the request is rejected with all of them."""
+        """If no interface can be captured on, the request is rejected, and each of them is named."""
         self.system.interfaces["mem0"].problem = "the interface is down"
         verdict = self.submit(interface=["nosuch0", "mem0"], bytes=100)
         assert isinstance(verdict, Rejected)

@@ -56,7 +56,7 @@ class CapturingTests(PipelineCase):
         self.assertEqual({line.split(":")[0] for _, line in self.lines}, {capture_id})
 
     def test_bytes(self) -> None:
-        """The packet that brings the file to the limit is the last."""
+        """The packet with which the file reaches the limit is the last one."""
         self.begin(bytes=24 + 2 * 76)
         self.arrive(*[bytes([number]) * 60 for number in range(5)])
         [stopped] = self.events(CaptureStopped)
@@ -64,7 +64,7 @@ class CapturingTests(PipelineCase):
         self.assertEqual(len(next(iter(self.one.files.values()))), 24 + 2 * 76)
 
     def test_one_byte(self) -> None:
-        """A limit below the file's own header takes one packet, and is not met by none."""
+        """A limit below the size of the file header is reached by the first packet, not before."""
         self.begin(bytes=1)
         self.turn()
         self.assertEqual(self.events(CaptureStopped), [])

@@ -45,7 +45,7 @@ class OutageTests(unittest.SynchronousTestCase):
         self.lines.append(f"{event['log_level'].name} {event['log_format'].format(**event)}")
 
     def test_each_kind_once(self) -> None:
-        """Within an outage, each kind of problem is told once, whichever comes between."""
+        """During an outage, each kind of problem is reported once, even if others occur in between."""
         for kind, problem in (("a", "first"), ("a", "second"), ("b", "third"), ("a", "fourth")):
             self.outage.report(kind, problem)
         self.assertEqual(
@@ -57,14 +57,14 @@ class OutageTests(unittest.SynchronousTestCase):
         )
 
     def test_each_change(self) -> None:
-        """Where each change is asked for, a problem that comes back after another is told again."""
+        """If every change is wanted, a problem that returns after another one is reported again."""
         outage = Outage(Logger(observer=self.observe), "Redis a:6379", each_change=True)
         for kind in ("a", "a", "b", "b", "a"):
             outage.report(kind, kind)
         self.assertEqual([f"warn Redis a:6379: {kind}; retrying" for kind in "aba"], self.lines)
 
     def test_the_end(self) -> None:
-        """That it works is told once; the next outage is told again."""
+        """The end of an outage is reported once; the next outage is reported again."""
         self.outage.ended("listening")
         self.outage.ended("listening")
         self.outage.report("a", "gone")
@@ -77,7 +77,7 @@ class OutageTests(unittest.SynchronousTestCase):
 
 
 class _Polls:
-    """A thread runner whose pieces of work a test brings to their end."""
+    """A thread runner whose work ends when the test says so."""
 
     def __init__(self) -> None:
         self.waiting: list[defer.Deferred[Any]] = []

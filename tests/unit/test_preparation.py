@@ -90,7 +90,7 @@ class PreparationTests(PreparationCase):
         self.successResultOf(self.stop())
 
     def test_packets_while_there_are_many_requests(self) -> None:
-        """Captures are read between requests, however many of them one turn of the reactor brings."""
+        """Captures are read between requests, however many of them arrive in one turn of the reactor."""
         verdict = self.ask(interface=["mem0"], packets=1000)
         self.opening[0].callback(None)
         accepted = self.successResultOf(verdict)

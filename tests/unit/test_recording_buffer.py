@@ -147,7 +147,7 @@ class RecordingBufferTests(unittest.SynchronousTestCase):
         self.assertEqual(buffer.flush(), content.size)
 
     def test_counted(self) -> None:
-        """A counted batch ends with the packet that brings the file to the size; the next ones wait."""
+        """A counted batch ends with the packet that reaches the size limit; the next ones are left unread."""
         buffer = self.buffer(self.handle())
         self.system.deliver("mem0", *[b"x" * 10] * 5)
         stop = 24 + 2 * 26
@@ -321,7 +321,7 @@ class RecordingBufferTests(unittest.SynchronousTestCase):
             self.assertEqual((file.seek(98), file.seek(1, os.SEEK_CUR), file.read()), (98, 99, b"x"))
 
     def test_memory_is_there_before(self) -> None:
-        """The memory for a batch is allocated before it is read, and given back in the end."""
+        """The memory for a batch is allocated before it is read; what is left over is freed at the end."""
         buffer = self.buffer(self.handle())
         buffer.read(Batch(packets=4096, stop_at_bytes=None))
         self.assertGreaterEqual(allocated(buffer), 4096 * 116)
@@ -351,7 +351,7 @@ class RecordingBufferTests(unittest.SynchronousTestCase):
         self.assertEqual(len(packets_of(self.finish(buffer))), 15)
 
     def test_no_memory(self) -> None:
-        """If there is none for a batch, nothing of it is read."""
+        """If memory for a batch can't be allocated, nothing is read."""
         buffer = self.buffer(self.handle())
         self.addCleanup(buffer.discard)
         before = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -101,7 +101,7 @@ class RedisPublisherTests(unittest.SynchronousTestCase):
             self.closed()
 
     def test_wrong_password(self) -> None:
-        """A refusal is told in words of our own: the server's might repeat the password."""
+        """A refusal is reported without the server's own words, which might repeat the password."""
         self.publisher = self.make(password="hunter2")
         opening = self.publisher.open()
         self.transport.say(b"-WRONGPASS it is not hunter2\r\n")
@@ -151,7 +151,7 @@ class RedisPublisherTests(unittest.SynchronousTestCase):
             self.closed()
 
     def test_lost(self) -> None:
-        """A connection that is lost fails what was asked, and is told while nothing is."""
+        """A lost connection fails what is being published; if nothing is, the loss is reported."""
         self.opened()
         publishing, lost = self.publisher.publish(EVENTS), self.publisher.when_lost()
         self.transport.lose(error.ConnectionLost())

@@ -16,7 +16,7 @@ NOW = 1_700_000_000.0
 
 
 class RequestAgeTests(PipelineCase):
-    """Where requests may be a minute old."""
+    """With a maximum age of a minute."""
 
     options = {"wall_clock": lambda: NOW, "max_request_age_seconds": 60}
 
@@ -51,7 +51,7 @@ class RequestAgeTests(PipelineCase):
         self.stop()
 
     def test_no_age(self) -> None:
-        """Where a broker says no time, there is no age."""
+        """If the broker gives no time, the age is unknown."""
         self.assertIsInstance(self.sent(None), Accepted)
         self.stop()
 
@@ -68,7 +68,7 @@ class RequestAgeTests(PipelineCase):
 
 
 class AnyAgeTests(PipelineCase):
-    """Where requests may be of any age."""
+    """Without a maximum age."""
 
     options = {"wall_clock": lambda: NOW, "max_request_age_seconds": None}
 

@@ -1,4 +1,4 @@
-"""The whole flow, when a source brings more requests than it may."""
+"""The whole flow, when a source sends more requests than its rate allows."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class RequestRateTests(PipelineCase):
         self.assertEqual(self.judge(Message(source="redis", body=b'{"NODE": "other"}')), NotForThisNode())
 
     def test_other_sources(self) -> None:
-        """What one source brings too many of takes nothing from another."""
+        """A source that exceeds its rate doesn't affect the others."""
         body = b'{"node": "sensor1", "interface": ["mem0"]}'
         verdicts = [self.judge(Message(source="redis", body=body)) for _ in range(5)]
         self.assertIsInstance(verdicts[4], Busy)

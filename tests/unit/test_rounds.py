@@ -1,4 +1,4 @@
-"""Rounds: captures that wait in the spool are delivered in the end."""
+"""Rounds: captures that wait in the spool are delivered eventually."""
 
 from __future__ import annotations
 

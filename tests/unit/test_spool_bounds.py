@@ -115,8 +115,8 @@ class BoundsTests(SpoolCase):
 
     def test_given_up_while_others_go(self) -> None:
         """
-        A capture that is given up when it is in the spool already is told to be there; what had to
-        go for it goes yet, and is told, before anything else is written.
+        A capture that is given up after it was written is reported as spooled. What had to be removed to
+        make room for it is still removed, and reported, before anything else is written.
         """
         for number in range(10):
             self.put(f"{number}.pcap")

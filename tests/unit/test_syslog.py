@@ -65,9 +65,9 @@ class SyslogTestCase(unittest.SynchronousTestCase):
     """A syslog, and a log."""
 
     def setUp(self) -> None:
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.path = os.path.join(folder.name, "log")
+        directory = tempfile.TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        self.path = os.path.join(directory.name, "log")
         self.syslog = self.start_syslog()
         self.publisher = LogPublisher()
         self.log = Logger(namespace="test", observer=self.publisher)

@@ -35,9 +35,9 @@ class ReadinessTests(unittest.SynchronousTestCase):
     def setUp(self) -> None:
         """A reactor that is not running yet, and a path for the manager's socket."""
         self.reactor = Reactor()
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.path = os.path.join(folder.name, "notify")
+        directory = tempfile.TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        self.path = os.path.join(directory.name, "notify")
 
     def manager(self, address: str) -> socket.socket:
         """A manager that listens."""

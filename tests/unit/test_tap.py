@@ -168,15 +168,15 @@ class MakeServiceTests(unittest.TestCase):
 
     def test_what_only_twisted_refuses(self) -> None:
         """An endpoint that only Twisted rejects is a problem like the others."""
-        folder = Path(self.mktemp()).absolute()
-        folder.mkdir()
-        ours = Authority(folder).issue("http")
-        chain = folder / "chain.pem"
+        directory = Path(self.mktemp()).absolute()
+        directory.mkdir()
+        ours = Authority(directory).issue("http")
+        chain = directory / "chain.pem"
         # Twisted looks for the certificates of a chain by their lines, as Unix ends them.
         chain.write_bytes(ours.certificate.read_bytes().replace(b"\n", b"\r\n"))
         files = f"privateKey={ours.key}:certKey={ours.certificate}:extraCertChain={chain}"
         listen = f"ssl:0:{files}:interface=127.0.0.1"
-        configuration = folder / "pcapsvc.toml"
+        configuration = directory / "pcapsvc.toml"
         configuration.write_text(
             f"[general]\nwritelocal = true\nlocaldir = '/'\n[http]\nlisten = '{listen}'\n"
         )
@@ -225,8 +225,8 @@ class PluginTests(unittest.TestCase):
 
     def test_no_packages(self) -> None:
         """The plugin's directories aren't packages, which would hide Twisted itself."""
-        for folder in (ROOT / "twisted", ROOT / "twisted" / "plugins"):
-            self.assertFalse((folder / "__init__.py").exists())
+        for directory in (ROOT / "twisted", ROOT / "twisted" / "plugins"):
+            self.assertFalse((directory / "__init__.py").exists())
 
 
 class TwistdTests(unittest.TestCase):
@@ -234,14 +234,14 @@ class TwistdTests(unittest.TestCase):
 
     async def twistd(self, *arguments: str, opened: str = "", **environment: str) -> tuple[str, str, int]:
         """
-        Run it in an empty folder; what it printed, on both channels, and its status.
+        Run it in an empty directory; what it printed, on both channels, and its status.
 
         @param opened: the name of a socket that systemd has passed to it.
         """
         sockets = f"LISTEN_PID=str(os.getpid()), LISTEN_FDS='1', LISTEN_FDNAMES={opened!r}"
         told = f"import os; os.environ.update({sockets})"
-        folder = Path(self.mktemp())
-        folder.mkdir()
+        directory = Path(self.mktemp())
+        directory.mkdir()
         out, err, status = await getProcessOutputAndValue(
             sys.executable,
             [
@@ -250,14 +250,14 @@ class TwistdTests(unittest.TestCase):
                 *arguments,
             ],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path)), **environment},
-            path=str(folder),
+            path=str(directory),
             reactor=reactor,
         )
         # A daemon reports its failure before it removes its pid file.
         deadline = time.monotonic() + 60
-        while any(folder.iterdir()) and time.monotonic() < deadline:
+        while any(directory.iterdir()) and time.monotonic() < deadline:
             await deferLater(reactor, 0.01, lambda: None)
-        self.assertEqual([], [each.name for each in folder.iterdir()])
+        self.assertEqual([], [each.name for each in directory.iterdir()])
         return out.decode(), err.decode(), status
 
     async def test_in_the_foreground(self) -> None:

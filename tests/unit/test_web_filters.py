@@ -46,7 +46,7 @@ class Host(MemoryPacketSystem):
 
 
 class FiltersTests(HTTPTestCase):
-    """Filters are compiled, and what comes of it is answered."""
+    """Filters are compiled, and the result is returned."""
 
     def setUp(self) -> None:
         """An alias for two interfaces, and a low rate."""
