@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
@@ -43,7 +43,7 @@ class Shared(Generic[Found]):
             return wanted
         self._waiting.append(wanted)
         if len(self._waiting) == 1:
-            self._find().addBoth(self._is_found)
+            maybeDeferred(self._find).addBoth(self._is_found)
         return wanted
 
     def _is_found(self, found: Found | Failure) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 from jsonschema import Draft202012Validator
+from openapi_spec_validator import validate
 from twisted.web.resource import Resource as TwistedResource
 from twisted.web.resource import getChildForRequest
 
@@ -78,7 +79,8 @@ class DocumentTests(HTTPTestCase, SettingsTestCase):
                 self.assertIn(f"#/components/{kind}/{name}", used)
 
     def test_schemas(self) -> None:
-        """Every schema is one, and every example is valid."""
+        """The document is one of OpenAPI, every schema is one, and every example is valid."""
+        validate(DOCUMENT)
         for name in DOCUMENT["components"]["schemas"]:
             Draft202012Validator.check_schema(schema(name))
         for part in parts(DOCUMENT["paths"]):

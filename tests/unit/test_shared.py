@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -52,6 +52,20 @@ class SharedTests(SynchronousTestCase):
         again = self.shared.get()
         self.finding[1].callback("found")
         self.assertEqual(self.successResultOf(again), "found")
+
+    def test_exception(self) -> None:
+        """What can't even begin to be found out is a failure as well, and is tried again later."""
+        attempts = iter([ValueError(), None])
+
+        def find() -> Deferred[str]:
+            if (problem := next(attempts)) is not None:
+                raise problem
+            return succeed("found")
+
+        shared = Shared(self.clock, find, keep_seconds=5)
+        self.failureResultOf(shared.get(), ValueError)
+        self.clock.advance(5.1)
+        self.assertEqual(self.successResultOf(shared.get()), "found")
 
     def test_cancel(self) -> None:
         """Who doesn't wait any more affects nobody else."""
