@@ -11,9 +11,10 @@ from twisted.internet.defer import Deferred
 from pcapsvc.core.errors import NodeBusy
 from pcapsvc.core.filter import FilterRejected, Program
 from pcapsvc.core.rate import RequestRate
+from pcapsvc.core.role import Role
 from pcapsvc.testing_packets import MemoryPacketSystem
 from pcapsvc.web.filters import MOST_AT_ONCE, Filters
-from tests.unit.http_case import HTTPTestCase, Response, Transport
+from tests.unit.http_case import HTTPTestCase, Response, Transport, token
 
 
 class Host(MemoryPacketSystem):
@@ -45,8 +46,8 @@ class Host(MemoryPacketSystem):
         return Program(bpf=program.bpf, instructions=bytes(24), compile_seconds=self.compile_seconds)
 
 
-class FiltersTests(HTTPTestCase):
-    """Filters are compiled, and the result is returned."""
+class FiltersCase(HTTPTestCase):
+    """A resource that compiles filters."""
 
     def setUp(self) -> None:
         """An alias for two interfaces, and a low rate."""
@@ -72,6 +73,10 @@ class FiltersTests(HTTPTestCase):
         """Ask, without an answer yet."""
         body = json.dumps({"bpf": bpf}).encode()
         return self.say(b"POST /filters HTTP/1.0\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+
+
+class FiltersTests(FiltersCase):
+    """Filters are compiled, and the result is returned."""
 
     def test_valid(self) -> None:
         """A filter that can be compiled is valid, on Ethernet if no interface is given."""
@@ -192,3 +197,19 @@ class FiltersTests(HTTPTestCase):
         self.host.compiling[0].errback(FilterRejected("udp", "is hard", compile_seconds=2))
         self.assertIn(b"is hard", transport.value())
         self.assertEqual(self.check(bpf="udp").code, 429)
+
+
+class RoleTests(FiltersCase):
+    """Who may check filters."""
+
+    tokens = (token("a-token-to-read", Role.READ), token("a-token-to-capture", Role.CAPTURE))
+
+    def test_role(self) -> None:
+        """Whoever may read."""
+        for secret, code in (
+            ("a-token-to-read", 200),
+            ("a-token-to-capture", 403),
+            ("no-token-of-ours", 401),
+        ):
+            header = f"Bearer {secret}"
+            self.assertEqual(self.ask("POST", "/filters", b'{"bpf": "udp"}', Authorization=header).code, code)
