@@ -96,6 +96,11 @@ class Daemon:
         """Wait until it has exited. Return its exit status."""
         return self._process.wait(_PATIENCE_SECONDS)
 
+    def restart(self) -> None:
+        """End it, if it runs, and start it again with the same configuration."""
+        self._process.end()
+        self.start()
+
     def stop(self) -> None:
         """End it, and remove its directory."""
         self._process.clean_up()

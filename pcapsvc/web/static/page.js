@@ -797,6 +797,9 @@ class FilterCheck {
     }
   }
 
+  /** Show why the filter was refused. */
+  show(problem) { this._say("bad", problem); }
+
   _say(kind, words) {
     setText($("filter-state"), words);
     setAttribute($("filter-state"), "data-kind", kind || null);
@@ -805,7 +808,7 @@ class FilterCheck {
 }
 
 function problemWords(problems) {
-  return (problems ?? []).map((problem) => typeof problem === "string" ? problem : problem.rule ?? "").filter(Boolean).join("; ") || "It is not valid.";
+  return (problems ?? []).map(({ value, rule }) => `${value == null ? "It" : value} ${rule}`).join("; ") || "It is not valid.";
 }
 
 class StartDialog extends Dialog {
@@ -878,7 +881,6 @@ class StartDialog extends Dialog {
     say("timeout", limits.timeout, count(limits.timeout), defaults.timeout);
     say("duration", limits.duration, count(limits.duration));
     say("snap", limits.snaplength, count(limits.snaplength), defaults.snaplength);
-    setAttribute($("bpf"), "maxlength", limits.filter_characters);
   }
 
   _clearErrors() {
@@ -947,7 +949,7 @@ class StartDialog extends Dialog {
     const rest = [];
     for (const { path, value, rule } of error.problems) {
       const field = String(path).split(/[.[]/)[0].toLowerCase();
-      if (field === "bpf") this._check._say("bad", rule);
+      if (field === "bpf") this._check.show(problemWords([{ value, rule }]));
       else if (field === "interface" || field === "alias") this._error("interface", `${value ?? ""} ${rule}`.trim());
       else if ($(`${field}-error`)) this._error(field, rule);
       else rest.push(`${path}: ${rule}`);
