@@ -114,9 +114,12 @@ class MetricsCase(SynchronousTestCase):
         self.registry.register(NodeCollector(self.node))
         ProcessCollector(registry=self.registry)
 
-    def report(self, data: Payload, subject: str = "abc1", via: str = "redis") -> None:
+    def report(self, data: Payload, subject: str = "abc1", *, via: str = "redis") -> None:
         """Something happens."""
-        self.metrics.report(self.factory.event(data, Labels(via=via), subject))
+        labels, about = Labels(via=via, interface="eth0"), subject
+        if isinstance(data, RequestAccepted | RequestRejected | RequestBusy):
+            labels, about = Labels(via=via), None
+        self.metrics.report(self.factory.event(data, labels, about))
 
     def text(self) -> str:
         """All metrics."""
@@ -302,7 +305,11 @@ class NodeTests(HTTPTestCase, SettingsTestCase):
         events = event_factory()
         node.reporter.report(events.event(RequestBusy(reason="full"), Labels(via="redis")))
         node.reporter.report(
-            events.event(DeliveryFailed(destination="local", problem="x"), Labels(via="redis"), "abc1")
+            events.event(
+                DeliveryFailed(destination="local", problem="x"),
+                Labels(via="redis", interface="eth0"),
+                "abc1",
+            )
         )
         resource = node.sources["http"].root.getStaticEntity(b"metrics")
         answer = self.successResultOf(Deferred.fromCoroutine(resource.render_GET(None)))

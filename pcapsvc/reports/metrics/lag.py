@@ -1,4 +1,4 @@
-"""How late the reactor is."""
+"""Measures how late the reactor makes timed calls."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ INTERVAL_SECONDS = 0.25
 
 class ReactorLag(Service):
     """
-    Measures how much later than it was due the reactor makes a call. So much later it reads packets, too.
+    Measures the delay of timed calls in the reactor. Packets are read with the same delay.
 
     @param observe: is given the seconds.
     """

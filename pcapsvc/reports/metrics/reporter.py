@@ -82,23 +82,23 @@ class Metrics:
             return _with_series(Counter(f"pcapsvc_{name}", text, tuple(labels), registry=registry), labels)
 
         self._requests = counter(
-            "requests", "Requests for this node, by what became of them.", source=sources, verdict=VERDICTS
+            "requests", "Requests for this node, by verdict.", source=sources, verdict=VERDICTS
         )
-        self._captures = counter("captures", "Captures that have ended, by the reason.", reason=REASONS)
-        self._packets = counter("capture_packets", "Packets captured, by running captures too.")
-        self._bytes = counter("capture_bytes", "Bytes of pcap files captured, by running captures too.")
-        dropped = counter("packets_dropped", "Packets that captures have lost, and where.", where=PLACES)
+        self._captures = counter("captures", "Captures that have ended, by reason.", reason=REASONS)
+        self._packets = counter("capture_packets", "Packets captured, including those of running captures.")
+        self._bytes = counter("capture_bytes", "Bytes captured, including those of running captures.")
+        dropped = counter("packets_dropped", "Packets that captures have missed, by place.", where=PLACES)
         self._dropped = {place: dropped.labels(place) for place in PLACES}
         self._attempts = counter(
             "delivery_attempts",
-            "Attempts to deliver a capture, by what became of them.",
+            "Delivery attempts, by outcome.",
             destination=destinations,
             outcome=OUTCOMES,
         )
         self._delivery_seconds = _with_series(
             Histogram(
                 "pcapsvc_delivery_seconds",
-                "How long attempts took that delivered a capture.",
+                "Duration of successful delivery attempts.",
                 ("destination",),
                 buckets=_DELIVERY_BUCKETS,
                 registry=registry,
@@ -107,12 +107,15 @@ class Metrics:
         )
         self._lag = Histogram(
             "pcapsvc_reactor_lag_seconds",
-            "How much later than it was due the reactor did something.",
+            "Delay of timed calls in the reactor.",
             buckets=_LAG_BUCKETS,
             registry=registry,
         )
         build_info = Gauge(
-            "pcapsvc_build_info", "What is running: always 1.", ("version", "python"), registry=registry
+            "pcapsvc_build_info",
+            "The running version. Always 1.",
+            ("version", "python"),
+            registry=registry,
         )
         build_info.labels(pcapsvc.__version__, platform.python_version()).set(1)
         # What was counted of the captures that are running.
@@ -158,7 +161,7 @@ class Metrics:
             before.raise_to("interface", counts.interface_dropped or 0, self._dropped["interface"])
 
     def lagged(self, seconds: float) -> None:
-        """The reactor did something this much later than it was due."""
+        """A timed call of the reactor was this late."""
         self._lag.observe(max(0.0, seconds))
 
 

@@ -23,22 +23,22 @@ class NodeCollector(Collector):
         """See L{Collector}."""
         node, spool = self._node, self._node.spool
         yield _gauge("captures_running", "Captures that are running.", len(node.captures.running))
-        yield _gauge("spool_entries", "Captures that wait in the spool.", spool.entries if spool else 0)
-        yield _gauge("spool_bytes", "What the spool uses of the disk.", spool.size if spool else 0)
+        yield _gauge("spool_entries", "Captures waiting in the spool.", spool.entries if spool else 0)
+        yield _gauge("spool_bytes", "Disk space used by the spool.", spool.size if spool else 0)
         yield _gauge(
             "spool_limit_bytes",
-            "What the spool may use of the disk: [delivery] spoolsize; 0 without a spool.",
+            "Disk space that the spool may use ([delivery] spoolsize); 0 without a spool.",
             spool.max_bytes if spool else 0,
         )
         connected = GaugeMetricFamily(
-            "pcapsvc_source_connected", "Whether requests can arrive through a source.", labels=["source"]
+            "pcapsvc_source_connected", "Whether a source is connected.", labels=["source"]
         )
         for name, source in node.sources.items():
             connected.add_metric([name], float(source.state().connected))
         yield connected
         dropped = CounterMetricFamily(
             "pcapsvc_events_dropped",
-            "Events that were not published to a channel, for lack of room in its queue.",
+            "Events that were dropped because the queue of a channel was full.",
             labels=["channel"],
         )
         for channel in node.reporters.values():
