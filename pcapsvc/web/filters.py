@@ -76,8 +76,9 @@ class Filters(Resource):
 
     async def render_POST(self, request: Any) -> Answer:
         """See L{Resource}. A client that disconnects ends the work."""
-        if (too_many := self._rate.refusal(_HERE, self._reactor.seconds())) is not None:
-            raise HTTPProblem(429, f"{too_many}.".capitalize(), headers=_RETRY_AFTER)
+        if self._rate.refusal(_HERE, self._reactor.seconds()) is not None:
+            detail = "Filters arrive too fast, or the last ones took too much time to compile."
+            raise HTTPProblem(429, detail, headers=_RETRY_AFTER)
         bpf, interface = _read(request.content.read())
         problems = [*filter_problems(bpf, self._max_characters)]
         if problems:
