@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -100,6 +101,12 @@ class Daemon:
         """End it, if it runs, and start it again with the same configuration."""
         self._process.end()
         self.start()
+
+    def end(self) -> None:
+        """End it in its own time, so that it can be started again."""
+        self._process.signal(signal.SIGTERM)
+        self.wait()
+        self._process.end()
 
     def stop(self) -> None:
         """End it, and remove its directory."""

@@ -95,14 +95,18 @@ class AllSourcesCase(SynchronousTestCase):
             daemon.logged(words)
         return daemon
 
-    def started(self, *, group: str = "", **options: Any) -> Daemon:
-        """A daemon whose sources may not be connected yet. With a group, it shares Kafka's messages."""
+    def started(self, *, group: str = "", more: str = "", **options: Any) -> Daemon:
+        """
+        A daemon whose sources may not be connected yet. With a group, it shares Kafka's messages.
+
+        @param more: more sections of its configuration.
+        """
         shared = f'group = "{group}"\n' if group else ""
         daemon = Daemon(
             f'[redis]\nlisten = true\nhost = "127.0.0.1"\nport = {self.brokers.redis.port}\n'
             f'[kafka]\nlisten = true\nserver = ["{self.brokers.kafka.server}"]\ntopic = "{self.topic}"\n'
             f"{shared}"
-            f'[sqs]\nlisten = true\nurl = "{self.queue}"\naccessid = "a"\naccesskey = "b"\n',
+            f'[sqs]\nlisten = true\nurl = "{self.queue}"\naccessid = "a"\naccesskey = "b"\n{more}',
             **options,
         )
         self.addCleanup(daemon.stop)
