@@ -106,6 +106,21 @@ class PcapCase(HTTPTestCase):
             f"{method} /captures/abc1/pcap{query} HTTP/1.1\r\nHost: localhost\r\n{given}\r\n".encode()
         )
 
+    def fetch_half(self) -> Transport:
+        """A client that reads slowly: one piece of a file is on its way."""
+        client = self.connect()
+        write, pieces = client.write, []
+
+        def fill(data: bytes) -> None:
+            write(data)
+            if len(data) == MEMORY_CHUNK_BYTES and not pieces:
+                pieces.append(data)
+                client.producer.pauseProducing()
+
+        client.write = fill  # type: ignore[method-assign]
+        client.send(b"GET /captures/abc1/pcap HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        return client
+
     def got(self, query: str = "", *, method: str = "GET", **headers: str) -> Answered:
         """The answer to a client that asks for the packets."""
         return Answered(self.fetch(query, method=method, **headers).value())
@@ -214,16 +229,7 @@ class MemoryTests(PcapCase):
     def test_freed_halfway(self) -> None:
         """If the memory is freed while a client reads, the connection is lost: what it has is not whole."""
         self.files.end("abc1", MemoryContent(bytes(2 * MEMORY_CHUNK_BYTES))).close()
-        client = self.connect()
-        write = client.write
-
-        def fill(data: bytes) -> None:
-            write(data)
-            if len(data) == MEMORY_CHUNK_BYTES:
-                client.producer.pauseProducing()
-
-        client.write = fill  # type: ignore[method-assign]
-        client.send(b"GET /captures/abc1/pcap HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        client = self.fetch_half()
         self.files.reclaim(least_files=1)
         self.assertFalse(client.aborted)
         client.producer.resumeProducing()
@@ -287,16 +293,18 @@ class FollowTests(PcapCase):
 
     def test_half_closed(self) -> None:
         """A client that only shuts down its side gets a file to its end, and does not read along."""
-        for query, is_lost in (("?follow=1", True), ("", False)):
-            client = self.connect()
-            client.protocol.dataReceived(
-                f"GET /captures/abc1/pcap{query} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
-            )
-            self.clock.advance(0)
-            client.producer.pauseProducing()
-            client.protocol.readConnectionLost()
-            self.assertEqual(client.is_lost, is_lost or Answered(client.value()).is_whole)
-            client.lose(error.ConnectionLost())
+        client = self.follow()
+        client.protocol.readConnectionLost()
+        self.assertTrue(client.is_lost)
+        data = bytes(2 * MEMORY_CHUNK_BYTES)
+        self.files.end("abc1", MemoryContent(data))
+        client = self.fetch_half()
+        client.protocol.readConnectionLost()
+        self.assertFalse(client.is_lost)
+        client.producer.resumeProducing()
+        self.assertEqual(Answered(client.value()).body, data)
+        self.clock.advance(0)
+        self.assertTrue(client.is_lost)
 
     def test_failed(self) -> None:
         """If the capture fails, the connection is lost: what the client has is not whole."""
