@@ -25,7 +25,6 @@ from pcapsvc.packets.libpcap import (
     Libpcap,
     LibpcapError,
     find_libpcap,
-    flush_all_streams,
     kept_length,
     library_path,
 )
@@ -92,14 +91,6 @@ def open_dumper(file: str | int, *, link_type: int, snap_length: int) -> IPacket
     finally:
         os.close(descriptor)
     return dumper
-
-
-def flush_dumper(dumper: IPacketDumper) -> None:
-    """Write what a dumper holds back: see L{pcapsvc.interfaces.capture.IPacketSystem.flush_dumper}."""
-    if LIBPCAP is None:
-        flush_all_streams()
-    else:
-        LIBPCAP.flush(dumper)
 
 
 @dataclass(frozen=True, kw_only=True)
