@@ -17,10 +17,12 @@ from pcapsvc import __version__
 from pcapsvc.components import COMPONENTS
 from pcapsvc.core.errors import PcapsvcError, Problem, SettingsError, shown
 from pcapsvc.core.fields import unknown_key
+from pcapsvc.core.mask import of_process
 from pcapsvc.host.background_log import log_in_background
 from pcapsvc.host.garbage import LongLivedObjects
 from pcapsvc.host.signals import ignore_reload
 from pcapsvc.settings import Option, load_settings
+from pcapsvc.settings.secret import secrets_in
 from pcapsvc.settings.section import Section
 
 #: The environment variable with the path of the configuration, for C{pcapsvc.tac}.
@@ -144,6 +146,7 @@ def _service(path: str | None, overrides: Mapping[str, Any]) -> IService:
         settings = load_settings(path, COMPONENTS, overrides)
     except SettingsError as error:
         _refuse(error)
+    of_process.hide(secrets_in(settings))
     if not any(section.uses_twisted_tls() for section in settings.enabled(Section)):
         # Twisted imports OpenSSL with the reactor if it is installed, and does without if it isn't;
         # it costs 15 MB. None makes an import fail (the Language Reference, "The module cache").
@@ -172,7 +175,7 @@ def _print_fatal(kind: type[BaseException], error: BaseException, traceback: Tra
     """An error that ends the process at its start: without a traceback, if it is one of ours."""
     if isinstance(error, PcapsvcError):
         # twistd has replaced sys.stderr with its log.
-        print(f"pcapsvc cannot start: {error}", file=sys.__stderr__)
+        print(of_process(f"pcapsvc cannot start: {error}"), file=sys.__stderr__)
     else:
         sys.__excepthook__(kind, error, traceback)
 

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 
+from pcapsvc.core.mask import of_process
+
 _LONGEST_SHOWN_VALUE = 80
 # Python converts up to 4,300 digits to decimal; hexadecimal numbers in TOML may have more.
 _MOST_DECIMAL_BITS = 14_000
@@ -52,6 +54,8 @@ def shown(value: object) -> str:
 
 def shown_words(text: str, most: int = _LONGEST_SHOWN_VALUE) -> str:
     """A text from outside as a message shows it: escaped, on one line, shortened, without quotes."""
+    # Before it is cut, as half of a secret would not be recognized later.
+    text = of_process(text[: most + of_process.longest + 1])
     return _shortened(repr(text[: most + 1])[1:-1], most)
 
 

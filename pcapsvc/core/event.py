@@ -9,7 +9,7 @@ class for each event type. C{event.schema.json}, next to this file, describes th
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, ClassVar
 from urllib.parse import quote
@@ -18,10 +18,14 @@ import msgspec
 
 from pcapsvc.core.errors import Problem
 from pcapsvc.core.labels import Labels
+from pcapsvc.core.mask import of_process
 from pcapsvc.core.recording import PacketCounts, Progress
 from pcapsvc.core.result import Accepted, Busy, Rejected, StartedCapture
 from pcapsvc.core.session import CaptureLimits, StopReason
 from pcapsvc.core.timestamp import rfc3339
+
+# The fields of payloads in which a server or a library may have a say.
+_FOREIGN = ("problem", "location")
 
 
 class Payload:
@@ -327,7 +331,7 @@ class EventFactory:
             time=self._wall_clock(),
             subject=subject,
             labels=labels,
-            data=data,
+            data=_without_secrets(data),
             api=self._api,
         )
 
@@ -361,6 +365,13 @@ def as_json(event: Event) -> dict[str, Any]:
         "data": {"api": event.api, **event.labels.as_mapping(), **event.data.values()},
     }
     return _plain(document)  # type: ignore[no-any-return]
+
+
+def _without_secrets(data: Payload) -> Payload:
+    """A payload in which the words of servers and libraries have no secret of the configuration."""
+    words = {name: getattr(data, name) for name in _FOREIGN if hasattr(data, name)}
+    masked = {name: of_process(text) for name, text in words.items()}
+    return data if masked == words else replace(data, **masked)  # type: ignore[type-var]
 
 
 def _problems(problems: tuple[Problem, ...]) -> list[dict[str, str | None]]:

@@ -25,13 +25,13 @@ from twisted.logger import (
     LogBeginner,
     LogEvent,
     LogLevel,
-    eventAsText,
     globalLogBeginner,
 )
 from zope.interface import implementer
 
 from pcapsvc.core.log_budget import REPORT_SECONDS, LogBudget
 from pcapsvc.host.log_limit import importance_of, kind_of
+from pcapsvc.host.log_text import text_of
 
 #: How much text may wait for the log. More is dropped.
 MAX_WAITING_CHARACTERS = 1024 * 1024
@@ -259,7 +259,7 @@ def log_in_background(beginner: LogBeginner = globalLogBeginner) -> BackgroundLo
 
 def _flat(event: LogEvent) -> LogEvent:
     """An event with the same header, and a text that needs no formatting."""
-    text = eventAsText(event, includeTimestamp=False, includeSystem=False)
+    text = text_of(event)
     if len(text) > _MAX_LINE_CHARACTERS:
         half = _MAX_LINE_CHARACTERS // 2
         text = f"{text[:half]} … {text[-half:]}"

@@ -14,13 +14,13 @@ from twisted.logger import (
     LogEvent,
     LogLevel,
     LogPublisher,
-    eventAsText,
     globalLogPublisher,
 )
 from zope.interface import implementer
 
 from pcapsvc.core.log_budget import LogBudget
 from pcapsvc.host.log_limit import importance_of, kind_of
+from pcapsvc.host.log_text import text_of
 
 # RFC 3164, section 4.1, has relays accept 1024 bytes. Today's accept 8 KiB (rsyslog's $MaxMessageSize)
 # and more. The longest lines are tracebacks, whose ends matter most.
@@ -97,7 +97,7 @@ class SyslogService(Service):
         importance = importance_of(event)
         if importance is not None and not self._budget.allows(importance, kind_of(event), self._now()):
             return
-        line = one_line(eventAsText(event, includeTimestamp=False, includeSystem=False))
+        line = one_line(text_of(event))
         if not line:
             return
         if importance is not None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hmac
-from typing import NoReturn
+from collections.abc import Iterator, Mapping
+from typing import Any, NoReturn
+
+import msgspec
 
 
 class Secret:
@@ -41,3 +44,18 @@ class Secret:
 def revealed(secret: Secret | None) -> str | None:
     """The secret itself, for the library that needs it; L{None} if there is none."""
     return None if secret is None else secret.reveal()
+
+
+def secrets_in(value: Any) -> Iterator[str]:
+    """Every secret that settings hold."""
+    if isinstance(value, Secret):
+        yield value.reveal()
+    elif isinstance(value, msgspec.Struct):
+        for each in msgspec.structs.fields(type(value)):
+            yield from secrets_in(getattr(value, each.name))
+    elif isinstance(value, Mapping):
+        for each in value.values():
+            yield from secrets_in(each)
+    elif isinstance(value, tuple | list):
+        for each in value:
+            yield from secrets_in(each)

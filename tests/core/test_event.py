@@ -31,6 +31,7 @@ from pcapsvc.core.event import (
     verdict_payload,
 )
 from pcapsvc.core.labels import Labels
+from pcapsvc.core.mask import of_process
 from pcapsvc.core.recording import PacketCounts, Progress
 from pcapsvc.core.result import Accepted, Busy, Rejected, StartedCapture
 from pcapsvc.core.session import CaptureLimits, StopReason
@@ -302,6 +303,23 @@ class EventTests(unittest.SynchronousTestCase):
         first, second = (factory.event(CaptureDone(), CAPTURE, "abc") for _ in range(2))
         self.assertEqual((first.node, first.time, first.id), ("sensor1", 1.5, "x"))
         self.assertEqual((second.time, second.id, second.type), (2.5, "y", "pcapsvc.capture.done"))
+
+    def test_secrets(self) -> None:
+        """What a server or a library said, or where a capture is, contains no secret of the configuration."""
+        of_process.hide(["hunter22"])
+        self.addCleanup(of_process.hide, ())
+        factory = event_factory()
+        for data in (
+            DeliveryFailed(destination="s3", problem="hunter22"),
+            DeliverySpooled(destination="s3", problem="hunter22"),
+            DeliveryPostponed(destination="s3", problem="hunter22", attempts=1, next_try=0.0),
+            CaptureFailed(problem="hunter22"),
+            CaptureDelivered(destination="s3", location="https://a.example/hunter22", seconds=1.0),
+        ):
+            event = factory.event(data, CAPTURE)
+            self.assertNotIn(b"hunter22", event.json)
+            self.assertIn(b"<secret>", event.json)
+            self.assertIs(type(event.data), type(data))
 
     def test_verdicts(self) -> None:
         """Each verdict about a request for this node is an event."""

@@ -8,7 +8,8 @@ from urllib.parse import quote, quote_plus
 
 from twisted.trial import unittest
 
-from pcapsvc.core.text import one_line, without_secrets
+from pcapsvc.core.mask import without_secrets
+from pcapsvc.core.text import one_line
 
 
 class OneLineTests(unittest.SynchronousTestCase):

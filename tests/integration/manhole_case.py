@@ -14,7 +14,7 @@ from twisted.logger import LogEvent, eventAsText, globalLogPublisher
 from twisted.python.failure import Failure
 from twisted.trial import unittest
 
-from pcapsvc.host.manhole.masking import Mask
+from pcapsvc.core.mask import Mask
 from pcapsvc.host.manhole.service import ManholeService
 from pcapsvc.host.manhole.time_limit import TimeLimit
 from peers.ssh import SshClient

@@ -18,6 +18,7 @@ from twisted.trial import unittest
 from zope.interface import implementer
 
 from pcapsvc.core.log_budget import LogBudget
+from pcapsvc.core.mask import of_process
 from pcapsvc.host.background_log import BackgroundLog, DescriptorStream
 
 _PATIENCE_SECONDS = 10.0
@@ -75,6 +76,21 @@ class BackgroundLogTests(unittest.SynchronousTestCase):
         changing[:] = ["after"]
         self.drain()
         self.assertEqual(["['before']"], self.target.texts)
+
+    def test_secrets(self) -> None:
+        """Secrets of the configuration are hidden, whoever logs them, and in tracebacks, too."""
+        of_process.hide(["hunter22"])
+        self.addCleanup(of_process.hide, ())
+        self.log.info("AUTH {password!r}", password="hunter22")
+        try:
+            raise ValueError("wrong: hunter22")
+        except ValueError:
+            self.log.failure("failed")
+        self.drain()
+        self.assertEqual("AUTH '<secret>'", self.target.texts[0])
+        self.assertIn("ValueError: wrong: <secret>", self.target.texts[1])
+        self.assertNotIn("hunter22", str(self.target.events))
+        self.flushLoggedErrors(ValueError)
 
     def test_failures(self) -> None:
         """A failure is written with its traceback."""

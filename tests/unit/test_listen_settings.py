@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pcapsvc.core.role import ALL_ROLES, Role
-from pcapsvc.host.manhole.masking import masked, secrets_in
+from pcapsvc.host.manhole.masking import masked
 from pcapsvc.settings import Secret
 from pcapsvc.settings.listen import read_listener
+from pcapsvc.settings.secret import secrets_in
 from pcapsvc.sources.http.settings import HttpSettings
 from tests.unit.settings_case import SettingsTestCase
 

@@ -9,10 +9,12 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.trial import unittest
 
+from pcapsvc.core.mask import HIDDEN, Mask
 from pcapsvc.host.manhole.console import MAX_OUTPUT_CHARACTERS, Console, Exit
-from pcapsvc.host.manhole.masking import HIDDEN, Mask, masked, secrets_in
+from pcapsvc.host.manhole.masking import masked
 from pcapsvc.host.manhole.time_limit import TakesTooLong, TimeLimit
 from pcapsvc.settings import Secret, Settings
+from pcapsvc.settings.secret import secrets_in
 from pcapsvc.sources.redis.settings import RedisSettings
 
 PASSWORD = "hunter2 'and' \"Ü\\"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from OpenSSL import SSL
 from twisted.internet import error
 
+from pcapsvc.core.mask import of_process
 from pcapsvc.net.outages import RETRY_SECONDS
 from pcapsvc.net.redis import ANSWER_SECONDS
 from pcapsvc.sources.redis.source import CHECK_SECONDS
@@ -75,6 +76,28 @@ class OutageTests(RedisTestCase):
         told = self.logged()[0]
         self.assertIn("unexpected error (ZeroDivisionError)", told)
         self.assertNotIn("hunter2", told)
+
+    def test_secrets(self) -> None:
+        """A server that repeats the password, or another secret, doesn't have it logged or reported."""
+        of_process.hide(["s3cretpw-xyz", "token-of-http"])
+        self.addCleanup(of_process.hide, ())
+        for answer in (
+            b"-ERR pw s3cretpw-xyz\r\n",
+            b"-ERR pw " + b"." * 215 + b"s3cretpw-xyz\r\n",
+            b"-s3cretpw-xyz token-of-http\r\n",
+            b"$s3cretpw-xyz\r\n",
+            b"$xx s3cretpw-xyz s3cretpw-xyz\r\n",
+            b"*s3cretpw-xyz\r\n",
+        ):
+            for subscribed in (False, True):
+                transport = self.subscribe() if subscribed else self.endpoint.succeed()
+                transport.say(answer)
+                transport.lose(error.ConnectionDone())
+                told = " ".join([*self.logged(), str(self.source.state())])
+                self.assertIn("<s", told)
+                for part in ("s3c", "xyz", "token-of"):
+                    self.assertNotIn(part, told, answer)
+                self.clock.advance(RETRY_SECONDS[1])
 
     def test_tls(self) -> None:
         """A certificate that can't be verified is logged in words."""

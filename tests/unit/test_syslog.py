@@ -14,6 +14,7 @@ from twisted.python.failure import Failure
 from twisted.trial import unittest
 
 from pcapsvc.core.log_budget import BURST_BYTES
+from pcapsvc.core.mask import of_process
 from pcapsvc.host.syslog import SyslogService, one_line
 
 #: More lines than the kernel queues for a socket (unix(7), max_dgram_qlen).
@@ -92,6 +93,14 @@ class SyslogTestCase(unittest.SynchronousTestCase):
 
 class SyslogServiceTests(SyslogTestCase):
     """While the service runs, each event of the log is one line in syslog."""
+
+    def test_secrets(self) -> None:
+        """Secrets of the configuration are hidden, whoever logs them."""
+        of_process.hide(["hunter22"])
+        self.addCleanup(of_process.hide, ())
+        self.start()
+        self.log.info("AUTH {password}", password="hunter22")
+        self.assertEqual(self.syslog.texts(), ["AUTH <secret>"])
 
     def test_only_while_it_runs(self) -> None:
         """Nothing is sent before the start and after the stop, and it can be started again."""

@@ -25,6 +25,7 @@ from twisted.trial import unittest
 import pcapsvc
 import twisted
 from pcapsvc import tap
+from pcapsvc.core.mask import of_process
 from pcapsvc.tap import OPTIONS
 from peers.certificates import Authority
 
@@ -152,6 +153,16 @@ class MakeServiceTests(unittest.TestCase):
         service = tap.makeService(options("--config", QUICK_START))
         self.assertTrue(IService.providedBy(service))
         self.assertFalse(service.running)
+
+    def test_secrets(self) -> None:
+        """From then on, the secrets of the configuration are hidden in the log."""
+        self.addCleanup(of_process.hide, ())
+        configuration = Path(self.mktemp()).absolute()
+        configuration.write_text(
+            Path(QUICK_START).read_text() + "\n[sqs]\naccessid = 'i'\naccesskey = 'hunter22'\n"
+        )
+        tap.makeService(options("--config", str(configuration)))
+        self.assertEqual(of_process("hunter22"), "<secret>")
 
     def test_problems(self) -> None:
         """Each problem is a line on standard error, after a heading, and the process exits with status 1."""

@@ -18,8 +18,9 @@ from zope.interface import implementer
 from pcapsvc.core.artifact import Artifact
 from pcapsvc.core.errors import DestinationError, Problem
 from pcapsvc.core.fields import unknown_key
+from pcapsvc.core.mask import without_secrets
 from pcapsvc.core.result import Receipt
-from pcapsvc.core.text import one_line, without_secrets
+from pcapsvc.core.text import one_line
 from pcapsvc.destinations.cloudshark.form import Form
 from pcapsvc.interfaces.delivery import IDestination
 from pcapsvc.interfaces.threads import RunInThread

@@ -23,9 +23,9 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
+from pcapsvc.core.mask import Mask
 from pcapsvc.core.text import UNSAFE
 from pcapsvc.host.manhole import time_limit
-from pcapsvc.host.manhole.masking import Mask
 from pcapsvc.host.manhole.time_limit import TimeLimit
 
 #: How much one line may print; the rest is cut off.

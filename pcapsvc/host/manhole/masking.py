@@ -3,22 +3,19 @@ Keeps secrets out of what the console prints.
 
 There are two layers. The console gets settings in which no secret is (L{masked}): no expression
 that begins with them can reach one. And every text on its way out, to the terminal or to the log,
-has the configured secrets replaced (L{Mask}), since the daemon's own objects hold them elsewhere.
+has the configured secrets replaced (L{pcapsvc.core.mask}), since the daemon's own objects hold them
+elsewhere.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import msgspec
 
-from pcapsvc.core.text import longest_spelling, secret_pattern
+from pcapsvc.core.mask import HIDDEN
 from pcapsvc.settings.secret import Secret
-
-#: What stands in the place of a secret.
-HIDDEN = "<secret>"
 
 
 class HiddenSecret:
@@ -52,38 +49,3 @@ def masked(value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(map(masked, value))
     return value
-
-
-def secrets_in(value: Any) -> Iterator[str]:
-    """Every secret that settings hold."""
-    if isinstance(value, Secret):
-        yield value.reveal()
-    elif isinstance(value, msgspec.Struct):
-        for each in msgspec.structs.fields(type(value)):
-            yield from secrets_in(getattr(value, each.name))
-    elif isinstance(value, Mapping):
-        for each in value.values():
-            yield from secrets_in(each)
-    elif isinstance(value, tuple | list):
-        for each in value:
-            yield from secrets_in(each)
-
-
-class Mask:
-    """
-    Replaces secrets in texts: as they are, and in the notations of Python, JSON, URLs and HTML. A secret that
-    was taken apart or encoded otherwise is not recognized; a short one, only as a whole word.
-
-    @param secrets: the secrets.
-    """
-
-    def __init__(self, secrets: Iterable[str]) -> None:
-        # The longest first, because one may be part of another.
-        known = sorted({*secrets} - {""}, key=len, reverse=True)
-        self.longest = max(map(longest_spelling, known), default=0)
-        patterns = [secret_pattern(secret) for secret in known]
-        self._pattern = re.compile("|".join(patterns)) if patterns else None
-
-    def __call__(self, text: str) -> str:
-        """The text without secrets."""
-        return text if self._pattern is None else self._pattern.sub(HIDDEN, text)

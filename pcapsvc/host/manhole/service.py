@@ -14,8 +14,8 @@ from twisted.internet.interfaces import IAddress, IListeningPort
 from twisted.logger import Logger
 
 from pcapsvc.core.errors import Problem, SettingsError, shown
+from pcapsvc.core.mask import Mask
 from pcapsvc.host.manhole.keys import AuthorizedKeys, fingerprint, load_host_key, read_authorized_keys
-from pcapsvc.host.manhole.masking import Mask
 from pcapsvc.host.manhole.session import Sessions
 from pcapsvc.host.manhole.ssh import Factory
 from pcapsvc.host.manhole.time_limit import TimeLimit

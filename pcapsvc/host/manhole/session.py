@@ -19,10 +19,10 @@ from twisted.internet.error import ConnectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from pcapsvc.core.mask import Mask
 from pcapsvc.core.text import one_line
 from pcapsvc.host.manhole.console import Console
 from pcapsvc.host.manhole.keys import AuthorizedKey
-from pcapsvc.host.manhole.masking import Mask
 from pcapsvc.host.manhole.terminal import Screen, Terminal
 from pcapsvc.host.manhole.time_limit import TimeLimit
 

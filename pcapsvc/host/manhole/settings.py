@@ -72,9 +72,10 @@ class ManholeSettings(ServiceSection, frozen=True, kw_only=True):
 
     def build(self, context: BuildContext, node: Any) -> IService:
         """The manhole of a L{pcapsvc.app.Node}."""
-        from pcapsvc.host.manhole.masking import Mask, secrets_in
+        from pcapsvc.core.mask import Mask
         from pcapsvc.host.manhole.service import ManholeService
         from pcapsvc.host.manhole.tools import namespace
+        from pcapsvc.settings.secret import secrets_in
 
         assert self.listen is not None
         assert self.authorized_keys is not None

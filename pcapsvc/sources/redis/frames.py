@@ -140,5 +140,5 @@ def _value_end(data: bytes, at: int, limit: int) -> int | None:
 
 def _length(digits: bytes) -> int:
     if not re.fullmatch(rb"-1|\d{1,12}", digits):
-        raise ProtocolError(f"a length is {digits[:20]!r}")
+        raise ProtocolError(f"a length is {digits!r}")
     return int(digits)

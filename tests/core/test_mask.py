@@ -1,0 +1,82 @@
+"""Secrets in texts."""
+
+from __future__ import annotations
+
+import html
+import json
+import time
+from collections.abc import Callable
+from urllib.parse import quote_plus
+
+from twisted.trial import unittest
+
+from pcapsvc.core.errors import shown_words
+from pcapsvc.core.mask import HIDDEN, Mask, of_process
+from pcapsvc.core.text import one_line
+
+
+class MaskTests(unittest.SynchronousTestCase):
+    """L{Mask}."""
+
+    def test_notations(self) -> None:
+        """A secret is hidden as it is, in other cases, and in other notations; all else stays."""
+        mask = Mask(["s3cret pw/\u00df", "other"])
+        for text, expected in (
+            ("ERR s3cret pw/\u00df!", f"ERR {HIDDEN}!"),
+            ("ERR S3CRET PW/\u00df, Other", f"ERR {HIDDEN}, {HIDDEN}"),
+            ("ERR " + quote_plus("s3cret pw/\u00df"), f"ERR {HIDDEN}"),
+            ("s3cret+pw/\u00df", HIDDEN),
+            ("s3cret&#32;pw/\u00df", HIDDEN),
+            (json.dumps("s3cret pw/\u00df"), f'"{HIDDEN}"'),
+            ("100 % of others \\ & s3cret pw", "100 % of others \\ & s3cret pw"),
+        ):
+            self.assertEqual(mask(text), expected)
+
+    def test_mixed_notations(self) -> None:
+        """Each character may be in a notation of its own."""
+        spellings: tuple[Callable[[str], str], ...] = (
+            str,
+            lambda one: "".join(f"%25{byte:02x}" for byte in one.encode()),
+            lambda one: f"\\\\u{ord(one):04X}",
+            lambda one: f"&amp;#{ord(one)};",
+            lambda one: f"&#x{ord(one):x};",
+            lambda one: html.escape(one),
+            lambda one: json.dumps(one)[1:-1],
+        )
+        for secret in ("n7Xa/b+c==0", "x%41\\y&lt;z", "\u00fcber \u00e9\u00e8", "+/=-=/+", "n0\t1234"):
+            for first in range(len(spellings)):
+                spelled = "".join(
+                    spellings[(first + at) % len(spellings)](one) for at, one in enumerate(secret)
+                )
+                self.assertEqual(Mask([secret])(f"25 {spelled}."), f"25 {HIDDEN}.", spelled)
+
+    def test_cost(self) -> None:
+        """Many secrets cost little even in texts that are full of notations."""
+        mask = Mask(f"secret-{number}-abcdefgh" for number in range(100))
+        for text in ("\\" * 20_000, "%25" * 7_000, "&amp;" * 4_000, "\\x41" * 5_000, "&#65;" * 4_000):
+            began = time.process_time()
+            self.assertEqual(mask(text), text)
+            self.assertLess(time.process_time() - began, 0.5)
+
+    def test_none(self) -> None:
+        """Without secrets, a text stays as it is; the secrets may be replaced by others."""
+        mask = Mask([""])
+        self.assertEqual(mask("hunter22"), "hunter22")
+        mask.hide(["hunter22"])
+        self.assertEqual(mask("hunter22"), HIDDEN)
+        mask.hide(())
+        self.assertEqual(mask("hunter22"), "hunter22")
+
+
+class SecretsOfTheProcessTests(unittest.SynchronousTestCase):
+    """The secrets of the configuration are hidden in every foreign text that becomes one of ours."""
+
+    def setUp(self) -> None:
+        of_process.hide(["s3cretpw-xyz"])
+        self.addCleanup(of_process.hide, ())
+
+    def test_cut(self) -> None:
+        """They are hidden before a text is cut, which would leave half of one."""
+        self.assertEqual(one_line("pw s3cretpw-xyz", most=8), "pw <secr…")
+        self.assertEqual(one_line("pw\ns3cretpw-xyz", secrets=[("pw", "[user]")]), f"[user] {HIDDEN}")
+        self.assertEqual(shown_words("pw s3cretpw-xyz and more", 8), "pw <secr…")
