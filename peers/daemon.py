@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import signal
+import ssl
 import sys
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from peers.certificates import Authority
 from peers.process import OwnProcess, free_port
 
 _PATIENCE_SECONDS = 60.0
@@ -34,6 +36,7 @@ class Daemon:
         general: str = "",
         captures: Path | None = None,
         retain_bytes: int = 1,
+        authority: Authority | None = None,
     ) -> None:
         """
         @param configuration: more sections of the TOML file, after C{[general]} and C{[http]}.
@@ -42,6 +45,7 @@ class Daemon:
         @param retain_bytes: how much memory captures may occupy after their last delivery: by default, none,
             so that tests find out what is left open.
         @param captures: the local directory, which is created; L{None} for one of its own.
+        @param authority: issues a certificate for HTTP over TLS; L{None} is without TLS.
         """
         if "maxrequestrate" not in general:
             general += "\nmaxrequestrate = 0"
@@ -50,12 +54,17 @@ class Daemon:
         self.port = free_port()
         self.captures = captures or self._process.directory / "captures"
         self.captures.mkdir()
+        self._tls: ssl.SSLContext | None = None
+        listen = f"tcp:{self.port}:interface=127.0.0.1"
+        if authority is not None:
+            ours = authority.issue("daemon")
+            listen = f"ssl:{self.port}:interface=127.0.0.1:privateKey={ours.key}:certKey={ours.certificate}"
+            self._tls = ssl.create_default_context(cafile=str(authority.file))
         self._file = self._process.directory / "pcapsvc.toml"
         self._file.write_text(
             f"[general]\nnodename = {json.dumps(node)}\nwritelocal = true\n"
             f"localdir = {json.dumps(str(self.captures))}\n{general}\n"
-            f'[http]\nlisten = "tcp:{self.port}:interface=127.0.0.1"\nretainsize = {retain_bytes}\n'
-            f"{configuration}\n"
+            f"[http]\nlisten = {json.dumps(listen)}\nretainsize = {retain_bytes}\n{configuration}\n"
         )
 
     @property
@@ -114,7 +123,11 @@ class Daemon:
 
     def request(self, method: str, path: str, body: bytes | None = None) -> tuple[int, Any]:
         """Send a request. Return the status and the decoded JSON of the answer."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        connection = (
+            http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+            if self._tls is None
+            else http.client.HTTPSConnection("localhost", self.port, timeout=10, context=self._tls)
+        )
         try:
             connection.request(method, path, body)
             answer = connection.getresponse()

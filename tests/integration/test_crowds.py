@@ -14,24 +14,27 @@ import time
 from pathlib import Path
 from typing import Any
 
-from twisted.internet import reactor, threads
+from twisted.internet import defer, reactor, threads
 from twisted.trial import unittest
 
 from pcapsvc.core.result import Accepted, StartedCapture
+from pcapsvc.net.http_server import MAX_CONNECTIONS
 from pcapsvc.sources.http.source import HTTPSource, http_endpoint
 from pcapsvc.testing import MemorySink
 from peers.certificates import Authority
 from peers.daemon import Daemon
-from peers.frames import udp_frame
 from peers.wire import Wire
+from tests.integration.traffic import generate
 from tests.unit.http_case import add_captures, one_capture, token
 
 # Packets are lost if the daemon is not scheduled for long enough.
 needs_machine_alone = True
 
+# Longer than a connection that has sent something counts as busy.
+_SILENT_SECONDS = 1.1
 _TOKEN = "s3cret-token-of-this-test"
-_FRAMES = 100_000
-_PER_SECOND = 50_000
+_FRAMES = 300_000
+_PER_SECOND = 100_000
 
 
 class SilentTests(unittest.TestCase):
@@ -87,14 +90,18 @@ class SilentTests(unittest.TestCase):
             await threads.deferToThread(self.crowd, port, words)
             await self.assert_served(http.client.HTTPConnection("127.0.0.1", port, timeout=10))
 
-    async def test_tls(self) -> None:
-        """Handshakes that are not begun, or not finished; and clients that have authenticated before stay."""
+    async def tls_port(self) -> tuple[int, ssl.SSLContext]:
+        """The port of a source that listens with TLS, and how clients connect to it."""
         directory = tempfile.TemporaryDirectory()
         self.addCleanup(directory.cleanup)
         authority = Authority(Path(directory.name))
         ours = authority.issue("http")
         port = await self.port(f"ssl:0:interface=127.0.0.1:privateKey={ours.key}:certKey={ours.certificate}")
-        context = ssl.create_default_context(cafile=str(authority.file))
+        return port, ssl.create_default_context(cafile=str(authority.file))
+
+    async def test_tls(self) -> None:
+        """Handshakes that are not begun, or not finished; and clients that have authenticated before stay."""
+        port, context = await self.tls_port()
 
         def client() -> http.client.HTTPConnection:
             return http.client.HTTPSConnection("localhost", port, timeout=10, context=context)
@@ -111,6 +118,71 @@ class SilentTests(unittest.TestCase):
             await threads.deferToThread(self.crowd, port, words)
             await self.assert_served(client())
             await self.assert_served(early)
+
+    def connect(self, port: int, context: ssl.SSLContext) -> ssl.SSLSocket:
+        """A connection whose handshake is done."""
+        plain = socket.create_connection(("127.0.0.1", port), timeout=10)
+        made = context.wrap_socket(plain, server_hostname="localhost")
+        self.addCleanup(made.close)
+        return made
+
+    async def test_tls_oldest_makes_room(self) -> None:
+        """Of silent connections over TLS, it is the oldest that make room for others."""
+        port, context = await self.tls_port()
+
+        def crowd() -> list[bool]:
+            made = [self.connect(port, context) for _ in range(60)]
+            time.sleep(_SILENT_SECONDS)
+            made += [self.connect(port, context) for _ in range(10)]
+            return [self.is_open(each) for each in made]
+
+        is_open = await threads.deferToThread(crowd)
+        # Half of those that strangers may have are for one address.
+        room = MAX_CONNECTIONS * 3 // 4 // 2
+        self.assertEqual(is_open, [False] * (70 - room) + [True] * room)
+
+    @staticmethod
+    def is_open(connection: ssl.SSLSocket) -> bool:
+        """Whether the server has not closed a connection on which it sends nothing."""
+        connection.settimeout(0.05)
+        try:
+            return bool(connection.recv(1))
+        except TimeoutError:
+            return True
+        except OSError:
+            return False
+
+    async def test_tls_without_token(self) -> None:
+        """Whoever goes on without the token is disconnected, over TLS as well, and others come first."""
+        port, context = await self.tls_port()
+        ended = threading.Event()
+        answers: list[bytes] = []
+
+        def persist() -> None:
+            while not ended.is_set():
+                try:
+                    with self.connect(port, context) as stranger:
+                        stranger.sendall(b"GET /captures/abc1 HTTP/1.1\r\nHost: localhost\r\n\r\n" * 20)
+                        received = b""
+                        while data := stranger.recv(65536):
+                            received += data
+                        answers.append(received)
+                except OSError:
+                    pass  # It made room for another one.
+
+        strangers = [threads.deferToThread(persist) for _ in range(8)]
+        try:
+            client = http.client.HTTPSConnection("localhost", port, timeout=10, context=context)
+            began = time.monotonic()
+            for _ in range(10):
+                await self.assert_served(client)
+            self.assertLess(time.monotonic() - began, 10)
+        finally:
+            ended.set()
+            await defer.gatherResults(strangers)
+        self.assertGreater(len(answers), 0)
+        for received in answers:
+            self.assertEqual((received.count(b"HTTP/1.1 "), received[9:12]), (1, b"401"))
 
 
 class _Client(Daemon):
@@ -150,8 +222,7 @@ class PipeliningTests(unittest.SynchronousTestCase):
         )
         self.addCleanup(crowd.wait)
         time.sleep(1)
-        frames = [udp_frame(number) for number in range(_FRAMES)]
-        sender = threading.Thread(target=wire.send, args=(frames, _PER_SECOND))
+        sender = threading.Thread(target=lambda: generate(wire, _FRAMES, rate=_PER_SECOND))
         sender.start()
         seconds = []
         while sender.is_alive():

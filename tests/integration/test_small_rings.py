@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
 from peers.daemon import Daemon
-from peers.requirement import require_command
 from peers.tcpdump import Tcpdump
 from peers.wire import Wire
+from tests.integration.traffic import generate
 
 # Packets are lost if the daemon is not scheduled for long enough.
 needs_machine_alone = True
 
-_GENERATOR = Path(__file__).parents[2] / "benchmarks" / "generator.py"
 _KIB = 1 << 10
 _PACKETS = 20_000
 _SNAP_LENGTH = 2048
@@ -57,14 +53,11 @@ class SmallRingTests(SynchronousTestCase):
         self.addCleanup(tcpdump.stop)
         tcpdump.start()
         capture = daemon.capture(interface=[self.wire.interface], bpf="udp", timeout=2, snap=_SNAP_LENGTH)
-        words = [require_command("ip", "iproute2"), "netns", "exec", self.wire.namespace, sys.executable]
-        words += [str(_GENERATOR), self.wire.far, "--packets", str(_PACKETS), "--size", str(size)]
-        words += [] if rate is None else ["--rate", str(rate)]
         readers = (daemon, tcpdump) if stopped else ()
         for reader in readers:
             reader.signal(signal.SIGSTOP)
         try:
-            subprocess.run(words, check=True, capture_output=True, timeout=60)
+            generate(self.wire, _PACKETS, rate=rate, size=size)
         finally:
             for reader in readers:
                 reader.signal(signal.SIGCONT)

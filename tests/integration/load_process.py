@@ -1,0 +1,162 @@
+"""
+Clients that keep the daemon busy, in a process of their own.
+
+usage: python -m tests.integration.load_process NAME PORT SECONDS
+
+It prints how often they got what they wanted. The names are those of L{LOADS}.
+"""
+
+from __future__ import annotations
+
+import http.client
+import itertools
+import json
+import socket
+import ssl
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+_CONNECTIONS = 16
+_PER_SECOND = 5_000
+_STEP_SECONDS = 0.005
+_BAD = json.dumps({"node": "any", "interface": ["lo"], "nosuch": 1}).encode()
+_BODY_BYTES = 60_000
+
+#: Does something until a time is over, and returns how often.
+Load = Callable[[int, float], int]
+
+
+def _at_once(client: Load) -> Load:
+    """Many clients of a kind."""
+
+    def load(port: int, until: float) -> int:
+        counts: list[int] = []
+        threads = [
+            threading.Thread(target=lambda: counts.append(client(port, until))) for _ in range(_CONNECTIONS)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return sum(counts)
+
+    return load
+
+
+def _post(bodies: Callable[[], bytes]) -> Load:
+    """Post bodies that are refused, one after the other."""
+
+    def client(port: int, until: float) -> int:
+        count = 0
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        while time.monotonic() < until:
+            connection.request("POST", "/captures", bodies())
+            answer = connection.getresponse()
+            answer.read()
+            count += answer.status == 400
+        connection.close()
+        return count
+
+    return _at_once(client)
+
+
+def _large_body() -> bytes:
+    body = {"node": "any", "interface": [f"if{number}" for number in range(6000)]}
+    return json.dumps(body).encode()[:_BODY_BYTES]
+
+
+_numbers = itertools.count()
+
+
+def _bomb() -> bytes:
+    """An expression that RE2 would need a third of a second for, each time another one."""
+    return json.dumps({"nodere": "(?i)" + "\\pL" * 330 + str(next(_numbers)), "interface": ["lo"]}).encode()
+
+
+def _paced(port: int, until: float, one: bytes, answer: bytes) -> int:
+    """Send something at a rate, on one connection, and count the answers."""
+    client = socket.create_connection(("127.0.0.1", port), timeout=30)
+    count = sent = 0
+    kept = b""
+
+    def receive() -> None:
+        nonlocal count, kept
+        while data := client.recv(1 << 16):
+            kept += data
+            count += kept.count(answer)
+            kept = kept[-(len(answer) - 1) :]
+
+    receiver = threading.Thread(target=receive)
+    receiver.start()
+    began = time.monotonic()
+    while (now := time.monotonic()) < until:
+        due = int((now - began) * _PER_SECOND) - sent
+        client.sendall(one * due)
+        sent += due
+        time.sleep(_STEP_SECONDS)
+    client.shutdown(socket.SHUT_WR)
+    receiver.join()
+    client.close()
+    return count
+
+
+def _refused_http(port: int, until: float) -> int:
+    head = f"POST /captures HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(_BAD)}\r\n\r\n"
+    return _paced(port, until, head.encode() + _BAD, b"HTTP/1.1 400")
+
+
+def _refused_redis(port: int, until: float) -> int:
+    words = (b"PUBLISH", b"capture", _BAD)
+    publication = b"*3\r\n" + b"".join(b"$%d\r\n%s\r\n" % (len(word), word) for word in words)
+    return _paced(port, until, publication, b":1\r\n")
+
+
+def _handshakes(port: int, until: float) -> int:
+    """Begin handshakes, and go away as soon as the daemon has answered."""
+    context = ssl.create_default_context()
+    count = 0
+    while time.monotonic() < until:
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        try:
+            context.wrap_bio(incoming, outgoing, server_hostname="localhost").do_handshake()
+        except ssl.SSLWantReadError:
+            pass
+        try:
+            with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
+                client.sendall(outgoing.read())
+                count += bool(client.recv(1 << 14))
+        except OSError:
+            pass  # It made room for another one.
+    return count
+
+
+def _silent(port: int, until: float) -> int:
+    """Connect, and say nothing: 200 at a time."""
+    clients: list[socket.socket] = []
+    count = 0
+    while time.monotonic() < until:
+        clients.append(socket.create_connection(("127.0.0.1", port), timeout=30))
+        count += 1
+        if len(clients) > 200:
+            clients.pop(0).close()
+    for client in clients:
+        client.close()
+    return count
+
+
+#: All of them.
+LOADS: dict[str, Load] = {
+    "large bodies": _post(_large_body),
+    "costly expressions": _post(_bomb),
+    "refused over HTTP": _refused_http,
+    "refused by Redis": _refused_redis,
+    "handshakes": _at_once(_handshakes),
+    "silent": _silent,
+}
+
+
+if __name__ == "__main__":
+    done = LOADS[sys.argv[1]](int(sys.argv[2]), time.monotonic() + float(sys.argv[3]))
+    sys.stdout.write(f"{done}\n")
