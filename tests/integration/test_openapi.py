@@ -45,8 +45,8 @@ class DescriptionTests(SynchronousTestCase):
         require_root("to capture packets")
 
     def daemon(self, *, keys: str = "") -> Daemon:
-        """A daemon on which many captures may run."""
-        daemon = Daemon(keys, general="maxcaptures = 256\n")
+        """A daemon on which many captures may run, but none for long: some requests follow one to its end."""
+        daemon = Daemon(keys, general="maxcaptures = 256\nmaxduration = 1\n")
         self.addCleanup(daemon.stop)
         return daemon
 
