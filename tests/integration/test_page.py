@@ -312,6 +312,24 @@ class OutageTests(PageTestCase):
         daemon.capture(interface=[wire.interface], duration=300)
         expect(page.locator("#running .card")).to_have_count(1)
 
+    def test_list_fails(self) -> None:
+        """If the captures can't be listed at first, they are as soon as they can, and no event is lost."""
+        wire = self.wire()
+        daemon = self.daemon()
+        daemon.capture(interface=["lo"], duration=300)
+        visitor = self.visit(daemon, allowed="Failed to load resource")
+        page = visitor.page
+        expect(page.locator("#running .card")).to_have_count(1)
+        lists = "**/captures?limit=1000"
+        page.route(lists, lambda route: route.abort())
+        page.reload()
+        expect(page.locator("#banner-text")).to_contain_text("can’t be reached")
+        daemon.capture(interface=[wire.interface], duration=300)
+        page.unroute(lists)
+        expect(page.locator("#running .card")).to_have_count(2)
+        expect(page.locator("#banner")).to_be_hidden()
+        expect(page.locator("#link-text")).to_have_text("Live")
+
     def test_without_events(self) -> None:
         """If all places for readers of events are taken, the page polls; later, it gets a place."""
         wire = self.wire()

@@ -20,6 +20,7 @@ const POLL_MS = 2000;
 const NODE_MS = 5000;
 const QUIET_MS = 40000;         // the stream has a comment every 15 s
 const MAX_LINE = 1 << 20;
+const MAX_EARLY = 10000;        // events that wait for the list of captures
 const TOKEN_KEY = "pcapsvc.token";
 
 // ---- Text and elements ----
@@ -361,6 +362,11 @@ class Model {
     if (RANKS[state.state] < RANKS[known.state.state]) return;
     if (state.state === "capturing" && (state.packets ?? 0) < (known.state.packets ?? 0)) return;
     this._change(known, state, now);
+  }
+
+  /** The node doesn't know a capture any more. */
+  remove(id) {
+    if (this.captures.delete(id)) this.isListChanged = true;
   }
 
   _change(capture, state, now) {
@@ -1046,6 +1052,12 @@ class Page {
     await this._loadCaptures();
   }
 
+  /** Load everything again, because events may have been missed. */
+  async _reload() {
+    this._early ??= [];
+    if (await this._loadNode()) await this._loadCaptures();
+  }
+
   /** Whether the node has answered. */
   async _loadNode() {
     this._nodeAt = performance.now();
@@ -1058,6 +1070,7 @@ class Page {
     $("open-start").disabled = false;
     $("columns").hidden = false;
     this._panel.draw(this._node);
+    if (this._isStreaming && !this._early) this._isFine();
     this._drawSoon();
     return true;
   }
@@ -1070,7 +1083,7 @@ class Page {
       const { captures } = await this._api.json("/captures?limit=1000");
       this._model.load(captures);
       this._isLoaded = true;
-      this._banner(null);
+      this._isFine();
       for (const event of this._early ?? []) this._model.apply(event);
       this._early = null;
       this._drawSoon();
@@ -1091,8 +1104,7 @@ class Page {
       for (const { id } of this._model.running()) if (!ids.has(id) && this._stale.size < 20) this._stale.add(id);
       const last = this._isStreaming ? [] : (await this._api.json("/captures?limit=50")).captures;
       for (const state of [...captures, ...last].reverse()) this._model.put(state);
-      this._banner(null);
-      if (!this._isStreaming) this._state("polling", "Every 2 s");
+      this._isFine();
       this._drawSoon();
     } catch (error) {
       this._failed(error);
@@ -1103,7 +1115,9 @@ class Page {
 
   _onEvent(event) {
     if (this._early) {
-      if (this._early.length < 10000) this._early.push(event);
+      this._early.push(event);
+      // The list that is still to come knows of the oldest.
+      if (this._early.length > MAX_EARLY) this._early.splice(0, MAX_EARLY / 2);
       return;
     }
     this._model.apply(event);
@@ -1117,10 +1131,7 @@ class Page {
     this._isStreaming = true;
     this._wasLost = false;
     this._state("live", "Live");
-    if (isBack) {
-      this._banner(null);
-      this._loadNode().then((isThere) => { if (isThere) this._loadCaptures(); });
-    }
+    if (isBack) this._reload();
   }
 
   _onLost(error) {
@@ -1195,7 +1206,11 @@ class Page {
   _tick() {
     const now = performance.now();
     if (!this._node || document.hidden) return;
-    if (now - this._nodeAt > NODE_MS && this._isLoaded) this._loadNode();
+    if (now - this._nodeAt > NODE_MS) {
+      // If the list could not be loaded, events are waiting for it.
+      if (this._early && this._isStreaming) this._reload();
+      else if (this._isLoaded) this._loadNode();
+    }
     this._refreshStale();
     const isBlind = !this._isStreaming || (now - this._model.lastProgress > 5000 && this._model.running().length > 0);
     if (this._isLoaded && isBlind && now - (this._polledAt ?? 0) > POLL_MS) {
@@ -1211,13 +1226,29 @@ class Page {
     const ids = [...this._stale];
     this._stale.clear();
     try {
-      for (const id of ids) this._model.put(await this._api.json(`/captures/${encodeURIComponent(id)}`));
+      for (const id of ids) await this._refresh(id);
     } catch (error) {
       if (error.status === 401) this._failed(error);
     } finally {
       this._isRefreshing = false;
       this._drawSoon();
     }
+  }
+
+  async _refresh(id) {
+    try {
+      this._model.put(await this._api.json(`/captures/${encodeURIComponent(id)}`));
+    } catch (error) {
+      if (error.status !== 404) throw error;
+      this._model.remove(id);
+    }
+  }
+
+  /** The node has answered. */
+  _isFine() {
+    this._banner(null);
+    if (this._isStreaming) this._state("live", "Live");
+    else if (this._wasLost) this._state("polling", "Every 2 s");
   }
 
   _state(state, words) {
