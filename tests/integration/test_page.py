@@ -298,19 +298,27 @@ class OutageTests(PageTestCase):
     """What the page does if the node or its events can't be had."""
 
     def test_restart(self) -> None:
-        """A node that is gone is reported, and when it is back, the page goes on by itself."""
+        """If a node is gone, its captures stand still; when it is back, the page goes on by itself."""
         wire = self.wire()
         daemon = self.daemon()
         page = self.visit(daemon, allowed="Failed to load resource").page
         expect(page.locator("#link-text")).to_have_text("Live")
-        daemon.signal(15)
+        daemon.capture(interface=[wire.interface], duration=300, timeout=300)
+        card = page.locator("#running .card")
+        expect(card.locator("[data-slot=rate]")).to_have_text("0")
+        daemon.signal(9)
         daemon.wait()
         expect(page.locator("#banner-text")).to_contain_text("can’t be reached")
+        expect(card.locator("[data-slot=rate]")).to_have_text("–")
+        stopped = card.locator("[data-slot=duration]").inner_text()
+        time.sleep(1.5)
+        expect(card.locator("[data-slot=duration]")).to_have_text(stopped)
         daemon.restart()
         expect(page.locator("#link-text")).to_have_text("Live")
         expect(page.locator("#banner")).to_be_hidden()
+        expect(card).to_have_count(0)
         daemon.capture(interface=[wire.interface], duration=300)
-        expect(page.locator("#running .card")).to_have_count(1)
+        expect(card).to_have_count(1)
 
     def test_list_fails(self) -> None:
         """If the captures can't be listed at first, they are as soon as they can, and no event is lost."""

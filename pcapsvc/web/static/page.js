@@ -534,13 +534,16 @@ class Card {
     }
   }
 
-  draw(now) {
+  /** Draw what was known at a time; whether the rate is still known. */
+  draw(now, isLive) {
     const { state, rates, rate } = this._capture;
     const { limits = {} } = state;
     const slots = this._slots;
     const elapsed = Math.min(this._capture.elapsed(now), limits.duration ?? Infinity);
     const idle = Math.min(this._capture.idle(now), limits.timeout ?? Infinity, elapsed);
-    setText(slots.packets, `${count(state.packets ?? 0)} / ${count(limits.packets)}`);
+    setText(slots.rate, isLive ? short(rate) : "–");
+    const most = limits.packets >= 1e6 ? short(limits.packets) : count(limits.packets);
+    setText(slots.packets, `${count(state.packets ?? 0)} / ${most}`);
     setText(slots.bytes, `${bytes(state.bytes ?? 0)} / ${bytes(limits.bytes)}`);
     setText(slots.timeout, `${Math.floor(idle)} / ${count(limits.timeout)} s`);
     setText(slots.duration, `${count(Math.floor(elapsed))} / ${count(limits.duration)} s`);
@@ -552,7 +555,6 @@ class Card {
     if (!this._capture.isChanged) return;
     this._capture.isChanged = false;
     this._plot.draw(rates);
-    setText(slots.rate, short(rate));
     setText(slots.drops, dropWords(state));
     slots.drops.classList.toggle("bad", state.dropped > 0);
   }
@@ -621,14 +623,14 @@ class Summary {
     this._sampledAt = 0;
   }
 
-  draw(running, node, now) {
+  draw(running, node, now, isLive) {
     const rate = running.reduce((sum, capture) => sum + capture.rate, 0);
-    if (now - this._sampledAt >= 1000) {
+    if (isLive && now - this._sampledAt >= 1000) {
       this._sampledAt = now;
       push(this._rates, rate);
       this._plot.draw(this._rates);
     }
-    setText($("tile-rate"), short(rate));
+    setText($("tile-rate"), isLive ? short(rate) : "–");
     setText($("tile-running"), count(running.length));
     const lost = running.reduce((sum, { state }) => sum + (state.dropped ?? 0), 0);
     const seen = running.reduce((sum, { state }) => sum + (state.received ?? 0), 0);
@@ -1279,10 +1281,14 @@ class Page {
   }
 
   _draw(now) {
+    // While the node can't be reached, time stands still: nobody knows how far its captures are.
+    const isLive = $("link-state").dataset.state !== "lost";
+    if (isLive) this._knownAt = now;
+    const then = this._knownAt ?? now;
     const running = this._model.running();
-    this._summary.draw(running, this._node, now);
+    this._summary.draw(running, this._node, now, isLive);
     if (this._isLoaded && this._model.isListChanged) this._drawLists(running);
-    for (const card of this._cards.views.values()) card.draw(now);
+    for (const card of this._cards.views.values()) card.draw(then, isLive);
     for (const row of this._rows.views.values()) row.draw();
     if (this._model.isRefusedChanged) {
       this._model.isRefusedChanged = false;
