@@ -72,6 +72,8 @@ class Spool(Service):
         self._max_age = max_age_seconds
         self._wall_clock = wall_clock
         self._inventory = Inventory()
+        # Whether the directory has been listed since the start.
+        self._is_listed = False
         # Entries that vanished while they were taken, by their names.
         self._vanished: dict[str, Entry] = {}
         self._logged: set[str] = set()
@@ -181,6 +183,12 @@ class Spool(Service):
 
         @return: its entry for one of the destinations, and the path of the file; L{None} if there is none.
         """
+        if not self._is_listed:
+            try:
+                async with self._open_folder():
+                    pass
+            except SpoolError:
+                return None
         for entry in self._inventory:
             if entry.capture_id == capture_id:
                 try:
@@ -332,6 +340,7 @@ class Spool(Service):
             raise
         self._logged.clear()
         self._log_shortcomings()
+        self._is_listed = True
         before = self._inventory
         entries = [self._known(before, one.entry_name) or self._entry(one) for one in found.entries]
         self._inventory = Inventory(entries, found.quarantined)

@@ -62,6 +62,42 @@ class RestartTests(SpoolCase):
         with artifact.content.open() as file:
             self.assertEqual(file.read(), DATA)
 
+    def located(self, capture_id: str) -> bytes | None:
+        """The file of a capture, where the spool says it is."""
+        found = self.successResultOf(Deferred.fromCoroutine(self.spool.locate(capture_id)))
+        if found is None:
+            return None
+        entry, path = found
+        self.assertEqual((entry.name, entry.size), (f"{capture_id}.pcap", len(DATA)))
+        return Path(path).read_bytes()
+
+    def test_located(self) -> None:
+        """The file of a capture is found by its id, also before the first round after a start."""
+        self.assertIsNone(self.located("a"))
+        self.put("a.pcap")
+        self.put("a.pcap", destination="two")
+        self.put("b.pcap")
+        self.assertEqual(self.located("a"), DATA)
+        self.stop()
+        self.start()
+        self.assertEqual(self.located("b"), DATA)
+        [one, two] = [path for path in self.path.iterdir() if "-a-" in path.name]
+        (one / "manifest.json").unlink()
+        self.assertEqual(self.located("a"), DATA)
+        (two / "manifest.json").unlink()
+        self.assertIsNone(self.located("a"))
+        self.assertIsNone(self.located("c"))
+
+    def test_located_nowhere(self) -> None:
+        """If the directory can't be used, nothing is found in it."""
+        self.put("a.pcap")
+        self.stop()
+        self.start()
+        self.path.chmod(0o777)
+        self.assertIsNone(self.located("a"))
+        self.path.chmod(0o700)
+        self.assertEqual(self.located("a"), DATA)
+
     def test_damaged(self) -> None:
         """What is damaged is quarantined, logged, and never delivered; what is complete, is delivered."""
         harms: list[Callable[[Path], object]] = [
