@@ -270,6 +270,19 @@ class SpoolFolder:
                 raise Damaged(f"{path}: the checksum is wrong")
             return entry, SpoolFile(path, entry.size)
 
+    def has(self, name: str) -> bool:
+        """
+        Whether there is anything of this name.
+
+        @raise SpoolError: if that can't be found out.
+        """
+        with self._spool_errors():
+            try:
+                os.lstat(self._in(name))
+            except FileNotFoundError:
+                return False
+            return True
+
     def locate(self, name: str) -> tuple[SpoolEntry, str]:
         """
         An entry, and the path of its capture, whose bytes are not checked.

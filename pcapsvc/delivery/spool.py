@@ -174,8 +174,19 @@ class Spool(Service):
             entry.on(Input.QUARANTINE)
             self._report_lost(entry, f"it is damaged, and in quarantine: {error}")
             raise
+        except SpoolError:
+            await self._look_for(entry)
+            raise
         artifact: Artifact = found.artifact(content)
         return artifact
+
+    async def _look_for(self, entry: Entry) -> None:
+        """If somebody removed an entry that was taken, it has vanished. L{SpoolError} if that is unknown."""
+        async with self._open_folder():
+            there = await self._access.run_alone(self._folder.has, spooled(entry).name)
+            if not there and self._inventory.has(entry):
+                self._inventory.remove(entry)
+                self._vanish(entry)
 
     async def locate(self, capture_id: str) -> tuple[SpoolEntry, str] | None:
         """

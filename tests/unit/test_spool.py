@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import stat
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +16,8 @@ from twisted.logger import LogLevel
 from zope.interface.verify import verifyObject
 
 from pcapsvc import durable
-from pcapsvc.core.errors import SpoolError
+from pcapsvc.core.errors import DestinationError, SpoolError
+from pcapsvc.core.event import DeliveryPostponed
 from pcapsvc.delivery.folder import SpoolFolder
 from pcapsvc.delivery.inventory import ENTRY_BYTES
 from pcapsvc.delivery.ispool import ISpool
@@ -223,6 +225,58 @@ class FolderTests(SpoolCase):
         self.put("c.pcap")
         self.assertEqual([capture for capture, _ in self.lost()], ["a"])
         self.assertEqual(self.spool.entries, 1)
+
+    def test_entry_removed(self) -> None:
+        """A capture that somebody removed is lost, which is reported once; the others stay."""
+        for name in ("a.pcap", "b.pcap"):
+            self.put(name)
+        shutil.rmtree(self.entry())
+        size = self.spool.size
+        self.one.answer = lambda: fail(DestinationError("503", retryable=True))
+        for _ in range(3):
+            self.clock.advance(3600)
+            for entry in self.spool.due("one"):
+                self.successResultOf(Deferred.fromCoroutine(self.outbox.retry(entry)))
+        self.assertEqual(self.lost(), [("a", "no longer in the spool")])
+        self.assertEqual([entry.capture_id for entry in self.spool.waiting], ["b"])
+        self.assertEqual(self.spool.size, size // 2)
+        self.assertEqual([data.problem for data in self.events(DeliveryPostponed)], ["503"] * 3)
+
+    def test_removed_while_attempted(self) -> None:
+        """If it is removed during an attempt that succeeds, it is delivered, and otherwise lost."""
+        for failure, lost in ((None, []), (DestinationError("503", retryable=True), ["b"])):
+            name = "a.pcap" if failure is None else "b.pcap"
+            self.put(name)
+            self.clock.advance(60)
+            answer: Deferred[Any] = Deferred()
+            self.one.answer = lambda answer=answer: answer  # type: ignore[misc]
+            [entry] = self.spool.due("one")
+            retrying = Deferred.fromCoroutine(self.outbox.retry(entry))
+            opened = self.one.artifacts[-1].content.open()
+            opened.read(1)
+            shutil.rmtree(self.entry())
+            self.one.artifacts[-1].content.open = lambda opened=opened: opened  # type: ignore[method-assign,misc]
+            answer.callback(failure) if failure is None else answer.errback(failure)
+            self.successResultOf(retrying)
+            opened.close()
+            self.clock.advance(3600)
+            for entry in self.spool.due("one"):
+                self.successResultOf(Deferred.fromCoroutine(self.outbox.retry(entry)))
+            self.assertEqual([capture for capture, _ in self.lost()], lost)
+            self.assertEqual(self.spool.waiting, [])
+
+    def test_unreadable_for_now(self) -> None:
+        """A capture that can't be read for now is attempted again."""
+        self.put()
+        self.path.chmod(0o720)
+        self.clock.advance(60)
+        for mode in (0o720, 0o700):
+            self.path.chmod(mode)
+            [entry] = self.spool.due("one")
+            self.successResultOf(Deferred.fromCoroutine(self.outbox.retry(entry)))
+            self.clock.advance(3600)
+        self.assertEqual(self.lost(), [])
+        self.assertEqual(list(self.one.files), ["a.pcap"])
 
     def test_replaced_while_taken(self) -> None:
         """What vanished while it was taken is lost when it is put back; anything else isn't."""
