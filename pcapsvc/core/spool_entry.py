@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from pcapsvc.core.artifact import PCAP_MEDIA_TYPE, Artifact
+from pcapsvc.core.artifact import PCAP_MEDIA_TYPE, Artifact, is_file_name
 from pcapsvc.core.errors import SpoolError, shown
 from pcapsvc.core.labels import Labels
 from pcapsvc.core.recording import Content
@@ -213,6 +213,8 @@ def decode_entry(manifest: bytes) -> SpoolEntry:
             raise SpoolError(f"has the unknown version {shown(version)}; the latest known is {VERSION}")
     except msgspec.ValidationError as error:
         raise SpoolError(f"is not a pcapsvc manifest: {error}") from None
+    if not is_file_name(entry.name, entry.capture):
+        raise SpoolError("is not a pcapsvc manifest: `$.name` is not that of this capture's file")
     return msgspec.structs.replace(
         entry,
         tags=_as_line(entry.tags, _Tags, _LONGEST_TAGS),

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial import unittest
 
-from pcapsvc.core.artifact import PCAP_MEDIA_TYPE, Artifact, file_name
+from pcapsvc.core.artifact import PCAP_MEDIA_TYPE, Artifact, file_name, is_file_name
 from pcapsvc.core.artifact import make_artifact as make
 from pcapsvc.core.plan import CapturePlan
 from pcapsvc.core.recording import PacketCounts, Recording
@@ -112,6 +112,7 @@ class FileNameTests(unittest.SynchronousTestCase):
         """Whatever the names are, the file's is ASCII, short enough, and no path."""
         name = name_of(recording(node=node, interface=interface))
         self.assertRegex(name, r"\A(?!\.)[A-Za-z0-9._-]{1,255}\Z")
+        self.assertTrue(is_file_name(name, recording().capture_id))
         self.assertTrue(name.endswith("-1700000000-0123456789ab.pcap"))
 
 

@@ -34,6 +34,22 @@ LABELS = Labels(via="kafka", requestid="r-1", alertid=17, customer="Zoë", tags=
 MANIFEST_1 = (Path(__file__).parent / "manifests" / "version1.json").read_bytes()
 
 
+#: Names that no request can produce for the capture C{f3a9c2d41b07}.
+FOREIGN_NAMES = (
+    "lock",
+    "evil.sh",
+    "f3a9c2d41b07.pcap",
+    "web1-f3a9c2d41b07.pcap",
+    "eth0-1-f3a9c2d41b07.pcap",
+    "web1-eth0-1-f3a9c2d41b08.pcap",
+    "web1-eth0-1-f3a9c2d41b07",
+    "web1-eth0-1-f3a9c2d41b07.",
+    "web1-eth0-1-f3a9c2d41b07.pcap.gz.1.sh",
+    "web1-eth0-1-f3a9c2d41b07.pcap-1-other.pcap",
+    "web1-eth0-now-f3a9c2d41b07.pcap",
+)
+
+
 def entry(tags: str = "customer:Zoë", **options: Any) -> SpoolEntry:
     """An entry of a capture for S3."""
     artifact = Artifact(
@@ -147,6 +163,7 @@ class SpoolEntryTests(unittest.SynchronousTestCase):
         """A manifest of version 1 is checked as strictly."""
         for changes, words in (
             ({"name": "../../etc/passwd"}, "$.name"),
+            *(({"name": name}, "$.name") for name in FOREIGN_NAMES),
             ({"s3": {"bucket": {"a": "b"}}}, "$.s3"),
             ({"s3": None}, "$.s3"),
             ({"size": 0}, "$.size"),
@@ -188,6 +205,7 @@ class SpoolEntryTests(unittest.SynchronousTestCase):
             (self.changed(tags=None), "missing required field `tags`"),
             (self.changed(name="../../etc/passwd"), "$.name"),
             (self.changed(name=".hidden"), "$.name"),
+            *((self.changed(name=name), "$.name") for name in FOREIGN_NAMES),
             (self.changed(capture="a/b"), "$.capture"),
             (self.changed(size=0), "$.size"),
             (self.changed(sha256="xyz"), "$.sha256"),

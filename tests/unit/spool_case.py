@@ -179,6 +179,10 @@ class SpoolCase(unittest.SynchronousTestCase):
         self.run_in_thread = run
         return hanging
 
+    def stored(self) -> list[str]:
+        """The ends of the names of the files that the destination has."""
+        return [name.rpartition("-")[2] for name in self.one.files]
+
     def names(self) -> list[str]:
         """What is in the directory, except for the lock."""
         return sorted(name for name in os.listdir(self.path) if name != "lock")
@@ -205,5 +209,8 @@ class SpoolCase(unittest.SynchronousTestCase):
 
 
 def replace_id(artifact: Any, name: str) -> Any:
-    """The artifact of another capture."""
-    return dataclasses.replace(artifact, capture_id=name.partition(".")[0])
+    """The artifact of another capture: C{a.pcap} or C{a} has the id C{a}, and a file of that id."""
+    capture_id = name.partition(".")[0]
+    return dataclasses.replace(
+        artifact, capture_id=capture_id, name=f"web1-eth0-1700000000-{capture_id}.pcap"
+    )

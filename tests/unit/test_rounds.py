@@ -41,7 +41,7 @@ class RoundsTests(SpoolCase):
             self.put(name)
         self.restart()
         self.rounds.startService()
-        self.assertEqual(list(self.one.files), ["c.pcap", "a.pcap", "b.pcap"])
+        self.assertEqual(self.stored(), ["c.pcap", "a.pcap", "b.pcap"])
         self.assertEqual(len(self.events(CaptureDelivered)), 3)
         self.assertEqual((self.names(), self.spool.entries, self.spool.size), ([], 0, 0))
         # The previous process may have delivered it.
@@ -152,14 +152,14 @@ class RoundsTests(SpoolCase):
             *[lambda: fail(DestinationError("429", retryable=True, retry_after_seconds=1e12))] * 2,
             lambda: succeed(None),
         )
-        self.successResultOf(self.outbox.deliver(make_artifact(self.content, name="a.pcap"), lambda: None))
+        self.successResultOf(self.outbox.deliver(make_artifact(self.content), lambda: None))
         self.rounds.startService()
         for attempts in (2, 3):
             self.clock.pump([60] * (int(LONGEST_ASKED_SECONDS) // 60 - 2))
             self.assertEqual(len(self.one.artifacts), attempts - 1)
             self.clock.pump([60] * 2)
             self.assertEqual(len(self.one.artifacts), attempts)
-        self.assertEqual(list(self.one.files), ["a.pcap"])
+        self.assertEqual(self.stored(), ["abc.pcap"])
 
     def test_dropped_meanwhile(self) -> None:
         """What is being dropped is not attempted any more: it could be delivered and reported as lost."""
@@ -242,9 +242,9 @@ class RoundsTests(SpoolCase):
         self.answers(self.broken, lambda: succeed(None))
         self.restart()
         self.rounds.startService()
-        self.assertEqual(list(self.one.files), ["b.pcap", "c.pcap"])
+        self.assertEqual(self.stored(), ["b.pcap", "c.pcap"])
         self.clock.pump([60] * 3)
-        self.assertEqual(list(self.one.files), ["b.pcap", "c.pcap", "a.pcap"])
+        self.assertEqual(self.stored(), ["b.pcap", "c.pcap", "a.pcap"])
 
     def test_one_at_a_time(self) -> None:
         """There is one attempt at a time, so that captures from memory have slots."""
@@ -254,7 +254,7 @@ class RoundsTests(SpoolCase):
         self.restart()
         self.rounds.startService()
         self.clock.pump([60] * 4)
-        self.assertEqual([artifact.name for artifact in self.one.artifacts], ["a.pcap"])
+        self.assertEqual([artifact.capture_id for artifact in self.one.artifacts], ["a"])
         self.stop_hurried()
 
     def test_one_at_a_time_on_each_route(self) -> None:
@@ -272,8 +272,8 @@ class RoundsTests(SpoolCase):
         self.rounds.startService()
         self.put("f.pcap")
         self.clock.pump([60] * 2)
-        self.assertEqual({artifact.name for artifact in self.one.artifacts}, {f"{x}.pcap" for x in "acdef"})
-        self.assertEqual(list(self.one.files), ["c.pcap", "d.pcap", "e.pcap", "f.pcap"])
+        self.assertEqual({artifact.capture_id for artifact in self.one.artifacts}, {*"acdef"})
+        self.assertEqual(self.stored(), ["c.pcap", "d.pcap", "e.pcap", "f.pcap"])
         self.stop_hurried()
 
     def test_another_destination(self) -> None:
@@ -291,7 +291,7 @@ class RoundsTests(SpoolCase):
         (self.entry() / "capture.pcap").write_bytes(b"xxxx packets")
         self.restart()
         self.rounds.startService()
-        self.assertEqual(list(self.one.files), ["b.pcap"])
+        self.assertEqual(self.stored(), ["b.pcap"])
         self.assertEqual([capture for capture, _ in self.lost()], ["a"])
         self.assertEqual(self.events(DeliveryPostponed), [])
 
@@ -349,7 +349,7 @@ class RoundsTests(SpoolCase):
         self.assertNoResult(stopping)
         hanging.callback(None)
         self.successResultOf(stopping)
-        self.assertEqual((list(self.one.files), self.spool.entries), (["a.pcap"], 1))
+        self.assertEqual((self.stored(), self.spool.entries), (["a.pcap"], 1))
 
     def stop_hurried(self) -> None:
         stopping = self.rounds.stopService()

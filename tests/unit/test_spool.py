@@ -61,7 +61,7 @@ class FolderTests(SpoolCase):
                 "v": 2,
                 "capture": "a",
                 "destination": "d0",
-                "name": "a.pcap",
+                "name": "web1-eth0-1700000000-a.pcap",
                 "tags": "customer:Zoë",
                 "media_type": "application/vnd.tcpdump.pcap",
                 "options": {"bucket": "b", "encryption": True},
@@ -276,7 +276,7 @@ class FolderTests(SpoolCase):
             self.successResultOf(Deferred.fromCoroutine(self.outbox.retry(entry)))
             self.clock.advance(3600)
         self.assertEqual(self.lost(), [])
-        self.assertEqual(list(self.one.files), ["a.pcap"])
+        self.assertEqual(self.stored(), ["a.pcap"])
 
     def test_replaced_while_taken(self) -> None:
         """What vanished while it was taken is lost when it is put back; anything else isn't."""
@@ -462,7 +462,7 @@ class FolderTests(SpoolCase):
         large = MemfdContent(zeros=60_000_000)
         self.addCleanup(large.close)
         with PeakMemory() as memory:
-            self.successResultOf(self.write(make_artifact(large, name="l.pcap")))
+            self.successResultOf(self.write(make_artifact(large)))
             self.clock.advance(60)
             [entry] = self.take()
             artifact = self.successResultOf(self.spool.read(entry))

@@ -97,7 +97,7 @@ class BoundsTests(SpoolCase):
         self.take(5)
         large = MemfdContent(bytes(5 * ENTRY_BYTES))
         self.addCleanup(large.close)
-        putting = self.write(make_artifact(large, name="x.pcap"))
+        putting = self.write(make_artifact(large))
         self.assertIn("being delivered now", str(self.failureResultOf(putting, SpoolError).value))
         self.assertEqual((self.lost(), self.spool.entries), ([], 10))
 
