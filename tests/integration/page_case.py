@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import http.client
 import json
+import threading
+import time
 from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -59,6 +62,39 @@ class PageTestCase(SynchronousTestCase):
         self.addCleanup(no_complaints)
         visitor.page.goto(f"http://127.0.0.1:{daemon.port}/")
         return visitor
+
+
+class EventCounter:
+    """Reads the events of a daemon beside the page, and counts them."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self.events = 0
+        self._connection = http.client.HTTPConnection("127.0.0.1", daemon.port, timeout=30)
+        self._connection.request("GET", "/events")
+        self._answer = self._connection.getresponse()
+        assert self._answer.status == 200, self._answer.status
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Disconnect."""
+        if self._connection.sock is not None:
+            self._connection.sock.shutdown(2)
+        self._thread.join(10)
+        self._connection.close()
+
+    def a_second(self, seconds: float) -> float:
+        """How many events come in a second, measured for a while."""
+        before, began = self.events, time.monotonic()
+        time.sleep(seconds)
+        return (self.events - before) / (time.monotonic() - began)
+
+    def _read(self) -> None:
+        try:
+            while line := self._answer.readline():
+                self.events += line.startswith(b"data:")
+        except (OSError, http.client.HTTPException):
+            pass
 
 
 def send(wire: Wire, packets: int) -> None:

@@ -1,59 +1,21 @@
-"""The web page in a real Chromium: start, watch, end and download captures; hostile text; tokens; outages."""
+"""The web page in a real Chromium: start, watch, end and download captures, and hostile text."""
 
 from __future__ import annotations
 
-import http.client
 import json
-import re
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
 from playwright.sync_api import Page, expect
 
-from peers.daemon import Daemon
 from peers.tcpdump import read_packets, tshark_complaint
 from peers.wire import Wire
-from tests.integration.page_case import HOSTILE, PATIENCE, PageTestCase, send, toml_list
+from tests.integration.page_case import HOSTILE, PATIENCE, EventCounter, PageTestCase, send, toml_list
 
 expect.set_options(timeout=PATIENCE)
 
 # Captures that report their progress ten times a second: 200 events a second on a busy machine, too.
 OTHERS = 30
-
-
-class EventCounter:
-    """Reads the events of a daemon beside the page, and counts them."""
-
-    def __init__(self, daemon: Daemon) -> None:
-        self.events = 0
-        self._connection = http.client.HTTPConnection("127.0.0.1", daemon.port, timeout=30)
-        self._connection.request("GET", "/events")
-        self._answer = self._connection.getresponse()
-        assert self._answer.status == 200, self._answer.status
-        self._thread = threading.Thread(target=self._read, daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Disconnect."""
-        if self._connection.sock is not None:
-            self._connection.sock.shutdown(2)
-        self._thread.join(10)
-        self._connection.close()
-
-    def a_second(self, seconds: float) -> float:
-        """How many events come in a second, measured for a while."""
-        before, began = self.events, time.monotonic()
-        time.sleep(seconds)
-        return (self.events - before) / (time.monotonic() - began)
-
-    def _read(self) -> None:
-        try:
-            while line := self._answer.readline():
-                self.events += line.startswith(b"data:")
-        except (OSError, http.client.HTTPException):
-            pass
 
 
 class CaptureTests(PageTestCase):
@@ -248,113 +210,3 @@ class HostileTextTests(PageTestCase):
         self.assertEqual(page.locator("img").count(), 0)
         width = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
         self.assertLessEqual(width[0], width[1])
-
-
-class TokenTests(PageTestCase):
-    """A node that requires a token."""
-
-    def secured(self, *lines: str) -> tuple[Daemon, str]:
-        """A daemon with tokens, and the first of them."""
-        file = Path(self.mktemp()).absolute()
-        file.write_text("\n".join(lines) + "\n")
-        file.chmod(0o600)
-        return self.daemon(f'tokenfile = "{file}"'), lines[0].split()[0]
-
-    def test_token(self) -> None:
-        """It is asked for once in each tab, survives a reload, and never is in a URL or in another tab."""
-        daemon, token = self.secured("tok-en.with~all_kinds+of/characters==")
-        visitor = self.visit(daemon, allowed="401 (Unauthorized)")
-        page = visitor.page
-        page.get_by_role("textbox", name="Token").fill("wrong-wrong")
-        page.get_by_role("button", name="Continue").click()
-        expect(page.locator("#token-error")).to_have_text("This node doesn’t accept that token.")
-        page.get_by_role("textbox", name="Token").fill(token)
-        page.keyboard.press("Enter")
-        expect(page.locator("#link-text")).to_have_text("Live")
-        page.reload()
-        expect(page.locator("#link-text")).to_have_text("Live")
-        expect(page.locator("#token-dialog")).to_be_hidden()
-        other = visitor.new_tab()
-        other.goto(page.url)
-        expect(other.locator("#token-dialog")).to_be_visible()
-        page.get_by_role("button", name="Forget token").click()
-        expect(page.locator("#token-dialog")).to_be_visible()
-        self.assertEqual([url for url in visitor.urls if "tok" in re.sub(r"^\w+://[^/]*", "", url)], [])
-
-    def test_reader(self) -> None:
-        """With a token that may only read, captures are shown, and starting one is refused in words."""
-        daemon, token = self.secured("reader-token-1 read", "writer-token-1 capture")
-        page = self.visit(daemon, allowed="Failed to load resource").page
-        page.get_by_role("textbox", name="Token").fill(token)
-        page.keyboard.press("Enter")
-        expect(page.locator("#link-text")).to_have_text("Live")
-        page.get_by_role("button", name="New capture").click()
-        page.get_by_role("checkbox", name="lo", exact=False).first.check()
-        page.get_by_role("button", name="Start capture").click()
-        expect(page.locator("#start-error")).to_contain_text("capture")
-
-
-class OutageTests(PageTestCase):
-    """What the page does if the node or its events can't be had."""
-
-    def test_restart(self) -> None:
-        """If a node is gone, its captures stand still; when it is back, the page goes on by itself."""
-        wire = self.wire()
-        daemon = self.daemon()
-        page = self.visit(daemon, allowed="Failed to load resource").page
-        expect(page.locator("#link-text")).to_have_text("Live")
-        daemon.capture(interface=[wire.interface], duration=300, timeout=300)
-        card = page.locator("#running .card")
-        expect(card.locator("[data-slot=rate]")).to_have_text("0")
-        daemon.signal(9)
-        daemon.wait()
-        expect(page.locator("#banner-text")).to_contain_text("can’t be reached")
-        expect(card.locator("[data-slot=rate]")).to_have_text("–")
-        stopped = card.locator("[data-slot=duration]").inner_text()
-        time.sleep(1.5)
-        expect(card.locator("[data-slot=duration]")).to_have_text(stopped)
-        daemon.restart()
-        expect(page.locator("#link-text")).to_have_text("Live")
-        expect(page.locator("#banner")).to_be_hidden()
-        expect(card).to_have_count(0)
-        daemon.capture(interface=[wire.interface], duration=300)
-        expect(card).to_have_count(1)
-
-    def test_list_fails(self) -> None:
-        """If the captures can't be listed at first, they are as soon as they can, and no event is lost."""
-        wire = self.wire()
-        daemon = self.daemon()
-        daemon.capture(interface=["lo"], duration=300)
-        visitor = self.visit(daemon, allowed="Failed to load resource")
-        page = visitor.page
-        expect(page.locator("#running .card")).to_have_count(1)
-        lists = "**/captures?limit=1000"
-        page.route(lists, lambda route: route.abort())
-        page.reload()
-        expect(page.locator("#banner-text")).to_contain_text("can’t be reached")
-        daemon.capture(interface=[wire.interface], duration=300)
-        page.unroute(lists)
-        expect(page.locator("#running .card")).to_have_count(2)
-        expect(page.locator("#banner")).to_be_hidden()
-        expect(page.locator("#link-text")).to_have_text("Live")
-
-    def test_without_events(self) -> None:
-        """If all places for readers of events are taken, the page polls; later, it gets a place."""
-        wire = self.wire()
-        daemon = self.daemon()
-        counters = []
-        for _ in range(50):
-            counters.append(EventCounter(daemon))
-            self.addCleanup(counters[-1].stop)
-        page = self.visit(daemon, allowed="503 (Service Unavailable)").page
-        expect(page.locator("#link-text")).to_have_text("Every 2 s")
-        capture = daemon.capture(interface=[wire.interface], duration=300)
-        card = page.locator("#running .card")
-        expect(card).to_have_count(1)
-        send(wire, 5)
-        expect(card.locator("[data-slot=packets]")).to_contain_text("5 /")
-        daemon.request("DELETE", f"/captures/{capture}")
-        expect(page.locator("#recent .badge")).to_have_text("Ended by hand")
-        for counter in counters:
-            counter.stop()
-        expect(page.locator("#link-text")).to_have_text("Live")
