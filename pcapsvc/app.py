@@ -104,38 +104,30 @@ def build(
     """
     pools, hosted = ThreadPools(reactor), MultiService()  # type: ignore[no-untyped-call]
     captures = Captures([section.name for section in settings.enabled(DestinationSection)])
-    events = EventFactory(
-        settings.general.node_name, wall_clock=wall_clock, new_id=_new_id, api=_api_url(settings)
-    )
-    context = _context(settings, reactor, pools, events, wall_clock)
+    context = _context(settings, reactor, pools, wall_clock)
     destinations = {section.name: section.build(context) for section in settings.enabled(DestinationSection)}
     reporters = _reporters(context, captures)
     reporter = FanOutReporter([*reporters.values()])
-    outboxes, rounds, spool = build_delivery(context, [*destinations.values()], reporter, events)
+    outboxes, rounds, spool = build_delivery(context, [*destinations.values()], reporter)
     packets, capturer, below = build_capturer(context, pools.new(), system)
     encoder = _encoder(context)
     files = CaptureFiles(reactor, _retain_bytes(settings))
-    pipeline = build_pipeline(
-        context, capturer, encoder, Outboxes(outboxes), reporter, events, captures, files
-    )
+    pipeline = build_pipeline(context, capturer, encoder, Outboxes(outboxes), reporter, captures, files)
     sources = {section.name: section.build(context, pipeline) for section in settings.enabled(SourceSection)}
-    outward = (encoder, *destinations.values(), *reporters.values())
-    stop_timeout = settings.general.stop_timeout_seconds
-    readiness = Readiness(reactor, os.environ.get("NOTIFY_SOCKET"), stop_timeout_seconds=stop_timeout)
-    # Rounds stop first: no attempt from the spool begins while the last captures are delivered.
     stop_order: list[IService | list[IService]] = [
         # A source has to know that it is stopping before its requests are refused for that reason.
-        [readiness, *sources.values(), Intake(pipeline)],
-        [pipeline, *rounds, *_progress_reports(context, captures, reporter, events)],
+        [_readiness(context), *sources.values(), Intake(pipeline)],
+        # No attempt from the spool begins while the last captures are delivered.
+        [pipeline, *rounds, *_progress_reports(context, captures, reporter)],
         [*outboxes],
         *spool,
         [packets, files],
         *below,
-        [part for part in outward if IService.providedBy(part)],
+        _services(encoder, *destinations.values(), *reporters.values()),
         [pools, NameLookups(reactor, pools.new().run)],
         [hosted, *_host_checks(settings, system)],
     ]
-    service = OrderedServices(reactor, stop_order, stop_timeout_seconds=stop_timeout)
+    service = OrderedServices(reactor, stop_order, stop_timeout_seconds=settings.general.stop_timeout_seconds)
     node = Node(
         service=service,
         settings=settings,
@@ -151,10 +143,21 @@ def build(
         outboxes={outbox.destination: outbox for outbox in outboxes},
         spool=spool[0] if spool else None,
     )
-    for section in settings.enabled(ServiceSection):
-        section.build(context, node).setServiceParent(hosted)  # type: ignore[no-untyped-call]
-    Signals(reactor, hurry=service.hurry).setServiceParent(hosted)  # type: ignore[no-untyped-call]
+    services = [section.build(context, node) for section in settings.enabled(ServiceSection)]
+    for each in (*services, Signals(reactor, hurry=service.hurry)):
+        each.setServiceParent(hosted)  # type: ignore[no-untyped-call]
     return node
+
+
+def _services(*parts: object) -> list[IService]:
+    return [part for part in parts if IService.providedBy(part)]
+
+
+def _readiness(context: BuildContext) -> Readiness:
+    stop_timeout_seconds = context.settings.general.stop_timeout_seconds
+    return Readiness(
+        context.reactor, os.environ.get("NOTIFY_SOCKET"), stop_timeout_seconds=stop_timeout_seconds
+    )
 
 
 def _host_checks(settings: Settings, system: IStandbyPacketSystem | None) -> list[IService]:
@@ -171,12 +174,12 @@ def _reporters(context: BuildContext, captures: Captures) -> dict[str, IReporter
 
 
 def _progress_reports(
-    context: BuildContext, captures: Captures, reporter: FanOutReporter, events: EventFactory
+    context: BuildContext, captures: Captures, reporter: FanOutReporter
 ) -> list[ProgressReports]:
     seconds = context.settings.section(ReportsSettings).progress_seconds
     if seconds is None:
         return []
-    return [ProgressReports(context.reactor, captures, reporter, events, interval_seconds=seconds)]
+    return [ProgressReports(context.reactor, captures, reporter, context.events, interval_seconds=seconds)]
 
 
 def _encoder(context: BuildContext) -> IEncoder:
@@ -205,12 +208,12 @@ def _context(
     settings: Settings,
     reactor: Any,
     pools: ThreadPools,
-    events: EventFactory,
     wall_clock: Callable[[], float],
 ) -> BuildContext:
     def threads(most: int) -> RunInThread:
         return pools.new(most).run
 
+    name, api = settings.general.node_name, _api_url(settings)
     return BuildContext(
         settings=settings,
         reactor=reactor,
@@ -218,6 +221,6 @@ def _context(
         # Twice the attempts, because an attempt that timed out may leave a thread that hangs for a while.
         destination_threads=partial(threads, 2 * settings.section(DeliverySettings).concurrency),
         wall_clock=wall_clock,
-        events=events,
+        events=EventFactory(name, wall_clock=wall_clock, new_id=_new_id, api=api),
         most_connections=most_connections(),
     )

@@ -11,7 +11,6 @@ from pcapsvc.capture.capturer import Capturer
 from pcapsvc.capture_files import CaptureFiles
 from pcapsvc.captures import Captures
 from pcapsvc.core.admission import Admission
-from pcapsvc.core.event import EventFactory
 from pcapsvc.core.plan import NodeView
 from pcapsvc.core.rate import RequestRate
 from pcapsvc.core.request import RequestBounds
@@ -34,10 +33,7 @@ from pcapsvc.packets.standby import StandbySystem
 from pcapsvc.pipeline import Pipeline
 from pcapsvc.settings import Settings
 from pcapsvc.settings.general import interfaces_by_alias
-from pcapsvc.settings.section import (
-    BuildContext,
-    DestinationSection,
-)
+from pcapsvc.settings.section import BuildContext, DestinationSection
 from pcapsvc.threads import Threads
 
 if TYPE_CHECKING:
@@ -92,7 +88,6 @@ def build_pipeline(
     encoder: IEncoder,
     delivery: IDelivery,
     reporter: IReporter,
-    events: EventFactory,
     captures: Captures,
     files: CaptureFiles,
 ) -> Pipeline:
@@ -124,7 +119,7 @@ def build_pipeline(
         encoder=encoder,
         delivery=delivery,
         reporter=reporter,
-        events=events,
+        events=context.events,
         captures=captures,
         files=files,
         admission=admission,
@@ -160,11 +155,10 @@ def build_delivery(
     context: BuildContext,
     destinations: list[IDestination],
     reporter: IReporter,
-    events: EventFactory,
 ) -> tuple[list[Outbox], list[Rounds], list[Spool]]:
     """An outbox for each destination; if there is a spool, the rounds through it, and the spool."""
     chosen = context.settings.section(DeliverySettings)
-    spool = None if chosen.spool_dir is None else _spool(context, chosen.spool_dir, reporter, events)
+    spool = None if chosen.spool_dir is None else _spool(context, chosen.spool_dir, reporter)
     outboxes = [
         Outbox(
             context.reactor,
@@ -178,7 +172,7 @@ def build_delivery(
             ),
             spool_interval_seconds=chosen.retry_interval_seconds,
             reporter=reporter,
-            events=events,
+            events=context.events,
             spool=spool,
             spool_first=chosen.spool_first,
             wall_clock=context.wall_clock,
@@ -193,7 +187,7 @@ def build_delivery(
     return outboxes, [Rounds(context.reactor, spool, outboxes, interval_seconds=interval_seconds)], [spool]
 
 
-def _spool(context: BuildContext, directory: str, reporter: IReporter, events: EventFactory) -> Spool:
+def _spool(context: BuildContext, directory: str, reporter: IReporter) -> Spool:
     # Imported here: nodes without a spool do without.
     from pcapsvc.delivery.folder import SpoolFolder
     from pcapsvc.delivery.spool import SPOOL_THREADS, Spool
@@ -204,7 +198,7 @@ def _spool(context: BuildContext, directory: str, reporter: IReporter, events: E
         SpoolFolder(directory),
         run_in_thread=context.threads(SPOOL_THREADS),
         reporter=reporter,
-        events=events,
+        events=context.events,
         max_bytes=chosen.spool_size_bytes,
         max_age_seconds=chosen.max_age_seconds,
         wall_clock=context.wall_clock,
