@@ -65,8 +65,8 @@ class CloudSharkTests(CloudSharkCase):
         self.assertEqual(len(receipts), 5)
 
     async def test_id_within_link(self) -> None:
-        """The id may be a number, and is quoted in the link."""
-        for id, shown in ((17, "17"), ("a/b c", "a%2Fb%20c")):
+        """The id may be a number."""
+        for id, shown in ((17, "17"), ("0a-B_9", "0a-B_9")):
             self.server.answer = lambda request, id=id: {"filename": "x", "id": id}
             receipt = await self.make().store(make_artifact(self.content))
             self.assertEqual(receipt.location.rpartition("/captures/")[2], shown)
@@ -120,12 +120,41 @@ class CloudSharkTests(CloudSharkCase):
 
     async def test_answers_that_are_none(self) -> None:
         """200 with no id is a failure, whatever else comes with it."""
-        for body in (b"", b"<html>", b"[]", b'{"id": null}', b'{"id": true}', b'{"id": ""}', b"[" * 50000):
+        ids = (
+            "null",
+            "true",
+            '""',
+            "0",
+            "-5",
+            "1.5",
+            '" "',
+            '"a b"',
+            '"a/b"',
+            r'"a\u0000\n<script>"',
+            '"a\u00e9"',
+        )
+        for body in (b"", b"<html>", b"[]", b"[" * 50000, *(f'{{"id": {id}}}'.encode() for id in ids)):
             self.server.answer = lambda request, body=body: body
             error = await self.refused()
             self.assertIn("answered 200: without the id of a capture", str(error))
             # Such as the login page of a captive portal, which goes away.
             self.assertTrue(error.retryable)
+
+    async def test_id_beside_an_error(self) -> None:
+        """An id counts only if the answer says nothing of an error."""
+        for beside, words, retryable in (
+            ({"exceptions": ["quota"]}, "answered 200: quota", False),
+            ({"exceptions": "quota", "status": 500}, "answered 200: quota", False),
+            ({"status": 500}, "answered 200: with the status 500", True),
+            ({"status": "403"}, "answered 200: with the status 403", True),
+        ):
+            self.server.answer = lambda request, beside=beside: {"filename": "x", "id": "f00", **beside}
+            error = await self.refused()
+            self.assertTrue(str(error).endswith(words), str(error))
+            self.assertEqual(error.retryable, retryable)
+        for beside in ({"exceptions": []}, {"exceptions": None, "status": 200}, {"status": "ok"}):
+            self.server.answer = lambda request, beside=beside: {"filename": "x", "id": "f00", **beside}
+            await self.make().store(make_artifact(self.content))
 
     async def test_endless_answer(self) -> None:
         """No more of an answer is read than an answer can have."""
@@ -376,9 +405,9 @@ class SearchTests(CloudSharkCase):
     async def test_found(self) -> None:
         """What is found by its name is not uploaded again."""
         self.server.search = lambda request: {
-            "captures": [{"filename": self.NAME, "id": "a/b", "size": self.content.size}]
+            "captures": [{"filename": self.NAME, "id": "a-b", "size": self.content.size}]
         }
-        self.assertEqual(await self.again(), "a%2Fb")
+        self.assertEqual(await self.again(), "a-b")
         [request] = self.server.requests
         self.assertEqual(request.method, b"GET")
         self.assertEqual(request.path, b"/api/v1/" + TOKEN_IN_URL + b"/search")
@@ -390,7 +419,14 @@ class SearchTests(CloudSharkCase):
             [],
             [{"filename": f"copy of {self.NAME}", "id": "1"}],
             [{"filename": self.NAME, "id": "1", "size": self.content.size - 1}],
-            [{"filename": self.NAME}, {"filename": self.NAME, "id": ""}, None, "x", {"id": "1"}],
+            [
+                {"filename": self.NAME},
+                {"filename": self.NAME, "id": ""},
+                {"filename": self.NAME, "id": "a/b"},
+                None,
+                "x",
+                {"id": "1"},
+            ],
         ):
             self.server.requests.clear()
             self.server.search = lambda request, captures=captures: {"captures": captures}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -27,7 +28,9 @@ from pcapsvc.interfaces.threads import RunInThread
 from pcapsvc.net.http_client import Response, exchange, server_endpoint
 from pcapsvc.net.pem import UnusableCertificates
 
-_LONGEST_ID = 256
+# The id of a capture: CloudShark's are hexadecimal words or numbers.
+_ID = re.compile(r"[A-Za-z0-9_-]{1,256}")
+_LARGEST_NUMBER = 10**20
 # Request Timeout, Too Many Requests, Service Unavailable (RFC 9110, RFC 6585): no point in another
 # request right now.
 _BUSY = frozenset({408, 429, 503})
@@ -45,8 +48,8 @@ class CloudShark:
     C{…/search?search[filename]=NAME} (CloudShark's API, "Search"). If the token may not search, or the
     search takes too long, the capture is uploaded.
 
-    A capture is delivered if the answer to its whole upload has the id of a capture; or if the search finds
-    one of its name, and of its size if the answer has sizes.
+    A capture is delivered if the answer to its whole upload has the id of a capture, and no error; or if the
+    search finds one of its name, and of its size if the answer has sizes.
 
     Retryable: connection errors, time-outs, the answers 408, 429 and 5xx, and redirects and successes that
     are not CloudShark's, but for example a captive portal's. Not retryable: any other answer, and a
@@ -207,14 +210,18 @@ class CloudShark:
         @raise DestinationError: if it was not accepted.
         """
         code, answer = response.code, _object(response.body)
-        link = self._link(answer.get("id")) if code == 200 else None
+        exceptions, status = answer.get("exceptions"), str(answer.get("status"))
+        # A proxy may answer 200 for a server that doesn't.
+        failed = re.fullmatch("[45][0-9]{2}", status) is not None
+        link = self._link(answer.get("id")) if code == 200 and not (exceptions or failed) else None
         if link is not None:
             return link
-        exceptions = answer.get("exceptions")
         if isinstance(exceptions, list) and exceptions:
             words = "; ".join(str(exception) for exception in exceptions)
         elif isinstance(exceptions, str) and exceptions:
             words = exceptions
+        elif code == 200 and failed:
+            words = f"with the status {status}"
         elif code == 200:
             words = "without the id of a capture"
         elif 300 <= code < 400:
@@ -231,9 +238,11 @@ class CloudShark:
 
     def _link(self, id: object) -> str | None:
         """The page of a capture; L{None} if this is not an id."""
-        if type(id) not in (str, int) or not 0 < len(str(id)) <= _LONGEST_ID:
+        is_word = isinstance(id, str) and _ID.fullmatch(id)
+        is_number = type(id) is int and 0 < id < _LARGEST_NUMBER
+        if not (is_word or is_number):
             return None
-        link = f"{self._base}/captures/{quote(str(id), safe='', errors='replace')}"
+        link = f"{self._base}/captures/{id}"
         return without_secrets(link, self._secrets)
 
     def _describe(self, error: BaseException) -> tuple[str, bool]:
