@@ -25,13 +25,13 @@ from pcapsvc.core.event import (
 )
 from pcapsvc.core.line_limit import LineLimit
 from pcapsvc.core.session import StopReason
-from pcapsvc.core.text import counted
+from pcapsvc.core.text import counted, one_line
 from pcapsvc.interfaces.reports import IReporter
 
 #: How many refused requests are logged per second and source. The others are counted.
 REFUSALS_A_SECOND = 20
-# How many problems are logged of each.
-_MOST_PROBLEMS = 10
+# How many characters are logged of the problems of each.
+_MOST_CHARACTERS = 400
 
 # How lines of the log go on after "stopped".
 _REASONS = {
@@ -120,12 +120,11 @@ class LogReporter(Service):
 
     def _warned(self, source: str, warnings: Sequence[Problem]) -> None:
         if self._may_log(source):
-            for warning in warnings:
-                self._log.warn(
-                    "request from {source} accepted, with a warning: {problem}",
-                    source=source,
-                    problem=warning,
-                )
+            self._log.warn(
+                "request from {source} accepted, with a warning: {problems}",
+                source=source,
+                problems=_listed(warnings),
+            )
 
     def _refused(self, source: str, refused: RequestRejected | RequestBusy) -> None:
         if not self._may_log(source):
@@ -133,11 +132,9 @@ class LogReporter(Service):
                 self._counts_due[source] = self._reactor.callLater(1.0, self._count, source)
             return
         if isinstance(refused, RequestRejected):
-            problems = [str(problem) for problem in refused.problems]
-            if (more := len(problems) - _MOST_PROBLEMS) > 0:
-                problems[_MOST_PROBLEMS:] = [f"{more} more problems"]
-            for problem in problems:
-                self._log.warn("request from {source} refused: {problem}", source=source, problem=problem)
+            self._log.warn(
+                "request from {source} refused: {problems}", source=source, problems=_listed(refused.problems)
+            )
         else:
             self._log.warn(
                 "request from {source} refused: busy: {reason}", source=source, reason=refused.reason
@@ -194,3 +191,17 @@ class LogReporter(Service):
                 else f", {counts.interface_dropped} dropped by the interface"
             ),
         )
+
+
+def _listed(problems: Sequence[Problem]) -> str:
+    """Problems on one line: as many as fit, at least one, and how many more there are."""
+    words: list[str] = []
+    room = _MOST_CHARACTERS
+    for problem in problems:
+        one = one_line(str(problem), most=_MOST_CHARACTERS)
+        room -= len(one)
+        if words and room < 0:
+            words.append(f"and {len(problems) - len(words)} more")
+            break
+        words.append(one)
+    return "; ".join(words)

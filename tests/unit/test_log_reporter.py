@@ -186,7 +186,7 @@ class LogReporterTests(unittest.SynchronousTestCase):
         )
 
     def test_refused(self) -> None:
-        """Each problem of a rejected request is a warning, and so is a request without capacity."""
+        """The problems of a rejected request are one warning, and so is a request without capacity."""
         problems = (
             Problem(path="packets", value="0", rule="must be 1 or more"),
             Problem(path="x", rule="is odd"),
@@ -194,8 +194,7 @@ class LogReporterTests(unittest.SynchronousTestCase):
         self.assertEqual(
             self.report(RequestRejected(problems=problems)),
             [
-                (LogLevel.warn, "request from redis refused: packets = 0: must be 1 or more"),
-                (LogLevel.warn, "request from redis refused: x: is odd"),
+                (LogLevel.warn, "request from redis refused: packets = 0: must be 1 or more; x: is odd"),
             ],
         )
         self.assertEqual(
@@ -223,11 +222,17 @@ class LogReporterTests(unittest.SynchronousTestCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_many_problems(self) -> None:
-        """If a request has very many problems, some are logged, and the others counted."""
-        problems = tuple(Problem(path=f"x{at}", rule="is odd") for at in range(500))
-        lines = self.report(RequestRejected(problems=problems))
-        self.assertEqual(len(lines), 11)
-        self.assertEqual(lines[-1][1], "request from redis refused: 490 more problems")
+        """If a request has very many problems, or long ones, some are on the line, and the others counted."""
+        for data in (RequestRejected, lambda problems: RequestAccepted(captures=(), warnings=problems)):
+            for filler in ("", "x" * 100):
+                problems = tuple(Problem(path=f"x{at:03}", value=filler, rule="is odd") for at in range(500))
+                [(_, line)] = self.report(data(problems=problems))  # type: ignore[operator]
+                self.assertLess(len(line), 600)
+                self.assertIn(f": x000 = {filler}: is odd; x001", line)
+                shown = line.count("is odd")
+                self.assertTrue(line.endswith(f"; and {500 - shown} more"), line)
+        [(_, line)] = self.report(RequestRejected(problems=(Problem(path="x", rule="y" * 1000),)))
+        self.assertLess(len(line), 600)
 
     def test_stop(self) -> None:
         """A stop logs how many refusals were suppressed."""
