@@ -14,7 +14,9 @@ from pcapsvc.host.exit import bound_exit
 
 Handler = Callable[[int, Any], Any] | int | None
 
-# Each of these would end the process, by default, and with it the running captures (signal(7)).
+# Each of these would end the process, by default, and with it the running captures (signal(7)). So do
+# SIGABRT, SIGBUS, SIGFPE, SIGILL and SIGSEGV, which have no handler: a process whose own fault caused one
+# can't go on, and a handler would not know that somebody else sent it.
 #: Stop the daemon: somebody, the power supply, or a limit of CPU time wants it to end.
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGPWR, signal.SIGXCPU)
 #: Do nothing, unless somebody else handles them: twistd rotates its log file at SIGUSR1.
@@ -26,6 +28,9 @@ IGNORED = (
     signal.SIGPROF,
     signal.SIGIO,
     signal.SIGSTKFLT,
+    # From outside. What causes one of them itself goes on, too.
+    signal.SIGTRAP,
+    signal.SIGSYS,
     *range(signal.SIGRTMIN, signal.SIGRTMAX + 1),
 )
 

@@ -20,6 +20,8 @@ IGNORED = (
     signal.SIGPROF,
     signal.SIGIO,
     signal.SIGSTKFLT,
+    signal.SIGTRAP,
+    signal.SIGSYS,
     signal.SIGPIPE,
     signal.SIGXFSZ,
     signal.SIGRTMIN,
@@ -52,7 +54,7 @@ class SignalTests(unittest.SynchronousTestCase):
         for number in IGNORED:
             daemon.signal(number)
             self.assertEqual("capturing", daemon.request("GET", f"/captures/{capture}")[1]["state"], number)
-        for name in ("SIGHUP", "SIGUSR1", "SIGUSR2", "SIGALRM"):
+        for name in ("SIGHUP", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGTRAP", "SIGSYS"):
             daemon.logged(f"{name}: ignored")
         self.send(port)
         daemon.signal(signal.SIGTERM)

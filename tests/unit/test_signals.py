@@ -63,6 +63,16 @@ class SignalsTests(unittest.SynchronousTestCase):
         for function in self.reactor.started:
             function()
 
+    def test_all(self) -> None:
+        """Of the signals that would end a process, only SIGKILL and those of its own faults do."""
+        # signal(7).
+        faults = {signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV}
+        harmless = {signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH}
+        suspending = {signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
+        by_python = {signal.SIGPIPE, signal.SIGXFSZ}
+        others = {signal.SIGHUP, signal.SIGKILL, *faults, *harmless, *suspending, *by_python}
+        self.assertEqual({*STOPPING, *IGNORED}, signal.valid_signals() - others)
+
     def test_before_the_reactor_runs(self) -> None:
         """Before the reactor runs, only the signals that stop the daemon are handled, and kept for it."""
         handled = {number for number, handler in self.handlers.items() if handler != signal.SIG_DFL}
