@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
-from twisted.trial.unittest import SkipTest, SynchronousTestCase
+from twisted.trial.unittest import SynchronousTestCase
 
+from peers.requirement import require_command
 from tests.unit.documents import ROOT
 from tests.unit.promql import Query, Selector, read
 from tests.unit.test_metrics import SERIES
@@ -27,8 +27,7 @@ _TARGET = frozenset({"job", "instance"})
 
 def promtool(case: SynchronousTestCase, *words: str) -> str:
     """What promtool says."""
-    if (program := shutil.which("promtool")) is None:
-        raise SkipTest("promtool, of Debian's package prometheus, is not installed")
+    program = require_command("promtool", "prometheus")
     run = subprocess.run([program, *words], capture_output=True, text=True, timeout=60)
     case.assertEqual(run.returncode, 0, run.stdout + run.stderr)
     return run.stdout

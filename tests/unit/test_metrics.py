@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactorClock
-from twisted.trial.unittest import SkipTest, SynchronousTestCase
+from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import directlyProvides
 
 from pcapsvc import app
@@ -43,6 +42,7 @@ from pcapsvc.reports.metrics.resource import MetricsResource
 from pcapsvc.reports.metrics.state import NodeCollector
 from pcapsvc.testing import MemoryReporter, MemorySink, MemorySource, event_factory
 from pcapsvc.testing_packets import MemoryPacketSystem
+from peers.requirement import require_command
 from tests.unit.http_case import HTTPTestCase
 from tests.unit.settings_case import LEAST, SettingsTestCase
 from tests.unit.test_web_node import build
@@ -172,8 +172,7 @@ class SeriesTests(MetricsCase):
 
     def test_promtool(self) -> None:
         """Prometheus' own tool finds nothing either."""
-        if (promtool := shutil.which("promtool")) is None:
-            raise SkipTest("promtool, of Debian's package prometheus, is not installed")
+        promtool = require_command("promtool", "prometheus")
         run = subprocess.run(
             [promtool, "check", "metrics"], input=self.text(), capture_output=True, text=True, timeout=60
         )
