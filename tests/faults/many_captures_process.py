@@ -1,0 +1,157 @@
+"""
+A node in a process of its own, whose packets are in memory. On its standard input it is told what to do:
+
+    start N      request N captures of five packets each
+    deliver      let five packets arrive at all of them
+    state        print a line of JSON
+    stop         stop
+
+usage: python -m tests.faults.many_captures_process CONFIGURATION EVENTS
+
+The id, type and subject of each event that is reported are written to the file EVENTS at the end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from typing import Any
+
+from twisted.internet import reactor, stdio, task
+from twisted.internet.defer import Deferred
+from twisted.protocols.basic import LineReceiver
+from zope.interface import implementer
+
+from pcapsvc import app
+from pcapsvc.components import COMPONENTS
+from pcapsvc.core.event import CaptureDelivered, CaptureStopped, Event
+from pcapsvc.core.message import Message
+from pcapsvc.core.result import Accepted, Verdict
+from pcapsvc.interfaces.reports import IEventChannel, IProgressReporter
+from pcapsvc.settings import load_settings
+from pcapsvc.testing_packets import MemoryPacketSystem
+from peers.frames import udp_frame
+
+PACKETS = 5
+# How many requests are made in one turn of the reactor.
+_AT_ONCE = 10
+
+
+@implementer(IProgressReporter)
+class Recorder:
+    """Records every event; and of captures how long it took to end them, and what they have."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, str, str | None]] = []
+        self.arrived_at = 0.0
+        self.longest_seconds = 0.0
+        self.complete = 0
+        self.delivered = 0
+
+    def report(self, event: Event) -> None:
+        """Record an event."""
+        self.events.append((event.id, event.type, event.subject))
+        if isinstance(event.data, CaptureStopped):
+            self.longest_seconds = max(self.longest_seconds, time.monotonic() - self.arrived_at)
+            self.complete += event.data.packets == PACKETS
+        elif isinstance(event.data, CaptureDelivered):
+            self.delivered += 1
+
+    def wants_progress(self) -> bool:
+        """It wants all events."""
+        return True
+
+
+class Control(LineReceiver):
+    """Does what it is told."""
+
+    delimiter = b"\n"
+
+    def __init__(self, path: str, events: str) -> None:
+        self.system = MemoryPacketSystem("mem0")
+        settings = load_settings(path, COMPONENTS)
+        self.node = app.build(settings, reactor, system=self.system)
+        self.recorder = Recorder()
+        self.node.reporter.add(self.recorder)
+        self.events = events
+        self.accepted = 0
+
+    def connectionMade(self) -> None:
+        """Start the node."""
+        self.node.service.privilegedStartService()
+        self.node.service.startService()
+
+    def lineReceived(self, line: bytes) -> None:
+        """Do what a line says."""
+        word, *arguments = line.decode().split()
+        getattr(self, f"do_{word}")(*arguments)
+
+    def do_start(self, count: str) -> None:
+        """Request captures."""
+        Deferred.fromCoroutine(self._start(int(count))).addErrback(lambda why: why.printTraceback())
+
+    async def _start(self, count: int) -> None:
+        request = {
+            "node": "node-1",
+            "interface": ["mem0"],
+            "packets": PACKETS,
+            "timeout": 300,
+            "bytes": 99999,
+        }
+        for number in range(count):
+            body = json.dumps({**request, "requestid": f"r-{number}"}).encode()
+            verdict: Verdict = await self.node.pipeline.submit(Message(source="http", body=body))
+            self.accepted += isinstance(verdict, Accepted)
+            if number % _AT_ONCE == 0:
+                await task.deferLater(reactor, 0)  # type: ignore[arg-type]
+
+    def do_deliver(self) -> None:
+        """Let packets arrive."""
+        self.recorder.arrived_at, self.recorder.longest_seconds = time.monotonic(), 0.0
+        self.system.deliver("mem0", *(udp_frame(number) for number in range(PACKETS)))
+
+    def do_state(self) -> None:
+        """Say how it is."""
+        with open("/proc/self/statm") as file:
+            pages = int(file.read().split()[1])
+        state: dict[str, Any] = {
+            "accepted": self.accepted,
+            "running": len(self.node.captures.running),
+            "complete": self.recorder.complete,
+            "delivered": self.recorder.delivered,
+            "longest_seconds": self.recorder.longest_seconds,
+            "rss": pages * os.sysconf("SC_PAGE_SIZE"),
+            "channels": {
+                name: {
+                    "waiting": channel.waiting,
+                    "dropped": channel.dropped,
+                    "connected": channel.state().connected,
+                }
+                for name, channel in self.node.reporters.items()
+                if IEventChannel.providedBy(channel)
+            },
+        }
+        self.sendLine(json.dumps(state).encode())
+
+    def do_stop(self) -> None:
+        """Stop, and write what was reported."""
+        stopping = task.ensureDeferred(self._stop())
+        stopping.addBoth(lambda _: reactor.stop())  # type: ignore[attr-defined]
+
+    async def _stop(self) -> None:
+        await self.node.service.stopService()
+        with open(self.events, "w") as file:
+            json.dump(self.recorder.events, file)
+
+
+def main() -> None:
+    """Run until it is told to stop."""
+    reactor.seconds = time.monotonic  # type: ignore[attr-defined]
+    stdio.StandardIO(Control(*sys.argv[1:]))
+    reactor.run()  # type: ignore[attr-defined]
+
+
+if __name__ == "__main__":
+    main()
