@@ -20,6 +20,7 @@ from zope.interface import implementer
 
 from pcapsvc.core.errors import CaptureUnavailable
 from pcapsvc.core.filter import FilterRejected, Program
+from pcapsvc.core.link_type import file_link_type
 from pcapsvc.core.network_interface import NetworkInterface
 from pcapsvc.core.recording import PacketCounts
 from pcapsvc.interfaces.capture import (
@@ -59,7 +60,7 @@ class MemoryInterface:
     """
     An interface of a L{MemoryPacketSystem}.
 
-    @ivar link_type: the link-layer type of captures on it.
+    @ivar link_type: its link-layer type, as libpcap numbers it.
     @ivar problem: why it can't be captured on; L{None} if it can.
     @ivar handles: the handles that are open on it.
     @ivar index: its index, which it keeps when it is renamed.
@@ -367,7 +368,7 @@ class MemoryDumper:
     def __init__(self, file: BinaryIO, link_type: int, snap_length: int) -> None:
         self._file = file
         # draft-ietf-opsawg-pcap, section 4.
-        file.write(struct.pack("=IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, snap_length, link_type))
+        file.write(struct.pack("=IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, snap_length, file_link_type(link_type)))
 
     def dump(self, header: Any, data: bytes) -> None:
         """Write one packet: see L{IPacketDumper.dump}."""

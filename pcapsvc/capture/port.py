@@ -14,6 +14,7 @@ from zope.interface import implementer
 
 from pcapsvc.capture.buffer import RecordingBuffer
 from pcapsvc.core.errors import CaptureUnavailable
+from pcapsvc.core.link_type import file_link_type
 from pcapsvc.core.plan import CapturePlan
 from pcapsvc.core.recording import Progress, Recording
 from pcapsvc.core.session import CaptureSession, StopReason
@@ -87,7 +88,7 @@ class CapturePort:
         )
         self.plan = plan
         self.capture_id = capture_id
-        self.link_type = handle.link_type
+        self.link_type = file_link_type(handle.link_type)
         self.compile_seconds = handle.program.compile_seconds
 
     def begin(self) -> None:

@@ -33,7 +33,7 @@ PacketSink: TypeAlias = "IPacketDumper | Callable[[Any, bytes], object]"
 class IPacketHandle(Interface):
     """An interface that is being captured on."""
 
-    link_type: int = Attribute("The link-layer type, a number of draft-ietf-opsawg-pcaplinktype.")
+    link_type: int = Attribute("The link-layer type, as libpcap numbers it (DLT_).")
     program: Program = Attribute("The filter that it was opened with, compiled.")
 
     def fileno() -> int:
@@ -105,6 +105,7 @@ class IPacketSystem(Interface):
         Create a pcap file; an existing file is truncated.
 
         @param file: its path; or the descriptor of an open, empty file, which stays open.
+        @param link_type: as libpcap numbers it.
         @param snap_length: in bytes.
 
         @raise OSError: if it can't be opened.
@@ -206,7 +207,7 @@ class ICapture(Interface):
 
     capture_id: str = Attribute("Unique among all captures, in ASCII letters and digits.")
     plan: CapturePlan = Attribute("What it does.")
-    link_type: int = Attribute("The link-layer type of its file.")
+    link_type: int = Attribute("The link-layer type of its file, a number of draft-ietf-opsawg-pcaplinktype.")
     started: float = Attribute("Since when packets are kept, in seconds since the Unix epoch.")
     compile_seconds: float = Attribute("How long another process was busy with its filter.")
 

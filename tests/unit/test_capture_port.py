@@ -128,6 +128,14 @@ class CapturePortTests(unittest.SynchronousTestCase):
         self.assertEqual(made.counts.received, 3)
         self.assertEqual(made.content.size, 24 + 2 * 116)
 
+    def test_link_type(self) -> None:
+        """A capture has the link-layer type of its file, which libpcap has another number for."""
+        self.system.interfaces["mem0"].link_type = 12
+        port = self.port(packets=1)
+        recording = port.start()
+        self.arrive(udp_frame(1))
+        self.assertEqual((port.link_type, self.recorded(recording).link_type), (101, 101))
+
     def test_progress(self) -> None:
         """The progress has what was captured, for how long, and what the kernel has counted."""
         port = self.port(packets=2, snap=50)
