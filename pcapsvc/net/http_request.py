@@ -28,7 +28,7 @@ from pcapsvc.net.http_resource import Answer, AnswerCut, HTTPProblem
 _NOT_DONE_YET = 1
 
 # A request target in absolute form, without its query (RFC 9112, section 3.2.2): the host, and the path.
-_ABSOLUTE = re.compile(rb"\Ahttps?://([^/@]+)(/.*)?\Z", re.IGNORECASE)
+_ABSOLUTE = re.compile(rb"\Ahttps?://([^/]+)(/.*)?\Z", re.IGNORECASE)
 
 
 class Request(http.Request):
@@ -225,6 +225,11 @@ class Request(http.Request):
         hosts = self.requestHeaders.getRawHeaders(b"Host", [])
         if len(hosts) > 1 or (not hosts and self.clientproto == b"HTTP/1.1"):
             raise HTTPProblem(400, "A request must have exactly one Host header.")
+        # RFC 9110, section 4.2.4: what looks like a host there may hide the real one.
+        if b"@" in (self.target_host or b""):
+            raise HTTPProblem(400, "The URL of a request must not have a user name.")
+        if not self.path.startswith(b"/") and self.path != b"*":
+            raise HTTPProblem(400, "The target of a request must be a path or a URL.")
 
     def _abort(self) -> None:
         if not self.is_disconnected:

@@ -100,10 +100,11 @@ class BrowserTests(HTTPTestCase):
             ("https://[::1]/captures", "[::1]", 202),
             ("http://evil.test/captures", "localhost", 403),
             ("http://evil.test", "localhost", 403),
-            ("http://localhost@evil.test/captures", "localhost", 404),
+            ("http://localhost@evil.test/captures", "localhost", 400),
             ("http://localhost", "localhost", 404),
-            ("http:///captures", "localhost", 404),
-            ("ftp://localhost/captures", "localhost", 404),
+            ("http:///captures", "localhost", 400),
+            ("ftp://localhost/captures", "localhost", 400),
+            ("captures", "localhost", 400),
         ):
             self.assertEqual(self.ask("POST", target, b"{}", Host=host).code, code, target)
         self.assertEqual(self.ask("GET", "http://localhost/captures/abc1").content, self.state_of("abc1"))
