@@ -68,6 +68,11 @@ class OutOfRange:
     def __init__(self, raw: bytes) -> None:
         self.text = raw.decode("utf-8", "replace")
 
+    @property
+    def is_large(self) -> bool:
+        """Whether it is a positive whole number."""
+        return self.text.isdecimal()
+
     def __repr__(self) -> str:
         return repr(self.text)[1:-1]
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 import msgspec
 
-from pcapsvc.core.body import MAX_BODY_BYTES, Fields
+from pcapsvc.core.body import MAX_BODY_BYTES, Fields, OutOfRange
 from pcapsvc.core.errors import Problem, RequestRejected, shown
 from pcapsvc.core.fields import check_fields
 from pcapsvc.core.filter import NEWER_WORDS, follows_header_chains, names_needing_dns
@@ -157,6 +157,23 @@ class RequestBounds:
         return msgspec.defstruct("Message", fields, bases=(RequestFields,), frozen=True, kw_only=True)
 
     @cached_property
+    def most(self) -> Mapping[str, int]:
+        """The limits of numbers, by field."""
+        return {
+            "packets": self.max_packets,
+            "bytes": self.max_bytes,
+            "timeout": self.max_timeout_seconds,
+            "duration": self.max_duration_seconds,
+            "snap": self.max_snap_length,
+        }
+
+    def too_large(self, field: str, value: object) -> Problem:
+        """The problem that a field's value exceeds its limit."""
+        return Problem(
+            path=field, value=shown(value), rule=f"must be at most {self.most[field]} on this node"
+        )
+
+    @cached_property
     def nothing(self) -> Mapping[str, tuple[Any, ...]]:
         """The values that mean the same as leaving a field out, by field."""
         return _nothings(self.message)
@@ -270,8 +287,16 @@ def parse_request(
         if key not in LABEL_CHARACTERS
     }
     meant = {key: value for key, value in given.items() if not _means_nothing(value, bounds.nothing.get(key))}
-    values, problems = check_fields(bounds.message, {**meant, **labels}, ignore_unknown=ignore_unknown)
-    problems = [*found, *problems, *_rules_broken(values, bounds, meant)]
+    # What has too many digits to be decoded is too large, and not no number.
+    large = {key: value for key, value in meant.items() if key in bounds.most and _is_large(value)}
+    checked = {key: value for key, value in meant.items() if key not in large}
+    values, problems = check_fields(bounds.message, {**checked, **labels}, ignore_unknown=ignore_unknown)
+    problems = [
+        *found,
+        *problems,
+        *(bounds.too_large(key, value) for key, value in large.items()),
+        *_rules_broken(values, bounds, meant),
+    ]
     if problems:
         raise RequestRejected(problems)
     if "bpf" in values:
@@ -345,6 +370,10 @@ def _means_nothing(value: Any, nothings: tuple[Any, ...] | None) -> bool:
     return any(type(value) is type(nothing) and value == nothing for nothing in nothings or ())
 
 
+def _is_large(value: object) -> bool:
+    return isinstance(value, OutOfRange) and value.is_large
+
+
 def _rules_broken(
     values: Mapping[str, Any], bounds: RequestBounds, meant: Mapping[str, Any]
 ) -> Iterator[Problem]:
@@ -352,15 +381,9 @@ def _rules_broken(
     yield from _exactly_one(meant, "interface", "alias")
     if "alias" in values:
         yield from _aliases_unknown(values["alias"], bounds.aliases)
-    for field, most in (
-        ("packets", bounds.max_packets),
-        ("bytes", bounds.max_bytes),
-        ("timeout", bounds.max_timeout_seconds),
-        ("duration", bounds.max_duration_seconds),
-        ("snap", bounds.max_snap_length),
-    ):
+    for field, most in bounds.most.items():
         if values.get(field, 0) > most:
-            yield Problem(path=field, value=shown(values[field]), rule=f"must be at most {most} on this node")
+            yield bounds.too_large(field, values[field])
     if "bpf" in values:
         yield from filter_problems(values["bpf"], bounds.max_filter_characters)
     for fields in bounds.options:

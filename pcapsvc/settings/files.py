@@ -74,7 +74,8 @@ def read_secret(path: str) -> Secret:
     if not text:
         raise ValueError("must be a file with one line of text, but it is empty")
     if not is_one_line(text):
-        raise ValueError("must be a file with one line of text, but it has several")
+        found = "several" if "\n" in text or "\r" in text else "a control character"
+        raise ValueError(f"must be a file with one line of text, but it has {found}")
     return Secret(text)
 
 

@@ -98,7 +98,12 @@ class BodyTests(Requests, unittest.SynchronousTestCase):
         problems = {problem.path: problem for problem in rejection.problems}
         self.assertEqual({"bytes", "packets", "interface", "snap"}, set(problems))
         self.assertEqual("9" * 80 + "…", problems["bytes"].value)
-        self.assertEqual("must be a whole number, 1 or more", problems["bytes"].rule)
+        self.assertEqual(f"must be at most {BOUNDS.max_bytes} on this node", problems["bytes"].rule)
+        for number, rule in (
+            (b"-" + nines, "a whole number, 1 or more"),
+            (nines + b".5", "a whole number, 1 or more"),
+        ):
+            self.assertIn(rule, self.problems(message(bytes=7).replace(b": 7", b": " + number))["bytes"])
         self.assertEqual(r"[\n" + "9" * 77 + "…", problems["interface"].value)
         self.assertEqual("1e999", problems["snap"].value)
         self.assertEqual(["alertld"], list(self.problems(message(alertld=7).replace(b": 7", b": " + nines))))

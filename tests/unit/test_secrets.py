@@ -71,6 +71,8 @@ class SecretsTests(SettingsTestCase):
             (self.file(" \n"), "it is empty"),
             (self.file("hunter2\nhunter3\n"), "it has several"),
             (self.file(b"hunter2\xff"), "UTF-8"),
+            (self.file("hunter2\x01x\n"), "it has a control character"),
+            (self.file("hunter2\tx"), "it has a control character"),
             ("/nowhere", "No such file"),
         ):
             problem = self.only_problem(f"{LEAST}authfile = '{path}'")
