@@ -189,14 +189,14 @@ class Admission:
         running = len(self._running) + reserved
         if running + captures > self._max_captures:
             return NoRoom(
-                reason=f"{running} captures are running, and {captures} more would exceed the limit of"
-                f" {self._max_captures}"
+                reason=f"too many captures: {running} running, {captures} more requested,"
+                f" and the limit is {self._max_captures}"
             )
         in_memory = len(self._bytes) + reserved
         if self._max_in_memory is not None and in_memory + captures > self._max_in_memory:
             return NoRoom(
-                reason=f"{in_memory} captures are in memory, and {captures} more would exceed the"
-                f" {self._max_in_memory} that there are descriptors for"
+                reason=f"too many captures in memory: {in_memory}, {captures} more requested,"
+                f" and there are file descriptors for {self._max_in_memory}"
             )
         if len(self._waiting) >= self._max_waiting:
             return NoRoom(reason=f"{len(self._waiting)} captures are waiting for their destinations")

@@ -37,6 +37,10 @@ class Problem:
         given = "" if self.value is None else f" = {self.value}"
         return f"{self.path}{given}: {self.rule}"
 
+    def as_mapping(self) -> dict[str, str | None]:
+        """The problem in values that JSON has."""
+        return {"path": self.path, "value": self.value, "rule": self.rule}
+
 
 class _Literal(str):
     """What is shown as it is, without quotes."""

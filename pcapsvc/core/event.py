@@ -183,7 +183,7 @@ class CaptureFailed(Payload):
 
 @dataclass(frozen=True, kw_only=True)
 class CaptureDone(Payload):
-    """A capture is delivered, spooled or lost for each destination: only the spool may deliver it yet."""
+    """A capture is delivered, spooled or lost for each destination. Only the spool may still deliver it."""
 
     type: ClassVar[str] = "pcapsvc.capture.done"
 
@@ -194,7 +194,7 @@ class CaptureDelivered(Payload):
     A destination has a capture.
 
     @ivar location: its path or URL there. It contains no secret.
-    @ivar seconds: how long the attempt took that succeeded.
+    @ivar seconds: how long the successful attempt took.
     """
 
     type: ClassVar[str] = "pcapsvc.delivery.delivered"
@@ -375,7 +375,7 @@ def _without_secrets(data: Payload) -> Payload:
 
 
 def _problems(problems: tuple[Problem, ...]) -> list[dict[str, str | None]]:
-    return [{"path": one.path, "value": one.value, "rule": one.rule} for one in problems]
+    return [problem.as_mapping() for problem in problems]
 
 
 def _plain(value: Any) -> Any:

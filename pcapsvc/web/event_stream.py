@@ -26,8 +26,9 @@ from zope.interface import implementer
 from pcapsvc.core.errors import Problem, shown
 from pcapsvc.core.event import CaptureProgress, Event, Payload
 from pcapsvc.interfaces.reports import IProgressReporter
+from pcapsvc.net.http_problems import bad_parameter
 from pcapsvc.net.http_resource import Answer, AnswerCut, HTTPProblem, Resource
-from pcapsvc.web.query import Parameters, bad_parameter
+from pcapsvc.web.query import Parameters
 
 #: How many events are kept for readers that come back; and as many of the progress of captures.
 KEPT_EVENTS = 1000

@@ -20,6 +20,7 @@ from pcapsvc.core.rate import RequestRate
 from pcapsvc.core.request import filter_problems
 from pcapsvc.core.values import Filter, Name
 from pcapsvc.interfaces.capture import IHostInterfaces
+from pcapsvc.net.http_problems import busy, request_rejected
 from pcapsvc.net.http_resource import Answer, HTTPProblem, Resource
 
 #: How long a filter may take here, in seconds: an answer is sent within five.
@@ -27,13 +28,11 @@ ANSWER_SECONDS = 4.5
 #: How many filters are compiled at once here. Captures need the compiler as well.
 MOST_AT_ONCE = 4
 
-#: The types of problem details, see RFC 9457, section 3.1.1.
-REJECTED = "/pcapsvc/problems/request-rejected"
-BUSY = "/pcapsvc/problems/busy"
+#: When a client may try again, in seconds.
+RETRY_AFTER_SECONDS = 1
 
 # What the rate limit calls this.
 _HERE = "POST /filters"
-_RETRY_AFTER = {"Retry-After": "1"}
 # struct bpf_insn of net/bpf.h.
 _INSTRUCTION_BYTES = 8
 
@@ -78,7 +77,7 @@ class Filters(Resource):
         """See L{Resource}. A client that disconnects ends the work."""
         if self._rate.refusal(_HERE, self._reactor.seconds()) is not None:
             detail = "Filters arrive too fast, or the last ones took too much time to compile."
-            raise HTTPProblem(429, detail, headers=_RETRY_AFTER)
+            raise HTTPProblem(429, detail, headers={"Retry-After": str(RETRY_AFTER_SECONDS)})
         bpf, interface = _read(request.content.read())
         problems = [*filter_problems(bpf, self._max_characters)]
         if problems:
@@ -111,7 +110,7 @@ class Filters(Resource):
         except (TimeoutError, CancelledError):
             # How much of this it was compiled is not known.
             self._rate.took(_HERE, self._reactor.seconds() - began)
-            problem = "it takes too long to compile, or others had to be compiled first"
+            problem = "it takes too long to compile, or had to wait for others"
             raise _busy(f"the filter was not compiled within {ANSWER_SECONDS:g} s: {problem}") from None
 
     async def _compile_on_all(self, bpf: str, interface: str | None) -> Answer:
@@ -137,35 +136,21 @@ def _read(body: bytes) -> tuple[str, str | None]:
         fields = Fields(body, _FilterFields.__struct_fields__)
         given = {name: fields.value(name) for name in fields.keys}
     except RequestRejected as rejection:
-        raise _rejected(rejection.problems) from None
+        raise request_rejected(rejection.problems) from None
     if given.get("interface", ...) is None:
         del given["interface"]
     values, problems = check_fields(_FilterFields, given)
     if "bpf" not in given:
         problems.append(Problem(path="bpf", rule="must be given"))
     if problems:
-        raise _rejected(problems)
+        raise request_rejected(problems)
     # For libpcap's scanner, spaces, tabs and line feeds are white space.
     return values["bpf"].replace("\r", " "), values.get("interface") or None
 
 
-def _rejected(problems: Sequence[Problem]) -> HTTPProblem:
-    return HTTPProblem(
-        400,
-        "; ".join(str(problem) for problem in problems),
-        type=REJECTED,
-        title="Request rejected",
-        problems=[_plain(problem) for problem in problems],
-    )
-
-
 def _busy(reason: str) -> HTTPProblem:
-    return HTTPProblem(503, reason, type=BUSY, title="Busy", headers=_RETRY_AFTER)
+    return busy(reason, retry_after_seconds=RETRY_AFTER_SECONDS)
 
 
 def _invalid(problems: Sequence[Problem]) -> Answer:
-    return Answer.json({"valid": False, "problems": [_plain(problem) for problem in problems]})
-
-
-def _plain(problem: Problem) -> dict[str, str | None]:
-    return {"path": problem.path, "value": problem.value, "rule": problem.rule}
+    return Answer.json({"valid": False, "problems": [problem.as_mapping() for problem in problems]})

@@ -13,11 +13,9 @@ from twisted.internet.interfaces import IReactorTime
 from pcapsvc.core.role import Role
 from pcapsvc.interfaces.capture import IHostInterfaces
 from pcapsvc.interfaces.requests import IRequestSource
+from pcapsvc.net.http_problems import NOT_READY
 from pcapsvc.net.http_resource import Answer, HTTPProblem, Resource
 from pcapsvc.net.shared import Shared
-
-#: The type of problem details, see RFC 9457, section 3.1.1.
-NOT_READY = "/pcapsvc/problems/not-ready"
 
 # How long the permission to capture is not looked at again: a process seldom loses or gains it.
 _KEEP_SECONDS = 5.0

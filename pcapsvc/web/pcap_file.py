@@ -75,7 +75,7 @@ class PcapFile(Resource):
             return answer
         if self._places.captures.get(self._capture_id) is None:
             raise HTTPProblem(404, "There is no capture with this id.")
-        raise HTTPProblem(410, "The packets of this capture are not held here any more.")
+        raise HTTPProblem(410, "This node no longer has the packets of this capture.")
 
     def _from_memory(self, request: Any, file: CaptureFile, *, follow: bool) -> Answer:
         def stream(first: int, end: int | None) -> IBodyProducer:
@@ -151,7 +151,7 @@ def _part(
     headers = {"Accept-Ranges": "bytes", **_disposition(name), **({} if etag is None else {"ETag": etag})}
     wanted = request.header("If-Match")
     if wanted is not None and (etag is None or not matches(wanted.replace("W/", ""), etag)):
-        raise HTTPProblem(412, "The file is another one than it was.")
+        raise HTTPProblem(412, "The file is not the one in If-Match.")
     known = request.header("If-None-Match")
     if known is not None and etag is not None and matches(known, etag):
         # Nothing of it is sent, but the producer has to be stopped.

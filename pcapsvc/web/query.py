@@ -6,10 +6,7 @@ from collections.abc import Collection
 from typing import Any
 
 from pcapsvc.core.errors import Problem, shown
-from pcapsvc.net.http_resource import HTTPProblem
-
-#: The type of the problem details about parameters (RFC 9457, section 3.1.1).
-BAD_PARAMETERS = "/pcapsvc/problems/bad-parameters"
+from pcapsvc.net.http_problems import bad_parameter
 
 
 class Parameters:
@@ -74,17 +71,6 @@ class Parameters:
                 return number
         rule = f"must be a whole number from {least} to {most}"
         raise bad_parameter(Problem(path=name, value=shown(value), rule=rule))
-
-
-def bad_parameter(problem: Problem) -> HTTPProblem:
-    """The error that a parameter is wrong."""
-    return HTTPProblem(
-        400,
-        str(problem),
-        type=BAD_PARAMETERS,
-        title="Bad parameters",
-        problems=[{"path": problem.path, "value": problem.value, "rule": problem.rule}],
-    )
 
 
 def _listed(known: Collection[str]) -> str:

@@ -35,7 +35,7 @@ class AdmissionTests(unittest.SynchronousTestCase):
         self.assertIsNone(self.refusal(admission, 1, 100))
         self.assertEqual(
             self.refusal(admission, 2, 100),
-            "1 captures are running, and 2 more would exceed the limit of 2",
+            "too many captures: 1 running, 2 more requested, and the limit is 2",
         )
         admission.ended("a", 50)
         self.assertIsNone(self.refusal(admission, 2, 100))
@@ -45,7 +45,7 @@ class AdmissionTests(unittest.SynchronousTestCase):
         admission = Admission(max_captures=3, max_memory_bytes=1000, max_in_memory=3)
         reserved = admission.reserve(2, 300)
         assert isinstance(reserved, Reservation)
-        self.assertIn("2 captures are running, and 2 more", str(self.refusal(admission, 2, 1)))
+        self.assertIn("2 running, 2 more requested", str(self.refusal(admission, 2, 1)))
         self.assertIn("may grow to 600 bytes, and 401 more", str(self.refusal(admission, 1, 401)))
         reserved.started("a")
         self.assertIn("may grow to 600 bytes, and 401 more", str(self.refusal(admission, 1, 401)))
@@ -138,7 +138,7 @@ class AdmissionTests(unittest.SynchronousTestCase):
         admission.ended("a", 1)
         self.start(admission, "b", 1)
         self.assertIn(
-            "2 captures are in memory, and 1 more would exceed the 2 that there are",
+            "too many captures in memory: 2, 1 more requested, and there are file descriptors for 2",
             str(self.refusal(admission, 1, 1)),
         )
         admission.on_disk("a")

@@ -316,7 +316,7 @@ class EventTests(unittest.SynchronousTestCase):
             CaptureFailed(problem="hunter22"),
             CaptureDelivered(destination="s3", location="https://a.example/hunter22", seconds=1.0),
         ):
-            event = factory.event(data, CAPTURE)
+            event = factory.event(data, CAPTURE, "abc")
             self.assertNotIn(b"hunter22", event.json)
             self.assertIn(b"<secret>", event.json)
             self.assertIs(type(event.data), type(data))

@@ -305,7 +305,7 @@ class MainJobTests(SynchronousTestCase):
         daemon.capture(**small)
         status, answer = daemon.request("POST", "/captures", json.dumps(small).encode())
         self.assertEqual(status, 503)
-        self.assertIn("2 captures are running", answer["detail"])
+        self.assertIn("2 running", answer["detail"])
 
     def test_stop_keeps_what_there_is(self) -> None:
         """At SIGTERM a running capture ends with what it has, and is delivered; the exit status is 0."""

@@ -106,7 +106,7 @@ class PreparationTests(PreparationCase):
         first, second = self.ask(), self.ask()
         third = self.successResultOf(self.ask())
         assert isinstance(third, Busy)
-        self.assertEqual(third.reason, "2 captures are running, and 1 more would exceed the limit of 2")
+        self.assertEqual(third.reason, "too many captures: 2 running, 1 more requested, and the limit is 2")
         for opening in self.opening:
             opening.callback(None)
         for verdict in (first, second):

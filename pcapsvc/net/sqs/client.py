@@ -98,6 +98,7 @@ def make_boto3_client(
 
 
 def is_stale(problem: Exception) -> bool:
+    """Whether a call failed because the service had closed a connection that was kept for it."""
     from botocore.exceptions import ConnectionClosedError
 
     from pcapsvc.net.boto_exchange import why_cut_off
@@ -106,6 +107,7 @@ def is_stale(problem: Exception) -> bool:
 
 
 def lacks_credentials(problem: Exception) -> bool:
+    """Whether a call failed because no credentials were found."""
     from botocore import exceptions
 
     return isinstance(problem, exceptions.NoCredentialsError | exceptions.CredentialRetrievalError)

@@ -94,7 +94,9 @@ class Admission:
         if roles is None:
             if request.is_public:
                 return _STRANGER
-            raise HTTPProblem(401, "This node requires its token.", headers={"WWW-Authenticate": "Bearer"})
+            raise HTTPProblem(
+                401, "This node requires a valid token.", headers={"WWW-Authenticate": "Bearer"}
+            )
         needed = request.needed_role
         if needed is not None and needed not in roles and not request.is_public:
             raise HTTPProblem(

@@ -7,19 +7,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from pcapsvc.core.errors import Problem
 from pcapsvc.core.message import Message
 from pcapsvc.core.result import Accepted, Busy, Ended, NotForThisNode, Verdict
 from pcapsvc.interfaces.requests import IRequestSink
+from pcapsvc.net.http_problems import NOT_FOR_THIS_NODE, busy, request_rejected
 from pcapsvc.net.http_resource import Answer, HTTPProblem, Resource
 
 #: When a client may try again after the node was busy.
 RETRY_AFTER_SECONDS = 10
-
-#: The types of problem details that a program may want to tell apart (RFC 9457, section 3.1.1).
-REJECTED = "/pcapsvc/problems/request-rejected"
-NOT_FOR_THIS_NODE = "/pcapsvc/problems/not-for-this-node"
-BUSY = "/pcapsvc/problems/busy"
 
 
 def routes(sink: IRequestSink, source: str) -> Resource:
@@ -55,8 +50,8 @@ def _answer(verdict: Verdict) -> Answer:
         headers = {"Location": f"/captures/{captures[0]['id']}"} if len(captures) == 1 else None
         content = {
             "captures": captures,
-            "problems": [_plain(problem) for problem in verdict.problems],
-            "warnings": [_plain(warning) for warning in verdict.warnings],
+            "problems": [problem.as_mapping() for problem in verdict.problems],
+            "warnings": [warning.as_mapping() for warning in verdict.warnings],
         }
         return Answer.json(content, status=202, headers=headers)
     if isinstance(verdict, NotForThisNode):
@@ -64,25 +59,9 @@ def _answer(verdict: Verdict) -> Answer:
             404, "The request is for other nodes.", type=NOT_FOR_THIS_NODE, title="Not for this node"
         )
     if isinstance(verdict, Busy):
-        raise HTTPProblem(
-            503,
-            verdict.reason,
-            type=BUSY,
-            title="Busy",
-            headers={"Retry-After": str(RETRY_AFTER_SECONDS)},
-        )
-    raise HTTPProblem(
-        400,
-        "; ".join(str(problem) for problem in verdict.problems),
-        type=REJECTED,
-        title="Request rejected",
-        problems=[_plain(problem) for problem in verdict.problems],
-    )
+        raise busy(verdict.reason, retry_after_seconds=RETRY_AFTER_SECONDS)
+    raise request_rejected(verdict.problems)
 
 
 def _plain_captures(verdict: Accepted | Ended) -> list[dict[str, str]]:
     return [{"id": each.capture_id, "interface": each.interface} for each in verdict.captures]
-
-
-def _plain(problem: Problem) -> dict[str, str | None]:
-    return {"path": problem.path, "value": problem.value, "rule": problem.rule}
