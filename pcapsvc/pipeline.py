@@ -299,11 +299,11 @@ class Pipeline(Service):
         suffix, media_type = self._encoder.suffix, self._encoder.media_type
         artifact = make_artifact(recorded, content, suffix=suffix, media_type=media_type)
         try:
-            await self._delivery.deliver(artifact, lambda: self._let_go(capture_id, content))
+            await self._delivery.deliver(artifact, lambda: self._release(capture_id, content))
         finally:
             content.close()
 
-    def _let_go(self, capture_id: str, content: Content) -> None:
+    def _release(self, capture_id: str, content: Content) -> None:
         """The capture is on disk: its memory is free for others."""
         content.close()
         self._admission.on_disk(capture_id)

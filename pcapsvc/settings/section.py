@@ -198,10 +198,7 @@ class _ConnectedSection(Section, frozen=True, kw_only=True):
 
 
 class SourceSection(_ConnectedSection, frozen=True, kw_only=True):
-    """
-    The settings of a source of requests.
-
-    """
+    """The settings of a source of requests."""
 
     switch: ClassVar[str] = "listen"
 
@@ -215,10 +212,7 @@ class SourceSection(_ConnectedSection, frozen=True, kw_only=True):
 
 
 class DestinationSection(_ConnectedSection, frozen=True, kw_only=True):
-    """
-    The settings of a destination of captures.
-
-    """
+    """The settings of a destination of captures."""
 
     switch: ClassVar[str] = "upload"
 

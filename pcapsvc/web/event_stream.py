@@ -46,7 +46,7 @@ COMMENT_SECONDS = 15.0
 #: How long an event waits for others, so that many are sent at once, in seconds.
 GATHER_SECONDS = 0.02
 
-# After so many events it is not waited any longer, lest some of them make room for others.
+# With this many events nothing is gathered any longer: some of them would make room for others.
 _MOST_GATHERED = KEPT_EVENTS // 2
 # What an event without text occupies: its objects, its JSON, and the frame.
 _LEAST_EVENT_BYTES = 2000

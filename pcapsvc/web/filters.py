@@ -44,7 +44,7 @@ class _FilterFields(msgspec.Struct, frozen=True, kw_only=True):
 
 class Filters(Resource):
     """
-    Compiles filters, and says what it thinks of them.
+    Compiles filters, and answers whether they can be used.
 
     @param interfaces_by_alias: the names of the interfaces that carry an alias.
     @param snap_length: of captures that ask for none, in bytes.

@@ -1,4 +1,4 @@
-"""The metrics that are read when somebody asks for them: how the node is now."""
+"""The metrics that are read when somebody asks for them: the present state of the node."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pcapsvc.reports.metrics.prometheus import Collector, CounterMetricFamily, G
 
 class NodeCollector(Collector):
     """
-    How a node is.
+    The state of a node.
 
     @param node: the L{pcapsvc.app.Node}.
     """
@@ -38,7 +38,7 @@ class NodeCollector(Collector):
         yield connected
         dropped = CounterMetricFamily(
             "pcapsvc_events_dropped",
-            "Events that were dropped because the queue of a channel was full.",
+            "Events that were not published: the queue was full, or the broker refused them.",
             labels=["channel"],
         )
         for channel in node.reporters.values():
