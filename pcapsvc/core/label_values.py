@@ -50,9 +50,12 @@ def _text_or_number(name: str, value: Any, rules: list[str]) -> int | str | None
         case OutOfRange():
             rules.append("should be text; the number was made text")
             return value.text
-        case list() if value and all(type(item) in (str, int) for item in value):
-            rules.append("should be text; the list was joined by commas")
-            return ",".join(map(str, value))
+        case list() if value and {*map(type, value)} <= {str, int}:
+            # That many items are longer than the label may be, by their commas alone.
+            most = LABEL_CHARACTERS[name] + 2
+            what = "the list was" if len(value) <= most else f"the first {most} items of the list were"
+            rules.append(f"should be text; {what} joined by commas")
+            return ",".join(map(str, value[:most]))
     rules.append("should be text; it was left out")
     return None
 

@@ -8,7 +8,7 @@ import time
 from twisted.trial import unittest
 
 from pcapsvc.core.errors import RequestRejected
-from pcapsvc.core.label_values import LABEL_CHARACTERS
+from pcapsvc.core.label_values import LABEL_CHARACTERS, usable_label
 from pcapsvc.core.request import (
     CaptureRequest,
     asks_to_be_logged,
@@ -160,6 +160,37 @@ class LabelTests(Requests, unittest.SynchronousTestCase):
                 self.assertIsNone(self.parse(body).tags)
             except RequestRejected as rejection:
                 self.assertIn("nested too deeply", str(rejection))
+
+    def test_long_lists(self) -> None:
+        """Of a list, as many items are read as may fit, so that its length costs next to nothing."""
+        for items, tags in (
+            (["a"] * 12_000, ",".join("a" * 512)),
+            ([7] * 20_000, ",".join("7" * 512)),
+            ([""] * 15_000, "," * 1023),
+            (["a" * 500] * 100, f"{'a' * 500},{'a' * 500}"),
+        ):
+            request = self.parse(message(tags=items))
+            self.assertEqual(request.tags, tags)
+            self.assertIn("the rest", str(request.warnings))
+        costs = [min(self.cost_of(["a"] * count) for _ in range(20)) for count in (1_100, 16_000)]
+        self.assertLess(costs[1], 3 * costs[0])
+
+    def cost_of(self, tags: list[str]) -> float:
+        """How many seconds it takes to make a label of this."""
+        began = time.thread_time()
+        usable_label("tags", tags)
+        return time.thread_time() - began
+
+    def test_long_filter(self) -> None:
+        """A filter of any length is checked for control characters in no time."""
+        for character in ("a", "\n", " "):
+            body = message(bpf=character * 30_000)
+            costs = []
+            for _ in range(5):
+                began = time.thread_time()
+                self.problems(body)
+                costs.append(time.thread_time() - began)
+            self.assertLess(min(costs), 0.0015)
 
     def test_what_is_captured_stays_strict(self) -> None:
         """Beside labels nothing is repaired: neither bytes, nor surrogates, nor control characters."""
