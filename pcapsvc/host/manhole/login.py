@@ -129,7 +129,7 @@ class KeyChecker:
         if found.problems != self._problems:
             self._problems = found.problems
             for problem in found.problems[:10]:
-                self._log.warn("manhole: authorizedkeys: {problem}; it is passed over", problem=problem)
+                self._log.warn("manhole: authorizedkeys: {problem}; it is skipped", problem=problem)
         key = found.keys.get(credentials.blob)
         if key is None:
             raise UnauthorizedLogin("not an authorized key")
