@@ -25,6 +25,8 @@ from zope.interface import implementer
 
 from pcapsvc.core.errors import Problem, shown
 from pcapsvc.core.event import CaptureProgress, Event, Payload
+from pcapsvc.core.labels import Labels
+from pcapsvc.core.result import StartedCapture
 from pcapsvc.interfaces.reports import IProgressReporter
 from pcapsvc.net.http_problems import bad_parameter
 from pcapsvc.net.http_resource import Answer, AnswerCut, HTTPProblem, Resource
@@ -33,9 +35,9 @@ from pcapsvc.web.query import Parameters
 #: How many events are kept for readers that come back; and as many of the progress of captures.
 KEPT_EVENTS = 1000
 
-#: About how much memory these may occupy, in bytes. Most take two kilobytes. One about a request with many
-#: problems takes ten times as much.
-MOST_KEPT_BYTES = 4 * 1024 * 1024
+#: About how much memory these may occupy, in bytes: enough for as many events with the longest labels in
+#: ASCII. Most take two kilobytes, and one about a request with many problems ten times as much.
+MOST_KEPT_BYTES = 8 * 1024 * 1024
 
 #: How many clients may read events at once.
 MOST_READERS = 50
@@ -105,12 +107,20 @@ class _Kept:
 
 
 def _size(event: Event) -> int:
-    """About how much memory an event occupies, with its JSON, in bytes."""
-    problems = getattr(event.data, "problems", ())
-    text = sum(len(problem.path) + len(problem.rule) + len(problem.value or "") for problem in problems)
-    labels = event.labels
-    text += sum(len(label) for label in (labels.customer, labels.tags) if label is not None)
-    return _LEAST_EVENT_BYTES + 2 * text
+    """About how much memory an event occupies, in bytes, with its JSON, which would take longer to make."""
+    return _LEAST_EVENT_BYTES + 2 * sum(map(_text_bytes, (event.labels, event.data)))
+
+
+def _text_bytes(value: Any) -> int:
+    """How many bytes there are at most in the texts of labels, a payload, or what these consist of."""
+    match value:
+        case str():
+            return len(value) if value.isascii() else 4 * len(value)
+        case tuple():
+            return sum(map(_text_bytes, value))
+        case Labels() | Payload() | Problem() | StartedCapture():
+            return sum(map(_text_bytes, vars(value).values()))
+    return 0
 
 
 @implementer(IProgressReporter)
@@ -204,8 +214,8 @@ class EventStreams:
         self._due = None
 
     def _make_room(self) -> None:
-        """Forget what is too much, the oldest first."""
-        if len(self._progress) > KEPT_EVENTS:
+        """Forget what is too much, the oldest first; of the bytes, progress before anything else."""
+        while len(self._progress) > KEPT_EVENTS or (self._bytes > MOST_KEPT_BYTES and self._progress):
             kept = self._forget(self._progress)
             self._forgotten.append(kept.event.id)
             if len(self._forgotten) > _REMEMBERED_IDS:

@@ -210,6 +210,33 @@ class EventsTests(HTTPTestCase):
         self.assertLess(sum(len(event.json) for event in events[-len(found) :]), MOST_KEPT_BYTES)
         self.assertEqual(found, self.ids(events)[-len(found) :])
 
+    def test_long_labels(self) -> None:
+        """The last 1,000 events are kept even if their labels are long: progress makes room for them."""
+        labels = {"customer": "c" * 1024, "tags": "t" * 1024, "requestid": "r" * 128, "alertid": "a" * 255}
+        self.read()
+        others = self.happen(*[DONE] * KEPT_EVENTS, **labels)
+        progress = self.happen(*[PROGRESS] * KEPT_EVENTS, **labels)
+        found = self.got(self.read(Last_Event_ID="unknown"))
+        self.assertEqual(found[:KEPT_EVENTS], self.ids(others))
+        self.assertEqual(found[KEPT_EVENTS:], self.ids(progress)[KEPT_EVENTS * 2 - len(found) :])
+        self.assertGreater(len(found), KEPT_EVENTS)
+
+    def test_kept_bytes_of_any_text(self) -> None:
+        """Every text of an event counts, by its bytes."""
+        events = self.happen(*[RequestBusy(reason="\U0001f600" * 10_000)] * (MOST_KEPT_BYTES // 40_000))
+        found = self.got(self.read(Last_Event_ID="unknown"))
+        self.assertLess(len(found), len(events) // 2 + 2)
+
+    def test_progress_with_long_labels(self) -> None:
+        """The progress of captures with long labels is bounded in bytes, and disconnects no reader."""
+        client = self.read()
+        client.producer.pauseProducing()
+        others = self.happen(*[DONE] * 100)
+        self.happen(*[PROGRESS] * KEPT_EVENTS, customer="c" * 1024, tags="\u4e00" * 1024)
+        self.assertFalse(client.aborted)
+        client.producer.resumeProducing()
+        self.assertEqual(self.got(client), self.ids(others))
+
     def test_come_back_after_progress(self) -> None:
         """A reader whose last event was progress that isn't kept gets what came after it, nevertheless."""
         events = self.happen(DONE, PROGRESS, DONE)
