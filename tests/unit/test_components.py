@@ -402,6 +402,10 @@ class ImportsTests(SettingsTestCase):
 
     def imported(self, text: str, *, build: bool = True) -> set[str]:
         """Which of these modules a process has imported that loads a configuration, and builds its node."""
+        return self.modules(text, build=build) & set(self.COSTLY)
+
+    def modules(self, text: str, *, build: bool = True) -> set[str]:
+        """All modules that such a process has imported."""
         code = f"""
 import json, sys
 from pcapsvc import tap
@@ -414,7 +418,7 @@ else:
 print(json.dumps([name for name, module in sys.modules.items() if module is not None]))
 """
         found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=ROOT)
-        return set(json.loads(found.stdout)) & set(self.COSTLY)
+        return set(json.loads(found.stdout))
 
     def test_loaded(self) -> None:
         """To load a configuration imports no client library, whatever is enabled in it."""
@@ -437,6 +441,27 @@ print(json.dumps([name for name, module in sys.modules.items() if module is not 
             (f"{self.LOCAL}[kafka]\nlisten = true\nserver = ['127.0.0.1:1']\n", {"kafka"}),
         ):
             self.assertEqual(expected, self.imported(text), text)
+
+    def test_without_http(self) -> None:
+        """Without HTTP, nothing of the server, API, page and metrics is imported but the settings."""
+        text = f"{self.LOCAL}[redis]\nlisten = true\n[reports.redis]\nsend = true\n"
+        homes = (
+            *("twisted.web", "prometheus_client", "pcapsvc.web", "pcapsvc.sources.http"),
+            *("pcapsvc.reports.metrics", "pcapsvc.net.http_server", "pcapsvc.net.http_resource"),
+        )
+        settings = {"", ".settings", ".tokens"}
+
+        def of_http(modules: set[str]) -> set[str]:
+            return {
+                module
+                for module in modules
+                for home in homes
+                if f"{module}.".startswith(f"{home}.") and module.removeprefix(home) not in settings
+            }
+
+        self.assertEqual(set(), of_http(self.modules(text)))
+        found = of_http(self.modules(self.HTTP))
+        self.assertLessEqual({"pcapsvc.web.api", "pcapsvc.sources.http.source", "pcapsvc.web.page"}, found)
 
 
 def may_hold_secret(kind: Any) -> bool:
