@@ -64,6 +64,8 @@ class Answer:
             "Date": http.datetimeToString().decode("ascii"),
             "Cache-Control": "no-store",
             "Content-Type": self.media_type,
+            # A browser must not take text that a request or a server has sent for HTML.
+            "X-Content-Type-Options": "nosniff",
             **({} if length == UNKNOWN_LENGTH else {"Content-Length": str(length)}),
             **self.headers,
         }

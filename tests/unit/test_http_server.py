@@ -164,6 +164,15 @@ class AnswerTests(ServerTestCase):
         self.assertNotIn(b"secret", transport.value())
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
 
+    def test_no_guesses(self) -> None:
+        """No browser may guess the type of an answer, or of an error, which may have words of strangers."""
+        self.refused.add(b"/refused")
+        for path in ("/slow", "/refused", "/nowhere"):
+            transport = self.ask(path)
+            if path == "/slow":
+                self.slow.waiting.pop().callback(Answer.json({}))
+            self.assertEqual(Response(transport.value()).headers["x-content-type-options"], "nosniff", path)
+
     def test_no_time_limit(self) -> None:
         """A slow answer doesn't count as a slow client."""
         transport = self.ask("/slow")
