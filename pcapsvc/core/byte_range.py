@@ -39,7 +39,12 @@ def read_range(header: str, size: int) -> tuple[int, int] | None:
     return first, min(end, size)
 
 
-def matches(header: str, etag: str) -> bool:
-    """Whether a list of entity tags (RFC 9110, section 13.1) has one, or stands for any."""
+def matches(header: str, etag: str | None, *, strongly: bool = False) -> bool:
+    """
+    Whether a list of entity tags (RFC 9110, section 13.1) has one, or stands for any.
+
+    @param etag: L{None} if there is no tag yet.
+    @param strongly: whether a weak tag is another one than a strong one (RFC 9110, section 8.8.3.2).
+    """
     given = [each.strip() for each in header.split(",")]
-    return "*" in given or etag in given or f"W/{etag}" in given
+    return "*" in given or etag in given or (not strongly and f"W/{etag}" in given)

@@ -150,7 +150,7 @@ def _part(
     """
     headers = {"Accept-Ranges": "bytes", **_disposition(name), **({} if etag is None else {"ETag": etag})}
     wanted = request.header("If-Match")
-    if wanted is not None and (etag is None or not matches(wanted.replace("W/", ""), etag)):
+    if wanted is not None and not matches(wanted, etag, strongly=True):
         raise HTTPProblem(412, "The file is not the one in If-Match.")
     known = request.header("If-None-Match")
     if known is not None and etag is not None and matches(known, etag):

@@ -72,3 +72,14 @@ class EntityTagTests(TestCase):
             ("", False),
         ):
             self.assertEqual(matches(header, '"a-1"'), expected, header)
+
+    def test_strongly(self) -> None:
+        """A weak tag is not the same as a strong one, if that matters; and no tag is one of a list."""
+        for header, etag, expected in (
+            ('"b", "a-1"', '"a-1"', True),
+            ('W/"a-1"', '"a-1"', False),
+            ("*", '"a-1"', True),
+            ("*", None, True),
+            ('"a-1", W/None', None, False),
+        ):
+            self.assertEqual(matches(header, etag, strongly=True), expected, (header, etag))

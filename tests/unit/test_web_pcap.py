@@ -194,6 +194,8 @@ class MemoryTests(PcapCase):
 
     def test_conditions(self) -> None:
         """A part of a file that has changed is the whole; one that is known is not sent again."""
+        for wanted, code in (("*", 200), ('"abc1-40"', 412)):
+            self.assertEqual(self.got(If_Match=wanted).code, code, wanted)
         self.end()
         for headers, code in (
             ({"If_Range": '"abc1-100"', "Range": "bytes=0-9"}, 206),
@@ -204,6 +206,8 @@ class MemoryTests(PcapCase):
             ({"If_None_Match": '"abc1-40"'}, 200),
             ({"If_Match": '"abc1-100"'}, 200),
             ({"If_Match": '"abc1-40"'}, 412),
+            ({"If_Match": 'W/"abc1-100"'}, 412),
+            ({"If_Match": "*"}, 200),
         ):
             answer = self.got(**headers)
             self.assertEqual(answer.code, code, headers)
