@@ -64,11 +64,14 @@ class JudgingTests(PipelineCase):
         self.assertEqual(len(self.reporter.events), len(bodies))
 
     def test_all_problems(self) -> None:
-        """A rejection has all problems, and each is a line of the log."""
+        """A rejection has all problems, and so has its line of the log."""
         verdict = self.submit(interface=["mem0"], packets=0, snap="x")
         assert isinstance(verdict, Rejected)
         self.assertEqual([problem.path for problem in verdict.problems], ["packets", "snap"])
-        self.assertEqual([level for level, _ in self.lines], [LogLevel.warn] * 2)
+        [(level, line)] = self.lines
+        self.assertIs(level, LogLevel.warn)
+        for problem in verdict.problems:
+            self.assertIn(str(problem), line)
 
     def test_long_expression(self) -> None:
         """An expression that is too long is one problem, reported with the others."""
@@ -215,7 +218,7 @@ class BusyTests(PipelineCase):
         self.begin()
         refused = self.submit(alias=["both"])
         assert isinstance(refused, Busy)
-        self.assertIn("exceed the limit of 2", refused.reason)
+        self.assertIn("the limit is 2", refused.reason)
         self.assertEqual(self.system.open_handles, 1)
         self.begin(packets=1)
         self.assertIsInstance(self.submit(interface=["mem1"]), Busy)
