@@ -19,6 +19,7 @@ import zstandard
 from kafka import codec
 from kafka.errors import CorruptRecordError
 from kafka.record import default_records, legacy_records
+from kafka.record.util import decode_varint
 
 #: The longest that a batch may become. Brokers limit its compressed size, to 1 MiB by default.
 MAX_BATCH_BYTES = 32 * 1024 * 1024
@@ -106,10 +107,43 @@ def _checked(found: bytes) -> bytes:
     return found
 
 
+def _read_without_headers(batch: Any) -> Any:
+    """
+    The next record of a batch. Its headers, which nobody here uses, are left out: there may be millions, and
+    kafka-python would refuse those that are not UTF-8 (Kafka documentation, "Record").
+    """
+    buffer = batch._buffer
+    length, start = decode_varint(buffer, batch._pos)
+    _, at = decode_varint(buffer, start)
+    since_first, at = decode_varint(buffer, at)
+    delta, at = decode_varint(buffer, at)
+    key_length, at = decode_varint(buffer, at)
+    key, at = _bytes(buffer, at, key_length)
+    value_length, at = decode_varint(buffer, at)
+    value, at = _bytes(buffer, at, value_length)
+    end = start + length
+    # There is at least the number of headers.
+    if not at < end <= len(buffer):
+        raise CorruptRecordError(f"a record says that it has {length} bytes, and has not")
+    batch._pos = end
+    appended = batch.timestamp_type == batch.LOG_APPEND_TIME
+    timestamp = batch.max_timestamp if appended else batch.first_timestamp + since_first
+    kind = default_records.ControlRecord if batch.is_control_batch else default_records.DefaultRecord
+    try:
+        return kind(length, batch.base_offset + delta, timestamp, batch.timestamp_type, key, value, [])
+    except (struct.error, TypeError):
+        raise CorruptRecordError("a control record has no valid key") from None
+
+
+def _bytes(buffer: Any, at: int, length: int) -> tuple[bytes | None, int]:
+    """A field with its length, which is negative if there is none; and where it ends."""
+    return (None, at) if length < 0 else (bytes(buffer[at : at + length]), at + length)
+
+
 def bound() -> None:
     """
-    Have kafka-python decompress up to L{MAX_BATCH_BYTES}. A longer batch is skipped and counted; in the
-    formats of records before version 2, which came with Kafka 0.11, it counts as corrupt.
+    Have kafka-python decompress up to L{MAX_BATCH_BYTES}, and leave out headers. A longer batch is skipped
+    and counted; in the formats of records before version 2, which came with Kafka 0.11, it counts as corrupt.
     """
     for module in (default_records, legacy_records):
         module.gzip_decode, module.snappy_decode, module.lz4_decode = _gzip, _snappy, _lz4
@@ -117,6 +151,7 @@ def bound() -> None:
     batch = default_records.DefaultRecordBatch
     if not hasattr(batch._maybe_uncompress, "is_bounded"):
         batch._maybe_uncompress = _or_skip(batch._maybe_uncompress)
+        batch._read_msg = _read_without_headers
 
 
 def _or_skip(decompress: Callable[[Any], None]) -> Callable[[Any], None]:
