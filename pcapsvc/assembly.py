@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from twisted.application.service import IService
 
-from pcapsvc.capture.buffer import RESERVE_BYTES
+from pcapsvc.capture.buffer import MOST_BEYOND_BYTES
 from pcapsvc.capture.capturer import Capturer
 from pcapsvc.capture_files import CaptureFiles
 from pcapsvc.captures import Captures
@@ -25,6 +25,7 @@ from pcapsvc.interfaces.reports import IReporter
 from pcapsvc.judge import Judge
 from pcapsvc.packets.filter_compiler import FilterCompiler
 from pcapsvc.packets.handle import libpcap_path
+from pcapsvc.packets.libpcap import STREAM_BUFFER_BYTES
 from pcapsvc.packets.own_sockets import SocketTable
 from pcapsvc.packets.own_traffic import OwnTrafficFilter
 from pcapsvc.packets.pcapy_system import PcapySystem
@@ -101,7 +102,9 @@ def build_pipeline(
         max_in_memory=most_captures(),
         free_bytes=memory.free_bytes,
         held_bytes=captures.held_bytes,
-        capture_overhead_bytes=ring_bytes(settings.capture.buffer_size_bytes) + RESERVE_BYTES,
+        capture_overhead_bytes=(
+            ring_bytes(settings.capture.buffer_size_bytes) + MOST_BEYOND_BYTES + STREAM_BUFFER_BYTES
+        ),
         spare=files,
     )
     return Pipeline(

@@ -22,6 +22,7 @@ from pcapsvc.core.errors import CaptureUnavailable
 from pcapsvc.core.filter import FilterRejected, Program
 from pcapsvc.core.link_type import file_link_type
 from pcapsvc.core.network_interface import NetworkInterface
+from pcapsvc.core.read_pace import Ring
 from pcapsvc.core.recording import PacketCounts
 from pcapsvc.interfaces.capture import (
     IPacketDumper,
@@ -285,6 +286,7 @@ class MemoryHandle:
         self.program: Program = program
         self.link_type = interface.link_type
         self.snap_length = snap_length
+        self.ring = Ring(blocks=32, block_bytes=256 << 10, block_seconds=0.01)
         self.lost = False
         self.closed = False
         self.promiscuous = True
@@ -365,15 +367,27 @@ class MemoryHandle:
 class MemoryDumper:
     """Writes a pcap file as libpcap does: buffered until it is closed, or stdio's buffer is full."""
 
+    reports_failures = True
+
     def __init__(self, file: BinaryIO, link_type: int, snap_length: int) -> None:
         self._file = file
+        self._has_failed = False
         # draft-ietf-opsawg-pcap, section 4.
         file.write(struct.pack("=IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, snap_length, file_link_type(link_type)))
 
     def dump(self, header: Any, data: bytes) -> None:
         """Write one packet: see L{IPacketDumper.dump}."""
-        self._file.write(_PACKET_HEADER.pack(*header.getts(), len(data), header.length))
-        self._file.write(data)
+        try:
+            self._file.write(_PACKET_HEADER.pack(*header.getts(), len(data), header.length))
+            self._file.write(data)
+        except OSError:
+            self._has_failed = True
+
+    def size(self) -> int:
+        """The size of the file: see L{IPacketDumper.size}."""
+        if self._has_failed:
+            raise OSError("not all packets could be written")
+        return self._file.tell()
 
     def flush(self) -> None:
         """Write what is buffered: see L{IPacketSystem.flush_dumper}."""
@@ -381,4 +395,5 @@ class MemoryDumper:
 
     def close(self) -> None:
         """Close the file: see L{IPacketDumper.close}."""
-        self._file.close()
+        with suppress(OSError):
+            self._file.close()

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from io import BufferedReader
+from mmap import PAGESIZE
 from typing import Any, BinaryIO, Protocol
 
-from pcapsvc.core.session import FILE_HEADER_BYTES, PACKET_HEADER_BYTES, Batch
+from pcapsvc.core.session import FILE_HEADER_BYTES, LARGEST_SNAP_BYTES, PACKET_HEADER_BYTES, Batch
 from pcapsvc.interfaces.capture import IPacketDumper, IPacketHandle
 from pcapsvc.positioned_reader import PositionedReader
 
-#: How much more memory is reserved than the next packets may need, in bytes.
-RESERVE_BYTES = 1 << 20
-# The most memory that the packets of one call of libpcap may need, in bytes.
-_MOST_AHEAD_BYTES = 4 << 20
+# How much more memory is reserved than the next packets may need, in bytes: it is seldom done.
+_RESERVE_BYTES = 1 << 20
+# The most memory that is reserved for the packets of one call of libpcap, in bytes.
+_MOST_AHEAD_BYTES = 2 << 20
+# How many times the size of the last packets is reserved for each of the next.
+_TIMES_LIKELY = 2
+# How many packets one call of libpcap may read if they may turn out to be larger than that.
+_MOST_LIKELY_PACKETS = 4096
 # linux/falloc.h
 _FALLOC_FL_KEEP_SIZE = 1
 _FALLOC_FL_PUNCH_HOLE = 2
@@ -23,8 +28,9 @@ _FALLOC_FL_PUNCH_HOLE = 2
 _fallocate = ctypes.CDLL(None, use_errno=True).fallocate
 _fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 
-# The dumper is a stdio stream without a flush: it buffers up to this much until it is closed (setbuf(3)).
-_HELD_BACK_BYTES = 4096
+#: The memory that a file may need besides its limit of bytes: what is reserved beyond, and one packet of the
+#: largest snap length.
+MOST_BEYOND_BYTES = _RESERVE_BYTES + PAGESIZE + PACKET_HEADER_BYTES + LARGEST_SNAP_BYTES
 
 
 class Observer(Protocol):
@@ -81,7 +87,8 @@ class MemoryFile:
         @raise OSError: if there is not enough.
         """
         if end > self._reserved:
-            end += RESERVE_BYTES
+            # In whole pages: a part of one could not be freed.
+            end = -(-(end + _RESERVE_BYTES) // PAGESIZE) * PAGESIZE
             self._allocate(_FALLOC_FL_KEEP_SIZE, self._reserved, end)
             self._reserved = end
 
@@ -90,13 +97,6 @@ class MemoryFile:
         if self._reserved > self.size:
             self._allocate(_FALLOC_FL_KEEP_SIZE | _FALLOC_FL_PUNCH_HOLE, self.size, self._reserved)
         self._reserved = 0
-
-    def append(self, other: MemoryFile, *, skip: int) -> None:
-        """Append the content of C{other} from offset C{skip} on."""
-        os.lseek(self._descriptor, 0, os.SEEK_END)
-        end = other.size
-        while skip < end:
-            skip += os.sendfile(self._descriptor, other._descriptor, skip, end - skip)
 
     def _allocate(self, mode: int, start: int, end: int) -> None:
         # fallocate(2): the standard library has only posix_fallocate(3), which changes the file's size.
@@ -139,13 +139,13 @@ class RecordingBuffer:
     Writes the packets of a handle into memory, batch by batch.
 
     As long as batches need no counting, libpcap's dumper is called straight from
-    libpcap's loop, and the file's size is known except for what stdio buffers. From
-    the first counted batch on, the size must be exact, so the file is closed and a
-    second one is begun, which is appended to the first at the end.
+    libpcap's loop.
 
-    The dumper doesn't report failed writes, so none may fail: the memory for packets
-    is reserved before they are read, as if each were of the snap length. If that would
-    be a lot, a batch is read in several calls.
+    Memory for packets is reserved before they are read. A dumper that doesn't
+    report failed writes must have none: for it, each packet may be of the snap
+    length. With one that does, each may be twice as large as the last ones were:
+    if more arrives and there is no memory, the capture fails a moment later. If
+    all that would be a lot, a batch is read in several calls.
 
     @param open_dumper: creates a pcap file of the handle's link type and snap length, by its path or
         its descriptor.
@@ -153,6 +153,9 @@ class RecordingBuffer:
     @param before_read: called before each read of the handle.
     @param snap_length: how much of each packet is captured, in bytes.
     @param observer: sees each packet; what it raises is raised by L{read}.
+
+    @ivar packets: how many are in the file.
+    @ivar size: the file's size, in bytes.
 
     @raise OSError: if there is no memory or no descriptor for it.
     """
@@ -169,32 +172,25 @@ class RecordingBuffer:
         observer: Observer | None = None,
     ) -> None:
         self._handle = handle
-        self._open_dumper = open_dumper
         self._flush_dumper = flush_dumper
         self._before_read = before_read
         self._largest_packet = PACKET_HEADER_BYTES + snap_length
-        self._most_at_once = max(1, _MOST_AHEAD_BYTES // self._largest_packet)
-        self._name = name
+        self._likely_packet = self._largest_packet
         self._observer = observer
-        self._files: list[MemoryFile] = []
-        self._finished_bytes = 0
-        self._closed_bytes = 0
-        self._counted_bytes: int | None = None
-        self._dumper: IPacketDumper | None = None
+        self._is_finished = False
         self.packets = 0
-        self._begin_file()
-
-    @property
-    def size(self) -> int:
-        """The file's size, in bytes: exact after a counted batch; after others, an upper bound."""
-        if self._counted_bytes is not None:
-            return self._counted_bytes
-        return self._files[-1].size + _HELD_BACK_BYTES
+        self.size = FILE_HEADER_BYTES
+        self._file = MemoryFile(name)
+        try:
+            self._dumper: IPacketDumper | None = open_dumper(self._file.file)
+        except BaseException:
+            self._file.close()
+            raise
 
     @property
     def written(self) -> int:
         """The bytes that are in memory by now, without those that stdio buffers until L{finish}."""
-        return self._finished_bytes or sum(file.size for file in self._files)
+        return self.size if self._dumper is None else self._file.size
 
     def flush(self) -> int:
         """
@@ -204,7 +200,7 @@ class RecordingBuffer:
         """
         if self._dumper is not None:
             self._flush_dumper(self._dumper)
-        return self._finished_bytes or sum(file.size - skip for file, skip in self._parts())
+        return self.written
 
     def read_at(self, offset: int, count: int) -> bytes:
         """
@@ -212,17 +208,7 @@ class RecordingBuffer:
 
         @param count: how many bytes, at most. There may be fewer, but none only at the end.
         """
-        for file, skip in self._parts():
-            length = file.size - skip
-            if offset < length:
-                return file.read_at(skip + offset, count)
-            offset -= length
-        return b""
-
-    def _parts(self) -> Iterator[tuple[MemoryFile, int]]:
-        """What the file consists of so far: each with the number of bytes at its start that are left out."""
-        for number, file in enumerate(self._files):
-            yield file, FILE_HEADER_BYTES if number else 0
+        return self._file.read_at(offset, count)
 
     def read(self, batch: Batch) -> int:
         """
@@ -235,22 +221,48 @@ class RecordingBuffer:
         @raise OSError: if there is no memory for the batch.
         """
         before = self.packets
-        read = self._reader_of(batch)
-        file = self._files[-1]
+        assert self._dumper is not None
+        read = self._reader_of(batch, self._dumper)
         try:
             while (wanted := before + batch.packets - self.packets) > 0:
-                count = min(wanted, self._most_at_once)
-                file.reserve(file.size + _HELD_BACK_BYTES + count * self._largest_packet)
+                count = min(wanted, self._most_at_once(self._dumper))
+                self._reserve(count, batch.stop_at_bytes)
                 self._before_read()
-                if read(count) < count:
+                if self._read_once(read, count, self._dumper) < count:
                     break
         except _Full:
             pass
         return self.packets - before
 
-    def _reader_of(self, batch: Batch) -> Callable[[int], int]:
+    def _most_at_once(self, dumper: IPacketDumper) -> int:
+        """How many packets may be read in one call of libpcap."""
+        certain = max(1, _MOST_AHEAD_BYTES // self._largest_packet)
+        if not dumper.reports_failures:
+            return certain
+        return max(certain, min(_MOST_AHEAD_BYTES // self._likely_packet, _MOST_LIKELY_PACKETS))
+
+    def _reserve(self, count: int, stop_at_bytes: int | None) -> None:
+        """Reserve memory for the next packets."""
+        end = self.size + min(count * self._largest_packet, max(_MOST_AHEAD_BYTES, self._largest_packet))
+        if stop_at_bytes is not None:
+            # The packet with which the file reaches this size is the last.
+            end = min(end, stop_at_bytes + self._largest_packet)
+        self._file.reserve(end)
+
+    def _read_once(self, read: Callable[[int], int], count: int, dumper: IPacketDumper) -> int:
+        """Call libpcap once, and note what that added."""
+        packets, size = self.packets, self.size
+        try:
+            return read(count)
+        finally:
+            # Also if it raises: what was read before is in the file.
+            self.size = dumper.size()
+            if self.packets > packets:
+                likely = _TIMES_LIKELY * (self.size - size) // (self.packets - packets)
+                self._likely_packet = min(likely, self._largest_packet)
+
+    def _reader_of(self, batch: Batch, dumper: IPacketDumper) -> Callable[[int], int]:
         """A function that reads up to a number of packets, counts them, and returns how many there were."""
-        dumper = self._dumper_of(batch)
         if batch.stop_at_bytes is not None or batch.late is not None or self._observer is not None:
             each = self._each_packet(dumper.dump, batch)
             return lambda count: self._handle.read(count, each)
@@ -270,73 +282,45 @@ class RecordingBuffer:
 
         @raise OSError: if not all packets could be written; nothing is left open.
         """
-        whole, *rest = self._end()
         try:
-            for other in rest:
-                whole.append(other, skip=FILE_HEADER_BYTES)
-            if self._counted_bytes is not None and whole.size != self._counted_bytes:
-                raise OSError(f"{self._counted_bytes} bytes were captured, but {whole.size} were written")
-            whole.release()
-            self._finished_bytes = whole.size
+            self._end()
+            if self._file.size != self.size:
+                raise OSError(f"{self.size} bytes were captured, but {self._file.size} were written")
+            self._file.release()
         except BaseException:
-            whole.close()
+            self._file.close()
             raise
-        finally:
-            for other in rest:
-                other.close()
-        return whole
+        self._is_finished = True
+        return self._file
 
     def discard(self) -> None:
-        """Discard the file. A second call does nothing."""
-        for file in self._end():
-            file.close()
+        """Discard the file, unless it is finished. A second call does nothing."""
+        self._end()
+        if not self._is_finished:
+            self._file.close()
 
-    def _begin_file(self) -> None:
-        file = MemoryFile(self._name)
-        try:
-            self._dumper = self._open_dumper(file.file)
-        except BaseException:
-            file.close()
-            raise
-        self._files.append(file)
-
-    def _close_dumper(self) -> None:
+    def _end(self) -> None:
         if self._dumper is not None:
             self._dumper.close()
             self._dumper = None
-
-    def _end(self) -> list[MemoryFile]:
-        self._close_dumper()
         if self._observer is not None:
             self._observer.done()
             self._observer = None
-        files, self._files = self._files, []
-        return files
-
-    def _dumper_of(self, batch: Batch) -> IPacketDumper:
-        if batch.stop_at_bytes is not None and self._counted_bytes is None:
-            if self.packets:
-                self._close_dumper()
-                self._closed_bytes = self._files[-1].size
-                self._begin_file()
-            self._counted_bytes = self._closed_bytes or FILE_HEADER_BYTES
-        assert self._dumper is not None
-        return self._dumper
 
     def _each_packet(self, dump: Callable[[Any, bytes], None], batch: Batch) -> Callable[[Any, bytes], None]:
         observer, late, stop_at_bytes = self._observer, batch.late, batch.stop_at_bytes
+        size = self.size
 
         def keep(header: Any, data: bytes) -> None:
+            nonlocal size
             if late is not None and not late.belongs(*header.getts()):
                 raise _Full
             dump(header, data)
             self.packets += 1
-            if self._counted_bytes is not None:
-                self._counted_bytes += PACKET_HEADER_BYTES + len(data)
+            size += PACKET_HEADER_BYTES + len(data)
             if observer is not None:
                 observer.packet(data, header.getlen())
-            counted = self._counted_bytes
-            if stop_at_bytes is not None and counted is not None and counted >= stop_at_bytes:
+            if stop_at_bytes is not None and size >= stop_at_bytes:
                 raise _Full
 
         return keep

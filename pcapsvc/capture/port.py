@@ -16,12 +16,13 @@ from pcapsvc.capture.buffer import RecordingBuffer
 from pcapsvc.core.errors import CaptureUnavailable
 from pcapsvc.core.link_type import file_link_type
 from pcapsvc.core.plan import CapturePlan
+from pcapsvc.core.read_pace import ReadPace
 from pcapsvc.core.recording import Progress, Recording
 from pcapsvc.core.session import CaptureSession, StopReason
 from pcapsvc.interfaces.capture import ICapture, IPacketHandle, IReadHook
 
 # How many packets are read between two looks at the clock: about 2 ms.
-_STEP_PACKETS = 4096
+_STEP_PACKETS = 8192
 # How long reading everything that has arrived may take, in seconds, if more packets keep arriving. The
 # default ring holds about 38,000 packets of 128 bytes, which take 10 to 20 ms.
 _READ_ALL_SECONDS = 0.05
@@ -79,10 +80,12 @@ class CapturePort:
         self._hand_over = hand_over_seconds
         self._timer: IDelayedCall | None = None
         self._looking: IDelayedCall | None = None
+        self._pausing: IDelayedCall | None = None
         self._end: Deferred[StopReason] = Deferred(lambda _: self.end(StopReason.CANCELLED))
         self._ended: Deferred[StopReason] | None = self._end
         self.started = wall_clock()
         self._began = reactor.seconds()
+        self._pace = ReadPace(handle.ring, hand_over_seconds=hand_over_seconds, now=self._began)
         self._session = CaptureSession(
             plan.limits, snap_length=plan.snap_length, now=self._began, wall=self.started
         )
@@ -138,7 +141,7 @@ class CapturePort:
         counts = counts and counts.with_at_least(packets)
         return Progress(
             packets=packets,
-            bytes=self._buffer.written,
+            bytes=self._buffer.size,
             seconds=self._reactor.seconds() - self._began,
             received=None if counts is None else counts.received,
             dropped=None if counts is None else counts.dropped,
@@ -156,8 +159,30 @@ class CapturePort:
         """
         Packets have arrived. All of them are read, and those that arrive in the meantime: more than a ring
         holds if the last turn of the reactor was a long one, so that none are lost in the next.
+
+        If there were many, the descriptor isn't watched for a while, so that there will be many again.
         """
-        self._read_all()
+        pause = self._read_all()
+        if pause is not None and self._ended is not None:
+            self._reactor.removeReader(self)
+            self._pausing = self._reactor.callLater(pause, self._go_on)
+
+    def _go_on(self) -> None:
+        self._pausing = None
+        pause = self._read_all()
+        if self._ended is None:
+            return
+        if pause is not None:
+            self._pausing = self._reactor.callLater(pause, self._go_on)
+        else:
+            self._watch()
+
+    def _watch(self) -> None:
+        """Have the reactor report packets, and errors of the socket; if it can't now, look later."""
+        try:
+            self._reactor.addReader(self)
+        except OSError:
+            self._pausing = self._reactor.callLater(_RESUME_SECONDS, self._go_on)
 
     def keep_up(self) -> None:
         """Read what has arrived, in the middle of other work."""
@@ -169,11 +194,20 @@ class CapturePort:
         """Whether nothing is read any more."""
         return self._ended is None
 
-    def _read_all(self) -> None:
-        """Read everything that the kernel has handed over, within a time limit."""
+    def _read_all(self) -> float | None:
+        """
+        Read everything that the kernel has handed over, within a time limit.
+
+        @return: how long to pause then, in seconds; L{None} if the descriptor is to be watched.
+        """
         until = self._reactor.seconds() + _READ_ALL_SECONDS
-        while self._read(_STEP_PACKETS) and self._reactor.seconds() < until:
-            pass
+        packets, size = self._buffer.packets, self._buffer.size
+        while self._read(_STEP_PACKETS):
+            if self._reactor.seconds() >= until:
+                return None
+        return self._pace.pause_after(
+            self._buffer.packets - packets, self._buffer.size - size, self._reactor.seconds()
+        )
 
     def connectionLost(self, reason: Failure) -> None:
         """
@@ -192,7 +226,8 @@ class CapturePort:
         self._read(_STEP_PACKETS)
         if self._ended is not None:
             self._looking = self._reactor.callLater(_LOOK_SECONDS, self._look)
-            self._reactor.addReader(self)
+            if self._pausing is None:
+                self._watch()
 
     def _stop_looking(self) -> None:
         if self._looking is not None:
@@ -263,6 +298,9 @@ class CapturePort:
             return None
         self._reactor.removeReader(self)
         self._stop_looking()
+        if self._pausing is not None:
+            self._pausing.cancel()
+            self._pausing = None
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -54,7 +54,7 @@ class Progress:
     What a running capture has so far.
 
     @ivar packets: how many were captured.
-    @ivar bytes: the size of the file; it may lag by 4096.
+    @ivar bytes: the size of the file.
     @ivar seconds: how long the capture has been running.
     @ivar received: as in L{PacketCounts}; L{None} if it is unknown, likewise C{dropped}.
     """

@@ -9,9 +9,14 @@ from enum import Enum
 FILE_HEADER_BYTES = 24
 #: The header of each packet in it, in bytes (the same, section 5).
 PACKET_HEADER_BYTES = 16
+#: The largest snap length, in bytes: libpcap's own (C{MAXIMUM_SNAPLEN}).
+LARGEST_SNAP_BYTES = 262144
 
-# Batches are bounded so that a flood never blocks the reactor for long: 4096 packets take 2 ms.
-_LARGEST_BATCH = 4096
+# Batches are bounded so that a flood never blocks the reactor for long: 8192 small packets take 1 to 2 ms,
+# and so does this much of larger ones, of the size of those before. There are a few in any batch.
+_LARGEST_BATCH = 8192
+_LARGEST_BATCH_BYTES = 4 << 20
+_ANY_BATCH = 64
 # If fewer packets than this certainly fit, a batch without counting costs more than counting.
 _SMALLEST_UNCOUNTED_BATCH = 16
 
@@ -139,6 +144,7 @@ class CaptureSession:
         self._ends = now + limits.duration_seconds
         self._last_packet = now
         self._size = FILE_HEADER_BYTES
+        self._largest_batch = _LARGEST_BATCH
         self._counting = False
         # Everything that arrived before this time was read. By how much the wall clock was ahead then.
         self._complete_until = now
@@ -160,7 +166,7 @@ class CaptureSession:
         """
         self._batch_offset = wall - now
         late = self._late_packets(now)
-        largest = _LARGEST_BATCH
+        largest = self._largest_batch
         if late is not None:
             largest = _LARGEST_LATE_BATCH if now >= self.next_deadline() else _LARGEST_SAMPLE
         packets = min(largest, self._limits.max_packets - self.packets)
@@ -198,12 +204,14 @@ class CaptureSession:
         Take note of a batch that was read.
 
         @param packets: the number of packets in it.
-        @param size: the file's size after it, in bytes: exact after a counted batch;
-            after any other it may be an overestimate, never an underestimate.
+        @param size: the file's size after it, in bytes.
 
         @return: why the capture is over, or L{None} if it continues.
         """
         self.packets += packets
+        if packets:
+            mean = max(1, (size - self._size) // packets)
+            self._largest_batch = min(_LARGEST_BATCH, max(_ANY_BATCH, _LARGEST_BATCH_BYTES // mean))
         self._size = size
         batch, self._batch = self._batch, None
         late = None if batch is None else batch.late

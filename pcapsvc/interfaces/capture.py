@@ -11,6 +11,7 @@ from zope.interface import Attribute, Interface
 from pcapsvc.core.filter import Program
 from pcapsvc.core.network_interface import NetworkInterface
 from pcapsvc.core.plan import CapturePlan
+from pcapsvc.core.read_pace import Ring
 from pcapsvc.core.recording import PacketCounts, Progress, Recording
 from pcapsvc.core.session import StopReason
 
@@ -18,11 +19,21 @@ from pcapsvc.core.session import StopReason
 class IPacketDumper(Interface):
     """Writes packets to a pcap file."""
 
+    reports_failures: bool = Attribute("Whether C{size} fails once a packet could not be written.")
+
     def dump(header: Any, data: bytes) -> None:
         """Write one packet, of L{IPacketHandle.read}. A failure to write is silent."""
 
+    def size() -> int:
+        """
+        The size of the file, in bytes, including what is held back.
+
+        @raise OSError: if C{reports_failures}, and not all packets could be written.
+        @raise ValueError: if it is closed.
+        """
+
     def close() -> None:
-        """Write what is held back, and close the file."""
+        """Write what is held back, and close the file. A failure to write is silent."""
 
 
 #: What packets are read into: a dumper, or C{callback(header, data)}. A dumper is faster: libpcap itself
@@ -35,6 +46,7 @@ class IPacketHandle(Interface):
 
     link_type: int = Attribute("The link-layer type, as libpcap numbers it (DLT_).")
     program: Program = Attribute("The filter that it was opened with, compiled.")
+    ring: Ring = Attribute("Where packets are until they are read.")
 
     def fileno() -> int:
         """The descriptor that is readable when there are packets."""
@@ -226,7 +238,7 @@ class ICapture(Interface):
         """Give up, before L{start}: as if it had never been."""
 
     def held_bytes() -> int:
-        """The size of the file so far, in bytes; it may lag by 4096. Asking costs nothing."""
+        """The bytes of the file that are in memory of its own by now. What libpcap holds back is not."""
 
     def whole_bytes() -> int:
         """

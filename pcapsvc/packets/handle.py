@@ -15,6 +15,7 @@ from zope.interface import implementer
 
 from pcapsvc.core.errors import CaptureUnavailable
 from pcapsvc.core.filter import NOTHING, FilterRejected, Program, everything
+from pcapsvc.core.read_pace import Ring
 from pcapsvc.core.recording import PacketCounts
 from pcapsvc.core.text import one_line
 from pcapsvc.interfaces.capture import IPacketDumper, IPacketHandle, PacketSink
@@ -25,6 +26,7 @@ from pcapsvc.packets.libpcap import (
     Libpcap,
     LibpcapError,
     find_libpcap,
+    flush_all_streams,
     kept_length,
     library_path,
 )
@@ -73,8 +75,43 @@ def libpcap_path() -> str:
         return ""
 
 
-def open_dumper(file: str | int, *, link_type: int, snap_length: int) -> IPacketDumper:
-    """Create a pcap file: see L{pcapsvc.interfaces.capture.IPacketSystem.open_dumper}."""
+@implementer(IPacketDumper)
+class PlainDumper:
+    """
+    A dumper of pcapy's whose internals are unknown.
+
+    @ivar dump: writes one packet: see L{IPacketDumper.dump}.
+    """
+
+    reports_failures = False
+
+    def __init__(self, dumper: Any, path: str) -> None:
+        self.dump = dumper.dump
+        self._close = dumper.close
+        self._path = path
+        self._is_closed = False
+
+    def size(self) -> int:
+        """The size of the file: see L{IPacketDumper.size}."""
+        if self._is_closed:
+            raise ValueError("it is closed")
+        flush_all_streams()
+        return os.stat(self._path).st_size
+
+    def close(self) -> None:
+        """Write what is buffered, and close the file: see L{IPacketDumper.close}."""
+        self._is_closed = True
+        self._close()
+
+
+def open_dumper(
+    file: str | int, *, link_type: int, snap_length: int, libpcap: Libpcap | None = LIBPCAP
+) -> IPacketDumper:
+    """
+    Create a pcap file: see L{pcapsvc.interfaces.capture.IPacketSystem.open_dumper}.
+
+    @param libpcap: is called directly if that is better; with L{None}, only if nothing else is possible.
+    """
     if isinstance(file, int):
         # Slower than pcapy's for packets that are counted one by one, but it needs no path.
         if LIBPCAP is None:
@@ -85,12 +122,12 @@ def open_dumper(file: str | int, *, link_type: int, snap_length: int) -> IPacket
     try:
         os.write(descriptor, _FILE_HEADER.pack(0xA1B2C3D4, 2, 4, 0, 0, snap_length, link_type))
         reader = pcapy.open_offline(f"/proc/self/fd/{descriptor}")
-        dumper: IPacketDumper = reader.dump_open(file)
+        dumper = reader.dump_open(file)
     except pcapy.PcapError as error:
         raise OSError(str(error)) from None
     finally:
         os.close(descriptor)
-    return dumper
+    return PlainDumper(dumper, file) if libpcap is None else libpcap.buffered(dumper)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +215,9 @@ class PcapyHandle:
         snap_length: int,
         close_descriptor: Callable[[int], None],
         libpcap: Libpcap | None,
+        ring: Ring,
     ) -> None:
+        self.ring = ring
         self.interface = interface.name
         self.index = interface.index
         self.link_type: int = reader.datalink()

@@ -11,10 +11,12 @@ import pcapy
 
 from pcapsvc.core.errors import CaptureForbidden, CaptureUnavailable
 from pcapsvc.core.filter import NOTHING, Program
+from pcapsvc.core.read_pace import Ring
 from pcapsvc.core.text import one_line
 from pcapsvc.packets.handle import Kind, PcapyHandle
 from pcapsvc.packets.libpcap import Libpcap
 from pcapsvc.packets.network_interfaces import ANY_INDEX, Interface, name_of
+from pcapsvc.packets.ring import BLOCK_BYTES
 
 #: Why an interface can't be captured on that doesn't exist.
 NO_SUCH_INTERFACE = "no such interface"
@@ -96,11 +98,20 @@ class Opener:
         try:
             reader = pcapy.create(name)
             self._activate(reader, interface.name, snap_length, promiscuous)
-            handle = PcapyHandle(reader, interface, snap_length, self.close_descriptor, self.libpcap)
+            handle = PcapyHandle(
+                reader, interface, snap_length, self.close_descriptor, self.libpcap, self._ring()
+            )
             reader.setnonblock(1)
             return handle
         except pcapy.PcapError as error:
             raise CaptureUnavailable(interface.name, str(error)) from None
+
+    def _ring(self) -> Ring:
+        return Ring(
+            blocks=max(1, self.buffer_size_bytes // BLOCK_BYTES),
+            block_bytes=BLOCK_BYTES,
+            block_seconds=self.read_timeout_ms / 1000,
+        )
 
     def _activate(self, reader: Any, interface: str, snap_length: int, promiscuous: bool) -> None:
         reader.set_snaplen(snap_length)

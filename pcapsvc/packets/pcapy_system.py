@@ -168,7 +168,8 @@ class PcapySystem(Service):
 
     def open_dumper(self, file: str | int, *, link_type: int, snap_length: int) -> IPacketDumper:
         """Create a pcap file: see L{IPacketSystem.open_dumper}."""
-        return open_dumper(file, link_type=link_type, snap_length=snap_length)
+        libpcap = self._opener.libpcap
+        return open_dumper(file, link_type=link_type, snap_length=snap_length, libpcap=libpcap)
 
     def flush_dumper(self, dumper: IPacketDumper) -> None:
         """Write what a dumper holds back: see L{IPacketSystem.flush_dumper}."""

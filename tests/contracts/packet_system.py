@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import select
 import struct
 import time
@@ -182,6 +183,47 @@ class PacketSystemContract:
                 with open(file, "rb", closefd=file is path) as reader:
                     self.assertEqual(len(os.pread(reader.fileno(), 1000, 0)), 24 + number * (16 + 60))
             dumper.close()
+
+    async def test_size(self) -> None:
+        """The size of a file includes what is held back, whichever way it was opened."""
+        handle = await self.open(snap_length=60)
+        descriptor = os.memfd_create("test")
+        self.addCleanup(os.close, descriptor)
+        for file in (descriptor, self.memory_file()):
+            dumper = self.system.open_dumper(file, link_type=handle.link_type, snap_length=60)
+            self.assertEqual(dumper.size(), 24)
+            for number in range(1, 3):
+                self.send(udp_frame(number, size=300))
+                while not handle.read(1, dumper if number == 1 else dumper.dump):
+                    select.select([handle], [], [], 2)
+                self.assertEqual(dumper.size(), 24 + number * (16 + 60))
+            dumper.close()
+            with open(file, "rb", closefd=file is not descriptor) as reader:
+                self.assertEqual(len(os.pread(reader.fileno(), 1000, 0)), 24 + 2 * (16 + 60))
+            self.assertRaises(ValueError, dumper.size)
+
+    async def test_failure_to_write(self) -> None:
+        """A packet that can't be written is silent at first, and then fails the look at the size, if any."""
+        handle = await self.open(snap_length=60)
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        for as_sink in (lambda dumper: dumper, lambda dumper: dumper.dump):
+            dumper = self.dumper(handle, self.memory_file(), snap_length=60)
+            self.assertEqual(dumper.size(), 24)
+            self.system.flush_dumper(dumper)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (24, before[1]))
+            try:
+                written = 0
+                # More than any buffer holds.
+                while written < 2000:
+                    self.send(*[udp_frame(number) for number in range(100)])
+                    select.select([handle], [], [], 2)
+                    written += handle.read(100, as_sink(dumper))
+                if dumper.reports_failures:
+                    self.assertRaises(OSError, dumper.size)
+            finally:
+                # The log of the tests has the same limit.
+                resource.setrlimit(resource.RLIMIT_FSIZE, before)
+                dumper.close()
 
     async def test_snap_length(self) -> None:
         """A packet is cut at the snap length, and its own length is kept in the file."""

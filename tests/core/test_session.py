@@ -102,7 +102,7 @@ class LateTests(unittest.SynchronousTestCase):
         if batch.late is not None:
             for number in range(batch.packets):
                 self.assertTrue(batch.late.belongs(*stamp(arrived[number * len(arrived) // batch.packets])))
-        self.assertIsNone(followed.recorded(batch.packets, 24 + followed.packets * 50, now))
+        self.assertIsNone(followed.recorded(batch.packets, 24 + (followed.packets + batch.packets) * 50, now))
         return batch.packets
 
     def test_backlog_after_a_deadline(self) -> None:
@@ -111,16 +111,16 @@ class LateTests(unittest.SynchronousTestCase):
         self.assertEqual(self.late(followed, 1003, 1000.1, 1000.5), 256)
         self.assertTrue(followed.is_behind())
         self.assertEqual(self.late(followed, 1003.01, 1001.4, 1002.1), 256)
-        self.assertEqual(self.late(followed, 1003.02), 4096)
+        self.assertEqual(self.late(followed, 1003.02), 8192)
         self.assertEqual(self.late(followed, 1003.04, 1002.99), 32)
-        self.assertEqual(self.late(followed, 1003.05), 4096)
-        self.assertEqual(self.late(followed, 1003.06), 4096)
+        self.assertEqual(self.late(followed, 1003.05), 8192)
+        self.assertEqual(self.late(followed, 1003.06), 8192)
 
     def test_backlog(self) -> None:
         """If no limit can have passed, only a few are looked at: others would be lost meanwhile."""
         followed = session(packets=100_000, size=10**9, duration=100, idle=10)
         read = [self.late(followed, 1003 + number * 0.01, 1001) for number in range(8)]
-        self.assertEqual(read, [32, 4096] * 4)
+        self.assertEqual(read, [32, 8192] * 4)
 
     def test_is_behind(self) -> None:
         """A session is no longer behind when everything was read."""
@@ -196,7 +196,17 @@ class SessionTests(unittest.SynchronousTestCase):
 
     def test_bounded_batches(self) -> None:
         """However much fits, a batch is bounded."""
-        self.assertEqual(session(packets=10**9, size=10**12).next_batch(1000, EPOCH).packets, 4096)
+        self.assertEqual(session(packets=10**9, size=10**12).next_batch(1000, EPOCH).packets, 8192)
+
+    def test_batches_of_large_packets(self) -> None:
+        """A batch of large packets has fewer of them, so that it takes no longer, but some in any case."""
+        for size, expected in ((144, 8192), (1416, 2962), (60_016, 69), (262_160, 64)):
+            followed = session(packets=10**9, size=10**12, snap=262144)
+            followed.next_batch(1000, EPOCH)
+            self.assertIsNone(followed.recorded(10, 24 + 10 * size, 1000.01))
+            self.assertEqual(followed.next_batch(1000.02, EPOCH).packets, expected)
+            followed.recorded(0, 24 + 10 * size, 1000.02)
+            self.assertEqual(followed.next_batch(1000.03, EPOCH).packets, expected)
 
     def test_duration(self) -> None:
         """The duration ends a capture, at its end and never before, however busy it is."""

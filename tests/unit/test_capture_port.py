@@ -143,13 +143,126 @@ class CapturePortTests(unittest.SynchronousTestCase):
         self.arrive(udp_frame(1))
         self.assertEqual(
             port.progress(),
-            Progress(packets=1, bytes=port.held_bytes(), seconds=1.5, received=1, dropped=0),
+            Progress(packets=1, bytes=24 + 16 + 50, seconds=1.5, received=1, dropped=0),
         )
         recording = port.start()
         self.arrive(udp_frame(2))
         self.recorded(recording)
         ended = port.progress()
         self.assertEqual((ended.packets, ended.received, ended.dropped), (2, None, None))
+
+    def test_pause(self) -> None:
+        """After many packets the descriptor isn't watched for a moment, and then all that came is read."""
+        port = self.port(packets=100_000)
+        self.reactor.advance(1)
+        self.arrive(*[b"x" * 10] * 63)
+        self.assertEqual(self.reactor.getReaders(), [port])
+        self.reactor.advance(1)
+        self.arrive(*[b"x" * 10] * 64)
+        self.assertEqual(self.reactor.getReaders(), [])
+        for packets in (227, 327):
+            self.system.deliver("mem0", *[b"x" * 10] * 100)
+            self.reactor.advance(0.019)
+            self.assertEqual(port.progress().packets, packets - 100)
+            self.reactor.advance(0.0011)
+            self.assertEqual(port.progress().packets, packets)
+            self.assertEqual(self.reactor.getReaders(), [])
+        self.system.deliver("mem0", *[b"x" * 10] * 63)
+        self.reactor.advance(0.021)
+        self.assertEqual(port.progress().packets, 390)
+        self.assertEqual(self.reactor.getReaders(), [port])
+        port.discard()
+
+    def pausing(self, *, packets: int = 100_000, idle: float = 5, duration: float = 60) -> CapturePort:
+        """A capture that has read a hundred packets, and pauses."""
+        port = self.port(packets=packets, idle=idle, duration=duration)
+        self.reactor.advance(0.9)
+        self.arrive(*[b"x" * 10] * 100)
+        self.assertEqual(self.reactor.getReaders(), [])
+        return port
+
+    def test_keep_up_in_a_pause(self) -> None:
+        """In the middle of other work, it is read at once."""
+        port = self.pausing()
+        for packets in (101, 301):
+            self.system.deliver("mem0", *[b"x" * 10] * (packets - port.progress().packets))
+            port.keep_up()
+            self.assertEqual(port.progress().packets, packets)
+        self.reactor.advance(0.03)
+        self.assertEqual(self.reactor.getReaders(), [port])
+        port.discard()
+
+    def test_end_in_a_pause(self) -> None:
+        """An end from outside keeps what has arrived in the pause."""
+        for reason in (StopReason.SHUTDOWN, StopReason.CANCELLED):
+            port = self.pausing()
+            recording = port.start()
+            self.system.deliver("mem0", udp_frame(1))
+            port.end(reason)
+            made = self.recorded(recording)
+            self.assertEqual((made.reason, made.packets), (reason, 101))
+
+    def test_deadline_in_a_pause(self) -> None:
+        """A time limit that is reached in a pause finds all packets that came before, without waiting."""
+        recording = self.pausing(duration=0.9 - HAND_OVER + 0.01).start()
+        self.system.deliver("mem0", *[b"x" * 10] * 200)
+        self.reactor.advance(0.01)
+        made = self.successResultOf(recording)
+        self.addCleanup(made.content.close)
+        self.assertEqual((made.reason, made.packets), (StopReason.DURATION, 300))
+
+    def test_limit_after_a_pause(self) -> None:
+        """The limits hold for what is read after a pause, to the packet."""
+        recording = self.pausing(packets=250).start()
+        self.system.deliver("mem0", *[b"x" * 10] * 200)
+        made = self.recorded(recording)
+        self.assertEqual((made.reason, made.packets), (StopReason.PACKETS, 250))
+
+    def test_discard_in_a_pause(self) -> None:
+        """A capture that is given up in a pause leaves nothing."""
+        self.pausing().discard()
+
+    def test_gone_in_a_pause(self) -> None:
+        """An interface that goes away in a pause is noticed after it, and what had arrived is kept."""
+        recording = self.pausing().start()
+        self.system.deliver("mem0", *[b"x" * 10] * 50)
+        self.system.lose("mem0")
+        self.reactor.advance(0.021)
+        self.turn()
+        made = self.recorded(recording)
+        self.assertEqual((made.reason, made.packets), (StopReason.DEVICE_LOST, 150))
+
+    def test_down_in_a_pause(self) -> None:
+        """An interface that goes down in a pause is watched again after it, and pauses again when up."""
+        port = self.pausing()
+        self.system.down("mem0")
+        self.reactor.advance(0.021)
+        self.lose_connection()
+        self.system.up("mem0")
+        self.reactor.advance(0.021)
+        self.assertEqual(self.reactor.getReaders(), [port])
+        self.reactor.advance(0.24)
+        self.arrive(*[b"x" * 10] * 100)
+        self.assertEqual(self.reactor.getReaders(), [])
+        # It is looked at in the pause, as its interface was down, and goes on pausing.
+        self.reactor.advance(0.011)
+        self.assertEqual(self.reactor.getReaders(), [])
+        self.reactor.advance(0.011)
+        self.assertEqual(self.reactor.getReaders(), [port])
+        port.discard()
+
+    def test_no_room_after_a_pause(self) -> None:
+        """If the reactor can't watch it after a pause, it is read by time until the reactor can."""
+        port = self.pausing()
+        add, self.reactor.addReader = self.reactor.addReader, _FullReactor().addReader
+        self.reactor.advance(0.021)
+        self.system.deliver("mem0", udp_frame(1))
+        self.reactor.advance(0.021)
+        self.assertEqual(port.progress().packets, 101)
+        self.reactor.addReader = add
+        self.reactor.advance(0.021)
+        self.assertEqual(self.reactor.getReaders(), [port])
+        port.discard()
 
     def test_backlog(self) -> None:
         """All that has arrived during a long turn of the reactor is read in the next one."""
@@ -315,14 +428,14 @@ class CapturePortTests(unittest.SynchronousTestCase):
         """What was read of a batch when the interface went away counts for the limits of what is read yet."""
         port = self.port(packets=20, snap=262144)
         recording = port.start()
-        self.system.deliver("mem0", *[udp_frame(number) for number in range(15)])
+        self.system.deliver("mem0", *[udp_frame(number) for number in range(7)])
         [handle] = self.system.interfaces["mem0"].handles
         self.system.lose("mem0")
         for reader in list(self.reactor.getReaders()):
             reader.doRead()
         # What arrived, and is handed over only now.
         handle.lost = False
-        for number in range(15, 30):
+        for number in range(7, 30):
             handle.arrive(udp_frame(number), self.system.seconds)
         made = self.recorded(recording)
         self.assertEqual((made.reason, made.packets), (StopReason.DEVICE_LOST, 20))

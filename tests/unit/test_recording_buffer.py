@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial import unittest
 
-from pcapsvc.capture.buffer import MemoryFile, Observer, RecordingBuffer
+from pcapsvc.capture.buffer import MOST_BEYOND_BYTES, MemoryFile, Observer, RecordingBuffer
 from pcapsvc.core.errors import CaptureUnavailable
 from pcapsvc.core.session import Batch, CaptureLimits, CaptureSession, LatePackets, StopReason
 from pcapsvc.interfaces.capture import IPacketHandle
@@ -35,21 +35,31 @@ def descriptors() -> int:
 
 
 class _Forgetful(MemoryDumper):
-    """A dumper that loses packets, in silence: memory is full."""
+    """A dumper that can't write what it buffers, in silence: memory is full."""
 
-    lost = 1
+    def close(self) -> None:
+        """Lose the last packet."""
+        self._file.truncate(24 + 17)
+        super().close()
 
-    def dump(self, header: object, data: bytes) -> None:
-        """Lose the first packets, and write the others."""
-        if self.lost:
-            self.lost -= 1
-        else:
-            super().dump(header, data)
+
+class _Failing(MemoryDumper):
+    """A dumper that could not write a packet, and says so."""
+
+    def size(self) -> int:
+        """Fail."""
+        raise OSError(28, "No space left on device")
+
+
+class _Silent(MemoryDumper):
+    """A dumper that doesn't report what it couldn't write."""
+
+    reports_failures = False
 
 
 def allocated(buffer: RecordingBuffer) -> int:
     """The bytes of memory that a buffer holds."""
-    return sum(os.stat(file.path).st_blocks * 512 for file in buffer._files)
+    return os.stat(buffer._file.path).st_blocks * 512
 
 
 class _Watcher:
@@ -124,7 +134,7 @@ class RecordingBufferTests(unittest.SynchronousTestCase):
         self.assertEqual(buffer.written, content.size)
 
     def test_read_before_the_end(self) -> None:
-        """The file can be read up to the last packet while it is written, over all of its parts."""
+        """The file can be read up to the last packet while it is written, counted or not."""
         buffer = self.buffer(self.handle())
         self.assertEqual(buffer.flush(), 24)
         self.system.deliver("mem0", *[b"x" * 10] * 5)
@@ -167,13 +177,13 @@ class RecordingBufferTests(unittest.SynchronousTestCase):
         self.assertIs(late.reason, StopReason.DURATION)
         self.assertEqual(len(packets_of(self.finish(buffer))), 2)
 
-    def test_two_parts(self) -> None:
-        """What was counted is put behind what was not, as one file."""
+    def test_counted_after_uncounted(self) -> None:
+        """What is counted comes behind what was not, and the size is exact in either case."""
         buffer = self.buffer(self.handle())
         packets = [bytes([number]) * (number + 1) for number in range(60)]
         self.system.deliver("mem0", *packets)
         buffer.read(Batch(packets=50, stop_at_bytes=None))
-        self.assertGreaterEqual(buffer.size, 24 + sum(16 + len(data) for data in packets[:50]))
+        self.assertEqual(buffer.size, 24 + sum(16 + len(data) for data in packets[:50]))
         buffer.read(Batch(packets=50, stop_at_bytes=10**6))
         whole = 24 + sum(16 + len(data) for data in packets)
         self.assertEqual(buffer.size, whole)
@@ -181,8 +191,8 @@ class RecordingBufferTests(unittest.SynchronousTestCase):
         self.assertEqual(content.size, whole)
         self.assertEqual([data for _, data in packets_of(content)], packets)
 
-    def test_second_part_empty(self) -> None:
-        """A counted part that got no packet adds nothing."""
+    def test_nothing_counted(self) -> None:
+        """A counted batch that got no packet adds nothing."""
         buffer = self.buffer(self.handle())
         self.system.deliver("mem0", b"a")
         buffer.read(Batch(packets=5, stop_at_bytes=None))
@@ -204,32 +214,30 @@ class RecordingBufferTests(unittest.SynchronousTestCase):
         self.assertRaises(CaptureUnavailable, buffer.read, Batch(packets=5, stop_at_bytes=1000))
         self.assertEqual(packets_of(self.finish(buffer)), [(1, b"a")])
 
+    def use(self, dumper: type[MemoryDumper]) -> None:
+        """Have all files written by a dumper of this kind."""
+
+        def open_dumper(path: str, *, link_type: int, snap_length: int) -> MemoryDumper:
+            return dumper(open(path, "wb"), link_type, snap_length)
+
+        self.system.open_dumper = open_dumper  # type: ignore[method-assign]
+
     def test_lost_packets(self) -> None:
-        """A counted file that is not of the size it should be is refused, and not left open."""
-        handle = self.handle()
+        """A file that is not of the size it should be is refused, and not left open."""
+        self.use(_Forgetful)
+        for stop in (None, 1000):
+            buffer = self.buffer(self.handle())
+            self.system.deliver("mem0", b"a", b"b")
+            buffer.read(Batch(packets=5, stop_at_bytes=stop))
+            error = self.assertRaises(OSError, buffer.finish)
+            self.assertEqual(str(error), "58 bytes were captured, but 41 were written")
 
-        def forgetful(path: str, **_: int) -> MemoryDumper:
-            return _Forgetful(open(path, "wb"), 1, 100)
-
-        self.system.open_dumper = forgetful  # type: ignore[method-assign]
-        buffer = self.buffer(handle)
-        self.system.deliver("mem0", b"a", b"b")
-        buffer.read(Batch(packets=5, stop_at_bytes=1000))
-        error = self.assertRaises(OSError, buffer.finish)
-        self.assertEqual(str(error), "58 bytes were captured, but 41 were written")
-
-    def test_no_second_part(self) -> None:
-        """If no second file can be created, that is reported, and the first can be discarded."""
-        handle = self.handle()
-        buffer = self.buffer(handle)
-        self.system.deliver("mem0", b"a", b"b")
-        buffer.read(Batch(packets=1, stop_at_bytes=None))
-
-        def no_memory(path: str, **_: int) -> MemoryDumper:
-            raise OSError(12, "no memory")
-
-        self.system.open_dumper = no_memory  # type: ignore[method-assign]
-        self.assertRaises(OSError, buffer.read, Batch(packets=1, stop_at_bytes=1000))
+    def test_failure_to_write(self) -> None:
+        """That a packet could not be written fails the batch."""
+        self.use(_Failing)
+        buffer = self.buffer(self.handle())
+        self.system.deliver("mem0", b"a")
+        self.assertRaises(OSError, buffer.read, Batch(packets=5, stop_at_bytes=None))
         buffer.discard()
 
     def test_no_first_part(self) -> None:
@@ -244,6 +252,7 @@ class RecordingBufferTests(unittest.SynchronousTestCase):
 
     def test_before_each_read(self) -> None:
         """What is to happen before packets are read happens before each call, be the batch large or small."""
+        self.use(_Silent)
         handle, calls = self.handle(262144), 0
 
         def before_read() -> None:
@@ -262,7 +271,7 @@ class RecordingBufferTests(unittest.SynchronousTestCase):
         )
         self.system.deliver("mem0", *[b"x"] * 100)
         self.assertRaises(CaptureUnavailable, buffer.read, Batch(packets=100, stop_at_bytes=None))
-        self.assertEqual(buffer.packets, 2 * 15)
+        self.assertEqual(buffer.packets, 2 * 7)
         buffer.discard()
 
     def test_discard(self) -> None:
@@ -325,6 +334,7 @@ class RecordingBufferTests(unittest.SynchronousTestCase):
         buffer = self.buffer(self.handle())
         buffer.read(Batch(packets=4096, stop_at_bytes=None))
         self.assertGreaterEqual(allocated(buffer), 4096 * 116)
+        self.assertLess(allocated(buffer), 4096 * 116 + (2 << 20))
         self.system.deliver("mem0", b"x" * 60)
         buffer.read(Batch(packets=4096, stop_at_bytes=None))
         content = self.finish(buffer)
@@ -336,19 +346,54 @@ class RecordingBufferTests(unittest.SynchronousTestCase):
         buffer = self.buffer(self.handle(262144), snap_length=262144)
         self.system.deliver("mem0", *[b"x" * 60] * 100)
         self.assertEqual(buffer.read(Batch(packets=90, stop_at_bytes=None)), 90)
-        self.assertLess(allocated(buffer), 6 << 20)
+        self.assertLess(allocated(buffer), 4 << 20)
         self.assertEqual(buffer.read(Batch(packets=4096, stop_at_bytes=10**6)), 10)
-        self.assertLess(allocated(buffer), 12 << 20)
+        self.assertLess(allocated(buffer), 4 << 20)
         self.assertEqual(len(packets_of(self.finish(buffer))), 100)
+
+    def test_memory_up_to_the_limit(self) -> None:
+        """No more memory is allocated beyond the limit of bytes than the admission of captures knows of."""
+        for snap_length in (100, 65535, 262144):
+            buffer = self.buffer(self.handle(snap_length), snap_length=snap_length)
+            buffer.read(Batch(packets=4096, stop_at_bytes=10_000))
+            self.assertLessEqual(allocated(buffer), 10_000 + MOST_BEYOND_BYTES + 4096)
+            buffer.discard()
+
+    def counts(self, buffer: RecordingBuffer, packets: int) -> list[int]:
+        """How many packets are read at once, in a batch of so many."""
+        counts: list[int] = []
+        buffer._before_read = lambda: counts.append(buffer.packets)
+        buffer.read(Batch(packets=packets, stop_at_bytes=None))
+        return [after - each for each, after in zip(counts, [*counts[1:], buffer.packets], strict=True)]
+
+    def test_likely_sizes(self) -> None:
+        """With a long snap length, as many packets are read at once as the last ones let expect to fit."""
+        buffer = self.buffer(self.handle(262144), snap_length=262144)
+        self.system.deliver("mem0", *[b"x" * 84] * 5000)
+        self.assertEqual(self.counts(buffer, 5000), [7, 4096, 897])
+        self.system.deliver("mem0", *[b"x" * 60_000] * 20)
+        self.assertEqual(self.counts(buffer, 10), [10])
+        self.assertEqual(self.counts(buffer, 20), [10])
+        self.system.deliver("mem0", *[b"x" * 60_000] * 40)
+        self.assertEqual(self.counts(buffer, 40), [17, 17, 6])
+        self.finish(buffer)
+
+    def test_sizes_that_are_certain(self) -> None:
+        """If a failure to write would go unnoticed, only as many are read as certainly fit."""
+        self.use(_Silent)
+        buffer = self.buffer(self.handle(262144), snap_length=262144)
+        self.system.deliver("mem0", *[b"x" * 84] * 20)
+        self.assertEqual(self.counts(buffer, 20), [7, 7, 6])
+        self.finish(buffer)
 
     def test_lost_within_a_batch(self) -> None:
         """If the interface disappears within a batch, what was read of it is counted."""
         buffer = self.buffer(self.handle(262144), snap_length=262144)
-        self.system.deliver("mem0", *[b"x" * 60] * 15)
+        self.system.deliver("mem0", *[b"x" * 60] * 7)
         self.system.lose("mem0")
         self.assertRaises(CaptureUnavailable, buffer.read, Batch(packets=4096, stop_at_bytes=None))
-        self.assertEqual(buffer.packets, 15)
-        self.assertEqual(len(packets_of(self.finish(buffer))), 15)
+        self.assertEqual(buffer.packets, 7)
+        self.assertEqual(len(packets_of(self.finish(buffer))), 7)
 
     def test_no_memory(self) -> None:
         """If memory for a batch can't be allocated, nothing is read."""
@@ -402,9 +447,7 @@ class RecordingBufferTests(unittest.SynchronousTestCase):
                     count = buffer.read(batch)
                     self.assertLessEqual(count, batch.packets)
                     real = 24 + sum(16 + min(length, snap) for length in lengths[: buffer.packets])
-                    self.assertGreaterEqual(buffer.size, real)
-                    if batch.stop_at_bytes is not None:
-                        self.assertEqual(buffer.size, real)
+                    self.assertEqual(buffer.size, real)
                     stopped = followed.recorded(count, buffer.size, 0)
             content = buffer.finish()
             self.assertIs(stopped, reason)
