@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.logger import LogLevel
@@ -19,6 +18,7 @@ from pcapsvc.core.event import (
 )
 from pcapsvc.core.recording import PacketCounts
 from pcapsvc.core.session import StopReason
+from pcapsvc.testing_packets import MemoryDumper
 from peers.frames import udp_frame
 from tests.unit.pipeline_case import PipelineCase, packets_in
 
@@ -177,12 +177,11 @@ class CapturingTests(PipelineCase):
         capture_id = self.begin(bytes=24 + 40 * 116, snap=100)
         self.arrive(*[b"x" * 100] * 20)
 
-        def no_memory(path: str, **_: int) -> Any:
+        def no_memory(dumper: MemoryDumper) -> int:
             raise OSError(12, "Cannot allocate memory")
 
-        self.system.open_dumper = no_memory  # type: ignore[method-assign]
-        self.arrive(*[b"x" * 100] * 15)
-        self.arrive(*[b"x" * 100] * 15)
+        self.patch(MemoryDumper, "size", no_memory)
+        self.arrive(b"x" * 100)
         [failed] = self.events(CaptureFailed)
         self.assertIn("Cannot allocate memory", failed.problem)
         self.assertEqual(self.state(capture_id)["state"], "failed")
