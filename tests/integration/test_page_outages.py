@@ -10,6 +10,7 @@ from playwright.sync_api import expect
 
 from peers.daemon import Daemon
 from tests.integration.page_case import PATIENCE, EventCounter, PageTestCase, send
+from tests.integration.path_proxy import PathProxy
 
 expect.set_options(timeout=PATIENCE)
 
@@ -56,6 +57,42 @@ class TokenTests(PageTestCase):
         page.get_by_role("checkbox", name="lo", exact=False).first.check()
         page.get_by_role("button", name="Start capture").click()
         expect(page.locator("#start-error")).to_contain_text("capture")
+
+
+class ProxyTests(PageTestCase):
+    """Nodes behind a proxy, each below a path of its own."""
+
+    def test_paths(self) -> None:
+        """The page of each works below its path, and gets no token of another one."""
+        proxy = PathProxy()
+        self.addCleanup(proxy.stop)
+        proxy.start()
+        tokens = {"web-17": "token-of-web-17", "web-18": "token-of-web-18"}
+        for name, token in tokens.items():
+            proxy.ports[name] = self._node(name, token, f"{proxy.url}/{name}").port
+        visitor = self.chromium.visitor()
+        self.addCleanup(visitor.close)
+        page = visitor.page
+        for name, token in tokens.items():
+            page.goto(f"{proxy.url}/{name}/")
+            page.get_by_role("textbox", name="Token").fill(token)
+            page.keyboard.press("Enter")
+            expect(page.locator("#link-text")).to_have_text("Live")
+            expect(page.locator("#node-name")).to_have_text(name)
+        page.goto(f"{proxy.url}/web-17/")
+        expect(page.locator("#link-text")).to_have_text("Live")
+        page.get_by_role("button", name="New capture").click()
+        page.get_by_role("checkbox", name="lo", exact=False).first.check()
+        page.get_by_role("button", name="Start capture").click()
+        expect(page.locator("#running .card")).to_have_count(1)
+        self.assertEqual([one for one in visitor.complaints if "401 (Unauthorized)" not in one], [])
+
+    def _node(self, name: str, token: str, url: str) -> Daemon:
+        """A node that requires a token, and is at a URL."""
+        file = Path(self.mktemp()).absolute()
+        file.write_text(token + "\n")
+        file.chmod(0o600)
+        return self.daemon(f'tokenfile = "{file}"\nurl = "{url}"', node=name)
 
 
 class OutageTests(PageTestCase):

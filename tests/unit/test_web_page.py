@@ -100,7 +100,7 @@ class ContentTests(SynchronousTestCase):
             r"""<(?:link|script|img|iframe|source|object|embed)\b[^>]*?(?:href|src)="([^"]*)""", self.html
         )
         self.assertEqual(
-            [one for one in loaded if not one.startswith("data:image/svg+xml,")], ["/page.css", "/page.js"]
+            [one for one in loaded if not one.startswith("data:image/svg+xml,")], ["page.css", "page.js"]
         )
         self.assertNotRegex(self.css, r"@import|url\(")
 

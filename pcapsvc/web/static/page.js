@@ -21,7 +21,7 @@ const NODE_MS = 5000;
 const QUIET_MS = 40000;         // the stream has a comment every 15 s
 const MAX_LINE = 1 << 20;
 const MAX_EARLY = 10000;        // events that wait for the list of captures
-const TOKEN_KEY = "pcapsvc.token";
+const TOKEN_KEY = `pcapsvc.token ${location.pathname}`;    // a proxy may have other nodes at other paths
 
 // ---- Text and elements ----
 
@@ -170,7 +170,8 @@ class Api {
     if (body !== undefined) all["Content-Type"] = "application/json";
     let response;
     try {
-      response = await fetch(path, {
+      // Below the page's own path, which is a proxy's.
+      response = await fetch(`.${path}`, {
         method, signal, headers: all, cache: "no-store", credentials: "omit", redirect: "error",
         body: body === undefined ? undefined : JSON.stringify(body),
       });
