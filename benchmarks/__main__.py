@@ -11,9 +11,9 @@ import tempfile
 from pathlib import Path
 from unittest import SkipTest
 
-from benchmarks import armed, capture, others, soak
+from benchmarks import armed, capture, others, soak, steered
 
-_BENCHMARKS = {"capture": capture.run, "armed": armed.run, "others": others.run}
+_BENCHMARKS = {"capture": capture.run, "armed": armed.run, "others": others.run, "steered": steered.run}
 # These take minutes: they run only if they are named.
 _LONG = ("soak", "captures")
 _MEMORY = Path("/dev/shm")

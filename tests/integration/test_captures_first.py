@@ -6,6 +6,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,10 @@ from pcapsvc.packets.filter_compiler import FilterCompiler
 from pcapsvc.packets.handle import libpcap_path
 from pcapsvc.packets.pcapy_system import PcapySystem
 from pcapsvc.threads import Threads
+from pcapsvc.web.event_stream import MOST_READERS
+from peers.audience import Audience
 from peers.certificates import Authority
+from peers.chromium import Chromium
 from peers.daemon import Daemon
 from peers.redis import RedisServer
 from peers.tcpdump import Tcpdump
@@ -38,6 +43,8 @@ _PACKETS = 300_000
 
 # How long the load lasts: longer than the packets take.
 _LOAD_SECONDS = 5
+# How many captures report their progress, too.
+_OTHERS = 20
 # How often to try, if the machine has no time for anybody.
 _ATTEMPTS = 3
 
@@ -92,7 +99,7 @@ class LongTurnTests(TestCase):
         self.assertEqual((made.packets, made.counts.dropped), (_PACKETS, 0))
 
 
-class CapturesFirstTests(SynchronousTestCase):
+class CapturesFirstCase(SynchronousTestCase):
     """A daemon with the default ring, and a capture at 100,000 packets a second."""
 
     def setUp(self) -> None:
@@ -112,12 +119,34 @@ class CapturesFirstTests(SynchronousTestCase):
         self, daemon: Daemon, load: str, *, port: int | None = None, least: int = 100
     ) -> None:
         """
-        A capture has every packet, as tcpdump has. If the machine had no time for the daemon, there are other
-        attempts.
+        A capture has every packet beside clients of a process of their own.
 
         @param load: of L{LOADS}.
         @param port: which it connects to; by default, the daemon's.
         @param least: how often its clients get what they want, at least.
+        """
+        words = [sys.executable, "-m", "tests.integration.load_process", load]
+        words += [str(daemon.port if port is None else port), str(_LOAD_SECONDS)]
+
+        @contextmanager
+        def clients() -> Iterator[None]:
+            with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+                time.sleep(0.5)
+                yield
+                assert process.stdout is not None
+                self.assertGreater(int(process.stdout.read()), least)
+
+        self.assert_none_lost_beside(clients, daemon, load)
+
+    def assert_none_lost_beside(
+        self, clients: Callable[[], AbstractContextManager[object]], daemon: Daemon, load: str
+    ) -> None:
+        """
+        A capture has every packet, as tcpdump has. If the machine had no time for the daemon, there are other
+        attempts.
+
+        @param clients: keep the daemon busy.
+        @param load: what they are, in words.
         """
         lost: list[tuple[int, int]] = []
         for _ in range(_ATTEMPTS):
@@ -125,21 +154,19 @@ class CapturesFirstTests(SynchronousTestCase):
             self.addCleanup(tcpdump.stop)
             tcpdump.start()
             capture = daemon.capture(interface=[self.wire.interface], bpf="udp", timeout=2, snap=128)
-            words = [sys.executable, "-m", "tests.integration.load_process", load]
-            words += [str(daemon.port if port is None else port), str(_LOAD_SECONDS)]
-            with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as clients:
-                time.sleep(0.5)
+            with clients():
                 generate(self.wire, _PACKETS, rate=_RATE)
-                assert clients.stdout is not None
-                count = int(clients.stdout.read())
             state = daemon.done(capture)
             # It gets the last packets a second late; the capture's idle time has been longer.
             time.sleep(0.2)
             lost.append((_PACKETS - state["packets"], _PACKETS - len(tcpdump.finish())))
-            self.assertGreater(count, least)
             if lost[-1][0] == 0:
                 return
         self.fail(f"{load}: lost by the daemon, and by tcpdump: {lost}")
+
+
+class CapturesFirstTests(CapturesFirstCase):
+    """Clients that ask for much."""
 
     def test_large_bodies(self) -> None:
         """Sixteen connections post bodies of 60 KB."""
@@ -173,3 +200,45 @@ class CapturesFirstTests(SynchronousTestCase):
         daemon = self.daemon(authority=Authority(Path(directory.name)))
         for load in ("silent", "handshakes"):
             self.assert_none_lost(daemon, load)
+
+
+class WatchedTests(CapturesFirstCase):
+    """A daemon that is watched, with 20 more captures that report their progress ten times a second."""
+
+    def watched_daemon(self) -> Daemon:
+        """A daemon, and the captures."""
+        daemon = self.daemon("[reports]\nprogressinterval = 0.1\n")
+        for _ in range(_OTHERS):
+            daemon.capture(interface=["lo"], bpf="udp port 9", bytes=1000, duration=300, timeout=300)
+        return daemon
+
+    @contextmanager
+    def audience(self, daemon: Daemon, readers: int) -> Iterator[None]:
+        """Readers of the events, and a scrape a second. All of them are served."""
+        audience = Audience(daemon.port, readers=readers)
+        try:
+            audience.start()
+            yield
+            watched = audience.finish()
+        finally:
+            audience.stop()
+        self.assertEqual(watched.problems, [])
+        self.assertEqual(len(watched.events), readers)
+        self.assertGreater(min(watched.events), _OTHERS)
+        self.assertGreater(watched.scrapes, 1)
+
+    def test_readers(self) -> None:
+        """By 50 readers of its events, and a scrape a second."""
+        daemon = self.watched_daemon()
+        self.assert_none_lost_beside(lambda: self.audience(daemon, MOST_READERS), daemon, "readers")
+
+    def test_page(self) -> None:
+        """By the page in a browser as well, which is one of the readers."""
+        daemon = self.watched_daemon()
+        chromium = Chromium()
+        self.addCleanup(chromium.stop)
+        chromium.start()
+        page = chromium.visitor(viewport={"width": 1280, "height": 900}).page
+        page.goto(f"http://127.0.0.1:{daemon.port}/")
+        page.locator("#link-text", has_text="Live").wait_for()
+        self.assert_none_lost_beside(lambda: self.audience(daemon, MOST_READERS - 1), daemon, "the page")
