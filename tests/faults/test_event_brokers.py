@@ -264,13 +264,17 @@ class EventBrokersTests(SynchronousTestCase):
         usual = self.run_captures(lambda: None, lambda: None)
         before = self.node.state()["rss"]
         self.assertEqual({each["dropped"] for each in self.node.state()["channels"].values()}, {0})
+        took: dict[str, float] = {}
         for begin, end in (
             (self.disconnect, self.connect),
             (self.freeze, self.thaw),
             (self.kill, self.revive),
         ):
-            took = self.run_captures(begin, end)
-            self.assertLess(took, usual * 2 + SLACK_SECONDS, begin.__name__)
+            took[begin.__name__] = self.run_captures(begin, end)
+        # How busy the machine is with other things may have changed in the meantime.
+        usual = max(usual, self.run_captures(lambda: None, lambda: None))
+        for name, seconds in took.items():
+            self.assertLess(seconds, usual * 2 + SLACK_SECONDS, name)
         state = self.settled()
         self.assertLess(state["rss"] - before, GROWN_BYTES)
         self.hush()
