@@ -1,0 +1,56 @@
+"""A capture at a high rate that everybody watches."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from playwright.sync_api import expect
+
+from peers.daemon import Daemon
+from tests.integration.page_case import PATIENCE, PageTestCase
+from tests.integration.traffic import generate
+
+expect.set_options(timeout=PATIENCE)
+
+# Packets are lost if the daemon is not scheduled for long enough.
+needs_machine_alone = True
+
+_RATE = 300_000
+_PACKETS = 4 * _RATE
+# Longer than the packets take.
+_WATCHED_SECONDS = 8
+# How often to try, if the machine has no time for the daemon.
+_ATTEMPTS = 3
+
+
+class WatchedTests(PageTestCase):
+    """The page is open, 50 clients read events, and Prometheus scrapes the metrics every second."""
+
+    def test_none_lost(self) -> None:
+        """All of that costs a capture at 300,000 packets a second not one packet."""
+        wire = self.wire()
+        daemon = Daemon(
+            "[capture]\nbuffersize = 8388608\n", general="maxpackets = 2000000\nmaxbytes = 500000000"
+        )
+        self.addCleanup(daemon.stop)
+        daemon.start()
+        page = self.visit(daemon).page
+        expect(page.locator("#link-text")).to_have_text("Live")
+        lost: list[tuple[int, int]] = []
+        while len(lost) < _ATTEMPTS:
+            capture = daemon.capture(interface=[wire.interface], bpf="udp", timeout=3, snap=128)
+            expect(page.locator("#running .card")).to_have_count(1)
+            words = [sys.executable, "-m", "tests.integration.load_process", "watchers"]
+            words += [str(daemon.port), str(_WATCHED_SECONDS)]
+            with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as watchers:
+                generate(wire, _PACKETS, rate=_RATE)
+                assert watchers.stdout is not None
+                # Of each reader, and so many scrapes.
+                self.assertGreater(int(watchers.stdout.read()), 3)
+            state = daemon.done(capture)
+            expect(page.locator("#running .card")).to_have_count(0)
+            lost.append((_PACKETS - state["packets"], state["dropped"]))
+            if lost[-1] == (0, 0):
+                return
+        self.fail(f"missing, and dropped by the kernel: {lost}")
