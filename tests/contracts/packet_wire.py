@@ -1,0 +1,91 @@
+"""What the suites of packet systems send and read with."""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+
+from pcapsvc.core.errors import CaptureUnavailable, RequestRejected
+from pcapsvc.core.network_interface import NetworkInterface
+from pcapsvc.interfaces.capture import IPacketDumper, IPacketHandle, IStandbyPacketSystem
+
+
+class PacketWire:
+    """A packet system, and an interface that frames can be put on."""
+
+    system: IStandbyPacketSystem
+    interface: str
+
+    def send(self, *frames: bytes) -> None:
+        """Put frames on the interface."""
+        raise NotImplementedError
+
+    def is_promiscuous(self) -> bool:
+        """Whether the interface takes in what is for others."""
+        raise NotImplementedError
+
+    def lose_interface(self) -> None:
+        """Take the interface away."""
+        raise NotImplementedError
+
+    def take_down(self) -> None:
+        """Take the interface down."""
+        raise NotImplementedError
+
+    def bring_up(self) -> None:
+        """Bring the interface up again."""
+        raise NotImplementedError
+
+    def rename(self) -> str:
+        """Rename the interface, and return its new name."""
+        raise NotImplementedError
+
+    async def open(self, *, snap_length: int = 512, bpf: str = "") -> IPacketHandle:
+        """A handle that is closed at the end of the test."""
+        handle = await self.system.open(self.interface, snap_length=snap_length, bpf=bpf)
+        self.addCleanup(handle.close)
+        return handle
+
+    def exclude(self, handle: IPacketHandle, bpf: str) -> None:
+        """Continue without the packets that pass a filter, of those that pass the handle's own."""
+        program = handle.program
+        handle.set_filter(program.without(self.system.compile_now(handle, bpf)) if bpf else program)
+
+    def dumper(self, handle: IPacketHandle, path: str, *, snap_length: int = 512) -> IPacketDumper:
+        """A file for the packets of a handle."""
+        return self.system.open_dumper(path, link_type=handle.link_type, snap_length=snap_length)
+
+    async def rejected(self, bpf: str, interface: str | None = None) -> RequestRejected:
+        """Why a filter is rejected."""
+        opening = self.system.open(interface or self.interface, snap_length=512, bpf=bpf)
+        error: RequestRejected = await self.assertFailure(opening, RequestRejected)
+        return error
+
+    async def unavailable(self, interface: str | None = None) -> CaptureUnavailable:
+        """Why an interface can't be captured on."""
+        opening = self.system.open(interface or self.interface, snap_length=512, bpf="")
+        error: CaptureUnavailable = await self.assertFailure(opening, CaptureUnavailable)
+        return error
+
+    def read(self, handle: IPacketHandle, count: int, most: int = 100) -> list[bytes]:
+        """The data of the next packets, as many as are wanted, or as come within two seconds."""
+        data: list[bytes] = []
+        until = time.monotonic() + 2
+        while len(data) < count and time.monotonic() < until:
+            select.select([handle], [], [], 0.05)
+            handle.read(min(most, count - len(data)), lambda _, packet: data.append(packet))
+        return data
+
+    def memory_file(self) -> str:
+        """The path of an empty file in memory."""
+        descriptor = os.memfd_create("test")
+        self.addCleanup(os.close, descriptor)
+        return f"/proc/self/fd/{descriptor}"
+
+    async def listed(self) -> NetworkInterface | None:
+        """The interface in the list of all, found by its index; L{None} if it is not there."""
+        found = await self.system.list_interfaces()
+        indexes = [interface.index for interface in found]
+        self.assertEqual(indexes, sorted(set(indexes)))
+        return next((each for each in found if each.index == self.index), None)

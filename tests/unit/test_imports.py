@@ -1,0 +1,96 @@
+"""What a daemon imports."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.unit.documents import ROOT
+from tests.unit.settings_case import SettingsTestCase
+
+
+class ImportsTests(SettingsTestCase):
+    """A configuration imports only what it needs: most of the memory at rest is modules."""
+
+    LOCAL = "[general]\nwritelocal = true\nlocaldir = '/tmp'\n"
+    HTTP = f"{LOCAL}[http]\nlisten = 'unix:/nowhere/http.sock'\n"
+    COSTLY = (
+        "OpenSSL",
+        "importlib.metadata",
+        "pcapsvc.delivery.folder",
+        "pcapsvc.delivery.spool",
+        "re2",
+        "boto3",
+        "botocore",
+        "cryptography",
+        "dpkt",
+        "kafka",
+        "treq",
+        "twisted.conch",
+        "txredisapi",
+    )
+
+    def imported(self, text: str, *, build: bool = True) -> set[str]:
+        """Which of these modules a process has imported that loads a configuration, and builds its node."""
+        return self.modules(text, build=build) & set(self.COSTLY)
+
+    def modules(self, text: str, *, build: bool = True) -> set[str]:
+        """All modules that such a process has imported."""
+        code = f"""
+import json, sys
+from pcapsvc import tap
+if {build}:
+    options = tap.Options()
+    options.parseOptions(["--config", {str(Path(self.file(text)).absolute())!r}])
+    tap.makeService(options)
+else:
+    tap.load_settings({str(Path(self.file(text)).absolute())!r}, tap.COMPONENTS)
+print(json.dumps([name for name, module in sys.modules.items() if module is not None]))
+"""
+        found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=ROOT)
+        return set(json.loads(found.stdout))
+
+    def test_loaded(self) -> None:
+        """To load a configuration imports no client library, whatever is enabled in it."""
+        text = (
+            f"{self.HTTP}[redis]\nlisten = true\n[kafka]\nlisten = true\nserver = ['a:1']\n"
+            "[sqs]\nlisten = true\nurl = 'http://a/1/q'\n[s3]\nupload = true\n"
+            "[cloudshark]\nupload = true\ntoken = 't'\n"
+        )
+        self.assertEqual(set(), self.imported(text, build=False))
+
+    def test_built(self) -> None:
+        """A component's client library is imported if the component is enabled, and only then."""
+        for text, expected in (
+            (self.HTTP, set()),
+            (f"{self.LOCAL}[redis]\nlisten = true\n", {"OpenSSL", "cryptography", "txredisapi"}),
+            (
+                f"{self.HTTP}[delivery]\nspooldir = '/nowhere'\n",
+                {"pcapsvc.delivery.folder", "pcapsvc.delivery.spool"},
+            ),
+            (f"{self.LOCAL}[kafka]\nlisten = true\nserver = ['127.0.0.1:1']\n", {"kafka"}),
+        ):
+            self.assertEqual(expected, self.imported(text), text)
+
+    def test_without_http(self) -> None:
+        """Without HTTP, nothing of the server, API, page and metrics is imported but the settings."""
+        text = f"{self.LOCAL}[redis]\nlisten = true\n[reports.redis]\nsend = true\n"
+        homes = (
+            *("twisted.web", "prometheus_client", "pcapsvc.web", "pcapsvc.sources.http"),
+            *("pcapsvc.reports.metrics", "pcapsvc.net.http_server", "pcapsvc.net.http_resource"),
+        )
+        settings = {"", ".settings", ".tokens"}
+
+        def of_http(modules: set[str]) -> set[str]:
+            return {
+                module
+                for module in modules
+                for home in homes
+                if f"{module}.".startswith(f"{home}.") and module.removeprefix(home) not in settings
+            }
+
+        self.assertEqual(set(), of_http(self.modules(text)))
+        found = of_http(self.modules(self.HTTP))
+        self.assertLessEqual({"pcapsvc.web.api", "pcapsvc.sources.http.source", "pcapsvc.web.page"}, found)
