@@ -28,11 +28,9 @@ class WatchedTests(PageTestCase):
     """The page is open, 50 clients read events, and Prometheus scrapes the metrics every second."""
 
     def test_none_lost(self) -> None:
-        """All of that costs a capture at 300,000 packets a second not one packet."""
+        """All of that costs a capture at 300,000 packets a second not one packet, on the default ring."""
         wire = self.wire()
-        daemon = Daemon(
-            "[capture]\nbuffersize = 8388608\n", general="maxpackets = 2000000\nmaxbytes = 500000000"
-        )
+        daemon = Daemon(general="maxpackets = 2000000\nmaxbytes = 500000000")
         self.addCleanup(daemon.stop)
         daemon.start()
         page = self.visit(daemon).page
