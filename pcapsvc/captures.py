@@ -153,6 +153,17 @@ class Captures:
         self, state: str | None = None, *, requestid: str | None = None, limit: int | None = None
     ) -> Sequence[Mapping[str, Any]]:
         """See L{ICaptures.list}."""
+        found = self._find(state, requestid)
+        return [self._state(*item) for item in found[:limit]]
+
+    def ids(
+        self, state: str | None = None, *, requestid: str | None = None, limit: int | None = None
+    ) -> Sequence[str]:
+        """See L{ICaptures.ids}."""
+        return [capture_id for capture_id, _ in self._find(state, requestid)[:limit]]
+
+    def _find(self, state: str | None, requestid: str | None) -> Sequence[tuple[str, _Entry]]:
+        """The captures that are meant, the newest first."""
         if state is not None and state not in CAPTURE_STATES:
             raise ValueError(f"state must be one of {', '.join(CAPTURE_STATES)}, not {state!r}")
         known = [
@@ -162,7 +173,7 @@ class Captures:
             and requestid in (None, item[1].facts["request"].get("requestid"))
         ]
         known.sort(key=lambda item: item[1].number, reverse=True)
-        return [self._state(*item) for item in known[:limit]]
+        return known
 
     def get(self, capture_id: str) -> Mapping[str, Any] | None:
         """See L{ICaptures.get}."""

@@ -47,6 +47,15 @@ class ICaptures(Interface):
         @raise ValueError: if there is no such state.
         """
 
+    def ids(
+        state: str | None = None, *, requestid: str | None = None, limit: int | None = None
+    ) -> Sequence[str]:
+        """
+        The ids of those that L{list} returns, which takes much less time.
+
+        @raise ValueError: if there is no such state.
+        """
+
     def get(capture_id: str) -> Mapping[str, Any] | None:
         """The state of a capture; L{None} if it is unknown or forgotten."""
 

@@ -141,7 +141,9 @@ class Request(http.Request):
     @property
     def has_end(self) -> bool:
         """Whether the answer has an end, whatever the client does."""
-        return not self.startedWriting or self.responseHeaders.hasHeader(b"Content-Length")
+        if not self.startedWriting or self.responseHeaders.hasHeader(b"Content-Length"):
+            return True
+        return self._producing is not None and bool(getattr(self._producing[0], "has_end", False))
 
     def cut(self) -> None:
         """Send no more of an answer that is produced piece by piece. The caller closes the connection."""

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from twisted.internet.defer import Deferred
@@ -15,6 +15,7 @@ from twisted.web.resource import IResource
 from pcapsvc.core.role import Role
 from pcapsvc.interfaces.captures import CAPTURE_STATES, EndResult
 from pcapsvc.net.http_resource import Answer, HTTPProblem, Resource
+from pcapsvc.web.json_list import json_list
 from pcapsvc.web.pcap_file import PcapFile, Places
 from pcapsvc.web.query import Parameters
 
@@ -51,12 +52,20 @@ class CaptureList(Resource):
     def render_GET(self, request: Any) -> Answer:
         """The captures, the newest first."""
         given = Parameters(request, ("state", "requestid", "limit"))
-        found = self._places.captures.list(
-            given.choice("state", CAPTURE_STATES),
+        wanted = given.choice("state", CAPTURE_STATES)
+        ids = self._places.captures.ids(
+            wanted,
             requestid=given.text("requestid"),
             limit=given.number("limit", 1, MOST_LISTED, DEFAULT_LIMIT),
         )
-        return Answer.json({"captures": [_shown(state, self._places) for state in found]})
+        return json_list(self._places.reactor, "captures", self._states(ids, wanted))
+
+    def _states(self, ids: Sequence[str], wanted: str | None) -> Iterator[Mapping[str, Any]]:
+        """The states of captures by now. Those are left out that are forgotten, or not in the wanted one."""
+        for capture_id in ids:
+            state = self._places.captures.get(capture_id)
+            if state is not None and wanted in (None, state["state"]):
+                yield _shown(state, self._places)
 
     def render_POST(self, request: Any) -> Any:
         """A request for captures."""

@@ -25,6 +25,7 @@ from pcapsvc.capture_files import CaptureFile, FileFreed
 from pcapsvc.interfaces.threads import RunInThread
 from pcapsvc.net.http_resource import AnswerCut
 from pcapsvc.threads import NotRunning
+from pcapsvc.web.stream import Stream
 
 #: How much is read at once, in bytes: from memory, and from a disk.
 MEMORY_CHUNK_BYTES = 64 * 1024
@@ -34,45 +35,8 @@ DISK_CHUNK_BYTES = 256 * 1024
 FOLLOW_SECONDS = 0.1
 
 
-class _Stream:
-    """What streams have in common: see L{IBodyProducer}."""
-
-    _consumer: Any = None
-    _is_paused = False
-    _done: Deferred[None] | None = None
-
-    def startProducing(self, consumer: Any) -> Deferred[None]:
-        """Begin to send."""
-        self._consumer = consumer
-        done = self._done = Deferred()
-        self._go_on()
-        return done
-
-    def pauseProducing(self) -> None:
-        """The client doesn't read."""
-        self._is_paused = True
-
-    def resumeProducing(self) -> None:
-        """The client has read everything so far."""
-        self._is_paused = False
-        self._go_on()
-
-    def stopProducing(self) -> None:
-        """Send no more. A second call does nothing."""
-        self._done = None
-
-    def _go_on(self) -> None:
-        raise NotImplementedError
-
-    def _end(self, failure: Failure | None = None) -> None:
-        done = self._done
-        self.stopProducing()
-        if done is not None:
-            done.callback(failure)
-
-
 @implementer(IBodyProducer)
-class MemoryStream(_Stream):
+class MemoryStream(Stream):
     """
     A part of a file in memory. If it is freed before all of it was sent, the stream is cut.
 
@@ -205,7 +169,7 @@ class DiskFile:
 
 
 @implementer(IBodyProducer)
-class DiskStream(_Stream):
+class DiskStream(Stream):
     """
     A part of a file on a disk.
 

@@ -126,9 +126,24 @@ class Response:
         _, code, self.reason = status.split(" ", 2)
         self.code = int(code)
         self.headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
-        length = int(self.headers["content-length"]) if has_body else 0
-        self.rest = rest[length:]
-        self.content = json.loads(rest[:length]) if has_body else None
+        body = b""
+        if has_body and self.headers.get("transfer-encoding") == "chunked":
+            body, self.rest = dechunked(rest)
+        else:
+            length = int(self.headers["content-length"]) if has_body else 0
+            body, self.rest = rest[:length], rest[length:]
+        self.content = json.loads(body) if has_body else None
+
+
+def dechunked(raw: bytes) -> tuple[bytes, bytes]:
+    """A body that was sent in chunks (RFC 9112, section 7.1), to its end, and what follows it."""
+    body = b""
+    while True:
+        size, _, raw = raw.partition(b"\r\n")
+        chunk, raw = raw[: int(size, 16)], raw[int(size, 16) + 2 :]
+        if not chunk:
+            return body, raw
+        body += chunk
 
 
 def token(text: str, *roles: Role) -> Token:
@@ -152,6 +167,18 @@ def one_capture(capture_id: str) -> Captures:
     labels = Labels(via="http", interface="eth0")
     captures.report(event_factory().event(started, labels, capture_id))
     return captures
+
+
+class TurnClock(Clock):
+    """As a reactor does, it leaves calls that are made meanwhile for the next turn."""
+
+    def advance(self, amount: float) -> None:
+        self.rightNow += amount
+        for call in [call for call in self.calls if call.getTime() <= self.rightNow]:
+            if call.active():
+                self.calls.remove(call)
+                call.called = 1
+                call.func(*call.args, **call.kw)
 
 
 class HTTPTestCase(unittest.SynchronousTestCase):

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.interfaces import IHalfCloseableProtocol
-from twisted.internet.task import Clock
 from twisted.logger import LogLevel
 
 from pcapsvc.core.request import MAX_BODY_BYTES
 from pcapsvc.net.http_server import CLOSE_SECONDS, LINGER_SECONDS, REQUEST_SECONDS
-from tests.unit.http_case import HTTPTestCase, Response, Transport, token
+from tests.unit.http_case import HTTPTestCase, Response, Transport, TurnClock, token
 
 
 class BoundTests(HTTPTestCase):
@@ -157,18 +156,6 @@ class BoundTests(HTTPTestCase):
         self.clock.advance(CLOSE_SECONDS)
         self.assertTrue(transport.aborted)
         self.assertEqual(self.clock.getDelayedCalls(), [])
-
-
-class TurnClock(Clock):
-    """As a reactor does, it leaves calls that are made meanwhile for the next turn."""
-
-    def advance(self, amount: float) -> None:
-        self.rightNow += amount
-        for call in [call for call in self.calls if call.getTime() <= self.rightNow]:
-            if call.active():
-                self.calls.remove(call)
-                call.called = 1
-                call.func(*call.args, **call.kw)
 
 
 class StrangerTests(HTTPTestCase):

@@ -4,17 +4,29 @@ from __future__ import annotations
 
 from typing import Any
 
+from twisted.internet import error
+
 from pcapsvc.core.event import CaptureDone, CaptureStopped
 from pcapsvc.core.session import StopReason
 from pcapsvc.testing import MemoryCapture
 from pcapsvc.web.captures import END_SECONDS
 from tests.core.test_artifact import recording
-from tests.unit.http_case import HTTPTestCase, Response
+from tests.unit.http_case import HTTPTestCase, Response, Transport, TurnClock
 
 STOPPED = CaptureStopped(reason=StopReason.CANCELLED, packets=3, bytes=700, counts=None, file="a.pcap")
 
 
-class ListTests(HTTPTestCase):
+class ListCase(HTTPTestCase):
+    """A list of captures."""
+
+    def many(self) -> list[dict[str, Any]]:
+        """The states of many captures, the newest first, whose labels are as long as they may be."""
+        for number in range(200):
+            self.begin_capture(f"n{number}", customer="\u4e00" * 1024)
+        return [self.state_of(f"n{number}") for number in reversed(range(200))]
+
+
+class ListTests(ListCase):
     """C{GET /captures}."""
 
     def ids(self, query: str = "") -> list[str]:
@@ -57,6 +69,52 @@ class ListTests(HTTPTestCase):
             ids = self.ids(query)
             self.assertEqual((ids[0], len(ids)), ("n1099", count))
 
+    def slow(self, query: str = "?limit=200") -> Transport:
+        """A client that reads nothing yet."""
+        client = self.connect()
+        write = client.writeSequence
+
+        def fill(data: Any) -> None:
+            write(data)
+            if client.producer is not None and len(client.value()) > 65536:
+                client.producer.pauseProducing()
+
+        client.writeSequence = fill  # type: ignore[method-assign]
+        client.send(f"GET /captures{query} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        return client
+
+    def read(self, client: Transport) -> None:
+        """Let a client read everything."""
+        for _ in range(100):
+            if not client.value().endswith(b"\r\n0\r\n\r\n"):
+                client.producer.resumeProducing()
+                self.clock.advance(0)
+
+    def test_long(self) -> None:
+        """Of a long list, little is kept for a client that reads slowly; in the end it has all of it."""
+        states = self.many()
+        client = self.slow()
+        self.assertLess(len(client.value()), 150_000)
+        self.read(client)
+        self.assertEqual(Response(client.value()).content, {"captures": states})
+
+    def test_changed_meanwhile(self) -> None:
+        """What was chosen by its state, and isn't in it any more when it is sent, is left out."""
+        states = self.many()
+        client = self.slow("?limit=200&state=capturing")
+        self.report("n0", STOPPED)
+        self.read(client)
+        self.assertEqual(Response(client.value()).content, {"captures": states[:-1]})
+
+    def test_half_closed(self) -> None:
+        """A client that shuts down its side gets a long list to its end."""
+        states = self.many()
+        client = self.slow()
+        client.protocol.readConnectionLost()
+        self.assertFalse(client.is_lost)
+        self.read(client)
+        self.assertEqual(Response(client.value()).content, {"captures": states})
+
     def test_wrong(self) -> None:
         """What is not a parameter, or not a value of one, gets 400, which names the parameter."""
         for query, path in (
@@ -77,6 +135,33 @@ class ListTests(HTTPTestCase):
             self.assertEqual(response.code, 400, query)
             self.assertEqual(response.content["type"], "/pcapsvc/problems/bad-parameters")
             self.assertEqual([each["path"] for each in response.content["problems"]], [path])
+
+
+class TurnsTests(ListCase):
+    """C{GET /captures}, with the turns of a reactor."""
+
+    make_clock = TurnClock
+
+    def test_turns(self) -> None:
+        """A long list is not sent in one turn of the reactor, however fast the client reads."""
+        self.many()
+        client = self.connect()
+        client.protocol.dataReceived(b"GET /captures?limit=200 HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        before = 0
+        for _ in range(5):
+            self.clock.advance(0)
+            self.assertLess(len(client.value()) - before, 50_000)
+            before = len(client.value())
+        self.assertGreater(before, 50_000)
+
+    def test_gone(self) -> None:
+        """A client that goes away leaves nothing behind."""
+        self.many()
+        client = self.connect()
+        client.protocol.dataReceived(b"GET /captures?limit=200 HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        self.clock.advance(0)
+        client.lose(error.ConnectionLost())
+        self.assertEqual(self.clock.getDelayedCalls(), [])
 
 
 class DeleteTests(HTTPTestCase):
