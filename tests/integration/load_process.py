@@ -11,13 +11,11 @@ from __future__ import annotations
 import http.client
 import itertools
 import json
-import selectors
 import socket
 import ssl
 import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Callable
 
 _CONNECTIONS = 16
@@ -148,35 +146,6 @@ def _silent(port: int, until: float) -> int:
     return count
 
 
-def _watchers(port: int, until: float) -> int:
-    """
-    Fifty clients read events, and one scrapes the metrics once a second.
-
-    @return: how many events the last of the readers got, or how many scrapes there were if that is less.
-    """
-    request = b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n"
-    counts: dict[socket.socket, int] = {}
-    with selectors.DefaultSelector() as ready:
-        # The page reads, too.
-        for _ in range(49):
-            client = socket.create_connection(("127.0.0.1", port), timeout=30)
-            client.sendall(request)
-            ready.register(client, selectors.EVENT_READ)
-            counts[client] = 0
-        scrapes, due = 0, time.monotonic()
-        while (now := time.monotonic()) < until:
-            if now >= due:
-                due += 1
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
-                    scrapes += b"pcapsvc_capture_packets_total" in answer.read()
-            for key, _ in ready.select(max(0.0, due - time.monotonic())):
-                data = key.fileobj.recv(1 << 16)  # type: ignore[union-attr]
-                counts[key.fileobj] += data.count(b"\nevent: ")  # type: ignore[index]
-        for client in counts:
-            client.close()
-    return min(scrapes, *counts.values())
-
-
 #: All of them.
 LOADS: dict[str, Load] = {
     "large bodies": _post(_large_body),
@@ -185,7 +154,6 @@ LOADS: dict[str, Load] = {
     "refused by Redis": _refused_redis,
     "handshakes": _at_once(_handshakes),
     "silent": _silent,
-    "watchers": _watchers,
 }
 
 

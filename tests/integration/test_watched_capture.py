@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 from playwright.sync_api import expect
 
+from pcapsvc.web.event_stream import MOST_READERS
+from peers.audience import Audience
 from peers.daemon import Daemon
 from tests.integration.page_case import PATIENCE, PageTestCase
 from tests.integration.traffic import generate
@@ -18,8 +17,8 @@ needs_machine_alone = True
 
 _RATE = 300_000
 _PACKETS = 4 * _RATE
-# Longer than the packets take.
-_WATCHED_SECONDS = 8
+# The page reads, too.
+_READERS = MOST_READERS - 1
 # How often to try, if the machine has no time for the daemon.
 _ATTEMPTS = 3
 
@@ -39,13 +38,13 @@ class WatchedTests(PageTestCase):
         while len(lost) < _ATTEMPTS:
             capture = daemon.capture(interface=[wire.interface], bpf="udp", timeout=3, snap=128)
             expect(page.locator("#running .card")).to_have_count(1)
-            words = [sys.executable, "-m", "tests.integration.load_process", "watchers"]
-            words += [str(daemon.port), str(_WATCHED_SECONDS)]
-            with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as watchers:
-                generate(wire, _PACKETS, rate=_RATE)
-                assert watchers.stdout is not None
-                # Of each reader, and so many scrapes.
-                self.assertGreater(int(watchers.stdout.read()), 3)
+            audience = Audience(daemon.port, readers=_READERS)
+            self.addCleanup(audience.stop)
+            audience.start()
+            generate(wire, _PACKETS, rate=_RATE)
+            watched = audience.finish()
+            self.assertEqual((watched.problems, len(watched.events)), ([], _READERS))
+            self.assertGreater(min(watched.scrapes, *watched.events), 2)
             state = daemon.done(capture)
             expect(page.locator("#running .card")).to_have_count(0)
             lost.append((_PACKETS - state["packets"], state["dropped"]))
