@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from msgspec import Meta, field
@@ -54,6 +54,8 @@ class KafkaClusterSection(BrokerSection, frozen=True, kw_only=True):
         ),
     )
 
+    target: ClassVar[str] = "topic"
+
     server: Annotated[
         tuple[Annotated[str, Meta(pattern=r"\A[^\s/\x00-\x1f\x7f]*\Z")], ...],
         Meta(description='a list of servers, each "HOST:PORT"'),
@@ -71,6 +73,11 @@ class KafkaClusterSection(BrokerSection, frozen=True, kw_only=True):
     sasl_plain_username: Line | None = None
     sasl_plain_password: Secret | None = None
     sasl_oauth_token_file: SecretFile | None = field(name="sasl_oauth_tokenfile", default=None)
+    topic: Topic = "capture"
+
+    def targets(self) -> Collection[object]:
+        """The topic, on each bootstrap server."""
+        return [("kafka", server.lower(), self.topic) for server in self.server]
 
     def security(self) -> KafkaSecurity:
         """Encryption and authentication."""

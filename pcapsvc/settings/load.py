@@ -14,6 +14,7 @@ import tomli
 from pcapsvc.core.errors import Problem, SettingsError, shown
 from pcapsvc.core.fields import check_fields, unknown_key
 from pcapsvc.core.names import canonical_names
+from pcapsvc.settings.broker import events_among_requests
 from pcapsvc.settings.catalogue import INTERFACE, Catalogue, interface_keys
 from pcapsvc.settings.files import BadLines, is_one_line, read_secret, read_text
 from pcapsvc.settings.general import InterfaceAlias
@@ -313,6 +314,7 @@ def _broken_rules(settings: Settings, components: Catalogue, wrong: Collection[s
         *_none_enabled(settings, "source", components.sources),
         *_none_enabled(settings, "destination", components.destinations),
         *_shared_directories(settings),
+        *events_among_requests(settings),
         *(problem for section in settings.sections for problem in section.problems(settings)),
     ):
         others = problem.others if isinstance(problem, Conflict) else ()

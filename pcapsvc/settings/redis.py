@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from msgspec import field
@@ -25,12 +25,19 @@ class RedisServerSection(BrokerSection, frozen=True, kw_only=True):
 
     secrets: ClassVar[tuple[SecretKeys, ...]] = (SecretKeys(field="auth", key="auth", file_key="authfile"),)
 
+    target: ClassVar[str] = "channel"
+
     host: Host = _DEFAULTS["host"]
     port: Port = _DEFAULTS["port"]
     username: Line | None = None
     auth: Secret | None = None
     tls: Flag = False
     ca_file: CertificatesFile | None = field(name="cafile", default=None)
+    channel: Line = "capture"
+
+    def targets(self) -> Collection[object]:
+        """The channel, which is the same in all databases of a server."""
+        return [("redis", self.host.lower(), self.port, self.channel)]
 
     def problems(self, settings: Settings) -> Iterator[Problem]:
         """A user needs a password, a CA file needs TLS, and TLS needs a valid name."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from urllib.parse import urlsplit
 
@@ -42,6 +42,8 @@ class SqsQueueSection(BrokerSection, frozen=True, kw_only=True):
         SecretKeys(field="access_key", key="accesskey", file_key="accesskeyfile"),
     )
 
+    target: ClassVar[str] = "url"
+
     region: Region | None = None
     access_id: Line | None = field(name="accessid", default=None)
     access_key: Secret | None = field(name="accesskey", default=None)
@@ -54,6 +56,10 @@ class SqsQueueSection(BrokerSection, frozen=True, kw_only=True):
         | None
     ) = None
     endpoint: Endpoint | None = None
+
+    def targets(self) -> Collection[object]:
+        """The queue."""
+        return [] if self.url is None else [("sqs", self.url)]
 
     def uses_twisted_tls(self) -> bool:
         """It uses Python's."""

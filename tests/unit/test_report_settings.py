@@ -252,3 +252,46 @@ class SqsTests(SettingsTestCase):
         whole = f"{LEAST}[sqs]\naccessid = 'AKIA'\naccesskey = 'hunter2'\n[reports.sqs]\nsend = true\n"
         problem = self.only_problem(f"{whole}url = '{self.QUEUE}'\naccessid = 'AKIB'")
         self.assertIn("reports.sqs.accessid: must be given together with reports.sqs.accesskey", problem)
+
+
+class LoopTests(SettingsTestCase):
+    """Events are not published to where the node reads its requests."""
+
+    def rejected(self, text: str) -> None:
+        """The problem names both keys."""
+        problem = self.only_problem(text)
+        self.assertIn(": otherwise this node would read its events as requests", problem)
+
+    def test_a_channel(self) -> None:
+        """The channel of the source is rejected, on the same server."""
+        reports = "[reports.redis]\nsend = true\nchannel = 'capture'\n"
+        self.assertEqual(
+            self.only_problem(LEAST + reports),
+            "reports.redis.channel = 'capture': must differ from redis.channel: "
+            "otherwise this node would read its events as requests",
+        )
+        self.rejected(f"{LEAST}{reports}host = 'LocalHost'\n")
+        for elsewhere in ("host = 'b.example'", "port = 6380"):
+            self.load(f"{LEAST}{reports}{elsewhere}\n")
+
+    def test_a_topic(self) -> None:
+        """So is the topic, if one of the servers is the same."""
+        source = LEAST + "[kafka]\nlisten = true\nserver = ['a:1', 'b:1']\n"
+        reports = "[reports.kafka]\nsend = true\ntopic = 'capture'\n"
+        self.rejected(source + reports)
+        self.rejected(f"{source}{reports}server = ['c:1', 'b:1']\n")
+        self.load(f"{source}{reports}server = ['c:1']\n")
+
+    def test_a_queue(self) -> None:
+        """So is the queue."""
+        queue = "http://queues:1/0/captures"
+        source = f"{LEAST}[sqs]\nlisten = true\nurl = '{queue}'\n[reports.sqs]\nsend = true\n"
+        self.rejected(f"{source}url = '{queue}'\n")
+        self.load(f"{source}url = '{queue}-events'\n")
+
+    def test_without_listening_or_sending(self) -> None:
+        """A node that doesn't do both can't read its own events."""
+        reports = "[reports.redis]\nsend = true\nchannel = 'capture'\n"
+        self.load(LEAST + reports.replace("true", "false"))
+        source = LEAST.replace("listen = true", "listen = false") + "[http]\n"
+        self.load(f"{source}listen = 'tcp:8480:interface=127.0.0.1'\n{reports}")

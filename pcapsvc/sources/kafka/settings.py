@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from pcapsvc.settings.kafka import KafkaClusterSection, Topic
+from pcapsvc.settings.kafka import KafkaClusterSection
 from pcapsvc.settings.kinds import Flag, Line
 from pcapsvc.settings.section import BuildContext, SourceSection
 
@@ -24,7 +24,6 @@ class KafkaSettings(KafkaClusterSection, SourceSection, frozen=True, kw_only=Tru
     switch: ClassVar[str] = "listen"
 
     listen: Flag = False
-    topic: Topic = "capture"
     group: Line | None = None
 
     def is_enabled(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from pcapsvc.settings.kinds import Flag, Line
+from pcapsvc.settings.kinds import Flag
 from pcapsvc.settings.redis import RedisServerSection
 from pcapsvc.settings.secret import revealed
 from pcapsvc.settings.section import BuildContext, Option, SourceSection
@@ -38,7 +38,6 @@ class RedisSettings(RedisServerSection, SourceSection, frozen=True, kw_only=True
     )
 
     listen: Flag = False
-    channel: Line = "capture"
 
     def is_enabled(self) -> bool:
         """Whether requests are accepted from it."""
