@@ -17,9 +17,13 @@ from pcapsvc.core.message import Message
 from pcapsvc.delivery.entry import Entry, SpooledCapture
 from pcapsvc.encoders.pcap.settings import PcapSettings
 from pcapsvc.host.manhole.tools import SettingsView, namespace
+from pcapsvc.reports.redis.settings import RedisReportsSettings
+from pcapsvc.reports.settings import ReportsSettings
 from pcapsvc.settings import Secret, Settings
 from pcapsvc.settings.general import GeneralSettings
+from pcapsvc.sources.http.settings import HttpSettings
 from pcapsvc.sources.redis.settings import RedisSettings
+from pcapsvc.web.settings import WebSettings
 
 
 class Captures:
@@ -177,9 +181,26 @@ class NamespaceTests(unittest.SynchronousTestCase):
         self.assertLessEqual({"listen = False", "host = 'localhost'"}, {*lines})
         self.assertIn("auth = <secret>", repr(settings))
 
-    def test_settings_without_a_table(self) -> None:
-        """Settings that have no table of their own are shown by their name."""
-        self.assertEqual(repr(SettingsView(Settings(sections=(PcapSettings(),)))), "[pcap]")
+    def test_settings_by_table(self) -> None:
+        """Settings are found where the file has them; sections of one table are shown as one."""
+        sections = (
+            ReportsSettings(queue=500),
+            RedisSettings(channel="c"),
+            RedisReportsSettings(channel="e"),
+            HttpSettings(listen="unix:/s"),
+            WebSettings(url="http://h"),
+        )
+        settings = SettingsView(Settings(sections=sections))
+        self.assertEqual((settings.redis.channel, settings.reports.redis.channel), ("c", "e"))
+        self.assertEqual((settings.http.listen, settings.http.url), ("unix:/s", "http://h"))
+        titles = [line for line in repr(settings).splitlines() if line.startswith("[")]
+        self.assertEqual(titles, ["[reports]", "[reports.redis]", "[redis]", "[http]"])
+        self.assertTrue(repr(settings.reports).startswith("[reports]\n"))
+        self.assertIn("\n\n[reports.redis]\n", repr(settings.reports))
+
+    def test_settings_without_keys(self) -> None:
+        """What has no keys is not shown."""
+        self.assertEqual(repr(SettingsView(Settings(sections=(PcapSettings(),)))), "")
 
     def test_spool(self) -> None:
         """What waits is shown, in the spool and before each destination."""

@@ -15,7 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 from msgspec.structs import fields
 from twisted.internet.defer import Deferred
@@ -139,6 +139,20 @@ class OutboxesTool(dict[str, Any]):
         return repr(Table({"destination": name, "waiting": len(each.waiting)} for name, each in self.items()))
 
 
+class TableView(SimpleNamespace):
+    """A table of the configuration, with those nested in it: C{settings.reports.redis}."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __repr__(self) -> str:
+        values = {name: value for name, value in vars(self).items() if name != "_path"}
+        nested = {name: value for name, value in values.items() if isinstance(value, TableView)}
+        lines = [f"{name} = {value!r}" for name, value in values.items() if name not in nested]
+        own = ["\n".join([f"[{self._path}]", *lines])] if lines else []
+        return "\n\n".join([*own, *map(repr, nested.values())])
+
+
 class SettingsView:
     """
     The configuration, by section: C{settings.redis.host}. Secrets are masked.
@@ -147,21 +161,23 @@ class SettingsView:
     """
 
     def __init__(self, settings: Any) -> None:
-        self.__dict__.update({section.name: _SectionView(section) for section in settings.sections})
+        for section in settings.sections:
+            values = {each.name: getattr(section, each.name) for each in fields(type(section))}
+            if values:
+                # Several sections may share a table.
+                vars(self._table(section.table or section.name)).update(values)
         self.interfaces = settings.interfaces
 
+    def _table(self, path: str) -> TableView:
+        found: Any = self
+        parents: list[str] = []
+        for name in path.split("."):
+            parents.append(name)
+            found = vars(found).setdefault(name, TableView(".".join(parents)))
+        return cast("TableView", found)
+
     def __repr__(self) -> str:
-        return "\n\n".join(repr(each) for each in self.__dict__.values() if each != ())
-
-
-class _SectionView(SimpleNamespace):
-    def __init__(self, section: Any) -> None:
-        super().__init__(**{each.name: getattr(section, each.name) for each in fields(type(section))})
-        self._table = section.table or section.name
-
-    def __repr__(self) -> str:
-        values = {name: value for name, value in vars(self).items() if name != "_table"}
-        return "\n".join([f"[{self._table}]", *(f"{name} = {value!r}" for name, value in values.items())])
+        return "\n\n".join(repr(each) for each in vars(self).values() if each != ())
 
 
 class Parts(dict[str, Any]):
