@@ -91,6 +91,17 @@ class DocumentTests(HTTPTestCase, SettingsTestCase):
                 for example in examples + [part[key] for key in ("example",) if key in part]:
                     validator.validate(example)
 
+    def test_names(self) -> None:
+        """
+        No object within a schema has the name of another schema: generators of clients call the C{request} of
+        C{Capture} C{CaptureRequest}.
+        """
+        names = DOCUMENT["components"]["schemas"].keys()
+        for name in names:
+            for key, value in schema(name).get("properties", {}).items():
+                if "properties" in value or "properties" in value.get("items", {}):
+                    self.assertNotIn(name + key.title().replace("_", ""), names)
+
     def routes(self, root: TwistedResource) -> dict[str, set[str]]:
         """The documented paths that there are, and their methods."""
         found = {}
