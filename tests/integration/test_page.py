@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,28 @@ class CaptureTests(PageTestCase):
         card = page.locator("#running .card").first
         expect(card.locator("[data-slot=packets]")).to_have_text("600 / 1,000")
         self.assertGreater(self.downloaded(page, card), 0)
+
+    def test_spooled(self) -> None:
+        """A destination that doesn't take its captures is not green: it says how many are in the spool."""
+        spool = Path(self.mktemp())
+        spool.mkdir(0o700)
+        wire = self.wire()
+        with socket.socket() as refusing:
+            refusing.bind(("127.0.0.1", 0))
+            port = refusing.getsockname()[1]
+            daemon = self.daemon(
+                f"[delivery]\nattempts = 1\nspooldir = '{spool.absolute()}'\n[cloudshark]\nupload = true\n"
+                f"scheme = 'http'\nhost = '127.0.0.1'\nport = {port}\ntoken = 'hunter23'\n"
+            )
+            page = self.visit(daemon).page
+            destinations = page.locator("#destinations li")
+            expect(destinations.locator(".muted")).to_have_text(["nothing waiting", "nothing waiting"])
+            self.start(page, wire, packets="10")
+            send(wire, 10)
+            expect(destinations.locator(".muted")).to_have_text(["nothing waiting", "1 in the spool"])
+            expect(destinations.last).to_have_attribute("data-state", "busy")
+            page.reload()
+            expect(destinations.last).to_have_attribute("data-state", "busy")
 
     def test_mistakes(self) -> None:
         """What is wrong with a request is shown beside the field, before and after it is sent."""

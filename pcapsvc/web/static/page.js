@@ -339,6 +339,17 @@ class Model {
   running() { return [...this.captures.values()].filter((capture) => capture.isRunning).reverse(); }
   ended() { return [...this.captures.values()].filter((capture) => capture.hasEnded).reverse(); }
 
+  /** How many of these captures are in the spool, by destination. */
+  spooled() {
+    const found = new Map();
+    for (const { state } of this.captures.values()) {
+      for (const { destination, state: phase } of state.deliveries ?? []) {
+        if (phase === "spooled") found.set(destination, (found.get(destination) ?? 0) + 1);
+      }
+    }
+    return found;
+  }
+
   /** Replace what is known by the node's list, newest first; newer states that came as events stay. */
   load(states) {
     const before = this.captures;
@@ -653,7 +664,8 @@ class Summary {
 }
 
 class NodePanel {
-  draw(node) {
+  /** @param spooled how many captures are in the spool, by destination. */
+  draw(node, spooled) {
     const { name, version, started, limits = {}, sources = [], destinations = [], api } = node;
     setText($("node-name"), name);
     document.title = `${name} – pcapsvc`;
@@ -664,8 +676,11 @@ class NodePanel {
     this._fill($("node-facts"), facts.map(([key, value]) => el("div", {}, el("dt", {}, key), el("dd", {}, value ?? "–"))));
     this._fill($("sources"), sources.map((source) => this._state(
       source.name, source.connected ? "good" : "bad", source.connected ? "connected" : "not connected", source.problem)));
-    this._fill($("destinations"), destinations.length ? destinations.map(({ name: destination, waiting = 0, problem }) => this._state(
-      destination, problem ? "bad" : waiting ? "busy" : "good", waiting ? `${count(waiting)} waiting` : "nothing waiting", problem)) :
+    this._fill($("destinations"), destinations.length ? destinations.map(({ name: destination, waiting = 0 }) => {
+      const left = spooled.get(destination) ?? 0;
+      const words = [waiting && `${count(waiting)} waiting`, left && `${count(left)} in the spool`].filter(Boolean).join(", ");
+      return this._state(destination, words ? "busy" : "good", words || "nothing waiting");
+    }) :
       [el("li", { class: "muted" }, "None is configured")]);
   }
 
@@ -1072,7 +1087,7 @@ class Page {
     }
     $("open-start").disabled = false;
     $("columns").hidden = false;
-    this._panel.draw(this._node);
+    this._panel.draw(this._node, this._model.spooled());
     if (this._isStreaming && !this._early) this._isFine();
     this._drawSoon();
     return true;
@@ -1089,6 +1104,7 @@ class Page {
       this._isFine();
       for (const event of this._early ?? []) this._model.apply(event);
       this._early = null;
+      this._panel.draw(this._node, this._model.spooled());
       this._drawSoon();
     } catch (error) {
       this._failed(error);
