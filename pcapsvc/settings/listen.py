@@ -52,6 +52,7 @@ _TLS_METHODS = (
     "TLSv1_1_METHOD",
     "TLSv1_2_METHOD",
 )
+_COLON_HINT = "; a colon within a value must be escaped with a backslash"
 _PATHS = ("address", "privateKey", "certKey", "extraCertChain", "dhParameters")
 
 
@@ -82,9 +83,10 @@ def read_listener(text: str) -> Listener:
     parameters: dict[str, str] = {}
     position = 0
     for part in given:
-        if len(part) == 1:
+        unnamed = len(part) == 1
+        if unnamed:
             if position == len(names):
-                raise ValueError(f"has too many parameters for {kind[0]!r}")
+                raise ValueError(f"has too many parameters for {kind[0]!r}{_COLON_HINT}")
             name, value = names[position], part[0]
             position += 1
         else:
@@ -92,7 +94,7 @@ def read_listener(text: str) -> Listener:
         if name not in names:
             raise ValueError(f"has the unknown parameter {name!r}; {kind[0]!r} has {', '.join(names)}")
         if name in parameters:
-            raise ValueError(f"gives {name!r} twice")
+            raise ValueError(f"gives {name!r} twice{_COLON_HINT if unnamed else ''}")
         parameters[name] = value
     _check(kind[0], parameters)
     return Listener(kind=kind[0], parameters=parameters, local=_is_local(kind[0], parameters))

@@ -57,6 +57,8 @@ _BATCH_BYTES = 32 * 1024
 # How many progress events' ids are remembered when they are not kept any more.
 _REMEMBERED_IDS = 4000
 
+_TYPE_RULE = "must be a type of event, or the words that several begin with, such as pcapsvc.delivery"
+
 #: When a client may try again after there were too many.
 RETRY_AFTER_SECONDS = 10
 
@@ -345,7 +347,7 @@ class Events(Resource):
         known = [each.type for each in Payload.__subclasses__()]
         for type in types:
             if not any(map(Filter(types=(type,)).accepts_type, known)):
-                raise bad_parameter(Problem(path="type", value=shown(type), rule="is not a type of events"))
+                raise bad_parameter(Problem(path="type", value=shown(type), rule=_TYPE_RULE))
         filter = Filter(requestid=given.text("requestid"), types=types)
         last_id = request.header("Last-Event-ID") or None
         return Answer(

@@ -166,6 +166,8 @@ class EventsTests(HTTPTestCase):
             "?type=x&type=y",
         ):
             self.assertEqual(self.ask("GET", f"/events{query}").code, 400, query)
+        detail = self.ask("GET", "/events?type=delivery").content["detail"]
+        self.assertTrue(detail.startswith("type = 'delivery': must be a type of event"), detail)
 
     def test_head(self) -> None:
         """HEAD has the head only, and takes no place."""
