@@ -211,7 +211,7 @@ class DeliveryPostponed(Payload):
     @ivar attempts: how many have been made so far; from the spool, since the daemon started or the
         capture was spooled.
     @ivar next_try: when the next one is due, in seconds since the Unix epoch.
-    @ivar spooled: whether the capture waits in the spool, or else in memory.
+    @ivar spooled: whether the capture had been left in the spool before this attempt.
     """
 
     type: ClassVar[str] = "pcapsvc.delivery.postponed"
