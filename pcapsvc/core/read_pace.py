@@ -6,9 +6,15 @@ from dataclasses import dataclass
 
 # A read that finds fewer packets than this is not worth a pause.
 _MANY_PACKETS = 64
-# The part of the ring that may fill up during a pause, at the rate just seen. The rest is for what else
-# keeps the reactor busy, and for a rate that rises.
+# The part of the ring that may fill up during a pause, at the highest rate that was just seen. The rest is
+# for what else keeps the reactor busy, and for a rate that rises.
 _SHARE_OF_RING = 1 / 8
+# How long the first pause is, at most, in seconds, and how many times as long the next one may be: the first
+# packets of a burst say little about its rate.
+_FIRST_SECONDS = 0.002
+_TIMES = 2
+# What was seen counts half after so many seconds: packets come in bursts.
+_HALF_LIFE_SECONDS = 0.25
 # Pauses are no longer and no shorter than this, in seconds. A longer one hardly saves anything more, and a
 # timer is not more exact.
 _LONGEST_SECONDS = 0.02
@@ -57,6 +63,7 @@ class ReadPace:
         self._longest = min(_LONGEST_SECONDS, _EXACT_SECONDS - 2 * hand_over_seconds)
         self._last_read = now
         self._pause = 0.0
+        self._rate = 0.0
 
     def pause_after(self, packets: int, size: int, now: float) -> float | None:
         """
@@ -65,13 +72,16 @@ class ReadPace:
         @param packets: how many packets were read.
         @param size: how many bytes they have in the file.
         """
+        elapsed = now - self._last_read
         # Unless there was a pause, they were read when they were handed over, however long it was quiet.
-        arrived_within = min(now - self._last_read, max(self._pause, self._ring.block_seconds))
+        within = max(min(elapsed, max(self._pause, self._ring.block_seconds)), _SHORTEST_SECONDS)
+        rate = (size + packets * _MORE_THAN_IN_FILE_BYTES) / within
+        self._rate = max(rate, self._rate * 0.5 ** (elapsed / _HALF_LIFE_SECONDS))
+        longest = min(self._longest, _TIMES * self._pause or _FIRST_SECONDS)
         self._last_read, self._pause = now, 0.0
-        if packets < _MANY_PACKETS or arrived_within <= 0:
+        if packets < _MANY_PACKETS:
             return None
-        rate = (size + packets * _MORE_THAN_IN_FILE_BYTES) / arrived_within
-        pause = min(self._longest, self._ring.lasts(rate) * _SHARE_OF_RING)
+        pause = min(longest, self._ring.lasts(self._rate) * _SHARE_OF_RING)
         if pause < _SHORTEST_SECONDS:
             return None
         self._pause = pause

@@ -35,6 +35,23 @@ class RingTests(unittest.SynchronousTestCase):
 class ReadPaceTests(unittest.SynchronousTestCase):
     """L{ReadPace}."""
 
+    def pauses(self, paced: ReadPace, rate: float, reads: int = 8, *, size: int = 144) -> list[float]:
+        """
+        The pauses after reads at a constant rate.
+
+        @param rate: packets a second.
+        @param size: of each in the file, in bytes.
+        """
+        found: list[float] = []
+        now = 1000.0
+        for _ in range(reads):
+            wait = found[-1] if found else 0.01
+            now += wait
+            count = round(rate * wait)
+            pause = paced.pause_after(count, count * size, now)
+            found.append(0.0 if pause is None else pause)
+        return found
+
     def test_slow(self) -> None:
         """A capture with few packets is never kept waiting."""
         paced = pace()
@@ -43,38 +60,55 @@ class ReadPaceTests(unittest.SynchronousTestCase):
 
     def test_share_of_the_ring(self) -> None:
         """A pause lasts until an eighth of the ring is full: with 216 bytes of it for 144 of the file."""
-        for blocks, expected in ((32, 32 * _BLOCK / 64.8e6 / 8), (8, 8 * _BLOCK / 64.8e6 / 8)):
-            paced = pace(blocks)
-            found = paced.pause_after(3000, 3000 * 144, 1000.01)
-            self.assertAlmostEqual(found, expected)
-            # As many arrive in the pause, and by the end of it.
-            count = round(300_000 * expected)
-            found = paced.pause_after(count, count * 144, 1000.01 + expected)
-            self.assertAlmostEqual(found, expected, places=5)
+        for blocks in (32, 16, 8):
+            expected = blocks * _BLOCK / 64.8e6 / 8
+            self.assertAlmostEqual(self.pauses(pace(blocks), 300_000)[-1], expected, places=4)
+
+    def test_first_pauses(self) -> None:
+        """The first packets of a burst are followed by short pauses, since the next may come much faster."""
+        found = self.pauses(pace(), 100_000)
+        self.assertEqual([round(pause, 6) for pause in found[:5]], [0.002, 0.004, 0.008, 0.016, 0.02])
+
+    def test_after_few(self) -> None:
+        """So are the first after a read of few packets."""
+        paced = pace()
+        self.pauses(paced, 100_000)
+        self.assertIsNone(paced.pause_after(1, 144, 1001.0))
+        self.assertEqual(paced.pause_after(1000, 144_000, 1001.01), 0.002)
 
     def test_longest(self) -> None:
         """However large the ring is, packets don't wait for long."""
-        self.assertEqual(pace(4096).pause_after(1000, 144_000, 1000.01), 0.02)
+        self.assertEqual(max(self.pauses(pace(4096), 300_000)), 0.02)
 
     def test_time_limits_hold(self) -> None:
         """Idle time is noticed within 0.1 s, whatever the kernel holds back."""
-        for held_back in (0.009, 0.018, 0.048):
-            found = pace(4096, hand_over_seconds=held_back).pause_after(1000, 144_000, 1000.01)
-            assert found is not None
-            self.assertLessEqual(2 * held_back + found, 0.1)
+        for held_back, expected in ((0.009, 0.02), (0.018, 0.02), (0.048, 0.004)):
+            found = self.pauses(pace(4096, hand_over_seconds=held_back), 300_000)
+            self.assertAlmostEqual(max(found), expected)
+            self.assertLessEqual(2 * held_back + max(found), 0.1)
 
     def test_blocks_that_are_not_full(self) -> None:
         """If blocks are handed over after a millisecond, the ring doesn't last for long at any rate."""
-        self.assertAlmostEqual(pace(block_seconds=0.001).pause_after(64, 64 * 144, 1000.001), 0.004)
+        self.assertAlmostEqual(self.pauses(pace(block_seconds=0.001), 70_000)[-1], 0.004)
 
     def test_too_fast(self) -> None:
         """There is no pause if the ring is small, and fills at once."""
-        self.assertIsNone(pace(4).pause_after(10_000, 1_440_000, 1000.01))
+        self.assertEqual(self.pauses(pace(4), 1_000_000, 1), [0.0])
 
-    def test_first_of_a_burst(self) -> None:
-        """After a silence, packets have arrived within the time in which they are handed over."""
-        self.assertAlmostEqual(pace().pause_after(3000, 3000 * 144, 1500), 32 * _BLOCK / 64.8e6 / 8)
+    def test_bursts(self) -> None:
+        """A pause is as short as the last burst requires, for a while."""
+        paced = pace()
+        self.pauses(paced, 1_000_000)
+        in_burst = 32 * _BLOCK / 216e6 / 8
+        began = now = 1000.0 + 0.05
+        for seconds, least, most in ((0.05, 1, 1.3), (0.25, 1.8, 2.4), (3.0, 4, 5)):
+            found = 0.0
+            while now < began + seconds:
+                now += found or 0.01
+                found = paced.pause_after(64, 64 * 144, now) or 0.0
+            self.assertTrue(least <= found / in_burst <= most, (seconds, found / in_burst))
 
     def test_same_moment(self) -> None:
-        """Two reads in the same moment say nothing about the rate."""
-        self.assertIsNone(pace().pause_after(100, 14_400, 1000.0))
+        """Two reads in the same moment are taken for two within a millisecond."""
+        self.assertIsNone(pace(1).pause_after(1000, 144_000, 1000.0))
+        self.assertEqual(pace().pause_after(1000, 144_000, 1000.0), 0.002)

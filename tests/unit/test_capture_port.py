@@ -160,16 +160,23 @@ class CapturePortTests(unittest.SynchronousTestCase):
         self.reactor.advance(1)
         self.arrive(*[b"x" * 10] * 64)
         self.assertEqual(self.reactor.getReaders(), [])
-        for packets in (227, 327):
+        for packets, pause in (
+            (227, 0.002),
+            (327, 0.004),
+            (427, 0.008),
+            (527, 0.016),
+            (627, 0.02),
+            (727, 0.02),
+        ):
             self.system.deliver("mem0", *[b"x" * 10] * 100)
-            self.reactor.advance(0.019)
+            self.reactor.advance(pause - 0.0001)
             self.assertEqual(port.progress().packets, packets - 100)
-            self.reactor.advance(0.0011)
+            self.reactor.advance(0.00011)
             self.assertEqual(port.progress().packets, packets)
             self.assertEqual(self.reactor.getReaders(), [])
         self.system.deliver("mem0", *[b"x" * 10] * 63)
         self.reactor.advance(0.021)
-        self.assertEqual(port.progress().packets, 390)
+        self.assertEqual(port.progress().packets, 790)
         self.assertEqual(self.reactor.getReaders(), [port])
         port.discard()
 
@@ -184,11 +191,11 @@ class CapturePortTests(unittest.SynchronousTestCase):
     def test_keep_up_in_a_pause(self) -> None:
         """In the middle of other work, it is read at once."""
         port = self.pausing()
-        for packets in (101, 301):
+        for packets in (101, 121):
             self.system.deliver("mem0", *[b"x" * 10] * (packets - port.progress().packets))
             port.keep_up()
             self.assertEqual(port.progress().packets, packets)
-        self.reactor.advance(0.03)
+        self.reactor.advance(0.003)
         self.assertEqual(self.reactor.getReaders(), [port])
         port.discard()
 
@@ -241,13 +248,13 @@ class CapturePortTests(unittest.SynchronousTestCase):
         self.system.up("mem0")
         self.reactor.advance(0.021)
         self.assertEqual(self.reactor.getReaders(), [port])
-        self.reactor.advance(0.24)
+        self.reactor.advance(0.228)
         self.arrive(*[b"x" * 10] * 100)
         self.assertEqual(self.reactor.getReaders(), [])
         # It is looked at in the pause, as its interface was down, and goes on pausing.
-        self.reactor.advance(0.011)
+        self.reactor.advance(0.0015)
         self.assertEqual(self.reactor.getReaders(), [])
-        self.reactor.advance(0.011)
+        self.reactor.advance(0.001)
         self.assertEqual(self.reactor.getReaders(), [port])
         port.discard()
 
