@@ -48,8 +48,11 @@ _setvbuf.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_si
 # It doesn't wait, and is called after each batch: it keeps Python's lock.
 _ferror = ctypes.PyDLL(None).ferror
 _ferror.argtypes = (ctypes.c_void_p,)
-# stdio.h
+_fsetlocking = _libc.__fsetlocking
+_fsetlocking.argtypes = (ctypes.c_void_p, ctypes.c_int)
+# stdio.h, stdio_ext.h
 _IOFBF = 0
+_FSETLOCKING_BYCALLER = 2
 
 #: The size of a dumper's stdio buffer, in bytes, if libpcap is called directly. stdio's own 4096 are a
 #: write(2) for every 28 packets of 128 bytes. From here on, a larger one saves hardly anything, and each
@@ -109,6 +112,8 @@ class StreamDumper:
         address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
         # If it fails, the stream keeps its own.
         _setvbuf(self._stream, address, _IOFBF, STREAM_BUFFER_BYTES)
+        # With more than one thread, stdio would lock the stream twice for each packet. Python's lock is held.
+        _fsetlocking(self._stream, _FSETLOCKING_BYCALLER)
 
     def size(self) -> int:
         """The size of the file: see L{IPacketDumper.size}."""
