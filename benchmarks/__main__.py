@@ -11,9 +11,12 @@ import tempfile
 from pathlib import Path
 from unittest import SkipTest
 
-from benchmarks import armed, capture, others, soak, steered
+from benchmarks import armed, capture, many, others, soak, steered
 
-_BENCHMARKS = {"capture": capture.run, "armed": armed.run, "others": others.run, "steered": steered.run}
+_BENCHMARKS = {
+    **{"capture": capture.run, "many": many.run, "armed": armed.run, "others": others.run},
+    "steered": steered.run,
+}
 # These take minutes: they run only if they are named.
 _LONG = ("soak", "captures")
 _MEMORY = Path("/dev/shm")

@@ -176,20 +176,37 @@ class DaemonCapture:
         )
 
 
+def start_tcpdump(
+    stack: ExitStack, interface: str, *, snap_length: int, ring_bytes: int
+) -> tuple[OwnProcess, Path]:
+    """Start C{tcpdump -w}, and wait until it captures. Return its process, and the path of its file."""
+    process = OwnProcess("tcpdump")
+    stack.callback(process.clean_up)
+    path = process.directory / "tcpdump.pcap"
+    process.start(
+        [
+            *(require_command("tcpdump", "tcpdump"), "-i", interface, "-n", "-Z", "root"),
+            *("-B", str(ring_bytes // 1024), "-s", str(snap_length), "-w", str(path)),
+        ],
+        lambda: "listening on" in process.log,
+    )
+    return process, path
+
+
+def end_tcpdump(process: OwnProcess) -> float:
+    """End it, so that its file is complete. Return its CPU time, in seconds."""
+    process.signal(signal.SIGINT)
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    return usage.cpu_seconds(process.pid)
+
+
 class TcpdumpCapture:
     """tcpdump."""
 
     def __init__(self, stack: ExitStack, interface: str, load: Load) -> None:
         self._load = load
-        self._process = OwnProcess("tcpdump")
-        stack.callback(self._process.clean_up)
-        self._path = self._process.directory / "tcpdump.pcap"
-        self._process.start(
-            [
-                *(require_command("tcpdump", "tcpdump"), "-i", interface, "-n", "-Z", "root"),
-                *("-B", str(_RING_BYTES // 1024), "-s", str(load.snap_length), "-w", str(self._path)),
-            ],
-            lambda: "listening on" in self._process.log,
+        self._process, self._path = start_tcpdump(
+            stack, interface, snap_length=load.snap_length, ring_bytes=_RING_BYTES
         )
         self._armed = usage.cpu_seconds(self._process.pid)
 
@@ -205,11 +222,8 @@ class TcpdumpCapture:
             return time.monotonic() - since > _QUIET_SECONDS
 
         _wait(quiet, "tcpdump's last packet", 0.05)
-        pid = self._process.pid
-        memory = usage.memory(pid)[1]
-        self._process.signal(signal.SIGINT)
-        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-        spent = usage.cpu_seconds(pid) - self._armed
+        memory = usage.memory(self._process.pid)[1]
+        spent = end_tcpdump(self._process) - self._armed
         packets = _packets_in(self._path, self._load)
         dropped = sum(int(count) for count in re.findall(r"(\d+) packets? dropped", self._process.log))
         self._process.clean_up()

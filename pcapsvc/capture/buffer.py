@@ -15,7 +15,11 @@ from pcapsvc.positioned_reader import PositionedReader
 
 # How much more memory is reserved than the next packets may need, in bytes: it is seldom done.
 _RESERVE_BYTES = 1 << 20
-# The most memory that is reserved for the packets of one call of libpcap, in bytes.
+# The memory that is reserved for the packets of one call of libpcap, in bytes: at first, by how many times it
+# grows if there are more, and at most. To reserve takes a tenth of what it takes to write, so it adds to the
+# time until a capture is armed.
+_FIRST_AHEAD_BYTES = 128 << 10
+_AHEAD_TIMES = 4
 _MOST_AHEAD_BYTES = 2 << 20
 # How many times the size of the last packets is reserved for each of the next.
 _TIMES_LIKELY = 2
@@ -80,15 +84,17 @@ class MemoryFile:
         """Up to C{count} bytes from C{offset} on. The descriptor's offset is not used."""
         return os.pread(self._descriptor, count, offset)
 
-    def reserve(self, end: int) -> None:
+    def reserve(self, end: int, *, more: int) -> None:
         """
         Reserve memory for the first C{end} bytes, so that writing them can't fail.
+
+        @param more: how many bytes more are reserved if any are.
 
         @raise OSError: if there is not enough.
         """
         if end > self._reserved:
             # In whole pages: a part of one could not be freed.
-            end = -(-(end + _RESERVE_BYTES) // PAGESIZE) * PAGESIZE
+            end = -(-(end + more) // PAGESIZE) * PAGESIZE
             self._allocate(_FALLOC_FL_KEEP_SIZE, self._reserved, end)
             self._reserved = end
 
@@ -176,6 +182,7 @@ class RecordingBuffer:
         self._before_read = before_read
         self._largest_packet = PACKET_HEADER_BYTES + snap_length
         self._likely_packet = self._largest_packet
+        self._ahead = _FIRST_AHEAD_BYTES
         self._observer = observer
         self._is_finished = False
         self.packets = 0
@@ -230,24 +237,25 @@ class RecordingBuffer:
                 self._before_read()
                 if self._read_once(read, count, self._dumper) < count:
                     break
+                self._ahead = min(_AHEAD_TIMES * self._ahead, _MOST_AHEAD_BYTES)
         except _Full:
             pass
         return self.packets - before
 
     def _most_at_once(self, dumper: IPacketDumper) -> int:
         """How many packets may be read in one call of libpcap."""
-        certain = max(1, _MOST_AHEAD_BYTES // self._largest_packet)
+        certain = max(1, self._ahead // self._largest_packet)
         if not dumper.reports_failures:
             return certain
-        return max(certain, min(_MOST_AHEAD_BYTES // self._likely_packet, _MOST_LIKELY_PACKETS))
+        return max(certain, min(self._ahead // self._likely_packet, _MOST_LIKELY_PACKETS))
 
     def _reserve(self, count: int, stop_at_bytes: int | None) -> None:
         """Reserve memory for the next packets."""
-        end = self.size + min(count * self._largest_packet, max(_MOST_AHEAD_BYTES, self._largest_packet))
+        end = self.size + min(count * self._largest_packet, max(self._ahead, self._largest_packet))
         if stop_at_bytes is not None:
             # The packet with which the file reaches this size is the last.
             end = min(end, stop_at_bytes + self._largest_packet)
-        self._file.reserve(end)
+        self._file.reserve(end, more=min(self._ahead, _RESERVE_BYTES))
 
     def _read_once(self, read: Callable[[int], int], count: int, dumper: IPacketDumper) -> int:
         """Call libpcap once, and note what that added."""
