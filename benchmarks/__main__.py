@@ -14,7 +14,10 @@ from unittest import SkipTest
 from benchmarks import armed, capture, many, others, soak, steered
 
 _BENCHMARKS = {
-    **{"capture": capture.run, "many": many.run, "armed": armed.run, "others": others.run},
+    "capture": capture.run,
+    "many": many.run,
+    "armed": armed.run,
+    "others": others.run,
     "steered": steered.run,
 }
 # These take minutes: they run only if they are named.
