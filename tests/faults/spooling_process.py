@@ -103,7 +103,9 @@ class Reporter:
 async def put(spool: Spool, account: Account, capture_id: str) -> None:
     """Spool a capture."""
     content = MemfdContent(content_of(capture_id))
-    artifact = replace(make_artifact(content, name=f"{capture_id}.pcap", tags=""), capture_id=capture_id)
+    artifact = replace(
+        make_artifact(content, name=f"web1-eth0-1700000000-{capture_id}.pcap", tags=""), capture_id=capture_id
+    )
     entry = Entry(capture_id=capture_id, destination="one", options={}, labels=artifact.labels)
     entry.on(Input.QUEUE)
     entry.on(Input.PUT_AWAY)

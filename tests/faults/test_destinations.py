@@ -33,7 +33,7 @@ from peers.cloudshark import (
     slow,
 )
 from peers.requirement import require, require_root
-from tests.faults.destination_case import NAME, FaultCase
+from tests.faults.destination_case import NAME, FaultCase, named
 from tests.faults.house import House, left_as, possessions, until
 
 # What Twisted says of a reset.
@@ -95,7 +95,7 @@ class LocalDirectoryTests(FaultCase):
         self.assertIn("No such file or directory; and not spooled:", failed.problem)
         self.assertIn("No space left on device", failed.problem)
         self.assertEqual({path.name for path in (self.path / "spool").iterdir()}, {"lock"})
-        await house.deliver(self.data[:1000], "small.pcap")
+        await house.deliver(self.data[:1000], named("small"))
         self.assertEqual(house.spool.entries, 1)
         await house.stop()
         await left_as(self.before)
@@ -145,7 +145,7 @@ class CloudSharkTests(FaultCase):
         """
         self.server.behave(behaviour, accept())
         house = self.house(self.make, timeout_seconds=timeout_seconds)
-        await house.deliver(self.data, "first.pcap")
+        await house.deliver(self.data, named("first"))
         self.assertEqual(len(house.reported(CaptureDelivered)), 1, house.problems)
         self.assertEqual(len(house.problems), 1)
         self.assertIn(words, house.problems[0])
@@ -158,7 +158,7 @@ class CloudSharkTests(FaultCase):
         await self.spooled(house)
         self.server.behave(accept())
         await self.delivered_in_the_end(house)
-        self.assertEqual(self.server.captures(), ["first.pcap", NAME])
+        self.assertEqual(self.server.captures(), [named("first"), NAME])
         self.assertEqual({upload.data for upload in self.uploads()}, {self.data})
         await left_as(self.before)
 
@@ -176,7 +176,7 @@ class CloudSharkTests(FaultCase):
             earlier = len(self.uploads())
             self.server.behave(refuse(429, "slow down", retry_after="1"), accept())
             house = self.house(self.make, max_delay_seconds=max_delay_seconds)
-            await house.deliver(self.data, f"{earlier}.pcap")
+            await house.deliver(self.data, named(f"node{earlier}"))
             self.assertEqual(len(house.reported(DeliverySpooled)), 0 if max_delay_seconds else 1)
             await house.emptied()
             self.assert_asked([upload.time for upload in self.uploads()[earlier:]])
@@ -242,7 +242,7 @@ class CloudSharkTests(FaultCase):
     async def test_token_taken_back(self) -> None:
         """A token that is refused for a while, while the daemon runs."""
         house = self.house(self.make)
-        await house.deliver(self.data, "earlier.pcap")
+        await house.deliver(self.data, named("earlier"))
         self.assertEqual(len(house.reported(CaptureDelivered)), 1)
         self.server.behave(refuse(401, "Unauthorized"))
         await house.deliver(self.data)

@@ -13,7 +13,7 @@ from pcapsvc.interfaces.delivery import IDestination
 from pcapsvc.interfaces.threads import RunInThread
 from peers.certificates import Authority
 from peers.s3 import S3Server
-from tests.faults.destination_case import NAME, FaultCase
+from tests.faults.destination_case import NAME, FaultCase, named
 from tests.faults.house import House, left_as, possessions, until
 from tests.faults.proxy import Fault, FaultyProxy, answer
 
@@ -249,22 +249,22 @@ class S3Tests(FaultCase):
         self.patch(os, "environ", {**bare, "HOME": str(self.path), **more})
         right, self.credentials = self.credentials, {"access_id": None, "access_key": None}
         house = self.house(self.make)
-        await house.deliver(self.data, "first.pcap")
+        await house.deliver(self.data, named("first"))
         profile.write_text("")
         # What was read before is used until it is refused.
-        await house.deliver(self.data, "second.pcap")
-        self.assertEqual(self.keys(), ["first.pcap", "second.pcap"])
+        await house.deliver(self.data, named("second"))
+        self.assertEqual(self.keys(), [named("first"), named("second")])
         self.proxy.fault = Fault(answer=answer(403, "InvalidAccessKeyId"))
         await house.deliver(self.data)
         self.assertIn("InvalidAccessKeyId", house.problems[-1])
         self.proxy.fault = None
-        await house.deliver(self.data, "third.pcap")
+        await house.deliver(self.data, named("third"))
         self.assertIn("Unable to locate credentials", house.problems[-1])
-        self.assertEqual(self.keys(), ["first.pcap", "second.pcap"])
+        self.assertEqual(self.keys(), [named("first"), named("second")])
         self.assertEqual(house.spool.entries, 2)
         profile.write_text(words.format(**right))
         await until(lambda: house.spool.entries == 0)
-        self.assertEqual(self.keys(), ["first.pcap", "second.pcap", "third.pcap", NAME])
+        self.assertEqual(self.keys(), [named("first"), named("second"), named("third"), NAME])
         await house.stop()
         await self.assert_nothing_left()
 
