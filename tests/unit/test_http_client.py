@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import gc
+import weakref
 from typing import Any
 
-from twisted.internet import defer, error
+from twisted.internet import defer, error, main
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.logger import globalLogPublisher
@@ -115,6 +116,18 @@ class HostileServerTests(unittest.SynchronousTestCase):
         self.failureResultOf(done, error.ConnectionLost)
         gc.collect()
         self.assertEqual(self.events, [])
+
+    def test_lost(self) -> None:
+        """Twisted has one exception for all connections that are lost. It keeps nothing of an exchange."""
+        for shared in (main.CONNECTION_LOST, main.CONNECTION_DONE):
+            body = Body()
+            endpoint, done = self.begin(body)
+            endpoint.transport.protocol.connectionLost(Failure(shared))
+            self.assertIsNot(self.failureResultOf(done).value, shared)
+            kept = weakref.ref(body)
+            del body, endpoint, done
+            gc.collect()
+            self.assertIsNone(kept())
 
     def test_interim(self) -> None:
         """Up to ten interim responses are skipped, however they are split; more of them are an error."""
