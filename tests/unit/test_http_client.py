@@ -24,10 +24,10 @@ class Transport(StringTransport):
     def setTcpKeepAlive(self, enabled: bool) -> None:
         """Nothing."""
 
-    def abortConnection(self) -> None:
+    def abortConnection(self, reason: Exception | None = None) -> None:
         protocol, self.protocol = self.protocol, None
         if protocol is not None:
-            protocol.connectionLost(Failure(error.ConnectionAborted()))
+            protocol.connectionLost(Failure(reason or error.ConnectionAborted()))
 
 
 class Endpoint:
@@ -122,7 +122,7 @@ class HostileServerTests(unittest.SynchronousTestCase):
         for shared in (main.CONNECTION_LOST, main.CONNECTION_DONE):
             body = Body()
             endpoint, done = self.begin(body)
-            endpoint.transport.protocol.connectionLost(Failure(shared))
+            endpoint.transport.abortConnection(shared)
             self.assertIsNot(self.failureResultOf(done).value, shared)
             kept = weakref.ref(body)
             del body, endpoint, done
