@@ -198,6 +198,6 @@ TARGETS: Mapping[str, Target] = {
             ),
             *("tcp:", "unix:", "systemd:", "ssl:", "interface=", "https://"),
         ),
-        max_bytes=8192,
+        max_bytes=16384,
     ),
 }

@@ -68,7 +68,7 @@ class RestartTests(SpoolCase):
         if found is None:
             return None
         entry, path = found
-        self.assertEqual((entry.name, entry.size), (f"{capture_id}.pcap", len(DATA)))
+        self.assertEqual((entry.name, entry.size), (f"web1-eth0-1700000000-{capture_id}.pcap", len(DATA)))
         return Path(path).read_bytes()
 
     def test_located(self) -> None:
