@@ -31,6 +31,7 @@ from pcapsvc.interfaces.reports import IProgressReporter
 from pcapsvc.net.http_problems import bad_parameter
 from pcapsvc.net.http_resource import Answer, AnswerCut, HTTPProblem, Resource
 from pcapsvc.web.query import Parameters
+from pcapsvc.web.stream import Stream
 
 #: How many events are kept for readers that come back; and as many of the progress of captures.
 KEPT_EVENTS = 1000
@@ -235,7 +236,7 @@ class EventStreams:
 
 
 @implementer(IBodyProducer)
-class EventReader:
+class EventReader(Stream):
     """
     A client that reads events.
 
@@ -246,9 +247,6 @@ class EventReader:
         self._reactor = reactor
         self._streams = streams
         self._after = after
-        self._consumer: Any = None
-        self._done: Deferred[None] | None = None
-        self._is_paused = False
         self._is_behind = False
         self._comment: Any = None
         self.filter = filter
@@ -256,24 +254,17 @@ class EventReader:
 
     def startProducing(self, consumer: Any) -> Deferred[None]:
         """See L{IBodyProducer}."""
-        self._consumer = consumer
-        done = self._done = Deferred()
         self._wait_to_comment()
-        self.go_on()
-        return done
+        return super().startProducing(consumer)
 
     def pauseProducing(self) -> None:
         """See L{IBodyProducer}."""
-        self._is_paused = self._is_behind = True
-
-    def resumeProducing(self) -> None:
-        """See L{IBodyProducer}."""
-        self._is_paused = False
-        self.go_on()
+        super().pauseProducing()
+        self._is_behind = True
 
     def stopProducing(self) -> None:
         """See L{IBodyProducer}."""
-        self._done = None
+        super().stopProducing()
         self._streams.leave(self)
         if self._comment is not None and self._comment.active():
             self._comment.cancel()
@@ -286,6 +277,9 @@ class EventReader:
 
     def go_on(self) -> None:
         """Send what is new, as far as the client reads."""
+        self._go_on()
+
+    def _go_on(self) -> None:
         if self._done is None or self._is_paused:
             return
         try:
@@ -323,12 +317,6 @@ class EventReader:
         self._wait_to_comment()
         if not self._is_paused:
             self._consumer.write(b":\n\n")
-
-    def _end(self, failure: Failure) -> None:
-        done = self._done
-        self.stopProducing()
-        if done is not None:
-            done.callback(failure)
 
 
 class Events(Resource):

@@ -17,6 +17,7 @@ from typing import Any
 
 from twisted.web.resource import Resource as TwistedResource
 
+from pcapsvc.core.byte_range import matches
 from pcapsvc.net.http_resource import Answer, Resource
 
 #: By path below C{/}: the name of the file, and its media type.
@@ -79,13 +80,10 @@ class Document(Resource):
     def render_GET(self, request: Any) -> Answer:
         """See L{Resource}. The answer is 304 if the client has this version already."""
         headers = {**_HEADERS, "ETag": self._tag}
-        if self._is_known(request.requestHeaders.getRawHeaders("If-None-Match", [])):
+        known = ",".join(request.requestHeaders.getRawHeaders("If-None-Match", []))
+        # Compared weakly (RFC 9110, section 13.1.2): a proxy that compresses makes the tag weak.
+        if matches(known, self._tag):
             # Content-Length is that of the content, which is not sent (RFC 9110, section 15.4.5).
             headers["Content-Length"] = str(len(self._content))
             return Answer(status=304, media_type=self._media_type, body=b"", headers=headers)
         return Answer(media_type=self._media_type, body=self._content, headers=headers)
-
-    def _is_known(self, conditions: list[str]) -> bool:
-        # Compared weakly (RFC 9110, section 13.1.2): a proxy that compresses makes the tag weak.
-        tags = {tag.strip().removeprefix("W/") for condition in conditions for tag in condition.split(",")}
-        return bool(tags & {self._tag, "*"})
