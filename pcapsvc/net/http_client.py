@@ -21,7 +21,6 @@ from twisted.internet.interfaces import (
     IProtocolFactory,
     IStreamClientEndpoint,
 )
-from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
@@ -34,6 +33,7 @@ from zope.interface import implementer
 
 from pcapsvc.core.retry import asked_delay
 from pcapsvc.interfaces.threads import RunInThread
+from pcapsvc.net.lost import unshared
 from pcapsvc.net.tls import UnverifiedTLS, verified_tls
 
 _log = Logger()
@@ -108,7 +108,7 @@ async def exchange(
             body=await _read(response),
         )
     except Exception as error:  # noqa: BLE001 - raised again, unwrapped
-        raise _of_its_own(_innermost(error)) from None
+        raise unshared(_innermost(error)) from None
     finally:
         connection.abort()
 
@@ -117,18 +117,6 @@ def _innermost(error: BaseException) -> BaseException:
     """What is inside the wrappers of Twisted's client."""
     while reasons := getattr(error, "reasons", None):
         error = reasons[0].value
-    return error
-
-
-def _of_its_own(error: BaseException) -> BaseException:
-    """
-    An error that may be raised. Twisted has one exception for all connections that are lost, and another for
-    all that are closed: each time one of them is raised, its traceback keeps the frames that it passes
-    through, and with them the request and its body.
-    """
-    if error is CONNECTION_LOST or error is CONNECTION_DONE:
-        error.__traceback__ = None
-        return type(error)(*error.args)
     return error
 
 

@@ -60,14 +60,6 @@ def redis_endpoint(
     return wrapped
 
 
-def fresh(reason: Exception) -> Exception:
-    """
-    An exception without its traceback. Twisted raises the same instance for all connections that end: its
-    traceback would grow, and keep every one of them alive.
-    """
-    return reason.with_traceback(None)
-
-
 class Refused(Exception):
     """The server answered with an error."""
 

@@ -21,13 +21,13 @@ from zope.interface import implementer
 from pcapsvc.core.report_queue import Report
 from pcapsvc.core.text import one_line
 from pcapsvc.interfaces.reports import IPublisher, Published
+from pcapsvc.net.lost import unshared
 from pcapsvc.net.redis import (
     ANSWER_SECONDS,
     ProtocolError,
     Refused,
     Silent,
     described,
-    fresh,
     redis_endpoint,
 )
 
@@ -103,7 +103,7 @@ class RedisConnection(Protocol):
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
         """All that was asked is unanswered."""
         problem = reason.value if isinstance(reason.value, Exception) else ConnectionLost()
-        self.reason = self._complaint or fresh(problem)
+        self.reason = self._complaint or unshared(problem)
         asked, self._asked = self._asked, deque()
         waiting, self._waiting = self._waiting, []
         for _, answer in asked:

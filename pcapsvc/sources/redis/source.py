@@ -25,8 +25,9 @@ from pcapsvc.core.message import Message
 from pcapsvc.core.source_state import SourceState
 from pcapsvc.interfaces.requests import IRequestSink, IRequestSource
 from pcapsvc.net.connectivity import Connectivity
+from pcapsvc.net.lost import unshared
 from pcapsvc.net.outages import RETRY_SECONDS, Backoff, Outage
-from pcapsvc.net.redis import ANSWER_SECONDS, Refused, Silent, described, fresh, redis_endpoint
+from pcapsvc.net.redis import ANSWER_SECONDS, Refused, Silent, described, redis_endpoint
 from pcapsvc.sources.redis.frames import MAX_MESSAGE_BYTES
 from pcapsvc.sources.redis.subscriber import SubscriberFactory
 
@@ -166,7 +167,7 @@ class RedisSource(service.Service):
         except Exception as problem:
             if connection.reason is not None and not isinstance(problem, Refused):
                 # txredisapi only says that the connection is lost.
-                raise fresh(connection.reason) from None
+                raise unshared(connection.reason) from None
             raise
         finally:
             connection.close()
@@ -175,7 +176,7 @@ class RedisSource(service.Service):
                     await connection.when_lost()
                 except defer.CancelledError:
                     pass  # The stop also waits for it.
-        raise fresh(connection.reason or error.ConnectionLost())
+        raise unshared(connection.reason or error.ConnectionLost())
 
     async def _answered(self, command: str, answer: defer.Deferred[Any]) -> None:
         try:
