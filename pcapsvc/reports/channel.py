@@ -290,6 +290,11 @@ class EventChannel(Service):
             )
 
 
+def never_lost() -> Deferred[None]:
+    """The L{IPublisher.when_lost} of a publisher that has no connection to be lost."""
+    return Deferred(lambda waiting: waiting.callback(None))
+
+
 def build_channel(context: BuildContext, publisher: IPublisher, name: str) -> EventChannel:
     """The channel of a section."""
     return EventChannel(

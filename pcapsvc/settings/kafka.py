@@ -75,6 +75,31 @@ class KafkaClusterSection(BrokerSection, frozen=True, kw_only=True):
     sasl_oauth_token_file: SecretFile | None = field(name="sasl_oauth_tokenfile", default=None)
     topic: Topic = "capture"
 
+    @classmethod
+    def inherited(cls, own: Mapping[str, Any], other: Mapping[str, Any]) -> Mapping[str, Any]:
+        """
+        What a table takes from another one about Kafka. A login and a client certificate are for one cluster:
+        they are taken only if the table names no other server. To another server, the connection is encrypted
+        nevertheless if that of the other table is.
+        """
+        is_same = _is_within(own.get("server"), other.get("server"))
+        taken = {key: other[key] for key in ("server", "clientid", "security_protocol") if key in other}
+        protocol = str(own.get("security_protocol", taken.get("security_protocol", "")))
+        if not is_same and "security_protocol" not in own:
+            protocol = protocol.removeprefix("SASL_")
+            if "security_protocol" in taken:
+                taken["security_protocol"] = protocol
+        keys: list[str] = []
+        if protocol.endswith("SSL"):
+            keys += ["ssl_cafile", "ssl_check_hostname"]
+            if is_same and own.keys().isdisjoint(_CERTIFICATE):
+                keys += _CERTIFICATE
+        if protocol.startswith("SASL_") and is_same and own.keys().isdisjoint(_USER):
+            keys += _USER
+            if own.keys().isdisjoint(_PASSWORD):
+                keys += _PASSWORD
+        return {**taken, **{key: other[key] for key in keys if key in other}}
+
     def targets(self) -> Collection[object]:
         """The topic, on each bootstrap server."""
         return [("kafka", server.lower(), self.topic) for server in self.server]
@@ -189,31 +214,6 @@ class KafkaClusterSection(BrokerSection, frozen=True, kw_only=True):
 _USER = ("sasl_mechanism", "sasl_plain_username", "sasl_oauth_tokenfile")
 _PASSWORD = ("sasl_plain_password", "sasl_plain_passwordfile")
 _CERTIFICATE = ("ssl_certfile", "ssl_keyfile")
-
-
-def inherited_from_kafka(own: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """
-    What a table takes from another one about Kafka. A login and a client certificate are for one cluster:
-    they are taken only if the table names no other server. To another server, the connection is encrypted
-    nevertheless if that of the other table is.
-    """
-    is_same = _is_within(own.get("server"), other.get("server"))
-    taken = {key: other[key] for key in ("server", "clientid", "security_protocol") if key in other}
-    protocol = str(own.get("security_protocol", taken.get("security_protocol", "")))
-    if not is_same and "security_protocol" not in own:
-        protocol = protocol.removeprefix("SASL_")
-        if "security_protocol" in taken:
-            taken["security_protocol"] = protocol
-    keys: list[str] = []
-    if protocol.endswith("SSL"):
-        keys += ["ssl_cafile", "ssl_check_hostname"]
-        if is_same and own.keys().isdisjoint(_CERTIFICATE):
-            keys += _CERTIFICATE
-    if protocol.startswith("SASL_") and is_same and own.keys().isdisjoint(_USER):
-        keys += _USER
-        if own.keys().isdisjoint(_PASSWORD):
-            keys += _PASSWORD
-    return {**taken, **{key: other[key] for key in keys if key in other}}
 
 
 def _is_within(own: Any, other: Any) -> bool:

@@ -35,6 +35,24 @@ class RedisServerSection(BrokerSection, frozen=True, kw_only=True):
     ca_file: CertificatesFile | None = field(name="cafile", default=None)
     channel: Line = "capture"
 
+    @classmethod
+    def inherited(cls, own: Mapping[str, Any], other: Mapping[str, Any]) -> Mapping[str, Any]:
+        """
+        What a table takes from another one about Redis. A password is for one server, and for one user: it is
+        taken only if the table names neither another server nor a user. To another server, the connection is
+        encrypted nevertheless if that of the other table is.
+        """
+        keys = ["host", "port", "tls"]
+        if own.get("tls") is not False:
+            keys.append("cafile")
+        if all(
+            own.get(key, other.get(key, usual)) == other.get(key, usual) for key, usual in _DEFAULTS.items()
+        ):
+            keys.append("username")
+            if own.keys().isdisjoint({"username", "auth", "authfile"}):
+                keys += ["auth", "authfile"]
+        return {key: other[key] for key in keys if key in other}
+
     def targets(self) -> Collection[object]:
         """The channel, which is the same in all databases of a server."""
         return [("redis", self.host.lower(), self.port, self.channel)]
@@ -56,19 +74,3 @@ class RedisServerSection(BrokerSection, frozen=True, kw_only=True):
             )
         if self.is_enabled() and self.tls:
             yield from certificate_name(type(self), self.host, "tls")
-
-
-def inherited_from_redis(own: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """
-    What a table takes from another one about Redis. A password is for one server, and for one user: it is
-    taken only if the table names neither another server nor a user. To another server, the connection is
-    encrypted nevertheless if that of the other table is.
-    """
-    keys = ["host", "port", "tls"]
-    if own.get("tls") is not False:
-        keys.append("cafile")
-    if all(own.get(key, other.get(key, usual)) == other.get(key, usual) for key, usual in _DEFAULTS.items()):
-        keys.append("username")
-        if own.keys().isdisjoint({"username", "auth", "authfile"}):
-            keys += ["auth", "authfile"]
-    return {key: other[key] for key in keys if key in other}

@@ -57,6 +57,24 @@ class SqsQueueSection(BrokerSection, frozen=True, kw_only=True):
     ) = None
     endpoint: Endpoint | None = None
 
+    @classmethod
+    def inherited(cls, own: Mapping[str, Any], other: Mapping[str, Any]) -> Mapping[str, Any]:
+        """
+        What a table takes from another one about SQS: not the queue itself. The region and the endpoint are
+        taken if both queues are at the same host. Credentials are taken if they are, or if both hosts are
+        Amazon's.
+        """
+        keys: list[str] = []
+        mine, others = _service(own), _service(other)
+        is_same = mine == others or (
+            "endpoint" not in own and _host(own.get("url")) == _host(other.get("url"))
+        )
+        if is_same:
+            keys += ["region", "endpoint"]
+        if own.keys().isdisjoint(_CREDENTIALS) and (is_same or (_is_amazon(mine) and _is_amazon(others))):
+            keys += _CREDENTIALS
+        return {key: other[key] for key in keys if key in other}
+
     def targets(self) -> Collection[object]:
         """The queue."""
         return [] if self.url is None else [("sqs", self.url)]
@@ -74,21 +92,6 @@ class SqsQueueSection(BrokerSection, frozen=True, kw_only=True):
 
 
 _CREDENTIALS = ("accessid", "accesskey", "accesskeyfile")
-
-
-def inherited_from_sqs(own: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """
-    What a table takes from another one about SQS: not the queue itself. The region and the endpoint are taken
-    if both queues are at the same host. Credentials are taken if they are, or if both hosts are Amazon's.
-    """
-    keys: list[str] = []
-    mine, others = _service(own), _service(other)
-    is_same = mine == others or ("endpoint" not in own and _host(own.get("url")) == _host(other.get("url")))
-    if is_same:
-        keys += ["region", "endpoint"]
-    if own.keys().isdisjoint(_CREDENTIALS) and (is_same or (_is_amazon(mine) and _is_amazon(others))):
-        keys += _CREDENTIALS
-    return {key: other[key] for key in keys if key in other}
 
 
 def _service(table: Mapping[str, Any]) -> str | None:

@@ -12,7 +12,6 @@ from typing import Any
 from kafka import KafkaProducer
 from kafka import errors as kafka_errors
 from twisted.internet.defer import Deferred
-from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from pcapsvc.core.report_queue import Report
@@ -28,6 +27,7 @@ from pcapsvc.net.kafka.client import (
 )
 from pcapsvc.net.kafka.problems import described
 from pcapsvc.net.kafka.security import KafkaSecurity, reach_any, tls_context
+from pcapsvc.reports.channel import never_lost
 
 #: How long a broker has to answer.
 REQUEST_SECONDS = 5.0
@@ -190,7 +190,7 @@ class KafkaPublisher:
 
     def when_lost(self) -> Deferred[None]:
         """The client reconnects by itself: see L{IPublisher.when_lost}."""
-        return Deferred(_nothing_lost)
+        return never_lost()
 
     def close(self) -> Deferred[None]:
         """Disconnect: see L{IPublisher.close}."""
@@ -201,19 +201,10 @@ class KafkaPublisher:
         if producer is None:
             return
         closing = self._run_in_thread(producer.close)
-        closing.addErrback(_ignored)
+        closing.addErrback(lambda _: None)
         await closing.addTimeout(_WAIT_SECONDS, self._reactor, lambda result, _: None)
         producer.abort()
 
     def described(self, problem: Exception) -> tuple[str, str]:
         """A problem in words: see L{IPublisher.described}."""
         return described(problem, self._topic, to="write to")
-
-
-def _nothing_lost(waiting: Deferred[None]) -> None:
-    """The wait is cancelled."""
-    waiting.callback(None)
-
-
-def _ignored(failure: Failure) -> None:
-    """Whatever went wrong, the connections are closed."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from pcapsvc.settings.kafka import KafkaClusterSection, Topic, inherited_from_kafka
+from pcapsvc.settings.kafka import KafkaClusterSection, Topic
 from pcapsvc.settings.kinds import Flag
 from pcapsvc.settings.section import BuildContext, ReporterSection
 
@@ -26,11 +25,6 @@ class KafkaReportsSettings(KafkaClusterSection, ReporterSection, frozen=True, kw
 
     send: Flag = False
     topic: Topic = "capture-events"
-
-    @classmethod
-    def inherited(cls, own: Mapping[str, Any], other: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The connection's keys."""
-        return inherited_from_kafka(own, other)
 
     def is_enabled(self) -> bool:
         """Whether events are published."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pcapsvc.settings.kinds import Flag, Line
-from pcapsvc.settings.redis import RedisServerSection, inherited_from_redis
+from pcapsvc.settings.redis import RedisServerSection
 from pcapsvc.settings.secret import revealed
 from pcapsvc.settings.section import BuildContext, ReporterSection
 
@@ -24,11 +23,6 @@ class RedisReportsSettings(RedisServerSection, ReporterSection, frozen=True, kw_
 
     send: Flag = False
     channel: Line = "capture-events"
-
-    @classmethod
-    def inherited(cls, own: Mapping[str, Any], other: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The connection's keys."""
-        return inherited_from_redis(own, other)
 
     def is_enabled(self) -> bool:
         """Whether events are published."""

@@ -19,6 +19,7 @@ from pcapsvc.core.report_queue import Report
 from pcapsvc.interfaces.reports import IPublisher, Published
 from pcapsvc.interfaces.threads import RunInThread
 from pcapsvc.net.sqs.client import described, make_boto3_client
+from pcapsvc.reports.channel import never_lost
 
 #: How many messages a request may have, and how many bytes they may have together. Some services still
 #: have the limit of 256 KiB, which was Amazon's until 2025.
@@ -162,14 +163,14 @@ class SqsPublisher:
 
     def when_lost(self) -> Deferred[None]:
         """There is no connection to be lost: see L{IPublisher.when_lost}."""
-        return Deferred(_nothing_lost)
+        return never_lost()
 
     def close(self) -> Deferred[None]:
         """Close the client's connections: see L{IPublisher.close}."""
         client, self._client = self._client, None
         if client is None:
             return succeed(None)
-        closing = self._run_in_thread(client.close).addErrback(_ignored)
+        closing = self._run_in_thread(client.close).addErrback(lambda _: None)
         return closing.addTimeout(1.0, self._reactor, lambda result, _: None)
 
     def described(self, problem: Exception) -> tuple[str, str]:
@@ -201,12 +202,3 @@ def _batches(lane: Sequence[Report]) -> Iterator[list[Report]]:
 
 def _problem(failure: Failure) -> Exception:
     return failure.value if isinstance(failure.value, Exception) else RuntimeError(repr(failure.value))
-
-
-def _ignored(failure: Failure) -> None:
-    """Whatever went wrong, the client is of no use any more."""
-
-
-def _nothing_lost(waiting: Deferred[None]) -> None:
-    """The wait is cancelled."""
-    waiting.callback(None)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pcapsvc.settings.kinds import Flag
 from pcapsvc.settings.secret import revealed
 from pcapsvc.settings.section import BuildContext, ReporterSection
-from pcapsvc.settings.sqs import SqsQueueSection, inherited_from_sqs
+from pcapsvc.settings.sqs import SqsQueueSection
 
 if TYPE_CHECKING:
     from pcapsvc.interfaces.reports import IReporter
@@ -23,11 +22,6 @@ class SqsReportsSettings(SqsQueueSection, ReporterSection, frozen=True, kw_only=
     inherits: ClassVar[str | None] = "sqs"
 
     send: Flag = False
-
-    @classmethod
-    def inherited(cls, own: Mapping[str, Any], other: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The service's keys."""
-        return inherited_from_sqs(own, other)
 
     def is_enabled(self) -> bool:
         """Whether events are sent."""
