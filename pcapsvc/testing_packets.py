@@ -176,11 +176,6 @@ class MemoryPacketSystem:
         """Compile a filter: see L{IPacketSystem.compile_now}."""
         return self.compile(bpf)
 
-    def flush_dumper(self, dumper: IPacketDumper) -> None:
-        """Write what a dumper holds back: see L{IPacketSystem.flush_dumper}."""
-        assert isinstance(dumper, MemoryDumper)
-        dumper.flush()
-
     def open_dumper(self, file: str | int, *, link_type: int, snap_length: int) -> IPacketDumper:
         """Create a pcap file: see L{IPacketSystem.open_dumper}."""
         own = os.dup(file) if isinstance(file, int) else file
@@ -390,7 +385,7 @@ class MemoryDumper:
         return self._file.tell()
 
     def flush(self) -> None:
-        """Write what is buffered: see L{IPacketSystem.flush_dumper}."""
+        """Write what is buffered: see L{IPacketDumper.flush}."""
         self._file.flush()
 
     def close(self) -> None:

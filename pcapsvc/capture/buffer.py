@@ -155,7 +155,6 @@ class RecordingBuffer:
 
     @param open_dumper: creates a pcap file of the handle's link type and snap length, by its path or
         its descriptor.
-    @param flush_dumper: writes what such a file's stdio buffer holds.
     @param before_read: called before each read of the handle.
     @param snap_length: how much of each packet is captured, in bytes.
     @param observer: sees each packet; what it raises is raised by L{read}.
@@ -172,13 +171,11 @@ class RecordingBuffer:
         name: str,
         *,
         open_dumper: Callable[[str | int], IPacketDumper],
-        flush_dumper: Callable[[IPacketDumper], object],
         snap_length: int,
         before_read: Callable[[], None] = lambda: None,
         observer: Observer | None = None,
     ) -> None:
         self._handle = handle
-        self._flush_dumper = flush_dumper
         self._before_read = before_read
         self._largest_packet = PACKET_HEADER_BYTES + snap_length
         self._likely_packet = self._largest_packet
@@ -206,7 +203,7 @@ class RecordingBuffer:
         @return: the file's size, in bytes. It ends with a whole packet.
         """
         if self._dumper is not None:
-            self._flush_dumper(self._dumper)
+            self._dumper.flush()
         return self.written
 
     def read_at(self, offset: int, count: int) -> bytes:

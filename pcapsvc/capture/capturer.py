@@ -123,7 +123,6 @@ class Capturer:
             open_dumper=lambda file: self._system.open_dumper(
                 file, link_type=handle.link_type, snap_length=plan.snap_length
             ),
-            flush_dumper=self._system.flush_dumper,
             before_read=(lambda: None) if hook is None else (lambda: hook.before_read(handle)),
             snap_length=plan.snap_length,
             observer=observer,

@@ -32,6 +32,12 @@ class IPacketDumper(Interface):
         @raise ValueError: if it is closed.
         """
 
+    def flush() -> None:
+        """
+        Write what is held back: then the file ends with a whole packet. Never to be called within
+        L{IPacketHandle.read}. A failure to write is silent.
+        """
+
     def close() -> None:
         """Write what is held back, and close the file. A failure to write is silent."""
 
@@ -121,12 +127,6 @@ class IPacketSystem(Interface):
         @param snap_length: in bytes.
 
         @raise OSError: if it can't be opened.
-        """
-
-    def flush_dumper(dumper: IPacketDumper) -> None:
-        """
-        Write what a dumper of this system holds back: then its file ends with a whole packet. Never to be
-        called within L{IPacketHandle.read}.
         """
 
 

@@ -95,8 +95,12 @@ class PlainDumper:
         """The size of the file: see L{IPacketDumper.size}."""
         if self._is_closed:
             raise ValueError("it is closed")
-        flush_all_streams()
+        self.flush()
         return os.stat(self._path).st_size
+
+    def flush(self) -> None:
+        """Write what is buffered, here and in all other streams: see L{IPacketDumper.flush}."""
+        flush_all_streams()
 
     def close(self) -> None:
         """Write what is buffered, and close the file: see L{IPacketDumper.close}."""

@@ -123,6 +123,12 @@ class StreamDumper:
             raise OSError("not all packets could be written")
         return self._libpcap.position(self.pointer)
 
+    def flush(self) -> None:
+        """Write what is buffered: see L{IPacketDumper.flush}."""
+        if not self.pointer:
+            raise ValueError("it is closed")
+        self._libpcap.flush(self.pointer)
+
     def close(self) -> None:
         """Write what is buffered, and close the file. A second call does nothing."""
         pointer, self.pointer = self.pointer, 0
@@ -271,13 +277,9 @@ class Libpcap:
         position: int = self._dump_ftell(dumper)
         return position
 
-    def flush(self, dumper: Any) -> None:
-        """
-        Write what a dumper buffers.
-
-        @param dumper: an open dumper, of pcapy's or of L{open_dumper}.
-        """
-        self._dump_flush(_dumper_pointer(dumper))
+    def flush(self, dumper: int) -> None:
+        """Write what a dumper's stream buffers."""
+        self._dump_flush(dumper)
 
     def compile(self, reader: Any, bpf: str) -> bytes:
         """

@@ -26,7 +26,7 @@ from pcapsvc.packets.filter_compiler import FilterCompiler, uses_netmask
 from pcapsvc.packets.handle import LIBPCAP, Kind, PcapyHandle, open_dumper
 from pcapsvc.packets.interface_list import list_interfaces
 from pcapsvc.packets.kernel_filter import runs_on_cooked
-from pcapsvc.packets.libpcap import flush_all_streams, kept_length
+from pcapsvc.packets.libpcap import kept_length
 from pcapsvc.packets.network_interfaces import ANY_INDEX, Interface, find_index, is_quick_to_find, name_of
 from pcapsvc.packets.opener import ANY_INTERFACE, NO_SUCH_INTERFACE, Opener
 
@@ -170,13 +170,6 @@ class PcapySystem(Service):
         """Create a pcap file: see L{IPacketSystem.open_dumper}."""
         libpcap = self._opener.libpcap
         return open_dumper(file, link_type=link_type, snap_length=snap_length, libpcap=libpcap)
-
-    def flush_dumper(self, dumper: IPacketDumper) -> None:
-        """Write what a dumper holds back: see L{IPacketSystem.flush_dumper}."""
-        if self._opener.libpcap is None:
-            flush_all_streams()
-        else:
-            self._opener.libpcap.flush(dumper)
 
     async def arm(self, handle: PcapyHandle, bpf: str) -> IPacketHandle:
         """Have a handle that let no packet pass capture. It is used up, whatever comes of it."""

@@ -140,10 +140,6 @@ class StandbySystem(Service):
         """Create a pcap file: see L{IPacketSystem.open_dumper}."""
         return self._system.open_dumper(file, link_type=link_type, snap_length=snap_length)
 
-    def flush_dumper(self, dumper: IPacketDumper) -> None:
-        """Write what a dumper holds back: see L{IPacketSystem.flush_dumper}."""
-        self._system.flush_dumper(dumper)
-
     def _check(self) -> None:
         """Give up handles of interfaces that are gone or renamed, and replace what is missing."""
         self._timer = None

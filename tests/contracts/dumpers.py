@@ -47,7 +47,7 @@ class DumperContract(PacketWire):
                 self.send(udp_frame(number, size=300))
                 while not handle.read(1, dumper):
                     select.select([handle], [], [], 2)
-                self.system.flush_dumper(dumper)
+                dumper.flush()
                 with open(file, "rb", closefd=file is path) as reader:
                     self.assertEqual(len(os.pread(reader.fileno(), 1000, 0)), 24 + number * (16 + 60))
             dumper.close()
@@ -77,7 +77,7 @@ class DumperContract(PacketWire):
         for as_sink in (lambda dumper: dumper, lambda dumper: dumper.dump):
             dumper = self.dumper(handle, self.memory_file(), snap_length=60)
             self.assertEqual(dumper.size(), 24)
-            self.system.flush_dumper(dumper)
+            dumper.flush()
             resource.setrlimit(resource.RLIMIT_FSIZE, (24, before[1]))
             try:
                 written = 0

@@ -82,7 +82,6 @@ class CapturePortTests(unittest.SynchronousTestCase):
                 handle,
                 "test",
                 open_dumper=lambda path: self.system.open_dumper(path, link_type=1, snap_length=snap),
-                flush_dumper=self.system.flush_dumper,
                 snap_length=snap,
                 before_read=self.before_read,
             ),

@@ -110,7 +110,6 @@ class RecordingBufferTests(unittest.SynchronousTestCase):
             handle,
             "test",
             open_dumper=lambda path: self.system.open_dumper(path, link_type=1, snap_length=snap_length),
-            flush_dumper=self.system.flush_dumper,
             snap_length=snap_length,
             observer=observer,
         )
@@ -265,7 +264,6 @@ class RecordingBufferTests(unittest.SynchronousTestCase):
             handle,
             "test",
             open_dumper=lambda path: self.system.open_dumper(path, link_type=1, snap_length=262144),
-            flush_dumper=self.system.flush_dumper,
             before_read=before_read,
             snap_length=262144,
         )
