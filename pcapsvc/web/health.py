@@ -34,7 +34,7 @@ class Health(Resource):
 
 class Readiness(Resource):
     """
-    C{/readyz}: the node can capture, and requests can arrive. Only who may read learns why it is not so.
+    C{/readyz}: the node can capture, and requests can arrive. Only clients that may read are told why not.
 
     @param is_open: returns whether requests are admitted: they are not before the start and after the
         beginning of a stop.

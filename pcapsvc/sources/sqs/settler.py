@@ -9,6 +9,7 @@ from twisted.internet import defer, task
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from pcapsvc.core.text import counted
 from pcapsvc.interfaces.threads import RunInThread
 from pcapsvc.net.sqs.client import Unsettled
 from pcapsvc.sources.sqs.queue import Step
@@ -108,7 +109,7 @@ class Settler:
         for pause_seconds in (*SETTLE_PAUSES_SECONDS, None):
             try:
                 steps = await self._run_in_thread(self._settle, steps)
-                problem = Unsettled(f"{len(steps)} messages could not be deleted or returned")
+                problem = Unsettled(f"{counted(len(steps), 'message')} could not be deleted or returned")
             except defer.CancelledError:
                 raise
             except Exception as error:  # noqa: BLE001 - boto3 raises errors of many libraries
