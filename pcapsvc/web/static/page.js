@@ -670,8 +670,8 @@ class NodePanel {
     setText($("node-name"), name);
     document.title = `${name} – pcapsvc`;
     const up = (Date.now() - new Date(started)) / 1000;
-    const facts = [["Version", version], ["Up for", Number.isNaN(up) ? "–" : lasting(up)], ["Packets, at most", count(limits.packets)],
-      ["Size, at most", bytes(limits.bytes)], ["Duration, at most", lasting(limits.duration ?? 0)], ["Captures, at most", count(limits.captures)]];
+    const facts = [["Version", version], ["Up for", Number.isNaN(up) ? "–" : lasting(up)], ["Packet limit", count(limits.packets)],
+      ["Size limit", bytes(limits.bytes)], ["Time limit", lasting(limits.duration ?? 0)], ["Captures at once", count(limits.captures)]];
     if (api) facts.push(["API", api]);
     this._fill($("node-facts"), facts.map(([key, value]) => el("div", {}, el("dt", {}, key), el("dd", {}, value ?? "–"))));
     this._fill($("sources"), sources.map((source) => this._state(
