@@ -9,6 +9,7 @@ from twisted.internet.defer import Deferred
 from zope.interface import Attribute, Interface
 
 from pcapsvc.core.filter import Program
+from pcapsvc.core.history import HistoryState, PastPackets
 from pcapsvc.core.network_interface import NetworkInterface
 from pcapsvc.core.plan import CapturePlan
 from pcapsvc.core.read_pace import Ring
@@ -222,6 +223,7 @@ class ICapture(Interface):
     link_type: int = Attribute("The link-layer type of its file, a number of draft-ietf-opsawg-pcaplinktype.")
     started: float = Attribute("Since when packets are kept, in seconds since the Unix epoch.")
     compile_seconds: float = Attribute("How long another process was busy with its filter.")
+    past: PastPackets | None = Attribute("What it got of the past; L{None} if it didn't ask for any.")
 
     def start() -> Deferred[Recording]:
         """
@@ -255,6 +257,13 @@ class ICapture(Interface):
 
     def progress() -> Progress:
         """What it has so far. To ask costs up to 30 us, for the kernel's counts."""
+
+
+class IHistories(Interface):
+    """The recent past of some interfaces."""
+
+    def states() -> Sequence[HistoryState]:
+        """How far back each of them reaches, in the order of the configuration."""
 
 
 class ICapturer(Interface):

@@ -1,0 +1,98 @@
+"""The recent past of an interface: what is kept of it, and what a capture got of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class MissingReason(Enum):
+    """Why a part of the past that was asked for is not in a capture."""
+
+    #: The interface's history is bounded by fewer seconds.
+    TOO_SHORT = "too_short"
+    #: The interface's history is bounded by its size.
+    SIZE = "size"
+    #: The kernel dropped packets, because its buffer was full.
+    DROPS = "drops"
+    #: The interface was down, or gone.
+    DOWN = "down"
+    #: Recording began later.
+    STARTED = "started"
+    #: A limit of the capture left room for the newest packets only.
+    LIMIT = "limit"
+    #: The interface has no history, and the request does without.
+    NONE = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Missing:
+    """
+    A part of the past that is missing.
+
+    @ivar seconds: how long it is; L{None} if that isn't known.
+    @ivar packets: how many packets it had; L{None} if that isn't known.
+    """
+
+    reason: MissingReason
+    seconds: float | None = None
+    packets: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PastPackets:
+    """
+    What a capture got of the past.
+
+    @ivar seconds: how many seconds the request asked for.
+    @ivar first: the time stamp of the first packet, in seconds since the Unix epoch; L{None} if there is
+        none.
+    @ivar packets: how many packets of the past there are.
+    """
+
+    seconds: float
+    first: float | None = None
+    packets: int = 0
+    missing: tuple[Missing, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class HistoryBounds:
+    """
+    How much of an interface's past is kept.
+
+    @ivar seconds: how far back, at most.
+    @ivar size_bytes: how much memory it occupies.
+    @ivar snap_length: how much of each packet is kept, in bytes.
+    @ivar bpf: a filter of pcap-filter(7) for what is kept; empty for every packet.
+    """
+
+    seconds: float
+    size_bytes: int
+    snap_length: int
+    bpf: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HistoryState:
+    """
+    How far back the history of an interface reaches now.
+
+    @ivar interface: the interface's name, as configured.
+    @ivar since: the time from which on packets are kept, in seconds since the Unix epoch; L{None} if nothing
+        was recorded yet.
+    @ivar seconds: how long ago that is.
+    @ivar packets: how many packets are kept.
+    @ivar bytes: how much memory they occupy.
+    @ivar dropped: how many packets the kernel has dropped since the daemon's start.
+    @ivar problem: why nothing is being recorded now; L{None} if it is.
+    """
+
+    interface: str
+    bounds: HistoryBounds
+    since: float | None
+    seconds: float
+    packets: int
+    bytes: int
+    dropped: int
+    problem: str | None
