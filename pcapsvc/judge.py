@@ -175,7 +175,7 @@ class Judge:
             return request
         if pending.get(message.source, 0) >= MOST_PENDING:
             return Busy(reason=f"{MOST_PENDING} requests from {message.source} are being prepared")
-        plans = plan_captures(request, self._node, message.source)
+        plans = plan_captures(request, self._node, message.source, now=self._wall_clock(), sent_at=sent_at)
         # Before anything is awaited, so that no other request takes the same room.
         reserved = self._admission.reserve(len(plans), plans[0].most_bytes)
         if isinstance(reserved, Impossible):

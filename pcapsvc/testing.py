@@ -21,6 +21,7 @@ from zope.interface import implementer
 from pcapsvc.core.artifact import Artifact
 from pcapsvc.core.errors import Problem
 from pcapsvc.core.event import Event, EventFactory, Payload
+from pcapsvc.core.history import HistoryState, PastPackets
 from pcapsvc.core.message import Message
 from pcapsvc.core.plan import CapturePlan
 from pcapsvc.core.recording import Progress, Recording
@@ -30,7 +31,7 @@ from pcapsvc.core.session import StopReason
 from pcapsvc.core.source_state import SourceState
 from pcapsvc.delivery.entry import Entry, Input, SpooledCapture, State
 from pcapsvc.delivery.ispool import ISpool
-from pcapsvc.interfaces.capture import ICapture
+from pcapsvc.interfaces.capture import ICapture, IHistories
 from pcapsvc.interfaces.delivery import IDestination
 from pcapsvc.interfaces.reports import IPublisher, IReporter, Published
 from pcapsvc.interfaces.requests import IRequestSink, IRequestSource
@@ -214,6 +215,7 @@ class MemoryCapture:
     @ivar reasons: why it was ended, each time.
     """
 
+    past: PastPackets | None = None
     link_type = 1
     compile_seconds = 0.0
     started = 1_700_000_000.75
@@ -250,6 +252,22 @@ class MemoryCapture:
     def progress(self) -> Progress:
         """What there is so far: see L{ICapture.progress}."""
         return Progress(packets=5, bytes=len(self.data), seconds=1.5, received=7, dropped=2)
+
+
+@implementer(IHistories)
+class MemoryHistories:
+    """
+    Histories of which the test says how far back they reach.
+
+    @ivar known: the state of each.
+    """
+
+    def __init__(self, *known: HistoryState) -> None:
+        self.known = known
+
+    def states(self) -> Sequence[HistoryState]:
+        """See L{IHistories.states}."""
+        return self.known
 
 
 class MemoryContent:

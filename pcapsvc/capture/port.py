@@ -14,6 +14,7 @@ from zope.interface import implementer
 
 from pcapsvc.capture.buffer import RecordingBuffer
 from pcapsvc.core.errors import CaptureUnavailable
+from pcapsvc.core.history import PastPackets
 from pcapsvc.core.link_type import file_link_type
 from pcapsvc.core.plan import CapturePlan
 from pcapsvc.core.read_pace import ReadPace
@@ -59,6 +60,8 @@ class CapturePort:
     """
 
     _log = Logger()
+
+    past: PastPackets | None = None
 
     def __init__(
         self,

@@ -1,9 +1,14 @@
-"""The recent past of an interface: what is kept of it, and what a capture got of it."""
+"""The recent past of an interface: what a request may ask for, what is kept, and what a capture got of it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+
+from pcapsvc.core.errors import Problem
+
+#: The longest past that can be kept, or asked for, in seconds: a week.
+LONGEST_SECONDS = 7 * 86_400
 
 
 class MissingReason(Enum):
@@ -23,6 +28,58 @@ class MissingReason(Enum):
     LIMIT = "limit"
     #: The interface has no history, and the request does without.
     NONE = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LookBack:
+    """
+    The part of the past that a request asks for.
+
+    @ivar seconds: how many seconds before it was sent, as it says.
+    @ivar since: from when on packets belong to it, in seconds since the Unix epoch.
+    @ivar past_only: whether it asks for nothing else.
+    @ivar is_optional: whether it can do without, if the interface has no history.
+    """
+
+    seconds: float
+    since: float
+    past_only: bool = False
+    is_optional: bool = False
+
+
+def look_back(
+    seconds: float,
+    *,
+    sent_at: float | None,
+    now: float,
+    past_only: bool = False,
+    is_optional: bool = False,
+) -> LookBack:
+    """
+    The past that a request asks for. It counts from when the request was sent: what it is about happened
+    before that.
+
+    @param seconds: how far it looks back.
+    @param sent_at: when its broker accepted it, in seconds since the Unix epoch; L{None} if that isn't known.
+    @param now: the time here, likewise. Nothing is sent later, though the broker's clock may say so; and no
+        past reaches further back than L{LONGEST_SECONDS}, wherever that clock is.
+    """
+    sent = now if sent_at is None else min(sent_at, now)
+    return LookBack(
+        seconds=seconds,
+        since=max(sent - seconds, now - LONGEST_SECONDS),
+        past_only=past_only,
+        is_optional=is_optional,
+    )
+
+
+def no_history(interface: str) -> Problem:
+    """The problem that a request asks for the past of an interface of which none is kept."""
+    return Problem(
+        path="before",
+        rule=f"can't be used on {interface}: this node keeps no history of it ([[interface]] history); with"
+        " 'beforeoptional' it would be captured from now on",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pcapsvc.core.history import LookBack, look_back
 from pcapsvc.core.labels import Labels
 from pcapsvc.core.request import CaptureRequest, RequestBounds
 from pcapsvc.core.session import FILE_HEADER_BYTES, PACKET_HEADER_BYTES, CaptureLimits
@@ -38,6 +39,7 @@ class CapturePlan:
     @ivar snap_length: how much of each packet is captured, in bytes.
     @ivar options: what the request says about each destination that is enabled, as in L{CaptureRequest}.
     @ivar via: the name of the source that the request arrived through.
+    @ivar look_back: the past that it begins with; L{None} if it begins now.
     @ivar most_bytes: the size that its file may grow to, in bytes.
     """
 
@@ -50,6 +52,7 @@ class CapturePlan:
     request: CaptureRequest
     options: Mapping[str, Mapping[str, Any]]
     via: str
+    look_back: LookBack | None = None
 
     @property
     def labels(self) -> Labels:
@@ -71,12 +74,16 @@ class CapturePlan:
         return min(self.limits.max_bytes, FILE_HEADER_BYTES + all_packets)
 
 
-def plan_captures(request: CaptureRequest, node: NodeView, via: str) -> tuple[CapturePlan, ...]:
+def plan_captures(
+    request: CaptureRequest, node: NodeView, via: str, *, now: float, sent_at: float | None = None
+) -> tuple[CapturePlan, ...]:
     """
     The captures that a request means on this node: one for each interface, each
     interface once, whether it is there now or not.
 
     @param via: the name of the source that the request arrived through.
+    @param now: the time, in seconds since the Unix epoch.
+    @param sent_at: when the request's broker accepted it, likewise; L{None} if that isn't known.
     """
     limits = CaptureLimits(
         max_packets=node.bounds.max_packets if request.packets is None else request.packets,
@@ -84,6 +91,15 @@ def plan_captures(request: CaptureRequest, node: NodeView, via: str) -> tuple[Ca
         idle_seconds=node.default_timeout_seconds if request.timeout is None else request.timeout,
         duration_seconds=node.bounds.max_duration_seconds if request.duration is None else request.duration,
     )
+    past = None
+    if request.before is not None:
+        past = look_back(
+            request.before,
+            sent_at=sent_at,
+            now=now,
+            past_only=bool(request.pastonly),
+            is_optional=bool(request.beforeoptional),
+        )
     enabled = {fields.destination for fields in node.bounds.options if fields.check is not None}
     return tuple(
         CapturePlan(
@@ -96,6 +112,7 @@ def plan_captures(request: CaptureRequest, node: NodeView, via: str) -> tuple[Ca
             request=request,
             options={name: said for name, said in request.options.items() if name in enabled},
             via=via,
+            look_back=past,
         )
         for interface, alias in _interfaces(request, node).items()
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import BinaryIO, Protocol
 
+from pcapsvc.core.history import PastPackets
 from pcapsvc.core.plan import CapturePlan
 from pcapsvc.core.session import StopReason
 
@@ -77,6 +78,7 @@ class Recording:
     @ivar packets: the number of packets in the file.
     @ivar counts: L{None} if the interface was gone before they could be read.
     @ivar content: the pcap file. The owner of the recording closes it.
+    @ivar past: what it has of the past; L{None} if the request didn't ask for any.
     """
 
     capture_id: str
@@ -87,3 +89,4 @@ class Recording:
     packets: int
     counts: PacketCounts | None
     content: Content
+    past: PastPackets | None = None

@@ -14,6 +14,7 @@ from pcapsvc.core.body import MAX_BODY_BYTES, Fields, OutOfRange
 from pcapsvc.core.errors import Problem, RequestRejected, shown
 from pcapsvc.core.fields import check_fields
 from pcapsvc.core.filter import NEWER_WORDS, follows_header_chains, names_needing_dns
+from pcapsvc.core.history import LONGEST_SECONDS
 from pcapsvc.core.label_values import LABEL_CHARACTERS, usable_label
 from pcapsvc.core.labels import Labels
 from pcapsvc.core.values import (
@@ -51,8 +52,8 @@ class RequestFields(msgspec.Struct, frozen=True, kw_only=True):
     """
     The fields of a message that belong to no destination. Each is what the message says, or L{None}.
 
-    C{timeout} (the idle time) and C{duration} are in seconds, C{bytes} and
-    C{snap} in bytes.
+    C{timeout} (the idle time), C{duration} and C{before} (how far it looks back) are in seconds, C{bytes}
+    and C{snap} in bytes.
     """
 
     node: Name | None = None
@@ -70,6 +71,9 @@ class RequestFields(msgspec.Struct, frozen=True, kw_only=True):
     timeout: Positive | None = None
     duration: Positive | None = None
     bytes: Positive | None = None
+    before: Positive | None = None
+    pastonly: Flag | None = None
+    beforeoptional: Flag | None = None
     packetdebug: Flag | None = None
     logrequest: Flag | None = None
 
@@ -165,6 +169,7 @@ class RequestBounds:
             "timeout": self.max_timeout_seconds,
             "duration": self.max_duration_seconds,
             "snap": self.max_snap_length,
+            "before": LONGEST_SECONDS,
         }
 
     def too_large(self, field: str, value: object) -> Problem:
@@ -342,7 +347,7 @@ def _any_value(fields: Fields, name: str) -> Any:
 
 # What the original took as "not given" in fields with numbers. 0 is not a limit of packets.
 _NOTHING: Mapping[str, tuple[Any, ...]] = {
-    **dict.fromkeys(("snap", "timeout", "duration", "bytes"), (None, 0)),
+    **dict.fromkeys(("snap", "timeout", "duration", "bytes", "before"), (None, 0)),
     **dict.fromkeys(("alertid", "alertstr"), (None, 0, "")),
 }
 
@@ -379,6 +384,9 @@ def _rules_broken(
 ) -> Iterator[Problem]:
     yield from _exactly_one(meant, "node", "nodere")
     yield from _exactly_one(meant, "interface", "alias")
+    for flag in ("pastonly", "beforeoptional"):
+        if values.get(flag) and "before" not in meant:
+            yield Problem(path=flag, rule="has no effect without 'before'")
     if "alias" in values:
         yield from _aliases_unknown(values["alias"], bounds.aliases)
     for field, most in bounds.most.items():

@@ -39,6 +39,8 @@ class StopReason(Enum):
     BYTES = "bytes"
     DURATION = "duration"
     IDLE = "idle"
+    #: It was to have the past only, and has it.
+    PAST = "past"
     CANCELLED = "cancelled"
     SHUTDOWN = "shutdown"
     DEVICE_LOST = "device_lost"

@@ -1,7 +1,8 @@
 """The configuration: a TOML file and the options of the command line, made into frozen L{Settings}."""
 
 from pcapsvc.settings.catalogue import Catalogue
-from pcapsvc.settings.general import CaptureSettings, GeneralSettings, InterfaceAlias
+from pcapsvc.settings.general import CaptureSettings, GeneralSettings
+from pcapsvc.settings.interface import InterfaceSettings
 from pcapsvc.settings.load import load_settings
 from pcapsvc.settings.secret import Secret
 from pcapsvc.settings.section import Option
@@ -11,7 +12,7 @@ __all__ = [
     "CaptureSettings",
     "Catalogue",
     "GeneralSettings",
-    "InterfaceAlias",
+    "InterfaceSettings",
     "Option",
     "Secret",
     "Settings",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pcapsvc.settings.general import InterfaceAlias
 from pcapsvc.settings.section import (
     DestinationSection,
     EncoderSection,
@@ -14,9 +13,6 @@ from pcapsvc.settings.section import (
     ServiceSection,
     SourceSection,
 )
-
-#: The name of the only array of tables: C{[[interface]]}.
-INTERFACE = "interface"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +63,3 @@ class Catalogue:
     def options(self) -> dict[str, tuple[Option, type[Section]]]:
         """The command line options by name, each with the section of its key."""
         return {option.name: (option, section) for section in self.sections for option in section.options}
-
-
-def interface_keys() -> tuple[str, ...]:
-    """The keys of an C{[[interface]]}."""
-    return InterfaceAlias.__struct_encode_fields__

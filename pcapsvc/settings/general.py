@@ -1,13 +1,12 @@
-"""C{[general]}, C{[capture]} and C{[[interface]]}: the node itself, and how it captures."""
+"""C{[general]} and C{[capture]}: the node itself, and how it captures."""
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-import msgspec
-from msgspec import Meta, field
+from msgspec import field
 
 from pcapsvc.core.errors import Problem, shown
 from pcapsvc.host.memory import ProcessMemory
@@ -17,7 +16,6 @@ from pcapsvc.settings.kinds import (
     Count,
     Flag,
     Host,
-    InterfaceName,
     InterfaceNames,
     Line,
     Seconds,
@@ -138,21 +136,3 @@ class CaptureSettings(Section, frozen=True, kw_only=True):
         name="readtimeout", default=10
     )
     standby: InterfaceNames = ()
-
-
-class InterfaceAlias(msgspec.Struct, frozen=True, kw_only=True):
-    """One C{[[interface]]}: the aliases of an interface."""
-
-    name: InterfaceName
-    alias: Annotated[
-        tuple[Line, ...], Meta(description="a list of aliases, each one line of text, not empty")
-    ] = ()
-
-
-def interfaces_by_alias(interfaces: Iterable[InterfaceAlias]) -> dict[str, tuple[str, ...]]:
-    """The names of the interfaces that carry an alias, in their order, by the alias."""
-    found: dict[str, tuple[str, ...]] = {}
-    for interface in interfaces:
-        for alias in interface.alias:
-            found[alias] = (*found.get(alias, ()), interface.name)
-    return found

@@ -14,16 +14,18 @@ from typing import Annotated, Any, get_args
 from msgspec import Meta
 
 from pcapsvc.core.endpoint import endpoint_url
-from pcapsvc.core.values import Flag, InterfaceName, InterfaceNames, Region, one_of
+from pcapsvc.core.values import Filter, Flag, InterfaceName, InterfaceNames, Region, one_of
 from pcapsvc.settings.files import absolute_path, certificates_file, key_file, secret_file
 
 __all__ = [
     "MAX_SNAP_LENGTH",
     "MIB",
+    "MOST",
     "AbsolutePath",
     "CertificatesFile",
     "Count",
     "Endpoint",
+    "Filter",
     "Flag",
     "Host",
     "InterfaceName",
@@ -46,7 +48,8 @@ __all__ = [
 ]
 
 MIB = 1024 * 1024
-_MOST = 2**63 - 1
+#: The largest number that TOML has.
+MOST = 2**63 - 1
 
 #: The longest snap length that libpcap accepts (MAXIMUM_SNAPLEN in pcap-int.h).
 MAX_SNAP_LENGTH = 262144
@@ -87,8 +90,8 @@ def none_if_zero(number: int) -> int | None:
 
 _ONE_LINE = r"[^\x00-\x1f\x7f-\x9f\u2028\u2029]"
 
-Count = Annotated[int, whole_number(1, _MOST)]
-Size = Annotated[int, whole_number(1, _MOST, "a whole number of bytes,")]
+Count = Annotated[int, whole_number(1, MOST)]
+Size = Annotated[int, whole_number(1, MOST, "a whole number of bytes,")]
 SnapLength = Annotated[int, whole_number(1, MAX_SNAP_LENGTH, "a whole number of bytes,")]
 # 10**9 seconds are 31 years: long enough, and still a time that clocks can represent.
 Seconds = Annotated[int, whole_number(1, 10**9, "a whole number of seconds,")]

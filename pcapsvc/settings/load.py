@@ -15,9 +15,16 @@ from pcapsvc.core.errors import Problem, SettingsError, shown
 from pcapsvc.core.fields import check_fields, unknown_key
 from pcapsvc.core.names import canonical_names
 from pcapsvc.settings.broker import events_among_requests
-from pcapsvc.settings.catalogue import INTERFACE, Catalogue, interface_keys
+from pcapsvc.settings.catalogue import Catalogue
 from pcapsvc.settings.files import BadLines, is_one_line, read_secret, read_text
-from pcapsvc.settings.general import InterfaceAlias
+from pcapsvc.settings.interface import (
+    INTERFACE,
+    InterfaceSettings,
+    history_problems,
+    history_without_effect,
+    interface_keys,
+    may_be_empty,
+)
 from pcapsvc.settings.kinds import conversion_of
 from pcapsvc.settings.secret import Secret
 from pcapsvc.settings.section import (
@@ -55,16 +62,17 @@ def load_settings(
     _read_tables(document or {}, "", components.tables(), tables, problems)
     origins = _apply_options(tables, components.options(), overrides, problems)
     _inherit(tables, components.sections, origins)
+    paths: dict[str, str] = {}
     settings = Settings(
         sections=tuple(
             _read_section(section, tables.get(section.table or "", {}), problems)
             for section in components.sections
             if section.table in tables or not section.only_if_given
         ),
-        interfaces=_read_interfaces(document or {}, problems),
+        interfaces=_read_interfaces(document or {}, problems, paths),
     )
     if document is not None:
-        problems += _broken_rules(settings, components, {problem.path for problem in problems})
+        problems += _broken_rules(settings, components, paths, {problem.path for problem in problems})
     if problems:
         # The problem with a value that is inherited is that of its origin, and is reported once.
         raise SettingsError([*dict.fromkeys(_as_given(problem, origins) for problem in problems)])
@@ -278,17 +286,29 @@ def _read_secret(table: Mapping[str, Any], secret: SecretKeys, prefix: str) -> t
     return found, problems
 
 
-def _read_interfaces(document: Mapping[str, Any], problems: list[Problem]) -> tuple[InterfaceAlias, ...]:
+def _read_interfaces(
+    document: Mapping[str, Any], problems: list[Problem], paths: dict[str, str]
+) -> tuple[InterfaceSettings, ...]:
+    """
+    The interfaces that are configured.
+
+    @param paths: receives the path of each, with a dot, by its name.
+    """
     given = document.get(INTERFACE, [])
     if not isinstance(given, list) or not all(isinstance(each, dict) for each in given):
         problems.append(Problem(path=INTERFACE, rule="must be a list of sections, [[interface]]"))
         return ()
-    interfaces: list[InterfaceAlias] = []
+    interfaces: list[InterfaceSettings] = []
     for index, each in enumerate(given):
-        table = _any_case(each, interface_keys())
+        # An empty text means "not given", as in the sections.
+        table = {
+            key: value
+            for key, value in _any_case(each, interface_keys()).items()
+            if not (value == "" and may_be_empty(key))
+        }
         prefix = f"{INTERFACE}[{index}]."
-        values, wrong = check_fields(InterfaceAlias, table, prefix=prefix)
-        problems += wrong
+        values, wrong = check_fields(InterfaceSettings, table, prefix=prefix)
+        problems += [*wrong, *history_without_effect(table, prefix)]
         if "name" not in table:
             problems.append(Problem(path=f"{prefix}name", rule="must be given"))
         elif "name" in values:
@@ -296,14 +316,18 @@ def _read_interfaces(document: Mapping[str, Any], problems: list[Problem]) -> tu
                 problems.append(
                     Problem(path=f"{prefix}name", value=shown(values["name"]), rule="must not be given twice")
                 )
-            interfaces.append(InterfaceAlias(**values))
+            interfaces.append(InterfaceSettings(**values))
+            paths.setdefault(values["name"], prefix)
     return tuple(interfaces)
 
 
-def _broken_rules(settings: Settings, components: Catalogue, wrong: Collection[str]) -> Iterator[Problem]:
+def _broken_rules(
+    settings: Settings, components: Catalogue, paths: Mapping[str, str], wrong: Collection[str]
+) -> Iterator[Problem]:
     """
     The rules between keys that the settings break.
 
+    @param paths: the path of each C{[[interface]]}, with a dot, by its name.
     @param wrong: the paths that have a problem already.
     """
 
@@ -315,6 +339,7 @@ def _broken_rules(settings: Settings, components: Catalogue, wrong: Collection[s
         *_none_enabled(settings, "destination", components.destinations),
         *_shared_directories(settings),
         *events_among_requests(settings),
+        *history_problems(settings, paths),
         *(problem for section in settings.sections for problem in section.problems(settings)),
     ):
         others = problem.others if isinstance(problem, Conflict) else ()

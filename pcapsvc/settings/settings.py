@@ -6,7 +6,8 @@ from typing import TypeVar
 
 import msgspec
 
-from pcapsvc.settings.general import CaptureSettings, GeneralSettings, InterfaceAlias
+from pcapsvc.settings.general import CaptureSettings, GeneralSettings
+from pcapsvc.settings.interface import InterfaceSettings
 from pcapsvc.settings.section import Section
 
 S = TypeVar("S", bound=Section)
@@ -17,11 +18,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     The complete configuration. Its C{repr} doesn't show secrets.
 
     @ivar sections: one for each component, in the order of the list of components.
-    @ivar interfaces: the aliases of interfaces.
+    @ivar interfaces: the interfaces that are configured.
     """
 
     sections: tuple[Section, ...]
-    interfaces: tuple[InterfaceAlias, ...] = ()
+    interfaces: tuple[InterfaceSettings, ...] = ()
 
     def find(self, kind: type[S]) -> S | None:
         """The section of a class; L{None} if there is none."""

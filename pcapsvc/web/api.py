@@ -11,7 +11,7 @@ from twisted.application.service import MultiService
 from twisted.web.resource import Resource as TwistedResource
 
 from pcapsvc.core.rate import RequestRate
-from pcapsvc.settings.general import interfaces_by_alias
+from pcapsvc.settings.interface import interfaces_by_alias
 from pcapsvc.settings.section import BuildContext
 from pcapsvc.web.captures import CaptureList
 from pcapsvc.web.description import Description

@@ -101,6 +101,6 @@ class PlanTests(unittest.SynchronousTestCase):
         """The captures of a request have its labels, and their own interfaces."""
         request = CaptureRequest(node="sensor1", interface=("eth0", "eth1"), **GIVEN)
         self.assertEqual(
-            [plan.labels for plan in plan_captures(request, NODE, "sqs")],
+            [plan.labels for plan in plan_captures(request, NODE, "sqs", now=0.0)],
             [Labels(via="sqs", interface=name, **GIVEN) for name in ("eth0", "eth1")],
         )

@@ -7,6 +7,7 @@ from typing import Any
 
 from twisted.trial import unittest
 
+from pcapsvc.core.history import LONGEST_SECONDS, LookBack
 from pcapsvc.core.plan import CapturePlan, NodeView, plan_captures
 from pcapsvc.core.request import CaptureRequest, OptionFields
 from pcapsvc.core.session import CaptureLimits
@@ -22,12 +23,18 @@ NODE = NodeView(
 )
 
 
+NOW = 1_700_000_000.0
+
+
 class PlanTests(unittest.SynchronousTestCase):
     """What a request means on a node."""
 
-    def plans(self, node: NodeView = NODE, **fields: Any) -> tuple[CapturePlan, ...]:
+    def plans(
+        self, node: NodeView = NODE, *, sent_at: float | None = None, **fields: Any
+    ) -> tuple[CapturePlan, ...]:
         """The captures of a request with these fields."""
-        return plan_captures(CaptureRequest(node="sensor1", **fields), node, "test")
+        request = CaptureRequest(node="sensor1", **fields)
+        return plan_captures(request, node, "test", now=NOW, sent_at=sent_at)
 
     def test_defaults(self) -> None:
         """What a request leaves out is the node's: the largest of everything, and an idle time."""
@@ -66,6 +73,37 @@ class PlanTests(unittest.SynchronousTestCase):
             [(plan.interface, plan.alias) for plan in plans],
             [("eth1", "inside"), ("eth2", "inside"), ("eth0", "uplink")],
         )
+
+    def test_no_past(self) -> None:
+        """A request that doesn't ask for the past gets none."""
+        [plan] = self.plans(interface=("eth0",), pastonly=False)
+        self.assertIsNone(plan.look_back)
+
+    def test_past(self) -> None:
+        """If nobody knows when a request was sent, it looks back from now."""
+        plans = self.plans(interface=("eth0", "eth1"), before=30)
+        self.assertEqual([plan.look_back for plan in plans], [LookBack(seconds=30, since=NOW - 30)] * 2)
+
+    def test_past_and_flags(self) -> None:
+        """What a request says of the past is in the plan."""
+        [plan] = self.plans(interface=("eth0",), before=30, pastonly=True, beforeoptional=True)
+        expected = LookBack(seconds=30, since=NOW - 30, past_only=True, is_optional=True)
+        self.assertEqual(plan.look_back, expected)
+
+    def test_past_since_it_was_sent(self) -> None:
+        """The past counts back from when the request was sent, however long it was under way."""
+        [plan] = self.plans(interface=("eth0",), before=30, sent_at=NOW - 50.5)
+        self.assertEqual(plan.look_back, LookBack(seconds=30, since=NOW - 80.5))
+
+    def test_sent_in_the_future(self) -> None:
+        """A broker whose clock is ahead doesn't cut the past short."""
+        [plan] = self.plans(interface=("eth0",), before=30, sent_at=NOW + 100)
+        self.assertEqual(plan.look_back, LookBack(seconds=30, since=NOW - 30))
+
+    def test_sent_ages_ago(self) -> None:
+        """A broker whose clock is far behind has no past reach further than any can."""
+        [plan] = self.plans(interface=("eth0",), before=30, sent_at=0.0)
+        self.assertEqual(plan.look_back, LookBack(seconds=30, since=NOW - LONGEST_SECONDS))
 
     def test_unknown_alias(self) -> None:
         """An alias that is not known means nothing here."""

@@ -47,6 +47,9 @@ FIELDS: dict[str, Any] = {
     "timeout": 15,
     "duration": 60,
     "bytes": 1000,
+    "before": 30,
+    "pastonly": True,
+    "beforeoptional": True,
     "packetdebug": True,
     "logrequest": False,
     "folder": "my/folder",
@@ -57,7 +60,7 @@ FIELDS: dict[str, Any] = {
     "encryption": False,
 }
 TEXTS = ("requestid", "tags", "bpf", "customer", "folder", "bucket", "acl", "region", "endpoint")
-NUMBERS = ("snap", "timeout", "duration", "bytes")
+NUMBERS = ("snap", "timeout", "duration", "bytes", "before")
 EITHER = {"nodere", "alias"}
 
 
@@ -84,9 +87,9 @@ class FieldsTests(Requests, unittest.SynchronousTestCase):
     """Every field: its kind, and its absence."""
 
     def test_all_fields(self) -> None:
-        """There are 23 fields, and each keeps the value that it was given. S3's fields are its options."""
+        """There are 26 fields, and each keeps the value that it was given. S3's fields are its options."""
         self.assertEqual({*RequestFields.__struct_fields__, *S3_FIELDS}, set(FIELDS))
-        self.assertEqual(len(FIELDS), 23)
+        self.assertEqual(len(FIELDS), 26)
         for left_out in (("nodere", "alias"), ("node", "interface")):
             given = {key: value for key, value in FIELDS.items() if key not in left_out}
             request = self.parse(json.dumps(given).encode())
@@ -123,7 +126,7 @@ class FieldsTests(Requests, unittest.SynchronousTestCase):
         for field in (*NUMBERS, "packets"):
             for value in ("", [], False, 0.0, {}):
                 self.assertIn(field, self.problems(message(**{field: value})), (field, value))
-        for field in ("packetdebug", "logrequest", "encryption"):
+        for field in ("packetdebug", "logrequest", "encryption", "pastonly", "beforeoptional"):
             for value in ("", [], 0, "true", 1):
                 self.assertIn(field, self.problems(message(**{field: value})), (field, value))
         for value in ("", 0, {}):
@@ -151,6 +154,7 @@ class FieldsTests(Requests, unittest.SynchronousTestCase):
             ("timeout", 300),
             ("duration", 3600),
             ("snap", 262_144),
+            ("before", 604_800),
         ):
             self.assertEqual(getattr(self.parse(message(**{field: most})), field), most)
             for over in (most + 1, 2**63, 2**64, 10**30):
@@ -159,6 +163,19 @@ class FieldsTests(Requests, unittest.SynchronousTestCase):
                     {field: f"must be at most {most} on this node"},
                     (field, over),
                 )
+
+    def test_past(self) -> None:
+        """How a request looks back has no effect unless it says how far; not to look back has none either."""
+        for flag in ("pastonly", "beforeoptional"):
+            for nothing in ({}, {"before": 0}, {"before": None}):
+                self.assertEqual(
+                    self.problems(message(**{flag: True, **nothing})),
+                    {flag: "has no effect without 'before'"},
+                )
+            self.assertEqual(getattr(self.parse(message(**{flag: False})), flag), False)
+        rule = "must be a whole number, 1 or more"
+        self.assertEqual(self.problems(message(before=-1, pastonly=True)), {"before": rule})
+        self.assertEqual(self.parse(message(BEFORE=5, PastOnly=True)).before, 5)
 
     def test_huge_integers(self) -> None:
         """A number with thousands of digits is rejected, at no other cost."""

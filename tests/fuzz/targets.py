@@ -25,7 +25,7 @@ from pcapsvc.core.request import (
 )
 from pcapsvc.destinations.s3.options import S3_FIELDS, S3Options, check_options
 from pcapsvc.settings import load_settings
-from pcapsvc.settings.catalogue import interface_keys
+from pcapsvc.settings.interface import interface_keys
 
 _ALIASES = {"uplink": ("eth0", "eth1"), "inside": ("eth1",), "y": ()}
 _NODE = NodeView(
@@ -56,6 +56,10 @@ _NODE = NodeView(
 )
 
 
+# The time at which requests are planned, in seconds since the Unix epoch.
+_NOW = 1_700_000_000.0
+
+
 @dataclass(frozen=True, kw_only=True)
 class Target:
     """
@@ -81,7 +85,7 @@ def request(body: bytes) -> bool:
     """
     try:
         request = parse_request(body, _NODE.bounds)
-        plans = [] if isinstance(request, StopRequest) else plan_captures(request, _NODE, "fuzz")
+        plans = [] if isinstance(request, StopRequest) else plan_captures(request, _NODE, "fuzz", now=_NOW)
     except RequestRejected as rejection:
         _check_problems(rejection.problems)
         return False

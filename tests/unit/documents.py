@@ -10,8 +10,8 @@ from typing import Any
 
 import msgspec
 
-from pcapsvc.settings import Catalogue, InterfaceAlias
-from pcapsvc.settings.catalogue import INTERFACE, interface_keys
+from pcapsvc.settings import Catalogue, InterfaceSettings
+from pcapsvc.settings.interface import INTERFACE, interface_keys
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTATION = ROOT / "docs" / "configuration.md"
@@ -22,6 +22,7 @@ _SPECIAL_DEFAULTS = {
     "general.nodename": "the host name",
     "cloudshark.timeout": "`0`",
     "interface.name": "required",
+    "interface.historysnap": "`general.snaplength`",
 }
 
 
@@ -46,10 +47,10 @@ def undocumented(components: Catalogue, text: str) -> Iterator[str]:
         written = documented.get(table, {})
         yield from (f"{table}.{key}: no row" for key in keys if key not in written)
         yield from (f"{table}.{key}: a row without a key" for key in written if key not in keys)
-    for structure in (*components.sections, InterfaceAlias):
-        table = INTERFACE if structure is InterfaceAlias else str(structure.table)
+    for structure in (*components.sections, InterfaceSettings):
+        table = INTERFACE if structure is InterfaceSettings else str(structure.table)
         written = documented.get(table, {})
-        keys = interface_keys() if structure is InterfaceAlias else structure.file_keys()
+        keys = interface_keys() if structure is InterfaceSettings else structure.file_keys()
         if [key for key in written if key in keys] != [key for key in keys if key in written]:
             yield f"{table}: the rows are not in the order of the keys: {', '.join(keys)}"
         fields = {each.encode_name: each for each in msgspec.structs.fields(structure)}

@@ -13,7 +13,7 @@ from pcapsvc.destinations.cloudshark.settings import CloudSharkSettings
 from pcapsvc.destinations.local.settings import LocalSettings
 from pcapsvc.destinations.s3.settings import S3Settings
 from pcapsvc.host.settings import SyslogSettings
-from pcapsvc.settings import InterfaceAlias, Secret, load_settings
+from pcapsvc.settings import InterfaceSettings, Secret, load_settings
 from pcapsvc.sources.kafka.settings import KafkaSettings
 from pcapsvc.sources.redis.settings import RedisSettings
 from pcapsvc.sources.sqs.settings import SqsSettings
@@ -116,8 +116,8 @@ class OriginalTests(SettingsTestCase):
         self.assertEqual((25, "pcapdaemon"), (syslog.priority, syslog.tag))
         self.assertEqual(
             (
-                InterfaceAlias(name="eth0", alias=("main", "public")),
-                InterfaceAlias(name="lo", alias=("local",)),
+                InterfaceSettings(name="eth0", alias=("main", "public")),
+                InterfaceSettings(name="lo", alias=("local",)),
             ),
             settings.interfaces,
         )
