@@ -252,6 +252,7 @@ class Pipeline(Service):
                     started=self._wall_clock(),
                     link_type=capture.link_type,
                     alertstr=plan.request.alertstr,
+                    history=capture.past,
                 ),
             )
             recorded = None
@@ -333,6 +334,7 @@ def _stopped(recorded: Recording, suffix: str) -> CaptureStopped:
         bytes=recorded.content.size,
         counts=recorded.counts,
         file=name if recorded.packets else None,
+        history=recorded.past,
     )
 
 

@@ -17,6 +17,7 @@ from urllib.parse import quote
 import msgspec
 
 from pcapsvc.core.errors import Problem
+from pcapsvc.core.history import PastPackets
 from pcapsvc.core.labels import Labels
 from pcapsvc.core.mask import of_process
 from pcapsvc.core.recording import PacketCounts, Progress
@@ -95,6 +96,7 @@ class CaptureStarted(Payload):
     @ivar snap_length: how much of each packet is captured, in bytes.
     @ivar link_type: the link-layer type of the file, a number of draft-ietf-opsawg-pcaplinktype.
     @ivar started: when, in seconds since the Unix epoch.
+    @ivar history: what it has of the past; L{None} if the request didn't ask for any.
     """
 
     type: ClassVar[str] = "pcapsvc.capture.started"
@@ -104,6 +106,7 @@ class CaptureStarted(Payload):
     started: float
     link_type: int
     alertstr: int | str | None = None
+    history: PastPackets | None = None
 
     def values(self) -> dict[str, Any]:
         """See L{Payload.values}. The limits have the names of the request's fields."""
@@ -113,7 +116,12 @@ class CaptureStarted(Payload):
             "timeout": self.limits.idle_seconds,
             "duration": self.limits.duration_seconds,
         }
-        return {**super().values(), "limits": limits, "started": rfc3339(self.started)}
+        return {
+            **super().values(),
+            "limits": limits,
+            "started": rfc3339(self.started),
+            "history": _history(self.history),
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +158,7 @@ class CaptureStopped(Payload):
     @ivar bytes: the size of the file.
     @ivar counts: the kernel's statistics; L{None} if the interface was gone before they could be read.
     @ivar file: the name of the file; L{None} if there is no packet in it, so that it is not delivered.
+    @ivar history: as in L{CaptureStarted}.
     """
 
     type: ClassVar[str] = "pcapsvc.capture.stopped"
@@ -158,6 +167,7 @@ class CaptureStopped(Payload):
     bytes: int
     counts: PacketCounts | None
     file: str | None
+    history: PastPackets | None = None
 
     def values(self) -> dict[str, Any]:
         """See L{Payload.values}. The statistics are on the same level as the others."""
@@ -170,6 +180,7 @@ class CaptureStopped(Payload):
             "dropped": None if counts is None else counts.dropped,
             "interface_dropped": None if counts is None else counts.interface_dropped,
             "file": self.file,
+            "history": _history(self.history),
         }
 
 
@@ -372,6 +383,10 @@ def _without_secrets(data: Payload) -> Payload:
     words = {name: getattr(data, name) for name in _FOREIGN if hasattr(data, name)}
     masked = {name: of_process(text) for name, text in words.items()}
     return data if masked == words else replace(data, **masked)  # type: ignore[type-var]
+
+
+def _history(past: PastPackets | None) -> dict[str, Any] | None:
+    return None if past is None else past.values()
 
 
 def _problems(problems: tuple[Problem, ...]) -> list[dict[str, str | None]]:

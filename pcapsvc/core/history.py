@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 from pcapsvc.core.errors import Problem
+from pcapsvc.core.timestamp import rfc3339
 
 #: The longest past that can be kept, or asked for, in seconds: a week.
 LONGEST_SECONDS = 7 * 86_400
@@ -111,6 +113,18 @@ class PastPackets:
     first: float | None = None
     packets: int = 0
     missing: tuple[Missing, ...] = ()
+
+    def values(self) -> dict[str, Any]:
+        """It in values that JSON has; what is unknown, or isn't there, is L{None}."""
+        return {
+            "requested": self.seconds,
+            "first": None if self.first is None else rfc3339(self.first),
+            "packets": self.packets,
+            "missing": [
+                {"reason": one.reason.value, "seconds": one.seconds, "packets": one.packets}
+                for one in self.missing
+            ],
+        }
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,9 +23,11 @@ from pcapsvc.core.event import (
     RequestBusy,
     RequestRejected,
 )
+from pcapsvc.core.history import Missing, MissingReason, PastPackets
 from pcapsvc.core.line_limit import LineLimit
 from pcapsvc.core.session import StopReason
 from pcapsvc.core.text import counted, one_line
+from pcapsvc.core.timestamp import rfc3339
 from pcapsvc.interfaces.reports import IReporter
 
 #: How many refused requests are logged per second and source. The others are counted.
@@ -39,9 +41,19 @@ _REASONS = {
     StopReason.BYTES: "as the size limit is reached",
     StopReason.DURATION: "as its time is up",
     StopReason.IDLE: "as no more packets arrive",
+    StopReason.PAST: "as the past was all that was requested",
     StopReason.CANCELLED: "as requested",
     StopReason.SHUTDOWN: "as the daemon is stopping",
     StopReason.DEVICE_LOST: "as the interface is gone",
+}
+_MISSING = {
+    MissingReason.TOO_SHORT: "the history is kept for fewer seconds",
+    MissingReason.SIZE: "the history's memory is too small for it",
+    MissingReason.DROPS: "the kernel dropped packets",
+    MissingReason.DOWN: "the interface was down or gone",
+    MissingReason.STARTED: "recording began later",
+    MissingReason.LIMIT: "a limit of the capture had room for the newest packets only",
+    MissingReason.NONE: "no history of the interface is kept",
 }
 
 
@@ -176,6 +188,8 @@ class LogReporter(Service):
             bytes=counted(stopped.bytes, "byte"),
             nothing="" if stopped.packets else "; nothing to deliver",
         )
+        if stopped.history is not None:
+            self._past(event, stopped.history)
         if (counts := stopped.counts) is None:
             return
         dropped = counts.dropped or counts.interface_dropped
@@ -191,6 +205,27 @@ class LogReporter(Service):
                 else f", {counts.interface_dropped} dropped by the interface"
             ),
         )
+
+    def _past(self, event: Event, past: PastPackets) -> None:
+        missing = "; ".join(map(_missing, past.missing))
+        self._log.info(
+            "{capture_id}: of the {seconds} s before the request: {packets}{first}{missing}",
+            capture_id=event.subject,
+            seconds=past.seconds,
+            packets=counted(past.packets, "packet"),
+            first="" if past.first is None else f", since {rfc3339(past.first)}",
+            missing=f"; missing: {missing}" if missing else "",
+        )
+
+
+def _missing(part: Missing) -> str:
+    """A part of the past that is missing, in words."""
+    sizes = [
+        *([] if part.seconds is None else [f"{part.seconds:.1f} s"]),
+        *([] if part.packets is None else [counted(part.packets, "packet")]),
+    ]
+    why = _MISSING[part.reason]
+    return f"{', '.join(sizes)}, as {why}" if sizes else f"as {why}"
 
 
 def _listed(problems: Sequence[Problem]) -> str:

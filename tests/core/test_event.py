@@ -30,6 +30,7 @@ from pcapsvc.core.event import (
     as_json,
     verdict_payload,
 )
+from pcapsvc.core.history import Missing, MissingReason, PastPackets
 from pcapsvc.core.labels import Labels
 from pcapsvc.core.mask import of_process
 from pcapsvc.core.recording import PacketCounts, Progress
@@ -44,6 +45,16 @@ LIMITS = CaptureLimits(max_packets=10, max_bytes=1000, idle_seconds=5, duration_
 PROBLEMS = (
     Problem(path="packets", value="0", rule="must be a whole number, 1 or more"),
     Problem(path="request", rule="must be UTF-8"),
+)
+NO_PAST = PastPackets(seconds=30, missing=(Missing(reason=MissingReason.NONE),))
+SOME_PAST = PastPackets(
+    seconds=30.5,
+    first=1_700_000_000.75,
+    packets=3,
+    missing=(
+        Missing(reason=MissingReason.STARTED, seconds=2.5),
+        Missing(reason=MissingReason.DROPS, packets=7),
+    ),
 )
 #: Each type, with the data that its JSON has beside the labels.
 PAYLOADS: list[tuple[str, Payload, dict[str, Any]]] = [
@@ -90,6 +101,18 @@ PAYLOADS: list[tuple[str, Payload, dict[str, Any]]] = [
         },
     ),
     (
+        "pcapsvc.capture.started",
+        CaptureStarted(bpf="", snap_length=96, limits=LIMITS, started=0.25, link_type=1, history=NO_PAST),
+        {
+            "bpf": "",
+            "snap_length": 96,
+            "limits": {"packets": 10, "bytes": 1000, "timeout": 5, "duration": 60},
+            "started": "1970-01-01T00:00:00.250000Z",
+            "link_type": 1,
+            "history": {"requested": 30, "packets": 0, "missing": [{"reason": "none"}]},
+        },
+    ),
+    (
         "pcapsvc.capture.progress",
         CaptureProgress.of(Progress(packets=5, bytes=600, seconds=2.0004, received=7, dropped=2)),
         {"packets": 5, "bytes": 600, "seconds": 2.0, "received": 7, "dropped": 2},
@@ -111,6 +134,24 @@ PAYLOADS: list[tuple[str, Payload, dict[str, Any]]] = [
             "dropped": 2,
             "interface_dropped": 1,
             "file": "a.pcap",
+        },
+    ),
+    (
+        "pcapsvc.capture.stopped",
+        CaptureStopped(
+            reason=StopReason.PAST, packets=3, bytes=700, counts=None, file="a.pcap", history=SOME_PAST
+        ),
+        {
+            "reason": "past",
+            "packets": 3,
+            "bytes": 700,
+            "file": "a.pcap",
+            "history": {
+                "requested": 30.5,
+                "first": "2023-11-14T22:13:20.750000Z",
+                "packets": 3,
+                "missing": [{"reason": "started", "seconds": 2.5}, {"reason": "drops", "packets": 7}],
+            },
         },
     ),
     ("pcapsvc.capture.failed", CaptureFailed(problem="no memory"), {"problem": "no memory"}),

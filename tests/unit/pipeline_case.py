@@ -65,6 +65,7 @@ class PipelineCase(unittest.SynchronousTestCase):
     options: dict[str, Any] = {}
     capturer_options: dict[str, Any] = {}
     encoder: IEncoder = PcapEncoder()
+    capturer_class = Capturer
 
     def setUp(self) -> None:
         """Build it."""
@@ -92,7 +93,7 @@ class PipelineCase(unittest.SynchronousTestCase):
                 admission=admission,
                 **self.options,
             ),
-            capturer=Capturer(
+            capturer=self.capturer_class(
                 self.reactor,
                 self.system,
                 run_in_thread=run_now,

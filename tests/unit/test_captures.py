@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from twisted.trial import unittest
@@ -23,6 +24,7 @@ from pcapsvc.core.event import (
     Payload,
     RequestBusy,
 )
+from pcapsvc.core.history import Missing, MissingReason, PastPackets
 from pcapsvc.core.labels import Labels
 from pcapsvc.core.recording import PacketCounts
 from pcapsvc.core.session import CaptureLimits, StopReason
@@ -118,6 +120,7 @@ class StateTests(CapturesCase):
                 "limits": {"packets": 10, "bytes": 1000, "timeout": 5, "duration": 60},
                 "started": "2023-11-14T22:13:20.750000Z",
                 "link_type": 1,
+                "history": None,
                 "packets": 5,
                 "bytes": 600,
                 "seconds": 1.5,
@@ -146,6 +149,17 @@ class StateTests(CapturesCase):
             ],
         }
         self.assertEqual({key: state[key] for key in expected}, expected)
+
+    def test_past(self) -> None:
+        """What it has of the past is known while it runs, and once it has stopped."""
+        past = PastPackets(seconds=30, missing=(Missing(reason=MissingReason.SIZE, seconds=4.5),))
+        expected = {"requested": 30, "first": None, "packets": 0}
+        expected["missing"] = [{"reason": "size", "seconds": 4.5, "packets": None}]
+        self.assertEqual(self.report(replace(STARTED, history=past))["history"], expected)
+        past = replace(past, first=1_700_000_000.0, packets=2)
+        expected.update(first="2023-11-14T22:13:20.000000Z", packets=2)
+        self.assertEqual(self.report(replace(STOPPED, history=past))["history"], expected)
+        self.assertEqual(self.report(CaptureFailed(problem="x"))["history"]["packets"], 0)
 
     def test_no_packet(self) -> None:
         """A capture without packets has no file and no deliveries, and perhaps no statistics."""

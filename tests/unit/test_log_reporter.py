@@ -24,6 +24,7 @@ from pcapsvc.core.event import (
     RequestBusy,
     RequestRejected,
 )
+from pcapsvc.core.history import Missing, MissingReason, PastPackets
 from pcapsvc.core.labels import Labels
 from pcapsvc.core.recording import PacketCounts
 from pcapsvc.core.session import CaptureLimits, StopReason
@@ -92,6 +93,41 @@ class LogReporterTests(unittest.SynchronousTestCase):
                 ),
             ],
         )
+
+    def past(self, **more: Any) -> str:
+        """The line about the past of a capture that has stopped."""
+        past = PastPackets(seconds=30, **more)
+        stopped = CaptureStopped(
+            reason=StopReason.PAST, packets=3, bytes=700, counts=None, file=None, history=past
+        )
+        [_, (level, line)] = self.report(stopped)
+        self.assertIs(level, LogLevel.info)
+        return line
+
+    def test_past(self) -> None:
+        """What a capture has of the past is a line of its own, from when on, and what is missing."""
+        self.assertEqual(self.past(), "abc: of the 30 s before the request: 0 packets")
+        self.assertEqual(
+            self.past(
+                first=1_700_000_000.5,
+                packets=1,
+                missing=(
+                    Missing(reason=MissingReason.STARTED, seconds=12.25),
+                    Missing(reason=MissingReason.DROPS, packets=7),
+                    Missing(reason=MissingReason.DOWN),
+                ),
+            ),
+            "abc: of the 30 s before the request: 1 packet, since 2023-11-14T22:13:20.500000Z; missing:"
+            " 12.2 s, as recording began later; 7 packets, as the kernel dropped packets;"
+            " as the interface was down or gone",
+        )
+
+    def test_reasons_of_the_past(self) -> None:
+        """Each reason is in plain words."""
+        for reason in MissingReason:
+            line = self.past(missing=(Missing(reason=reason, seconds=1, packets=2),))
+            self.assertIn("; missing: 1.0 s, 2 packets, as ", line)
+            self.assertNotIn(reason.name, line)
 
     def test_dropped(self) -> None:
         """The statistics are a warning if the kernel or the interface dropped packets."""

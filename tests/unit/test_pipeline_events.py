@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
+from twisted.internet.defer import Deferred
+
+from pcapsvc.capture.capturer import Capturer
 from pcapsvc.core.event import (
     CaptureDone,
     CaptureStarted,
@@ -15,15 +19,78 @@ from pcapsvc.core.event import (
     RequestBusy,
     RequestRejected,
 )
+from pcapsvc.core.history import LookBack, Missing, MissingReason, PastPackets
 from pcapsvc.core.labels import Labels
+from pcapsvc.core.message import Message
+from pcapsvc.core.plan import CapturePlan
 from pcapsvc.core.result import Accepted
 from pcapsvc.core.session import StopReason
+from pcapsvc.interfaces.capture import ICapture
 from pcapsvc.interfaces.captures import EndResult
 from peers.frames import udp_frame
 from tests.unit.pipeline_case import PipelineCase, packets_in
 
 REQUEST: dict[str, Any] = {"requestid": "r-1", "alertid": 7, "customer": "ACME", "tags": "one,two"}
 LABELS = Labels(via="test", **REQUEST)
+
+
+PAST = PastPackets(
+    seconds=30,
+    first=1_700_000_000.0,
+    packets=2,
+    missing=(Missing(reason=MissingReason.STARTED, seconds=1.5),),
+)
+
+
+class RememberingCapturer(Capturer):
+    """Its captures have a past, which is more by their end if they asked for it."""
+
+    def prepare(self, plan: CapturePlan) -> Deferred[ICapture]:
+        """See L{Capturer.prepare}."""
+        return super().prepare(plan).addCallback(self._remember)
+
+    def _remember(self, capture: Any) -> ICapture:
+        if (asked := capture.plan.look_back) is not None:
+            start = capture.start
+            capture.past = replace(PAST, seconds=asked.seconds, packets=0)
+            capture.start = lambda: start().addCallback(lambda end: replace(end, past=PAST))
+        return capture  # type: ignore[no-any-return]
+
+
+class PastTests(PipelineCase):
+    """What is reported of the past that a capture has."""
+
+    capturer_class = RememberingCapturer
+    options: dict[str, Any] = {"wall_clock": lambda: 1_700_000_100.0}
+
+    def test_past(self) -> None:
+        """The start has what there was then, the end what is in the file; and so has the state."""
+        capture_id = self.begin(packets=1, before=30)
+        [started] = self.events(CaptureStarted)
+        self.assertEqual(started.history, replace(PAST, packets=0))
+        self.assertEqual(self.state(capture_id)["history"]["packets"], 0)
+        self.arrive(udp_frame(1))
+        [stopped] = self.events(CaptureStopped)
+        self.assertEqual(stopped.history, PAST)
+        self.assertEqual(self.state(capture_id)["history"], PAST.values())
+
+    def test_not_asked(self) -> None:
+        """A capture that didn't ask for the past has none."""
+        self.begin(packets=1)
+        self.arrive(udp_frame(1))
+        for data in self.events(CaptureStarted, CaptureStopped):
+            self.assertIsNone(data.history)
+
+    def test_sent(self) -> None:
+        """A capture looks back from when its broker accepted the request."""
+        for sent_at, since in ((None, 70.0), (60.5, 30.5), (130.0, 70.0)):
+            sent = None if sent_at is None else 1_700_000_000 + sent_at
+            body = b'{"node": "sensor1", "interface": ["mem0"], "before": 30}'
+            verdict = self.judge(Message(source="test", body=body, sent_at=sent))
+            assert isinstance(verdict, Accepted), verdict
+            plan = self.captures.running[verdict.captures[0].capture_id].plan
+            self.assertEqual(plan.look_back, LookBack(seconds=30, since=1_700_000_000 + since))
+        self.successResultOf(self.stop())
 
 
 class EventTests(PipelineCase):
