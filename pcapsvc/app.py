@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from twisted.application.service import IService, MultiService
 
 from pcapsvc.assembly import build_capturer, build_delivery, build_pipeline
+from pcapsvc.capture.histories import Histories
 from pcapsvc.capture_files import CaptureFiles
 from pcapsvc.captures import Captures
 from pcapsvc.core.event import EventFactory
@@ -24,7 +25,7 @@ from pcapsvc.host.memory_check import MemoryCheck
 from pcapsvc.host.permission import PermissionCheck
 from pcapsvc.host.signals import Signals
 from pcapsvc.host.systemd import Readiness
-from pcapsvc.interfaces.capture import IStandbyPacketSystem
+from pcapsvc.interfaces.capture import IHistories, IStandbyPacketSystem
 from pcapsvc.interfaces.delivery import IDestination, IEncoder
 from pcapsvc.interfaces.reports import IReporter
 from pcapsvc.interfaces.requests import IRequestSource
@@ -38,6 +39,7 @@ from pcapsvc.reports.log import LogReporter
 from pcapsvc.reports.progress import ProgressReports
 from pcapsvc.reports.settings import ReportsSettings
 from pcapsvc.settings import Settings
+from pcapsvc.settings.interface import histories, history_bytes
 from pcapsvc.settings.section import (
     BuildContext,
     DestinationSection,
@@ -68,6 +70,7 @@ class Node:
     @ivar reporter: passes every event to all of them, and to those that are added later.
     @ivar encoder: encodes recordings for delivery.
     @ivar packets: the packet system.
+    @ivar histories: the recent past of the interfaces that have one.
     @ivar outboxes: the outbox of each destination, by its name.
     @ivar spool: the captures that wait on disk; L{None} if there is no spool.
     """
@@ -83,6 +86,7 @@ class Node:
     reporter: FanOutReporter
     encoder: IEncoder
     packets: StandbySystem
+    histories: IHistories
     outboxes: Mapping[str, Outbox]
     spool: Spool | None
 
@@ -140,13 +144,18 @@ def build(
         reporter=reporter,
         encoder=encoder,
         packets=packets,
+        histories=Histories(histories(settings)),
         outboxes={outbox.destination: outbox for outbox in outboxes},
         spool=spool[0] if spool else None,
     )
     services = [section.build(context, node) for section in settings.enabled(ServiceSection)]
-    for each in (*services, Signals(reactor, hurry=service.hurry)):
-        each.setServiceParent(hosted)  # type: ignore[no-untyped-call]
+    _add(hosted, *services, Signals(reactor, hurry=service.hurry))
     return node
+
+
+def _add(parent: MultiService, *children: Any) -> None:
+    for each in children:
+        each.setServiceParent(parent)
 
 
 def _services(*parts: object) -> list[IService]:
@@ -161,8 +170,12 @@ def _readiness(context: BuildContext) -> Readiness:
 
 
 def _host_checks(settings: Settings, system: IStandbyPacketSystem | None) -> list[IService]:
-    checks: list[IService] = [DescriptorLimit(), MemoryCheck(settings.general.max_memory_bytes)]
+    checks: list[IService] = [DescriptorLimit(), _memory_check(settings)]
     return checks if system is not None else [*checks, PermissionCheck()]
+
+
+def _memory_check(settings: Settings) -> MemoryCheck:
+    return MemoryCheck(settings.general.max_memory_bytes, history_bytes=history_bytes(settings))
 
 
 def _reporters(context: BuildContext, captures: Captures) -> dict[str, IReporter]:

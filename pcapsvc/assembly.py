@@ -33,7 +33,7 @@ from pcapsvc.packets.ring import ring_bytes
 from pcapsvc.packets.standby import StandbySystem
 from pcapsvc.pipeline import Pipeline
 from pcapsvc.settings import Settings
-from pcapsvc.settings.interface import history_bytes, interfaces_by_alias
+from pcapsvc.settings.interface import capture_bytes, interfaces_by_alias
 from pcapsvc.settings.section import BuildContext, DestinationSection
 from pcapsvc.threads import Threads
 
@@ -98,8 +98,7 @@ def build_pipeline(
     memory = ProcessMemory()
     admission = Admission(
         max_captures=general.max_captures,
-        # The histories hold theirs all the time.
-        max_memory_bytes=max(0, memory.at_most(general.max_memory_bytes) - history_bytes(settings)),
+        max_memory_bytes=capture_bytes(settings, memory),
         max_in_memory=most_captures(),
         free_bytes=memory.free_bytes,
         held_bytes=captures.held_bytes,

@@ -167,3 +167,20 @@ class HistoryState:
     bytes: int
     dropped: int
     problem: str | None
+
+    def values(self) -> dict[str, Any]:
+        """It in values that JSON has; what isn't there is L{None}."""
+        return {
+            "seconds": round(self.seconds, 3),
+            "since": None if self.since is None else rfc3339(self.since),
+            "packets": self.packets,
+            "bytes": self.bytes,
+            "dropped": self.dropped,
+            "problem": self.problem,
+            "bounds": {
+                "seconds": self.bounds.seconds,
+                "bytes": self.bounds.size_bytes,
+                "snap_length": self.bounds.snap_length,
+                "bpf": self.bounds.bpf,
+            },
+        }

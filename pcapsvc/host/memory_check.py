@@ -13,12 +13,16 @@ class MemoryCheck(Service):
     Logs at the start if captures may not use as much memory as is configured.
 
     @param wanted_bytes: C{[general] maxmemory}.
+    @param history_bytes: how much of it the histories of interfaces hold.
     """
 
     _log = Logger()
 
-    def __init__(self, wanted_bytes: int, memory: ProcessMemory | None = None) -> None:
+    def __init__(
+        self, wanted_bytes: int, memory: ProcessMemory | None = None, *, history_bytes: int = 0
+    ) -> None:
         self._wanted = wanted_bytes
+        self._history = history_bytes
         self._memory = memory or ProcessMemory()
 
     def startService(self) -> None:
@@ -28,8 +32,9 @@ class MemoryCheck(Service):
         if allowed < self._wanted:
             self._log.warn(
                 "maxmemory is {wanted}, but this process may use {limit} bytes of memory (control groups,"
-                " and the host's memory): captures may use {allowed}",
+                " and the host's memory): captures may use {allowed}{others}",
                 wanted=self._wanted,
                 limit=self._memory.limit_bytes(),
-                allowed=allowed,
+                allowed=max(0, allowed - self._history),
+                others=f", and histories {self._history}" if self._history else "",
             )

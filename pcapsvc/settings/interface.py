@@ -12,6 +12,7 @@ from msgspec import Meta, field
 from pcapsvc.core.errors import Problem, shown
 from pcapsvc.core.history import LONGEST_SECONDS, HistoryBounds
 from pcapsvc.core.request import filter_problems
+from pcapsvc.host.memory import ProcessMemory
 from pcapsvc.settings.kinds import MIB, MOST, Filter, InterfaceName, Line, SnapLength, whole_number
 from pcapsvc.settings.section import Conflict
 
@@ -87,6 +88,15 @@ def histories(settings: Settings) -> dict[str, HistoryBounds]:
 def history_bytes(settings: Settings) -> int:
     """The memory for all histories."""
     return sum(bounds.size_bytes for bounds in histories(settings).values())
+
+
+def capture_bytes(settings: Settings, memory: ProcessMemory) -> int:
+    """
+    The memory for captures: what is left by the histories, which hold theirs all the time.
+
+    @param memory: what this process may use.
+    """
+    return max(0, memory.at_most(settings.general.max_memory_bytes) - history_bytes(settings))
 
 
 def history_without_effect(given: Collection[str], prefix: str) -> Iterator[Problem]:

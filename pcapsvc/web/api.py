@@ -61,6 +61,7 @@ def mount(root: TwistedResource, context: BuildContext, node: Any) -> MultiServi
             node.packets,
             aliases={interface.name: interface.alias for interface in settings.interfaces},
             standby=settings.capture.standby,
+            histories=node.histories,
         ),
     )
     root.putChild(b"node", NodeResource(state))

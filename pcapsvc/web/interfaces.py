@@ -11,7 +11,7 @@ from typing import Any
 from twisted.internet.interfaces import IReactorTime
 
 from pcapsvc.core.network_interface import NetworkInterface
-from pcapsvc.interfaces.capture import IHostInterfaces
+from pcapsvc.interfaces.capture import IHistories, IHostInterfaces
 from pcapsvc.net.http_resource import Answer, HTTPProblem, Resource
 from pcapsvc.net.shared import Shared
 
@@ -25,6 +25,7 @@ class Interfaces(Resource):
 
     @param aliases: of interfaces, by the name that the configuration calls them by.
     @param standby: the interfaces on which a handle waits for the next capture, likewise.
+    @param histories: what is kept of the past of some, likewise.
     """
 
     allowedMethods = (b"GET", b"HEAD")
@@ -36,11 +37,13 @@ class Interfaces(Resource):
         *,
         aliases: Mapping[str, Sequence[str]],
         standby: Sequence[str],
+        histories: IHistories,
     ) -> None:
         super().__init__()
         self._found = Shared(reactor, host.list_interfaces, keep_seconds=_KEEP_SECONDS)
         self._aliases = aliases
         self._standby = frozenset(standby)
+        self._histories = histories
 
     async def render_GET(self, request: Any) -> Answer:
         """See L{Resource}."""
@@ -48,9 +51,10 @@ class Interfaces(Resource):
             found = await self._found.get()
         except OSError as error:
             raise HTTPProblem(503, f"The interfaces can't be listed: {error}") from None
-        return Answer.json({"interfaces": [self._as_json(interface) for interface in found]})
+        histories = {state.interface: state.values() for state in self._histories.states()}
+        return Answer.json({"interfaces": [self._as_json(interface, histories) for interface in found]})
 
-    def _as_json(self, interface: NetworkInterface) -> dict[str, Any]:
+    def _as_json(self, interface: NetworkInterface, histories: Mapping[str, Any]) -> dict[str, Any]:
         names = (interface.name, *interface.altnames)
         return {
             "name": interface.name,
@@ -61,4 +65,5 @@ class Interfaces(Resource):
             "link_type": interface.link_type,
             "addresses": interface.addresses,
             "standby": not self._standby.isdisjoint(names),
+            "history": next((histories[name] for name in names if name in histories), None),
         }

@@ -16,7 +16,8 @@ from pcapsvc.core.timestamp import rfc3339
 from pcapsvc.host.memory import ProcessMemory
 from pcapsvc.interfaces.reports import IEventChannel
 from pcapsvc.net.http_resource import Answer, Resource
-from pcapsvc.settings.general import GeneralSettings
+from pcapsvc.settings import Settings
+from pcapsvc.settings.interface import capture_bytes
 from pcapsvc.web.settings import WebSettings
 
 
@@ -36,7 +37,7 @@ class NodeState(Service):
         self._always = {
             "name": settings.general.node_name,
             "version": pcapsvc.__version__,
-            **_limits(settings.general),
+            **_limits(settings),
             "api": settings.section(WebSettings).url,
         }
 
@@ -92,7 +93,8 @@ class NodeResource(Resource):
         return Answer.json(self._state.describe())
 
 
-def _limits(general: GeneralSettings) -> dict[str, Any]:
+def _limits(settings: Settings) -> dict[str, Any]:
+    general = settings.general
     return {
         "limits": {
             "packets": general.max_packets,
@@ -102,7 +104,7 @@ def _limits(general: GeneralSettings) -> dict[str, Any]:
             "snaplength": general.max_snap_length,
             "captures": general.max_captures,
             # As admission has it.
-            "memory": ProcessMemory().at_most(general.max_memory_bytes),
+            "memory": capture_bytes(settings, ProcessMemory()),
             "filter_characters": general.max_filter_characters,
         },
         "defaults": {"timeout": general.default_timeout_seconds, "snaplength": general.snap_length},

@@ -12,6 +12,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 from twisted.trial import unittest
 
+from pcapsvc.core.history import HistoryBounds, HistoryState
 from pcapsvc.core.labels import Labels
 from pcapsvc.core.message import Message
 from pcapsvc.delivery.entry import Entry, SpooledCapture
@@ -23,6 +24,7 @@ from pcapsvc.settings import Secret, Settings
 from pcapsvc.settings.general import GeneralSettings
 from pcapsvc.sources.http.settings import HttpSettings
 from pcapsvc.sources.redis.settings import RedisSettings
+from pcapsvc.testing import MemoryHistories
 from pcapsvc.web.settings import WebSettings
 
 
@@ -93,6 +95,7 @@ class Node:
     destinations: Mapping[str, Any] = field(default_factory=dict)
     outboxes: Mapping[str, Any] = field(default_factory=lambda: {"s3": Outbox()})
     spool: Any = None
+    histories: Any = field(default_factory=MemoryHistories)
 
 
 class Reactor(Clock):
@@ -245,6 +248,26 @@ class NamespaceTests(unittest.SynchronousTestCase):
         self.assertEqual(len(self.names["objects"](3)), 3)
         (found,) = self.names["objects"](5, "test_manhole_tools.Pipeline")
         self.assertGreaterEqual(found["objects"], 1)
+
+    def test_histories(self) -> None:
+        """Each history is a row: how far it reaches, how large it is, and what is wrong with it."""
+        self.assertEqual(repr(self.names["histories"]), "(none)")
+        state = HistoryState(
+            interface="eth0",
+            bounds=HistoryBounds(seconds=60, size_bytes=4096, snap_length=128),
+            since=1_700_000_000.0,
+            seconds=42.46,
+            packets=7,
+            bytes=900,
+            dropped=3,
+            problem="it is down",
+        )
+        names = namespace(replace(self.node, histories=MemoryHistories(state)), self.reactor)
+        self.assertEqual(
+            repr(names["histories"]),
+            "interface  reaches  of    packets  bytes  of bytes  dropped  problem\n"
+            "eth0       42.5 s   60 s  7        900    4096      3        it is down",
+        )
 
     def test_help_is_plain(self) -> None:
         """The markup of documentation is not shown."""

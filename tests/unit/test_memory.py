@@ -214,3 +214,6 @@ class SettingsTests(SettingsTestCase):
         self.assertIn(
             f"maxmemory is {500 * MIB}, but this process may use {100 * MIB} bytes of memory", lines[0]
         )
+        self.assertIn(f"captures may use {36 * MIB}", lines[0])
+        MemoryCheck(500 * MIB, self.host.memory, history_bytes=30 * MIB).startService()
+        self.assertIn(f"captures may use {6 * MIB}, and histories {30 * MIB}", lines[1])

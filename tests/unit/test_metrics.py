@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -31,6 +32,7 @@ from pcapsvc.core.event import (
     RequestBusy,
     RequestRejected,
 )
+from pcapsvc.core.history import HistoryBounds, HistoryState
 from pcapsvc.core.labels import Labels
 from pcapsvc.core.recording import PacketCounts, Progress
 from pcapsvc.core.session import StopReason
@@ -40,7 +42,7 @@ from pcapsvc.reports.metrics.prometheus import CollectorRegistry, ProcessCollect
 from pcapsvc.reports.metrics.reporter import Metrics
 from pcapsvc.reports.metrics.resource import MetricsResource
 from pcapsvc.reports.metrics.state import NodeCollector
-from pcapsvc.testing import MemoryReporter, MemorySink, MemorySource, event_factory
+from pcapsvc.testing import MemoryHistories, MemoryReporter, MemorySink, MemorySource, event_factory
 from pcapsvc.testing_packets import MemoryPacketSystem
 from peers.requirement import require_command
 from tests.unit.http_case import HTTPTestCase
@@ -64,6 +66,11 @@ SERIES: Mapping[str, tuple[str, ...]] = {
     "pcapsvc_spool_limit_bytes": (),
     "pcapsvc_source_connected": ("source",),
     "pcapsvc_events_dropped_total": ("channel",),
+    "pcapsvc_history_seconds": ("interface",),
+    "pcapsvc_history_packets": ("interface",),
+    "pcapsvc_history_bytes": ("interface",),
+    "pcapsvc_history_dropped_total": ("interface",),
+    "pcapsvc_history_recording": ("interface",),
     "pcapsvc_reactor_lag_seconds_sum": (),
     "pcapsvc_reactor_lag_seconds_count": (),
     "pcapsvc_reactor_lag_seconds_bucket": ("le",),
@@ -110,6 +117,18 @@ class MetricsCase(SynchronousTestCase):
             spool=SimpleNamespace(entries=3, size=4096, max_bytes=1 << 30),
             sources={"redis": redis, "http": http},
             reporters={"log": MemoryReporter(), "kafka": channel},
+            histories=MemoryHistories(
+                HistoryState(
+                    interface="eth0",
+                    bounds=HistoryBounds(seconds=60, size_bytes=1 << 26, snap_length=128),
+                    since=1_700_000_000.0,
+                    seconds=42.5,
+                    packets=7,
+                    bytes=900,
+                    dropped=3,
+                    problem=None,
+                )
+            ),
         )
         self.registry.register(NodeCollector(self.node))
         ProcessCollector(registry=self.registry)
@@ -293,6 +312,17 @@ class CountingTests(MetricsCase):
         self.node.spool = None
         for name in ("spool_entries", "spool_bytes", "spool_limit_bytes"):
             self.assertEqual(self.value(name), 0)
+
+    def test_histories(self) -> None:
+        """How far back each history reaches, and whether it is going on."""
+        expected = {"seconds": 42.5, "packets": 7, "bytes": 900, "dropped_total": 3, "recording": 1}
+        for name, value in expected.items():
+            self.assertEqual(self.value(f"history_{name}", interface="eth0"), value)
+        histories = self.node.histories
+        histories.known = tuple(replace(state, problem="it is down") for state in histories.known)
+        self.assertEqual(self.value("history_recording", interface="eth0"), 0)
+        histories.known = ()
+        self.assertNotIn("pcapsvc_history_seconds{", self.text())
 
 
 class NodeTests(HTTPTestCase, SettingsTestCase):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from twisted.internet.defer import Deferred, fail, succeed
 
+from pcapsvc.core.history import HistoryBounds, HistoryState
 from pcapsvc.core.network_interface import NetworkInterface
+from pcapsvc.testing import MemoryHistories
 from pcapsvc.testing_packets import MemoryPacketSystem
 from pcapsvc.web.interfaces import Interfaces
 from tests.unit.http_case import HTTPTestCase
@@ -20,6 +23,18 @@ _ETHERNET = NetworkInterface(
     addresses=("192.0.2.1/24", "2001:db8::1/64"),
 )
 _TUNNEL = NetworkInterface(name="tun0", index=7, is_up=False, link_type="none")
+
+# It is configured by another name of the interface.
+_HISTORY = HistoryState(
+    interface="enp1s0",
+    bounds=HistoryBounds(seconds=60, size_bytes=1 << 26, snap_length=128, bpf="not port 22"),
+    since=1_700_000_000.5,
+    seconds=42.1254,
+    packets=7,
+    bytes=900,
+    dropped=3,
+    problem="the interface is down",
+)
 
 
 class Host(MemoryPacketSystem):
@@ -44,11 +59,13 @@ class InterfacesTests(HTTPTestCase):
         super().setUp()
         self.host = Host()
         self.host.found = succeed((_ETHERNET, _TUNNEL))
+        self.histories = MemoryHistories(_HISTORY)
         interfaces = Interfaces(
             self.clock,
             self.host,
             aliases={"uplink-of-rack-7": ("uplink", "<script>"), "eth9": ("none",)},
             standby=["enp1s0"],
+            histories=self.histories,
         )
         self.source.root.putChild(b"interfaces", interfaces)
 
@@ -63,6 +80,15 @@ class InterfacesTests(HTTPTestCase):
             "link_type": "ether",
             "addresses": ["192.0.2.1/24", "2001:db8::1/64"],
             "standby": True,
+            "history": {
+                "seconds": 42.125,
+                "since": "2023-11-14T22:13:20.500000Z",
+                "packets": 7,
+                "bytes": 900,
+                "dropped": 3,
+                "problem": "the interface is down",
+                "bounds": {"seconds": 60, "bytes": 1 << 26, "snap_length": 128, "bpf": "not port 22"},
+            },
         }
         tunnel = {
             "name": "tun0",
@@ -73,6 +99,7 @@ class InterfacesTests(HTTPTestCase):
             "link_type": "none",
             "addresses": [],
             "standby": False,
+            "history": None,
         }
         response = self.ask("GET", "/interfaces")
         self.assertEqual((response.code, response.content), (200, {"interfaces": [ethernet, tunnel]}))
@@ -85,6 +112,18 @@ class InterfacesTests(HTTPTestCase):
         self.assertEqual(response.code, 503)
         self.assertIn("Resource temporarily unavailable", response.content["detail"])
 
+    def nothing_known(self) -> Interfaces:
+        """The resource of a node whose configuration says nothing of interfaces."""
+        return Interfaces(self.clock, self.host, aliases={}, standby=(), histories=MemoryHistories())
+
+    def test_nothing_recorded(self) -> None:
+        """A history that has just begun reaches back to nowhere."""
+        state = replace(_HISTORY, interface="tun0", since=None, seconds=0.0, packets=0, bytes=0, problem=None)
+        self.histories.known = (state,)
+        ethernet, tunnel = self.ask("GET", "/interfaces").content["interfaces"]
+        self.assertIsNone(ethernet["history"])
+        self.assertEqual((tunnel["history"]["since"], tunnel["history"]["problem"]), (None, None))
+
     def test_shared(self) -> None:
         """However many ask at once, the kernel is asked once."""
         asked: list[Deferred[Sequence[NetworkInterface]]] = []
@@ -94,7 +133,7 @@ class InterfacesTests(HTTPTestCase):
             return asked[-1]
 
         self.host.list_interfaces = list_interfaces  # type: ignore[method-assign]
-        self.source.root.putChild(b"interfaces", Interfaces(self.clock, self.host, aliases={}, standby=()))
+        self.source.root.putChild(b"interfaces", self.nothing_known())
         transports = [self.say(b"GET /interfaces HTTP/1.0\r\n\r\n") for _ in range(3)]
         [only] = asked
         only.callback((_TUNNEL,))

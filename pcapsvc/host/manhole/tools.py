@@ -128,6 +128,32 @@ class SpoolTool:
         return "There is no spool." if self._spool is None else repr(self.list())
 
 
+class HistoriesTool:
+    """What is kept of the past of interfaces."""
+
+    def __init__(self, node: Any) -> None:
+        self._histories = node.histories
+
+    def list(self) -> Table:
+        """How far back the history of each interface reaches, and what it has missed."""
+        return Table(
+            {
+                "interface": state.interface,
+                "reaches": f"{state.seconds:.1f} s",
+                "of": f"{state.bounds.seconds:g} s",
+                "packets": state.packets,
+                "bytes": state.bytes,
+                "of bytes": state.bounds.size_bytes,
+                "dropped": state.dropped,
+                "problem": state.problem,
+            }
+            for state in self._histories.states()
+        )
+
+    def __repr__(self) -> str:
+        return repr(self.list())
+
+
 class OutboxesTool(dict[str, Any]):
     """The outboxes, by destination: what is being delivered, except for what is left to the spool."""
 
@@ -202,6 +228,7 @@ def namespace(node: Any, reactor: Any) -> dict[str, Any]:
         "destinations": Parts(node.destinations),
         "outboxes": OutboxesTool(node.outboxes),
         "spool": SpoolTool(node, reactor),
+        "histories": HistoriesTool(node),
         "reactor": reactor,
         "delayed_calls": lambda: delayed_calls(reactor),
         "readers": lambda: readers(reactor),
@@ -322,6 +349,7 @@ sources         where requests come from
 destinations    where captures are delivered to
 outboxes        .list(): what is being delivered
 spool           .list(): what waits on the disk, to be delivered later
+histories       .list(): how far back the history of each interface reaches
 delayed_calls() what the reactor will call, and when
 readers()       the descriptors that the reactor waits for
 objects()       live objects by type; objects(50, "pcapsvc") for more, or for some

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from pcapsvc.core.history import HistoryState
 from pcapsvc.interfaces.reports import IEventChannel
 from pcapsvc.reports.metrics.prometheus import Collector, CounterMetricFamily, GaugeMetricFamily, Metric
 
@@ -45,6 +46,35 @@ class NodeCollector(Collector):
             if IEventChannel.providedBy(channel):
                 dropped.add_metric([channel.name], channel.dropped)
         yield dropped
+        yield from _histories(node.histories.states())
+
+
+def _histories(states: Sequence[HistoryState]) -> Iterator[Metric]:
+    """How far back the history of each interface reaches."""
+    reach = GaugeMetricFamily(
+        "pcapsvc_history_seconds", "How far back the history of an interface reaches.", labels=["interface"]
+    )
+    packets = GaugeMetricFamily(
+        "pcapsvc_history_packets", "Packets in the history of an interface.", labels=["interface"]
+    )
+    size = GaugeMetricFamily(
+        "pcapsvc_history_bytes", "Memory that these packets occupy.", labels=["interface"]
+    )
+    dropped = CounterMetricFamily(
+        "pcapsvc_history_dropped",
+        "Packets that the history of an interface has missed, as the kernel dropped them.",
+        labels=["interface"],
+    )
+    recording = GaugeMetricFamily(
+        "pcapsvc_history_recording", "Whether an interface is being recorded.", labels=["interface"]
+    )
+    for state in states:
+        reach.add_metric([state.interface], state.seconds)
+        packets.add_metric([state.interface], state.packets)
+        size.add_metric([state.interface], state.bytes)
+        dropped.add_metric([state.interface], state.dropped)
+        recording.add_metric([state.interface], float(state.problem is None))
+    yield from (reach, packets, size, dropped, recording)
 
 
 def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
