@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from mmap import mmap
 from typing import Any, BinaryIO
 
 from twisted.internet import defer
@@ -27,6 +28,8 @@ from pcapsvc.core.recording import PacketCounts
 from pcapsvc.interfaces.capture import (
     IPacketDumper,
     IPacketHandle,
+    IRecordWriter,
+    ISieve,
     IStandbyHandle,
     IStandbyPacketSystem,
     PacketSink,
@@ -181,6 +184,19 @@ class MemoryPacketSystem:
         own = os.dup(file) if isinstance(file, int) else file
         return MemoryDumper(open(own, "wb", buffering=_STDIO_BUFFER_BYTES), link_type, snap_length)
 
+    def open_records(self, memory: mmap, start: int, end: int, *, link_type: int) -> IRecordWriter:
+        """Write packets into memory: see L{IPacketSystem.open_records}."""
+        return MemoryRecordWriter(memory, start, end)
+
+    def open_sieve(self, *, link_type: int, kept: int, snap_length: int, bpf: str) -> defer.Deferred[ISieve]:
+        """Filter packets that were recorded: see L{IPacketSystem.open_sieve}."""
+
+        async def open_it() -> ISieve:
+            await self.opening()
+            return MemorySieve(self.compile(bpf), snap_length)
+
+        return defer.Deferred.fromCoroutine(open_it())
+
     def _open(
         self, interface: str, snap_length: int, program: MemoryProgram, *, promiscuous: bool
     ) -> MemoryHandle:
@@ -324,6 +340,10 @@ class MemoryHandle:
         """The index of its interface."""
         return self._interface.index
 
+    def is_up(self) -> bool:
+        """Whether the interface exists and is up: see L{IPacketHandle.is_up}."""
+        return not self.lost and self._interface.problem is None
+
     def check_up(self) -> None:
         """Fail if the interface is down."""
         if self._interface.problem is not None:
@@ -384,6 +404,10 @@ class MemoryDumper:
             raise OSError("not all packets could be written")
         return self._file.tell()
 
+    def write(self, records: memoryview, packets: int) -> None:
+        """Write packets as they are in a file: see L{IPacketDumper.write}."""
+        self._file.write(records)
+
     def flush(self) -> None:
         """Write what is buffered: see L{IPacketDumper.flush}."""
         self._file.flush()
@@ -392,3 +416,62 @@ class MemoryDumper:
         """Close the file: see L{IPacketDumper.close}."""
         with suppress(OSError):
             self._file.close()
+
+
+@implementer(IRecordWriter)
+class MemoryRecordWriter:
+    """Writes packets into memory as libpcap does. Beyond its end, it would overwrite what is there."""
+
+    def __init__(self, memory: mmap, start: int, end: int) -> None:
+        self._memory = memory
+        self._start, self._at, self._end = start, start, end
+        self._is_closed = False
+
+    def dump(self, header: Any, data: bytes) -> None:
+        """Write one packet."""
+        record = _PACKET_HEADER.pack(*header.getts(), len(data), header.length) + data
+        if self._is_closed or self._at + len(record) > self._end:
+            raise AssertionError("written where there is no room: the real thing would lose it")
+        self._memory[self._at : self._at + len(record)] = record
+        self._at += len(record)
+
+    def size(self) -> int:
+        """How many bytes were written: see L{IRecordWriter.size}."""
+        return self._at - self._start
+
+    def close(self) -> None:
+        """Write no more: see L{IRecordWriter.close}."""
+        self._is_closed = True
+
+
+@implementer(ISieve)
+class MemorySieve:
+    """
+    Sifts packets.
+
+    @ivar closed: whether it was closed.
+    """
+
+    def __init__(self, program: MemoryProgram, snap_length: int) -> None:
+        self._program = program
+        self._snap_length = snap_length
+        self.closed = False
+
+    def sift(self, records: memoryview) -> tuple[int, memoryview]:
+        """Sift packets: see L{ISieve.sift}."""
+        assert not self.closed
+        packets, passed, at = 0, bytearray(), 0
+        while at < len(records):
+            *time, kept, length = _PACKET_HEADER.unpack_from(records, at)
+            at += _PACKET_HEADER.size
+            data = bytes(records[at : at + kept])
+            at += kept
+            if self._program.passes(data):
+                packets += 1
+                data = data[: self._snap_length]
+                passed += _PACKET_HEADER.pack(*time, len(data), length) + data
+        return packets, memoryview(passed)
+
+    def close(self) -> None:
+        """Free its memory: see L{ISieve.close}."""
+        self.closed = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from mmap import mmap
 from typing import Any, TypeAlias
 
 from twisted.internet.defer import Deferred
@@ -33,6 +34,16 @@ class IPacketDumper(Interface):
         @raise ValueError: if it is closed.
         """
 
+    def write(records: memoryview, packets: int) -> None:
+        """
+        Write packets as they are in a pcap file of this link type.
+
+        @param records: the packets, each with its header, without the header of the file.
+        @param packets: how many there are.
+
+        @raise OSError: if they can't be written.
+        """
+
     def flush() -> None:
         """
         Write what is held back: then the file ends with a whole packet. Never to be called within
@@ -45,11 +56,11 @@ class IPacketDumper(Interface):
 
 #: What packets are read into: a dumper, or C{callback(header, data)}. A dumper is faster: libpcap itself
 #: calls it, and no Python runs for each packet.
-PacketSink: TypeAlias = "IPacketDumper | Callable[[Any, bytes], object]"
+PacketSink: TypeAlias = "IPacketDumper | IRecordWriter | Callable[[Any, bytes], object]"
 
 
-class IPacketHandle(Interface):
-    """An interface that is being captured on."""
+class IPacketReader(Interface):
+    """Where the packets of a capture come from."""
 
     link_type: int = Attribute("The link-layer type, as libpcap numbers it (DLT_).")
     program: Program = Attribute("The filter that it was opened with, compiled.")
@@ -57,17 +68,6 @@ class IPacketHandle(Interface):
 
     def fileno() -> int:
         """The descriptor that is readable when there are packets."""
-
-    def set_filter(program: Program) -> None:
-        """
-        Continue with another filter. Packets that have arrived and don't pass it are not read, though they
-        may be counted. Never to be called within L{read}.
-
-        @param program: compiled for this handle.
-
-        @raise RequestRejected: if the filter can't be used on this interface; the one before stays.
-        @raise CaptureUnavailable: if the interface is gone.
-        """
 
     def read(count: int, sink: PacketSink) -> int:
         """
@@ -79,7 +79,7 @@ class IPacketHandle(Interface):
         @return: the number of packets read; 0 if there are none.
 
         @raise CaptureUnavailable: if the interface is gone. What had arrived may be read after that.
-        @raise ValueError: if the handle is closed.
+        @raise ValueError: if it is closed.
         """
 
     def counts(*, hardware: bool = True) -> PacketCounts | None:
@@ -93,6 +93,57 @@ class IPacketHandle(Interface):
 
     def close() -> None:
         """Stop capturing. Never to be called within L{read}. A second call does nothing."""
+
+
+class IPacketHandle(IPacketReader):
+    """An interface that is being captured on."""
+
+    index: int = Attribute("The index of the interface, as L{IStandbyPacketSystem.find} finds it.")
+
+    def is_up() -> bool:
+        """Whether the interface exists and is up."""
+
+    def set_filter(program: Program) -> None:
+        """
+        Continue with another filter. Packets that have arrived and don't pass it are not read, though they
+        may be counted. Never to be called within L{read}.
+
+        @param program: compiled for this handle.
+
+        @raise RequestRejected: if the filter can't be used on this interface; the one before stays.
+        @raise CaptureUnavailable: if the interface is gone.
+        """
+
+
+class IRecordWriter(Interface):
+    """
+    Writes packets into memory, as they are in a pcap file, without the header of the file.
+    L{IPacketHandle.read} writes into it; there must be room for as many packets as it may read.
+    """
+
+    def size() -> int:
+        """How many bytes were written."""
+
+    def close() -> None:
+        """Write no more: the memory can be used for something else. A second call does nothing."""
+
+
+class ISieve(Interface):
+    """Lets those packets of a recording pass that match a filter, cut to a snap length."""
+
+    def sift(records: memoryview) -> tuple[int, memoryview]:
+        """
+        Sift packets. It may be called in any thread, by one at a time.
+
+        @param records: the packets as they are in a pcap file, without its header.
+
+        @return: the number of packets that pass; and the packets, which are valid until the next call.
+
+        @raise OSError: if there is no memory for it.
+        """
+
+    def close() -> None:
+        """Free its memory. A second call does nothing."""
 
 
 class IPacketSystem(Interface):
@@ -128,6 +179,27 @@ class IPacketSystem(Interface):
         @param snap_length: in bytes.
 
         @raise OSError: if it can't be opened.
+        """
+
+    def open_records(memory: mmap, start: int, end: int, *, link_type: int) -> IRecordWriter:
+        """
+        Write packets of a handle into memory, which is not to be closed before.
+
+        @param start: where the first byte goes; C{end} is one beyond the last.
+
+        @raise OSError: if it can't be done.
+        """
+
+    def open_sieve(*, link_type: int, kept: int, snap_length: int, bpf: str) -> Deferred[ISieve]:
+        """
+        Filter packets that were recorded as a live handle would have filtered them.
+
+        @param kept: the snap length with which they were recorded, in bytes.
+        @param snap_length: to which they are cut, in bytes.
+        @param bpf: a filter of pcap-filter(7); empty for every packet.
+
+        @return: fires with the sieve. Fails with L{RequestRejected} if the filter can't be used, with
+            L{NodeBusy} or L{OSError} if there is no memory, descriptor or process for it.
         """
 
 

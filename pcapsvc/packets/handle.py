@@ -30,11 +30,11 @@ from pcapsvc.packets.libpcap import (
     kept_length,
     library_path,
 )
+from pcapsvc.packets import network_interfaces
 from pcapsvc.packets.network_interfaces import (
     ANY_INDEX,
     Interface,
     bound_index,
-    is_up,
     missed_packets,
 )
 
@@ -97,6 +97,10 @@ class PlainDumper:
             raise ValueError("it is closed")
         self.flush()
         return os.stat(self._path).st_size
+
+    def write(self, records: memoryview, packets: int) -> None:
+        """Write packets as they are in a file: see L{IPacketDumper.write}."""
+        raise OSError("this version of pcapy can't do that")
 
     def flush(self) -> None:
         """Write what is buffered, here and in all other streams: see L{IPacketDumper.flush}."""
@@ -247,6 +251,10 @@ class PcapyHandle:
     def fileno(self) -> int:
         return int(self._reader.getfd())
 
+    def is_up(self) -> bool:
+        """Whether the interface exists and is up: see L{IPacketHandle.is_up}."""
+        return self.index == ANY_INDEX or network_interfaces.is_up(self.index)
+
     @property
     def is_gone(self) -> bool:
         """Whether the interface doesn't exist any more. Under its name there may be another one."""
@@ -296,7 +304,7 @@ class PcapyHandle:
         @raise CaptureUnavailable: if the interface is down or gone; likewise.
         """
         try:
-            if self.index != ANY_INDEX and not is_up(self.index):
+            if not self.is_up():
                 raise CaptureUnavailable(self.interface, _GONE if self.is_gone else "the interface is down")
             self.discard_packets()
             if promiscuous:

@@ -41,6 +41,9 @@ _fdopen.argtypes = (ctypes.c_int, ctypes.c_char_p)
 _fdopen.restype = ctypes.c_void_p
 _fclose = _libc.fclose
 _fclose.argtypes = (ctypes.c_void_p,)
+_fwrite = _libc.fwrite
+_fwrite.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_void_p)
+_fwrite.restype = ctypes.c_size_t
 _fflush = _libc.fflush
 _fflush.argtypes = (ctypes.c_void_p,)
 _setvbuf = _libc.setvbuf
@@ -122,6 +125,14 @@ class StreamDumper:
         if _ferror(self._stream):
             raise OSError("not all packets could be written")
         return self._libpcap.position(self.pointer)
+
+    def write(self, records: memoryview, packets: int) -> None:
+        """Write packets as they are in a file: see L{IPacketDumper.write}."""
+        if not self.pointer:
+            raise ValueError("it is closed")
+        address = ctypes.addressof(ctypes.c_char.from_buffer(records)) if records else None
+        if _fwrite(address, 1, len(records), self._stream) != len(records):
+            raise OSError("not all packets could be written")
 
     def flush(self) -> None:
         """Write what is buffered: see L{IPacketDumper.flush}."""
@@ -218,7 +229,7 @@ class Libpcap:
         takes half the time, since no Python object is created for each packet.
 
         @param reader: an open reader of pcapy's, not blocking.
-        @param dumper: an open dumper, of pcapy's or of L{open_dumper}.
+        @param dumper: an open dumper, of pcapy's or with a C{pointer} to libpcap's.
         @param count: the largest number of packets to write; 1 or more.
 
         @return: the number of packets.
@@ -411,11 +422,12 @@ def library_path(extension: str) -> str:
 
 
 def _dumper_pointer(dumper: Any) -> int:
-    if not isinstance(dumper, StreamDumper):
+    pointer: int | None = getattr(dumper, "pointer", None)
+    if pointer is None:
         return _pointer(dumper, _DUMPER_BYTES)
-    if not dumper.pointer:
+    if not pointer:
         raise ValueError("it is closed")
-    return dumper.pointer
+    return pointer
 
 
 def _pointer(holder: Any, size: int) -> int:

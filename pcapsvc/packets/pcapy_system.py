@@ -7,6 +7,7 @@ import os
 import socket
 import struct
 from collections.abc import Callable, Sequence
+from mmap import mmap
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +20,26 @@ from zope.interface import implementer
 from pcapsvc.core.errors import CaptureUnavailable, PcapsvcError
 from pcapsvc.core.filter import FilterRejected, Program
 from pcapsvc.core.network_interface import NetworkInterface
+from pcapsvc.core.recorded_filter import for_recorded
+from pcapsvc.core.text import one_line
 from pcapsvc.host.permission import open_packet_socket
-from pcapsvc.interfaces.capture import IPacketDumper, IPacketHandle, IStandbyHandle, IStandbyPacketSystem
+from pcapsvc.interfaces.capture import (
+    IPacketDumper,
+    IPacketHandle,
+    IRecordWriter,
+    ISieve,
+    IStandbyHandle,
+    IStandbyPacketSystem,
+)
 from pcapsvc.interfaces.threads import RunInThread
 from pcapsvc.packets.filter_compiler import FilterCompiler, uses_netmask
-from pcapsvc.packets.handle import LIBPCAP, Kind, PcapyHandle, open_dumper
+from pcapsvc.packets.handle import LIBPCAP, Kind, PcapyHandle, libpcap_path, open_dumper
 from pcapsvc.packets.interface_list import list_interfaces
 from pcapsvc.packets.kernel_filter import runs_on_cooked
-from pcapsvc.packets.libpcap import kept_length
+from pcapsvc.packets.libpcap import LibpcapError, kept_length
 from pcapsvc.packets.network_interfaces import ANY_INDEX, Interface, find_index, is_quick_to_find, name_of
 from pcapsvc.packets.opener import ANY_INTERFACE, NO_SUCH_INTERFACE, Opener
+from pcapsvc.packets.records import RecordFunctions, Sieve
 
 # Link types: LINKTYPE_ETHERNET, LINKTYPE_LINUX_SLL.
 _ETHERNET, _COOKED = 1, 113
@@ -82,6 +93,7 @@ class PcapySystem(Service):
             libpcap=LIBPCAP if native else None,
         )
         self._promiscuous = promiscuous
+        self._record_functions: RecordFunctions | None = None
         # What threads are busy with, and who waits for the end of all of it.
         self._busy: set[Deferred[Any]] = set()
         self._idle: list[Deferred[None]] = []
@@ -170,6 +182,39 @@ class PcapySystem(Service):
         """Create a pcap file: see L{IPacketSystem.open_dumper}."""
         libpcap = self._opener.libpcap
         return open_dumper(file, link_type=link_type, snap_length=snap_length, libpcap=libpcap)
+
+    def open_records(self, memory: mmap, start: int, end: int, *, link_type: int) -> IRecordWriter:
+        """Write packets into memory: see L{IPacketSystem.open_records}."""
+        return self._records().open_writer(memory, start, end, link_type=link_type)
+
+    def open_sieve(
+        self, *, link_type: int, kept: int, snap_length: int, bpf: str
+    ) -> Deferred[ISieve]:
+        """Filter packets that were recorded: see L{IPacketSystem.open_sieve}."""
+
+        async def open_it() -> ISieve:
+            program = None
+            if bpf.strip():
+                kind = _kind(link_type, kept, netmask=0)
+                program = for_recorded(await self._compile(bpf, kind), link_type)
+            try:
+                return Sieve(
+                    self._records(), link_type=link_type, kept=kept, snap_length=snap_length, program=program
+                )
+            except LibpcapError as error:
+                raise FilterRejected(bpf, f"libpcap says: {one_line(str(error))}") from None
+
+        return Deferred.fromCoroutine(open_it())
+
+    def _records(self) -> RecordFunctions:
+        if not self.is_native:
+            raise OSError("the internals of the installed pcapy-ng are unknown")
+        if self._record_functions is None:
+            try:
+                self._record_functions = RecordFunctions(libpcap_path())
+            except AttributeError as error:
+                raise OSError(str(error)) from None
+        return self._record_functions
 
     async def arm(self, handle: PcapyHandle, bpf: str) -> IPacketHandle:
         """Have a handle that let no packet pass capture. It is used up, whatever comes of it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from mmap import mmap
 
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred
@@ -18,6 +19,8 @@ from pcapsvc.interfaces.capture import (
     IPacketDumper,
     IPacketHandle,
     IPacketSystem,
+    IRecordWriter,
+    ISieve,
     IStandbyHandle,
     IStandbyPacketSystem,
 )
@@ -139,6 +142,18 @@ class StandbySystem(Service):
     def open_dumper(self, file: str | int, *, link_type: int, snap_length: int) -> IPacketDumper:
         """Create a pcap file: see L{IPacketSystem.open_dumper}."""
         return self._system.open_dumper(file, link_type=link_type, snap_length=snap_length)
+
+    def open_records(self, memory: mmap, start: int, end: int, *, link_type: int) -> IRecordWriter:
+        """Write packets into memory: see L{IPacketSystem.open_records}."""
+        return self._system.open_records(memory, start, end, link_type=link_type)
+
+    def open_sieve(
+        self, *, link_type: int, kept: int, snap_length: int, bpf: str
+    ) -> Deferred[ISieve]:
+        """Filter packets that were recorded: see L{IPacketSystem.open_sieve}."""
+        return self._system.open_sieve(
+            link_type=link_type, kept=kept, snap_length=snap_length, bpf=bpf
+        )
 
     def _check(self) -> None:
         """Give up handles of interfaces that are gone or renamed, and replace what is missing."""

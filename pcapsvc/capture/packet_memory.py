@@ -1,0 +1,329 @@
+"""The newest packets of an interface, in a bounded piece of memory."""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from pcapsvc.core.session import PACKET_HEADER_BYTES
+from pcapsvc.interfaces.capture import IPacketHandle, IRecordWriter
+
+# In how many slots the memory is divided. A new packet overwrites the oldest slot.
+_SLOTS = 64
+# A slot has room for so many packets of the snap length, or more; and there are so many slots, or more.
+_LEAST_PACKETS = 4
+_LEAST_SLOTS = 4
+# What is left of a slot when the next one begins, as a part of it: reads become small towards its end.
+_REST = 1 / 256
+# In how many segments a slot is divided, by size. A segment is what is looked up, and copied, at once.
+_SEGMENTS = 16
+# A slot and a segment begin no later than so many parts of the history's seconds after the one before: so
+# that old packets are released although few arrive.
+_SLOT_SECONDS = 1 / 16
+_SEGMENT_SECONDS = 1 / 256
+# How many packets are read in one call of libpcap.
+_STEP_PACKETS = 8192
+
+# draft-ietf-opsawg-pcap, section 5: seconds, microseconds, the bytes that are kept, and the length.
+_PACKET_HEADER = struct.Struct("=IIII")
+
+
+@dataclass(kw_only=True, slots=True)
+class Segment:
+    """
+    Packets that follow one another in memory.
+
+    @ivar slot: the number of the slot that they are in, counted from the first one that was ever used.
+    @ivar start: where they begin in it, in bytes; C{end} is one beyond their last byte.
+    @ivar packets: how many there are.
+    @ivar first: the time stamp of the first one, in seconds since the Unix epoch.
+    @ivar read: when the last one was read, in seconds of the reactor's clock.
+    @ivar dropped: how many packets the kernel had dropped before.
+    """
+
+    slot: int
+    start: int
+    end: int
+    packets: int
+    first: float
+    read: float
+    dropped: int
+
+
+@dataclass(frozen=True, kw_only=True, order=True)
+class Position:
+    """
+    A place between two packets.
+
+    @ivar slot: as in L{Segment}.
+    @ivar offset: in the slot, in bytes.
+    """
+
+    slot: int
+    offset: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """
+    A part of a segment.
+
+    @ivar packets: how many packets it has.
+    """
+
+    slot: int
+    start: int
+    end: int
+    packets: int
+
+
+class PacketMemory:
+    """
+    Keeps packets until the memory is needed for newer ones, or until they are too old.
+
+    libpcap writes them there itself, as they are in a pcap file. What is in memory stays where it is until it
+    is released.
+
+    @param size_bytes: how much memory there is.
+    @param seconds: how old packets become.
+    @param snap_length: how much of each packet there may be, in bytes.
+    @param open_writer: writes packets into a part of the memory, from its first byte to one beyond its last.
+
+    @ivar released: the time stamp of the oldest packet that is kept since others were overwritten, in
+        seconds since the Unix epoch; L{None} if none were.
+
+    @raise OSError: if there is not enough memory.
+    """
+
+    def __init__(
+        self,
+        *,
+        size_bytes: int,
+        seconds: float,
+        snap_length: int,
+        open_writer: Callable[[mmap.mmap, int, int], IRecordWriter],
+    ) -> None:
+        self._largest = PACKET_HEADER_BYTES + snap_length
+        # The writer begins with the header of a file, and leaves it out.
+        least = _LEAST_PACKETS * self._largest
+        wanted = max(size_bytes // _SLOTS, min(least, size_bytes // _LEAST_SLOTS))
+        self._slot_bytes = max(mmap.PAGESIZE, wanted // mmap.PAGESIZE * mmap.PAGESIZE)
+        self._seconds = seconds
+        self._open_writer = open_writer
+        count = max(_LEAST_SLOTS, size_bytes // self._slot_bytes)
+        self._memory = mmap.mmap(-1, count * self._slot_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        # Where each slot is in memory, by its number: those in use, oldest first; and the places that are not
+        # in use, of which some have old packets in them.
+        self._places: dict[int, int] = {}
+        self._free = list(range(count))
+        self._soiled: set[int] = set()
+        self._segments: deque[Segment] = deque()
+        self._writer: IRecordWriter | None = None
+        self._slot = -1
+        self._slot_began = 0.0
+        self._size = 0
+        self.packets = 0
+        self.released: float | None = None
+
+    @property
+    def bytes(self) -> int:
+        """How many bytes of packets are kept."""
+        return sum(segment.end - segment.start for segment in self._segments)
+
+    @property
+    def end(self) -> Position:
+        """The place after the last packet."""
+        return Position(slot=self._slot, offset=self._size)
+
+    @property
+    def oldest(self) -> float | None:
+        """The time stamp of the oldest packet, in seconds since the Unix epoch; L{None} if there is none."""
+        return self._segments[0].first if self._segments else None
+
+    def read(self, handle: IPacketHandle, most: int, *, now: float, dropped: int) -> int:
+        """
+        Read packets that have arrived.
+
+        @param most: how many, at most.
+        @param now: the time in seconds of the reactor's clock.
+        @param dropped: how many packets the kernel has dropped so far.
+
+        @return: the number of packets read.
+
+        @raise CaptureUnavailable: as L{IPacketHandle.read} does.
+        """
+        read = 0
+        while read < most:
+            writer = self._writer_for_next(now)
+            count = min((self._slot_bytes - self._size) // self._largest, most - read, _STEP_PACKETS)
+            got = 0
+            try:
+                got = handle.read(count, writer)
+            finally:
+                self._note(got, writer.size(), now=now, dropped=dropped)
+            read += got
+            if got < count:
+                break
+        return read
+
+    def _writer_for_next(self, now: float) -> IRecordWriter:
+        """The writer of a slot that has room for a packet."""
+        rest = self._slot_bytes - self._size
+        if self._writer is not None and rest >= max(self._largest, int(self._slot_bytes * _REST)):
+            if not self._size or now - self._slot_began < self._seconds * _SLOT_SECONDS:
+                return self._writer
+        return self.begin_slot(now)
+
+    def begin_slot(self, now: float) -> IRecordWriter:
+        """Write the next packets into another slot, and overwrite the oldest if all are in use."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+        if not self._free:
+            self._release_oldest()
+            self.released = self.oldest
+        place = self._free.pop()
+        self._soiled.discard(place)
+        self._slot += 1
+        self._places[self._slot] = place
+        self._size, self._slot_began = 0, now
+        start = place * self._slot_bytes
+        self._writer = self._open_writer(self._memory, start, start + self._slot_bytes)
+        return self._writer
+
+    def _note(self, packets: int, size: int, *, now: float, dropped: int) -> None:
+        if size == self._size:
+            return
+        if not packets:
+            # The interface failed while it was being read.
+            packets = len(list(record_offsets(self._view(self._slot, self._size, size))))
+        last = self._segments[-1] if self._segments else None
+        if (
+            last is not None
+            and last.slot == self._slot
+            and last.end - last.start < self._slot_bytes // _SEGMENTS
+            and now - last.read < self._seconds * _SEGMENT_SECONDS
+        ):
+            last.end, last.packets, last.read = size, last.packets + packets, now
+        else:
+            first = time_stamp(self._view(self._slot, self._size, size), 0)
+            self._segments.append(
+                Segment(
+                    slot=self._slot,
+                    start=self._size,
+                    end=size,
+                    packets=packets,
+                    first=first,
+                    read=now,
+                    dropped=dropped,
+                )
+            )
+        self._size = size
+        self.packets += packets
+
+    def _view(self, slot: int, start: int, end: int) -> memoryview:
+        base = self._places[slot] * self._slot_bytes
+        return memoryview(self._memory)[base + start : base + end]
+
+    def expire(self, now: float) -> None:
+        """Release what is too old, and give memory that has not been used since the last time to the system."""
+        for place in self._soiled:
+            # The system gives it back filled with zeros.
+            self._memory.madvise(mmap.MADV_DONTNEED, place * self._slot_bytes, self._slot_bytes)
+        self._soiled.clear()
+        while self._segments and self._segments[0].read < now - self._seconds:
+            segment = self._segments.popleft()
+            self.packets -= segment.packets
+        oldest = self._segments[0].slot if self._segments else self._slot
+        while next(iter(self._places), oldest) < oldest:
+            self._release_oldest()
+        if not self._segments and self._size:
+            self.begin_slot(now)
+            self._release_oldest()
+
+    def _release_oldest(self) -> None:
+        slot = next(iter(self._places))
+        # First of all: a thread that copies it has to notice.
+        place = self._places.pop(slot)
+        while self._segments and self._segments[0].slot == slot:
+            self.packets -= self._segments.popleft().packets
+        self._free.append(place)
+        self._soiled.add(place)
+
+    def find(self, since: float) -> tuple[Position, int]:
+        """
+        The place of the first packet that is no older than a time.
+
+        @param since: in seconds since the Unix epoch.
+
+        @return: the place, and how many packets the kernel had dropped before the segment that it is in.
+        """
+        found: Segment | None = None
+        for segment in reversed(self._segments):
+            found = segment
+            if segment.first < since:
+                break
+        if found is None:
+            return self.end, -1
+        records = self._view(found.slot, found.start, found.end)
+        for at in record_offsets(records):
+            if time_stamp(records, at) >= since:
+                return Position(slot=found.slot, offset=found.start + at), found.dropped
+        return Position(slot=found.slot, offset=found.end), found.dropped
+
+    def pieces(self, start: Position, end: Position) -> list[Piece]:
+        """The packets between two places, in their order. Those that are not kept any more are left out."""
+        found = []
+        for segment in self._reversed_until(start):
+            first = max(segment.start, start.offset) if segment.slot == start.slot else segment.start
+            last = min(segment.end, end.offset) if segment.slot == end.slot else segment.end
+            if segment.slot > end.slot or first >= last:
+                continue
+            packets = segment.packets
+            if (first, last) != (segment.start, segment.end):
+                packets = len(list(record_offsets(self._view(segment.slot, first, last))))
+            found.append(Piece(slot=segment.slot, start=first, end=last, packets=packets))
+        return found[::-1]
+
+    def _reversed_until(self, start: Position) -> Iterator[Segment]:
+        for segment in reversed(self._segments):
+            if (segment.slot, segment.end) <= (start.slot, start.offset):
+                return
+            yield segment
+
+    def copy(self, piece: Piece) -> bytearray | None:
+        """
+        The packets of a piece, in any thread.
+
+        @return: L{None} if they are not kept any more.
+        """
+        place = self._places.get(piece.slot)
+        if place is None:
+            return None
+        base = place * self._slot_bytes
+        copied = bytearray(memoryview(self._memory)[base + piece.start : base + piece.end])
+        # They may have been overwritten in the meantime.
+        return copied if self._places.get(piece.slot) == place else None
+
+    def close(self) -> None:
+        """Write no more. The memory is free when nobody reads it any more."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+def record_offsets(records: memoryview) -> Iterator[int]:
+    """Where each packet begins in a part of a pcap file, in bytes."""
+    at, end, unpack = 0, len(records), _PACKET_HEADER.unpack_from
+    while at < end:
+        yield at
+        at += PACKET_HEADER_BYTES + unpack(records, at)[2]
+
+
+def time_stamp(records: memoryview, at: int) -> float:
+    """When the packet at this offset arrived, in seconds since the Unix epoch."""
+    seconds, microseconds, _, _ = _PACKET_HEADER.unpack_from(records, at)
+    return float(seconds) + microseconds / 1e6
