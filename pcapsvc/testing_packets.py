@@ -319,7 +319,7 @@ class MemoryHandle:
             raise ValueError("pcap is closed")
         if self.lost and not self._waiting:
             raise CaptureUnavailable(self._name, "The interface disappeared")
-        callback = sink if callable(sink) else sink.dump
+        callback: Callable[[Any, bytes], object] = sink if callable(sink) else getattr(sink, "dump")  # noqa: B009
         read = 0
         self._reading = True
         try:

@@ -9,8 +9,9 @@ from io import BufferedReader
 from mmap import PAGESIZE
 from typing import Any, BinaryIO, Protocol
 
+from pcapsvc.capture.packet_memory import each_packet
 from pcapsvc.core.session import FILE_HEADER_BYTES, LARGEST_SNAP_BYTES, PACKET_HEADER_BYTES, Batch
-from pcapsvc.interfaces.capture import IPacketDumper, IPacketHandle
+from pcapsvc.interfaces.capture import IPacketDumper, IPacketReader
 from pcapsvc.positioned_reader import PositionedReader
 
 # How much more memory is reserved than the next packets may need, in bytes: it is seldom done.
@@ -167,7 +168,7 @@ class RecordingBuffer:
 
     def __init__(
         self,
-        handle: IPacketHandle,
+        handle: IPacketReader,
         name: str,
         *,
         open_dumper: Callable[[str | int], IPacketDumper],
@@ -278,6 +279,24 @@ class RecordingBuffer:
             return got
 
         return read
+
+    def append(self, records: memoryview, packets: int) -> None:
+        """
+        Write packets that are in memory, in any thread.
+
+        @param records: as in a pcap file of this link type, without its header.
+        @param packets: how many there are.
+
+        @raise OSError: if there is no memory for them.
+        """
+        assert self._dumper is not None
+        self._file.reserve(self.size + len(records), more=0)
+        self._dumper.write(records, packets)
+        self.size += len(records)
+        self.packets += packets
+        if self._observer is not None:
+            for data, length in each_packet(records):
+                self._observer.packet(data, length)
 
     def finish(self) -> MemoryFile:
         """

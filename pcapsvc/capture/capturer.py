@@ -5,16 +5,24 @@ from __future__ import annotations
 import errno
 import secrets
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.task import deferLater
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from pcapsvc.capture.buffer import RecordingBuffer
+from pcapsvc.capture.histories import Histories, hand_over_seconds
+from pcapsvc.capture.history import HistoryRecorder
+from pcapsvc.capture.past import Taken, fill
 from pcapsvc.capture.port import CapturePort, ICaptureReactor
-from pcapsvc.core.errors import NodeBusy
+from pcapsvc.core.errors import NodeBusy, RequestRejected
+from pcapsvc.core.history import Missing, MissingReason, PastPackets, no_history
 from pcapsvc.core.plan import CapturePlan
-from pcapsvc.interfaces.capture import ICapture, ICapturer, IPacketHandle, IPacketSystem, IReadHook
+from pcapsvc.core.session import StopReason
+from pcapsvc.interfaces.capture import ICapture, ICapturer, IPacketReader, IPacketSystem, IReadHook, ISieve
 from pcapsvc.interfaces.threads import RunInThread
 
 if TYPE_CHECKING:
@@ -23,9 +31,6 @@ if TYPE_CHECKING:
 # How long captures may go without being read while the reactor has other work, in seconds. The default ring
 # holds what arrives in 0.3 s at 100,000 packets of 128 bytes a second.
 _KEEP_UP_SECONDS = 0.01
-
-# In addition to the kernel's own time-out for a block that isn't full: its timer counts in jiffies of 4 ms.
-_TIMER_SLACK_SECONDS = 0.008
 
 # Errors that mean that something is used up (errno(3)).
 _NO_ROOM = frozenset({errno.ENOMEM, errno.ENOBUFS, errno.ENOSPC, errno.EMFILE, errno.ENFILE, errno.EAGAIN})
@@ -39,6 +44,7 @@ class Capturer:
     @param run_in_thread: for what takes long.
     @param hook: makes what happens before each read of a capture's handle, by the interface's name; called
         before the handle is opened. L{None} is nothing.
+    @param histories: remember the recent past; L{None} if nothing does.
     @param read_timeout_ms: after how long the kernel hands over a block that isn't full.
     @param packet_debug: whether each packet of every capture is logged.
     @param panic: whether a packet that can't be decoded for the log fails its capture.
@@ -51,6 +57,7 @@ class Capturer:
         *,
         run_in_thread: RunInThread,
         hook: Callable[[str], IReadHook] | None = None,
+        histories: Histories | None = None,
         wall_clock: Callable[[], float],
         read_timeout_ms: int,
         packet_debug: bool = False,
@@ -60,8 +67,9 @@ class Capturer:
         self._system = system
         self._run_in_thread = run_in_thread
         self._hook = hook
+        self._histories = histories
         self._wall_clock = wall_clock
-        self._hand_over_seconds = read_timeout_ms / 1000 + _TIMER_SLACK_SECONDS
+        self._hand_over_seconds = hand_over_seconds(read_timeout_ms)
         self._packet_debug = packet_debug
         self._panic = panic
         self._ports: list[CapturePort] = []
@@ -76,72 +84,190 @@ class Capturer:
         if self._packet_debug or plan.request.packetdebug:
             # The first import takes a tenth of a second.
             packet_log = await self._run_in_thread(_packet_log_class)
-        hook = None if self._hook is None else self._hook(plan.interface)
         try:
-            handle = await self._system.open(plan.interface, snap_length=plan.snap_length, bpf=plan.bpf)
-            try:
-                port = self._port(plan, handle, hook, packet_log)
-            except BaseException:
-                handle.close()
-                raise
+            recorder = await self._recorder(plan)
+            if recorder is None:
+                port, reason = await self._open(plan, packet_log)
+            else:
+                port, reason = await self._look_back(plan, recorder, packet_log)
         except OSError as error:
-            _close(hook)
             what = (
                 "there is no room for a capture" if error.errno in _NO_ROOM else "no capture can be started"
             )
             raise NodeBusy(f"{what}: {error}") from None
+        self._ports = [*(each for each in self._ports if not each.has_ended), port]
+        port.begin(reason)
+        return port
+
+    async def _recorder(self, plan: CapturePlan) -> HistoryRecorder | None:
+        """The history that a capture begins with; L{None} if it begins now."""
+        if plan.look_back is None:
+            return None
+        recorder = None if self._histories is None else await self._histories.find(plan.interface)
+        if recorder is None and not plan.look_back.is_optional:
+            raise RequestRejected([no_history(plan.interface)])
+        return recorder
+
+    async def _open(
+        self, plan: CapturePlan, packet_log: type[PacketLog] | None
+    ) -> tuple[CapturePort, StopReason | None]:
+        """A capture with a handle of its own."""
+        hook = None if self._hook is None else self._hook(plan.interface)
+        try:
+            handle = await self._system.open(plan.interface, snap_length=plan.snap_length, bpf=plan.bpf)
+            try:
+                before_read = None if hook is None else partial(hook.before_read, handle)
+                capture_id, buffer = self._buffer(plan, handle, before_read, packet_log)
+            except BaseException:
+                handle.close()
+                raise
         except BaseException:
             _close(hook)
             raise
-        self._ports = [*(each for each in self._ports if not each.has_ended), port]
-        port.begin()
-        return port
+        past, reason = None, None
+        if plan.look_back is not None:
+            seconds = plan.look_back.seconds
+            missing = Missing(reason=MissingReason.NONE, seconds=seconds)
+            past = PastPackets(seconds=seconds, missing=(missing,))
+            reason = StopReason.PAST if plan.look_back.past_only else None
+        return self._port(plan, handle, buffer, hook=hook, past=past, capture_id=capture_id), reason
+
+    async def _look_back(
+        self, plan: CapturePlan, recorder: HistoryRecorder, packet_log: type[PacketLog] | None
+    ) -> tuple[CapturePort, StopReason | None]:
+        """A capture that begins with the past, and goes on with what is recorded from here on."""
+        assert plan.look_back is not None
+        sieve = await self._sieve(plan, recorder)
+        if plan.look_back.past_only:
+            # What arrived before the request is all that there will be.
+            try:
+                await deferLater(self._reactor, self._hand_over_seconds)
+            except BaseException:
+                _close(sieve)
+                raise
+        recorder.pull()
+        try:
+            reader = recorder.attach(sieve, plan.snap_length, plan.bpf)
+        except BaseException:
+            _close(sieve)
+            raise
+        try:
+            capture_id, buffer = self._buffer(plan, reader, None, packet_log)
+        except BaseException:
+            reader.close()
+            raise
+        take, report = recorder.look_back(
+            reader,
+            plan.look_back,
+            max_packets=plan.limits.max_packets,
+            max_bytes=plan.limits.max_bytes,
+        )
+
+        def close() -> None:
+            buffer.discard()
+            reader.close()
+
+        def work() -> Taken:
+            taken = take()
+            fill(buffer, taken)
+            return taken
+
+        taken = await self._in_thread(work, close, here=packet_log is not None)
+        reason = taken.reason or (StopReason.PAST if plan.look_back.past_only else None)
+        return self._port(plan, reader, buffer, past=report(taken), capture_id=capture_id), reason
+
+    async def _sieve(self, plan: CapturePlan, recorder: HistoryRecorder) -> ISieve | None:
+        """What lets the packets pass that a capture is to have; L{None} if it is to have all of them."""
+        kept, link_type = recorder.bounds.snap_length, recorder.link_type
+        if link_type is None or (not plan.bpf.strip() and plan.snap_length >= kept):
+            return None
+        return await self._system.open_sieve(
+            link_type=link_type, kept=kept, snap_length=plan.snap_length, bpf=plan.bpf
+        )
+
+    def _in_thread(
+        self, work: Callable[[], Taken], close: Callable[[], object], *, here: bool
+    ) -> Deferred[Taken]:
+        """
+        Do something in a thread with what is closed if that fails.
+
+        @param close: closes it; on cancel, as soon as the thread is done with it, and no sooner.
+        @param here: do it right here, since the packets are logged.
+        """
+        wanted: Deferred[Taken] = Deferred()
+
+        def done(result: Taken | Failure) -> None:
+            if wanted.called or isinstance(result, Failure):
+                close()
+            if not wanted.called:
+                wanted.callback(result)
+
+        working = maybeDeferred(work) if here else self._run_in_thread(work)
+        working.addBoth(done)
+        return wanted
 
     def keep_up(self) -> None:
         """Read the captures that run: see L{ICapturer.keep_up}."""
         now = self._reactor.seconds()
-        if not self._ports or 0 <= now - self._kept_up < _KEEP_UP_SECONDS:
+        if 0 <= now - self._kept_up < _KEEP_UP_SECONDS:
+            return
+        if self._histories is not None:
+            self._histories.keep_up()
+        if not self._ports:
             return
         for port in self._ports:
             port.keep_up()
         self._kept_up = self._reactor.seconds()
 
-    def _port(
+    def _buffer(
         self,
         plan: CapturePlan,
-        handle: IPacketHandle,
-        hook: IReadHook | None,
+        reader: IPacketReader,
+        before_read: Callable[[], None] | None,
         packet_log: type[PacketLog] | None,
-    ) -> CapturePort:
+    ) -> tuple[str, RecordingBuffer]:
+        """The id of a capture, and the buffer for its packets."""
         capture_id = secrets.token_hex(6)
         observer = None
         if packet_log is not None:
-            observer = packet_log(capture_id, handle.link_type, now=self._reactor.seconds, panic=self._panic)
-        buffer = RecordingBuffer(
-            handle,
+            observer = packet_log(capture_id, reader.link_type, now=self._reactor.seconds, panic=self._panic)
+        return capture_id, RecordingBuffer(
+            reader,
             f"pcapsvc-{capture_id}",
             open_dumper=lambda file: self._system.open_dumper(
-                file, link_type=handle.link_type, snap_length=plan.snap_length
+                file, link_type=reader.link_type, snap_length=plan.snap_length
             ),
-            before_read=(lambda: None) if hook is None else (lambda: hook.before_read(handle)),
+            before_read=before_read or (lambda: None),
             snap_length=plan.snap_length,
             observer=observer,
         )
+
+    def _port(
+        self,
+        plan: CapturePlan,
+        reader: IPacketReader,
+        buffer: RecordingBuffer,
+        *,
+        hook: IReadHook | None = None,
+        past: PastPackets | None,
+        capture_id: str,
+    ) -> CapturePort:
         return CapturePort(
             self._reactor,
-            handle,
+            reader,
             buffer,
             plan,
             hook=hook,
+            past=past,
             capture_id=capture_id,
             wall_clock=self._wall_clock,
             hand_over_seconds=self._hand_over_seconds,
         )
 
 
-def _close(hook: IReadHook | None) -> None:
-    if hook is not None:
-        hook.close()
+def _close(one: IReadHook | ISieve | None) -> None:
+    if one is not None:
+        one.close()
 
 
 def _packet_log_class() -> type[PacketLog]:

@@ -1,38 +1,112 @@
-"""The histories of all interfaces that are configured to have one."""
+"""The histories of all interfaces that have one."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
+from pcapsvc.capture.history import HistoryRecorder
+from pcapsvc.capture.port import ICaptureReactor
 from pcapsvc.core.history import HistoryBounds, HistoryState
-from pcapsvc.interfaces.capture import IHistories
+from pcapsvc.interfaces.capture import IHistories, IPacketSystem, IReadHook
+
+# In addition to the kernel's own time-out for a block that isn't full: its timer counts in jiffies of 4 ms.
+_TIMER_SLACK_SECONDS = 0.008
+
+
+def hand_over_seconds(read_timeout_ms: int) -> float:
+    """
+    How long the kernel may hold back a packet that has arrived.
+
+    @param read_timeout_ms: after how long the kernel hands over a block that isn't full.
+    """
+    return read_timeout_ms / 1000 + _TIMER_SLACK_SECONDS
 
 
 @implementer(IHistories)
-class Histories:
+class Histories(Service):
     """
-    See L{IHistories}.
+    Records interfaces all the time.
 
-    @param bounds: of each, by the name of its interface.
+    @param bounds: how much of each interface is kept, by its name.
+    @param find: finds the index of an interface by one of its names.
+    @param hook: makes what happens before each read of a handle, by the interface's name; L{None} is nothing.
+    @param wall_clock: the time in seconds since the Unix epoch.
+    @param read_timeout_ms: after how long the kernel hands over a block that isn't full.
     """
 
-    def __init__(self, bounds: Mapping[str, HistoryBounds]) -> None:
-        self._bounds = bounds
+    name = "histories"
+
+    def __init__(
+        self,
+        reactor: ICaptureReactor,
+        system: IPacketSystem,
+        bounds: Mapping[str, HistoryBounds],
+        *,
+        find: Callable[[str], Deferred[int | None]],
+        hook: Callable[[str], IReadHook] | None = None,
+        wall_clock: Callable[[], float],
+        read_timeout_ms: int,
+    ) -> None:
+        self._find = find
+        self._recorders = [
+            HistoryRecorder(
+                reactor,
+                system,
+                interface,
+                kept,
+                find=find,
+                hook=hook,
+                wall_clock=wall_clock,
+                hand_over_seconds=hand_over_seconds(read_timeout_ms),
+            )
+            for interface, kept in bounds.items()
+        ]
+
+    def startService(self) -> None:
+        """Begin to record."""
+        super().startService()  # type: ignore[no-untyped-call]
+        for recorder in self._recorders:
+            recorder.start()
+
+    def stopService(self) -> None:
+        """Stop, and forget everything."""
+        super().stopService()  # type: ignore[no-untyped-call]
+        for recorder in self._recorders:
+            recorder.stop()
+
+    def keep_up(self) -> None:
+        """Read what has arrived, in the middle of other work."""
+        for recorder in self._recorders:
+            recorder.pull()
 
     def states(self) -> Sequence[HistoryState]:
-        """See L{IHistories.states}."""
-        return [
-            HistoryState(
-                interface=interface,
-                bounds=bounds,
-                since=None,
-                seconds=0.0,
-                packets=0,
-                bytes=0,
-                dropped=0,
-                problem="it is not being recorded",
-            )
-            for interface, bounds in self._bounds.items()
-        ]
+        """How far back each of them reaches: see L{IHistories.states}."""
+        return [recorder.state() for recorder in self._recorders]
+
+    def find(self, interface: str) -> Deferred[HistoryRecorder | None]:
+        """
+        The history of an interface.
+
+        @param interface: one of its names. If it is gone, the one by which it is configured.
+
+        @return: fires with L{None} if it has none. Fails with L{OSError}.
+        """
+        return Deferred.fromCoroutine(self._found(interface))
+
+    async def _found(self, interface: str) -> HistoryRecorder | None:
+        if not self._recorders:
+            return None
+        index = await self._find(interface)
+        for recorder in self._recorders:
+            if index is not None and recorder.index == index:
+                return recorder
+        for recorder in self._recorders:
+            if recorder.interface == interface:
+                # Its handle may still be on an interface that had this name before.
+                recorder.compare(index)
+                return recorder
+        return None

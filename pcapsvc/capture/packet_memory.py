@@ -38,6 +38,7 @@ class Segment:
 
     @ivar slot: the number of the slot that they are in, counted from the first one that was ever used.
     @ivar start: where they begin in it, in bytes; C{end} is one beyond their last byte.
+    @ivar number: how many packets were recorded before.
     @ivar packets: how many there are.
     @ivar first: the time stamp of the first one, in seconds since the Unix epoch.
     @ivar read: when the last one was read, in seconds of the reactor's clock.
@@ -47,37 +48,39 @@ class Segment:
     slot: int
     start: int
     end: int
+    number: int
     packets: int
     first: float
     read: float
     dropped: int
 
 
-@dataclass(frozen=True, kw_only=True, order=True)
+@dataclass(frozen=True, kw_only=True)
 class Position:
     """
     A place between two packets.
 
     @ivar slot: as in L{Segment}.
     @ivar offset: in the slot, in bytes.
+    @ivar number: how many packets were recorded before.
     """
 
     slot: int
     offset: int
+    number: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """
-    A part of a segment.
+    """Packets that follow one another in memory, from one place to another in the same slot."""
 
-    @ivar packets: how many packets it has.
-    """
+    start: Position
+    end: Position
 
-    slot: int
-    start: int
-    end: int
-    packets: int
+    @property
+    def packets(self) -> int:
+        """How many there are."""
+        return self.end.number - self.start.number
 
 
 class PacketMemory:
@@ -125,8 +128,19 @@ class PacketMemory:
         self._slot = -1
         self._slot_began = 0.0
         self._size = 0
-        self.packets = 0
+        # How many packets were recorded so far, and how many bytes they had.
+        self._number = self._recorded_bytes = 0
         self.released: float | None = None
+
+    @property
+    def packets(self) -> int:
+        """How many packets are kept."""
+        return self._number - self._segments[0].number if self._segments else 0
+
+    @property
+    def recorded_bytes(self) -> int:
+        """How many bytes of packets were recorded so far."""
+        return self._recorded_bytes
 
     @property
     def bytes(self) -> int:
@@ -136,7 +150,7 @@ class PacketMemory:
     @property
     def end(self) -> Position:
         """The place after the last packet."""
-        return Position(slot=self._slot, offset=self._size)
+        return Position(slot=self._slot, offset=self._size, number=self._number)
 
     @property
     def oldest(self) -> float | None:
@@ -172,9 +186,10 @@ class PacketMemory:
     def _writer_for_next(self, now: float) -> IRecordWriter:
         """The writer of a slot that has room for a packet."""
         rest = self._slot_bytes - self._size
-        if self._writer is not None and rest >= max(self._largest, int(self._slot_bytes * _REST)):
-            if not self._size or now - self._slot_began < self._seconds * _SLOT_SECONDS:
-                return self._writer
+        has_room = rest >= max(self._largest, int(self._slot_bytes * _REST))
+        is_new = not self._size or now - self._slot_began < self._seconds * _SLOT_SECONDS
+        if self._writer is not None and has_room and is_new:
+            return self._writer
         return self.begin_slot(now)
 
     def begin_slot(self, now: float) -> IRecordWriter:
@@ -215,28 +230,29 @@ class PacketMemory:
                     slot=self._slot,
                     start=self._size,
                     end=size,
+                    number=self._number,
                     packets=packets,
                     first=first,
                     read=now,
                     dropped=dropped,
                 )
             )
+        self._recorded_bytes += size - self._size
+        self._number += packets
         self._size = size
-        self.packets += packets
 
     def _view(self, slot: int, start: int, end: int) -> memoryview:
         base = self._places[slot] * self._slot_bytes
         return memoryview(self._memory)[base + start : base + end]
 
     def expire(self, now: float) -> None:
-        """Release what is too old, and give memory that has not been used since the last time to the system."""
+        """Release what is too old, and return memory that has not been used since the last call."""
         for place in self._soiled:
             # The system gives it back filled with zeros.
             self._memory.madvise(mmap.MADV_DONTNEED, place * self._slot_bytes, self._slot_bytes)
         self._soiled.clear()
         while self._segments and self._segments[0].read < now - self._seconds:
-            segment = self._segments.popleft()
-            self.packets -= segment.packets
+            self._segments.popleft()
         oldest = self._segments[0].slot if self._segments else self._slot
         while next(iter(self._places), oldest) < oldest:
             self._release_oldest()
@@ -249,17 +265,18 @@ class PacketMemory:
         # First of all: a thread that copies it has to notice.
         place = self._places.pop(slot)
         while self._segments and self._segments[0].slot == slot:
-            self.packets -= self._segments.popleft().packets
+            self._segments.popleft()
         self._free.append(place)
         self._soiled.add(place)
 
-    def find(self, since: float) -> tuple[Position, int]:
+    def find(self, since: float) -> tuple[Position, int | None]:
         """
         The place of the first packet that is no older than a time.
 
         @param since: in seconds since the Unix epoch.
 
-        @return: the place, and how many packets the kernel had dropped before the segment that it is in.
+        @return: the place, and how many packets the kernel had dropped before the segment that it is in;
+            L{None} if there are no packets.
         """
         found: Segment | None = None
         for segment in reversed(self._segments):
@@ -267,32 +284,37 @@ class PacketMemory:
             if segment.first < since:
                 break
         if found is None:
-            return self.end, -1
-        records = self._view(found.slot, found.start, found.end)
+            return self.end, None
+        records, number = self._view(found.slot, found.start, found.end), found.number
+        at = found.start
         for at in record_offsets(records):
             if time_stamp(records, at) >= since:
-                return Position(slot=found.slot, offset=found.start + at), found.dropped
-        return Position(slot=found.slot, offset=found.end), found.dropped
+                break
+            number += 1
+        else:
+            at = len(records)
+        return Position(slot=found.slot, offset=found.start + at, number=number), found.dropped
 
     def pieces(self, start: Position, end: Position) -> list[Piece]:
         """The packets between two places, in their order. Those that are not kept any more are left out."""
         found = []
-        for segment in self._reversed_until(start):
-            first = max(segment.start, start.offset) if segment.slot == start.slot else segment.start
-            last = min(segment.end, end.offset) if segment.slot == end.slot else segment.end
-            if segment.slot > end.slot or first >= last:
-                continue
-            packets = segment.packets
-            if (first, last) != (segment.start, segment.end):
-                packets = len(list(record_offsets(self._view(segment.slot, first, last))))
-            found.append(Piece(slot=segment.slot, start=first, end=last, packets=packets))
+        for segment in reversed(self._segments):
+            first = Position(slot=segment.slot, offset=segment.start, number=segment.number)
+            last = Position(slot=segment.slot, offset=segment.end, number=segment.number + segment.packets)
+            if last.number <= start.number:
+                break
+            if first.number < end.number:
+                piece = Piece(
+                    start=start if start.number > first.number else first,
+                    end=end if end.number < last.number else last,
+                )
+                found.append(piece)
         return found[::-1]
 
-    def _reversed_until(self, start: Position) -> Iterator[Segment]:
-        for segment in reversed(self._segments):
-            if (segment.slot, segment.end) <= (start.slot, start.offset):
-                return
-            yield segment
+    def next_piece(self, start: Position, end: Position) -> Piece | None:
+        """The first of the packets between two places; L{None} if there are none."""
+        pieces = self.pieces(start, end)
+        return pieces[0] if pieces else None
 
     def copy(self, piece: Piece) -> bytearray | None:
         """
@@ -300,13 +322,14 @@ class PacketMemory:
 
         @return: L{None} if they are not kept any more.
         """
-        place = self._places.get(piece.slot)
+        slot = piece.start.slot
+        place = self._places.get(slot)
         if place is None:
             return None
         base = place * self._slot_bytes
-        copied = bytearray(memoryview(self._memory)[base + piece.start : base + piece.end])
+        copied = bytearray(memoryview(self._memory)[base + piece.start.offset : base + piece.end.offset])
         # They may have been overwritten in the meantime.
-        return copied if self._places.get(piece.slot) == place else None
+        return copied if self._places.get(slot) == place else None
 
     def close(self) -> None:
         """Write no more. The memory is free when nobody reads it any more."""
@@ -323,7 +346,24 @@ def record_offsets(records: memoryview) -> Iterator[int]:
         at += PACKET_HEADER_BYTES + unpack(records, at)[2]
 
 
+def packet_header(records: memoryview, at: int) -> tuple[int, int, int, int]:
+    """
+    The header of the packet at this offset: the seconds and microseconds of its time stamp, and how many
+    bytes are kept of how many.
+    """
+    seconds, microseconds, kept, length = _PACKET_HEADER.unpack_from(records, at)
+    return seconds, microseconds, kept, length
+
+
 def time_stamp(records: memoryview, at: int) -> float:
     """When the packet at this offset arrived, in seconds since the Unix epoch."""
-    seconds, microseconds, _, _ = _PACKET_HEADER.unpack_from(records, at)
-    return float(seconds) + microseconds / 1e6
+    seconds, microseconds, _, _ = packet_header(records, at)
+    return seconds + microseconds / 1e6
+
+
+def each_packet(records: memoryview) -> Iterator[tuple[bytes, int]]:
+    """Each packet in a part of a pcap file: what is kept of it, and its length on the wire, in bytes."""
+    for at in record_offsets(records):
+        _, _, kept, length = packet_header(records, at)
+        start = at + PACKET_HEADER_BYTES
+        yield bytes(records[start : start + kept]), length

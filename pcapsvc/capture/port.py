@@ -20,7 +20,7 @@ from pcapsvc.core.plan import CapturePlan
 from pcapsvc.core.read_pace import ReadPace
 from pcapsvc.core.recording import Progress, Recording
 from pcapsvc.core.session import CaptureSession, StopReason
-from pcapsvc.interfaces.capture import ICapture, IPacketHandle, IReadHook
+from pcapsvc.interfaces.capture import ICapture, IPacketReader, IReadHook
 
 # How many packets are read between two looks at the clock: about 2 ms.
 _STEP_PACKETS = 8192
@@ -54,6 +54,7 @@ class CapturePort:
 
     @param handle: owned from here on, as are C{buffer} and C{hook}.
     @param hook: closed with the handle; the buffer calls it before each read.
+    @param past: what is in the buffer already; L{None} if it didn't ask for anything.
     @param wall_clock: the time in seconds since the Unix epoch.
     @param hand_over_seconds: how long the kernel may hold back a packet that has arrived. A deadline is
         checked this much later, when everything that arrived before it can be read.
@@ -61,16 +62,15 @@ class CapturePort:
 
     _log = Logger()
 
-    past: PastPackets | None = None
-
     def __init__(
         self,
         reactor: ICaptureReactor,
-        handle: IPacketHandle,
+        handle: IPacketReader,
         buffer: RecordingBuffer,
         plan: CapturePlan,
         *,
         hook: IReadHook | None = None,
+        past: PastPackets | None = None,
         capture_id: str,
         wall_clock: Callable[[], float],
         hand_over_seconds: float,
@@ -93,15 +93,25 @@ class CapturePort:
             plan.limits, snap_length=plan.snap_length, now=self._began, wall=self.started
         )
         self.plan = plan
+        self.past = past
         self.capture_id = capture_id
         self.link_type = file_link_type(handle.link_type)
         self.compile_seconds = handle.program.compile_seconds
 
-    def begin(self) -> None:
+    def begin(self, reason: StopReason | None = None) -> None:
         """
         Read packets from here on, until the first limit is reached: it may take a while until the other
         captures of the request are prepared, and the ring would not hold the packets for long.
+
+        @param reason: why it is over already, with what is in the buffer; L{None} if it isn't.
         """
+        if self._buffer.packets:
+            now = self._reactor.seconds()
+            reached = self._session.recorded(self._buffer.packets, self._buffer.size, now)
+            reason = reason or reached
+        if reason is not None:
+            self.end(reason)
+            return
         try:
             self._reactor.addReader(self)
             self._await_deadline()

@@ -168,6 +168,7 @@ class HistoryState:
     dropped: int
     problem: str | None
 
+<<<<<<< HEAD
     def values(self) -> dict[str, Any]:
         """It in values that JSON has; what isn't there is L{None}."""
         return {
@@ -184,3 +185,60 @@ class HistoryState:
                 "bpf": self.bounds.bpf,
             },
         }
+=======
+
+@dataclass(frozen=True, kw_only=True)
+class Outage:
+    """
+    A time in which nothing could be recorded.
+
+    @ivar began: when, in seconds since the Unix epoch.
+    @ivar ended: likewise; L{None} if it lasts.
+    """
+
+    began: float
+    ended: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reach:
+    """
+    How complete a history is. All times are in seconds since the Unix epoch.
+
+    @ivar started: when recording began; L{None} if it has not.
+    @ivar released: the time stamp of the oldest packet that is kept since others were overwritten; L{None}
+        if none were.
+    @ivar outages: when nothing could be recorded since.
+    """
+
+    seconds: float
+    started: float | None
+    released: float | None
+    outages: tuple[Outage, ...] = ()
+
+    def since(self, now: float) -> float | None:
+        """From when on packets are kept; L{None} if nothing was recorded yet."""
+        if self.started is None:
+            return None
+        return max(self.started, now - self.seconds, self.released or self.started)
+
+    def missing(self, since: float, until: float) -> list[Missing]:
+        """What is not kept of a part of the past."""
+        found: list[Missing] = []
+        known = (
+            (MissingReason.TOO_SHORT, until - self.seconds),
+            (MissingReason.STARTED, until if self.started is None else self.started),
+            (MissingReason.SIZE, self.released),
+        )
+        for reason, begins in known:
+            if begins is not None and begins > since:
+                found.append(Missing(reason=reason, seconds=begins - since))
+                since = begins
+        down = sum(
+            max(0.0, min(until, until if outage.ended is None else outage.ended) - max(since, outage.began))
+            for outage in self.outages
+        )
+        if down:
+            found.append(Missing(reason=MissingReason.DOWN, seconds=down))
+        return found
+>>>>>>> 341820f (Record interfaces all the time, and begin captures with the past)

@@ -55,7 +55,7 @@ def for_recorded(program: Program, link_type: int) -> Program:
     if program.reads_packet_type:
         raise FilterRejected(
             program.bpf,
-            "can't be used for packets of the past: the direction of a packet isn't recorded on this interface",
+            "can't be used for packets of the past: their direction is not recorded on this interface",
         )
     plain = list(_INSTRUCTION.iter_unpack(program.instructions))
     untagged = list(_laid_out([_on_untagged(each) for each in plain], program.bpf))

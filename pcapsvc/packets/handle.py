@@ -8,7 +8,7 @@ import struct
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import pcapy
 from zope.interface import implementer
@@ -19,6 +19,7 @@ from pcapsvc.core.read_pace import Ring
 from pcapsvc.core.recording import PacketCounts
 from pcapsvc.core.text import one_line
 from pcapsvc.interfaces.capture import IPacketDumper, IPacketHandle, PacketSink
+from pcapsvc.packets import network_interfaces
 from pcapsvc.packets.filter_compiler import uses_netmask
 from pcapsvc.packets.kernel_filter import attach, runs_in_kernel
 from pcapsvc.packets.libpcap import (
@@ -30,7 +31,6 @@ from pcapsvc.packets.libpcap import (
     kept_length,
     library_path,
 )
-from pcapsvc.packets import network_interfaces
 from pcapsvc.packets.network_interfaces import (
     ANY_INDEX,
     Interface,
@@ -277,7 +277,7 @@ class PcapyHandle:
         if callable(sink):
             return int(self._reader.dispatch(count, sink))
         if self._libpcap is None:
-            return int(self._reader.dispatch(count, sink.dump))
+            return int(self._reader.dispatch(count, cast(PlainDumper, sink).dump))
         return self._libpcap.dump(self._reader, sink, count)
 
     def _unavailable(self, error: Exception) -> CaptureUnavailable:

@@ -187,9 +187,7 @@ class PcapySystem(Service):
         """Write packets into memory: see L{IPacketSystem.open_records}."""
         return self._records().open_writer(memory, start, end, link_type=link_type)
 
-    def open_sieve(
-        self, *, link_type: int, kept: int, snap_length: int, bpf: str
-    ) -> Deferred[ISieve]:
+    def open_sieve(self, *, link_type: int, kept: int, snap_length: int, bpf: str) -> Deferred[ISieve]:
         """Filter packets that were recorded: see L{IPacketSystem.open_sieve}."""
 
         async def open_it() -> ISieve:
