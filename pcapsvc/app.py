@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from twisted.application.service import IService, MultiService
 
 from pcapsvc.assembly import build_capturer, build_delivery, build_pipeline
-from pcapsvc.capture.histories import Histories
 from pcapsvc.capture_files import CaptureFiles
 from pcapsvc.captures import Captures
 from pcapsvc.core.event import EventFactory
@@ -39,7 +38,7 @@ from pcapsvc.reports.log import LogReporter
 from pcapsvc.reports.progress import ProgressReports
 from pcapsvc.reports.settings import ReportsSettings
 from pcapsvc.settings import Settings
-from pcapsvc.settings.interface import histories, history_bytes
+from pcapsvc.settings.interface import history_bytes
 from pcapsvc.settings.section import (
     BuildContext,
     DestinationSection,
@@ -113,7 +112,7 @@ def build(
     reporters = _reporters(context, captures)
     reporter = FanOutReporter([*reporters.values()])
     outboxes, rounds, spool = build_delivery(context, [*destinations.values()], reporter)
-    packets, capturer, below = build_capturer(context, pools.new(), system)
+    packets, remembered, capturer, below = build_capturer(context, pools.new(), system)
     encoder = _encoder(context)
     files = CaptureFiles(reactor, _retain_bytes(settings))
     pipeline = build_pipeline(context, capturer, encoder, Outboxes(outboxes), reporter, captures, files)
@@ -125,7 +124,8 @@ def build(
         [pipeline, *rounds, *_progress_reports(context, captures, reporter)],
         [*outboxes],
         *spool,
-        [packets, files],
+        [remembered, files],
+        [packets],
         *below,
         _services(encoder, *destinations.values(), *reporters.values()),
         [pools, NameLookups(reactor, pools.new().run)],
@@ -144,7 +144,7 @@ def build(
         reporter=reporter,
         encoder=encoder,
         packets=packets,
-        histories=Histories(histories(settings)),
+        histories=remembered,
         outboxes={outbox.destination: outbox for outbox in outboxes},
         spool=spool[0] if spool else None,
     )

@@ -8,6 +8,7 @@ from twisted.application.service import IService
 
 from pcapsvc.capture.buffer import MOST_BEYOND_BYTES
 from pcapsvc.capture.capturer import Capturer
+from pcapsvc.capture.histories import Histories
 from pcapsvc.capture_files import CaptureFiles
 from pcapsvc.captures import Captures
 from pcapsvc.core.admission import Admission
@@ -33,7 +34,7 @@ from pcapsvc.packets.ring import ring_bytes
 from pcapsvc.packets.standby import StandbySystem
 from pcapsvc.pipeline import Pipeline
 from pcapsvc.settings import Settings
-from pcapsvc.settings.interface import capture_bytes, interfaces_by_alias
+from pcapsvc.settings.interface import capture_bytes, histories, interfaces_by_alias
 from pcapsvc.settings.section import BuildContext, DestinationSection
 from pcapsvc.threads import Threads
 
@@ -44,9 +45,9 @@ if TYPE_CHECKING:
 
 def build_capturer(
     context: BuildContext, threads: Threads, system: IStandbyPacketSystem | None
-) -> tuple[StandbySystem, Capturer, list[list[IService]]]:
+) -> tuple[StandbySystem, Histories, Capturer, list[list[IService]]]:
     """
-    The packet system, the capturer, and services that both need, which stop after them.
+    The packet system, the histories, the capturer, and services that they need, which stop after them.
     """
     settings, reactor = context.settings, context.reactor
     services: list[list[IService]] = []
@@ -70,17 +71,28 @@ def build_capturer(
         snap_length=settings.general.snap_length,
     )
     own_traffic = OwnTrafficFilter(reactor, compile_now=packets.compile_now, table=SocketTable)
+    hook = own_traffic.watch if settings.general.exclude_self else None
+    remembered = Histories(
+        reactor,
+        packets,
+        histories(settings),
+        find=packets.find,
+        hook=hook,
+        wall_clock=context.wall_clock,
+        read_timeout_ms=settings.capture.read_timeout_ms,
+    )
     capturer = Capturer(
         reactor,
         packets,
         run_in_thread=threads.run,
-        hook=own_traffic.watch if settings.general.exclude_self else None,
+        hook=hook,
+        histories=remembered,
         wall_clock=context.wall_clock,
         read_timeout_ms=settings.capture.read_timeout_ms,
         packet_debug=settings.general.packet_debug,
         panic=settings.general.panic,
     )
-    return packets, capturer, services
+    return packets, remembered, capturer, services
 
 
 def build_pipeline(

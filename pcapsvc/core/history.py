@@ -168,7 +168,6 @@ class HistoryState:
     dropped: int
     problem: str | None
 
-<<<<<<< HEAD
     def values(self) -> dict[str, Any]:
         """It in values that JSON has; what isn't there is L{None}."""
         return {
@@ -185,7 +184,7 @@ class HistoryState:
                 "bpf": self.bounds.bpf,
             },
         }
-=======
+
 
 @dataclass(frozen=True, kw_only=True)
 class Outage:
@@ -241,4 +240,3 @@ class Reach:
         if down:
             found.append(Missing(reason=MissingReason.DOWN, seconds=down))
         return found
->>>>>>> 341820f (Record interfaces all the time, and begin captures with the past)
