@@ -355,6 +355,7 @@ class CapturePort:
             packets=self._buffer.packets,
             counts=counts and counts.with_at_least(self._buffer.packets),
             content=content,
+            past=self.past,
         )
 
     def _read_what_was_held_back(self) -> None:

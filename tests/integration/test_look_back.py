@@ -1,0 +1,149 @@
+"""The past of an interface, in the files of captures: a daemon that records a real wire all the time."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from twisted.trial import unittest
+
+from peers.daemon import Daemon
+from peers.frames import number_of, udp_frame
+from peers.tcpdump import read_packets
+from peers.wire import Wire
+
+
+class LookBackTests(unittest.SynchronousTestCase):
+    """A daemon that remembers a wire."""
+
+    def setUp(self) -> None:
+        self.wire = Wire()
+        self.addCleanup(self.wire.stop)
+        self.wire.start()
+
+    def start(self, history: str = "history = 60", **options: Any) -> Daemon:
+        """A daemon that records the wire."""
+        interface = f'[[interface]]\nname = "{self.wire.interface}"\n{history}\n'
+        daemon = Daemon(interface, **options)
+        self.addCleanup(daemon.stop)
+        daemon.start()
+        daemon.until(lambda: self.history(daemon)["problem"] is None or None, "the history")
+        return daemon
+
+    def history(self, daemon: Daemon) -> dict[str, Any]:
+        """What the daemon remembers of the wire."""
+        _, answer = daemon.request("GET", "/interfaces")
+        [found] = [each for each in answer["interfaces"] if each["name"] == self.wire.interface]
+        history: dict[str, Any] = found["history"]
+        return history
+
+    def remembered(self, daemon: Daemon, packets: int) -> None:
+        """Wait until so many packets are remembered."""
+        daemon.until(lambda: self.history(daemon)["packets"] >= packets or None, "the packets")
+
+    def send(self, *numbers: int, port: int = 9) -> None:
+        """Send packets over the wire."""
+        self.wire.send([udp_frame(number, port=port) for number in numbers])
+
+    def capture(self, daemon: Daemon, **message: Any) -> str:
+        """A capture that looks back."""
+        return daemon.capture(**{"interface": [self.wire.interface], "before": 30, **message})
+
+    def numbers(self, path: Path) -> list[int]:
+        """The numbers of the packets in a file."""
+        return [number_of(packet.data) for packet in read_packets(path)]
+
+    def test_past_only(self) -> None:
+        """What was sent before a request is in its file, which is there at once."""
+        daemon = self.start()
+        self.send(*range(100))
+        capture = self.capture(daemon, pastonly=True)
+        state = daemon.done(capture)
+        self.assertEqual(self.numbers(daemon.file_of(capture)), list(range(100)))
+        self.assertEqual((state["reason"], state["packets"]), ("past", 100))
+        self.assertEqual((state["history"]["requested"], state["history"]["packets"]), (30, 100))
+
+    def test_past_and_live(self) -> None:
+        """A capture goes on where the past ends: no packet is missing, and none is there twice."""
+        daemon = self.start()
+        frames = [udp_frame(number) for number in range(20_000)]
+        sender = threading.Thread(target=self.wire.send, args=(frames, 10_000.0))
+        sender.start()
+        self.addCleanup(sender.join)
+        self.remembered(daemon, 2000)
+        captures = [self.capture(daemon, timeout=1, bpf=bpf) for bpf in ("", "udp port 9", "udp port 10")]
+        for capture in captures[:2]:
+            state = daemon.done(capture)
+            self.assertEqual(self.numbers(daemon.file_of(capture)), list(range(20_000)))
+            self.assertTrue(2000 <= state["history"]["packets"] < 20_000, state)
+            self.assertEqual(state["reason"], "idle")
+        self.assertEqual(daemon.done(captures[2])["packets"], 0)
+
+    def test_limits(self) -> None:
+        """If not everything fits, the newest packets are used, and the result says since when."""
+        daemon = self.start()
+        self.send(*range(1000))
+        self.remembered(daemon, 1000)
+        size = 16 + 128
+        for limit, last in (
+            ({"packets": 10}, 10),
+            ({"bytes": 24 + 20 * size + 1}, 20),
+            ({"bytes": 24 + 20 * size + 1, "bpf": "udp port 9"}, 20),
+            ({"packets": 7, "bpf": "udp port 9"}, 7),
+        ):
+            capture = self.capture(daemon, **limit)
+            state = daemon.done(capture)
+            self.assertEqual(self.numbers(daemon.file_of(capture)), list(range(1000))[-last:])
+            self.assertEqual(state["reason"], "packets" if "packets" in limit else "bytes")
+            self.assertEqual([each["reason"] for each in state["history"]["missing"]], ["started", "limit"])
+
+    def test_snap_length(self) -> None:
+        """Packets are cut to the snap length of the request, after its filter has seen them."""
+        daemon = self.start("history = 60\nhistorysnap = 100")
+        self.send(*range(20))
+        capture = self.capture(daemon, pastonly=True, snap=40, bpf="udp[15] = 7 or udp[15] = 8")
+        daemon.done(capture)
+        packets = read_packets(daemon.file_of(capture))
+        self.assertEqual([(len(packet.data), packet.length) for packet in packets], [(40, 128)] * 2)
+
+    def test_no_history(self) -> None:
+        """An interface without history can't look back, unless the request does without."""
+        daemon = self.start()
+        body = {"node": daemon.node, "interface": ["lo"], "before": 5, "duration": 1, "bpf": "udp port 9"}
+        status, answer = daemon.request("POST", "/captures", json.dumps(body).encode())
+        self.assertEqual((status, answer["problems"][0]["path"]), (400, "before"))
+        state = daemon.done(daemon.capture(**{**body, "beforeoptional": True}))
+        self.assertEqual(state["history"]["missing"], [{"reason": "none", "seconds": 5, "packets": None}])
+
+    def test_interface_goes_and_comes(self) -> None:
+        """What was recorded before an interface was down, or away, stays; and it is recorded again."""
+        daemon = self.start()
+        self.send(1, 2)
+        self.remembered(daemon, 2)
+        self.wire.down()
+        daemon.until(lambda: self.history(daemon)["problem"], "the interface to be down")
+        time.sleep(1)
+        self.wire.up()
+        daemon.until(lambda: self.history(daemon)["problem"] is None or None, "the interface to be up")
+        self.send(3)
+        self.remembered(daemon, 3)
+        self.wire.delete()
+        capture = self.past(daemon)
+        self.assertEqual(self.numbers(daemon.file_of(capture)), [1, 2, 3])
+        self.wire.make()
+        daemon.until(lambda: self.history(daemon)["problem"] is None or None, "the interface to be back")
+        self.send(4)
+        self.remembered(daemon, 4)
+        capture = self.past(daemon)
+        self.assertEqual(self.numbers(daemon.file_of(capture)), [1, 2, 3, 4])
+        missing = {each["reason"]: each["seconds"] for each in daemon.done(capture)["history"]["missing"]}
+        self.assertTrue(1 <= missing["down"] < 30, missing)
+
+    def past(self, daemon: Daemon) -> str:
+        """A capture of the past, which is done."""
+        capture = self.capture(daemon, pastonly=True)
+        daemon.done(capture)
+        return capture
