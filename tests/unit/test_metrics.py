@@ -186,7 +186,9 @@ class SeriesTests(MetricsCase):
             self.assertNotRegex(family.name, r"total|count|_(milli|micro|kilo|mega|minutes|hours|percent)")
             self.assertTrue(family.documentation.endswith("."), family)
             for sample in family.samples:
-                self.assertFalse({"id", "requestid", "capture", "interface"} & set(sample.labels))
+                self.assertFalse({"id", "requestid", "capture"} & set(sample.labels))
+                # An interface with a history is configured; those that requests name need not be.
+                self.assertEqual("interface" in sample.labels, sample.name.startswith("pcapsvc_history_"))
                 self.assertFalse(sample.name.endswith("_created"))
 
     def test_promtool(self) -> None:
