@@ -32,7 +32,11 @@ const dayAndClock = new Intl.DateTimeFormat(undefined, { month: "short", day: "n
 
 const REASONS = {
   packets: "Packet limit", bytes: "Size limit", idle: "Idle", duration: "Time limit",
-  device_lost: "Interface gone", shutdown: "Shutdown", cancelled: "Ended by hand",
+  past: "Past only", device_lost: "Interface gone", shutdown: "Shutdown", cancelled: "Ended by hand",
+};
+const MISSING = {
+  too_short: "history too short", size: "history’s memory full", drops: "dropped by the kernel", down: "interface down",
+  started: "not yet recorded", limit: "no room in the limits", none: "no history",
 };
 const DELIVERY_STATES = {
   pending: "pending", retrying: "retrying", delivered: "delivered", spooled: "in the spool", failed: "failed",
@@ -72,6 +76,17 @@ function moment(text) {
   const time = new Date(text);
   if (Number.isNaN(time.getTime())) return "–";
   return (Date.now() - time < 12 * 3600e3 ? clock : dayAndClock).format(time);
+}
+
+/** What a capture has of the past, and what is missing of it. */
+function pastWords({ requested, first, packets = 0, missing = [] }) {
+  const has = packets ? `${plural(packets, "packet")} since ${moment(first)}` : "no packets";
+  const lacks = missing.map(({ reason, seconds, packets: lost }) => {
+    const sizes = [seconds != null && `${seconds < 10 ? seconds.toFixed(1) : Math.round(seconds)} s`, lost != null && plural(lost, "packet")].filter(Boolean);
+    const why = MISSING[reason] ?? reason;
+    return sizes.length ? `${sizes.join(", ")} (${why})` : why;
+  });
+  return [`Past ${requested} s: ${has}`, lacks.length ? `Missing: ${lacks.join(", ")}` : ""];
 }
 
 /** An element with attributes (text only; never "style" or "on…") and children. Strings become text. */
@@ -419,9 +434,9 @@ class Model {
         return { packets, bytes: size, seconds, received, dropped };
       }
       case "pcapsvc.capture.stopped": {
-        const { reason, packets, bytes: size, received = null, dropped = null, interface_dropped = null, file = null } = data;
+        const { reason, packets, bytes: size, received = null, dropped = null, interface_dropped = null, file = null, history = null } = data;
         const next = RANKS[state.state] > 1 ? state.state : "delivering";
-        return { state: next, reason, packets, bytes: size, received, dropped, interface_dropped, file };
+        return { state: next, reason, packets, bytes: size, received, dropped, interface_dropped, file, history };
       }
       case "pcapsvc.capture.failed": return { state: "failed", problem: data.problem, deliveries: [] };
       case "pcapsvc.capture.done": return { state: state.state === "failed" ? "failed" : "done" };
@@ -438,11 +453,11 @@ class Model {
 
   _started({ subject, data, source = "" }) {
     if (!subject || this.captures.has(subject)) return;
-    const { requestid, alertid, alertstr, customer, tags, via, interface: name, bpf = "", snap_length, limits = {}, started, link_type } = data;
+    const { requestid, alertid, alertstr, customer, tags, via, interface: name, bpf = "", snap_length, limits = {}, started, link_type, history = null } = data;
     this.put({
       id: subject, state: "capturing", source: via, node: source.split("/").pop(), interface: name,
       request: { requestid, alertid, alertstr, customer, tags },
-      bpf, snap_length, limits, started, link_type, packets: 0, bytes: 0, seconds: 0, deliveries: [],
+      bpf, snap_length, limits, started, link_type, history, packets: history?.packets ?? 0, bytes: 0, seconds: 0, deliveries: [],
     });
     this._announce("started", this.captures.get(subject));
   }
@@ -472,6 +487,12 @@ function fillWhat(slots, { interface: name, bpf, request = {}, id, source, link_
     ["alert", request.alertid], ["alert", request.alertstr], ["tags", request.tags]];
   slots.labels.replaceChildren(...labels.filter(([, value]) => value != null && value !== "").map(([key, value]) =>
     el("span", { class: "label", title: `${key}: ${value}` }, el("span", { class: "key" }, key), ` ${value}`)));
+}
+
+function fillPast(slot, history) {
+  const [has, lacks] = history ? pastWords(history) : ["", ""];
+  if (slot.textContent === has + lacks) return;
+  slot.replaceChildren(...[el("span", {}, has), el("span", { class: "warn" }, lacks)].filter((part) => part.textContent));
 }
 
 /** What a capture is called when it is read out. */
@@ -567,6 +588,7 @@ class Card {
     if (!this._capture.isChanged) return;
     this._capture.isChanged = false;
     this._plot.draw(rates);
+    fillPast(slots.past, state.history);
     setText(slots.drops, dropWords(state));
     slots.drops.classList.toggle("bad", state.dropped > 0);
   }
@@ -601,6 +623,7 @@ class Row {
     setText(slots.reason, failed ? "Failed" : REASONS[state.reason] ?? state.reason ?? "–");
     setAttribute(slots.reason, "data-kind", failed ? "bad" : state.reason === "device_lost" ? "warn" : state.state === "delivering" ? "busy" : "plain");
     setText(slots.problem, failed ? state.problem ?? "" : dropped(state));
+    fillPast(slots.past, state.history);
     setText(slots.packets, failed ? "–" : count(state.packets));
     setText(slots.bytes, failed || !state.packets ? "–" : bytes(state.bytes));
     slots.deliveries.replaceChildren(...this._deliveries(state));
@@ -841,11 +864,12 @@ class StartDialog extends Dialog {
     Object.assign(this, { _api: api, _onStarted: onStarted, _interfaces: [], _node: null });
     this._check = new FilterCheck(api, $("bpf"), () => this._firstInterface());
     for (const radio of this._form.elements.by) radio.addEventListener("change", () => this._showChoices());
-    $("choices").addEventListener("change", () => { this._error("interface", ""); this._check.soon(); });
+    $("choices").addEventListener("change", () => { this._error("interface", ""); this._check.soon(); this._showPast(); });
+    for (const name of ["before", "pastonly"]) $(name).addEventListener("input", () => this._showPast());
     for (const name of StartDialog.NUMBERS) $(name).addEventListener("input", () => this._error(name, ""));
   }
 
-  static NUMBERS = ["packets", "bytes", "timeout", "duration", "snap"];
+  static NUMBERS = ["before", "packets", "bytes", "timeout", "duration", "snap"];
   static TEXTS = ["tags", "customer", "alertid", "requestid"];
 
   async open(node) {
@@ -871,6 +895,38 @@ class StartDialog extends Dialog {
 
   _chosen() { return [...$("choices").querySelectorAll("input:checked")].map((box) => box.value); }
 
+  /** The interfaces that are chosen, by their names or by aliases. */
+  _meant() {
+    const chosen = new Set(this._chosen());
+    if (this._form.elements.by.value === "interface") return this._interfaces.filter((one) => chosen.has(one.name));
+    return this._interfaces.filter((one) => one.aliases?.some((alias) => chosen.has(alias)));
+  }
+
+  /** Offer the past, if there is one, and say how much of it. */
+  _showPast() {
+    const known = this._interfaces.filter((one) => one.history);
+    $("past").hidden = known.length === 0;
+    const meant = this._meant();
+    $("pastonly").disabled = $("before").value === "";
+    if ($("pastonly").disabled) $("pastonly").checked = false;
+    const instead = $("pastonly").checked ? ", and will have no packets" : ", and is captured from now on";
+    const words = (meant.length ? meant : known).map(({ name, history }) => {
+      if (!history) return `${name} has no history${meant.some((one) => one.history) ? instead : ""}`;
+      return `${name} remembers ${lasting(history.seconds)}${history.problem ? ` (not recorded now: ${history.problem})` : ""}`;
+    });
+    setText($("before-hint"), `${words.slice(0, 3).join("; ")}${words.length > 3 ? `; and ${words.length - 3} more` : ""}`);
+  }
+
+  /** What the request says of the past; false if the number can't be sent. */
+  _past() {
+    if ($("past").hidden) return {};
+    const before = this._number("before");
+    if (before == null) return before === null ? {} : false;
+    const meant = this._meant();
+    const isMixed = meant.some((one) => one.history) && meant.some((one) => !one.history);
+    return { before, ...($("pastonly").checked && { pastonly: true }), ...(isMixed && { beforeoptional: true }) };
+  }
+
   _firstInterface() {
     const [first] = this._chosen();
     if (first === undefined || this._form.elements.by.value === "interface") return first;
@@ -892,6 +948,7 @@ class StartDialog extends Dialog {
       return el("label", { class: "choice", title: [value, ...notes].join(" · ") }, box,
         el("span", { class: "choice-name mono", translate: "no" }, value), el("span", { class: "choice-note" }, notes.join(" · ")));
     }));
+    this._showPast();
   }
 
   _showLimits({ limits = {}, defaults = {} }) {
@@ -941,7 +998,11 @@ class StartDialog extends Dialog {
     let isValid = chosen.length > 0;
     if (!isValid) this._error("interface", this._form.elements.by.value === "alias" ? "Choose at least one alias." : "Choose at least one interface.");
     if ($("bpf").value.trim()) request.bpf = $("bpf").value;
+    const past = this._past();
+    if (past === false) isValid = false;
+    else Object.assign(request, past);
     for (const name of StartDialog.NUMBERS) {
+      if (name === "before") continue;
       const value = this._number(name);
       if (value === undefined) isValid = false;
       else if (value !== null) request[name] = value;
