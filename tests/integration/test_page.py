@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 from pathlib import Path
 from typing import Any
 
 from playwright.sync_api import Page, expect
 
+from peers.daemon import Daemon
 from peers.tcpdump import read_packets, tshark_complaint
 from peers.wire import Wire
 from tests.integration.page_case import HOSTILE, PATIENCE, EventCounter, PageTestCase, send, toml_list
@@ -142,92 +144,59 @@ class CaptureTests(PageTestCase):
         page.get_by_role("button", name="Start capture").click()
         expect(page.locator("#running .card")).to_have_count(1)
 
+    def test_no_past(self) -> None:
+        """If no interface has a history, the form doesn't ask."""
+        page = self.visit(self.daemon()).page
+        page.get_by_role("button", name="New capture").click()
+        expect(page.get_by_role("checkbox", name="lo", exact=False).first).to_be_visible()
+        expect(page.locator("#past")).to_be_hidden()
+
     def test_past(self) -> None:
         """
         If an interface has a history, the form says how far it reaches, and asks for it; what a capture has
-        of the past is shown while it runs and after it, and so is what is missing.
+        of the past, and what is missing, is shown while it runs and when it is over.
         """
-        one, other = self.wire(), self.wire()
-        daemon = self.daemon()
+        wire, other = self.wire(), self.wire()
+        daemon = self.daemon(f"[[interface]]\nname = {json.dumps(wire.interface)}\nhistory = 600\n")
+        self.recorded(daemon, wire, 20)
         page = self.visit(daemon).page
         page.get_by_role("button", name="New capture").click()
-        expect(page.get_by_role("checkbox", name=one.interface, exact=False)).to_be_visible()
-        expect(page.locator("#past")).to_be_hidden()
-        page.locator("#start-dialog").get_by_role("button", name="Close").click()
-        self.give_history(page, one.interface)
-        page.get_by_role("button", name="New capture").click()
         hint = page.locator("#before-hint")
-        expect(hint).to_have_text(f"{one.interface} remembers 42 s")
+        expect(hint).to_have_text(re.compile(rf"{wire.interface} remembers \d+ s"))
         page.get_by_role("checkbox", name=other.interface, exact=False).check()
         expect(hint).to_have_text(f"{other.interface} has no history")
-        page.get_by_role("checkbox", name=one.interface, exact=False).check()
+        page.get_by_role("checkbox", name=wire.interface, exact=False).check()
         expect(hint).to_contain_text(f"{other.interface} has no history, and is captured from now on")
         expect(page.get_by_label("Past only")).to_be_disabled()
         page.get_by_label("Seconds before").fill("0")
         page.get_by_role("button", name="Start capture").click()
         expect(page.locator("#before-error")).to_have_text("Must be a whole number, 1 or more.")
-        page.get_by_label("Seconds before").fill("30")
-        page.get_by_label("Past only").check()
-        expect(hint).to_contain_text(f"{other.interface} has no history, and will have no packets")
-        sent: list[Any] = []
-
-        def fulfill(route: Any) -> None:
-            sent.append(route.request.post_data_json)
-            route.fulfill(status=202, json={"captures": [{"id": "a1", "interface": one.interface}]})
-
-        page.route("**/captures", fulfill)
+        page.get_by_label("Seconds before").fill("500")
         page.get_by_role("button", name="Start capture").click()
-        expect(page.locator("#start-dialog")).to_be_hidden()
-        [message] = sent
-        self.assertEqual(
-            {name: message.get(name) for name in ("before", "pastonly", "beforeoptional")},
-            {"before": 30, "pastonly": True, "beforeoptional": True},
+        past = page.locator("#running .card .past")
+        expect(past).to_have_text(
+            [re.compile("no packets.*no history"), re.compile("20 packets since.*not yet")]
         )
+        page.get_by_role("button", name="New capture").click()
+        page.get_by_role("checkbox", name=other.interface, exact=False).uncheck()
+        page.get_by_label("Past only").check()
+        page.get_by_role("button", name="Start capture").click()
+        row = page.locator("#recent tr").first
+        expect(row.locator(".badge")).to_have_text("Past only")
+        expect(row.locator(".past")).to_contain_text("Past 500 s: 20 packets since")
+        expect(row.locator(".past .warn")).to_have_text(re.compile(r"^Missing: \d+ s \(not yet recorded\)$"))
+        self.assertEqual(self.downloaded(page, row), 20)
 
-    def test_what_it_has_of_the_past(self) -> None:
-        """What a capture has of the past is shown while it runs and when it is over, and what it lacks."""
-        daemon = self.daemon()
-        running = daemon.capture(interface=["lo"], bpf="udp port 9", duration=300, timeout=300)
-        ended = daemon.capture(interface=["lo"], bpf="udp port 9")
-        daemon.request("DELETE", f"/captures/{ended}")
-        missing = [
-            {"reason": "started", "seconds": 12.311, "packets": None},
-            {"reason": "drops", "seconds": None, "packets": 7},
-        ]
-        past = {"requested": 30, "first": "2026-11-29T17:47:59.204417Z", "packets": 40, "missing": missing}
-        page = self.visit(daemon).page
+    def recorded(self, daemon: Daemon, wire: Wire, packets: int) -> None:
+        """Wait until packets are in the history of a wire."""
 
-        def remember(route: Any) -> None:
-            answer = route.fetch()
-            captures = [{**state, "history": past} for state in answer.json()["captures"]]
-            route.fulfill(response=answer, json={"captures": captures})
+        def history() -> Any:
+            interfaces = daemon.request("GET", "/interfaces")[1]["interfaces"]
+            return next(one["history"] for one in interfaces if one["name"] == wire.interface)
 
-        page.route("**/captures?*", remember)
-        page.reload()
-        for place in (page.locator("#running .card"), page.locator("#recent tr")):
-            expect(place.locator(".past")).to_contain_text("Past 30 s: 40 packets since")
-            expect(place.locator(".past .warn")).to_have_text(
-                "Missing: 12 s (not yet recorded), 7 packets (dropped by the kernel)"
-            )
-        page.unroute("**/captures?*")
-        page.reload()
-        expect(page.locator("#running .card")).to_have_count(1)
-        expect(page.locator(".past").first).to_be_empty()
-        daemon.request("DELETE", f"/captures/{running}")
-
-    def give_history(self, page: Page, interface: str) -> None:
-        """From now on, the page sees a history of an interface."""
-        history = {"seconds": 42.7, "problem": None}
-
-        def remember(route: Any) -> None:
-            answer = route.fetch()
-            interfaces = [
-                {**one, "history": history if one["name"] == interface else None}
-                for one in answer.json()["interfaces"]
-            ]
-            route.fulfill(response=answer, json={"interfaces": interfaces})
-
-        page.route("**/interfaces", remember)
+        daemon.until(lambda: history()["since"], "the history to begin")
+        send(wire, packets)
+        daemon.until(lambda: history()["packets"] >= packets or None, "the packets to be recorded")
 
     def start(self, page: Page, wire: Wire, **fields: str) -> None:
         """Fill in the form, and send it."""
