@@ -148,14 +148,15 @@ def build(
         outboxes={outbox.destination: outbox for outbox in outboxes},
         spool=spool[0] if spool else None,
     )
-    services = [section.build(context, node) for section in settings.enabled(ServiceSection)]
-    _add(hosted, *services, Signals(reactor, hurry=service.hurry))
+    _host(hosted, Signals(reactor, hurry=service.hurry), context, node)
     return node
 
 
-def _add(parent: MultiService, *children: Any) -> None:
-    for each in children:
-        each.setServiceParent(parent)
+def _host(hosted: MultiService, signals: Signals, context: BuildContext, node: Node) -> None:
+    """Add what looks at the node from outside: it starts first, and stops last."""
+    services = [section.build(context, node) for section in context.settings.enabled(ServiceSection)]
+    for each in (*services, signals):
+        each.setServiceParent(hosted)  # type: ignore[no-untyped-call]
 
 
 def _services(*parts: object) -> list[IService]:

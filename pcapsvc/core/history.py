@@ -121,7 +121,11 @@ class PastPackets:
             "first": None if self.first is None else rfc3339(self.first),
             "packets": self.packets,
             "missing": [
-                {"reason": one.reason.value, "seconds": one.seconds, "packets": one.packets}
+                {
+                    "reason": one.reason.value,
+                    "seconds": None if one.seconds is None else round(one.seconds, 3),
+                    "packets": one.packets,
+                }
                 for one in self.missing
             ],
         }

@@ -52,7 +52,7 @@ SOME_PAST = PastPackets(
     first=1_700_000_000.75,
     packets=3,
     missing=(
-        Missing(reason=MissingReason.STARTED, seconds=2.5),
+        Missing(reason=MissingReason.STARTED, seconds=2.50004),
         Missing(reason=MissingReason.DROPS, packets=7),
     ),
 )

@@ -47,10 +47,11 @@ class RememberingCapturer(Capturer):
 
     def prepare(self, plan: CapturePlan) -> Deferred[ICapture]:
         """See L{Capturer.prepare}."""
-        return super().prepare(plan).addCallback(self._remember)
+        return super().prepare(replace(plan, look_back=None)).addCallback(self._remember, plan)
 
-    def _remember(self, capture: Any) -> ICapture:
-        if (asked := capture.plan.look_back) is not None:
+    def _remember(self, capture: Any, plan: CapturePlan) -> ICapture:
+        capture.plan = plan
+        if (asked := plan.look_back) is not None:
             start = capture.start
             capture.past = replace(PAST, seconds=asked.seconds, packets=0)
             capture.start = lambda: start().addCallback(lambda end: replace(end, past=PAST))

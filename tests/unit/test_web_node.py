@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from twisted.internet.testing import MemoryReactorClock
 
 import pcapsvc
 from pcapsvc import app
+from pcapsvc.core.message import Message
+from pcapsvc.core.result import Rejected
 from pcapsvc.testing_packets import MemoryPacketSystem
 from pcapsvc.web.node import NodeResource, NodeState
 from tests.unit.http_case import HTTPTestCase
@@ -80,6 +83,25 @@ class NodeTests(HTTPTestCase, SettingsTestCase):
                 "captures": {"running": 0, "held_bytes": 0},
             },
         )
+
+    def test_histories(self) -> None:
+        """Captures have the memory that histories leave them, and no request may have more."""
+        history = '[[interface]]\nname = "mem0"\nhistory = 60\nhistorysize = 4194304'
+        self.assertEqual(self.described(history)["limits"]["memory"], 6 << 20)
+        self.assertEqual(self.described()["limits"]["memory"], 10 << 20)
+        self.assertIn(f"this node may hold {6 << 20}", self.rejected(history, interfaces=7))
+        self.assertNotIn("this node may hold", self.rejected("", interfaces=7))
+
+    def rejected(self, more: str, *, interfaces: int) -> str:
+        """Why a request for captures of 1 MiB is rejected; at least, there are no such interfaces."""
+        node = build(self, more)
+        node.pipeline.startService()
+        names = [f"none{number}" for number in range(interfaces)]
+        fields = {"node": "sensor1", "interface": names, "bytes": 1 << 20, "snap": 2000}
+        message = Message(source="http", body=json.dumps(fields).encode())
+        verdict = self.successResultOf(node.pipeline.submit(message))
+        assert isinstance(verdict, Rejected), verdict
+        return "; ".join(map(str, verdict.problems))
 
     def test_channels(self) -> None:
         """How the channels are that events are published to."""
