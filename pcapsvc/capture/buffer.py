@@ -62,28 +62,29 @@ class MemoryFile:
     A file in memory, of this process alone (memfd_create(2)).
 
     @ivar path: opens it again, with an independent offset, if proc(5) is mounted.
-    @ivar file: the path, or else the descriptor, whose offset is at the end.
+    @ivar file: the path, or else the descriptor.
+    @ivar descriptor: its offset is at the end.
     """
 
     def __init__(self, name: str) -> None:
-        self._descriptor = os.memfd_create(name, os.MFD_CLOEXEC)
+        self.descriptor = os.memfd_create(name, os.MFD_CLOEXEC)
         self._reserved = 0
-        self.path = f"/proc/self/fd/{self._descriptor}"
-        self.file: str | int = self.path if os.path.lexists(self.path) else self._descriptor
+        self.path = f"/proc/self/fd/{self.descriptor}"
+        self.file: str | int = self.path if os.path.lexists(self.path) else self.descriptor
 
     @property
     def size(self) -> int:
         """The number of bytes."""
         # In Python, four times as fast as fstat(2). The descriptor's offset is not used.
-        return os.lseek(self._descriptor, 0, os.SEEK_END)
+        return os.lseek(self.descriptor, 0, os.SEEK_END)
 
     def open(self) -> BinaryIO:
         """An independent reader, at the first byte. The caller closes it."""
-        return BufferedReader(_Reader(os.dup(self._descriptor)))
+        return BufferedReader(_Reader(os.dup(self.descriptor)))
 
     def read_at(self, offset: int, count: int) -> bytes:
         """Up to C{count} bytes from C{offset} on. The descriptor's offset is not used."""
-        return os.pread(self._descriptor, count, offset)
+        return os.pread(self.descriptor, count, offset)
 
     def reserve(self, end: int, *, more: int) -> None:
         """
@@ -107,15 +108,15 @@ class MemoryFile:
 
     def _allocate(self, mode: int, start: int, end: int) -> None:
         # fallocate(2): the standard library has only posix_fallocate(3), which changes the file's size.
-        if _fallocate(self._descriptor, mode, start, end - start) != 0:
+        if _fallocate(self.descriptor, mode, start, end - start) != 0:
             code = ctypes.get_errno()
             raise OSError(code, os.strerror(code))
 
     def close(self) -> None:
         """Free the memory. Readers that are open stay readable. A second call does nothing."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
 
 
 class _Reader(PositionedReader):
@@ -156,6 +157,8 @@ class RecordingBuffer:
 
     @param open_dumper: creates a pcap file of the handle's link type and snap length, by its path or
         its descriptor.
+    @param is_recorded: whether the handle's packets come from memory, and not from libpcap: a dumper that has
+        a path accepts no others one by one.
     @param before_read: called before each read of the handle.
     @param snap_length: how much of each packet is captured, in bytes.
     @param observer: sees each packet; what it raises is raised by L{read}.
@@ -173,6 +176,7 @@ class RecordingBuffer:
         *,
         open_dumper: Callable[[str | int], IPacketDumper],
         snap_length: int,
+        is_recorded: bool = False,
         before_read: Callable[[], None] = lambda: None,
         observer: Observer | None = None,
     ) -> None:
@@ -187,7 +191,9 @@ class RecordingBuffer:
         self.size = FILE_HEADER_BYTES
         self._file = MemoryFile(name)
         try:
-            self._dumper: IPacketDumper | None = open_dumper(self._file.file)
+            self._dumper: IPacketDumper | None = open_dumper(
+                self._file.descriptor if is_recorded else self._file.file
+            )
         except BaseException:
             self._file.close()
             raise

@@ -16,7 +16,7 @@ from zope.interface import implementer
 from pcapsvc.capture.buffer import RecordingBuffer
 from pcapsvc.capture.histories import Histories, hand_over_seconds
 from pcapsvc.capture.history import HistoryRecorder
-from pcapsvc.capture.past import Taken, fill
+from pcapsvc.capture.past import PastReader, Taken, fill
 from pcapsvc.capture.port import CapturePort, ICaptureReactor
 from pcapsvc.core.errors import NodeBusy, RequestRejected
 from pcapsvc.core.history import Missing, MissingReason, PastPackets, no_history
@@ -237,6 +237,7 @@ class Capturer:
             open_dumper=lambda file: self._system.open_dumper(
                 file, link_type=reader.link_type, snap_length=plan.snap_length
             ),
+            is_recorded=isinstance(reader, PastReader),
             before_read=before_read or (lambda: None),
             snap_length=plan.snap_length,
             observer=observer,

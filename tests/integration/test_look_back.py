@@ -100,6 +100,23 @@ class LookBackTests(unittest.SynchronousTestCase):
             self.assertEqual(state["reason"], "packets" if "packets" in limit else "bytes")
             self.assertEqual([each["reason"] for each in state["history"]["missing"]], ["started", "limit"])
 
+    def test_limits_after_the_past(self) -> None:
+        """The limits are exact, too, if they are reached by packets that arrive later."""
+        daemon = self.start()
+        self.send(*range(40))
+        self.remembered(daemon, 40)
+        size = 16 + 128
+        for number, limit in enumerate(({"packets": 60}, {"bytes": 24 + 60 * size})):
+            capture = self.capture(daemon, bpf="udp port 9", **limit)
+            begin = 100 * number
+            self.send(*range(1000, 1100), port=10)
+            self.send(*range(2000 + begin, 2050 + begin))
+            state = daemon.done(capture)
+            self.assertEqual((state["packets"], state["reason"]), (60, *limit))
+            found = self.numbers(daemon.file_of(capture))
+            self.assertEqual(found, sorted(found))
+            self.assertFalse([each for each in found if 1000 <= each < 1100])
+
     def test_snap_length(self) -> None:
         """Packets are cut to the snap length of the request, after its filter has seen them."""
         daemon = self.start("history = 60\nhistorysnap = 100")
