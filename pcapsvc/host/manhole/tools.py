@@ -200,6 +200,7 @@ def namespace(node: Any, reactor: Any) -> dict[str, Any]:
         "captures": CaptureTool(node, reactor),
         "sources": Parts(node.sources),
         "destinations": Parts(node.destinations),
+        "channels": Parts(node.channels),
         "outboxes": OutboxesTool(node.outboxes),
         "spool": SpoolTool(node, reactor),
         "reactor": reactor,
@@ -320,6 +321,7 @@ settings        the configuration: settings.general.snap_length, …; secrets ar
 captures        .list(), .get(id), .start(interface=['eth0'], …), .end(id)
 sources         where requests come from
 destinations    where captures are delivered to
+channels        where events are published
 outboxes        .list(): what is being delivered
 spool           .list(): what waits on the disk, to be delivered later
 delayed_calls() what the reactor will call, and when
