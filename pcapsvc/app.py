@@ -26,7 +26,7 @@ from pcapsvc.host.signals import Signals
 from pcapsvc.host.systemd import Readiness
 from pcapsvc.interfaces.capture import IHistories, IStandbyPacketSystem
 from pcapsvc.interfaces.delivery import IDestination, IEncoder
-from pcapsvc.interfaces.reports import IReporter
+from pcapsvc.interfaces.reports import IEventChannel, IReporter
 from pcapsvc.interfaces.requests import IRequestSource
 from pcapsvc.interfaces.threads import RunInThread
 from pcapsvc.lifecycle import OrderedServices
@@ -89,6 +89,11 @@ class Node:
     outboxes: Mapping[str, Outbox]
     spool: Spool | None
 
+    @property
+    def channels(self) -> Mapping[str, IEventChannel]:
+        """The channels on which events are published, by name."""
+        return {name: each for name, each in self.reporters.items() if IEventChannel.providedBy(each)}
+
 
 def build(
     settings: Settings,
@@ -114,7 +119,7 @@ def build(
     outboxes, rounds, spool = build_delivery(context, [*destinations.values()], reporter)
     packets, remembered, capturer, below = build_capturer(context, pools.new(), system)
     encoder = _encoder(context)
-    files = CaptureFiles(reactor, _retain_bytes(settings))
+    files = CaptureFiles(reactor)
     pipeline = build_pipeline(context, capturer, encoder, Outboxes(outboxes), reporter, captures, files)
     sources = {section.name: section.build(context, pipeline) for section in settings.enabled(SourceSection)}
     stop_order: list[IService | list[IService]] = [
@@ -200,12 +205,6 @@ def _encoder(context: BuildContext) -> IEncoder:
     chosen = context.settings.general.format
     [section] = [each for each in context.settings.enabled(EncoderSection) if each.name == chosen]
     return section.build(context)
-
-
-def _retain_bytes(settings: Settings) -> int:
-    """How much memory the files of captures may occupy after their last delivery."""
-    fetched = any(section.name == "http" for section in settings.enabled(SourceSection))
-    return settings.section(WebSettings).retain_bytes if fetched else 0
 
 
 def _api_url(settings: Settings) -> str | None:

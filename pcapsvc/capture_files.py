@@ -166,7 +166,7 @@ class CaptureFiles(Service):
     @param max_bytes: how much is kept after the last delivery. The oldest make room.
     """
 
-    def __init__(self, reactor: Any, max_bytes: int) -> None:
+    def __init__(self, reactor: Any, max_bytes: int = 0) -> None:
         self._reactor = reactor
         self._max_bytes = max_bytes
         # Those of captures that run, or are being delivered.
@@ -175,6 +175,10 @@ class CaptureFiles(Service):
         self._kept: OrderedDict[str, CaptureFile] = OrderedDict()
         self.held_bytes = 0
         self._timer: Any = None
+
+    def retain(self, max_bytes: int) -> None:
+        """From here on, keep files of up to this many bytes in all, as somebody may fetch them."""
+        self._max_bytes = max_bytes
 
     @property
     def held_files(self) -> int:

@@ -117,6 +117,12 @@ class RedisServer:
         """The server's process id, while it runs."""
         return self._process.pid
 
+    def listen_on(self, port: int) -> None:
+        """Use another port, from the next start on."""
+        text = self._configuration.read_text()
+        self._configuration.write_text(text.replace(f"port {self.port}\n", f"port {port}\n"))
+        self.port = port
+
     def start(self) -> None:
         """Start it, and wait until it answers."""
         self._process.start([*self._command, str(self._configuration)], self._answers)

@@ -64,6 +64,17 @@ class IDestination(Interface):
         """
 
 
+class IReadableStore(IDestination):
+    """A destination whose captures this host can read."""
+
+    def path(location: str) -> str:
+        """
+        The path of a capture.
+
+        @param location: of its receipt.
+        """
+
+
 class IDelivery(Interface):
     """Delivers captures to all destinations."""
 

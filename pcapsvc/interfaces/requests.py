@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 from twisted.application.service import IService
 from twisted.internet.defer import Deferred
 from zope.interface import Attribute, Interface
@@ -35,3 +38,21 @@ class IRequestSource(IService):
         Whether messages can arrive through it now. The answer is by the source's own evidence: a connection
         that is broken counts as connected until the source notices.
         """
+
+
+class IHTTPHost(Interface):
+    """A source that serves HTTP, and other resources beside its own."""
+
+    root: Any = Attribute("The tree of resources, to which others may be added: an C{IResource} of Twisted.")
+
+    def add_url(url: str) -> None:
+        """
+        Answer requests that are addressed to this URL, too.
+
+        @param url: as others reach the server, without a query.
+        """
+
+
+def http_host(sources: Iterable[IRequestSource]) -> IHTTPHost | None:
+    """The source that serves HTTP; L{None} if there is none."""
+    return next((source for source in sources if IHTTPHost.providedBy(source)), None)

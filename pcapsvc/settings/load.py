@@ -8,11 +8,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-import msgspec
 import tomli
 
 from pcapsvc.core.errors import Problem, SettingsError, shown
-from pcapsvc.core.fields import check_fields, unknown_key
+from pcapsvc.core.fields import check_fields, fields_by_key, unknown_key
 from pcapsvc.core.names import canonical_names
 from pcapsvc.settings.broker import events_among_requests
 from pcapsvc.settings.catalogue import Catalogue
@@ -230,7 +229,7 @@ def _inherit(
 def _read_section(section: type[Section], table: Mapping[str, Any], problems: list[Problem]) -> Section:
     """A section with the valid values, and defaults for the rest."""
     prefix = section.key_path("")
-    fields = {each.encode_name: each for each in msgspec.structs.fields(section)}
+    fields = fields_by_key(section)
     secret_fields = {secret.field for secret in section.secrets}
     plain = {
         key: value

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import msgspec
 
 from pcapsvc.core.errors import Problem
+from pcapsvc.core.fields import fields_by_key
 
 if TYPE_CHECKING:
     from twisted.application.service import IService
@@ -133,7 +134,7 @@ class Section(msgspec.Struct, frozen=True, kw_only=True):
         by_option_only = {option.key for option in cls.options if option.only}
         secrets = {secret.field: secret for secret in cls.secrets}
         keys: list[str] = []
-        for each in msgspec.structs.fields(cls):
+        for each in fields_by_key(cls).values():
             if each.name in secrets:
                 secret = secrets[each.name]
                 keys += [key for key in (secret.key, secret.file_key) if key is not None]

@@ -11,6 +11,7 @@ from twisted.application.service import MultiService
 from twisted.web.resource import Resource as TwistedResource
 
 from pcapsvc.core.rate import RequestRate
+from pcapsvc.interfaces.delivery import IReadableStore
 from pcapsvc.settings.interface import interfaces_by_alias
 from pcapsvc.settings.section import BuildContext
 from pcapsvc.web.captures import CaptureList
@@ -47,6 +48,7 @@ def mount(root: TwistedResource, context: BuildContext, node: Any) -> MultiServi
         files=node.files,
         in_spool=None if node.spool is None else node.spool.locate,
         run_in_thread=context.threads(_DISK_THREADS),
+        stores={name: each for name, each in node.destinations.items() if IReadableStore.providedBy(each)},
     )
     root.putChild(b"captures", CaptureList(root.getStaticEntity(b"captures"), places))
     streams = EventStreams(reactor)

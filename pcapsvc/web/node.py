@@ -14,7 +14,6 @@ import pcapsvc
 from pcapsvc.core.source_state import SourceState
 from pcapsvc.core.timestamp import rfc3339
 from pcapsvc.host.memory import ProcessMemory
-from pcapsvc.interfaces.reports import IEventChannel
 from pcapsvc.net.http_resource import Answer, Resource
 from pcapsvc.settings import Settings
 from pcapsvc.settings.interface import capture_bytes
@@ -62,8 +61,7 @@ class NodeState(Service):
                     "waiting": channel.waiting,
                     "dropped": channel.dropped,
                 }
-                for channel in node.reporters.values()
-                if IEventChannel.providedBy(channel)
+                for channel in node.channels.values()
             ],
             "destinations": [
                 {"name": name, "waiting": len(outbox.waiting)} for name, outbox in node.outboxes.items()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from twisted.web.iweb import IBodyProducer
@@ -17,6 +17,7 @@ from pcapsvc.core.artifact import PCAP_MEDIA_TYPE
 from pcapsvc.core.byte_range import OutOfRange, matches, read_range
 from pcapsvc.core.spool_entry import SpoolEntry
 from pcapsvc.interfaces.captures import ICaptures
+from pcapsvc.interfaces.delivery import IReadableStore
 from pcapsvc.interfaces.threads import RunInThread
 from pcapsvc.net.http_resource import Answer, HTTPProblem, Resource
 from pcapsvc.web.file_streams import DiskFile, DiskStream, MemoryStream
@@ -32,6 +33,7 @@ class Places:
     @ivar in_spool: finds a capture's entry in the spool by its id, and the path of its file; L{None} if there
         is no spool.
     @ivar run_in_thread: reads what is on a disk.
+    @ivar stores: the destinations whose captures can be read here, by name.
     """
 
     reactor: Any
@@ -39,6 +41,18 @@ class Places:
     files: CaptureFiles
     in_spool: Callable[[str], Awaitable[tuple[SpoolEntry, str] | None]] | None
     run_in_thread: RunInThread
+    stores: Mapping[str, IReadableStore] = field(default_factory=dict)
+
+    def path_of(self, state: Mapping[str, Any]) -> str | None:
+        """
+        Where the file of a capture was delivered to, on this host; L{None} if nowhere.
+
+        @param state: the state of the capture.
+        """
+        for each in state["deliveries"]:
+            if each["destination"] in self.stores and each["state"] == "delivered":
+                return self.stores[each["destination"]].path(each["location"])
+        return None
 
     def has(self, state: Mapping[str, Any]) -> bool:
         """
@@ -49,7 +63,7 @@ class Places:
         if self.files.find(state["id"]) is not None:
             return True
         is_spooled = any(each["state"] == "spooled" for each in state["deliveries"])
-        return is_spooled or _local_path(state) is not None
+        return is_spooled or self.path_of(state) is not None
 
 
 class PcapFile(Resource):
@@ -90,7 +104,7 @@ class PcapFile(Resource):
     async def _from_disk(self, request: Any) -> Answer | None:
         """The answer from the local directory or the spool; L{None} if it is in neither."""
         state = self._places.captures.get(self._capture_id)
-        if state is not None and (path := _local_path(state)) is not None:
+        if state is not None and (path := self._places.path_of(state)) is not None:
             answer = await self._from_path(request, path, os.path.basename(path), state["bytes"])
             if answer is not None:
                 return answer
@@ -170,14 +184,6 @@ def _part(
     # Of a file that grows, the size isn't known.
     headers["Content-Range"] = f"bytes {first}-{end - 1}/{'*' if etag is None else size}"
     return Answer(status=206, media_type=media_type, body=stream(first, end), headers=headers)
-
-
-def _local_path(state: Mapping[str, Any]) -> str | None:
-    """Where a capture is in the local directory; L{None} if it isn't."""
-    for each in state["deliveries"]:
-        if each["destination"] == "local" and each["state"] == "delivered":
-            return str(each["location"])
-    return None
 
 
 def _disposition(name: str) -> dict[str, str]:

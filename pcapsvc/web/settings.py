@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 from msgspec import field
 from twisted.application.service import Service
 
+from pcapsvc.interfaces.requests import http_host
 from pcapsvc.settings.kinds import MIB, Line, Size, converted
 from pcapsvc.settings.section import BuildContext, ServiceSection
 
@@ -57,10 +58,11 @@ class WebSettings(ServiceSection, frozen=True, kw_only=True):
 
     def build(self, context: BuildContext, node: Any) -> IService:
         """The API of a L{pcapsvc.app.Node}; without an HTTP source, a service that does nothing."""
-        if (source := node.sources.get("http")) is None:
+        if (host := http_host(node.sources.values())) is None:
             return Service()
         from pcapsvc.web.api import mount
 
         if self.url is not None:
-            source.add_url(self.url)
-        return mount(source.root, context, node)
+            host.add_url(self.url)
+        node.files.retain(self.retain_bytes)
+        return mount(host.root, context, node)

@@ -89,7 +89,7 @@ class OwnTrafficTests(unittest.SynchronousTestCase):
         self.traffic.update(sockets(9999), 1.0)
         self.assertEqual(self.traffic.left_out, 1)
         self.assertIn(f"{9999 << 16 | 443:#010x}", self.traffic.bpf)
-        for port in range(20_000, 30_000):
+        for port in range(20_000, 20_000 + 10 * MOST_CONNECTIONS):
             self.traffic.update(sockets(port), 2.0)
         self.assertLess(self.traffic.left_out, 4 * MOST_CONNECTIONS + 1)
         self.assertLess(len(self.traffic.bpf), 10_000)

@@ -29,7 +29,7 @@ from pcapsvc.components import COMPONENTS
 from pcapsvc.core.event import CaptureDelivered, CaptureStopped, Event
 from pcapsvc.core.message import Message
 from pcapsvc.core.result import Accepted, Verdict
-from pcapsvc.interfaces.reports import IEventChannel, IProgressReporter
+from pcapsvc.interfaces.reports import IProgressReporter
 from pcapsvc.settings import load_settings
 from pcapsvc.testing_packets import MemoryPacketSystem
 from peers.frames import udp_frame
@@ -129,8 +129,7 @@ class Control(LineReceiver):
                     "dropped": channel.dropped,
                     "connected": channel.state().connected,
                 }
-                for name, channel in self.node.reporters.items()
-                if IEventChannel.providedBy(channel)
+                for name, channel in self.node.channels.items()
             },
         }
         self.sendLine(json.dumps(state).encode())

@@ -124,9 +124,7 @@ class RedisSourceTests(unittest.TestCase):
 
     def move(self, server: RedisServer, to: RedisServer) -> None:
         """Give a server that isn't started the port of another one."""
-        path = server._configuration
-        path.write_text(path.read_text().replace(f"port {server.port}\n", f"port {to.port}\n"))
-        server.port = to.port
+        server.listen_on(to.port)
 
     async def test_user(self) -> None:
         """A user of an access list can subscribe."""

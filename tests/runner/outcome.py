@@ -66,9 +66,10 @@ class JobProgress:
         self._job = job
         self._tally = tally
         self._module: str | None = None
-        self._module_started = 0.0
+        self._module_started = (0.0, 0.0)
         self._counts: Counter[str] = Counter()
-        self._last = 0.0
+        # When, and after how many seconds of processor time.
+        self._last = (0.0, 0.0)
         self.finished: list[str] = []
         self.ready = False
         self.ended = False
@@ -82,7 +83,7 @@ class JobProgress:
         """
         summary = None
         if event["event"] == "ready":
-            self._last = event["time"]
+            self._last = (event["time"], event["cpu"])
             self.ready = True
             return None
         if event["event"] == "end":
@@ -94,7 +95,7 @@ class JobProgress:
             summary = self._finish_module()
             self._module = module
             self._module_started = self._last
-        self._last = event["time"]
+        self._last = (event["time"], event["cpu"])
         self._count(event["event"], test, event["text"])
         return summary
 
@@ -122,13 +123,13 @@ class JobProgress:
     def _finish_module(self) -> str | None:
         if self._module is None:
             return None
-        seconds = self._last - self._module_started
+        seconds, busy = (now - then for now, then in zip(self._last, self._module_started, strict=True))
         self._tally.seconds[duration_key(self._module, alone=self._job.alone)] = seconds
         self.finished.append(self._module)
         counts = ", ".join(
             f"{self._counts[kind]} {kind}" for kind in ("passed", "failed", "skipped") if self._counts[kind]
         )
-        summary = f"{seconds:7.1f} s  {self._module}: {counts or 'no tests'}"
+        summary = f"{seconds:7.1f} s, {busy:5.1f} s busy  {self._module}: {counts or 'no tests'}"
         self._module = None
         self._counts.clear()
         return summary

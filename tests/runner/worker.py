@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import faulthandler
+import gc
 import json
 import os
 import signal
@@ -78,7 +79,9 @@ class EventReporter(Reporter):
 
 
 def _write(event: dict[str, Any]) -> None:
-    EventReporter.events.write(json.dumps(event | {"time": time.monotonic()}) + "\n")
+    # Of this process, and of those that it has started and that have ended.
+    now = {"time": time.monotonic(), "cpu": sum(os.times()[:4])}
+    EventReporter.events.write(json.dumps(event | now) + "\n")
     EventReporter.events.flush()
 
 
@@ -118,6 +121,9 @@ def main() -> int:
     EventReporter.events = os.fdopen(arguments.events, "w")
     loaded = TestLoader().loadByNames(arguments.names, True)
     suite = TestSuite(test for test in tests_of(loaded) if is_marked(test) is arguments.alone)
+    # What is loaded stays, and would be looked at again in each full collection.
+    gc.collect()
+    gc.freeze()
     _write({"event": "ready"})
     result: Any = TrialRunner(EventReporter, workingDirectory=arguments.directory).run(suite)
     _write({"event": "end"})

@@ -24,6 +24,7 @@ from pcapsvc.core.labels import Labels
 from pcapsvc.core.result import Accepted, StartedCapture
 from pcapsvc.core.role import ALL_ROLES, Role
 from pcapsvc.core.session import CaptureLimits
+from pcapsvc.destinations.local.destination import LocalDirectory
 from pcapsvc.settings.secret import Secret
 from pcapsvc.sources.http.source import HTTPSource
 from pcapsvc.sources.http.tokens import Token
@@ -153,7 +154,13 @@ def token(text: str, *roles: Role) -> Token:
 
 def add_captures(reactor: Any, source: HTTPSource, captures: Captures, **places: Any) -> None:
     """Add C{/captures} to the tree of a source, as the API does."""
-    places = {"files": CaptureFiles(reactor, 0), "in_spool": None, "run_in_thread": run_now, **places}
+    places = {
+        "files": CaptureFiles(reactor),
+        "in_spool": None,
+        "run_in_thread": run_now,
+        "stores": {"local": LocalDirectory(directory="/", run_in_thread=run_now)},
+        **places,
+    }
     posts = source.root.getStaticEntity(b"captures")
     source.root.putChild(
         b"captures", CaptureList(posts, Places(reactor=reactor, captures=captures, **places))

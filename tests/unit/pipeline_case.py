@@ -87,6 +87,21 @@ class PipelineCase(unittest.SynchronousTestCase):
         admission = Admission(
             max_captures=self.max_captures, max_memory_bytes=self.max_memory, spare=self.files
         )
+        self.delivery = Outboxes(
+            [
+                Outbox(
+                    self.reactor,
+                    destination,
+                    slots=4,
+                    timeout_seconds=None,
+                    policy=RetryPolicy(attempts=1, first_delay_seconds=1, max_delay_seconds=1),
+                    spool_interval_seconds=60,
+                    reporter=everyone,
+                    events=self.event_factory,
+                )
+                for destination in (self.one, self.two)
+            ]
+        )
         self.pipeline = Pipeline(
             judge=Judge(
                 self.node(),
@@ -102,21 +117,7 @@ class PipelineCase(unittest.SynchronousTestCase):
                 **self.capturer_options,
             ),
             encoder=self.encoder,
-            delivery=Outboxes(
-                [
-                    Outbox(
-                        self.reactor,
-                        destination,
-                        slots=4,
-                        timeout_seconds=None,
-                        policy=RetryPolicy(attempts=1, first_delay_seconds=1, max_delay_seconds=1),
-                        spool_interval_seconds=60,
-                        reporter=everyone,
-                        events=self.event_factory,
-                    )
-                    for destination in (self.one, self.two)
-                ]
-            ),
+            delivery=self.delivery,
             reporter=everyone,
             events=self.event_factory,
             captures=self.captures,

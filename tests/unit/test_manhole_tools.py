@@ -93,6 +93,7 @@ class Node:
     pipeline: Pipeline
     sources: Mapping[str, Any] = field(default_factory=lambda: {"redis": Source()})
     destinations: Mapping[str, Any] = field(default_factory=dict)
+    channels: Mapping[str, Any] = field(default_factory=dict)
     outboxes: Mapping[str, Any] = field(default_factory=lambda: {"s3": Outbox()})
     spool: Any = None
     histories: Any = field(default_factory=MemoryHistories)

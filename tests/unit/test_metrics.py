@@ -15,7 +15,6 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import SynchronousTestCase
-from zope.interface import directlyProvides
 
 from pcapsvc import app
 from pcapsvc.core.errors import Problem
@@ -36,13 +35,13 @@ from pcapsvc.core.history import HistoryBounds, HistoryState
 from pcapsvc.core.labels import Labels
 from pcapsvc.core.recording import PacketCounts, Progress
 from pcapsvc.core.session import StopReason
-from pcapsvc.interfaces.reports import IEventChannel
+from pcapsvc.core.source_state import SourceState
 from pcapsvc.reports.metrics.lag import INTERVAL_SECONDS, ReactorLag
 from pcapsvc.reports.metrics.prometheus import CollectorRegistry, ProcessCollector, generate_latest
 from pcapsvc.reports.metrics.reporter import Metrics
 from pcapsvc.reports.metrics.resource import MetricsResource
 from pcapsvc.reports.metrics.state import NodeCollector
-from pcapsvc.testing import MemoryHistories, MemoryReporter, MemorySink, MemorySource, event_factory
+from pcapsvc.testing import MemoryHistories, MemorySink, MemorySource, event_factory
 from pcapsvc.testing_packets import MemoryPacketSystem
 from peers.requirement import require_command
 from tests.unit.http_case import HTTPTestCase
@@ -65,6 +64,7 @@ SERIES: Mapping[str, tuple[str, ...]] = {
     "pcapsvc_spool_bytes": (),
     "pcapsvc_spool_limit_bytes": (),
     "pcapsvc_source_connected": ("source",),
+    "pcapsvc_channel_connected": ("channel",),
     "pcapsvc_events_dropped_total": ("channel",),
     "pcapsvc_history_seconds": ("interface",),
     "pcapsvc_history_packets": ("interface",),
@@ -108,15 +108,14 @@ class MetricsCase(SynchronousTestCase):
         self.registry = CollectorRegistry()
         self.metrics = Metrics(self.registry, sources=["redis", "http"], destinations=["local", "s3"])
         self.factory = event_factory()
-        channel = SimpleNamespace(name="kafka", dropped=7)
-        directlyProvides(channel, IEventChannel)
+        channel = SimpleNamespace(dropped=7, state=lambda: SourceState(connected=True, since=0.0))
         redis, http = MemorySource(MemorySink(), name="redis"), MemorySource(MemorySink(), name="http")
         redis.connect()
         self.node = SimpleNamespace(
             captures=SimpleNamespace(running={"a": None, "b": None}),
             spool=SimpleNamespace(entries=3, size=4096, max_bytes=1 << 30),
             sources={"redis": redis, "http": http},
-            reporters={"log": MemoryReporter(), "kafka": channel},
+            channels={"kafka": channel},
             histories=MemoryHistories(
                 HistoryState(
                     interface="eth0",
@@ -310,6 +309,7 @@ class CountingTests(MetricsCase):
         self.assertEqual(self.value("spool_limit_bytes"), 1 << 30)
         self.assertEqual(self.value("source_connected", source="redis"), 1)
         self.assertEqual(self.value("source_connected", source="http"), 0)
+        self.assertEqual(self.value("channel_connected", channel="kafka"), 1)
         self.assertEqual(self.value("events_dropped_total", channel="kafka"), 7)
         self.node.spool = None
         for name in ("spool_entries", "spool_bytes", "spool_limit_bytes"):

@@ -304,7 +304,7 @@ class FaultyDeliveryTests(PipelineCase):
         def fail(artifact: object, on_released: object) -> Deferred[None]:
             raise ZeroDivisionError
 
-        self.pipeline._delivery.deliver = fail  # type: ignore[method-assign]
+        self.delivery.deliver = fail  # type: ignore[method-assign]
         capture_id = self.begin(packets=1)
         self.arrive(udp_frame(1))
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)

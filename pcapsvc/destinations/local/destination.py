@@ -19,7 +19,7 @@ from pcapsvc.core.errors import DestinationError, Problem
 from pcapsvc.core.fields import unknown_key
 from pcapsvc.core.result import Receipt
 from pcapsvc.durable import NO_LINKS, Shortcomings, read_chunks, sync_directory, try_out, write_file
-from pcapsvc.interfaces.delivery import IDestination
+from pcapsvc.interfaces.delivery import IReadableStore
 from pcapsvc.interfaces.threads import RunInThread
 
 #: The permissions of a capture: our group may read it.
@@ -42,7 +42,7 @@ _LASTING = frozenset(
 )
 
 
-@implementer(IDestination)
+@implementer(IReadableStore)
 class LocalDirectory(Service):
     """
     Stores captures in a directory, completely or not at all. Each has a hidden name (C{.NAME.XXXXXXXX})
@@ -102,6 +102,10 @@ class LocalDirectory(Service):
     def check(self, options: Mapping[str, Any]) -> Iterator[Problem]:
         """See L{IDestination.check}. There are no options."""
         return (unknown_key(key, ()) for key in options)
+
+    def path(self, location: str) -> str:
+        """The path of a capture: see L{IReadableStore.path}."""
+        return location
 
     def store(self, artifact: Artifact) -> Deferred[Receipt]:
         """See L{IDestination.store}. The receipt's location is the file's path."""

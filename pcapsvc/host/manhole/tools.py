@@ -226,6 +226,7 @@ def namespace(node: Any, reactor: Any) -> dict[str, Any]:
         "captures": CaptureTool(node, reactor),
         "sources": Parts(node.sources),
         "destinations": Parts(node.destinations),
+        "channels": Parts(node.channels),
         "outboxes": OutboxesTool(node.outboxes),
         "spool": SpoolTool(node, reactor),
         "histories": HistoriesTool(node),
@@ -347,6 +348,7 @@ settings        the configuration: settings.general.snap_length, …; secrets ar
 captures        .list(), .get(id), .start(interface=['eth0'], …), .end(id)
 sources         where requests come from
 destinations    where captures are delivered to
+channels        where events are published
 outboxes        .list(): what is being delivered
 spool           .list(): what waits on the disk, to be delivered later
 histories       .list(): how far back the history of each interface reaches

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from twisted.application.service import IService, Service
 
+from pcapsvc.interfaces.requests import http_host
 from pcapsvc.settings.section import BuildContext, ServiceSection
 
 
@@ -16,7 +17,7 @@ class MetricsSettings(ServiceSection, frozen=True, kw_only=True):
 
     def build(self, context: BuildContext, node: Any) -> IService:
         """What measures the reactor's lag; without an HTTP source, a service that does nothing."""
-        if (source := node.sources.get("http")) is None:
+        if (host := http_host(node.sources.values())) is None:
             return Service()
         from pcapsvc.reports.metrics.lag import ReactorLag
         from pcapsvc.reports.metrics.prometheus import CollectorRegistry, ProcessCollector
@@ -31,5 +32,5 @@ class MetricsSettings(ServiceSection, frozen=True, kw_only=True):
         ProcessCollector(registry=registry)
         node.reporter.add(metrics)
         resource = MetricsResource(context.reactor, registry, metrics, node.captures)
-        source.root.putChild(b"metrics", resource)
+        host.root.putChild(b"metrics", resource)
         return ReactorLag(context.reactor, metrics.lagged)

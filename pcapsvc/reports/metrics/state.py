@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pcapsvc.core.history import HistoryState
-from pcapsvc.interfaces.reports import IEventChannel
 from pcapsvc.reports.metrics.prometheus import Collector, CounterMetricFamily, GaugeMetricFamily, Metric
 
 
@@ -42,10 +41,14 @@ class NodeCollector(Collector):
             "Events that were not published: the queue was full, or the broker refused them.",
             labels=["channel"],
         )
-        for channel in node.reporters.values():
-            if IEventChannel.providedBy(channel):
-                dropped.add_metric([channel.name], channel.dropped)
+        publishing = GaugeMetricFamily(
+            "pcapsvc_channel_connected", "Whether events reach a channel.", labels=["channel"]
+        )
+        for name, channel in node.channels.items():
+            dropped.add_metric([name], channel.dropped)
+            publishing.add_metric([name], float(channel.state().connected))
         yield dropped
+        yield publishing
         yield from _histories(node.histories.states())
 
 

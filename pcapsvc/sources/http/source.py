@@ -16,7 +16,7 @@ from zope.interface import implementer
 
 from pcapsvc.core.request import MAX_BODY_BYTES
 from pcapsvc.core.source_state import SourceState
-from pcapsvc.interfaces.requests import IRequestSink, IRequestSource
+from pcapsvc.interfaces.requests import IHTTPHost, IRequestSink, IRequestSource
 from pcapsvc.net.connectivity import Connectivity
 from pcapsvc.net.http_server import MAX_CONNECTIONS, HTTPServer
 from pcapsvc.net.listen import Listener, listening_endpoint, unusable
@@ -43,7 +43,7 @@ def http_endpoint(reactor: Any, description: str) -> IStreamServerEndpoint:
         raise unusable(_PATH, description, problem) from problem
 
 
-@implementer(IRequestSource)
+@implementer(IRequestSource, IHTTPHost)
 class HTTPSource(service.Service):
     """
     Submits what is posted to C{/captures}.
