@@ -37,13 +37,13 @@ run: setup
 test: setup-dev
 	.venv/bin/python -m tests.runner $(TESTS)
 
-# Both at once, and three processes: some tests wait for sockets.
+# Both at once.
 check: setup-check
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target check-tests lint
 
 .PHONY: check-tests
 check-tests:
-	.venv/bin/python -m tests.runner --processes 3 $(CHECKS)
+	.venv/bin/python -m tests.runner $(CHECKS)
 
 lint: setup-check
 	.venv/bin/ruff check

@@ -5,6 +5,10 @@ The parent process (L{tests.runner.pool}) gives batches of test modules, the lon
 processes (L{tests.runner.worker}). Each worker runs its batch with trial's own runner, in a temporary
 directory of its own, and reports every outcome as it happens.
 
+Many tests wait most of the time: for a server, or a time limit. So there are more processes than processors,
+but only as many as are expected to keep them busy, by what was recorded: with more, tests would measure each
+other.
+
 Why not C{trial -j}: it distributes single tests, and wraps each in a suite of its own, so that a server that
 several tests share is started in every worker, and the reactor is shut down after every test. It does not
 end a worker that hangs, and can't give a test the machine to itself.

@@ -18,6 +18,8 @@ from tests.chance import SEED, VARIABLE
 from tests.runner.pool import PATIENCE_SECONDS, Pool
 from tests.runner.schedule import find_modules, load_durations, plan, save_durations
 
+_PROCESSORS = os.cpu_count() or 1
+
 
 def _say(line: str) -> None:
     print(line, flush=True)
@@ -32,8 +34,9 @@ def _arguments() -> argparse.Namespace:
         "--processes",
         type=int,
         # Most of the time a test of the whole waits for a server.
-        default=2 * (os.cpu_count() or 1),
-        help="how many processes run at the same time (default: %(default)s)",
+        default=4 * _PROCESSORS,
+        help="how many processes run at the same time, if the processors have the time for them "
+        "(default: %(default)s)",
     )
     parser.add_argument(
         "--patience",
@@ -56,18 +59,18 @@ def main() -> int:
     directory.mkdir()
     os.environ[VARIABLE] = str(SEED)
     _say(f"{VARIABLE}={SEED}")
-    jobs = plan(root, find_modules(root, arguments.names), load_durations(), arguments.processes)
+    jobs = plan(root, find_modules(root, arguments.names), load_durations(), _PROCESSORS)
     pool = Pool(root, directory, say=_say, patience_seconds=arguments.patience)
     interrupted = False
     try:
-        asyncio.run(pool.run(jobs, arguments.processes))
+        asyncio.run(pool.run(jobs, arguments.processes, _PROCESSORS))
     except KeyboardInterrupt:
         interrupted = True
     tally = pool.tally
     for line in tally.details():
         _say(line)
     if arguments.record:
-        save_durations(tally.seconds)
+        save_durations(tally.durations)
     if tally.failures or interrupted:
         _say(f"logs: {directory.name}; the same random choices again: {VARIABLE}={SEED}")
     else:

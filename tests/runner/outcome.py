@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.runner.schedule import Job, duration_key
+from tests.runner.schedule import Duration, Job, duration_key
 
 
 def module_of(test: str, names: tuple[str, ...]) -> str:
@@ -26,14 +26,14 @@ class Tally:
 
     @ivar failures: each failed test's id, and what to show of it.
     @ivar reasons: how many tests were skipped, by the reason.
-    @ivar seconds: how long each module took, by L{duration_key}.
+    @ivar durations: how long each module took, by L{duration_key}.
     """
 
     passed: int = 0
     skipped: int = 0
     failures: list[tuple[str, str]] = field(default_factory=list)
     reasons: Counter[str] = field(default_factory=Counter)
-    seconds: dict[str, float] = field(default_factory=dict)
+    durations: dict[str, Duration] = field(default_factory=dict)
 
     @property
     def line(self) -> str:
@@ -124,7 +124,7 @@ class JobProgress:
         if self._module is None:
             return None
         seconds, busy = (now - then for now, then in zip(self._last, self._module_started, strict=True))
-        self._tally.seconds[duration_key(self._module, alone=self._job.alone)] = seconds
+        self._tally.durations[duration_key(self._module, alone=self._job.alone)] = Duration(seconds, busy)
         self.finished.append(self._module)
         counts = ", ".join(
             f"{self._counts[kind]} {kind}" for kind in ("passed", "failed", "skipped") if self._counts[kind]

@@ -7,8 +7,7 @@ import json
 import os
 import signal
 import sys
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,6 +23,25 @@ EXIT_SECONDS = 60.0
 _START_SECONDS = 300.0
 # How long faulthandler may take to write the stacks.
 _STACKS_SECONDS = 5.0
+
+
+# What is expected is an average: some more keeps all processors busy.
+_MORE_THAN_THERE_ARE = 1.15
+
+
+def next_job(
+    waiting: Iterable[Job], running: Collection[Job], processes: int, processors: float
+) -> Job | None:
+    """
+    The job to start next: the first one that fits beside those that run, or, if none runs, the first one.
+
+    @param processes: how many may run.
+    @param processors: how many they may be expected to occupy together.
+    """
+    if len(running) >= processes:
+        return None
+    free = processors * _MORE_THAN_THERE_ARE - sum(job.busy for job in running)
+    return next((job for job in waiting if not running or job.busy <= free), None)
 
 
 class Pool:
@@ -57,23 +75,30 @@ class Pool:
         self._started = 0
         self.tally = Tally()
 
-    async def run(self, jobs: Sequence[Job], processes: int) -> None:
-        """Run all jobs: several at a time, and then, one by one, those that need the machine alone."""
-        await self._run_all((job for job in jobs if not job.alone), processes)
-        await self._run_all((job for job in jobs if job.alone), 1)
+    async def run(self, jobs: Sequence[Job], processes: int, processors: float) -> None:
+        """
+        Run all jobs: several at a time, and then, one by one, those that need the machine alone.
 
-    async def _run_all(self, jobs: Iterable[Job], processes: int) -> None:
-        waiting = deque(jobs)
+        @param processes: how many at most.
+        @param processors: how many they may be expected to occupy together.
+        """
+        await self._run_all((job for job in jobs if not job.alone), processes, processors)
+        await self._run_all((job for job in jobs if job.alone), 1, processors)
 
-        async def take() -> None:
-            while waiting:
-                left = await self._run_one(waiting.popleft())
-                if left is not None:
-                    waiting.append(left)
-
+    async def _run_all(self, jobs: Iterable[Job], processes: int, processors: float) -> None:
+        waiting = list(jobs)
+        running: dict[asyncio.Task[Job | None], Job] = {}
         async with asyncio.TaskGroup() as group:
-            for _ in range(min(processes, len(waiting))):
-                group.create_task(take())
+            while waiting or running:
+                while (job := next_job(waiting, running.values(), processes, processors)) is not None:
+                    waiting.remove(job)
+                    running[group.create_task(self._run_one(job))] = job
+                ended, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                for task in ended:
+                    del running[task]
+                    left = task.result()
+                    if left is not None:
+                        waiting.append(left)
 
     async def _run_one(self, job: Job) -> Job | None:
         """
@@ -115,7 +140,11 @@ class Pool:
         self.tally.add_failure(test, f"{problem}\n\n{output.read_text(errors='replace')}")
         self._say(f"FAILED {test}: {problem}")
         left = progress.unfinished()
-        return Job(names=left, alone=job.alone, seconds=0) if left and not progress.ended else None
+        return (
+            Job(names=left, alone=job.alone, seconds=0, busy=job.busy)
+            if left and not progress.ended
+            else None
+        )
 
     async def _follow(
         self, reading: int, process: asyncio.subprocess.Process, progress: JobProgress

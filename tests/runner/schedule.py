@@ -7,13 +7,28 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 DURATIONS = Path(__file__).with_name("durations.json")
 
 MARK = "needs_machine_alone"
-# What a module without a recorded duration is assumed to take, in seconds, by the package it is in.
-_ASSUMED_SECONDS = {"tests.integration": 20.0, "tests.faults": 20.0}
-_ASSUMED_OTHERWISE = 1.0
+
+
+class Duration(NamedTuple):
+    """
+    How long a module takes.
+
+    @ivar seconds: from its start to its end.
+    @ivar busy_seconds: how much time of processors it takes meanwhile, itself and what it starts.
+    """
+
+    seconds: float
+    busy_seconds: float
+
+
+# What a module without a recorded duration is assumed to take, by the package it is in.
+_ASSUMED = {"tests.integration": Duration(20.0, 10.0), "tests.faults": Duration(20.0, 10.0)}
+_ASSUMED_OTHERWISE = Duration(1.0, 1.0)
 # How long the modules in one process take together, in seconds. A process needs half a second to start;
 # the shorter they are, the closer together all processes end.
 _LONGEST_BATCH_SECONDS = 12.0
@@ -28,11 +43,13 @@ class Job:
     @ivar names: what to load: modules, classes or methods, with dots.
     @ivar alone: run only the tests that need the machine to themselves; otherwise, only the others.
     @ivar seconds: how long it is expected to take.
+    @ivar busy: how many processors it is expected to occupy; the rest of the time it waits.
     """
 
     names: tuple[str, ...]
     alone: bool
     seconds: float
+    busy: float = 1.0
 
     @property
     def key(self) -> str:
@@ -45,19 +62,22 @@ def duration_key(module: str, *, alone: bool) -> str:
     return f"{module} alone" if alone else module
 
 
-def load_durations() -> dict[str, float]:
-    """The recorded durations, in seconds, by L{duration_key}."""
+def load_durations() -> dict[str, Duration]:
+    """The recorded durations, by L{duration_key}."""
     if not DURATIONS.exists():
         return {}
-    recorded: dict[str, float] = json.loads(DURATIONS.read_text())
-    return recorded
+    return {key: Duration(*recorded) for key, recorded in json.loads(DURATIONS.read_text()).items()}
 
 
-def save_durations(measured: Mapping[str, float]) -> None:
+def save_durations(measured: Mapping[str, Duration]) -> None:
     """Record durations of a second or more, and keep those of modules that did not run."""
-    known = load_durations() | {key: round(seconds, 1) for key, seconds in measured.items()}
-    long = {key: seconds for key, seconds in known.items() if seconds >= _ASSUMED_OTHERWISE}
-    DURATIONS.write_text(json.dumps(long, indent=1, sort_keys=True) + "\n")
+    known = load_durations() | measured
+    lines = [
+        f"{json.dumps(key)}: {json.dumps([round(number, 1) for number in known[key]])}"
+        for key in sorted(known)
+        if known[key].seconds >= _ASSUMED_OTHERWISE.seconds
+    ]
+    DURATIONS.write_text("{\n" + ",\n".join(f" {line}" for line in lines) + "\n}\n")
 
 
 def find_modules(root: Path, targets: Iterable[str]) -> Iterator[str]:
@@ -121,24 +141,24 @@ def _marked(body: Sequence[ast.stmt]) -> Iterator[str]:
                     yield target.value.id
 
 
-def plan(root: Path, names: Iterable[str], durations: Mapping[str, float], processes: int) -> list[Job]:
+def plan(root: Path, names: Iterable[str], durations: Mapping[str, Duration], processors: float) -> list[Job]:
     """
     The jobs for some modules, in the order in which they start: the longest first, and then, together, the
     short ones; and those that need the machine alone last.
 
-    @param processes: how many run at the same time.
+    @param processors: how many there are.
     """
     together: list[Job] = []
     alone: list[Job] = []
     for name in dict.fromkeys(names):
         has_alone, has_others = _marks_of(root, name)
         if has_others:
-            together.append(Job(names=(name,), alone=False, seconds=_expected(name, False, durations)))
+            together.append(_job(name, False, durations))
         if has_alone:
-            alone.append(Job(names=(name,), alone=True, seconds=_expected(name, True, durations)))
-    total = sum(job.seconds for job in together)
+            alone.append(_job(name, True, durations))
+    total = sum(job.seconds * job.busy for job in together)
     # Small enough that all processes end at about the same time.
-    limit = max(_SHORTEST_BATCH_SECONDS, min(_LONGEST_BATCH_SECONDS, total / processes / 4))
+    limit = max(_SHORTEST_BATCH_SECONDS, min(_LONGEST_BATCH_SECONDS, total / processors / 8))
     return [*_batches(together, limit), *_batches(alone, _LONGEST_BATCH_SECONDS)]
 
 
@@ -153,22 +173,32 @@ def _marks_of(root: Path, name: str) -> tuple[bool, bool]:
     return _marks_of(root, module)[0], True
 
 
-def _expected(name: str, alone: bool, durations: Mapping[str, float]) -> float:
+def _job(name: str, alone: bool, durations: Mapping[str, Duration]) -> Job:
     package = ".".join(name.split(".")[:2])
-    return durations.get(duration_key(name, alone=alone), _ASSUMED_SECONDS.get(package, _ASSUMED_OTHERWISE))
+    assumed = _ASSUMED.get(package, _ASSUMED_OTHERWISE)
+    seconds, busy_seconds = durations.get(duration_key(name, alone=alone), assumed)
+    return Job(
+        names=(name,), alone=alone, seconds=seconds, busy=busy_seconds / max(seconds, busy_seconds, 0.1)
+    )
 
 
 def _batches(jobs: Iterable[Job], limit: float) -> Iterator[Job]:
     """The jobs by their duration, the longest first; several in one while they stay within a limit."""
-    names: list[str] = []
-    seconds = 0.0
-    alone = False
+    batch: list[Job] = []
     for job in sorted(jobs, key=lambda one: (-one.seconds, one.names)):
-        if names and seconds + job.seconds > limit:
-            yield Job(names=tuple(names), alone=alone, seconds=seconds)
-            names, seconds = [], 0.0
-        names += job.names
-        seconds += job.seconds
-        alone = job.alone
-    if names:
-        yield Job(names=tuple(names), alone=alone, seconds=seconds)
+        if batch and sum(one.seconds for one in batch) + job.seconds > limit:
+            yield _together(batch)
+            batch = []
+        batch.append(job)
+    if batch:
+        yield _together(batch)
+
+
+def _together(jobs: Sequence[Job]) -> Job:
+    seconds = sum(job.seconds for job in jobs)
+    return Job(
+        names=tuple(name for job in jobs for name in job.names),
+        alone=jobs[0].alone,
+        seconds=seconds,
+        busy=sum(job.seconds * job.busy for job in jobs) / max(seconds, 0.1),
+    )

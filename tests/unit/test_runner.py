@@ -12,8 +12,9 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.runner.pool import Pool
-from tests.runner.schedule import Job, find_modules, marks, plan
+from tests.runner import schedule
+from tests.runner.pool import Pool, next_job
+from tests.runner.schedule import Duration, Job, find_modules, marks, plan
 
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -35,13 +36,13 @@ class ScheduleTests(SynchronousTestCase):
         for name, source in modules.items():
             (package / f"{name}.py").write_text(source)
 
-    def jobs(self, durations: dict[str, float], processes: int = 2) -> list[tuple[tuple[str, ...], bool]]:
+    def jobs(self, durations: dict[str, float]) -> list[tuple[tuple[str, ...], bool]]:
         """The names in each job for all modules, without their package, and whether it runs alone."""
         names = find_modules(self.root, ["tests"])
-        known = {f"tests.unit.{name}": seconds for name, seconds in durations.items()}
+        known = {f"tests.unit.{name}": Duration(seconds, seconds) for name, seconds in durations.items()}
         return [
             (tuple(name.rpartition(".")[2] for name in job.names), job.alone)
-            for job in plan(self.root, names, known, processes)
+            for job in plan(self.root, names, known, 2)
         ]
 
     def test_targets(self) -> None:
@@ -83,6 +84,39 @@ class ScheduleTests(SynchronousTestCase):
         self.write(test_a=_ONE + _MARKED)
         jobs = plan(self.root, ["tests.unit.test_a.B"], {}, 2)
         self.assertEqual([job.alone for job in jobs], [False, True])
+
+    def test_busy(self) -> None:
+        """How busy a job keeps the processors is the average of its modules, by their durations."""
+        self.write(test_a=_ONE, test_b=_ONE, test_c=_ONE)
+        durations = {"a": Duration(40, 10), "b": Duration(2, 1), "c": Duration(0.5, 0.25)}
+        known = {f"tests.unit.test_{name}": duration for name, duration in durations.items()}
+        jobs = plan(self.root, find_modules(self.root, ["tests"]), known, 2)
+        self.assertEqual([(len(job.names), job.busy) for job in jobs], [(1, 0.25), (2, 0.5)])
+
+    def test_recorded(self) -> None:
+        """Durations of a second or more are recorded, beside those of modules that did not run."""
+        self.patch(schedule, "DURATIONS", Path(self.mktemp()))
+        schedule.save_durations({"a": Duration(12.34, 5.67), "b": Duration(3, 1)})
+        schedule.save_durations({"b": Duration(4, 2), "c": Duration(0.9, 0.9)})
+        self.assertEqual(schedule.load_durations(), {"a": (12.3, 5.7), "b": (4, 2)})
+
+    def test_as_many_as_the_processors_take(self) -> None:
+        """The next job is the first one that fits: no more processes, and no more work, than there may be."""
+        busy, idle = (
+            Job(names=(name,), alone=False, seconds=1, busy=of) for name, of in (("a", 1), ("b", 0.1))
+        )
+        for waiting, running, following in (
+            ([busy, idle], [], busy),
+            ([busy, idle], [busy], busy),
+            ([busy, idle], [busy, busy], idle),
+            ([busy], [busy, busy], None),
+            ([busy, idle], [idle] * 5, busy),
+            ([busy, idle], [idle] * 6, None),
+            ([], [busy], None),
+        ):
+            self.assertIs(next_job(waiting, running, 6, 2), following, (waiting, running))
+        # One that is more than the processors take must run, too.
+        self.assertIs(next_job([busy], [], 6, 0.5), busy)
 
     def test_marks(self) -> None:
         """A module's marks are read without importing it."""
@@ -130,7 +164,7 @@ class PoolTests(SynchronousTestCase):
         directory = Path(self.mktemp()).absolute()
         directory.mkdir()
         pool = Pool(_ROOT, directory, say=self.lines.append, **bounds)
-        asyncio.run(pool.run(jobs, processes))
+        asyncio.run(pool.run(jobs, processes, processes))
         return pool
 
     def job(self, *names: str, alone: bool = False) -> Job:
@@ -157,7 +191,7 @@ class PoolTests(SynchronousTestCase):
         self.assertIn("ValueError: quite wrong", details)
         self.assertIn("skipped 1: no such thing", details)
         self.assertIn(f"{name}: 2 passed, 2 failed, 1 skipped", self.lines[-1])
-        self.assertEqual(list(tally.seconds), [name])
+        self.assertEqual(list(tally.durations), [name])
 
     def test_no_such_module(self) -> None:
         """A module that can't be imported is a failure."""
