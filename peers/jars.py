@@ -8,6 +8,24 @@ from pathlib import Path
 from peers.requirement import require, require_command
 
 
+def directory_of(program: str) -> Path:
+    """
+    The directory of a program's jars, which may not be there.
+
+    @param program: C{ARTIFACT-VERSION}.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.environ.get("PCAPSVC_JARS") or cache / "pcapsvc" / "jars") / program
+
+
+def archive_of(program: str) -> Path:
+    """
+    The file with a program's classes as Java maps them into memory (class data sharing), which halves what a
+    start costs. L{peers.archives} writes it. Without it, or with another Java, they are read from the jars.
+    """
+    return directory_of(program).with_name(f"{program}.jsa")
+
+
 def java_command(program: str, main: str, *options: str, megabytes: int = 256) -> list[str]:
     """
     The command that starts a program, without the program's own arguments. The test is skipped if Java or
@@ -19,8 +37,8 @@ def java_command(program: str, main: str, *options: str, megabytes: int = 256) -
     @param megabytes: the maximum size of the heap.
     """
     java = require_command("java", "default-jre-headless")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    directory = Path(os.environ.get("PCAPSVC_JARS") or cache / "pcapsvc" / "jars") / program
+    directory = directory_of(program)
+    archive = archive_of(program)
     require(directory.is_dir(), f"{program} has not been fetched (make test runs scripts/jars, which does)")
     return [
         java,
@@ -28,6 +46,7 @@ def java_command(program: str, main: str, *options: str, megabytes: int = 256) -
         # It runs for seconds only, next to others: start quickly, and use one thread to collect garbage.
         "-XX:TieredStopAtLevel=1",
         "-XX:+UseSerialGC",
+        *([f"-XX:SharedArchiveFile={archive}"] if archive.is_file() else []),
         *options,
         "-cp",
         f"{directory}/*",

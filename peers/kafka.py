@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import hashlib
 import json
+import shutil
 import signal
 import subprocess
+import tempfile
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -18,10 +22,10 @@ from kafka.errors import KafkaError
 
 from pcapsvc.net.kafka.security import KafkaSecurity
 from peers.certificates import Authority
-from peers.jars import java_command
+from peers.jars import directory_of, java_command
 from peers.process import OwnProcess, answers, free_port
 
-_PROGRAM = "kafka_2.13-4.3.1"
+PROGRAM = "kafka_2.13-4.3.1"
 _PATIENCE_SECONDS = 60.0
 
 
@@ -29,6 +33,10 @@ def _inline(module: str, **options: str) -> str:
     """The configuration of a JAAS login module, in one line."""
     words = " ".join(f'{name}="{value}"' for name, value in options.items())
     return f"org.apache.kafka.common.security.{module} required {words};"
+
+
+def _digest(words: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(words).encode()).hexdigest()[:16]
 
 
 class KafkaBroker:
@@ -66,8 +74,14 @@ class KafkaBroker:
         store.write_text(own.key.read_text() + own.certificate.read_text())
         self._file = self._directory / "server.properties"
         self._write(self._properties(controller, store))
-        self._command = [*wrapper, *java_command(_PROGRAM, "kafka.Kafka")]
-        format_it = java_command(_PROGRAM, "kafka.tools.StorageTool")
+        self._command = [*wrapper, *java_command(PROGRAM, "kafka.Kafka")]
+        self._format()
+
+    def _format(self) -> None:
+        """
+        Format the storage, or copy what another broker's was formatted to: that takes as much as the start.
+        """
+        format_it = java_command(PROGRAM, "kafka.tools.StorageTool")
         cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         credentials = [
             f"--add-scram={mechanism}=[name={self.user},password={self.password}]"
@@ -75,10 +89,22 @@ class KafkaBroker:
         ]
         # The cluster's id may begin with a dash.
         arguments = ["format", f"--cluster-id={cluster}", "--config", str(self._file), *credentials]
+        kept = directory_of(PROGRAM).with_name(f"{PROGRAM}-formatted-{_digest(credentials)}")
+        if kept.is_dir():
+            shutil.copytree(kept, self._directory / "data")
+            return
         formatted = subprocess.run([*format_it, *arguments], check=False, capture_output=True, timeout=60)
         if formatted.returncode != 0:
             said = (formatted.stdout + formatted.stderr).decode(errors="replace")
             raise RuntimeError(f"could not format the broker's storage:\n{said}")
+        # Renamed when it is complete. If another process was faster, that one stays.
+        new = Path(tempfile.mkdtemp(prefix=".new-", dir=kept.parent))
+        try:
+            shutil.copytree(self._directory / "data", new / "data")
+            with contextlib.suppress(OSError):
+                (new / "data").rename(kept)
+        finally:
+            shutil.rmtree(new)
 
     def _properties(self, controller_port: int, store: Path) -> dict[str, str]:
         """
@@ -128,6 +154,10 @@ class KafkaBroker:
     def stop(self) -> None:
         """End it for good, even if it is frozen or not running."""
         self._process.clean_up()
+
+    def exit(self, patience_seconds: float) -> None:
+        """Let it exit by itself."""
+        self._process.exit(patience_seconds)
 
     def kill(self) -> None:
         """Kill it: no connection is closed properly."""

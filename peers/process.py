@@ -157,6 +157,12 @@ class OwnProcess:
             self._finalizer = None
             self._process = None
 
+    def exit(self, patience_seconds: float) -> None:
+        """Ask it to exit, and wait until it has."""
+        self.signal(signal.SIGTERM)
+        self.wait(patience_seconds)
+        self.end()
+
     def clean_up(self) -> None:
         """End it, and remove its directory."""
         self.end()

@@ -22,7 +22,7 @@ from botocore.config import Config
 from peers.jars import java_command
 from peers.process import OwnProcess, answers, free_port
 
-_PROGRAM = "elasticmq-server_2.13-1.6.11"
+PROGRAM = "elasticmq-server_2.13-1.6.11"
 _CONFIGURATION = """
 include classpath("application.conf")
 node-address {{ protocol = http, host = "{host}", port = {port}, context-path = "" }}
@@ -76,7 +76,7 @@ class SQSServer:
             configuration.format(host=host, port=self._port, directory=self._process.directory)
         )
         main, encoding = "org.elasticmq.server.Main", "-Dstdout.encoding=UTF-8"
-        self._command = [*wrapper, *java_command(_PROGRAM, main, f"-Dconfig.file={self._file}", encoding)]
+        self._command = [*wrapper, *java_command(PROGRAM, main, f"-Dconfig.file={self._file}", encoding)]
         self._client: Any = None
 
     def start(self) -> None:
@@ -90,6 +90,10 @@ class SQSServer:
             self._client.close()
             self._client = None
         self._process.clean_up()
+
+    def exit(self, patience_seconds: float) -> None:
+        """Let it exit by itself."""
+        self._process.exit(patience_seconds)
 
     def kill(self) -> None:
         """Kill it: no connection is closed properly."""
