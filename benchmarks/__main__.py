@@ -11,12 +11,13 @@ import tempfile
 from pathlib import Path
 from unittest import SkipTest
 
-from benchmarks import armed, capture, many, others, soak, steered
+from benchmarks import armed, capture, lookback, many, others, soak, steered
 
 _BENCHMARKS = {
     "capture": capture.run,
     "many": many.run,
     "armed": armed.run,
+    "lookback": lookback.run,
     "others": others.run,
     "steered": steered.run,
 }

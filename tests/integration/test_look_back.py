@@ -5,56 +5,14 @@ from __future__ import annotations
 import json
 import threading
 import time
-from pathlib import Path
-from typing import Any
 
-from twisted.trial import unittest
-
-from peers.daemon import Daemon
-from peers.frames import number_of, udp_frame
+from peers.frames import udp_frame
 from peers.tcpdump import read_packets
-from peers.wire import Wire
+from tests.integration.look_back_case import LookBackCase
 
 
-class LookBackTests(unittest.SynchronousTestCase):
-    """A daemon that remembers a wire."""
-
-    def setUp(self) -> None:
-        self.wire = Wire()
-        self.addCleanup(self.wire.stop)
-        self.wire.start()
-
-    def start(self, history: str = "history = 60", **options: Any) -> Daemon:
-        """A daemon that records the wire."""
-        interface = f'[[interface]]\nname = "{self.wire.interface}"\n{history}\n'
-        daemon = Daemon(interface, **options)
-        self.addCleanup(daemon.stop)
-        daemon.start()
-        daemon.until(lambda: self.history(daemon)["problem"] is None or None, "the history")
-        return daemon
-
-    def history(self, daemon: Daemon) -> dict[str, Any]:
-        """What the daemon remembers of the wire."""
-        _, answer = daemon.request("GET", "/interfaces")
-        [found] = [each for each in answer["interfaces"] if each["name"] == self.wire.interface]
-        history: dict[str, Any] = found["history"]
-        return history
-
-    def remembered(self, daemon: Daemon, packets: int) -> None:
-        """Wait until so many packets are remembered."""
-        daemon.until(lambda: self.history(daemon)["packets"] >= packets or None, "the packets")
-
-    def send(self, *numbers: int, port: int = 9) -> None:
-        """Send packets over the wire."""
-        self.wire.send([udp_frame(number, port=port) for number in numbers])
-
-    def capture(self, daemon: Daemon, **message: Any) -> str:
-        """A capture that looks back."""
-        return daemon.capture(**{"interface": [self.wire.interface], "before": 30, **message})
-
-    def numbers(self, path: Path) -> list[int]:
-        """The numbers of the packets in a file."""
-        return [number_of(packet.data) for packet in read_packets(path)]
+class LookBackTests(LookBackCase):
+    """What is in the files of captures that look back, on one wire."""
 
     def test_past_only(self) -> None:
         """What was sent before a request is in its file, which is there at once."""
@@ -158,9 +116,3 @@ class LookBackTests(unittest.SynchronousTestCase):
         self.assertEqual(self.numbers(daemon.file_of(capture)), [1, 2, 3, 4])
         missing = {each["reason"]: each["seconds"] for each in daemon.done(capture)["history"]["missing"]}
         self.assertTrue(1 <= missing["down"] < 30, missing)
-
-    def past(self, daemon: Daemon) -> str:
-        """A capture of the past, which is done."""
-        capture = self.capture(daemon, pastonly=True)
-        daemon.done(capture)
-        return capture
