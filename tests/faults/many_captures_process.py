@@ -1,7 +1,7 @@
 """
 A node in a process of its own, whose packets are in memory. On its standard input it is told what to do:
 
-    start N      request N captures of five packets each
+    start N      request N captures of five packets each, on ten interfaces
     deliver      let five packets arrive at all of them
     state        print a line of JSON
     stop         stop
@@ -35,8 +35,8 @@ from pcapsvc.testing_packets import MemoryPacketSystem
 from peers.frames import udp_frame
 
 PACKETS = 5
-# How many requests are made in one turn of the reactor.
-_AT_ONCE = 10
+# Each request starts a capture on all of them.
+_INTERFACES = tuple(f"mem{number}" for number in range(10))
 
 
 @implementer(IProgressReporter)
@@ -70,7 +70,7 @@ class Control(LineReceiver):
     delimiter = b"\n"
 
     def __init__(self, path: str, events: str) -> None:
-        self.system = MemoryPacketSystem("mem0")
+        self.system = MemoryPacketSystem(*_INTERFACES)
         settings = load_settings(path, COMPONENTS)
         self.node = app.build(settings, reactor, system=self.system)
         self.recorder = Recorder()
@@ -95,22 +95,23 @@ class Control(LineReceiver):
     async def _start(self, count: int) -> None:
         request = {
             "node": "node-1",
-            "interface": ["mem0"],
+            "interface": _INTERFACES,
             "packets": PACKETS,
             "timeout": 300,
             "bytes": 99999,
         }
-        for number in range(count):
+        for number in range(count // len(_INTERFACES)):
             body = json.dumps({**request, "requestid": f"r-{number}"}).encode()
             verdict: Verdict = await self.node.pipeline.submit(Message(source="http", body=body))
-            self.accepted += isinstance(verdict, Accepted)
-            if number % _AT_ONCE == 0:
-                await task.deferLater(reactor, 0)  # type: ignore[arg-type]
+            assert isinstance(verdict, Accepted), verdict
+            self.accepted += len(verdict.captures)
+            await task.deferLater(reactor, 0)  # type: ignore[arg-type]
 
     def do_deliver(self) -> None:
         """Let packets arrive."""
         self.recorder.arrived_at, self.recorder.longest_seconds = time.monotonic(), 0.0
-        self.system.deliver("mem0", *(udp_frame(number) for number in range(PACKETS)))
+        for interface in _INTERFACES:
+            self.system.deliver(interface, *(udp_frame(number) for number in range(PACKETS)))
 
     def do_state(self) -> None:
         """Say how it is."""

@@ -27,6 +27,9 @@ from tests.unit.event_schema import problems
 CAPTURES = 1000
 #: How many events wait for a channel: fewer than there are during a fault.
 QUEUE = 2000
+#: How often the progress of each capture is reported: every second, three brokers and their readers would keep
+#: the machine busy.
+PROGRESS_SECONDS = 3
 #: How long a fault lasts before the captures end.
 FAULT_SECONDS = 6.0
 PATIENCE_SECONDS = 150.0
@@ -151,7 +154,7 @@ class EventBrokersTests(SynchronousTestCase):
             f"maxcaptures = {CAPTURES}\nmaxrequestrate = 0\nmaxmemory = {4 << 30}\n"
             "[capture]\nbuffersize = 65536\n"
             f'[http]\nlisten = "tcp:0:interface=127.0.0.1"\n'
-            f"[reports]\nqueue = {QUEUE}\n"
+            f"[reports]\nqueue = {QUEUE}\nprogressinterval = {PROGRESS_SECONDS}\n"
             f'[reports.redis]\nsend = true\nhost = "{self.link.far}"\nport = {self.redis.port}\n'
             f'[reports.kafka]\nsend = true\nserver = ["{self.kafka.server}"]\n'
             f'[reports.sqs]\nsend = true\nurl = "{self.queue.url}"\naccessid = "a"\naccesskey = "b"\n'
