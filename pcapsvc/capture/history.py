@@ -351,6 +351,10 @@ class HistoryRecorder:
         if total:
             for reader in self._readers:
                 reader.notify()
+        elif self._handle is not None and self._look not in self._timers and not self._handle.is_up():
+            # This read may have taken the error that the reactor would have found.
+            self._reactor.removeReader(self)
+            self._later(0, self._look)
         return total
 
     def connectionLost(self, reason: Failure) -> None:
