@@ -27,8 +27,8 @@ from tests.unit.event_schema import problems
 CAPTURES = 1000
 #: How many events wait for a channel: fewer than there are during a fault.
 QUEUE = 2000
-#: How often the progress of each capture is reported: every second, three brokers and their readers would keep
-#: the machine busy.
+#: How often the progress of each capture is reported. Every second, brokers and readers would keep the
+#: machine busy with nothing else.
 PROGRESS_SECONDS = 3
 #: How long a fault lasts before the captures end.
 FAULT_SECONDS = 6.0
