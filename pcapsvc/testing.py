@@ -164,6 +164,7 @@ class MemoryPublisher:
     @ivar published: the JSON of the events that have arrived, in order, decoded.
     @ivar losing: the Deferred of whoever waits for the loss of the connection.
     @ivar closed: how often it was disconnected.
+    @ivar closing: makes the Deferred of each disconnection.
     """
 
     server = "broker.example"
@@ -177,6 +178,7 @@ class MemoryPublisher:
         self.published: list[dict[str, Any]] = []
         self.losing: defer.Deferred[None] = defer.Deferred()
         self.closed = 0
+        self.closing: Callable[[], defer.Deferred[None]] = lambda: defer.succeed(None)
 
     def arrive(self, reports: Sequence[Report]) -> defer.Deferred[Published]:
         """Have all of these arrive."""
@@ -199,7 +201,7 @@ class MemoryPublisher:
     def close(self) -> defer.Deferred[None]:
         """Disconnect: see L{IPublisher.close}."""
         self.closed += 1
-        return defer.succeed(None)
+        return self.closing()
 
     def described(self, problem: Exception) -> tuple[str, str]:
         """A problem in words: see L{IPublisher.described}."""

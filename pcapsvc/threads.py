@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from threading import Thread
 from typing import Any
 
 from twisted.application.service import MultiService, Service
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import Deferred, DeferredList, fail
 from twisted.internet.interfaces import IReactorFromThreads, IReactorTime
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
@@ -24,15 +25,45 @@ class IThreadReactor(IReactorFromThreads, IReactorTime):
 
 
 class NotRunning(RuntimeError):
-    """The threads have not been started, or are stopping."""
+    """The threads have not been started, or are stopping. Nothing was called."""
+
+
+class NoThread(OSError, NotRunning):
+    """The system allows no more threads: a limit on processes (pids cgroup, RLIMIT_NPROC), or no memory."""
 
 
 class DaemonThreadPool(ThreadPool):
     """A pool of daemon threads: a thread that hangs does not keep the process alive."""
 
+    threads: list[Thread]
+
     def threadFactory(self, *args: Any, **kwargs: Any) -> Thread:  # type: ignore[override]
         """Make a daemon thread: see L{ThreadPool}."""
         return Thread(*args, daemon=True, **kwargs)
+
+    def run(self, reactor: IReactorFromThreads, function: Callable[..., Any], *args: Any) -> Deferred[Any]:
+        """
+        Run a function in one of the threads. If no more can be started, it waits for one of those.
+
+        @return: fires with what the function returns. Fails with what it raises, or with L{NoThread}.
+        """
+        try:
+            return deferToThreadPool(reactor, self, function, *args)
+        except RuntimeError as error:
+            # The pool counts a thread as its own before it starts, and would wait for it at the end.
+            self.threads[:] = [thread for thread in self.threads if thread.ident is not None]
+            if not self.workers:
+                return fail(NoThread(errno.EAGAIN, str(error)))
+        most, self.max = self.max, self.workers
+        try:
+            return deferToThreadPool(reactor, self, function, *args)
+        finally:
+            self.max = most
+
+    def stop_soon(self) -> None:
+        """Have each thread end after what there is to do, and return at once, unlike L{stop}."""
+        self.threads = []
+        self.stop()
 
 
 class Threads(Service):
@@ -59,12 +90,12 @@ class Threads(Service):
         Run a function in one of the threads.
 
         @return: fires with what the function returns. Fails with what it raises, with
-            L{NotRunning}, or with L{twisted.internet.defer.CancelledError} if it still hung
-            when the service stopped. On cancel, the result is discarded; the thread goes on.
+            L{NotRunning} if it was not called, or with L{twisted.internet.defer.CancelledError} if it
+            still hung when the service stopped. On cancel, the result is discarded; the thread goes on.
         """
         if self._pool is None:
             return fail(NotRunning("the threads are not running"))
-        result: Deferred[Any] = deferToThreadPool(self._reactor, self._pool, function, *args)
+        result = self._pool.run(self._reactor, function, *args)
         self._unfinished.add(result)
 
         def finished(passed_on: Any) -> Any:
@@ -74,7 +105,7 @@ class Threads(Service):
         return result.addBoth(finished)
 
     def close_descriptor(self, descriptor: int) -> None:
-        """Close a descriptor in a thread, because that may take a while; right here if no thread runs."""
+        """Close a descriptor in a thread, because that may take a while; right here if there is none."""
 
         def close_here(failure: Failure) -> None:
             # After any other failure, a thread has closed it.
@@ -102,8 +133,12 @@ class Threads(Service):
         if pool is None:
             stopped.callback(None)
             return stopped
-        # ThreadPool.stop blocks until its threads have ended, so it gets a thread, too.
-        Thread(target=self._join, args=(pool, stopped), daemon=True, name="pcapsvc-stop").start()
+        try:
+            # ThreadPool.stop blocks until its threads have ended, so it gets a thread, too.
+            Thread(target=self._join, args=(pool, stopped), daemon=True, name="pcapsvc-stop").start()
+        except RuntimeError:
+            pool.stop_soon()
+            DeferredList(self._unfinished).addCallback(lambda _: self._fire(stopped))
         give_up = self._reactor.callLater(STOP_SECONDS, self._give_up, stopped)
 
         def joined(_: None) -> None:

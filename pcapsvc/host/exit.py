@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from threading import Thread
 
+from twisted.logger import Logger
+
 #: How long the process may take to exit after the reactor has stopped, in seconds. The log is drained
 #: within two.
 EXIT_SECONDS = 4.0
@@ -29,4 +31,7 @@ def bound_exit(
         sleep(EXIT_SECONDS)
         exit_now(0)
 
-    Thread(target=wait, daemon=True, name="pcapsvc-exit").start()
+    try:
+        Thread(target=wait, daemon=True, name="pcapsvc-exit").start()
+    except RuntimeError as error:
+        Logger().warn("the end of the process is not bounded: {error}", error=error)

@@ -177,14 +177,25 @@ def _limit(parent: int) -> None:
     if os.getppid() != parent:
         sys.exit(1)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
+    memory = _at_most(_hard_limit(resource.RLIMIT_AS), _MEMORY_BYTES)
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
 
 
 def _limit_cpu(seconds: int) -> None:
     """Have the kernel end this process if it computes for longer from now on (setrlimit(2), RLIMIT_CPU)."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     used = int(usage.ru_utime + usage.ru_stime) + 1
-    resource.setrlimit(resource.RLIMIT_CPU, (used + seconds, resource.RLIM_INFINITY))
+    hard = _hard_limit(resource.RLIMIT_CPU)
+    resource.setrlimit(resource.RLIMIT_CPU, (_at_most(hard, used + seconds), hard))
+
+
+def _hard_limit(which: int) -> int:
+    """The limit that the daemon was started with. Only root may raise it."""
+    return resource.getrlimit(which)[1]
+
+
+def _at_most(hard: int, wanted: int) -> int:
+    return wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
 
 
 def _answer(kind: bytes, payload: bytes = b"") -> None:

@@ -171,10 +171,21 @@ class EventChannel(Service):
                 if not self._is_draining:
                     self._failed(problem)
             finally:
-                await self._publisher.close()
+                await self._close()
             if self._is_draining:
                 return
             await self._pause()
+
+    async def _close(self) -> None:
+        """Disconnect. Whatever goes wrong, the next attempt is with a new connection."""
+        try:
+            await self._publisher.close()
+        except Exception as problem:
+            if isinstance(problem, CancelledError):
+                raise
+            self._log.failure(
+                "Events to {server}: the connection did not close properly", server=self._server
+            )
 
     async def _publish_all(self) -> None:
         """Publish whatever there is. Returns if a stop is due and nothing is left; raises what goes wrong."""

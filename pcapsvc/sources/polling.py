@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from threading import Thread
 from typing import Any, Generic, TypeVar
 
 from twisted.internet import defer, task
-from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
-from twisted.python.threadpool import ThreadPool
 
 from pcapsvc.interfaces.threads import RunInThread
 from pcapsvc.net.outages import Backoff
@@ -66,27 +63,25 @@ class OwnThread:
         """
         self._reactor = reactor
         self._name = name
-        self._pool: ThreadPool | None = None
+        self._pool: DaemonThreadPool | None = None
 
     def run(self, function: Callable[..., Any], *args: Any) -> defer.Deferred[Any]:
         """
         Run a function, after those that were given before it.
 
-        @return: fires with what the function returns; fails with what it raises. Cancelling it only ends the
-            wait: the function runs to its end.
+        @return: fires with what the function returns; fails with what it raises, or with
+            L{pcapsvc.threads.NoThread}. Cancelling it only ends the wait: the function runs to its end.
         """
         if self._pool is None:
             self._pool = DaemonThreadPool(minthreads=0, maxthreads=1, name=self._name)
             self._pool.start()
-        result: defer.Deferred[Any] = deferToThreadPool(self._reactor, self._pool, function, *args)
-        return result
+        return self._pool.run(self._reactor, function, *args)
 
     def stop(self) -> None:
         """End the thread after what it was given already. Doesn't wait for it. L{run} starts another one."""
         pool, self._pool = self._pool, None
         if pool is not None:
-            # A pool's stop blocks until its threads have ended.
-            Thread(target=pool.stop, daemon=True, name=f"{self._name}-stop").start()
+            pool.stop_soon()
 
 
 class Poller(Generic[Result]):

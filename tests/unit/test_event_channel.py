@@ -192,6 +192,24 @@ class EventChannelTests(unittest.SynchronousTestCase):
         self.clock.advance(1)
         self.assertTrue(self.channel.state().connected)
 
+    def test_close_fails(self) -> None:
+        """A connection that does not close properly is logged, and another one is made."""
+
+        def refuse() -> Deferred[None]:
+            raise ZeroDivisionError("the close")
+
+        self.publisher.closing = refuse
+        self.refuse_connections(OSError("no"))
+        self.start()
+        self.assertIn("the connection did not close properly", " ".join(self.messages()))
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        self.publisher.closing = lambda: succeed(None)
+        self.publisher.opening = lambda: succeed(True)
+        self.report()
+        self.clock.advance(8)
+        self.linger()
+        self.assertEqual(len(self.types()), 1)
+
     def test_again(self) -> None:
         """What may have arrived is published again, with the same id, before anything else."""
         held = self.hold()

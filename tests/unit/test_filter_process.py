@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import resource
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,10 +20,14 @@ from twisted.trial import unittest
 
 from pcapsvc.core.errors import NodeBusy
 from pcapsvc.core.filter import FilterRejected, Program
+from pcapsvc.packets import filter_child
 from pcapsvc.packets.filter_compiler import FilterCompiler
 from pcapsvc.packets.libpcap import library_path
 
 reactor: Any = global_reactor
+
+# linux/prctl.h, linux/capability.h.
+PR_CAPBSET_DROP, CAP_SYS_RESOURCE = 24, 24
 
 # libpcap 1.9.1 never comes to an end on these (its issue 112).
 ENDLESS = (
@@ -84,6 +91,37 @@ class FilterProcessTests(unittest.TestCase):
         resident = next(line for line in status.splitlines() if line.startswith("VmRSS"))
         self.assertLess(int(resident.split()[1]), 16 << 10)
         os.close(inherited)
+
+    def test_lower_limits(self) -> None:
+        """It works under limits that are lower than its own, and that nobody may raise."""
+
+        def limit() -> None:
+            ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, CAP_SYS_RESOURCE)
+            resource.setrlimit(resource.RLIMIT_AS, (200 << 20, 200 << 20))
+            resource.setrlimit(resource.RLIMIT_CPU, (20, 20))
+
+        child = subprocess.run(
+            [
+                sys.executable,
+                "-I",
+                "-S",
+                filter_child.__file__,
+                library_path(pcapy.__file__),
+                str(os.getpid()),
+                "60",
+            ],
+            input=filter_child.REQUEST.pack(1, 512, 0, 3) + b"udp",
+            capture_output=True,
+            preexec_fn=limit,
+            timeout=60,
+        )
+        self.assertEqual(child.stderr, b"")
+        kinds, answers = [], child.stdout
+        while answers:
+            kind, length = filter_child.ANSWER.unpack_from(answers)
+            kinds.append(kind)
+            answers = answers[filter_child.ANSWER.size + length :]
+        self.assertEqual(kinds, [filter_child.READY, filter_child.ROUGH, filter_child.PROGRAM])
 
     async def test_in_another_directory(self) -> None:
         """It works wherever the daemon goes."""

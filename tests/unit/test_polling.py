@@ -14,6 +14,7 @@ from twisted.trial import unittest
 
 from pcapsvc.net.outages import Backoff, Outage
 from pcapsvc.sources.polling import CLEAN_UP_SECONDS, STOP_SECONDS, OwnThread, Poller
+from pcapsvc.threads import NoThread
 
 
 class BackoffTests(unittest.SynchronousTestCase):
@@ -255,6 +256,18 @@ class OwnThreadTests(unittest.TestCase):
         self.assertTrue(await held)
         await self.gone()
         self.assertEqual(7, await self.thread.run(lambda: 7))
+
+    async def test_no_thread(self) -> None:
+        """If no thread can be started, the function fails, but not the next one. A stop needs no thread."""
+        # There is no room for a stack of 64 TiB.
+        self.addCleanup(threading.stack_size, threading.stack_size(1 << 46))
+        await self.assertFailure(self.thread.run(lambda: 7), NoThread)
+        self.thread.stop()
+        threading.stack_size(0)
+        self.assertEqual(7, await self.thread.run(lambda: 7))
+        threading.stack_size(1 << 46)
+        self.thread.stop()
+        await self.gone()
 
     async def test_cancelled(self) -> None:
         """A function that was cancelled is no longer waited for, and its result is dropped."""

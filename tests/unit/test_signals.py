@@ -11,6 +11,7 @@ from twisted.trial import unittest
 
 from pcapsvc.host.exit import EXIT_SECONDS, bound_exit
 from pcapsvc.host.signals import IGNORED, STOPPING, Signals, ignore_reload
+from tests.unit.logged import logged
 
 HANDLED = (signal.SIGHUP, *STOPPING, *IGNORED, signal.SIGTTOU)
 
@@ -115,6 +116,14 @@ class SignalsTests(unittest.SynchronousTestCase):
         bound_exit(sleep=waits.append, exit_now=exit_now)
         self.assertTrue(ended.wait(60))
         self.assertEqual((waits, statuses), ([EXIT_SECONDS], [0]))
+
+    def test_exit_without_a_thread(self) -> None:
+        """If no thread can be started, that is logged, and the exit goes on."""
+        # There is no room for a stack of 64 TiB.
+        self.addCleanup(threading.stack_size, threading.stack_size(1 << 46))
+        messages = logged(self)
+        bound_exit(exit_now=self.fail)
+        self.assertEqual(messages(), ["the end of the process is not bounded: can't start new thread"])
 
     def test_nothing_is_reloaded(self) -> None:
         """SIGHUP does nothing, and neither do signals without a meaning."""

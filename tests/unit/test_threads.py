@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -11,7 +12,7 @@ from twisted.internet import defer, reactor
 from twisted.internet.task import Clock
 from twisted.trial.unittest import TestCase
 
-from pcapsvc.threads import STOP_SECONDS, NotRunning, Threads
+from pcapsvc.threads import STOP_SECONDS, NoThread, NotRunning, Threads
 
 
 class ThreadClock(Clock):
@@ -79,6 +80,97 @@ class ThreadsTests(TestCase):
         """A second stop fires at once."""
         await self.threads.stopService()
         await self.threads.stopService()
+
+
+class NoMoreThreadsTests(TestCase):
+    """L{Threads}, while the system starts no more threads."""
+
+    def setUp(self) -> None:
+        self.threads = Threads(reactor, most=2)
+        self.threads.startService()
+        self.addCleanup(self.threads.stopService)
+
+    def refuse(self) -> None:
+        """Have the system refuse threads: there is no room for a stack of 64 TiB."""
+        self.addCleanup(threading.stack_size, threading.stack_size(1 << 46))
+
+    def allow(self) -> None:
+        """Have it start them again."""
+        threading.stack_size(0)
+
+    async def test_none(self) -> None:
+        """If there is no thread at all, nothing is called. The failure is an error of the system."""
+        self.refuse()
+        called: list[int] = []
+        error = await self.assertFailure(self.threads.run(called.append, 1), NoThread)
+        self.assertIsInstance(error, OSError)
+        self.assertIsInstance(error, NotRunning)
+        self.assertEqual((error.strerror, called), ("can't start new thread", []))
+
+    async def test_again(self) -> None:
+        """Once they can be started again, they are."""
+        self.refuse()
+        await self.assertFailure(self.threads.run(lambda: 1), NoThread)
+        self.allow()
+        self.assertEqual(await self.threads.run(lambda: 1), 1)
+
+    async def test_others_do_the_work(self) -> None:
+        """Work waits for the threads that there are."""
+        release = threading.Event()
+        self.addCleanup(release.set)
+        busy = self.threads.run(release.wait)
+        self.refuse()
+        waiting = [self.threads.run(lambda n=n: n) for n in range(3)]
+        release.set()
+        await busy
+        self.assertEqual(await defer.gatherResults(waiting), [0, 1, 2])
+
+    async def test_all_again(self) -> None:
+        """After that, there may be as many threads as before."""
+        both = threading.Barrier(2, timeout=30)
+        first = self.threads.run(both.wait)
+        self.refuse()
+        waiting = self.threads.run(lambda: None)
+        self.allow()
+        await self.threads.run(both.wait)
+        await defer.gatherResults([first, waiting])
+
+    async def test_descriptor(self) -> None:
+        """A descriptor is closed all the same."""
+        self.refuse()
+        reading, writing = os.pipe()
+        os.close(writing)
+        self.threads.close_descriptor(reading)
+        with self.assertRaises(OSError):
+            os.fstat(reading)
+
+    async def test_stop(self) -> None:
+        """A stop waits for the work in progress."""
+        done: list[int] = []
+        release = threading.Event()
+        self.addCleanup(release.set)
+
+        def work() -> None:
+            release.wait()
+            done.append(1)
+
+        running = self.threads.run(work)
+        self.refuse()
+        stopped = self.threads.stopService()
+        self.assertNoResult(stopped)
+        release.set()
+        await stopped
+        await running
+        self.assertEqual(done, [1])
+
+    async def test_stop_after_a_refusal(self) -> None:
+        """A thread that couldn't be started is not waited for at the stop."""
+        self.refuse()
+        await self.assertFailure(self.threads.run(lambda: 1), NoThread)
+        self.allow()
+        begun = time.monotonic()
+        await self.threads.stopService()
+        self.assertLess(time.monotonic() - begun, STOP_SECONDS / 2)
 
 
 class HangingThreadTests(TestCase):

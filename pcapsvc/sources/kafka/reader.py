@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from threading import Lock, Thread
 
@@ -202,7 +203,9 @@ class Reader:
         """From any thread: close the connection, which ends what is blocked in it. Returns at once."""
         connection = self._connection
         if connection is not None:
-            Thread(target=connection.abort, daemon=True, name="pcapsvc-kafka-abort").start()
+            # If no thread can be started, what is blocked ends by its own time-out.
+            with suppress(RuntimeError):
+                Thread(target=connection.abort, daemon=True, name="pcapsvc-kafka-abort").start()
 
     def _open(self) -> Connection:
         with self._lock:
