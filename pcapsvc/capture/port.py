@@ -107,7 +107,7 @@ class CapturePort:
         """
         if self._buffer.packets:
             now = self._reactor.seconds()
-            reached = self._session.recorded(self._buffer.packets, self._buffer.size, now)
+            reached = self._session.begins_with(self._buffer.packets, self._buffer.size, now)
             reason = reason or reached
         if reason is not None:
             self.end(reason)

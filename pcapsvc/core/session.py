@@ -201,6 +201,17 @@ class CaptureSession:
         """Whether the wall clock was set since, so that time stamps say nothing."""
         return abs(self._batch_offset - self._offset) > _STEP_SECONDS
 
+    def begins_with(self, packets: int, size: int, now: float) -> StopReason | None:
+        """
+        Take note of packets that were in the file before the capture began.
+
+        @param size: the file's size with them, in bytes.
+
+        @return: why the capture is over, or L{None} if it continues.
+        """
+        self._counting = size >= self._limits.max_bytes
+        return self.recorded(packets, size, now)
+
     def recorded(self, packets: int, size: int, now: float) -> StopReason | None:
         """
         Take note of a batch that was read.

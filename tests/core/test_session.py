@@ -186,6 +186,18 @@ class SessionTests(unittest.SynchronousTestCase):
         self.assertIsNone(followed.recorded(10, 20_500, 1001))
         self.assertEqual(followed.next_batch(1000, EPOCH).stop_at_bytes, 20_000)
 
+    def test_begins_with_packets(self) -> None:
+        """What is in the file from the start counts towards the limits, and may reach one exactly."""
+        for packets, size, reason in (
+            (5, 24 + 5 * 116, StopReason.PACKETS),
+            (4, 1000, StopReason.BYTES),
+            (4, 999, None),
+        ):
+            followed = session(packets=5, size=1000, idle=10)
+            self.assertIs(followed.begins_with(packets, size, 1003), reason)
+            self.assertEqual(followed.next_deadline(), 1013)
+        self.assertEqual(followed.next_batch(1003, EPOCH).packets, 1)
+
     def test_less_than_a_header(self) -> None:
         """A limit that the file's own header meets takes one packet: the first that is looked at."""
         for size in (1, 23, 24, 25, 40):
