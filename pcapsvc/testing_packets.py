@@ -23,6 +23,7 @@ from pcapsvc.core.errors import CaptureUnavailable
 from pcapsvc.core.filter import FilterRejected, Program
 from pcapsvc.core.link_type import file_link_type
 from pcapsvc.core.network_interface import NetworkInterface
+from pcapsvc.core.packet_header import PacketHeader
 from pcapsvc.core.read_pace import Ring
 from pcapsvc.core.recording import PacketCounts
 from pcapsvc.interfaces.capture import (
@@ -41,22 +42,6 @@ _STDIO_BUFFER_BYTES = 4096
 # Why an interface that is down can't be captured on.
 _DOWN = "the interface is down"
 _UNKNOWN = "no such interface"
-
-
-@dataclass
-class _Header:
-    """The part of pcapy's packet header that is used: the time of arrival, and the length on the wire."""
-
-    seconds: float
-    length: int
-
-    def getts(self) -> tuple[int, int]:
-        """The time stamp: seconds since the Unix epoch, and microseconds."""
-        return divmod(round(self.seconds * 1e6), 1_000_000)
-
-    def getlen(self) -> int:
-        """The length on the wire, in bytes."""
-        return self.length
 
 
 @dataclass
@@ -188,7 +173,9 @@ class MemoryPacketSystem:
         """Write packets into memory: see L{IPacketSystem.open_records}."""
         return MemoryRecordWriter(memory, start, end)
 
-    def open_sieve(self, *, link_type: int, kept: int, snap_length: int, bpf: str) -> defer.Deferred[ISieve]:
+    def open_sieve(
+        self, interface: str, *, link_type: int, kept: int, snap_length: int, bpf: str
+    ) -> defer.Deferred[ISieve]:
         """Filter packets that were recorded: see L{IPacketSystem.open_sieve}."""
 
         async def open_it() -> ISieve:
@@ -289,7 +276,7 @@ class MemoryHandle:
         self._name = name
         self._interface = interface
         self._filter = program
-        self._waiting: deque[tuple[_Header, bytes]] = deque()
+        self._waiting: deque[tuple[PacketHeader, bytes]] = deque()
         self._received = 0
         self._reading = False
         # A descriptor that is readable while packets wait, so that select() and reactors can be used.
@@ -306,7 +293,8 @@ class MemoryHandle:
         """A packet arrives."""
         if self._filter.passes(data):
             self._received += 1
-            self._waiting.append((_Header(seconds, len(data)), data))
+            time = divmod(round(seconds * 1e6), 1_000_000)
+            self._waiting.append((PacketHeader(*time, len(data)), data))
             os.eventfd_write(self._event, 1)
 
     def fileno(self) -> int:
@@ -393,7 +381,7 @@ class MemoryDumper:
     def dump(self, header: Any, data: bytes) -> None:
         """Write one packet: see L{IPacketDumper.dump}."""
         try:
-            self._file.write(_PACKET_HEADER.pack(*header.getts(), len(data), header.length))
+            self._file.write(_PACKET_HEADER.pack(*header.getts(), len(data), header.getlen()))
             self._file.write(data)
         except OSError:
             self._has_failed = True
@@ -429,7 +417,7 @@ class MemoryRecordWriter:
 
     def dump(self, header: Any, data: bytes) -> None:
         """Write one packet."""
-        record = _PACKET_HEADER.pack(*header.getts(), len(data), header.length) + data
+        record = _PACKET_HEADER.pack(*header.getts(), len(data), header.getlen()) + data
         if self._is_closed or self._at + len(record) > self._end:
             raise AssertionError("written where there is no room: the real thing would lose it")
         self._memory[self._at : self._at + len(record)] = record

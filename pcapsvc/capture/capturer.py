@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -80,16 +80,16 @@ class Capturer:
         return Deferred.fromCoroutine(self._prepare(plan))
 
     async def _prepare(self, plan: CapturePlan) -> ICapture:
-        packet_log: type[PacketLog] | None = None
+        log_class: type[PacketLog] | None = None
         if self._packet_debug or plan.request.packetdebug:
             # The first import takes a tenth of a second.
-            packet_log = await self._run_in_thread(_packet_log_class)
+            log_class = await self._run_in_thread(_packet_log_class)
         try:
             recorder = await self._recorder(plan)
             if recorder is None:
-                port, reason = await self._open(plan, packet_log)
+                port, reason = await self._open(plan, log_class)
             else:
-                port, reason = await self._look_back(plan, recorder, packet_log)
+                port, reason = await self._look_back(plan, recorder, log_class)
         except OSError as error:
             what = (
                 "there is no room for a capture" if error.errno in _NO_ROOM else "no capture can be started"
@@ -109,7 +109,7 @@ class Capturer:
         return recorder
 
     async def _open(
-        self, plan: CapturePlan, packet_log: type[PacketLog] | None
+        self, plan: CapturePlan, log_class: type[PacketLog] | None
     ) -> tuple[CapturePort, StopReason | None]:
         """A capture with a handle of its own."""
         hook = None if self._hook is None else self._hook(plan.interface)
@@ -117,7 +117,7 @@ class Capturer:
             handle = await self._system.open(plan.interface, snap_length=plan.snap_length, bpf=plan.bpf)
             try:
                 before_read = None if hook is None else partial(hook.before_read, handle)
-                capture_id, buffer = self._buffer(plan, handle, before_read, packet_log)
+                capture_id, buffer, _ = self._buffer(plan, handle, before_read, log_class)
             except BaseException:
                 handle.close()
                 raise
@@ -133,26 +133,13 @@ class Capturer:
         return self._port(plan, handle, buffer, hook=hook, past=past, capture_id=capture_id), reason
 
     async def _look_back(
-        self, plan: CapturePlan, recorder: HistoryRecorder, packet_log: type[PacketLog] | None
+        self, plan: CapturePlan, recorder: HistoryRecorder, log_class: type[PacketLog] | None
     ) -> tuple[CapturePort, StopReason | None]:
         """A capture that begins with the past, and goes on with what is recorded from here on."""
         assert plan.look_back is not None
-        sieve = await self._sieve(plan, recorder)
-        if plan.look_back.past_only:
-            # What arrived before the request is all that there will be.
-            try:
-                await deferLater(self._reactor, self._hand_over_seconds)
-            except BaseException:
-                _close(sieve)
-                raise
-        recorder.pull()
+        reader = await self._reader(plan, recorder)
         try:
-            reader = recorder.attach(sieve, plan.snap_length, plan.bpf)
-        except BaseException:
-            _close(sieve)
-            raise
-        try:
-            capture_id, buffer = self._buffer(plan, reader, None, packet_log)
+            capture_id, buffer, packet_log = self._buffer(plan, reader, None, log_class)
         except BaseException:
             reader.close()
             raise
@@ -172,27 +159,48 @@ class Capturer:
             fill(buffer, taken)
             return taken
 
-        taken = await self._in_thread(work, close, here=packet_log is not None)
+        if packet_log is not None:
+            packet_log.hold()
+        taken = await self._in_thread(work, close)
+        if packet_log is not None:
+            packet_log.release()
         reason = taken.reason or (StopReason.PAST if plan.look_back.past_only else None)
         return self._port(plan, reader, buffer, past=report(taken), capture_id=capture_id), reason
 
-    async def _sieve(self, plan: CapturePlan, recorder: HistoryRecorder) -> ISieve | None:
+    async def _reader(self, plan: CapturePlan, recorder: HistoryRecorder) -> PastReader:
+        """Reads what is recorded from here on."""
+        assert plan.look_back is not None
+        if plan.look_back.past_only:
+            # What arrived before the request is all that there will be.
+            await deferLater(self._reactor, self._hand_over_seconds)
+        while True:
+            link_type = recorder.link_type
+            sieve = None if link_type is None else await self._sieve(plan, recorder, link_type)
+            recorder.pull()
+            if recorder.link_type == link_type:
+                break
+            # Under its name, there is another kind of interface by now.
+            _close(sieve)
+        try:
+            return recorder.attach(sieve, plan.snap_length, plan.bpf)
+        except BaseException:
+            _close(sieve)
+            raise
+
+    async def _sieve(self, plan: CapturePlan, recorder: HistoryRecorder, link_type: int) -> ISieve | None:
         """What lets the packets pass that a capture is to have; L{None} if it is to have all of them."""
-        kept, link_type = recorder.bounds.snap_length, recorder.link_type
-        if link_type is None or (not plan.bpf.strip() and plan.snap_length >= kept):
+        kept = recorder.bounds.snap_length
+        if not plan.bpf.strip() and plan.snap_length >= kept:
             return None
         return await self._system.open_sieve(
-            link_type=link_type, kept=kept, snap_length=plan.snap_length, bpf=plan.bpf
+            recorder.interface, link_type=link_type, kept=kept, snap_length=plan.snap_length, bpf=plan.bpf
         )
 
-    def _in_thread(
-        self, work: Callable[[], Taken], close: Callable[[], object], *, here: bool
-    ) -> Deferred[Taken]:
+    def _in_thread(self, work: Callable[[], Taken], close: Callable[[], object]) -> Deferred[Taken]:
         """
         Do something in a thread with what is closed if that fails.
 
         @param close: closes it; on cancel, as soon as the thread is done with it, and no sooner.
-        @param here: do it right here, since the packets are logged.
         """
         wanted: Deferred[Taken] = Deferred()
 
@@ -202,8 +210,7 @@ class Capturer:
             if not wanted.called:
                 wanted.callback(result)
 
-        working = maybeDeferred(work) if here else self._run_in_thread(work)
-        working.addBoth(done)
+        self._run_in_thread(work).addBoth(done)
         return wanted
 
     def keep_up(self) -> None:
@@ -213,8 +220,6 @@ class Capturer:
             return
         if self._histories is not None:
             self._histories.keep_up()
-        if not self._ports:
-            return
         for port in self._ports:
             port.keep_up()
         self._kept_up = self._reactor.seconds()
@@ -224,14 +229,14 @@ class Capturer:
         plan: CapturePlan,
         reader: IPacketReader,
         before_read: Callable[[], None] | None,
-        packet_log: type[PacketLog] | None,
-    ) -> tuple[str, RecordingBuffer]:
-        """The id of a capture, and the buffer for its packets."""
+        log_class: type[PacketLog] | None,
+    ) -> tuple[str, RecordingBuffer, PacketLog | None]:
+        """The id of a capture, the buffer for its packets, and what logs each of them."""
         capture_id = secrets.token_hex(6)
-        observer = None
-        if packet_log is not None:
-            observer = packet_log(capture_id, reader.link_type, now=self._reactor.seconds, panic=self._panic)
-        return capture_id, RecordingBuffer(
+        packet_log = None
+        if log_class is not None:
+            packet_log = log_class(capture_id, reader.link_type, now=self._reactor.seconds, panic=self._panic)
+        buffer = RecordingBuffer(
             reader,
             f"pcapsvc-{capture_id}",
             open_dumper=lambda file: self._system.open_dumper(
@@ -240,8 +245,9 @@ class Capturer:
             is_recorded=isinstance(reader, PastReader),
             before_read=before_read or (lambda: None),
             snap_length=plan.snap_length,
-            observer=observer,
+            observer=packet_log,
         )
+        return capture_id, buffer, packet_log
 
     def _port(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from ipaddress import ip_address
+from typing import Any
 
 import dpkt
 from twisted.logger import Logger
@@ -53,6 +54,18 @@ class PacketLog:
         self._now = now
         self._panic = panic
         self._limit = LineLimit(LINES_A_SECOND)
+        # The lines that wait until they may be logged; L{None} if they may.
+        self._held: list[tuple[str, dict[str, Any]]] | None = None
+
+    def hold(self) -> None:
+        """Keep all lines until L{release}: what runs in a thread must not log."""
+        self._held = []
+
+    def release(self) -> None:
+        """Log the lines that were kept."""
+        lines, self._held = self._held or (), None
+        for form, values in lines:
+            self._write(form, **values)
 
     def packet(self, data: bytes, length: int | None = None) -> None:
         """
@@ -73,18 +86,28 @@ class PacketLog:
             if self._panic:
                 raise DecodeFailed(f"a packet of {line}") from error
         if logged:
-            self._log.info("{capture_id}: packet: {line}", capture_id=self._capture_id, line=line)
+            self._write("{capture_id}: packet: {line}", line=line)
 
     def done(self) -> None:
         """No packet will come any more."""
+        self.release()
+        self._write_suppressed()
+
+    def _write_suppressed(self) -> None:
         if left_out := self._limit.take_suppressed():
-            self._log.info("{capture_id}: {count} more packets", capture_id=self._capture_id, count=left_out)
+            self._write("{capture_id}: {count} more packets", count=left_out)
+
+    def _write(self, form: str, **values: Any) -> None:
+        if self._held is None:
+            self._log.info(form, capture_id=self._capture_id, **values)
+        else:
+            self._held.append((form, values))
 
     def _may_log(self) -> bool:
         if not self._limit.may_log(self._now()):
             return False
         # The first line of a second comes after the count of the one before.
-        self.done()
+        self._write_suppressed()
         return True
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -14,6 +13,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from pcapsvc.capture.history_health import HistoryHealth
 from pcapsvc.capture.packet_memory import PacketMemory
 from pcapsvc.capture.past import PastReader, Taken
 from pcapsvc.capture.port import ICaptureReactor
@@ -23,11 +23,9 @@ from pcapsvc.core.history import (
     HistoryBounds,
     HistoryState,
     LookBack,
-    Missing,
-    MissingReason,
-    Outage,
     PastPackets,
     Reach,
+    past_packets,
 )
 from pcapsvc.core.read_pace import ReadPace
 from pcapsvc.interfaces.capture import IPacketHandle, IPacketSystem, IReadHook, ISieve
@@ -35,9 +33,12 @@ from pcapsvc.interfaces.capture import IPacketHandle, IPacketSystem, IReadHook, 
 # After a read that found packets, how long the next ones gather, in seconds, if the ring holds them.
 _PAUSE_SECONDS = 0.02
 _FEW_PACKETS = 64
-# How many packets are read between two looks at the clock, and how long that may take, in seconds.
+# How many packets are read between two looks at the clock, and how long reading may take, in seconds: what
+# arrives in the meantime is read in the next turn of the reactor.
 _STEP_PACKETS = 8192
-_READ_SECONDS = 0.05
+_READ_SECONDS = 0.01
+# How long emptying the ring of an interface that is gone may take, in seconds, in many turns of the reactor.
+_RING_SECONDS = 0.5
 # How often an interface that is not there, or down, is looked for, in seconds; and one that is there, since
 # it may have been renamed.
 _RETRY_SECONDS = 1.0
@@ -46,8 +47,10 @@ _COMPARE_SECONDS = 5.0
 # How often old packets are released, in seconds: at most, and as a part of the history.
 _EXPIRE_SECONDS = 5.0
 _EXPIRE_SHARE = 1 / 64
-# How many outages are remembered.
-_MOST_OUTAGES = 256
+# How long after memory was returned more is, in seconds.
+_RETURN_SECONDS = 0.02
+# How much later than it arrived a packet may seem to be read, in seconds, as two clocks are never the same.
+_CLOCKS_SECONDS = 1.0
 
 
 @implementer(IReadDescriptor)
@@ -95,10 +98,12 @@ class HistoryRecorder:
         self._timers: dict[Callable[[], object], IDelayedCall] = {}
         self._opening: Deferred[None] | None = None
         self._is_running = False
-        self._problem: str | None = "it has not begun"
-        self._reported: str | None = None
-        self._reach = Reach(seconds=bounds.seconds, started=None, released=None)
-        self._outages: deque[Outage] = deque(maxlen=_MOST_OUTAGES)
+        # Why the handle is about to be closed; L{None} if it isn't. And whether there may be more to read.
+        self._leaving: str | None = None
+        self._leave_by = 0.0
+        self._times_lost = 0
+        self._is_behind = False
+        self._health = HistoryHealth(interface, bounds.seconds, wall_clock=wall_clock)
         # How many packets were dropped for earlier handles, and for this one.
         self._dropped_earlier = self._dropped_now = 0
         self._pace: ReadPace | None = None
@@ -141,12 +146,10 @@ class HistoryRecorder:
             timer.cancel()
 
     def _expire(self) -> None:
-        if self._memory is not None:
-            self._memory.expire(self._reactor.seconds())
-        oldest = self._wall_clock() - self.bounds.seconds
-        while self._outages and (self._outages[0].ended or oldest) < oldest:
-            self._outages.popleft()
-        self._later(min(_EXPIRE_SECONDS, self.bounds.seconds * _EXPIRE_SHARE), self._expire)
+        is_more = self._memory is not None and self._memory.expire(self._reactor.seconds())
+        self._health.expire()
+        wait = min(_EXPIRE_SECONDS, self.bounds.seconds * _EXPIRE_SHARE)
+        self._later(_RETURN_SECONDS if is_more else wait, self._expire)
 
     # Opening and closing
 
@@ -176,44 +179,41 @@ class HistoryRecorder:
 
     def _use(self, handle: IPacketHandle) -> None:
         """Have memory for the packets of a handle."""
-        if self._memory is None or handle.link_type != self._link_type:
-            if self._memory is not None:
-                self._memory.close()
-                self._memory = None
-                self._reach = replace(self._reach, started=None, released=None)
-            self._memory = PacketMemory(
-                size_bytes=self.bounds.size_bytes,
-                seconds=self.bounds.seconds,
-                snap_length=self.bounds.snap_length,
-                open_writer=lambda memory, start, end: self._system.open_records(
-                    memory, start, end, link_type=handle.link_type
-                ),
-            )
-            self._link_type = handle.link_type
-        # What follows is another handle's.
-        self._memory.begin_slot(self._reactor.seconds())
+        if self._memory is not None and handle.link_type == self._link_type:
+            return
+        if self._memory is not None:
+            self._memory.close()
+            self._memory = None
+            self._health.begins_anew()
+        self._memory = PacketMemory(
+            size_bytes=self.bounds.size_bytes,
+            seconds=self.bounds.seconds,
+            snap_length=handle.snap_length,
+            open_writer=lambda memory, start, end: self._system.open_records(
+                memory, start, end, link_type=handle.link_type
+            ),
+        )
+        self._link_type = handle.link_type
 
     def _begin(self) -> None:
         assert self._handle is not None
         now = self._reactor.seconds()
         self._pace = ReadPace(self._handle.ring, hand_over_seconds=self._hand_over, now=now)
-        if self._reach.started is None:
-            self._reach = replace(self._reach, started=self._wall_clock())
-        self._is_working()
+        self._health.works()
         self._watch()
 
     def _failed_to_open(self, failure: Failure) -> None:
         self._opening = None
-        if failure.check(CancelledError):  # type: ignore[no-untyped-call]
+        if failure.check(CancelledError) or not self._is_running:  # type: ignore[no-untyped-call]
             return
         error: Any = failure.value
         if isinstance(error, CaptureUnavailable):
-            self._fails(error.reason)
+            self._health.fails(error.reason)
         elif isinstance(error, PcapsvcError | OSError):
-            self._fails(str(error))
+            self._health.fails(str(error))
         else:
             self._log.failure("the history of {interface} failed", failure, interface=self.interface)
-            self._fails("internal error")
+            self._health.fails("internal error")
         self._later(_RETRY_SECONDS, self._open)
 
     def _close(self, reason: str) -> None:
@@ -221,9 +221,9 @@ class HistoryRecorder:
         handle, self._handle = self._handle, None
         if handle is None:
             return
-        self._reactor.removeReader(self)
-        for function in (self._go_on, self._look):
-            self._no_later(function)
+        self._leaving, self._times_lost = None, 0
+        self._unwatch()
+        self._no_later(self._lose)
         handle.close()
         _close(self._hook)
         self._hook = None
@@ -231,31 +231,28 @@ class HistoryRecorder:
         for reader in list(self._readers):
             reader.lose(reason)
 
-    def _lose(self, reason: str) -> None:
-        """The interface is gone."""
-        self._close(reason)
-        self._fails(reason)
+    def _leave(self, reason: str) -> None:
+        """Give up the handle, once everything was read that had arrived: the kernel may hold it back."""
+        if self._leaving is None:
+            self._leaving = reason
+            self._leave_by = self._reactor.seconds() + self._hand_over + _RING_SECONDS
+            self._health.fails(reason)
+            self._unwatch()
+            self._later(self._hand_over, self._lose)
+
+    def _lose(self) -> None:
+        """Everything was handed over that had arrived."""
+        self.pull()
+        if self._is_behind and self._reactor.seconds() < self._leave_by:
+            self._later(0, self._lose)
+            return
+        self._close(self._leaving or "it is not being recorded")
         self._later(_RETRY_SECONDS, self._open)
 
-    def _fails(self, problem: str) -> None:
-        """Nothing is recorded for now."""
-        if self._reach.started is not None and not (self._outages and self._outages[-1].ended is None):
-            self._outages.append(Outage(began=self._wall_clock()))
-        self._problem = problem
-        if problem != self._reported:
-            self._reported = problem
-            self._log.warn(
-                "the history of {interface} is not being recorded: {problem}",
-                interface=self.interface,
-                problem=problem,
-            )
-
-    def _is_working(self) -> None:
-        if self._outages and self._outages[-1].ended is None:
-            self._outages[-1] = replace(self._outages[-1], ended=self._wall_clock())
-        if self._reported is not None:
-            self._log.info("the history of {interface} is being recorded again", interface=self.interface)
-        self._problem = self._reported = None
+    def _unwatch(self) -> None:
+        self._reactor.removeReader(self)
+        for function in (self._go_on, self._look):
+            self._no_later(function)
 
     def _compare_later(self) -> None:
         self._later(_COMPARE_SECONDS, self._look_for_name)
@@ -277,7 +274,7 @@ class HistoryRecorder:
         @param index: of the interface that has the name; L{None} if none has.
         """
         if self._handle is not None and index != self._handle.index:
-            self._lose("the interface was renamed" if self._handle.is_up() else "the interface is gone")
+            self._leave("the interface was renamed" if self._handle.is_up() else "the interface is gone")
 
     # Reading
 
@@ -292,13 +289,13 @@ class HistoryRecorder:
     def doRead(self) -> None:
         """Packets have arrived. They are read; then the descriptor isn't watched until more may have."""
         pause = self._read()
-        if pause is not None and self._handle is not None:
+        if pause is not None and self._is_read:
             self._reactor.removeReader(self)
             self._later(pause, self._go_on)
 
     def _go_on(self) -> None:
         pause = self._read()
-        if pause is not None and self._handle is not None:
+        if pause is not None and self._is_read:
             self._later(pause, self._go_on)
         else:
             self._watch()
@@ -314,11 +311,18 @@ class HistoryRecorder:
         if not packets or self._memory is None or self._pace is None:
             return None
         pause = self._pace.pause_after(packets, self._memory.recorded_bytes - before, self._reactor.seconds())
+        if self._is_behind:
+            return None
         # Nobody waits for few packets, either: each read costs as much as a few hundred.
         return _PAUSE_SECONDS if packets < _FEW_PACKETS else pause
 
+    @property
+    def _is_read(self) -> bool:
+        """Whether the handle is read until it fails."""
+        return self._handle is not None and self._leaving is None
+
     def _watch(self) -> None:
-        if self._handle is None or self._look in self._timers:
+        if not self._is_read or self._look in self._timers:
             return
         try:
             self._reactor.addReader(self)
@@ -329,49 +333,52 @@ class HistoryRecorder:
         """Read what has arrived. Return how many packets there were."""
         if self._handle is None or self._memory is None:
             return 0
-        until = self._reactor.seconds() + _READ_SECONDS
-        total = 0
+        before = self._memory.end.number
         try:
-            while True:
-                if self._hook is not None:
-                    self._hook.before_read(self._handle)
-                now = self._reactor.seconds()
-                read = self._memory.read(self._handle, _STEP_PACKETS, now=now, dropped=self.dropped)
-                total += read
-                if read < _STEP_PACKETS or now >= until:
-                    break
-            counts = self._handle.counts(hardware=False) if total else None
-            if counts is not None:
-                self._dropped_now = counts.dropped
+            self._is_behind = self._read_for(self._handle, self._memory)
         except CaptureUnavailable as error:
-            self._lose(error.reason)
+            # libpcap reports it once. What had arrived can be read after that.
+            self._leave(error.reason)
+            self._times_lost += 1
+            self._is_behind = self._times_lost == 1
+        except OSError as error:
+            self._leave(f"the packets could not be stored: {error}")
         except Exception as error:  # noqa: BLE001 - whatever it is, recording begins anew
             self._log.failure("the history of {interface} failed", interface=self.interface)
-            self._lose(f"internal error: {type(error).__name__}")
-        if total:
+            self._leave(f"internal error: {type(error).__name__}")
+        packets = self._memory.end.number - before
+        if packets:
             for reader in self._readers:
                 reader.notify()
-        elif self._handle is not None and self._look not in self._timers and not self._handle.is_up():
-            # This read may have taken the error that the reactor would have found.
-            self._reactor.removeReader(self)
-            self._later(0, self._look)
-        return total
+        return packets
+
+    def _read_for(self, handle: IPacketHandle, memory: PacketMemory) -> bool:
+        """Read for a while. Return whether there may be more."""
+        until = self._reactor.seconds() + _READ_SECONDS
+        is_more, before = True, memory.end.number
+        while is_more and (now := self._reactor.seconds()) < until:
+            if self._hook is not None:
+                self._hook.before_read(handle)
+            is_more = memory.read(handle, _STEP_PACKETS, now=now, dropped=self.dropped) == _STEP_PACKETS
+        if memory.end.number > before and (counts := handle.counts(hardware=False)) is not None:
+            self._dropped_now = counts.dropped
+        return is_more
 
     def connectionLost(self, reason: Failure) -> None:
         """The reactor found an error on the socket, and reads it no more: the interface went down or away."""
-        if self._handle is not None:
+        if self._is_read:
             self._later(_PAUSE_SECONDS, self._look)
 
     def _look(self) -> None:
         """See whether the interface is up again. That it is gone shows in a read."""
         self.pull()
-        if self._handle is None:
+        if self._handle is None or self._leaving is not None:
             return
         if self._handle.is_up():
-            self._is_working()
+            self._health.works()
             self._watch()
         else:
-            self._fails("the interface is down")
+            self._health.fails("the interface is down")
             self._later(_LOOK_SECONDS, self._look)
 
     # For captures
@@ -379,7 +386,7 @@ class HistoryRecorder:
     @property
     def index(self) -> int | None:
         """The index of the interface; L{None} if nothing is being recorded."""
-        return None if self._handle is None else self._handle.index
+        return self._handle.index if self._handle is not None and self._is_read else None
 
     @property
     def dropped(self) -> int:
@@ -390,7 +397,7 @@ class HistoryRecorder:
     def reach(self) -> Reach:
         """How complete it is."""
         released = None if self._memory is None else self._memory.released
-        return replace(self._reach, released=released, outages=tuple(self._outages))
+        return self._health.reach(released)
 
     def state(self) -> HistoryState:
         """How far back it reaches now."""
@@ -404,7 +411,7 @@ class HistoryRecorder:
             packets=0 if self._memory is None else self._memory.packets,
             bytes=0 if self._memory is None else self._memory.bytes,
             dropped=self.dropped,
-            problem=self._problem,
+            problem=self._health.problem,
         )
 
     @property
@@ -423,7 +430,7 @@ class HistoryRecorder:
         @raise CaptureUnavailable: if there is nothing to read.
         """
         if self._memory is None:
-            raise CaptureUnavailable(self.interface, self._problem or "nothing was recorded yet")
+            raise CaptureUnavailable(self.interface, self._health.problem or "nothing was recorded yet")
         reader = PastReader(
             self.interface,
             self._memory,
@@ -437,7 +444,7 @@ class HistoryRecorder:
         )
         self._readers.append(reader)
         if self._handle is None:
-            reader.lose(self._problem or "the interface is gone")
+            reader.lose(self._health.problem or "the interface is gone")
         return reader
 
     def look_back(
@@ -452,28 +459,23 @@ class HistoryRecorder:
         @return: a function that takes it, to be called in a thread; and one that says what was taken.
         """
         assert self._memory is not None
-        now = self._wall_clock()
-        reach = self.reach
+        now, reach = self._wall_clock(), self.reach
         since = max(wanted.since, now - self.bounds.seconds)
-        position, dropped = self._memory.find(since)
+        read_since = self._reactor.seconds() - (now - since) - _CLOCKS_SECONDS
+        position, dropped = self._memory.find(since, read_since=read_since)
         dropped = 0 if dropped is None else self.dropped - dropped
-        missing = reach.missing(wanted.since, now)
-        if dropped:
-            missing.append(Missing(reason=MissingReason.DROPS, packets=dropped))
         take = reader.take(position, max_packets=max_packets, max_bytes=max_bytes)
 
         def report(taken: Taken) -> PastPackets:
-            first = taken.first
-            found = list(missing)
-            if taken.is_overtaken and taken.reason is None:
-                seconds = None if first is None else max(0.0, first - (reach.since(now) or now))
-                found.append(Missing(reason=MissingReason.SIZE, seconds=seconds))
-            if taken.reason is not None:
-                begins = max(wanted.since, reach.since(now) or now)
-                seconds = None if first is None else max(0.0, first - begins)
-                found.append(Missing(reason=MissingReason.LIMIT, seconds=seconds))
-            return PastPackets(
-                seconds=wanted.seconds, first=first, packets=taken.packets, missing=tuple(found)
+            return past_packets(
+                wanted,
+                reach,
+                now,
+                first=taken.first,
+                packets=taken.packets,
+                dropped=dropped,
+                is_overtaken=taken.is_overtaken,
+                is_limited=taken.reason is not None,
             )
 
         return take, report

@@ -18,17 +18,24 @@ _LEAST_PACKETS = 4
 _LEAST_SLOTS = 4
 # What is left of a slot when the next one begins, as a part of it: reads become small towards its end.
 _REST = 1 / 256
-# In how many segments a slot is divided, by size. A segment is what is looked up, and copied, at once.
+# In how many segments a slot is divided, by size, and how many packets begin a new one. A segment is what is
+# looked up, and copied, at once.
 _SEGMENTS = 16
+_SEGMENT_PACKETS = 4096
 # A slot and a segment begin no later than so many parts of the history's seconds after the one before: so
-# that old packets are released although few arrive.
+# that old packets are released although few arrive. No slot that is in use is released for that: half of them
+# are enough for the history's seconds.
 _SLOT_SECONDS = 1 / 16
+_SLOTS_BY_TIME = 1 / 2
 _SEGMENT_SECONDS = 1 / 256
 # How many packets are read in one call of libpcap.
-_STEP_PACKETS = 8192
+_STEP_PACKETS = 4096
+# How much memory is returned at once, in bytes: the system takes a millisecond or two for it.
+_RETURN_BYTES = 16 << 20
 
 # draft-ietf-opsawg-pcap, section 5: seconds, microseconds, the bytes that are kept, and the length.
 _PACKET_HEADER = struct.Struct("=IIII")
+_TIME_AND_KEPT = struct.Struct("=III")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -41,7 +48,8 @@ class Segment:
     @ivar number: how many packets were recorded before.
     @ivar packets: how many there are.
     @ivar first: the time stamp of the first one, in seconds since the Unix epoch.
-    @ivar read: when the last one was read, in seconds of the reactor's clock.
+    @ivar began: when the first one was read, in seconds of the reactor's clock.
+    @ivar read: when the last one was read, likewise.
     @ivar dropped: how many packets the kernel had dropped before.
     """
 
@@ -51,6 +59,7 @@ class Segment:
     number: int
     packets: int
     first: float
+    began: float
     read: float
     dropped: int
 
@@ -90,7 +99,7 @@ class PacketMemory:
     libpcap writes them there itself, as they are in a pcap file. What is in memory stays where it is until it
     is released.
 
-    @param size_bytes: how much memory there is.
+    @param size_bytes: how much memory there is: room for four packets, or more.
     @param seconds: how old packets become.
     @param snap_length: how much of each packet there may be, in bytes.
     @param open_writer: writes packets into a part of the memory, from its first byte to one beyond its last.
@@ -98,7 +107,7 @@ class PacketMemory:
     @ivar released: the time stamp of the oldest packet that is kept since others were overwritten, in
         seconds since the Unix epoch; L{None} if none were.
 
-    @raise OSError: if there is not enough memory.
+    @raise OSError: if there is not enough memory, or if C{open_writer} fails.
     """
 
     def __init__(
@@ -117,12 +126,13 @@ class PacketMemory:
         self._seconds = seconds
         self._open_writer = open_writer
         count = max(_LEAST_SLOTS, size_bytes // self._slot_bytes)
+        self._slot_seconds = seconds * max(_SLOT_SECONDS, 1 / (_SLOTS_BY_TIME * count))
         self._memory = mmap.mmap(-1, count * self._slot_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         # Where each slot is in memory, by its number: those in use, oldest first; and the places that are not
-        # in use, of which some have old packets in them.
+        # in use. Some of these have old packets in them, from so many bytes on.
         self._places: dict[int, int] = {}
         self._free = list(range(count))
-        self._soiled: set[int] = set()
+        self._soiled: dict[int, int] = {}
         self._segments: deque[Segment] = deque()
         self._writer: IRecordWriter | None = None
         self._slot = -1
@@ -131,6 +141,7 @@ class PacketMemory:
         # How many packets were recorded so far, and how many bytes they had.
         self._number = self._recorded_bytes = 0
         self.released: float | None = None
+        self._begin_slot()
 
     @property
     def packets(self) -> int:
@@ -167,7 +178,8 @@ class PacketMemory:
 
         @return: the number of packets read.
 
-        @raise CaptureUnavailable: as L{IPacketHandle.read} does.
+        @raise CaptureUnavailable: as L{IPacketHandle.read} does. What was read before is kept.
+        @raise OSError: if C{open_writer} fails.
         """
         read = 0
         while read < most:
@@ -187,26 +199,38 @@ class PacketMemory:
         """The writer of a slot that has room for a packet."""
         rest = self._slot_bytes - self._size
         has_room = rest >= max(self._largest, int(self._slot_bytes * _REST))
-        is_new = not self._size or now - self._slot_began < self._seconds * _SLOT_SECONDS
+        is_new = not self._size or now - self._slot_began < self._slot_seconds
         if self._writer is not None and has_room and is_new:
             return self._writer
-        return self.begin_slot(now)
+        # On a busy interface, memory that was just used is best. On others, what is old is not to stay there.
+        return self._begin_slot(self._clean_place() if has_room else None)
 
-    def begin_slot(self, now: float) -> IRecordWriter:
-        """Write the next packets into another slot, and overwrite the oldest if all are in use."""
+    def _clean_place(self) -> int | None:
+        """A place that is not in use, and has no old packets in it; L{None} if there is none."""
+        return next((place for place in self._free if place not in self._soiled), None)
+
+    def _begin_slot(self, place: int | None = None) -> IRecordWriter:
+        """
+        Write the next packets into another slot, and overwrite the oldest if all are in use.
+
+        @param place: which is not in use; L{None} is any.
+        """
         if self._writer is not None:
             self._writer.close()
             self._writer = None
         if not self._free:
             self._release_oldest()
-            self.released = self.oldest
-        place = self._free.pop()
-        self._soiled.discard(place)
+            self.released = self.oldest or self.released
+        if place is None:
+            place = self._free[-1]
+        start = place * self._slot_bytes
+        # If it fails, nothing has changed.
+        self._writer = self._open_writer(self._memory, start, start + self._slot_bytes)
+        self._free.remove(place)
+        self._soiled.pop(place, None)
         self._slot += 1
         self._places[self._slot] = place
-        self._size, self._slot_began = 0, now
-        start = place * self._slot_bytes
-        self._writer = self._open_writer(self._memory, start, start + self._slot_bytes)
+        self._size = 0
         return self._writer
 
     def _note(self, packets: int, size: int, *, now: float, dropped: int) -> None:
@@ -214,13 +238,16 @@ class PacketMemory:
             return
         if not packets:
             # The interface failed while it was being read.
-            packets = len(list(record_offsets(self._view(self._slot, self._size, size))))
+            packets = sum(1 for _ in record_offsets(self._view(self._slot, self._size, size)))
+        if not self._size:
+            self._slot_began = now
         last = self._segments[-1] if self._segments else None
         if (
             last is not None
             and last.slot == self._slot
             and last.end - last.start < self._slot_bytes // _SEGMENTS
-            and now - last.read < self._seconds * _SEGMENT_SECONDS
+            and last.packets < _SEGMENT_PACKETS
+            and now - last.began < self._seconds * _SEGMENT_SECONDS
         ):
             last.end, last.packets, last.read = size, last.packets + packets, now
         else:
@@ -233,6 +260,7 @@ class PacketMemory:
                     number=self._number,
                     packets=packets,
                     first=first,
+                    began=now,
                     read=now,
                     dropped=dropped,
                 )
@@ -245,20 +273,35 @@ class PacketMemory:
         base = self._places[slot] * self._slot_bytes
         return memoryview(self._memory)[base + start : base + end]
 
-    def expire(self, now: float) -> None:
-        """Release what is too old, and return memory that has not been used since the last call."""
-        for place in self._soiled:
-            # The system gives it back filled with zeros.
-            self._memory.madvise(mmap.MADV_DONTNEED, place * self._slot_bytes, self._slot_bytes)
-        self._soiled.clear()
+    def expire(self, now: float) -> bool:
+        """
+        Release what is too old, and return memory that has not been used since the last call.
+
+        @return: whether there is more to be returned, by another call: at once, it would take too long.
+        """
+        is_more = self._return_memory()
         while self._segments and self._segments[0].read < now - self._seconds:
             self._segments.popleft()
         oldest = self._segments[0].slot if self._segments else self._slot
         while next(iter(self._places), oldest) < oldest:
             self._release_oldest()
-        if not self._segments and self._size:
-            self.begin_slot(now)
+        if not self._segments and self._size and (place := self._clean_place()) is not None:
+            self._begin_slot(place)
             self._release_oldest()
+        return is_more
+
+    def _return_memory(self) -> bool:
+        """Return some of the memory that is not used. Return whether there is more."""
+        left = _RETURN_BYTES
+        while self._soiled and left:
+            place, start = self._soiled.popitem()
+            end = min(self._slot_bytes, start + left)
+            # The system gives it back filled with zeros.
+            self._memory.madvise(mmap.MADV_DONTNEED, place * self._slot_bytes + start, end - start)
+            left -= end - start
+            if end < self._slot_bytes:
+                self._soiled[place] = end
+        return bool(self._soiled)
 
     def _release_oldest(self) -> None:
         slot = next(iter(self._places))
@@ -267,33 +310,31 @@ class PacketMemory:
         while self._segments and self._segments[0].slot == slot:
             self._segments.popleft()
         self._free.append(place)
-        self._soiled.add(place)
+        self._soiled[place] = 0
 
-    def find(self, since: float) -> tuple[Position, int | None]:
+    def find(self, since: float, *, read_since: float) -> tuple[Position, int | None]:
         """
         The place of the first packet that is no older than a time.
 
         @param since: in seconds since the Unix epoch.
+        @param read_since: in seconds of the reactor's clock. What was read before is older, whatever its time
+            stamp is: the clock of the time stamps may have been set back.
 
         @return: the place, and how many packets the kernel had dropped before the segment that it is in;
             L{None} if there are no packets.
         """
         found: Segment | None = None
         for segment in reversed(self._segments):
+            if segment.read < read_since:
+                break
             found = segment
             if segment.first < since:
                 break
         if found is None:
             return self.end, None
-        records, number = self._view(found.slot, found.start, found.end), found.number
-        at = found.start
-        for at in record_offsets(records):
-            if time_stamp(records, at) >= since:
-                break
-            number += 1
-        else:
-            at = len(records)
-        return Position(slot=found.slot, offset=found.start + at, number=number), found.dropped
+        packets, size = _older(self._view(found.slot, found.start, found.end), since)
+        start = Position(slot=found.slot, offset=found.start + size, number=found.number + packets)
+        return start, found.dropped
 
     def pieces(self, start: Position, end: Position) -> list[Piece]:
         """The packets between two places, in their order. Those that are not kept any more are left out."""
@@ -344,6 +385,19 @@ def record_offsets(records: memoryview) -> Iterator[int]:
     while at < end:
         yield at
         at += PACKET_HEADER_BYTES + unpack(records, at)[2]
+
+
+def _older(records: memoryview, since: float) -> tuple[int, int]:
+    """The packets before the first one with this time stamp or a later one: how many, and how many bytes."""
+    packets, at, end, unpack = 0, 0, len(records), _TIME_AND_KEPT.unpack_from
+    # In this thread, there may be thousands of them: it is kept short.
+    while at < end:
+        seconds, microseconds, kept = unpack(records, at)
+        if seconds + microseconds / 1e6 >= since:
+            break
+        at += PACKET_HEADER_BYTES + kept
+        packets += 1
+    return packets, at
 
 
 def packet_header(records: memoryview, at: int) -> tuple[int, int, int, int]:

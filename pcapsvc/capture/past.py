@@ -21,6 +21,7 @@ from pcapsvc.capture.packet_memory import (
 )
 from pcapsvc.core.errors import CaptureUnavailable
 from pcapsvc.core.filter import Program
+from pcapsvc.core.packet_header import PacketHeader
 from pcapsvc.core.read_pace import Ring
 from pcapsvc.core.recording import PacketCounts
 from pcapsvc.core.session import FILE_HEADER_BYTES, PACKET_HEADER_BYTES, StopReason
@@ -118,22 +119,6 @@ def fill(buffer: RecordingBuffer, taken: Taken) -> None:
         buffer.append(records, packets)
 
 
-class _Header:
-    """The header of a packet, as pcapy has it."""
-
-    def __init__(self, seconds: int, microseconds: int, length: int) -> None:
-        self._time = seconds, microseconds
-        self._length = length
-
-    def getts(self) -> tuple[int, int]:
-        """The time stamp: seconds since the Unix epoch, and microseconds."""
-        return self._time
-
-    def getlen(self) -> int:
-        """The length on the wire, in bytes."""
-        return self._length
-
-
 @implementer(IPacketReader)
 class PastReader:
     """
@@ -225,8 +210,10 @@ class PastReader:
             end = self._memory.end if self._end is None else self._end
             piece = self._memory.next_piece(self._position, end)
             if piece is None:
-                with suppress(BlockingIOError):
-                    os.eventfd_read(self._event)
+                if self._gone is None:
+                    with suppress(BlockingIOError):
+                        os.eventfd_read(self._event)
+                # Otherwise it stays readable: that there will be no more is reported by the next read.
                 return False
             self._overtaken += piece.start.number - self._position.number
             self._position = piece.end
@@ -263,7 +250,7 @@ class PastReader:
             self._packets, self._records = self._packets - 1, records[end:]
             self._received += 1
             read += 1
-            callback(_Header(seconds, microseconds, length), bytes(records[PACKET_HEADER_BYTES:end]))
+            callback(PacketHeader(seconds, microseconds, length), bytes(records[PACKET_HEADER_BYTES:end]))
         return read
 
     def counts(self, *, hardware: bool = True) -> PacketCounts | None:

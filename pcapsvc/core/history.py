@@ -244,3 +244,34 @@ class Reach:
         if down:
             found.append(Missing(reason=MissingReason.DOWN, seconds=down))
         return found
+
+
+def past_packets(
+    wanted: LookBack,
+    reach: Reach,
+    now: float,
+    *,
+    first: float | None,
+    packets: int,
+    dropped: int,
+    is_overtaken: bool,
+    is_limited: bool,
+) -> PastPackets:
+    """
+    What a capture got of the past, and what is missing of it.
+
+    @param reach: how complete the history was at C{now}, in seconds since the Unix epoch.
+    @param first: the time stamp of the first packet, likewise; L{None} if there is none.
+    @param dropped: how many packets the kernel had dropped since then.
+    @param is_overtaken: whether the oldest were overwritten before they could be read.
+    @param is_limited: whether a limit left room for the newest only.
+    """
+    missing = reach.missing(wanted.since, now)
+    if dropped:
+        missing.append(Missing(reason=MissingReason.DROPS, packets=dropped))
+    if is_overtaken or is_limited:
+        begins = max(wanted.since, reach.since(now) or now)
+        reason = MissingReason.LIMIT if is_limited else MissingReason.SIZE
+        seconds = None if first is None else max(0.0, first - begins)
+        missing.append(Missing(reason=reason, seconds=seconds))
+    return PastPackets(seconds=wanted.seconds, first=first, packets=packets, missing=tuple(missing))

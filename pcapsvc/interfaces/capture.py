@@ -99,6 +99,7 @@ class IPacketHandle(IPacketReader):
     """An interface that is being captured on."""
 
     index: int = Attribute("The index of the interface, as L{IStandbyPacketSystem.find} finds it.")
+    snap_length: int = Attribute("How much it keeps of each packet, in bytes: at least what was asked for.")
 
     def is_up() -> bool:
         """Whether the interface exists and is up."""
@@ -190,10 +191,13 @@ class IPacketSystem(Interface):
         @raise OSError: if it can't be done.
         """
 
-    def open_sieve(*, link_type: int, kept: int, snap_length: int, bpf: str) -> Deferred[ISieve]:
+    def open_sieve(
+        interface: str, *, link_type: int, kept: int, snap_length: int, bpf: str
+    ) -> Deferred[ISieve]:
         """
         Filter packets that were recorded as a live handle would have filtered them.
 
+        @param interface: the name of the interface that they were recorded on. It may be gone.
         @param kept: the snap length with which they were recorded, in bytes.
         @param snap_length: to which they are cut, in bytes.
         @param bpf: a filter of pcap-filter(7); empty for every packet.

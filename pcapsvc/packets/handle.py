@@ -214,6 +214,7 @@ class PcapyHandle:
 
     @ivar interface: the name by which it was asked for.
     @ivar index: the interface's index; L{ANY_INDEX} for all of them.
+    @ivar snap_length: how much it keeps of each packet, in bytes.
     """
 
     def __init__(
@@ -230,13 +231,13 @@ class PcapyHandle:
         self.index = interface.index
         self.link_type: int = reader.datalink()
         self._reader = reader
-        self._snap_length = kept_length(self.link_type, snap_length)
+        self.snap_length = kept_length(self.link_type, snap_length)
         self._close_descriptor = close_descriptor
         self._libpcap = libpcap
         self._closed = False
         self._discarded = 0
         self._filters = _Filters(reader) if libpcap is None else _CompiledFilters(reader, libpcap)
-        self.program = self._in_force = everything(self._snap_length)
+        self.program = self._in_force = everything(self.snap_length)
         # libpcap 1.9 opens its socket on all interfaces, and binds it then: what came between is counted.
         received, dropped, _ = reader.stats()
         self._before = PacketCounts(
@@ -246,7 +247,7 @@ class PcapyHandle:
     def kind(self, bpf: str) -> Kind:
         """What a filter for this handle is compiled for."""
         netmask = _netmask(self._reader) if uses_netmask(bpf) else 0
-        return Kind(link_type=self.link_type, snap_length=self._snap_length, netmask=netmask)
+        return Kind(link_type=self.link_type, snap_length=self.snap_length, netmask=netmask)
 
     def fileno(self) -> int:
         return int(self._reader.getfd())

@@ -187,17 +187,24 @@ class PcapySystem(Service):
         """Write packets into memory: see L{IPacketSystem.open_records}."""
         return self._records().open_writer(memory, start, end, link_type=link_type)
 
-    def open_sieve(self, *, link_type: int, kept: int, snap_length: int, bpf: str) -> Deferred[ISieve]:
+    def open_sieve(
+        self, interface: str, *, link_type: int, kept: int, snap_length: int, bpf: str
+    ) -> Deferred[ISieve]:
         """Filter packets that were recorded: see L{IPacketSystem.open_sieve}."""
 
         async def open_it() -> ISieve:
             program = None
             if bpf.strip():
-                kind = _kind(link_type, kept, netmask=0)
+                netmask = _netmask_of(interface) if uses_netmask(bpf) else 0
+                kind = _kind(link_type, kept, netmask=netmask)
                 program = for_recorded(await self._compile(bpf, kind), link_type)
             try:
                 return Sieve(
-                    self._records(), link_type=link_type, kept=kept, snap_length=snap_length, program=program
+                    self._records(),
+                    link_type=link_type,
+                    kept=kept_length(link_type, kept),
+                    snap_length=kept_length(link_type, snap_length),
+                    program=program,
                 )
             except LibpcapError as error:
                 raise FilterRejected(bpf, f"libpcap says: {one_line(str(error))}") from None

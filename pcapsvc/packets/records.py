@@ -37,6 +37,12 @@ class _Program(ctypes.Structure):
     _fields_ = (("length", ctypes.c_uint), ("instructions", ctypes.c_char_p))
 
 
+class _StreamFunctions(ctypes.Structure):
+    """C{cookie_io_functions_t} of fopencookie(3), with none: what is written beyond the buffer is lost."""
+
+    _fields_ = tuple((name, ctypes.c_void_p) for name in ("read", "write", "seek", "close"))
+
+
 class _Libc:
     """stdio's functions. They release Python's lock only if they may wait."""
 
@@ -45,10 +51,16 @@ class _Libc:
         self.fdopen = library.fdopen
         self.fdopen.argtypes = (ctypes.c_int, ctypes.c_char_p)
         self.fdopen.restype = ctypes.c_void_p
+        self.fopencookie = library.fopencookie
+        self.fopencookie.argtypes = (ctypes.c_void_p, ctypes.c_char_p, _StreamFunctions)
+        self.fopencookie.restype = ctypes.c_void_p
         self.fclose = library.fclose
         self.fclose.argtypes = (ctypes.c_void_p,)
         self.fseek = library.fseek
         self.fseek.argtypes = (ctypes.c_void_p, ctypes.c_long, ctypes.c_int)
+        self.pending = library["__fpending"]
+        self.pending.argtypes = (ctypes.c_void_p,)
+        self.pending.restype = ctypes.c_size_t
         self.purge = library["__fpurge"]
         self.purge.argtypes = (ctypes.c_void_p,)
         self.setvbuf = library.setvbuf
@@ -67,6 +79,17 @@ class _Libc:
             code = ctypes.get_errno() or errno.ENOMEM
             os.close(descriptor)
             raise OSError(code, os.strerror(code))
+        return stream
+
+    def open_nowhere(self) -> int:
+        """
+        A stream to write to, with no file behind its buffer, and so without a descriptor.
+
+        @raise OSError: if there is no memory for it.
+        """
+        stream: int | None = self.fopencookie(None, b"w", _StreamFunctions())
+        if not stream:
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
         return stream
 
 
@@ -91,9 +114,6 @@ class RecordFunctions:
         self._dump_fopen = library.pcap_dump_fopen
         self._dump_fopen.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
         self._dump_fopen.restype = ctypes.c_void_p
-        self._dump_ftell = library.pcap_dump_ftell
-        self._dump_ftell.argtypes = (ctypes.c_void_p,)
-        self._dump_ftell.restype = ctypes.c_long
         self._dump_close = library.pcap_dump_close
         self._dump_close.argtypes = (ctypes.c_void_p,)
         self._dump = ctypes.cast(library.pcap_dump, ctypes.c_void_p)
@@ -117,10 +137,10 @@ class RecordFunctions:
         @param start: where the first byte goes; C{end} is one beyond the last.
         @param link_type: as libpcap numbers it.
 
-        @raise OSError: if there is no memory or no descriptor for it.
+        @raise OSError: if there is no memory for it.
         """
         libc = self._libc
-        stream = libc.open(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), b"wb")
+        stream = libc.open_nowhere()
         address = ctypes.addressof(ctypes.c_char.from_buffer(memory)) + start
         libc.setvbuf(stream, address, _IOFBF, end - start)
         # Python's lock is held, or else nobody uses it at the same time.
@@ -140,7 +160,11 @@ class RecordFunctions:
             self._dump_close(dumper)
 
         return RecordWriter(
-            memory, dumper, tell=self._dump_ftell, rewind=lambda: libc.purge(stream), close=close
+            memory,
+            dumper,
+            tell=lambda: libc.pending(stream),
+            rewind=lambda: libc.purge(stream),
+            close=close,
         )
 
     def open_reader(self, descriptor: int) -> tuple[int, int]:
@@ -210,7 +234,7 @@ class RecordWriter:
         memory: mmap,
         pointer: int,
         *,
-        tell: Callable[[int], int],
+        tell: Callable[[], int],
         rewind: Callable[[], object],
         close: Callable[[], object],
     ) -> None:
@@ -225,7 +249,7 @@ class RecordWriter:
         """How many bytes were written: see L{IRecordWriter.size}."""
         if not self.pointer:
             raise ValueError("it is closed")
-        return self._tell(self.pointer)
+        return self._tell()
 
     def close(self) -> None:
         """Write no more: see L{IRecordWriter.close}."""

@@ -147,9 +147,13 @@ class StandbySystem(Service):
         """Write packets into memory: see L{IPacketSystem.open_records}."""
         return self._system.open_records(memory, start, end, link_type=link_type)
 
-    def open_sieve(self, *, link_type: int, kept: int, snap_length: int, bpf: str) -> Deferred[ISieve]:
+    def open_sieve(
+        self, interface: str, *, link_type: int, kept: int, snap_length: int, bpf: str
+    ) -> Deferred[ISieve]:
         """Filter packets that were recorded: see L{IPacketSystem.open_sieve}."""
-        return self._system.open_sieve(link_type=link_type, kept=kept, snap_length=snap_length, bpf=bpf)
+        return self._system.open_sieve(
+            interface, link_type=link_type, kept=kept, snap_length=snap_length, bpf=bpf
+        )
 
     def _check(self) -> None:
         """Give up handles of interfaces that are gone or renamed, and replace what is missing."""

@@ -1,0 +1,27 @@
+"""The header of a packet that was not read by libpcap just now."""
+
+from __future__ import annotations
+
+
+class PacketHeader:
+    """
+    A header that has what is used of pcapy's.
+
+    @param seconds: of the time stamp, since the Unix epoch.
+    @param microseconds: the rest of it.
+    @param length: on the wire, in bytes.
+    """
+
+    __slots__ = ("_length", "_time")
+
+    def __init__(self, seconds: int, microseconds: int, length: int) -> None:
+        self._time = seconds, microseconds
+        self._length = length
+
+    def getts(self) -> tuple[int, int]:
+        """The time stamp: seconds since the Unix epoch, and microseconds."""
+        return self._time
+
+    def getlen(self) -> int:
+        """The length on the wire, in bytes."""
+        return self._length
