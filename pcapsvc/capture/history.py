@@ -39,8 +39,8 @@ _STEP_PACKETS = 8192
 _READ_SECONDS = 0.01
 # How long emptying the ring of an interface that is gone may take, in seconds, in many turns of the reactor.
 _RING_SECONDS = 0.5
-# How often an interface that is not there, or down, is looked for, in seconds; and one that is there, since
-# it may have been renamed.
+# How often an interface that is not there is looked for, in seconds; how often it is seen whether one that is
+# there is up; and whether it was renamed.
 _RETRY_SECONDS = 1.0
 _LOOK_SECONDS = 0.25
 _COMPARE_SECONDS = 5.0
@@ -201,6 +201,7 @@ class HistoryRecorder:
         self._pace = ReadPace(self._handle.ring, hand_over_seconds=self._hand_over, now=now)
         self._health.works()
         self._watch()
+        self._later(_LOOK_SECONDS, self._look)
 
     def _failed_to_open(self, failure: Failure) -> None:
         self._opening = None
@@ -322,7 +323,7 @@ class HistoryRecorder:
         return self._handle is not None and self._leaving is None
 
     def _watch(self) -> None:
-        if not self._is_read or self._look in self._timers:
+        if not self._is_read or self._go_on in self._timers:
             return
         try:
             self._reactor.addReader(self)
@@ -367,18 +368,23 @@ class HistoryRecorder:
     def connectionLost(self, reason: Failure) -> None:
         """The reactor found an error on the socket, and reads it no more: the interface went down or away."""
         if self._is_read:
-            self._later(_PAUSE_SECONDS, self._look)
+            self._later(_PAUSE_SECONDS, self._go_on)
 
     def _look(self) -> None:
-        """See whether the interface is up again. That it is gone shows in a read."""
-        self.pull()
-        if self._handle is None or self._leaving is not None:
+        """
+        See whether the interface is up: the socket has the error only until the next read, whoever needs that
+        one. That the interface is gone shows in a read.
+        """
+        if self._handle is None or not self._is_read:
             return
         if self._handle.is_up():
-            self._health.works()
+            if self._health.problem is not None:
+                self._health.works()
             self._watch()
         else:
             self._health.fails("the interface is down")
+            self.pull()
+        if self._is_read:
             self._later(_LOOK_SECONDS, self._look)
 
     # For captures
