@@ -15,7 +15,6 @@ from typing import Any
 
 from zope.interface import implementer
 
-from pcapsvc.core.packet_header import PacketHeader
 from pcapsvc.interfaces.capture import IPacketDumper
 
 # The versions whose objects' layout is known: each object starts with the pointer to libpcap's structure
@@ -264,17 +263,11 @@ class Libpcap:
         if not dumper:
             _fclose(stream)
             raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
-        return StreamDumper(
-            self, dumper, dump=self._dump_into(dumper), close=lambda: self._dump_close(dumper)
-        )
-
-    def _dump_into(self, dumper: int) -> Callable[[Any, bytes], None]:
-        """A function that writes one packet."""
 
         def dump(header: Any, data: bytes) -> None:
             self._write(dumper, _PacketHeader(*header.getts(), len(data), header.getlen()), data)
 
-        return dump
+        return StreamDumper(self, dumper, dump=dump, close=lambda: self._dump_close(dumper))
 
     def buffered(self, dumper: Any) -> StreamDumper:
         """
@@ -283,13 +276,7 @@ class Libpcap:
         @param dumper: a new dumper of pcapy's, which is used by what this returns alone from here on.
         """
         pointer = _pointer(dumper, _DUMPER_BYTES)
-        from_pcapy, from_others = dumper.dump, self._dump_into(pointer)
-
-        def dump(header: Any, data: bytes) -> None:
-            # pcapy's own function, which is faster, accepts its own headers only.
-            (from_others if isinstance(header, PacketHeader) else from_pcapy)(header, data)
-
-        return StreamDumper(self, pointer, dump=dump, close=dumper.close)
+        return StreamDumper(self, pointer, dump=dumper.dump, close=dumper.close)
 
     def stream(self, dumper: int) -> int:
         """The stdio stream of a dumper, C{FILE *} of stdio.h."""
