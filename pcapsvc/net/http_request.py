@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from http import HTTPStatus
 from io import BytesIO
 from typing import Any
@@ -30,13 +31,28 @@ _NOT_DONE_YET = 1
 # A request target in absolute form, without its query (RFC 9112, section 3.2.2): the host, and the path.
 _ABSOLUTE = re.compile(rb"\Ahttps?://([^/]+)(/.*)?\Z", re.IGNORECASE)
 
+_MOST_PATH_BYTES = 1024
+
+
+def parsed_query(query: bytes) -> dict[bytes, list[bytes]]:
+    """
+    The parameters of a query, as browsers write them (URL Standard, section 5.1): only C{&} separates them,
+    and one without C{=} has an empty value. Twisted also splits at C{;}, and drops those without C{=}.
+    """
+    parameters: dict[bytes, list[bytes]] = {}
+    for part in query.replace(b"+", b" ").split(b"&"):
+        if part:
+            name, _, value = part.partition(b"=")
+            parameters.setdefault(unquote_to_bytes(name), []).append(unquote_to_bytes(value))
+    return parameters
+
 
 class Request(http.Request):
     """
     A request. Its body is kept in memory, and is never parsed as a form.
 
     @ivar path: the path in the request target, without the query.
-    @ivar args: the parameters in the query, and none from the body.
+    @ivar query: the query in the request target, without the question mark.
     @ivar target_host: the host in the request target, which then counts rather than the C{Host} header (RFC
         9112, section 3.2.2); L{None} if there is only a path.
     @ivar prepath: the segments of the path that have been traversed; likewise C{postpath}, those to come.
@@ -56,6 +72,11 @@ class Request(http.Request):
     _producing: tuple[IBodyProducer, defer.Deferred[None]] | None = None
     # What answers it; or why nothing does.
     _found: resource.IResource | HTTPProblem
+
+    @cached_property
+    def args(self) -> dict[bytes, list[bytes]]:  # type: ignore[override]
+        """The parameters in the query, and none from the body."""
+        return parsed_query(self.query)
 
     @property
     def over_unix_socket(self) -> bool:
@@ -101,12 +122,13 @@ class Request(http.Request):
     def head_received(self, command: bytes, path: bytes, version: bytes) -> None:
         """The head has arrived."""
         self.method, self.uri, self.clientproto = command, path, version
-        self.path, _, query = path.partition(b"?")
-        self.args = http.parse_qs(query, keep_blank_values=True)
+        self.path, _, self.query = path.partition(b"?")
         if absolute := _ABSOLUTE.match(self.path):
             self.target_host, self.path = absolute[1], absolute[2] or b"/"
         self.prepath: list[bytes] = []
-        self.postpath = [unquote_to_bytes(segment) for segment in self.path[1:].split(b"/")]
+        # Before the token is checked, nothing may cost more than the read. No path of ours is that long.
+        segments = self.path[1:].split(b"/") if len(self.path) <= _MOST_PATH_BYTES else [self.path]
+        self.postpath = [unquote_to_bytes(segment[:_MOST_PATH_BYTES]) for segment in segments]
 
     def check_head(self, root: resource.IResource, check: Callable[[Request], frozenset[Role]]) -> None:
         """

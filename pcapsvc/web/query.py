@@ -8,6 +8,8 @@ from typing import Any
 from pcapsvc.core.errors import Problem, shown
 from pcapsvc.net.http_problems import bad_parameter
 
+_MOST = 100
+
 
 class Parameters:
     """
@@ -21,6 +23,8 @@ class Parameters:
 
     def __init__(self, request: Any, known: Collection[str], *, repeatable: Collection[str] = ()) -> None:
         self._given: dict[str, list[str]] = {}
+        if request.query.count(b"&") >= _MOST:
+            raise bad_parameter(Problem(path="query", rule=f"must have up to {_MOST} parameters"))
         for raw_name, raw_values in request.args.items():
             name = raw_name.decode("utf-8", "backslashreplace")
             if name not in known:

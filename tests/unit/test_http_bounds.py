@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.interfaces import IHalfCloseableProtocol
 from twisted.logger import LogLevel
@@ -175,6 +177,20 @@ class StrangerTests(HTTPTestCase):
     def still_open(self, clients: list[Transport]) -> list[int]:
         """Which clients are connected, by number."""
         return [number for number, client in enumerate(clients) if not client.is_lost]
+
+    def test_long_targets(self) -> None:
+        """What a stranger's request costs does not depend on what its long target contains."""
+
+        def seconds(target: bytes) -> float:
+            begun = time.process_time()
+            response = Response(self.say(b"GET " + target + b" HTTP/1.1\r\nHost: localhost\r\n\r\n").value())
+            self.assertEqual(response.code, 401)
+            return time.process_time() - begun
+
+        targets = [part * (15_000 // len(part)) for part in (b"a", b"/", b"/%41", b"?", b"&a=1", b"&%41=")]
+        targets = [targets[0], *(b"/captures?" + target for target in targets)]
+        plain, *others = (min(seconds(b"/" + target) for _ in range(5)) for target in targets)
+        self.assertLess(max(others), 3 * plain)
 
     def test_oldest_makes_room(self) -> None:
         """If one address has too many silent connections, its oldest ones are closed; this is logged once."""

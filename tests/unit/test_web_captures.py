@@ -35,6 +35,12 @@ class ListTests(ListCase):
         self.assertEqual(response.code, 200)
         return [one["id"] for one in response.content["captures"]]
 
+    def test_semicolon(self) -> None:
+        """A semicolon separates no parameters."""
+        self.begin_capture("abc2", requestid="r;1 +")
+        self.begin_capture("abc3", requestid="r")
+        self.assertEqual(self.ids("?requestid=r;1+%2b"), ["abc2"])
+
     def test_newest_first(self) -> None:
         """All captures are listed with their states, the newest first."""
         self.begin_capture("abc2")
@@ -127,6 +133,11 @@ class ListTests(ListCase):
             ("limit=%D9%A1", "limit"),
             ("limit=" + "9" * 5000, "limit"),
             ("limit=1&limit=2", "limit"),
+            ("limit=1;state=done", "limit"),
+            ("limit", "limit"),
+            ("state&limit=1", "state"),
+            ("fellow", "fellow"),
+            ("&".join(["requestid"] * 101), "query"),
             ("requestid=%FF", "requestid"),
             ("stat=done", "stat"),
             ("%FF=1", "\\xff"),
