@@ -13,8 +13,6 @@ import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import hypothesis
-
 VARIABLE = "PCAPSVC_SEED"
 
 _Test = TypeVar("_Test", bound=Callable[..., Any])
@@ -36,6 +34,8 @@ def chance(name: str) -> random.Random:
 
 def seeded(test: _Test) -> _Test:
     """Make Hypothesis choose its examples by the seed: put it above C{given}."""
+    import hypothesis
+
     _print_once()
     decorated: _Test = hypothesis.seed(SEED)(test)
     return decorated

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from hypothesis import given
-from hypothesis import strategies as st
 from twisted.trial import unittest
 
 from pcapsvc.core.admission import Admission, Impossible, NoRoom, Reservation
+from tests.examples import given
+from tests.examples import strategies as st
 
 
 class AdmissionTests(unittest.SynchronousTestCase):

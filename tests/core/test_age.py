@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from hypothesis import given
-from hypothesis import strategies as st
 from twisted.trial import unittest
 
 from pcapsvc.core.age import CLOCK_SKEW_SECONDS, too_old
+from tests.examples import given
+from tests.examples import strategies as st
 
 NOW = 1_700_000_000.0
 

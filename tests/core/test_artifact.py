@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 from typing import Any, BinaryIO
 
-from hypothesis import given
-from hypothesis import strategies as st
 from twisted.trial import unittest
 
 from pcapsvc.core.artifact import PCAP_MEDIA_TYPE, Artifact, file_name, is_file_name
@@ -15,6 +13,8 @@ from pcapsvc.core.plan import CapturePlan
 from pcapsvc.core.recording import PacketCounts, Recording
 from pcapsvc.core.request import CaptureRequest
 from pcapsvc.core.session import CaptureLimits, StopReason
+from tests.examples import given
+from tests.examples import strategies as st
 
 
 class NoContent:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from unittest import TestCase
 
-from hypothesis import given
-from hypothesis import strategies as st
-
 from pcapsvc.core.byte_range import OutOfRange, matches, read_range
+from tests.examples import given
+from tests.examples import strategies as st
 
 
 class RangeTests(TestCase):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from hypothesis import given
-from hypothesis import strategies as st
 from twisted.trial import unittest
 
 from pcapsvc.core.endpoint import EndpointError, endpoint_url
+from tests.examples import given
+from tests.examples import strategies as st
 
 GOOD = {
     "s3.amazonaws.com": "https://s3.amazonaws.com",

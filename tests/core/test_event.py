@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from hypothesis import given
-from hypothesis import strategies as st
 from twisted.trial import unittest
 
 from pcapsvc.core.errors import Problem
@@ -37,6 +35,8 @@ from pcapsvc.core.recording import PacketCounts, Progress
 from pcapsvc.core.result import Accepted, Busy, Rejected, StartedCapture
 from pcapsvc.core.session import CaptureLimits, StopReason
 from pcapsvc.testing import event_factory
+from tests.examples import given
+from tests.examples import strategies as st
 from tests.unit.event_schema import check, problems, schema
 
 REQUEST = Labels(via="http", requestid="r-1", alertid=7, customer="ACME", tags="one,two")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from twisted.trial import unittest
 
 from pcapsvc.core.filter import follows_header_chains, names_needing_dns
+from tests.examples import given, settings
+from tests.examples import strategies as st
 
 NO_NAMES = """
 tcp

@@ -6,8 +6,6 @@ import json
 import sys
 from typing import Any
 
-from hypothesis import given
-from hypothesis import strategies as st
 from twisted.trial import unittest
 
 from pcapsvc.core.labels import Labels
@@ -15,6 +13,8 @@ from pcapsvc.core.plan import plan_captures
 from pcapsvc.core.request import MAX_BODY_BYTES, CaptureRequest, parse_request, read_labels
 from tests.core.test_plan import NODE
 from tests.core.test_request import BOUNDS
+from tests.examples import given
+from tests.examples import strategies as st
 
 GIVEN: dict[str, Any] = {"requestid": "r-1", "alertid": 17, "customer": "ACME", "tags": "one,two"}
 _json = st.none() | st.booleans() | st.integers() | st.text() | st.lists(st.text()) | st.floats()

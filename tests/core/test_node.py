@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from twisted.trial import unittest
 
 from pcapsvc.core.errors import NodeBusy, RequestRejected
 from pcapsvc.core.node import MAX_PATTERN_CHARACTERS, NodeMatcher
+from tests.examples import given, settings
+from tests.examples import strategies as st
 
 
 class NodeMatcherTests(unittest.SynchronousTestCase):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from hypothesis import given
-from hypothesis import strategies as st
 from twisted.trial import unittest
 
 from pcapsvc.core.event import CaptureDone, CaptureProgress
 from pcapsvc.core.labels import Labels
 from pcapsvc.core.report_queue import Dropped, Report, ReportQueue
 from pcapsvc.testing import event_factory
+from tests.examples import given
+from tests.examples import strategies as st
 
 
 def report(name: str) -> Report:

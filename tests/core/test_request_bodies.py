@@ -6,8 +6,6 @@ import json
 import sys
 from typing import Any
 
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from twisted.trial import unittest
 
 from pcapsvc.core.errors import RequestRejected
@@ -18,6 +16,8 @@ from pcapsvc.core.request import (
     read_address,
 )
 from tests.core.test_request import BOUNDS, EITHER, FIELDS, Requests, message
+from tests.examples import given, settings
+from tests.examples import strategies as st
 
 
 class BodyTests(Requests, unittest.SynchronousTestCase):
@@ -165,7 +165,7 @@ class HostileTests(unittest.SynchronousTestCase):
         """Random bytes are rejected."""
         self.assertIsNone(self.outcome(body))
 
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=150, deadline=None)
     @given(st.dictionaries(st.sampled_from([*FIELDS, "bfp", "Node", ""]), _values), st.booleans())
     def test_json(self, fields: dict[str, Any], ignore: bool) -> None:
         """Random values of known fields, and of others: what is accepted is within the limits."""

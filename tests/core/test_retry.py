@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from hypothesis import given
-from hypothesis import strategies as st
 from twisted.trial import unittest
 
 from pcapsvc.core.retry import LONGEST_ASKED_SECONDS, RetryPolicy, asked_delay, honoured_seconds
+from tests.examples import given
+from tests.examples import strategies as st
 
 POLICY = RetryPolicy(attempts=5, first_delay_seconds=1, max_delay_seconds=6)
 NOW = "Sun, 22 Nov 2026 03:00:00 GMT"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from twisted.trial import unittest
 
 from pcapsvc.core.session import (
@@ -13,6 +11,8 @@ from pcapsvc.core.session import (
     CaptureSession,
     StopReason,
 )
+from tests.examples import given, settings
+from tests.examples import strategies as st
 
 # What stdio may hold back, by which a size that isn't counted may be too large.
 _SLACK = 4096
@@ -250,7 +250,7 @@ class SessionTests(unittest.SynchronousTestCase):
         self.assertIs(session(idle=10, duration=15).time_passed(1020.0), StopReason.IDLE)
         self.assertIs(session(idle=15, duration=10).time_passed(1020.0), StopReason.DURATION)
 
-    @settings(max_examples=400, deadline=None)
+    @settings(max_examples=150, deadline=None)
     @given(st.data())
     def test_first_limit(self, data: st.DataObject) -> None:
         """Whatever comes and when, a session stops at the first limit that is met, and at no other."""

@@ -7,14 +7,14 @@ import json
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from hypothesis import given
-from hypothesis import strategies as st
 from twisted.trial import unittest
 
 from pcapsvc.core.artifact import Artifact
 from pcapsvc.core.errors import SpoolError
 from pcapsvc.core.labels import Labels
 from pcapsvc.core.spool_entry import SpoolEntry, decode_entry, encode_entry, is_entry_name, make_entry
+from tests.examples import given
+from tests.examples import strategies as st
 
 
 class NoContent:

@@ -11,12 +11,12 @@ from typing import Any
 
 import requests
 import schemathesis
-from hypothesis import HealthCheck, given, settings
 from jsonschema import Draft202012Validator, FormatChecker
 from twisted.trial.unittest import SynchronousTestCase
 
 from peers.daemon import Daemon
 from peers.requirement import require_root
+from tests.examples import HealthCheck, given, settings
 from tests.unit.documents import ROOT
 from tests.unit.test_openapi import DOCUMENT, schema
 

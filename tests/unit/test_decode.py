@@ -6,14 +6,14 @@ import struct
 from typing import Any
 
 import dpkt
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from twisted.logger import formatEvent, globalLogPublisher
 from twisted.trial import unittest
 
 from pcapsvc.capture.decode import LINES_A_SECOND, DecodeFailed, PacketLog, describe
 from peers.frames import udp_frame
 from tests.chance import seeded
+from tests.examples import given, settings
+from tests.examples import strategies as st
 
 IPV4 = udp_frame(1)[14:]
 TCP = bytes.fromhex("4500002800010000400600 00c0000201c6336401".replace(" ", "")) + struct.pack(

@@ -5,10 +5,40 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 from tests.unit.documents import ROOT
 from tests.unit.settings_case import SettingsTestCase
+
+# A process that has only imported what each daemon does, and is forked for each configuration.
+_PARENT = """
+import json, os, sys
+from pcapsvc import tap
+for line in sys.stdin:
+    if os.fork():
+        _, status = os.wait()
+        if status:
+            sys.exit("see above")
+        continue
+    path, *build = json.loads(line)
+    if build:
+        options = tap.Options()
+        options.parseOptions(["--config", path])
+        tap.makeService(options)
+    else:
+        tap.load_settings(path, tap.COMPONENTS)
+    print(json.dumps([name for name, module in sys.modules.items() if module is not None]), flush=True)
+    os._exit(0)
+"""
+
+
+@cache
+def parent() -> subprocess.Popen[bytes]:
+    """The process. It ends with its standard input."""
+    return subprocess.Popen(
+        [sys.executable, "-c", _PARENT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT
+    )
 
 
 class ImportsTests(SettingsTestCase):
@@ -38,19 +68,12 @@ class ImportsTests(SettingsTestCase):
 
     def modules(self, text: str, *, build: bool = True) -> set[str]:
         """All modules that such a process has imported."""
-        code = f"""
-import json, sys
-from pcapsvc import tap
-if {build}:
-    options = tap.Options()
-    options.parseOptions(["--config", {str(Path(self.file(text)).absolute())!r}])
-    tap.makeService(options)
-else:
-    tap.load_settings({str(Path(self.file(text)).absolute())!r}, tap.COMPONENTS)
-print(json.dumps([name for name, module in sys.modules.items() if module is not None]))
-"""
-        found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=ROOT)
-        return set(json.loads(found.stdout))
+        arguments = [str(Path(self.file(text)).absolute()), *(["build"] if build else [])]
+        stdin, stdout = parent().stdin, parent().stdout
+        assert stdin is not None and stdout is not None
+        stdin.write(json.dumps(arguments).encode() + b"\n")
+        stdin.flush()
+        return set(json.loads(stdout.readline()))
 
     def test_loaded(self) -> None:
         """To load a configuration imports no client library, whatever is enabled in it."""

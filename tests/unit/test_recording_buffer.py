@@ -7,8 +7,6 @@ import resource
 import struct
 from pathlib import Path
 
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from twisted.trial import unittest
 
 from pcapsvc.capture.buffer import MOST_BEYOND_BYTES, MemoryFile, Observer, RecordingBuffer
@@ -16,6 +14,8 @@ from pcapsvc.core.errors import CaptureUnavailable
 from pcapsvc.core.session import Batch, CaptureLimits, CaptureSession, LatePackets, StopReason
 from pcapsvc.interfaces.capture import IPacketHandle
 from pcapsvc.testing_packets import MemoryDumper, MemoryPacketSystem
+from tests.examples import given, settings
+from tests.examples import strategies as st
 
 
 def packets_of(content: MemoryFile) -> list[tuple[int, bytes]]:

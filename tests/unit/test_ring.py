@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from hypothesis import given
-from hypothesis import strategies as st
 from twisted.trial import unittest
 
 from pcapsvc.packets.ring import BLOCK_BYTES, ring_bytes
+from tests.examples import given
+from tests.examples import strategies as st
 
 _KIB, _MIB = 1 << 10, 1 << 20
 

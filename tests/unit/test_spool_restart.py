@@ -28,6 +28,10 @@ def as_link(path: Path, target: Path) -> None:
     path.symlink_to(target)
 
 
+#: Directories, each with a name of one letter: a path has up to 4096 bytes (limits.h, PATH_MAX).
+DEEPER_THAN_A_PATH = 2100
+
+
 def nest(path: Path, depth: int = 1500) -> None:
     """Make a directory with others in it, one in another, and a file of 5 bytes in each."""
     path.mkdir()
@@ -233,7 +237,7 @@ class RestartTests(SpoolCase):
     def test_deep_leftover(self) -> None:
         """What is left of an entry is removed, however deep it is; the rest of the spool works."""
         self.put()
-        for name, depth in ((".gone-deep", 1500), (".gone-deeper-than-a-path", 5000)):
+        for name, depth in ((".gone-deep", 1500), (".gone-deeper-than-a-path", DEEPER_THAN_A_PATH)):
             nest(self.path / name, depth)
         self.restart()
         self.assertEqual(sorted(path.name[:5] for path in self.path.iterdir()), ["17000", "lock"])
@@ -243,12 +247,12 @@ class RestartTests(SpoolCase):
         """Deep directories in quarantine are counted, quarantined and removed like others."""
         self.put()
         size = self.spool.size
-        nest(self.path / ".new-deep", 2500)
+        nest(self.path / ".new-deep", DEEPER_THAN_A_PATH)
         (self.path / "broken").mkdir()
-        nest(self.path / "broken" / "deep", 2500)
+        nest(self.path / "broken" / "deep", DEEPER_THAN_A_PATH)
         self.restart()
         self.assertEqual(len(list((self.path / "broken").iterdir())), 2)
-        self.assertEqual(self.spool.size, size + 2 * (ENTRY_BYTES + 2501 * 5))
+        self.assertEqual(self.spool.size, size + 2 * (ENTRY_BYTES + (DEEPER_THAN_A_PATH + 1) * 5))
         self.wall += 10 * 365 * DAY
         self.successResultOf(self.spool.tidy())
         self.assertEqual(list((self.path / "broken").iterdir()), [])

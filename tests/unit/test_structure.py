@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Iterator
 
 from twisted.trial import unittest
 
@@ -25,6 +26,14 @@ def modules() -> dict[str, str]:
     }
 
 
+def statements(node: ast.AST) -> Iterator[ast.AST]:
+    """All statements within another, or in a module; expressions hold no functions."""
+    for part in ("body", "orelse", "finalbody", "handlers", "cases"):
+        for inner in getattr(node, part, ()):
+            yield inner
+            yield from statements(inner)
+
+
 class SizeTests(unittest.SynchronousTestCase):
     """How long modules and functions are."""
 
@@ -38,7 +47,7 @@ class SizeTests(unittest.SynchronousTestCase):
         """No function is longer than 60 lines, its docstring included; no C{__init__.py} defines anything."""
         long, misplaced = {}, []
         for path, text in modules().items():
-            for node in ast.walk(ast.parse(text)):
+            for node in statements(ast.parse(text)):
                 if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                     length = (node.end_lineno or 0) - node.lineno + 1
                     if length > FUNCTION:
@@ -46,6 +55,17 @@ class SizeTests(unittest.SynchronousTestCase):
                     if path.endswith("/__init__.py"):
                         misplaced.append(f"{path}: {node.name}")
         self.assertEqual((long, misplaced), ({}, []))
+
+
+class TestsTests(unittest.SynchronousTestCase):
+    """How the tests themselves are built."""
+
+    def test_hypothesis(self) -> None:
+        """Only one module imports Hypothesis at its top, and sets it up: L{tests.examples}."""
+        importing = {
+            path for path, text in modules().items() if re.search(r"(?m)^(from|import) hypothesis", text)
+        }
+        self.assertEqual(importing, {"tests/examples.py"})
 
 
 class DesignTests(unittest.SynchronousTestCase):
