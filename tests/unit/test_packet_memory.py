@@ -7,14 +7,14 @@ import os
 import struct
 from collections.abc import Callable
 
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from twisted.trial import unittest
 
 from pcapsvc.capture.packet_memory import PacketMemory, Position
 from pcapsvc.core.errors import CaptureUnavailable
 from pcapsvc.interfaces.capture import IRecordWriter
 from pcapsvc.testing_packets import MemoryHandle, MemoryPacketSystem, MemoryRecordWriter
+from tests.examples import given, settings
+from tests.examples import strategies as st
 
 EPOCH = 1_700_000_000.0
 SNAP = 100

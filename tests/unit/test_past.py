@@ -7,9 +7,6 @@ import select
 from io import BytesIO
 from typing import Any
 
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from pcapsvc.capture.buffer import RecordingBuffer
 from pcapsvc.capture.packet_memory import Piece, Position
 from pcapsvc.capture.past import PastReader, Taken, fill, take_newest
@@ -18,6 +15,8 @@ from pcapsvc.core.filter import everything
 from pcapsvc.core.session import Batch, StopReason
 from pcapsvc.interfaces.capture import ISieve
 from pcapsvc.testing_packets import MemoryDumper, MemorySieve
+from tests.examples import given, settings
+from tests.examples import strategies as st
 from tests.unit.test_packet_memory import PAGE, SNAP, MemoryCase, numbers_in
 
 EVERYTHING = 10**9
