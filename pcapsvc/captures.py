@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -220,7 +220,7 @@ class Captures:
         elif entry.stopped is not None:
             state.update(entry.stopped)
         elif (capture := self._running.get(capture_id)) is not None:
-            state.update(asdict(capture.progress()))
+            state.update(capture.progress().values())
         state["deliveries"] = [{"destination": name, **what} for name, what in entry.deliveries.items()]
         return state
 

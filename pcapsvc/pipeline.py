@@ -253,6 +253,7 @@ class Pipeline(Service):
                     link_type=capture.link_type,
                     alertstr=plan.request.alertstr,
                     history=capture.past,
+                    rolling=capture.progress().rolling if plan.limits.is_rolling else None,
                 ),
             )
             recorded = None
@@ -335,6 +336,7 @@ def _stopped(recorded: Recording, suffix: str) -> CaptureStopped:
         counts=recorded.counts,
         file=name if recorded.packets else None,
         history=recorded.past,
+        rolling=recorded.rolling,
     )
 
 

@@ -12,9 +12,12 @@ class PositionedReader(RawIOBase):
     Reads a file from its first byte on. A descriptor's offset is not used, as its duplicates share it.
 
     Subclasses say which descriptor that is, and where the file ends.
+
+    @param start: where it begins for the descriptor, in bytes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, start: int = 0) -> None:
+        self._start = start
         self._at = 0
 
     def descriptor(self) -> int:
@@ -32,7 +35,7 @@ class PositionedReader(RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        count = os.preadv(self.descriptor(), [buffer], self._at)
+        count = os.preadv(self.descriptor(), [buffer], self._start + self._at)
         self._at += count
         return count
 

@@ -31,7 +31,7 @@ from pcapsvc.core.session import StopReason
 from pcapsvc.core.source_state import SourceState
 from pcapsvc.delivery.entry import Entry, Input, SpooledCapture, State
 from pcapsvc.delivery.ispool import ISpool
-from pcapsvc.interfaces.capture import ICapture, IHistories
+from pcapsvc.interfaces.capture import ICapture, IHistories, ISnapshot
 from pcapsvc.interfaces.delivery import IDestination
 from pcapsvc.interfaces.reports import IPublisher, IReporter, Published
 from pcapsvc.interfaces.requests import IRequestSink, IRequestSource
@@ -215,6 +215,7 @@ class MemoryCapture:
 
     @ivar data: the file so far.
     @ivar reasons: why it was ended, each time.
+    @ivar snapshots: what was taken of it.
     """
 
     past: PastPackets | None = None
@@ -227,6 +228,7 @@ class MemoryCapture:
         self.plan = plan
         self.data = data
         self.reasons: list[StopReason] = []
+        self.snapshots: list[MemorySnapshot] = []
 
     def start(self) -> defer.Deferred[Recording]:
         """Run: see L{ICapture.start}. The test says when it ends."""
@@ -251,9 +253,36 @@ class MemoryCapture:
         """A part of the file: see L{ICapture.read_at}."""
         return self.data[offset : offset + count]
 
+    def snapshot(self) -> MemorySnapshot:
+        """A copy of the file: see L{ICapture.snapshot}."""
+        self.snapshots.append(MemorySnapshot(self.data))
+        return self.snapshots[-1]
+
     def progress(self) -> Progress:
         """What there is so far: see L{ICapture.progress}."""
         return Progress(packets=5, bytes=len(self.data), seconds=1.5, received=7, dropped=2)
+
+
+@implementer(ISnapshot)
+class MemorySnapshot:
+    """
+    What a L{MemoryCapture} had at some time.
+
+    @ivar closed: whether it is closed.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self.size = len(data)
+        self.closed = False
+
+    def copy(self) -> MemoryContent:
+        """A file: see L{ISnapshot.copy}."""
+        return MemoryContent(self._data)
+
+    def close(self) -> None:
+        """See L{ISnapshot.close}."""
+        self.closed = True
 
 
 @implementer(IHistories)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from io import BufferedReader
 from mmap import PAGESIZE
 from typing import Any, BinaryIO, Protocol
 
 from pcapsvc.capture.packet_memory import each_packet
+from pcapsvc.core.rolling import RollingPackets
 from pcapsvc.core.session import FILE_HEADER_BYTES, LARGEST_SNAP_BYTES, PACKET_HEADER_BYTES, Batch
 from pcapsvc.interfaces.capture import IPacketDumper, IPacketReader
 from pcapsvc.positioned_reader import PositionedReader
@@ -59,8 +61,10 @@ class _Full(Exception):
 
 class MemoryFile:
     """
-    A file in memory, of this process alone (memfd_create(2)).
+    A file in memory, of this process alone (memfd_create(2)). Memory at its beginning can be freed; in the
+    end, the file may begin there.
 
+    @ivar freed: how many bytes at its beginning were freed.
     @ivar path: opens it again, with an independent offset, if proc(5) is mounted.
     @ivar file: the path, or else the descriptor.
     @ivar descriptor: its offset is at the end.
@@ -69,6 +73,8 @@ class MemoryFile:
     def __init__(self, name: str) -> None:
         self.descriptor = os.memfd_create(name, os.MFD_CLOEXEC)
         self._reserved = 0
+        # Where it begins, and how much was freed before.
+        self._start = self.freed = 0
         self.path = f"/proc/self/fd/{self.descriptor}"
         self.file: str | int = self.path if os.path.lexists(self.path) else self.descriptor
 
@@ -76,15 +82,47 @@ class MemoryFile:
     def size(self) -> int:
         """The number of bytes."""
         # In Python, four times as fast as fstat(2). The descriptor's offset is not used.
-        return os.lseek(self.descriptor, 0, os.SEEK_END)
+        return os.lseek(self.descriptor, 0, os.SEEK_END) - self._start
+
+    @property
+    def held_bytes(self) -> int:
+        """How much memory it holds, without what is reserved."""
+        return self._start + self.size - self.freed
 
     def open(self) -> BinaryIO:
         """An independent reader, at the first byte. The caller closes it."""
-        return BufferedReader(_Reader(os.dup(self.descriptor)))
+        return BufferedReader(_Reader(os.dup(self.descriptor), self._start))
+
+    def duplicate(self) -> int:
+        """A descriptor of the file as it is, which the caller closes."""
+        return os.dup(self.descriptor)
 
     def read_at(self, offset: int, count: int) -> bytes:
         """Up to C{count} bytes from C{offset} on. The descriptor's offset is not used."""
-        return os.pread(self.descriptor, count, offset)
+        return os.pread(self.descriptor, count, self._start + offset)
+
+    def write_at(self, offset: int, data: bytes) -> None:
+        """
+        Write somewhere. The descriptor's offset is not used.
+
+        @raise OSError: if there is not enough memory.
+        """
+        view = memoryview(data)
+        while view:
+            written = os.pwrite(self.descriptor, view, self._start + offset)
+            view, offset = view[written:], offset + written
+
+    def free(self, end: int) -> None:
+        """Free the memory of the first C{end} bytes, in whole pages. What is there is lost."""
+        end -= end % PAGESIZE
+        if end > self.freed:
+            self._allocate(_FALLOC_FL_KEEP_SIZE | _FALLOC_FL_PUNCH_HOLE, self.freed, end)
+            self.freed = end
+
+    def begin_at(self, offset: int) -> None:
+        """From here on, the file begins there, and what precedes it is lost."""
+        self._start = offset
+        self.free(offset)
 
     def reserve(self, end: int, *, more: int) -> None:
         """
@@ -102,8 +140,9 @@ class MemoryFile:
 
     def release(self) -> None:
         """Free what is reserved beyond the last byte."""
-        if self._reserved > self.size:
-            self._allocate(_FALLOC_FL_KEEP_SIZE | _FALLOC_FL_PUNCH_HOLE, self.size, self._reserved)
+        end = self._start + self.size
+        if self._reserved > end:
+            self._allocate(_FALLOC_FL_KEEP_SIZE | _FALLOC_FL_PUNCH_HOLE, end, self._reserved)
         self._reserved = 0
 
     def _allocate(self, mode: int, start: int, end: int) -> None:
@@ -124,22 +163,38 @@ class _Reader(PositionedReader):
     Reads a file from its first byte, wherever the offset of its descriptor is: that is shared with others.
 
     @param descriptor: which it closes.
+    @param start: where the file begins.
     """
 
-    def __init__(self, descriptor: int) -> None:
-        super().__init__()
+    def __init__(self, descriptor: int, start: int) -> None:
+        super().__init__(start)
         self._descriptor = descriptor
 
     def descriptor(self) -> int:
         return self._descriptor
 
     def end(self) -> int:
-        return os.fstat(self._descriptor).st_size
+        return os.fstat(self._descriptor).st_size - self._start
 
     def close(self) -> None:
         if not self.closed:
             os.close(self._descriptor)
         super().close()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """
+    What a buffer holds.
+
+    @ivar packets: how many packets.
+    @ivar bytes: the size of a file with them.
+    @ivar rolling: as in L{Progress}.
+    """
+
+    packets: int
+    bytes: int
+    rolling: RollingPackets | None = None
 
 
 class RecordingBuffer:
@@ -162,9 +217,10 @@ class RecordingBuffer:
     @param before_read: called before each read of the handle.
     @param snap_length: how much of each packet is captured, in bytes.
     @param observer: sees each packet; what it raises is raised by L{read}.
+    @param most_ahead_bytes: how much memory is reserved, at most, for the packets of one call of libpcap.
 
-    @ivar packets: how many are in the file.
-    @ivar size: the file's size, in bytes.
+    @ivar packets: how many were read into the file.
+    @ivar size: the size of the file with them, in bytes.
 
     @raise OSError: if there is no memory or no descriptor for it.
     """
@@ -179,12 +235,13 @@ class RecordingBuffer:
         is_recorded: bool = False,
         before_read: Callable[[], None] = lambda: None,
         observer: Observer | None = None,
+        most_ahead_bytes: int = _MOST_AHEAD_BYTES,
     ) -> None:
         self._handle = handle
         self._before_read = before_read
         self._largest_packet = PACKET_HEADER_BYTES + snap_length
         self._likely_packet = self._largest_packet
-        self._ahead = _FIRST_AHEAD_BYTES
+        self._ahead, self._most_ahead = _FIRST_AHEAD_BYTES, most_ahead_bytes
         self._observer = observer
         self._is_finished = False
         self.packets = 0
@@ -201,7 +258,12 @@ class RecordingBuffer:
     @property
     def written(self) -> int:
         """The bytes that are in memory by now, without those that stdio buffers until L{finish}."""
-        return self.size if self._dumper is None else self._file.size
+        return self.held.bytes if self._dumper is None else self._file.held_bytes
+
+    @property
+    def held(self) -> Held:
+        """What the file has."""
+        return Held(packets=self.packets, bytes=self.size)
 
     def flush(self) -> int:
         """
@@ -241,7 +303,7 @@ class RecordingBuffer:
                 self._before_read()
                 if self._read_once(read, count, self._dumper) < count:
                     break
-                self._ahead = min(_AHEAD_TIMES * self._ahead, _MOST_AHEAD_BYTES)
+                self._ahead = min(_AHEAD_TIMES * self._ahead, self._most_ahead)
         except _Full:
             pass
         return self.packets - before
@@ -269,6 +331,7 @@ class RecordingBuffer:
         finally:
             # Also if it raises: what was read before is in the file.
             self.size = dumper.size()
+            self._added(packets, size)
             if self.packets > packets:
                 likely = _TIMES_LIKELY * (self.size - size) // (self.packets - packets)
                 self._likely_packet = min(likely, self._largest_packet)
@@ -300,9 +363,13 @@ class RecordingBuffer:
         self._dumper.write(records, packets)
         self.size += len(records)
         self.packets += packets
+        self._added(self.packets - packets, self.size - len(records))
         if self._observer is not None:
             for data, length in each_packet(records):
                 self._observer.packet(data, length)
+
+    def _added(self, packets: int, size: int) -> None:
+        """Take note of what was just written to the file. Before, it had so many packets and bytes."""
 
     def finish(self) -> MemoryFile:
         """

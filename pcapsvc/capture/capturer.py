@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import secrets
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ from pcapsvc.capture.histories import Histories, hand_over_seconds
 from pcapsvc.capture.history import HistoryRecorder
 from pcapsvc.capture.past import PastReader, Taken, fill
 from pcapsvc.capture.port import CapturePort, ICaptureReactor
+from pcapsvc.capture.rolling import RollingBuffer
 from pcapsvc.core.errors import NodeBusy, RequestRejected
 from pcapsvc.core.history import Missing, MissingReason, PastPackets, no_history
 from pcapsvc.core.plan import CapturePlan
@@ -146,7 +148,7 @@ class Capturer:
         take, report = recorder.look_back(
             reader,
             plan.look_back,
-            max_packets=plan.limits.max_packets,
+            max_packets=sys.maxsize if plan.limits.max_packets is None else plan.limits.max_packets,
             max_bytes=plan.limits.max_bytes,
         )
 
@@ -164,7 +166,9 @@ class Capturer:
         taken = await self._in_thread(work, close)
         if packet_log is not None:
             packet_log.release()
-        reason = taken.reason or (StopReason.PAST if plan.look_back.past_only else None)
+        reason = None if plan.limits.is_rolling else taken.reason
+        if reason is None and plan.look_back.past_only:
+            reason = StopReason.PAST
         return self._port(plan, reader, buffer, past=report(taken), capture_id=capture_id), reason
 
     async def _reader(self, plan: CapturePlan, recorder: HistoryRecorder) -> PastReader:
@@ -236,7 +240,16 @@ class Capturer:
         packet_log = None
         if log_class is not None:
             packet_log = log_class(capture_id, reader.link_type, now=self._reactor.seconds, panic=self._panic)
-        buffer = RecordingBuffer(
+        make: Callable[..., RecordingBuffer] = RecordingBuffer
+        if plan.limits.is_rolling:
+            make = partial(
+                RollingBuffer,
+                max_bytes=plan.limits.max_bytes,
+                kept_seconds=plan.limits.kept_seconds,
+                now=self._reactor.seconds,
+                wall_clock=self._wall_clock,
+            )
+        buffer = make(
             reader,
             f"pcapsvc-{capture_id}",
             open_dumper=lambda file: self._system.open_dumper(

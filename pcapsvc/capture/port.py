@@ -13,6 +13,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from pcapsvc.capture.buffer import RecordingBuffer
+from pcapsvc.capture.rolling import RollingBuffer
 from pcapsvc.core.errors import CaptureUnavailable
 from pcapsvc.core.history import PastPackets
 from pcapsvc.core.link_type import file_link_type
@@ -20,7 +21,7 @@ from pcapsvc.core.plan import CapturePlan
 from pcapsvc.core.read_pace import ReadPace
 from pcapsvc.core.recording import Progress, Recording
 from pcapsvc.core.session import CaptureSession, StopReason
-from pcapsvc.interfaces.capture import ICapture, IPacketReader, IReadHook
+from pcapsvc.interfaces.capture import ICapture, IPacketReader, IReadHook, ISnapshot
 
 # How many packets are read between two looks at the clock: about 2 ms.
 _STEP_PACKETS = 8192
@@ -147,17 +148,23 @@ class CapturePort:
         """Read the file: see L{ICapture.read_at}."""
         return self._buffer.read_at(offset, count)
 
+    def snapshot(self) -> ISnapshot:
+        """What it holds now: see L{ICapture.snapshot}."""
+        assert isinstance(self._buffer, RollingBuffer)
+        return self._buffer.snapshot()
+
     def progress(self) -> Progress:
         """What there is by now: see L{ICapture.progress}. Once it has ended, the counts are unknown."""
-        packets = self._buffer.packets
+        held = self._buffer.held
         counts = None if self.has_ended else self._handle.counts(hardware=False)
-        counts = counts and counts.with_at_least(packets)
+        counts = counts and counts.with_at_least(self._buffer.packets)
         return Progress(
-            packets=packets,
-            bytes=self._buffer.size,
+            packets=held.packets,
+            bytes=held.bytes,
             seconds=self._reactor.seconds() - self._began,
             received=None if counts is None else counts.received,
             dropped=None if counts is None else counts.dropped,
+            rolling=held.rolling,
         )
 
     def fileno(self) -> int:
@@ -352,10 +359,11 @@ class CapturePort:
             started=self.started,
             link_type=self.link_type,
             reason=reason,
-            packets=self._buffer.packets,
+            packets=self._buffer.held.packets,
             counts=counts and counts.with_at_least(self._buffer.packets),
             content=content,
             past=self.past,
+            rolling=self._buffer.held.rolling,
         )
 
     def _read_what_was_held_back(self) -> None:

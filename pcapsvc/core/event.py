@@ -22,6 +22,7 @@ from pcapsvc.core.labels import Labels
 from pcapsvc.core.mask import of_process
 from pcapsvc.core.recording import PacketCounts, Progress
 from pcapsvc.core.result import Accepted, Busy, Rejected, StartedCapture
+from pcapsvc.core.rolling import RollingPackets
 from pcapsvc.core.session import CaptureLimits, StopReason
 from pcapsvc.core.timestamp import rfc3339
 
@@ -97,6 +98,7 @@ class CaptureStarted(Payload):
     @ivar link_type: the link-layer type of the file, a number of draft-ietf-opsawg-pcaplinktype.
     @ivar started: when, in seconds since the Unix epoch.
     @ivar history: what it has of the past; L{None} if the request didn't ask for any.
+    @ivar rolling: what it holds if it is a rolling capture; L{None} if it isn't.
     """
 
     type: ClassVar[str] = "pcapsvc.capture.started"
@@ -107,6 +109,7 @@ class CaptureStarted(Payload):
     link_type: int
     alertstr: int | str | None = None
     history: PastPackets | None = None
+    rolling: RollingPackets | None = None
 
     def values(self) -> dict[str, Any]:
         """See L{Payload.values}. The limits have the names of the request's fields."""
@@ -118,9 +121,10 @@ class CaptureStarted(Payload):
         }
         return {
             **super().values(),
-            "limits": limits,
+            "limits": {name: limit for name, limit in limits.items() if limit is not None},
             "started": rfc3339(self.started),
             "history": _history(self.history),
+            "rolling": _rolling(self.rolling),
         }
 
 
@@ -136,6 +140,7 @@ class CaptureProgress(Payload):
     seconds: float
     received: int | None = None
     dropped: int | None = None
+    rolling: RollingPackets | None = None
 
     @classmethod
     def of(cls, progress: Progress) -> CaptureProgress:
@@ -146,7 +151,12 @@ class CaptureProgress(Payload):
             seconds=round(progress.seconds, 3),
             received=progress.received,
             dropped=progress.dropped,
+            rolling=progress.rolling,
         )
+
+    def values(self) -> dict[str, Any]:
+        """See L{Payload.values}."""
+        return {**super().values(), "rolling": _rolling(self.rolling)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +168,7 @@ class CaptureStopped(Payload):
     @ivar bytes: the size of the file.
     @ivar counts: the kernel's statistics; L{None} if the interface was gone before they could be read.
     @ivar file: the name of the file; L{None} if there is no packet in it, so that it is not delivered.
-    @ivar history: as in L{CaptureStarted}.
+    @ivar history: as in L{CaptureStarted}, likewise C{rolling}.
     """
 
     type: ClassVar[str] = "pcapsvc.capture.stopped"
@@ -168,6 +178,7 @@ class CaptureStopped(Payload):
     counts: PacketCounts | None
     file: str | None
     history: PastPackets | None = None
+    rolling: RollingPackets | None = None
 
     def values(self) -> dict[str, Any]:
         """See L{Payload.values}. The statistics are on the same level as the others."""
@@ -181,6 +192,7 @@ class CaptureStopped(Payload):
             "interface_dropped": None if counts is None else counts.interface_dropped,
             "file": self.file,
             "history": _history(self.history),
+            "rolling": _rolling(self.rolling),
         }
 
 
@@ -387,6 +399,10 @@ def _without_secrets(data: Payload) -> Payload:
 
 def _history(past: PastPackets | None) -> dict[str, Any] | None:
     return None if past is None else past.values()
+
+
+def _rolling(rolling: RollingPackets | None) -> dict[str, Any] | None:
+    return None if rolling is None else rolling.values()
 
 
 def _problems(problems: tuple[Problem, ...]) -> list[dict[str, str | None]]:

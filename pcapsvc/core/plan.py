@@ -70,6 +70,8 @@ class CapturePlan:
     @property
     def most_bytes(self) -> int:
         """The byte limit, or less if the packet limit and the snap length don't allow for as much."""
+        if self.limits.max_packets is None:
+            return self.limits.max_bytes
         all_packets = self.limits.max_packets * (PACKET_HEADER_BYTES + self.snap_length)
         return min(self.limits.max_bytes, FILE_HEADER_BYTES + all_packets)
 
@@ -85,12 +87,6 @@ def plan_captures(
     @param now: the time, in seconds since the Unix epoch.
     @param sent_at: when the request's broker accepted it, likewise; L{None} if that isn't known.
     """
-    limits = CaptureLimits(
-        max_packets=node.bounds.max_packets if request.packets is None else request.packets,
-        max_bytes=node.bounds.max_bytes if request.bytes is None else request.bytes,
-        idle_seconds=node.default_timeout_seconds if request.timeout is None else request.timeout,
-        duration_seconds=node.bounds.max_duration_seconds if request.duration is None else request.duration,
-    )
     past = None
     if request.before is not None:
         past = look_back(
@@ -98,7 +94,8 @@ def plan_captures(
             sent_at=sent_at,
             now=now,
             past_only=bool(request.pastonly),
-            is_optional=bool(request.beforeoptional),
+            # A rolling capture will have a past, even if it doesn't begin with one.
+            is_optional=bool(request.beforeoptional or request.rolling),
         )
     enabled = {fields.destination for fields in node.bounds.options if fields.check is not None}
     return tuple(
@@ -108,13 +105,28 @@ def plan_captures(
             alias=alias,
             bpf=request.bpf or "",
             snap_length=node.snap_length if request.snap is None else request.snap,
-            limits=limits,
+            limits=_limits(request, node),
             request=request,
             options={name: said for name, said in request.options.items() if name in enabled},
             via=via,
             look_back=past,
         )
         for interface, alias in _interfaces(request, node).items()
+    )
+
+
+def _limits(request: CaptureRequest, node: NodeView) -> CaptureLimits:
+    packets, idle = request.packets, request.timeout
+    if not request.rolling:
+        packets = node.bounds.max_packets if packets is None else packets
+        idle = node.default_timeout_seconds if idle is None else idle
+    return CaptureLimits(
+        max_packets=packets,
+        max_bytes=node.bounds.max_bytes if request.bytes is None else request.bytes,
+        idle_seconds=idle,
+        duration_seconds=node.bounds.max_duration_seconds if request.duration is None else request.duration,
+        is_rolling=bool(request.rolling),
+        kept_seconds=request.before if request.rolling else None,
     )
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from pcapsvc.core.history import PastPackets
 from pcapsvc.core.plan import CapturePlan
+from pcapsvc.core.rolling import RollingPackets
 from pcapsvc.core.session import StopReason
 
 
@@ -54,10 +55,11 @@ class Progress:
     """
     What a running capture has so far.
 
-    @ivar packets: how many were captured.
+    @ivar packets: how many are in the file.
     @ivar bytes: the size of the file.
     @ivar seconds: how long the capture has been running.
     @ivar received: as in L{PacketCounts}; L{None} if it is unknown, likewise C{dropped}.
+    @ivar rolling: what a rolling capture holds; L{None} if it is another one.
     """
 
     packets: int
@@ -65,6 +67,18 @@ class Progress:
     seconds: float
     received: int | None = None
     dropped: int | None = None
+    rolling: RollingPackets | None = None
+
+    def values(self) -> dict[str, Any]:
+        """It in values that JSON has; what is unknown, or isn't there, is L{None}."""
+        return {
+            "packets": self.packets,
+            "bytes": self.bytes,
+            "seconds": self.seconds,
+            "received": self.received,
+            "dropped": self.dropped,
+            "rolling": None if self.rolling is None else self.rolling.values(),
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +92,8 @@ class Recording:
     @ivar packets: the number of packets in the file.
     @ivar counts: L{None} if the interface was gone before they could be read.
     @ivar content: the pcap file. The owner of the recording closes it.
-    @ivar past: what it has of the past; L{None} if the request didn't ask for any.
+    @ivar past: what it got of the past; L{None} if the request didn't ask for any.
+    @ivar rolling: as in L{Progress}.
     """
 
     capture_id: str
@@ -90,3 +105,4 @@ class Recording:
     counts: PacketCounts | None
     content: Content
     past: PastPackets | None = None
+    rolling: RollingPackets | None = None

@@ -74,6 +74,7 @@ class RequestFields(msgspec.Struct, frozen=True, kw_only=True):
     before: Positive | None = None
     pastonly: Flag | None = None
     beforeoptional: Flag | None = None
+    rolling: Flag | None = None
     packetdebug: Flag | None = None
     logrequest: Flag | None = None
 
@@ -379,6 +380,10 @@ def _is_large(value: object) -> bool:
     return isinstance(value, OutOfRange) and value.is_large
 
 
+# What would end a rolling capture, which goes on until it is ended.
+_NOT_ROLLING = ("packets", "timeout", "pastonly")
+
+
 def _rules_broken(
     values: Mapping[str, Any], bounds: RequestBounds, meant: Mapping[str, Any]
 ) -> Iterator[Problem]:
@@ -387,6 +392,10 @@ def _rules_broken(
     for flag in ("pastonly", "beforeoptional"):
         if values.get(flag) and "before" not in meant:
             yield Problem(path=flag, rule="has no effect without 'before'")
+    if values.get("rolling"):
+        for key in _NOT_ROLLING:
+            if key in meant and values.get(key) is not False:
+                yield Problem(path=key, rule="can't be given together with 'rolling'")
     if "alias" in values:
         yield from _aliases_unknown(values["alias"], bounds.aliases)
     for field, most in bounds.most.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import Enum
 
@@ -51,15 +52,21 @@ class CaptureLimits:
     """
     The limits of a capture. It ends when the first of them is reached.
 
+    @ivar max_packets: L{None} is no limit.
     @ivar max_bytes: of the pcap file, headers included. The packet with which the file reaches
         or exceeds this size is the last.
-    @ivar idle_seconds: how long the capture waits for the next packet.
+    @ivar idle_seconds: how long the capture waits for the next packet; L{None} is no limit.
+    @ivar is_rolling: whether the capture releases its oldest packets to stay within C{max_bytes}, rather than
+        end: then the file has no more.
+    @ivar kept_seconds: how old packets of a rolling capture may be at its end; L{None} is no limit.
     """
 
-    max_packets: int
+    max_packets: int | None
     max_bytes: int
-    idle_seconds: float
+    idle_seconds: float | None
     duration_seconds: float
+    is_rolling: bool = False
+    kept_seconds: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +151,7 @@ class CaptureSession:
         self._limits = limits
         self._largest_packet = PACKET_HEADER_BYTES + snap_length
         self._ends = now + limits.duration_seconds
+        self._idle_seconds = math.inf if limits.idle_seconds is None else limits.idle_seconds
         self._last_packet = now
         self._size = FILE_HEADER_BYTES
         self._largest_batch = _LARGEST_BATCH
@@ -171,10 +179,13 @@ class CaptureSession:
         largest = self._largest_batch
         if late is not None:
             largest = _LARGEST_LATE_BATCH if now >= self.next_deadline() else _LARGEST_SAMPLE
-        packets = min(largest, self._limits.max_packets - self.packets)
-        fitting = (self._limits.max_bytes - self._size - 1) // self._largest_packet
-        if fitting < min(packets, _SMALLEST_UNCOUNTED_BATCH):
-            self._counting = True
+        packets = largest
+        if self._limits.max_packets is not None:
+            packets = min(packets, self._limits.max_packets - self.packets)
+        fitting = packets
+        if not self._limits.is_rolling:
+            fitting = (self._limits.max_bytes - self._size - 1) // self._largest_packet
+            self._counting = self._counting or fitting < min(packets, _SMALLEST_UNCOUNTED_BATCH)
         self._batch = Batch(
             packets=packets if self._counting else min(packets, fitting),
             stop_at_bytes=self._limits.max_bytes if self._counting else None,
@@ -193,7 +204,7 @@ class CaptureSession:
             now=now,
             ends=self._ends,
             last_packet=self._last_packet,
-            idle_seconds=self._limits.idle_seconds,
+            idle_seconds=self._idle_seconds,
         )
 
     @property
@@ -209,7 +220,7 @@ class CaptureSession:
 
         @return: why the capture is over, or L{None} if it continues.
         """
-        self._counting = size >= self._limits.max_bytes
+        self._counting = size >= self._limits.max_bytes and not self._limits.is_rolling
         return self.recorded(packets, size, now)
 
     def recorded(self, packets: int, size: int, now: float) -> StopReason | None:
@@ -217,7 +228,7 @@ class CaptureSession:
         Take note of a batch that was read.
 
         @param packets: the number of packets in it.
-        @param size: the file's size after it, in bytes.
+        @param size: the file's size after it, in bytes; including what a rolling capture has released.
 
         @return: why the capture is over, or L{None} if it continues.
         """
@@ -237,7 +248,7 @@ class CaptureSession:
         self._is_sampled = late is not None
         if packets and self._counting and size >= self._limits.max_bytes:
             return StopReason.BYTES
-        if self.packets >= self._limits.max_packets:
+        if self._limits.max_packets is not None and self.packets >= self._limits.max_packets:
             return StopReason.PACKETS
         return None if late is None else late.reason
 
@@ -250,11 +261,11 @@ class CaptureSession:
         Why the capture is over at this time, given that all earlier packets are recorded;
         L{None} if it continues.
         """
-        return _first_limit(self._ends, self._last_packet + self._limits.idle_seconds, now=now)
+        return _first_limit(self._ends, self._last_packet + self._idle_seconds, now=now)
 
     def next_deadline(self) -> float:
         """When a time limit is reached if no packet arrives."""
-        return min(self._ends, self._last_packet + self._limits.idle_seconds)
+        return min(self._ends, self._last_packet + self._idle_seconds)
 
 
 def _first_limit(ends: float, idle_ends: float, *, now: float) -> StopReason | None:

@@ -14,7 +14,7 @@ from pcapsvc.core.history import HistoryState, PastPackets
 from pcapsvc.core.network_interface import NetworkInterface
 from pcapsvc.core.plan import CapturePlan
 from pcapsvc.core.read_pace import Ring
-from pcapsvc.core.recording import PacketCounts, Progress, Recording
+from pcapsvc.core.recording import Content, PacketCounts, Progress, Recording
 from pcapsvc.core.session import StopReason
 
 
@@ -291,6 +291,25 @@ class IReadHook(Interface):
         """The handle will not be read again. A second call does nothing."""
 
 
+class ISnapshot(Interface):
+    """What a rolling capture held at some time. The capture may go on, and end."""
+
+    size: int = Attribute("How many bytes a file with it has.")
+
+    def copy() -> Content:
+        """
+        Copy it, in a thread, once. What the capture has released in the meantime is left out: whole packets
+        at the beginning.
+
+        @return: a file, which the caller closes.
+
+        @raise OSError: if there is no memory or no descriptor for it.
+        """
+
+    def close() -> None:
+        """It is not needed any more. Never to be called within L{copy}. A second call does nothing."""
+
+
 class ICapture(Interface):
     """A capture that has begun: its handle is open, and its packets are kept."""
 
@@ -321,7 +340,8 @@ class ICapture(Interface):
     def whole_bytes() -> int:
         """
         The size of the file up to the last packet that was read, in bytes. Up to there it can be read. What
-        libpcap holds back is written for this.
+        libpcap holds back is written for this. Not to be called for a rolling capture, which has no file that
+        only grows; nor is L{read_at}.
         """
 
     def read_at(offset: int, count: int) -> bytes:
@@ -331,8 +351,20 @@ class ICapture(Interface):
         @param count: how many bytes, at most. There may be fewer, but none only at the end.
         """
 
+    def snapshot() -> ISnapshot:
+        """
+        What a rolling capture holds now.
+
+        @return: what it holds. The caller closes it.
+
+        @raise OSError: if there is no descriptor for it.
+        """
+
     def progress() -> Progress:
-        """What it has so far. To ask costs up to 30 us, for the kernel's counts."""
+        """
+        What it has so far. To ask costs up to 30 us, for the kernel's counts; of a rolling capture, ten times
+        as much, to find the first packet that it holds.
+        """
 
 
 class IHistories(Interface):

@@ -25,6 +25,7 @@ from pcapsvc.core.event import (
 )
 from pcapsvc.core.history import Missing, MissingReason, PastPackets
 from pcapsvc.core.line_limit import LineLimit
+from pcapsvc.core.rolling import RollingPackets
 from pcapsvc.core.session import StopReason
 from pcapsvc.core.text import counted, one_line
 from pcapsvc.core.timestamp import rfc3339
@@ -165,9 +166,13 @@ class LogReporter(Service):
         )
 
     def _started(self, event: Event, started: CaptureStarted) -> None:
+        ends = "until {packets} packets, {bytes} bytes, {idle} s without a packet, or {duration} s"
+        if started.rolling is not None:
+            ends = "and keeping the newest {bytes} bytes{age}, until it is ended, or for {duration} s"
+        age = None if started.rolling is None else started.rolling.seconds
         self._log.info(
-            "{capture_id}: capturing on {interface} for {source}, filter {bpf!r}, snap length {snap_length},"
-            " until {packets} packets, {bytes} bytes, {idle} s without a packet, or {duration} s",
+            "{capture_id}: capturing on {interface} for {source}, filter {bpf!r}, snap length {snap_length}, "
+            + ends,
             capture_id=event.subject,
             interface=event.labels.interface,
             source=event.labels.via,
@@ -177,6 +182,7 @@ class LogReporter(Service):
             bytes=started.limits.max_bytes,
             idle=started.limits.idle_seconds,
             duration=started.limits.duration_seconds,
+            age="" if age is None else f" of the last {age} s",
         )
 
     def _stopped(self, event: Event, stopped: CaptureStopped) -> None:
@@ -188,6 +194,8 @@ class LogReporter(Service):
             bytes=counted(stopped.bytes, "byte"),
             nothing="" if stopped.packets else "; nothing to deliver",
         )
+        if stopped.rolling is not None:
+            self._rolling(event, stopped.rolling)
         if stopped.history is not None:
             self._past(event, stopped.history)
         if (counts := stopped.counts) is None:
@@ -204,6 +212,15 @@ class LogReporter(Service):
                 if counts.interface_dropped is None
                 else f", {counts.interface_dropped} dropped by the interface"
             ),
+        )
+
+    def _rolling(self, event: Event, rolling: RollingPackets) -> None:
+        self._log.info(
+            "{capture_id}: the newest of {captured}{first}; {released} released",
+            capture_id=event.subject,
+            captured=counted(rolling.captured, "packet"),
+            first="" if rolling.first is None else f", since {rfc3339(rolling.first)}",
+            released=rolling.released,
         )
 
     def _past(self, event: Event, past: PastPackets) -> None:

@@ -54,6 +54,27 @@ class PlanTests(unittest.SynchronousTestCase):
         )
         self.assertEqual((plan.snap_length, plan.bpf), (9, "tcp"))
 
+    def test_rolling(self) -> None:
+        """A rolling capture ends neither by packets nor by silence, and may do without a history."""
+        [plan] = self.plans(interface=("eth0",), rolling=True)
+        self.assertEqual(
+            plan.limits,
+            CaptureLimits(
+                max_packets=None,
+                max_bytes=100_000_000,
+                idle_seconds=None,
+                duration_seconds=3600,
+                is_rolling=True,
+            ),
+        )
+        self.assertEqual((plan.most_bytes, plan.look_back), (100_000_000, None))
+        [plan] = self.plans(interface=("eth0",), rolling=True, bytes=1000, duration=5, before=30)
+        self.assertEqual((plan.limits.max_bytes, plan.limits.duration_seconds), (1000, 5))
+        self.assertEqual((plan.limits.kept_seconds, plan.most_bytes), (30, 1000))
+        self.assertEqual(plan.look_back, LookBack(seconds=30, since=NOW - 30, is_optional=True))
+        [plan] = self.plans(interface=("eth0",), rolling=False, before=30)
+        self.assertEqual((plan.limits.is_rolling, plan.limits.kept_seconds), (False, None))
+
     def test_interfaces(self) -> None:
         """Each interface is captured once, in the order of the request, were it there or not."""
         plans = self.plans(interface=("eth1", "nosuch0", "eth1", "eth0"))

@@ -50,6 +50,7 @@ FIELDS: dict[str, Any] = {
     "before": 30,
     "pastonly": True,
     "beforeoptional": True,
+    "rolling": False,
     "packetdebug": True,
     "logrequest": False,
     "folder": "my/folder",
@@ -89,7 +90,7 @@ class FieldsTests(Requests, unittest.SynchronousTestCase):
     def test_all_fields(self) -> None:
         """There are 26 fields, and each keeps the value that it was given. S3's fields are its options."""
         self.assertEqual({*RequestFields.__struct_fields__, *S3_FIELDS}, set(FIELDS))
-        self.assertEqual(len(FIELDS), 26)
+        self.assertEqual(len(FIELDS), 27)
         for left_out in (("nodere", "alias"), ("node", "interface")):
             given = {key: value for key, value in FIELDS.items() if key not in left_out}
             request = self.parse(json.dumps(given).encode())
@@ -126,7 +127,7 @@ class FieldsTests(Requests, unittest.SynchronousTestCase):
         for field in (*NUMBERS, "packets"):
             for value in ("", [], False, 0.0, {}):
                 self.assertIn(field, self.problems(message(**{field: value})), (field, value))
-        for field in ("packetdebug", "logrequest", "encryption", "pastonly", "beforeoptional"):
+        for field in ("packetdebug", "logrequest", "encryption", "pastonly", "beforeoptional", "rolling"):
             for value in ("", [], 0, "true", 1):
                 self.assertIn(field, self.problems(message(**{field: value})), (field, value))
         for value in ("", 0, {}):
@@ -176,6 +177,20 @@ class FieldsTests(Requests, unittest.SynchronousTestCase):
         rule = "must be a whole number, 1 or more"
         self.assertEqual(self.problems(message(before=-1, pastonly=True)), {"before": rule})
         self.assertEqual(self.parse(message(BEFORE=5, PastOnly=True)).before, 5)
+
+    def test_rolling(self) -> None:
+        """A rolling capture has a size, an age and a duration. What would end it otherwise is a problem."""
+        request = self.parse(message(Rolling=True, bytes=1000, before=5, duration=60, beforeoptional=True))
+        self.assertEqual((request.rolling, request.bytes, request.before), (True, 1000, 5))
+        rule = "can't be given together with 'rolling'"
+        self.assertEqual(
+            self.problems(message(rolling=True, packets=5, timeout=5, before=5, pastonly=True)),
+            dict.fromkeys(("packets", "timeout", "pastonly"), rule),
+        )
+        self.assertIn("packets", self.problems(message(rolling=True, packets=0)))
+        for nothing in ({"packets": None}, {"timeout": 0}, {"before": 5, "pastonly": False}):
+            self.assertEqual(self.parse(message(rolling=True, **nothing)).rolling, True)
+        self.assertEqual(self.parse(message(rolling=False, packets=5, timeout=5)).packets, 5)
 
     def test_huge_integers(self) -> None:
         """A number with thousands of digits is rejected, at no other cost."""

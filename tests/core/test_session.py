@@ -241,6 +241,23 @@ class SessionTests(unittest.SynchronousTestCase):
         self.assertIsNone(followed.time_passed(1018.999))
         self.assertIs(followed.time_passed(1019.0), StopReason.IDLE)
 
+    def test_rolling(self) -> None:
+        """A rolling capture is ended by its duration only, whatever has arrived, and nothing is counted."""
+        limits = CaptureLimits(
+            max_packets=None, max_bytes=1000, idle_seconds=None, duration_seconds=100, is_rolling=True
+        )
+        followed = CaptureSession(limits, snap_length=100, now=1000.0, wall=EPOCH)
+        size = 1000
+        self.assertIsNone(followed.begins_with(10, size, 1000.0))
+        for now in (1000 + turn / 20 for turn in range(50)):
+            batch = followed.next_batch(now, EPOCH + now - 1000)
+            self.assertEqual((batch.packets, batch.stop_at_bytes), (8192, None))
+            size += 8000 * 116
+            self.assertIsNone(followed.recorded(8000, size, now))
+        self.assertEqual((followed.packets, followed.next_deadline()), (10 + 50 * 8000, 1100.0))
+        self.assertIsNone(followed.time_passed(1099.9))
+        self.assertIs(followed.time_passed(1100.0), StopReason.DURATION)
+
     def test_idle_and_duration(self) -> None:
         """At the same moment the duration is the reason."""
         self.assertIs(session(idle=10, duration=10).time_passed(1010.0), StopReason.DURATION)

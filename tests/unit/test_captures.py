@@ -121,6 +121,7 @@ class StateTests(CapturesCase):
                 "started": "2023-11-14T22:13:20.750000Z",
                 "link_type": 1,
                 "history": None,
+                "rolling": None,
                 "packets": 5,
                 "bytes": 600,
                 "seconds": 1.5,

@@ -27,6 +27,7 @@ from pcapsvc.core.event import (
 from pcapsvc.core.history import Missing, MissingReason, PastPackets
 from pcapsvc.core.labels import Labels
 from pcapsvc.core.recording import PacketCounts
+from pcapsvc.core.rolling import RollingPackets
 from pcapsvc.core.session import CaptureLimits, StopReason
 from pcapsvc.reports.log import REFUSALS_A_SECOND, LogReporter
 from pcapsvc.testing import event_factory
@@ -128,6 +129,38 @@ class LogReporterTests(unittest.SynchronousTestCase):
             line = self.past(missing=(Missing(reason=reason, seconds=1, packets=2),))
             self.assertIn("; missing: 1.0 s, 2 packets, as ", line)
             self.assertNotIn(reason.name, line)
+
+    def test_rolling(self) -> None:
+        """The lines of a rolling capture have what it keeps, and in the end from when on, and of how many."""
+        for seconds, age in ((None, ""), (30, " of the last 30 s")):
+            started = CaptureStarted(
+                bpf="",
+                snap_length=500,
+                limits=CaptureLimits(
+                    max_packets=None, max_bytes=1000, idle_seconds=None, duration_seconds=60, is_rolling=True
+                ),
+                started=1_700_000_000.0,
+                link_type=1,
+                rolling=RollingPackets(seconds=seconds),
+            )
+            [(_, line)] = self.report(started)
+            ends = f"and keeping the newest 1000 bytes{age}, until it is ended, or for 60 s"
+            self.assertTrue(line.endswith(f", snap length 500, {ends}"), line)
+        stopped = CaptureStopped(
+            reason=StopReason.CANCELLED,
+            packets=3,
+            bytes=700,
+            counts=None,
+            file=None,
+            rolling=RollingPackets(first=1_700_000_000.25, captured=10, captured_bytes=2000, released=7),
+        )
+        self.assertEqual(
+            [line for _, line in self.report(stopped)],
+            [
+                "abc: stopped, as requested: 3 packets, 700 bytes",
+                "abc: the newest of 10 packets, since 2023-11-14T22:13:20.250000Z; 7 released",
+            ],
+        )
 
     def test_dropped(self) -> None:
         """The statistics are a warning if the kernel or the interface dropped packets."""

@@ -34,6 +34,7 @@ from pcapsvc.core.event import (
 from pcapsvc.core.history import HistoryBounds, HistoryState
 from pcapsvc.core.labels import Labels
 from pcapsvc.core.recording import PacketCounts, Progress
+from pcapsvc.core.rolling import RollingPackets
 from pcapsvc.core.session import StopReason
 from pcapsvc.core.source_state import SourceState
 from pcapsvc.reports.metrics.lag import INTERVAL_SECONDS, ReactorLag
@@ -264,6 +265,15 @@ class CountingTests(MetricsCase):
         self.report(stopped(20, 2000, counts), subject="one")
         self.report(stopped(1, 140), subject="two")
         self.assertEqual(self.totals(), (21, 2140, 3, 5))
+
+    def test_rolling(self) -> None:
+        """What a rolling capture has released was captured as well."""
+        held = RollingPackets(captured=10, captured_bytes=1000, released=6)
+        self.metrics.progressed("one", Progress(packets=4, bytes=400, seconds=1, rolling=held))
+        self.assertEqual(self.totals(), (10, 1000, 0, 0))
+        held = RollingPackets(captured=20, captured_bytes=2000, released=17)
+        self.report(stopped(3, 300, rolling=held), subject="one")
+        self.assertEqual(self.totals(), (20, 2000, 0, 0))
 
     def test_stopped_at_once(self) -> None:
         """A capture that nobody looked at while it ran is counted as well; the next one anew."""

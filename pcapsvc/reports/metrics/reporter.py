@@ -129,7 +129,7 @@ class Metrics:
                 self._requests.labels(event.labels.via, verdict).inc()
         elif isinstance(data, CaptureStopped):
             self._captures.labels(data.reason.value).inc()
-            self._count(event.subject, data.packets, data.bytes, data.counts)
+            self._count(event.subject, data, data.counts)
             self._counted.pop(event.subject or "", None)
         elif isinstance(data, CaptureFailed):
             self._captures.labels("failed").inc()
@@ -150,9 +150,15 @@ class Metrics:
         counts = None
         if progress.dropped is not None:
             counts = PacketCounts(received=0, dropped=progress.dropped, interface_dropped=None)
-        self._count(capture_id, progress.packets, progress.bytes, counts)
+        self._count(capture_id, progress, counts)
 
-    def _count(self, capture_id: str | None, packets: int, size: int, counts: PacketCounts | None) -> None:
+    def _count(
+        self, capture_id: str | None, found: CaptureStopped | Progress, counts: PacketCounts | None
+    ) -> None:
+        packets, size = found.packets, found.bytes
+        if found.rolling is not None:
+            # Those count as well that it has released.
+            packets, size = found.rolling.captured, found.rolling.captured_bytes
         before = self._counted.setdefault(capture_id or "", _Counted())
         before.raise_to("packets", packets, self._packets)
         before.raise_to("bytes", size, self._bytes)
