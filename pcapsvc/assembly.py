@@ -119,6 +119,7 @@ def build_pipeline(
         ),
         spare=files,
     )
+    files.ask(admission.refuse_spare)
     return Pipeline(
         judge=Judge(
             _view(settings),

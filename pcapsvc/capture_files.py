@@ -9,18 +9,22 @@ unless captures need it sooner.
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
 from twisted.application.service import Service
+from twisted.internet.defer import CancelledError
 from twisted.logger import Logger
 from zope.interface import implementer
 
+from pcapsvc.core.admission import NoRoom
 from pcapsvc.core.artifact import PCAP_SUFFIX, file_name
 from pcapsvc.core.recording import Content
-from pcapsvc.interfaces.capture import ICapture
+from pcapsvc.interfaces.capture import ICapture, ISnapshot
 from pcapsvc.interfaces.captures import ICaptureFiles
+from pcapsvc.interfaces.threads import RunInThread
 
 #: How many files are kept after their last delivery. Each has a descriptor.
 MOST_FILES = 200
@@ -34,22 +38,34 @@ class FileFreed(Exception):
     """A file is not in memory any more, or can't be read."""
 
 
+class CopyRefused(Exception):
+    """There is no room for a copy of a file."""
+
+
 class CaptureFile:
     """
     The pcap file of a capture.
 
-    @ivar capture_id: the capture's.
+    @ivar key: the capture's id; of a copy, another one.
     @ivar name: the name of the file.
     """
 
     _log = Logger()
 
-    def __init__(self, capture: ICapture, files: CaptureFiles) -> None:
-        self.capture_id = capture.capture_id
-        self.name = file_name(capture.plan, capture.started, capture.capture_id, PCAP_SUFFIX)
+    def __init__(
+        self,
+        key: str,
+        name: str,
+        files: CaptureFiles,
+        *,
+        capture: ICapture | None = None,
+        content: Content | None = None,
+    ) -> None:
+        self.key = key
+        self.name = name
         self._files = files
-        self._capture: ICapture | None = capture
-        self._content: Content | None = None
+        self._capture = capture
+        self._content = content
         self._reader: BinaryIO | None = None
         self._watchers: dict[object, Callable[[], object]] = {}
         # By when a file that is being read has to make room; None if it needn't.
@@ -59,6 +75,21 @@ class CaptureFile:
     def is_running(self) -> bool:
         """Whether the file still grows."""
         return self._capture is not None
+
+    @property
+    def is_rolling(self) -> bool:
+        """Whether it is that of a rolling capture that is running: then only copies of it can be read."""
+        return self._capture is not None and self._capture.plan.limits.is_rolling
+
+    def snapshot(self) -> ISnapshot:
+        """
+        What a rolling capture holds now: see L{ICapture.snapshot}.
+
+        @raise FileFreed: if it has ended.
+        """
+        if self._capture is None:
+            raise FileFreed
+        return self._capture.snapshot()
 
     @property
     def is_watched(self) -> bool:
@@ -108,7 +139,7 @@ class CaptureFile:
 
         def unsubscribe() -> None:
             if self._watchers.pop(key, None) is not None and not self._watchers:
-                self._files.trim()
+                self._files.unwatched(self)
 
         return unsubscribe
 
@@ -135,6 +166,14 @@ class CaptureFile:
                 callback()
             except Exception:  # noqa: BLE001 - a reader must not change what happens to captures
                 self._log.failure("a reader of a capture failed")
+
+
+def _copied(snapshot: ISnapshot) -> Content:
+    """A copy of what a capture held, made in a thread. If that is given up, it still goes on there."""
+    try:
+        return snapshot.copy()
+    finally:
+        snapshot.close()
 
 
 class _Shared:
@@ -171,8 +210,12 @@ class CaptureFiles(Service):
         self._max_bytes = max_bytes
         # Those of captures that run, or are being delivered.
         self._needed: dict[str, CaptureFile] = {}
-        # The others, the oldest first.
+        # The others, the oldest first; and copies, by keys of their own. How many are being made.
         self._kept: OrderedDict[str, CaptureFile] = OrderedDict()
+        self._copies: set[str] = set()
+        self._copying = 0
+        self._numbers = itertools.count()
+        self._refuse: Callable[[int], NoRoom | None] = lambda size: None
         self.held_bytes = 0
         self._timer: Any = None
 
@@ -180,10 +223,14 @@ class CaptureFiles(Service):
         """From here on, keep files of up to this many bytes in all, as somebody may fetch them."""
         self._max_bytes = max_bytes
 
+    def ask(self, refuse: Callable[[int], NoRoom | None]) -> None:
+        """From here on, ask for room before a file is copied: see L{Admission.refuse_spare}."""
+        self._refuse = refuse
+
     @property
     def held_files(self) -> int:
         """How many files are kept after their last delivery."""
-        return len(self._kept)
+        return len(self._kept) + self._copying
 
     def stopService(self) -> None:
         """Free what is kept."""
@@ -196,7 +243,8 @@ class CaptureFiles(Service):
 
     def begin(self, capture: ICapture) -> None:
         """See L{ICaptureFiles.begin}."""
-        self._needed[capture.capture_id] = CaptureFile(capture, self)
+        name = file_name(capture.plan, capture.started, capture.capture_id, PCAP_SUFFIX)
+        self._needed[capture.capture_id] = CaptureFile(capture.capture_id, name, self, capture=capture)
 
     def end(self, capture_id: str, content: Content) -> Content:
         """See L{ICaptureFiles.end}."""
@@ -207,13 +255,67 @@ class CaptureFiles(Service):
         """See L{ICaptureFiles.fail}."""
         self._needed.pop(capture_id).free()
 
-    def reclaim(self, *, least_bytes: int = 0, least_files: int = 0) -> None:
+    async def copy(
+        self, file: CaptureFile, run_in_thread: RunInThread
+    ) -> tuple[CaptureFile, Callable[[], None]]:
+        """
+        Copy what a rolling capture holds now. The copy is spare like what is kept after its last delivery,
+        and is freed when nobody watches it any more.
+
+        @param run_in_thread: copies it.
+
+        @return: the copy, which is being watched; and a function that ends that.
+
+        @raise FileFreed: if the capture has ended.
+        @raise CopyRefused: if there is no room for it.
+        """
+        try:
+            snapshot = file.snapshot()
+        except OSError as error:
+            raise CopyRefused(str(error)) from None
+        if (refused := self._refuse(snapshot.size)) is not None:
+            snapshot.close()
+            raise CopyRefused(refused.reason)
+        self.held_bytes += snapshot.size
+        self._copying += 1
+        try:
+            content = await run_in_thread(_copied, snapshot)
+        except CancelledError:
+            raise CopyRefused("the daemon is stopping") from None
+        except (OSError, RuntimeError) as error:
+            # Perhaps because no thread runs any more.
+            snapshot.close()
+            raise CopyRefused(str(error)) from None
+        finally:
+            self.held_bytes -= snapshot.size
+            self._copying -= 1
+        return self._keep_copy(f"{file.key}/{next(self._numbers)}", file.name, content)
+
+    def _keep_copy(self, key: str, name: str, content: Content) -> tuple[CaptureFile, Callable[[], None]]:
+        if not self.running:
+            content.close()
+            raise CopyRefused("the daemon is stopping")
+        copy = self._kept[key] = CaptureFile(key, name, self, content=content)
+        self._copies.add(key)
+        self.held_bytes += content.size
+        release = copy.watch(lambda: None)
+        self.trim()
+        return copy, release
+
+    def unwatched(self, file: CaptureFile) -> None:
+        """Nobody reads a file any more."""
+        if file.key in self._copies:
+            self._free(file)
+        self.trim()
+
+    def reclaim(self, *, least_bytes: int = 0, least_files: int = 0, even_watched: bool = True) -> None:
         """Free what captures need: see L{Spare<pcapsvc.core.admission.Spare>}. What is read comes last."""
         bytes_left, files_left = self.held_bytes - least_bytes, self.held_files - least_files
         for file in sorted(self._kept.values(), key=lambda file: file.is_watched):
             if self.held_bytes <= max(0, bytes_left) and self.held_files <= max(0, files_left):
                 break
-            self._free(file)
+            if even_watched or not file.is_watched:
+                self._free(file)
         self._schedule()
 
     def trim(self) -> None:
@@ -243,7 +345,8 @@ class CaptureFiles(Service):
 
     def _free(self, file: CaptureFile) -> None:
         self.held_bytes -= file.whole_bytes()
-        del self._kept[file.capture_id]
+        del self._kept[file.key]
+        self._copies.discard(file.key)
         file.free()
 
     def _schedule(self) -> None:

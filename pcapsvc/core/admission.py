@@ -48,15 +48,19 @@ class Spare(Protocol):
     @property
     def held_files(self) -> int: ...
 
-    def reclaim(self, *, least_bytes: int = 0, least_files: int = 0) -> None:
-        """Free as many bytes and files, or all that there are."""
+    def reclaim(self, *, least_bytes: int = 0, least_files: int = 0, even_watched: bool = True) -> None:
+        """
+        Free as many bytes and files, or all that there are.
+
+        @param even_watched: whether to free what somebody reads.
+        """
 
 
 class _NoSpare:
     held_bytes = 0
     held_files = 0
 
-    def reclaim(self, *, least_bytes: int = 0, least_files: int = 0) -> None:
+    def reclaim(self, *, least_bytes: int = 0, least_files: int = 0, even_watched: bool = True) -> None:
         """There is nothing to free."""
 
 
@@ -148,6 +152,20 @@ class Admission:
         self._reserved.add(reservation)
         return reservation
 
+    def refuse_spare(self, size: int) -> NoRoom | None:
+        """
+        Find room for one more file that is spare itself. What nobody reads is freed for it.
+
+        @param size: how much memory it needs, in bytes.
+
+        @return: why there is none; L{None} if there is.
+        """
+        if (excess := self._excess(files=1, size=size)) != (0, 0):
+            self._spare.reclaim(least_bytes=excess[0], least_files=excess[1], even_watched=False)
+        if self._excess(files=1, size=size) != (0, 0):
+            return NoRoom(reason=f"captures need the memory, and {size} bytes more are not free")
+        return self._no_memory_for(size, even_watched=False)
+
     def started(self, capture_id: str, most_bytes: int) -> None:
         """A capture has started, and may grow to this size. Called by L{Reservation.started}."""
         self._running.add(capture_id)
@@ -217,22 +235,29 @@ class Admission:
 
     def _make_room(self, captures: int, most_bytes: int) -> None:
         """Free what is spare, as far as it stands in the way."""
-        held = self._held() + captures * most_bytes + self._spare.held_bytes
-        in_memory = len(self._bytes) + self._reserved_captures() + captures + self._spare.held_files
-        self._spare.reclaim(
-            least_bytes=max(0, held - self._max_memory),
-            least_files=0 if self._max_in_memory is None else max(0, in_memory - self._max_in_memory),
-        )
+        more_bytes, more_files = self._excess(files=captures, size=captures * most_bytes)
+        self._spare.reclaim(least_bytes=more_bytes, least_files=more_files)
+
+    def _excess(self, *, files: int, size: int) -> tuple[int, int]:
+        """How many bytes and files there would be too many with so many more."""
+        held = self._held() + size + self._spare.held_bytes
+        in_memory = len(self._bytes) + self._reserved_captures() + files + self._spare.held_files
+        most = in_memory if self._max_in_memory is None else self._max_in_memory
+        return max(0, held - self._max_memory), max(0, in_memory - most)
 
     def _no_memory(self, captures: int, most_bytes: int) -> NoRoom | None:
         """Whether the process may not use as much memory as all captures may yet need."""
+        return self._no_memory_for(captures * (most_bytes + self._overhead), even_watched=True)
+
+    def _no_memory_for(self, size: int, *, even_watched: bool) -> NoRoom | None:
+        """Whether the process may not use so much memory besides what captures may yet need."""
         growth = sum(self._bytes[capture_id] for capture_id in self._running & self._bytes.keys())
         growth = max(0, growth - self._held_bytes())
         growth += sum(one.captures * (one.most_bytes + self._overhead) for one in self._reserved)
-        needed = growth + captures * (most_bytes + self._overhead)
+        needed = growth + size
         free = self._free_bytes(needed)
         if free is not None and free < needed and self._spare.held_bytes:
-            self._spare.reclaim(least_bytes=needed - free)
+            self._spare.reclaim(least_bytes=needed - free, even_watched=even_watched)
             free = self._free_bytes(needed)
         if free is None or free >= needed:
             return None

@@ -48,6 +48,8 @@ def mount(root: TwistedResource, context: BuildContext, node: Any) -> MultiServi
         files=node.files,
         in_spool=None if node.spool is None else node.spool.locate,
         run_in_thread=context.threads(_DISK_THREADS),
+        # One after the other: each has a whole file in memory.
+        copy_in_thread=context.threads(1),
         stores={name: each for name, each in node.destinations.items() if IReadableStore.providedBy(each)},
     )
     root.putChild(b"captures", CaptureList(root.getStaticEntity(b"captures"), places))

@@ -111,6 +111,23 @@ class MemoryStream(Stream):
         self._go_on()
 
 
+class CopyStream(MemoryStream):
+    """
+    A file in memory that is freed as soon as it was sent, or is not wanted any more.
+
+    @param release: called then.
+    """
+
+    def __init__(self, reactor: Any, file: CaptureFile, release: Callable[[], object]) -> None:
+        super().__init__(reactor, file, 0, file.whole_bytes())
+        self._release = release
+
+    def stopProducing(self) -> None:
+        """See L{IBodyProducer}."""
+        super().stopProducing()
+        self._release()
+
+
 class DiskFile:
     """
     A file that is open, and is read in threads, as the disk may hang.

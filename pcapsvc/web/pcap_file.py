@@ -12,16 +12,20 @@ from typing import Any
 
 from twisted.web.iweb import IBodyProducer
 
-from pcapsvc.capture_files import CaptureFile, CaptureFiles, FileFreed
+from pcapsvc.capture_files import CaptureFile, CaptureFiles, CopyRefused, FileFreed
 from pcapsvc.core.artifact import PCAP_MEDIA_TYPE
 from pcapsvc.core.byte_range import OutOfRange, matches, read_range
 from pcapsvc.core.spool_entry import SpoolEntry
 from pcapsvc.interfaces.captures import ICaptures
 from pcapsvc.interfaces.delivery import IReadableStore
 from pcapsvc.interfaces.threads import RunInThread
+from pcapsvc.net.http_problems import busy
 from pcapsvc.net.http_resource import Answer, HTTPProblem, Resource
-from pcapsvc.web.file_streams import DiskFile, DiskStream, MemoryStream
+from pcapsvc.web.file_streams import CopyStream, DiskFile, DiskStream, MemoryStream
 from pcapsvc.web.query import Parameters
+
+#: After how many seconds to try again, if there is no room for a copy.
+RETRY_AFTER_SECONDS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +37,7 @@ class Places:
     @ivar in_spool: finds a capture's entry in the spool by its id, and the path of its file; L{None} if there
         is no spool.
     @ivar run_in_thread: reads what is on a disk.
+    @ivar copy_in_thread: copies what is in memory.
     @ivar stores: the destinations whose captures can be read here, by name.
     """
 
@@ -41,6 +46,7 @@ class Places:
     files: CaptureFiles
     in_spool: Callable[[str], Awaitable[tuple[SpoolEntry, str] | None]] | None
     run_in_thread: RunInThread
+    copy_in_thread: RunInThread
     stores: Mapping[str, IReadableStore] = field(default_factory=dict)
 
     def path_of(self, state: Mapping[str, Any]) -> str | None:
@@ -82,6 +88,8 @@ class PcapFile(Resource):
         file = self._places.files.find(self._capture_id)
         if file is not None:
             try:
+                if file.is_rolling:
+                    return await self._copied(request, file, follow=follow)
                 return self._from_memory(request, file, follow=follow)
             except FileFreed:
                 pass  # it may have failed just now
@@ -90,6 +98,26 @@ class PcapFile(Resource):
         if self._places.captures.get(self._capture_id) is None:
             raise HTTPProblem(404, "There is no capture with this id.")
         raise HTTPProblem(410, "This node no longer has the packets of this capture.")
+
+    async def _copied(self, request: Any, file: CaptureFile, *, follow: bool) -> Answer:
+        """A copy of what a rolling capture holds, since it goes on and releases that."""
+        if follow:
+            detail = "A rolling capture can't be followed: it keeps its newest packets only."
+            raise HTTPProblem(409, f"{detail} Without 'follow', the answer is what it holds.")
+        if request.header("If-Match") is not None:
+            raise _changed()
+        headers = _disposition(file.name)
+        if request.method == b"HEAD":
+            # How large a copy would be isn't known.
+            body = MemoryStream(self._places.reactor, file, 0, None)
+            return Answer(media_type=PCAP_MEDIA_TYPE, body=body, headers=headers)
+        try:
+            copy, release = await self._places.files.copy(file, self._places.copy_in_thread)
+        except CopyRefused as refused:
+            detail = f"What the capture holds can't be copied now: {refused}."
+            raise busy(detail, retry_after_seconds=RETRY_AFTER_SECONDS) from None
+        body = CopyStream(self._places.reactor, copy, release)
+        return Answer(media_type=PCAP_MEDIA_TYPE, body=body, headers=headers)
 
     def _from_memory(self, request: Any, file: CaptureFile, *, follow: bool) -> Answer:
         def stream(first: int, end: int | None) -> IBodyProducer:
@@ -165,7 +193,7 @@ def _part(
     headers = {"Accept-Ranges": "bytes", **_disposition(name), **({} if etag is None else {"ETag": etag})}
     wanted = request.header("If-Match")
     if wanted is not None and not matches(wanted, etag, strongly=True):
-        raise HTTPProblem(412, "The file is not the one in If-Match.")
+        raise _changed()
     known = request.header("If-None-Match")
     if known is not None and etag is not None and matches(known, etag):
         # Nothing of it is sent, but the producer has to be stopped.
@@ -184,6 +212,10 @@ def _part(
     # Of a file that grows, the size isn't known.
     headers["Content-Range"] = f"bytes {first}-{end - 1}/{'*' if etag is None else size}"
     return Answer(status=206, media_type=media_type, body=stream(first, end), headers=headers)
+
+
+def _changed() -> HTTPProblem:
+    return HTTPProblem(412, "The file is not the one in If-Match.")
 
 
 def _disposition(name: str) -> dict[str, str]:

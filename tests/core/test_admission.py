@@ -77,7 +77,9 @@ class AdmissionTests(unittest.SynchronousTestCase):
             def __init__(self) -> None:
                 self.asked: list[tuple[int, int]] = []
 
-            def reclaim(self, *, least_bytes: int = 0, least_files: int = 0) -> None:
+            def reclaim(
+                self, *, least_bytes: int = 0, least_files: int = 0, even_watched: bool = True
+            ) -> None:
                 if least_bytes or least_files:
                     self.asked.append((least_bytes, least_files))
                     self.held_bytes = max(0, self.held_bytes - least_bytes)
@@ -108,6 +110,47 @@ class AdmissionTests(unittest.SynchronousTestCase):
         self.assertIsNone(self.refusal(admission, 1, 400))
         self.assertEqual(spare.asked, [(150, 0)])
         self.assertIsNotNone(self.refusal(admission, 1, 501))
+
+    def test_room_for_spare(self) -> None:
+        """What is spare itself gets the room that captures leave; what is being read makes none for it."""
+
+        class Spare:
+            held_bytes = 300
+            held_files = 2
+            watched_bytes = 100
+
+            def reclaim(
+                self, *, least_bytes: int = 0, least_files: int = 0, even_watched: bool = True
+            ) -> None:
+                least = 0 if even_watched else self.watched_bytes
+                self.held_bytes = max(least, self.held_bytes - least_bytes)
+                self.held_files = max(1, self.held_files - least_files)
+
+        spare, free = Spare(), [10**9]
+        admission = Admission(
+            max_captures=10,
+            max_memory_bytes=1000,
+            max_in_memory=4,
+            spare=spare,
+            free_bytes=lambda _: free[0],
+            held_bytes=lambda: 200,
+        )
+        reservation = admission.reserve(1, 500)
+        assert isinstance(reservation, Reservation)
+        reservation.started("one")
+        self.assertIsNone(admission.refuse_spare(200))
+        self.assertEqual(spare.held_bytes, 300)
+        self.assertIsNone(admission.refuse_spare(400))
+        self.assertEqual(spare.held_bytes, 100)
+        self.assertIn("401", str(admission.refuse_spare(401)))
+        # The capture that runs may yet grow by 300.
+        free[0] = 699
+        self.assertIsNotNone(admission.refuse_spare(400))
+        free[0] = 700
+        self.assertIsNone(admission.refuse_spare(400))
+        spare.held_files = 3
+        self.assertIsNone(admission.refuse_spare(1))
+        self.assertEqual(spare.held_files, 2)
 
     def test_ended(self) -> None:
         """One that ended counts by its size, until it is on the disk."""

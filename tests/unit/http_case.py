@@ -158,6 +158,7 @@ def add_captures(reactor: Any, source: HTTPSource, captures: Captures, **places:
         "files": CaptureFiles(reactor),
         "in_spool": None,
         "run_in_thread": run_now,
+        "copy_in_thread": run_now,
         "stores": {"local": LocalDirectory(directory="/", run_in_thread=run_now)},
         **places,
     }

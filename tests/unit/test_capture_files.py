@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
@@ -12,7 +13,7 @@ from pcapsvc.capture_files import GRACE_SECONDS, MOST_FILES, CaptureFile, Captur
 from pcapsvc.core.recording import Content
 from pcapsvc.interfaces.capture import ICapture
 from pcapsvc.interfaces.captures import ICaptureFiles
-from pcapsvc.testing import MemoryCapture, MemoryContent
+from pcapsvc.testing import MemoryCapture, MemoryContent, run_now
 from tests.core.test_artifact import recording
 
 
@@ -185,6 +186,29 @@ class CaptureFilesTests(SynchronousTestCase):
         self.assertEqual(self.freed(), {"a", "b", "c"})
         self.assertEqual(self.calls, ["told"])
         unwatch()
+
+    def test_copies(self) -> None:
+        """A copy is there for its reader only, and for a minute if it is too large."""
+        self.begin("a", b"x" * 150)
+        copy, release = self.successResultOf(
+            Deferred.fromCoroutine(self.files.copy(self.found("a"), run_now))
+        )
+        self.assertEqual((copy.whole_bytes(), self.files.held_bytes, self.files.held_files), (150, 150, 1))
+        self.assertIsNot(self.found("a"), copy)
+        self.clock.advance(GRACE_SECONDS - 1)
+        self.assertEqual(self.files.held_bytes, 150)
+        self.clock.advance(1)
+        self.assertEqual(self.files.held_bytes, 0)
+        self.assertRaises(FileFreed, copy.read_at, 0, 1)
+        release()
+        small, release = self.successResultOf(
+            Deferred.fromCoroutine(self.files.copy(self.found("a"), run_now))
+        )
+        release()
+        release()
+        self.assertEqual(self.files.held_bytes, 0)
+        self.assertRaises(FileFreed, small.read_at, 0, 1)
+        self.files.fail("a")
 
     def test_no_descriptor(self) -> None:
         """A file that can't be opened for reading is like one that is gone."""

@@ -80,7 +80,11 @@ class PcapCase(HTTPTestCase):
     def setUp(self) -> None:
         self.threads = Threads()
         self.spooled: list[tuple[Any, str]] = []
-        self.places = {"run_in_thread": self.threads.run, "in_spool": self.in_spool}
+        self.places = {
+            "run_in_thread": self.threads.run,
+            "copy_in_thread": self.threads.run,
+            "in_spool": self.in_spool,
+        }
         super().setUp()
         self.before = set(os.listdir("/proc/self/fd"))
         self.capture = MemoryCapture("abc1", recording().plan, DATA[:40])
