@@ -112,7 +112,17 @@ class ThreadedResolver:
         else:
             found = await self._run_in_thread(socket.getaddrinfo, *arguments)
         kind: Literal["TCP", "UDP"] = "UDP" if transport == "UDP" else "TCP"
-        return [_TYPES[each[0]](kind, *each[4]) for each in found if each[0] in families]
+        return [_TYPES[each[0]](kind, *_with_zone(each[4])) for each in found if each[0] in families]
+
+
+def _with_zone(address: tuple[Any, ...]) -> tuple[Any, ...]:
+    """
+    A socket address with the zone of a link-local one in its host (RFC 4007, section 11): Twisted connects to
+    the host alone, and Python leaves the zone out of it.
+    """
+    if len(address) == 4 and address[3] and "%" not in address[0]:
+        return (f"{address[0]}%{address[3]}", *address[1:])
+    return address
 
 
 @implementer(IHostResolution)

@@ -38,6 +38,7 @@ __all__ = [
     "Seconds",
     "SecondsOrNone",
     "SecretFile",
+    "ServerHost",
     "Size",
     "SnapLength",
     "conversion_of",
@@ -88,6 +89,11 @@ def none_if_zero(number: int) -> int | None:
     return number or None
 
 
+def without_brackets(host: str) -> str:
+    """An IPv6 address without the brackets that it has in URLs."""
+    return host[1:-1] if host.startswith("[") and host.endswith("]") else host
+
+
 _ONE_LINE = r"[^\x00-\x1f\x7f-\x9f\u2028\u2029]"
 
 Count = Annotated[int, whole_number(1, MOST)]
@@ -106,6 +112,8 @@ Host = Annotated[
         description="a host name or address, without spaces or slashes",
     ),
 ]
+#: The host of a server. An IPv6 address may be in brackets, as in URLs.
+ServerHost = Annotated[Host, converted(without_brackets)]
 Path = Annotated[str, Meta(pattern=r"\A[^\x00]+\Z", description="a path, not empty")]
 AbsolutePath = Annotated[Path, converted(absolute_path)]
 CertificatesFile = Annotated[Path, converted(certificates_file)]

@@ -9,7 +9,7 @@ from msgspec import field
 
 from pcapsvc.core.errors import Problem
 from pcapsvc.settings.broker import BrokerSection
-from pcapsvc.settings.kinds import CertificatesFile, Flag, Host, Line, Port
+from pcapsvc.settings.kinds import CertificatesFile, Flag, Line, Port, ServerHost
 from pcapsvc.settings.rules import certificate_name
 from pcapsvc.settings.secret import Secret
 from pcapsvc.settings.section import Conflict, SecretKeys
@@ -27,7 +27,7 @@ class RedisServerSection(BrokerSection, frozen=True, kw_only=True):
 
     target: ClassVar[str] = "channel"
 
-    host: Host = _DEFAULTS["host"]
+    host: ServerHost = _DEFAULTS["host"]
     port: Port = _DEFAULTS["port"]
     username: Line | None = None
     auth: Secret | None = None

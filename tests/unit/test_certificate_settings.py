@@ -71,7 +71,11 @@ class CertificatesTests(SettingsTestCase):
                         f"{key}.host = {host!r}: must be a valid host name or an address, because "
                     )
                 )
-        self.load(f"{LEAST}{cloudshark}host = '[::1]'")
+        for tls in ("true", "false"):
+            for text, host in (("[::1]", "::1"), ("[fe80::1%lo]", "fe80::1%lo")):
+                self.load(f"{LEAST}{cloudshark}host = '{text}'")
+                redis = self.section(RedisSettings, f"{LEAST}tls = {tls}\nhost = '{text}'")
+                self.assertEqual(host, redis.host)
         for host in ("a", "a.example.", "é.example", "192.0.2.1", "::1", "fe80::1%lo"):
             self.assertEqual(host, self.section(RedisSettings, f"{LEAST}tls = true\nhost = '{host}'").host)
 

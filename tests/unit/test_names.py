@@ -100,6 +100,12 @@ class ThreadedResolverTests(SynchronousTestCase):
         self.assertEqual(self.look_up("192.0.2.1", hang).addresses, [IPv4Address("TCP", "192.0.2.1", 80)])
         self.assertEqual(self.look_up("::1", hang).addresses, [IPv6Address("TCP", "::1", 80)])
 
+    def test_zone(self) -> None:
+        """The zone of a link-local address is kept, in the host, which is all that Twisted connects to."""
+        for name in ("fe80::1%1", "fe80::1%lo"):
+            [address] = self.look_up(name).addresses
+            self.assertEqual((address.host, address.port), ("fe80::1%1", 80))
+
     def test_not_found(self) -> None:
         """What is not found, or can't be looked up, is complete without addresses."""
         for error in (socket.gaierror(-2, "Name or service not known"), UnicodeError("x"), CancelledError()):

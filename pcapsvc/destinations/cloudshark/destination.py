@@ -91,7 +91,10 @@ class CloudShark:
         self._timeout_seconds = timeout_seconds
         self._verify = verify
         self._search_seconds = search_seconds
-        shown_host = f"[{self._host}]" if ":" in self._host else self._host
+        # The zone of an address means something to this host only (RFC 6874, section 3).
+        shown_host = self._host.partition("%")[0]
+        if ":" in shown_host:
+            shown_host = f"[{shown_host}]"
         usual = port == {"http": 80, "https": 443}[scheme]
         self._authority = shown_host if usual else f"{shown_host}:{port}"
         self._base = f"{scheme}://{self._authority}"

@@ -9,7 +9,7 @@ from msgspec import Meta, field
 
 from pcapsvc.core.errors import Problem
 from pcapsvc.settings.files import certificates_file
-from pcapsvc.settings.kinds import Flag, Host, Port, SecondsOrNone, converted, one_of
+from pcapsvc.settings.kinds import Flag, Port, SecondsOrNone, ServerHost, converted, one_of
 from pcapsvc.settings.rules import certificate_name
 from pcapsvc.settings.secret import Secret
 from pcapsvc.settings.section import BuildContext, Conflict, DestinationSection, Option, SecretKeys
@@ -56,7 +56,7 @@ class CloudSharkSettings(DestinationSection, frozen=True, kw_only=True):
         Option(name="upload", key="upload", kind="flag", help="Upload captures to CloudShark."),
     )
 
-    host: Host = "localhost"
+    host: ServerHost = "localhost"
     scheme: Annotated[str, one_of("http", "https")] = "https"
     port: Port = 443
     timeout_seconds: SecondsOrNone | None = field(name="timeout", default=None)
