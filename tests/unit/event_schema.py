@@ -12,10 +12,11 @@ from unittest import TestCase
 
 from pcapsvc.core.event import Event, EventFactory, Payload, as_json
 from pcapsvc.core.labels import Labels
-from pcapsvc.testing import MemoryReporter
 
 if TYPE_CHECKING:
     from jsonschema import Draft202012Validator
+
+    from pcapsvc.testing import MemoryReporter
 
 
 @cache
@@ -137,6 +138,8 @@ def check(events: Iterable[Event]) -> None:
 
 def checked_reporter(case: TestCase) -> MemoryReporter:
     """A reporter whose events are checked when a test is over."""
+    from pcapsvc.testing import MemoryReporter
+
     reporter = MemoryReporter()
     case.addCleanup(lambda: check(reporter.events))
     return reporter

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from twisted.trial import unittest
 
 from pcapsvc.capture.buffer import MOST_BEYOND_BYTES, MemoryFile
@@ -19,6 +17,8 @@ from pcapsvc.core.recording import Content
 from pcapsvc.core.session import Batch
 from pcapsvc.testing_packets import MemoryPacketSystem
 from tests.chance import seeded
+from tests.examples import given, settings
+from tests.examples import strategies as st
 
 EPOCH = 1_700_000_000.0
 
