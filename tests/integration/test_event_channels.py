@@ -192,6 +192,38 @@ class RedisTests(ChannelSuite, unittest.TestCase):
             await self.until(lambda words=words: words in (self.channel.state().problem or ""))
         self.assertFalse([text for text in self.messages() if "hunter2" in text or "'wrong'" in text])
 
+    async def test_permission(self) -> None:
+        """A missing permission is known before there is an event, and no subscriber notices."""
+        await self.stop()
+        rules = [
+            "on",
+            ">hunter22",
+            "resetchannels",
+            "&capture-events",
+            "-@all",
+            "+auth",
+            "+multi",
+            "+discard",
+        ]
+        await deferToThread(self.server.command, "ACL", "SETUSER", "sender", *rules)
+        self.channel = self.make(self.publisher("hunter22", username="sender"))
+        self.channel.startService()
+        await self.until(lambda: "PUBLISH was refused" in (self.channel.state().problem or ""))
+        await deferToThread(self.server.command, "ACL", "SETUSER", "sender", "+publish")
+        await self.until(lambda: self.channel.state().connected)
+        self.assertEqual(self.listener.raw, [])
+
+    async def test_no_transactions(self) -> None:
+        """A user that may do nothing but publish does, and is connected from then on."""
+        await self.stop()
+        rules = ["on", ">hunter22", "resetchannels", "&capture-events", "-@all", "+auth", "+publish"]
+        await deferToThread(self.server.command, "ACL", "SETUSER", "sender", *rules)
+        self.channel = self.make(self.publisher("hunter22", username="sender"))
+        self.channel.startService()
+        self.report(CaptureDone())
+        self.assertEqual(len(await self.received()), 1)
+        await self.until(lambda: self.channel.state().connected)
+
     async def test_tls(self) -> None:
         """A connection with TLS is verified."""
         await self.stop()

@@ -63,7 +63,26 @@ class RedisPublisherTests(unittest.SynchronousTestCase):
 
     def opened(self) -> None:
         """Connect."""
-        self.assertIs(self.successResultOf(self.publisher.open()), True)
+        opening = self.publisher.open()
+        self.allow()
+        self.assertIs(self.successResultOf(opening), True)
+
+    def allow(self) -> None:
+        """Answer as Redis does if the user may publish."""
+        self.asked(b"DISCARD")
+        self.transport.say(b"-ERR DISCARD without MULTI\r\n")
+        self.asked(b"MULTI")
+        self.transport.say(b"+OK\r\n")
+        self.assertEqual(
+            self.transport.value(), command(b"PUBLISH", b"capture-events", b"") + command(b"DISCARD")
+        )
+        self.transport.clear()
+        self.transport.say(b"+QUEUED\r\n+OK\r\n")
+
+    def asked(self, *words: bytes) -> None:
+        """It has sent this command, and nothing else since."""
+        self.assertEqual(self.transport.value(), command(*words))
+        self.transport.clear()
 
     def closed(self) -> None:
         """Disconnect."""
@@ -95,9 +114,10 @@ class RedisPublisherTests(unittest.SynchronousTestCase):
         ):
             self.publisher = self.make(**login)
             opening = self.publisher.open()
-            self.assertEqual(self.transport.value(), command(*words))
+            self.asked(*words)
             self.transport.say(b"+OK\r\n")
-            self.successResultOf(opening)
+            self.allow()
+            self.assertIs(self.successResultOf(opening), True)
             self.closed()
 
     def test_wrong_password(self) -> None:
@@ -110,6 +130,43 @@ class RedisPublisherTests(unittest.SynchronousTestCase):
             self.publisher.described(problem),
             ("WRONGPASS", "AUTH was refused (wrong user name or password)"),
         )
+        self.closed()
+
+    def test_not_allowed(self) -> None:
+        """If the user may not publish, or hasn't logged in, that is known before there is an event."""
+        for answers, words in (
+            ((b"-NOAUTH no\r\n",), "PUBLISH was refused (the server requires a password"),
+            (
+                (b"-ERR DISCARD without MULTI\r\n", b"+OK\r\n", b"-NOPERM no\r\n+OK\r\n"),
+                "PUBLISH was refused",
+            ),
+        ):
+            opening = self.publisher.open()
+            for answer in answers:
+                self.transport.say(answer)
+            problem = self.failureResultOf(opening, Refused).value
+            self.assertIn(words, self.publisher.described(problem)[1])
+            self.closed()
+
+    def test_unknown_whether_allowed(self) -> None:
+        """If there are no transactions, or not for this user, it is known with the first event only."""
+        for answers in (
+            (b"-NOPERM no\r\n",),
+            (b"-ERR unknown command\r\n",),
+            (b"-ERR DISCARD without MULTI\r\n", b"-NOPERM no\r\n"),
+        ):
+            opening = self.publisher.open()
+            for answer in answers:
+                self.transport.say(answer)
+            self.assertIs(self.successResultOf(opening), False)
+            self.assertNotIn(b"PUBLISH", self.transport.value())
+            self.closed()
+
+    def test_silent_from_the_start(self) -> None:
+        """A server that accepts connections and never answers is not connected."""
+        opening = self.publisher.open()
+        self.clock.advance(ANSWER_SECONDS)
+        self.failureResultOf(opening, Silent)
         self.closed()
 
     def test_refused(self) -> None:

@@ -179,7 +179,7 @@ class RedisPublisher:
         self.target = f"channel {channel!r}"
 
     def open(self) -> Deferred[bool]:
-        """Connect, and log in: see L{IPublisher.open}."""
+        """Connect, log in, and see whether it may publish: see L{IPublisher.open}."""
         return Deferred.fromCoroutine(self._open())
 
     async def _open(self) -> bool:
@@ -191,6 +191,27 @@ class RedisPublisher:
         self._connection = connection
         if self._login:
             await connection.ask([b"AUTH", *self._login])
+        return await self._may_publish(connection)
+
+    async def _may_publish(self, connection: RedisConnection) -> bool:
+        """
+        Find out whether the user may publish, without publishing: Redis checks that when a command is queued
+        for a transaction, which is then discarded.
+
+        @return: L{False} if that can't be known before the first event, because the user may not use
+            transactions, or a proxy doesn't have them.
+        """
+        # DISCARD comes first: without it, there would be no way out of MULTI.
+        for command, usual in ((b"DISCARD", "without MULTI"), (b"MULTI", "")):
+            try:
+                await connection.ask([command])
+            except Refused as refusal:
+                if refusal.code not in ("NOPERM", "ERR"):
+                    # Such as NOAUTH: it would refuse to publish, too.
+                    raise Refused("PUBLISH", str(refusal)) from None
+                if not usual or usual not in str(refusal):
+                    return False
+        await connection.ask([b"PUBLISH", self._channel, b""], [b"DISCARD"])
         return True
 
     def publish(self, reports: Sequence[Report]) -> Deferred[Published]:
