@@ -7,6 +7,7 @@ import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from traceback import format_exception
 from types import TracebackType
 from typing import Any, ClassVar, NoReturn
 
@@ -171,13 +172,12 @@ def _service(path: str | None, overrides: Mapping[str, Any]) -> IService:
     return service
 
 
-def _print_fatal(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+def _print_fatal(_: type[BaseException], error: BaseException, __: TracebackType | None) -> None:
     """An error that ends the process at its start: without a traceback, if it is one of ours."""
-    if isinstance(error, PcapsvcError):
-        # twistd has replaced sys.stderr with its log.
-        print(of_process(f"pcapsvc cannot start: {error}"), file=sys.__stderr__)
-    else:
-        sys.__excepthook__(kind, error, traceback)
+    ours = isinstance(error, PcapsvcError)
+    words = f"pcapsvc cannot start: {error}" if ours else "".join(format_exception(error))
+    # twistd has replaced sys.stderr with its log, which may not be written yet.
+    print(of_process(words), file=sys.__stderr__)
 
 
 def _refuse(error: SettingsError) -> NoReturn:

@@ -29,6 +29,7 @@ from twisted.logger import (
 )
 from zope.interface import implementer
 
+from pcapsvc.core.errors import PcapsvcError
 from pcapsvc.core.log_budget import REPORT_SECONDS, LogBudget
 from pcapsvc.host.log_limit import importance_of, kind_of
 from pcapsvc.host.log_text import text_of
@@ -45,6 +46,10 @@ _HEADER_BYTES = 100
 DRAIN_SECONDS = 2.0
 # What an observer uses of an event, beside its text.
 _HEADER = ("log_time", "log_level", "log_namespace", "log_system", "isError", "time", "system")
+
+
+class LogUnusable(PcapsvcError):
+    """The log can't be written."""
 
 
 @implementer(ILogObserver)
@@ -86,12 +91,18 @@ class BackgroundLog:
         """
         Begin to write. Until then, events wait: threads don't survive a fork, and C{twistd} logs
         before it becomes a daemon. A second call does nothing.
+
+        @raise LogUnusable: if no thread can be started.
         """
         with self._lock:
             if self._thread is None:
                 # A daemon thread: the interpreter doesn't wait for it at the end.
-                self._thread = threading.Thread(target=self._write_all, name="log", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._write_all, name="log", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError as error:
+                    raise LogUnusable(f"the log can't be written: {error}") from None
+                self._thread = thread
 
     def __call__(self, event: LogEvent) -> None:
         """Take an event. Never waits, and never raises."""

@@ -243,10 +243,13 @@ class PluginTests(unittest.TestCase):
 class TwistdTests(unittest.TestCase):
     """The real C{twistd}, with a wrong configuration."""
 
-    async def twistd(self, *arguments: str, opened: str = "", **environment: str) -> tuple[str, str, int]:
+    async def twistd(
+        self, *arguments: str, opened: str = "", first: str = "", **environment: str
+    ) -> tuple[str, str, int]:
         """
         Run it in an empty directory; what it printed, on both channels, and its status.
 
+        @param first: what Python is to do first.
         @param opened: the name of a socket that systemd has passed to it.
         """
         sockets = f"LISTEN_PID=str(os.getpid()), LISTEN_FDS='1', LISTEN_FDNAMES={opened!r}"
@@ -257,7 +260,7 @@ class TwistdTests(unittest.TestCase):
             sys.executable,
             [
                 "-c",
-                f"{told if opened else ''}\nfrom twisted.scripts.twistd import run; run()",
+                f"{told if opened else ''}\n{first}\nfrom twisted.scripts.twistd import run; run()",
                 *arguments,
             ],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path)), **environment},
@@ -309,6 +312,33 @@ class TwistdTests(unittest.TestCase):
             self.assertIn("http.listen = ", err)
             self.assertIn(listen, err)
             self.assertNotIn("Traceback", out + err)
+
+    async def test_no_thread(self) -> None:
+        """If no thread can be started, not even the log can be written: that is printed."""
+        configuration = Path(self.mktemp()).absolute()
+        configuration.write_text(
+            "[general]\nwritelocal = true\nlocaldir = '/'\n[http]\nlisten = 'unix:http'\n"
+        )
+        _, err, status = await self.twistd(
+            *("-n", "--pidfile=", "pcapsvc", "--config", str(configuration)),
+            first="import threading; threading.stack_size(1 << 46)",
+        )
+        expected = "pcapsvc cannot start: the log can't be written: can't start new thread\n"
+        self.assertEqual((expected, 1), (err, status))
+
+    async def test_internal_error(self) -> None:
+        """An error that nobody expected is printed, too."""
+        configuration = Path(self.mktemp()).absolute()
+        configuration.write_text(
+            "[general]\nwritelocal = true\nlocaldir = '/'\n[http]\nlisten = 'unix:http'\n"
+        )
+        _, err, status = await self.twistd(
+            *("-n", "--pidfile=", "pcapsvc", "--config", str(configuration)),
+            first="from pcapsvc.host.background_log import BackgroundLogService as B; "
+            "B.privilegedStartService = lambda self: 1 // 0",
+        )
+        self.assertEqual(1, status)
+        self.assertIn("ZeroDivisionError", err)
 
     async def test_no_socket_of_systemd(self) -> None:
         """A socket that systemd didn't pass is a problem, reported with the others."""
