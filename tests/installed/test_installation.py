@@ -51,6 +51,10 @@ class InstallationTests(SynchronousTestCase):
         """C{twistd pcapsvc} knows its options."""
         self.assertIn("--config", self.run_in_empty_directory("twistd", "pcapsvc", "--help"))
 
+    def test_client(self) -> None:
+        """C{pcapctl} is a program of its own."""
+        self.assertIn("capture", self.run_in_empty_directory("pcapctl", "--help"))
+
     def test_version(self) -> None:
         """The version in the metadata is the package's."""
         self.assertEqual(version("pcapsvc"), pcapsvc.__version__)

@@ -1,0 +1,192 @@
+"""
+The command C{pcapctl}.
+
+Here are only the options: what a command does is imported when it runs, so that C{--help} is there at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from pcapsvc import __version__
+
+_EPILOG = """\
+exit status:
+  0  everything is delivered, or the command has done its work
+  1  some of it is not
+  2  wrong usage, configuration or request
+  3  every node that answered has refused
+  4  nobody answers
+  130  interrupted
+
+The configuration is ~/.config/pcapctl.toml. Secrets come from files, or from PCAPCTL_TOKEN (HTTP)
+and PCAPCTL_PASSWORD (Redis, Kafka). See docs/pcapctl.md.
+"""
+_VIA = (
+    "redis(s)://HOST[:PORT][/CHANNEL], kafka(s)://HOST:PORT[/TOPIC], sqs:QUEUE-URL, http(s)://HOST[:PORT] or"
+    " unix:/PATH (repeatable)"
+)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Its options can't be abbreviated: an abbreviation may mean another option in a later version."""
+
+    def __init__(self, **settings: object) -> None:
+        settings |= {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
+        super().__init__(**settings)  # type: ignore[arg-type]
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong, in one line, and where the options are described."""
+        self.exit(2, f"{self.prog}: {message}\nTry '{self.prog} --help'.\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of the command line. C{run} is what a command does: a module and a function."""
+    top = _Parser(
+        prog="pcapctl", description="Capture packets on a fleet of hosts that run pcapsvc.", epilog=_EPILOG
+    )
+    top.add_argument("--version", action="version", version=f"pcapctl {__version__}")
+    commands = top.add_subparsers(metavar="COMMAND", required=True, title="commands")
+
+    def add(name: str, run: str, words: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=words, description=f"{words[:1].upper()}{words[1:]}.")
+        command.set_defaults(run=run)
+        return command
+
+    _capture(add("capture", "requesting:capture", "request captures, and see what becomes of them"))
+    _nodes(add)
+    _checks(add)
+    return top
+
+
+def _connection(command: argparse.ArgumentParser, *, via: bool = True, reports: bool = False) -> None:
+    group = command.add_argument_group("connection")
+    group.add_argument("--profile", metavar="NAME", help="the profile in pcapctl.toml")
+    if via:
+        group.add_argument("--via", action="append", metavar="URL", help=_VIA)
+    if reports:
+        group.add_argument(
+            "--reports", action="append", metavar="URL", help="where events come from, if not beside --via"
+        )
+    group.add_argument("--api", action="append", metavar="URL", help="the HTTP API of a node (repeatable)")
+    group.add_argument("--tokenfile", dest="token_file", metavar="FILE", help="the token for HTTP")
+    group.add_argument(
+        "--passwordfile", dest="password_file", metavar="FILE", help="the password for Redis or Kafka"
+    )
+    group.add_argument("--cafile", dest="ca_file", metavar="FILE", help="the certificates to trust (PEM)")
+
+
+def _address(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("nodes")
+    group.add_argument("--node", metavar="NAME", help="the node of this name")
+    group.add_argument("--nodere", metavar="RE", help="the nodes whose names match (RE2)")
+    group.add_argument("--all", action="store_true", help="every node")
+
+
+def _capture(command: argparse.ArgumentParser) -> None:
+    _connection(command, reports=True)
+    _address(command)
+    what = command.add_argument_group("what to capture")
+    what.add_argument(
+        "-i", "--interface", action="append", metavar="NAME", help="an interface, or 'any' (repeatable)"
+    )
+    what.add_argument(
+        "--alias", action="append", metavar="NAME", help="interfaces by their alias (repeatable)"
+    )
+    what.add_argument("-c", "--packets", type=int, metavar="N", help="end after this many packets")
+    what.add_argument("--bytes", type=int, metavar="N", help="end at this size of the file, in bytes")
+    what.add_argument("--timeout", type=int, metavar="S", help="end after this many seconds without a packet")
+    what.add_argument("--duration", type=int, metavar="S", help="end after this many seconds")
+    what.add_argument("-s", "--snap", type=int, metavar="N", help="keep this many bytes of each packet")
+    what.add_argument("--before", type=int, metavar="S", help="begin with the packets of the last S seconds")
+    what.add_argument("--pastonly", action="store_true", help="with --before: only those")
+    what.add_argument(
+        "--beforeoptional", action="store_true", help="with --before: also without a history of the interface"
+    )
+    what.add_argument("--tag", action="append", metavar="TEXT", help="a tag for the file (repeatable)")
+    what.add_argument("--customer", metavar="TEXT", help="the tag customer:TEXT")
+    what.add_argument("--alertid", metavar="TEXT", help="the tag alertid:TEXT")
+    wait = command.add_argument_group("waiting")
+    wait.add_argument("--wait", action="store_true", help="until every node that accepts is done")
+    wait.add_argument("--expect", type=int, metavar="N", help="wait until N nodes have answered")
+    wait.add_argument("--deadline", type=float, metavar="S", help="wait no longer than S seconds")
+    wait.add_argument(
+        "--no-progress", action="store_true", help="a line for each event, instead of the table"
+    )
+    wait.add_argument("--json", action="store_true", help="the events themselves, one on each line")
+    command.add_argument("filter", nargs="*", metavar="FILTER", help="a BPF filter, see pcap-filter(7)")
+
+
+def _nodes(add: Callable[..., argparse.ArgumentParser]) -> None:
+    command = add("list", "nodes:list_captures", "list running and past captures")
+    _connection(command)
+    command.add_argument("--state", choices=("capturing", "delivering", "done", "failed"))
+    command.add_argument("--request", metavar="REQUESTID", help="only captures of this request")
+    command.add_argument("--limit", type=int, metavar="N", help="up to N captures of each node (100)")
+    command.add_argument("--json", action="store_true", help="their states, one on each line")
+
+    command = add("show", "nodes:show", "show the state of a capture")
+    _connection(command)
+    command.add_argument("id", metavar="ID")
+
+    command = add("stop", "nodes:stop", "stop a capture, or all captures of a request")
+    _connection(command)
+    _address(command)
+    command.add_argument("id", nargs="?", metavar="ID")
+    command.add_argument("--request", metavar="REQUESTID", help="all captures of this request")
+
+    command = add("watch", "watching:watch", "show events as they happen")
+    _connection(command, reports=True)
+    command.add_argument("--request", metavar="REQUESTID", help="only events about this request")
+    command.add_argument("--node", action="append", metavar="NAME", help="only of this node (repeatable)")
+    command.add_argument(
+        "-i", "--interface", action="append", metavar="NAME", help="only about this interface"
+    )
+    command.add_argument(
+        "--type", action="append", metavar="TYPE", help="only of this type, such as delivery or capture.done"
+    )
+    command.add_argument("--progress", action="store_true", help="the progress of captures as well")
+    command.add_argument("--json", action="store_true", help="the events themselves, one on each line")
+
+    for name, words in (("interfaces", "list what can be captured on"), ("nodes", "list the nodes")):
+        command = add(name, f"nodes:{name}", words)
+        _connection(command)
+        command.add_argument("--json", action="store_true", help="everything that is known, one on each line")
+
+
+def _checks(add: Callable[..., argparse.ArgumentParser]) -> None:
+    command = add("check-config", "checking:check_config", "check a configuration of the daemon")
+    command.add_argument("file", metavar="FILE")
+    command = add("check-request", "checking:check_request", "check a request")
+    command.add_argument("file", metavar="FILE", help="the message in JSON; - for standard input")
+    add("schema", "checking:schema", "print the JSON schema of events")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run pcapctl. Return its exit status."""
+    options = parser().parse_args(arguments)
+    module, _, function = options.run.partition(":")
+    from pcapsvc.client.status import ClientError, ExitStatus
+
+    try:
+        status = getattr(importlib.import_module(f"pcapsvc.client.{module}"), function)(options)
+        sys.stdout.flush()
+        return int(status)
+    except ClientError as problem:
+        print(f"pcapctl: {problem}", file=sys.stderr)
+        return int(problem.status)
+    except KeyboardInterrupt:
+        return int(ExitStatus.INTERRUPTED)
+    except BrokenPipeError:
+        # The reader has had enough. Python would complain once more when it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return int(ExitStatus.DELIVERED)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

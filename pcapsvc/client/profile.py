@@ -1,0 +1,130 @@
+"""C{pcapctl.toml}: profiles, each with its transport, its nodes and the defaults of requests."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from pcapsvc.client.status import UsageProblem
+from pcapsvc.core.errors import Problem
+from pcapsvc.core.fields import check_fields
+
+#: The environment variables with secrets, and with the name of a profile.
+TOKEN_VARIABLE, PASSWORD_VARIABLE = "PCAPCTL_TOKEN", "PCAPCTL_PASSWORD"
+PROFILE_VARIABLE = "PCAPCTL_PROFILE"
+
+
+Texts = Annotated[tuple[str, ...] | str, Meta(description="text, or a list of texts")]
+FilePath = Annotated[str, Meta(description="the path of a file")]
+
+
+class Profile(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    One profile. The keys are those of its table.
+
+    @ivar via: where requests are sent.
+    @ivar reports: where events come from; empty for the usual place beside C{via}.
+    @ivar apis: the HTTP APIs of nodes. In a host name, C{*} stands for any label.
+    @ivar defaults: the fields of requests that an option may replace.
+    """
+
+    via: Texts = ()
+    reports: Texts = ()
+    apis: Texts = ()
+    tokenfile: FilePath | None = None
+    passwordfile: FilePath | None = None
+    cafile: FilePath | None = None
+    defaults: Annotated[dict[str, Any], Meta(description="a table")] = msgspec.field(default_factory=dict)
+
+
+# An address may have a password.
+_MAY_HAVE_SECRETS = ("via", "reports", "apis")
+
+
+def configuration_file(environment: Mapping[str, str]) -> Path:
+    """Where the configuration is, whether it exists or not."""
+    home = environment.get("XDG_CONFIG_HOME") or ""
+    # The XDG Base Directory Specification: a relative path is invalid, and is to be ignored.
+    directory = Path(home) if os.path.isabs(home) else Path(environment.get("HOME", "/")) / ".config"
+    return directory / "pcapctl.toml"
+
+
+def load_profiles(path: Path) -> tuple[Mapping[str, Profile], str | None]:
+    """
+    Read the configuration.
+
+    @return: the profiles by name, and the name of the default one. A missing file has none.
+
+    @raise UsageProblem: with everything that is wrong with it.
+    """
+    try:
+        document = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        return {}, None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as problem:
+        raise UsageProblem(f"{path}: {problem}") from None
+    problems: list[Problem] = []
+    profiles: dict[str, Profile] = {}
+    tables = document.pop("profiles", {})
+    default = document.pop("default", None)
+    problems += [Problem(path=key, rule="is not a known key") for key in document]
+    if not isinstance(tables, dict):
+        problems.append(Problem(path="profiles", rule="must be a table"))
+        tables = {}
+    for name, table in tables.items():
+        if not isinstance(table, dict):
+            problems.append(Problem(path=f"profiles.{name}", rule="must be a table"))
+            continue
+        values, found = check_fields(Profile, table, prefix=f"profiles.{name}.", secrets=_MAY_HAVE_SECRETS)
+        problems += found
+        if not found:
+            profiles[name] = Profile(**values)
+    if default is not None and default not in tables:
+        problems.append(Problem(path="default", rule="must be the name of a profile"))
+    if problems:
+        raise UsageProblem(f"{path}: " + "; ".join(map(str, problems)))
+    return profiles, default
+
+
+def choose_profile(name: str | None, environment: Mapping[str, str]) -> Profile:
+    """
+    The profile that an option, the environment or the configuration names; or an empty one.
+
+    @raise UsageProblem: if there is none of that name.
+    """
+    path = configuration_file(environment)
+    profiles, default = load_profiles(path)
+    name = name or environment.get(PROFILE_VARIABLE) or default
+    if name is None:
+        return Profile()
+    if name not in profiles:
+        known = ", ".join(sorted(profiles)) or "none"
+        raise UsageProblem(f"{path} has no profile {name!r} (it has: {known})")
+    return profiles[name]
+
+
+def texts(value: tuple[str, ...] | str) -> tuple[str, ...]:
+    """A list of texts that may be written as one text."""
+    return (value,) if isinstance(value, str) else value
+
+
+def read_secret(path: str) -> str:
+    """
+    The secret in a file: its only line.
+
+    @raise UsageProblem: if it can't be read, or has more lines than one.
+    """
+    try:
+        text = Path(path).expanduser().read_text()
+    except (OSError, UnicodeDecodeError) as problem:
+        raise UsageProblem(f"{path}: {getattr(problem, 'strerror', None) or 'not UTF-8'}") from None
+    lines = text.splitlines()
+    if len(lines) != 1 or not lines[0]:
+        raise UsageProblem(f"{path}: must have one line, the secret")
+    return lines[0]

@@ -1,0 +1,223 @@
+"""C{pcapctl capture}: sends a request, and waits for what becomes of it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import uuid
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pcapsvc.client.address import Address, HttpAddress, SqsAddress
+from pcapsvc.client.connections import Connections, NodeNames
+from pcapsvc.client.message import encode, stop_message
+from pcapsvc.client.reader import EventReader
+from pcapsvc.client.status import ExitStatus, NoAnswer, Refused, UsageProblem
+from pcapsvc.client.tally import Tally
+from pcapsvc.client.views import IView, JsonView, LineView
+from pcapsvc.client.waiting import NoFiles, Patience, Waiting
+from pcapsvc.core.text import counted
+
+#: How long answers may take, if the number of nodes is unknown: to compile a filter takes up to five seconds.
+ANSWER_SECONDS = 7.0
+#: On a queue that nodes share, a message reaches its node by chance.
+QUEUE_ANSWER_SECONDS = 30.0
+#: How long the nodes that are expected have, without a deadline.
+EXPECTED_SECONDS = 60.0
+
+_FIELDS = (
+    *("node", "nodere", "interface", "alias", "packets", "bytes", "timeout", "duration", "snap"),
+    *("before", "pastonly", "beforeoptional", "customer", "alertid"),
+)
+
+
+def request_fields(options: Namespace, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    The fields of a request: those of the options, and for the others the defaults of the profile.
+
+    @raise UsageProblem: if options contradict each other.
+    """
+    found = {name: getattr(options, name) for name in _FIELDS}
+    # Not those that equal False: 0 is for the rules to reject.
+    given = {name: value for name, value in found.items() if value is not None and value is not False}
+    address = node_address(options)
+    fields = dict(defaults)
+    for group, own in (
+        (("node", "nodere"), address),
+        (("interface", "alias"), {name: given[name] for name in ("interface", "alias") if name in given}),
+    ):
+        if own:
+            # One that is given replaces the other as well.
+            fields = {name: value for name, value in fields.items() if name not in group}
+    fields |= given | address
+    if options.tag:
+        fields["tags"] = ",".join(options.tag)
+    if options.filter:
+        fields["bpf"] = " ".join(options.filter)
+    return fields
+
+
+def node_address(options: Namespace) -> dict[str, str]:
+    """
+    Which nodes are meant, as the fields of a message; none if the options don't say.
+
+    @raise UsageProblem: if they say it twice.
+    """
+    given = {name: getattr(options, name) for name in ("node", "nodere") if getattr(options, name)}
+    if options.all:
+        given["all"] = "any"
+    if len(given) > 1:
+        raise UsageProblem("give one of --node, --nodere and --all")
+    return {"node" if name == "all" else name: value for name, value in given.items()}
+
+
+def capture(options: Namespace) -> ExitStatus:
+    """Run the command."""
+    connections = Connections(options, os.environ)
+    via = connections.needed_via()
+    fields = {"node": "any"} if all(isinstance(each, HttpAddress) for each in via) else {}
+    defaults = connections.profile.defaults
+    if {"node", "nodere"} & {*defaults, *node_address(options)}:
+        fields = {}
+    fields |= request_fields(options, defaults)
+    requestid = uuid.uuid4().hex
+    body = encode({**fields, "requestid": requestid})
+    is_waiting = options.wait or options.json or options.expect is not None or options.deadline is not None
+    request = Request(connections, via, fields, requestid, body)
+    return request.wait(options) if is_waiting else request.send_only()
+
+
+class Request:
+    """One request, and the ways that it takes."""
+
+    def __init__(
+        self,
+        connections: Connections,
+        via: Sequence[Address],
+        fields: Mapping[str, Any],
+        requestid: str,
+        body: bytes,
+    ) -> None:
+        self._connections = connections
+        self._via = via
+        self._fields = fields
+        self._requestid = requestid
+        self._body = body
+        self._names = NodeNames(connections)
+        self._tally = Tally(requestid)
+
+    def send_only(self) -> ExitStatus:
+        """Send it, and print its name, by which its events and captures are found."""
+        receivers = self._send()
+        if self._tally.rows:
+            for row in self._tally.rows:
+                print(f"pcapctl: {row.words}", file=sys.stderr)
+            if len(self._tally.rows) == len(self._via):
+                return ExitStatus.REJECTED
+        print(self._requestid)
+        if receivers == 0:
+            raise NoAnswer("nobody has received the request: no node is subscribed to the channel")
+        return ExitStatus.PARTLY if self._tally.rows else ExitStatus.DELIVERED
+
+    def wait(self, options: Namespace) -> ExitStatus:
+        """Send it, and show what happens until it is done."""
+        view = _view(options)
+        # Before it is sent: nothing may be missed.
+        reader = EventReader(self._connections, self._connections.needed_reports(), self._requestid)
+        try:
+            receivers = self._send()
+            if receivers == 0 and options.expect is None and options.deadline is None:
+                raise NoAnswer("nobody has received the request: no node is subscribed to the channel")
+            patience = self._patience(options, receivers)
+            waiting = Waiting(self._tally, reader, view, NoFiles(), patience, time.monotonic)
+            return self._until_done(waiting, view)
+        finally:
+            reader.close()
+
+    def _until_done(self, waiting: Waiting, view: IView) -> ExitStatus:
+        try:
+            return waiting.run()
+        except KeyboardInterrupt:
+            view.close(self._tally, time.monotonic())
+        try:
+            if self._is_to_be_stopped():
+                self._stop(view)
+                waiting.run()
+        except KeyboardInterrupt:
+            print("", file=sys.stderr)
+        running = len({row.node for row in self._tally.running()})
+        if running:
+            print(
+                f"pcapctl: captures on {counted(running, 'node')} go on; to stop them:"
+                f" pcapctl stop --request {self._requestid}",
+                file=sys.stderr,
+            )
+        return ExitStatus.INTERRUPTED
+
+    def _is_to_be_stopped(self) -> bool:
+        running = len({row.node for row in self._tally.running()})
+        if not running or not sys.stdin.isatty():
+            return False
+        print(f"Stop the captures on {counted(running, 'node')}? [y/N] ", end="", file=sys.stderr, flush=True)
+        return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+    def _stop(self, view: IView) -> None:
+        address = {name: self._fields[name] for name in ("node", "nodere") if name in self._fields}
+        body = stop_message(self._requestid, address)
+        for each in self._via:
+            try:
+                self._connections.transport(each).send(body)
+            except (NoAnswer, Refused) as problem:
+                view.note(str(problem))
+
+    def _send(self) -> int | None:
+        """
+        Send it everywhere. A node that refuses in its answer is counted.
+
+        @raise NoAnswer: if it can't be sent anywhere.
+        """
+        receivers: int | None = 0
+        problems = []
+        for address in self._via:
+            try:
+                reached = self._connections.transport(address).send(self._body)
+                receivers = None if reached is None or receivers is None else receivers + reached
+            except Refused as refused:
+                name = self._names.name(address) if isinstance(address, HttpAddress) else None
+                self._tally.refuse(name or str(address), str(refused))
+                receivers = None
+            except NoAnswer as problem:
+                problems.append(problem)
+        if len(problems) == len(self._via):
+            raise problems[0]
+        for each in problems:
+            print(f"pcapctl: {each}", file=sys.stderr)
+        return receivers
+
+    def _patience(self, options: Namespace, receivers: int | None) -> Patience:
+        expect, seconds = options.expect, ANSWER_SECONDS
+        if expect is not None:
+            seconds = EXPECTED_SECONDS
+        elif all(isinstance(each, HttpAddress) for each in self._via):
+            expect = len(self._via)
+        elif "node" in self._fields:
+            # Each subscriber is a node, unless somebody else listens.
+            expect = receivers if self._fields["node"] == "any" else 1
+        if any(isinstance(each, SqsAddress) for each in self._via):
+            seconds = max(seconds, QUEUE_ANSWER_SECONDS)
+        if options.deadline is not None:
+            seconds = options.deadline
+        return Patience(expect=expect, answer_seconds=seconds, deadline_seconds=options.deadline)
+
+
+def _view(options: Namespace) -> IView:
+    if options.json:
+        return JsonView(sys.stdout)
+    if options.no_progress or not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
+        return LineView(sys.stdout)
+    # Imported for a terminal only: it takes longer than all of the rest.
+    from pcapsvc.client.table import TableView
+
+    return TableView(sys.stdout)

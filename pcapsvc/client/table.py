@@ -1,0 +1,124 @@
+"""The live table: one line for each capture, which is redrawn as it goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import IO, Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from pcapsvc.client import words
+from pcapsvc.client.tally import Row, Tally
+
+_STYLES = {
+    "starting": "dim",
+    "capturing": "cyan",
+    "delivering": "yellow",
+    "delivered": "green",
+    "nothing": "green",
+    "spooled": "yellow",
+    "busy": "yellow",
+}
+_BAR = 10
+# With fewer columns, the size and the rate are left out.
+_WIDE = 100
+_UNITS = {"packets": "packets", "bytes": "size", "duration": "time"}
+
+
+class TableView:
+    """
+    A table on a terminal. See L{pcapsvc.client.views.IView}.
+
+    @param stream: the terminal.
+    """
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._console = Console(file=stream, highlight=False)
+        self._live = self._new_live()
+        self._drawn_at = float("-inf")
+
+    def event(self, event: Mapping[str, Any]) -> None:
+        """Nothing: the table shows the state."""
+
+    def note(self, text: str) -> None:
+        """A line above the table."""
+        self._console.print(Text(text, "yellow"))
+
+    def show(self, tally: Tally, now: float) -> None:
+        """Draw the table, up to five times a second."""
+        if now - self._drawn_at < 0.2:
+            return
+        self._drawn_at = now
+        if not self._live.is_started:
+            self._live.start()
+        self._live.update(self._content(tally, now), refresh=True)
+
+    def close(self, tally: Tally, now: float) -> None:
+        """Draw the last state, and leave it there. Below are the locations and the reasons, in full."""
+        self._live.vertical_overflow = "visible"
+        if self._live.is_started:
+            self._live.update(self._content(tally, now), refresh=True)
+            self._live.stop()
+            # Started again, it would draw over the last state.
+            self._live = self._new_live()
+        else:
+            self._console.print(self._content(tally, now))
+        self._drawn_at = float("-inf")
+        for row in tally.rows:
+            if where := words.where(row):
+                place = row.node if row.interface is None else f"{row.node}:{row.interface}"
+                self._console.print(Text(f"{words.clean(place)}: {where}"), soft_wrap=True)
+
+    def _new_live(self) -> Live:
+        return Live(console=self._console, auto_refresh=False, vertical_overflow="ellipsis")
+
+    def _content(self, tally: Tally, now: float) -> Table | Text:
+        if not tally.rows:
+            return Text("waiting for answers …", "dim")
+        is_wide = self._console.width >= _WIDE
+        table = Table(box=None, pad_edge=False, header_style="dim", expand=False)
+        table.add_column("node", no_wrap=True, overflow="ellipsis", min_width=6)
+        table.add_column("interface", no_wrap=True, overflow="ellipsis", min_width=9)
+        table.add_column("state", no_wrap=True, min_width=10)
+        table.add_column("limit", no_wrap=True, min_width=10)
+        for title in ("packets", *(("size", "rate") if is_wide else ()), "drops"):
+            table.add_column(title, no_wrap=True, justify="right", min_width=7)
+        table.add_column("where", no_wrap=True, overflow="ellipsis", min_width=5)
+        for row in tally.rows:
+            table.add_row(*self._cells(row, now, is_wide))
+        return table
+
+    def _cells(self, row: Row, now: float, is_wide: bool) -> list[Text | Table]:
+        state = words.state(row, now)
+        numbers = [Text()] * (4 if is_wide else 2)
+        if not row.is_refused:
+            rate = "" if row.rate is None else f"{row.rate:,.0f}/s"
+            drops = "" if row.dropped is None else f"{row.dropped:,}"
+            more = [Text(words.size(row.bytes)), Text(rate)] if is_wide else []
+            numbers = [Text(f"{row.packets:,}"), *more, Text(drops, "red" if row.dropped else "")]
+        return [
+            Text(words.clean(row.node)),
+            Text(words.clean(row.interface or "")),
+            Text(state, _STYLES.get(state, "red")),
+            self._limit(row, now),
+            *numbers,
+            Text(words.where_briefly(row)),
+        ]
+
+    def _limit(self, row: Row, now: float) -> Text | Table:
+        nearest = row.nearest_limit(now)
+        if row.is_over or row.state == "delivering":
+            return Text(row.reason or "", "dim")
+        if nearest is None:
+            return Text("")
+        name, share = nearest
+        grid = Table.grid(padding=(0, 1))
+        bar = ProgressBar(
+            total=1.0, completed=share, width=_BAR, complete_style="cyan", finished_style="cyan"
+        )
+        grid.add_row(bar, Text(f"{share * 100:3.0f} % {_UNITS[name]}"))
+        return grid

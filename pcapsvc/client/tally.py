@@ -1,0 +1,277 @@
+"""
+What has become of a request on each node, by the events about it.
+
+Events may arrive twice, late, or in another order (see docs/events.md), so a state never goes back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import unquote
+
+from pcapsvc.client.status import ExitStatus
+from pcapsvc.core.text import one_line
+
+#: How long after its end the outcome of its delivery may be missing: in a queue, events have no order.
+LATE_SECONDS = 3.0
+#: How long a capture that has reported its progress may be without.
+SILENT_SECONDS = 15.0
+#: How much longer than its limit a capture may take, if it doesn't report its progress.
+GRACE_SECONDS = 30.0
+
+# Later ones win.
+_STATES = ("accepted", "capturing", "delivering", "done", "failed")
+_REFUSED = ("rejected", "busy")
+_OUTCOMES = ("postponed", "spooled", "failed", "delivered")
+
+
+@dataclass(kw_only=True)
+class Row:
+    """
+    One capture; or a node, or one of its interfaces, that refuses.
+
+    @ivar capture_id: L{None} if it refuses.
+    @ivar state: one of C{accepted}, C{capturing}, C{delivering}, C{done}, C{failed}, C{rejected}, C{busy}.
+    @ivar words: why it refuses, or has failed.
+    @ivar api: the URL of the node's API; L{None} if the node doesn't say.
+    @ivar rate: packets a second, lately; L{None} if unknown.
+    @ivar deliveries: the state and the location or the problem, by destination.
+    @ivar file: the name of the file; L{None} if it is unknown, or there is none.
+    @ivar heard_at: when the last event about it arrived, in seconds of a monotonic clock.
+    @ivar fetched: where its file was saved by this program; L{None} if it wasn't.
+    """
+
+    node: str
+    interface: str | None = None
+    capture_id: str | None = None
+    state: str = "accepted"
+    words: str | None = None
+    api: str | None = None
+    limits: Mapping[str, float] = field(default_factory=dict)
+    packets: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+    rate: float | None = None
+    dropped: int | None = None
+    reason: str | None = None
+    file: str | None = None
+    deliveries: dict[str, tuple[str, str]] = field(default_factory=dict)
+    began_at: float | None = None
+    heard_at: float = 0.0
+    has_progress: bool = False
+    has_stopped: bool = False
+    fetched: str | None = None
+    fetch_problem: str | None = None
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether it will not be captured."""
+        return self.state in _REFUSED
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the node reports that nothing more will happen, except from the spool."""
+        return self.state in ("done", "failed") or self.is_refused
+
+    @property
+    def is_delivered(self) -> bool:
+        """Whether all is well: every destination has it, or this program; or there was no packet."""
+        if self.state != "done" or self.fetch_problem is not None:
+            return False
+        if self.has_stopped and self.file is None:
+            return True
+        states = [state for state, _ in self.deliveries.values()]
+        return all(state == "delivered" for state in states) and bool(states or self.fetched)
+
+    def is_silent(self, now: float) -> bool:
+        """Whether the node should have reported something by now: it may have been killed."""
+        if self.is_over or self.state == "delivering":
+            return False
+        quiet = now - self.heard_at
+        if self.has_progress:
+            return quiet > SILENT_SECONDS
+        return quiet > self.limits.get("duration", 0) + GRACE_SECONDS
+
+    def is_settled(self, now: float) -> bool:
+        """Whether there is nothing to wait for."""
+        if not self.is_over:
+            return False
+        if self.state != "done" or (self.has_stopped and self.file is None):
+            return True
+        outcomes = [state for state, _ in self.deliveries.values() if state != "postponed"]
+        return bool(self.has_stopped and outcomes) or now - self.heard_at > LATE_SECONDS
+
+    def nearest_limit(self, now: float) -> tuple[str, float] | None:
+        """The limit that is nearest to being reached, and how much of it is used, up to 1.0."""
+        seconds = self.seconds
+        if self.state == "capturing" and self.began_at is not None:
+            seconds = max(seconds, now - self.began_at)
+        used = {"packets": self.packets, "bytes": self.bytes, "duration": seconds}
+        shares = {
+            name: min(1.0, used[name] / limit)
+            for name, limit in self.limits.items()
+            if name in used and limit
+        }
+        return max(shares.items(), key=lambda item: item[1]) if shares else None
+
+
+class Tally:
+    """
+    @param requestid: that of the request. Other events are ignored.
+    """
+
+    def __init__(self, requestid: str) -> None:
+        self._requestid = requestid
+        self._rows: dict[tuple[str, str], Row] = {}
+        self._seen: set[str] = set()
+
+    @property
+    def rows(self) -> Sequence[Row]:
+        """All of them, by node and interface."""
+        return sorted(self._rows.values(), key=lambda row: (row.node, row.interface or ""))
+
+    @property
+    def nodes(self) -> set[str]:
+        """The nodes that have answered."""
+        return {row.node for row in self._rows.values()}
+
+    def refuse(self, node: str, words: str) -> None:
+        """A node has refused in its answer. If an event says so as well, that replaces it."""
+        if node not in self.nodes:
+            self._row(node, "").state = "rejected"
+            self._row(node, "").words = words
+
+    def add(self, event: Mapping[str, Any], now: float) -> Row | None:
+        """
+        Count an event.
+
+        @param now: when it arrived, in seconds of a monotonic clock.
+
+        @return: one of the rows that have changed; L{None} if the event is about something else, or known.
+        """
+        try:
+            data, kind = event["data"], str(event["type"]).removeprefix("pcapsvc.")
+            node = unquote(str(event["source"]).rpartition("/")[2])
+            if data.get("requestid") != self._requestid or event["id"] in self._seen:
+                return None
+            self._seen.add(event["id"])
+            return self._add(kind, node, event.get("subject"), data, now)
+        except (KeyError, TypeError, AttributeError, ValueError):
+            # It is not one of ours, or from a version to come.
+            return None
+
+    def _add(
+        self, kind: str, node: str, subject: str | None, data: Mapping[str, Any], now: float
+    ) -> Row | None:
+        api = data.get("api")
+        if kind == "request.accepted":
+            return self._accepted(node, data, now)
+        if kind in ("request.rejected", "request.busy"):
+            row = self._row(node, "")
+            row.state = kind.removeprefix("request.")
+            row.words = data.get("reason") or "; ".join(_words(each) for each in data.get("problems", ()))
+            row.api, row.heard_at = api or row.api, now
+            return row
+        if subject is None:
+            return None
+        row = self._row(node, subject)
+        row.capture_id, row.interface = subject, data.get("interface") or row.interface
+        row.api, row.heard_at = api or row.api, now
+        area, _, what = kind.partition(".")
+        if area == "delivery":
+            _deliver(row, what, data)
+        elif area == "capture":
+            _capture(row, what, data, now)
+        return row
+
+    def _accepted(self, node: str, data: Mapping[str, Any], now: float) -> Row | None:
+        row = None
+        for each in data["captures"]:
+            row = self._row(node, each["id"])
+            row.capture_id, row.interface = each["id"], each["interface"]
+            row.api, row.heard_at = data.get("api"), now
+        for number, problem in enumerate(data.get("problems", ())):
+            refused = self._row(node, f" {number}")
+            refused.state, refused.words, refused.heard_at = "rejected", _words(problem), now
+            row = row or refused
+        return row
+
+    def _row(self, node: str, key: str) -> Row:
+        return self._rows.setdefault((node, key), Row(node=node))
+
+    def is_settled(self, now: float) -> bool:
+        """Whether every node that has answered is done."""
+        return all(row.is_settled(now) or row.is_silent(now) for row in self._rows.values())
+
+    def running(self) -> Iterator[Row]:
+        """The captures that have not stopped, as far as is known."""
+        return (row for row in self._rows.values() if row.state in ("accepted", "capturing"))
+
+    def status(self, *, missing: int = 0) -> ExitStatus:
+        """
+        What to exit with now.
+
+        @param missing: how many nodes were expected, and have not answered.
+        """
+        rows = self._rows.values()
+        if not rows:
+            return ExitStatus.NO_ANSWER
+        if all(row.is_refused for row in rows):
+            return ExitStatus.PARTLY if missing > 0 else ExitStatus.REJECTED
+        if missing <= 0 and all(row.is_delivered for row in rows):
+            return ExitStatus.DELIVERED
+        return ExitStatus.PARTLY
+
+
+def _capture(row: Row, what: str, data: Mapping[str, Any], now: float) -> None:
+    match what:
+        case "started":
+            _advance(row, "capturing")
+            row.limits = {name: float(value) for name, value in data["limits"].items()}
+            row.began_at = now if row.began_at is None else row.began_at
+        case "progress":
+            _advance(row, "capturing")
+            _progress(row, data)
+        case "stopped":
+            _advance(row, "delivering")
+            row.has_stopped, row.reason, row.file = True, data.get("reason"), data.get("file")
+            row.packets, row.bytes, row.rate = data["packets"], data["bytes"], None
+            row.dropped = data.get("dropped")
+        case "failed":
+            _advance(row, "failed")
+            row.words = str(data.get("problem"))
+        case "done":
+            _advance(row, "done")
+
+
+def _progress(row: Row, data: Mapping[str, Any]) -> None:
+    row.has_progress = True
+    if row.has_stopped or data["seconds"] <= row.seconds:
+        return
+    row.rate = (data["packets"] - row.packets) / (data["seconds"] - row.seconds)
+    row.packets, row.bytes, row.seconds = data["packets"], data["bytes"], data["seconds"]
+    row.dropped = data.get("dropped")
+
+
+def _deliver(row: Row, what: str, data: Mapping[str, Any]) -> None:
+    if what not in _OUTCOMES:
+        return
+    _advance(row, "delivering")
+    destination = str(data["destination"])
+    known = row.deliveries.get(destination)
+    if known is None or _OUTCOMES.index(known[0]) <= _OUTCOMES.index(what):
+        row.deliveries[destination] = (what, str(data.get("location") or data.get("problem") or ""))
+
+
+def _advance(row: Row, state: str) -> None:
+    if row.state not in _STATES or _STATES.index(state) > _STATES.index(row.state):
+        row.state = state
+
+
+def _words(problem: Mapping[str, Any]) -> str:
+    value = problem.get("value")
+    return one_line(
+        f"{problem.get('path')}{'' if value is None else f' = {value}'}: {problem.get('rule')}", most=1000
+    )

@@ -1,0 +1,143 @@
+"""Kafka, by the synchronous client that the daemon uses as well."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import ssl
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from pcapsvc.client.address import KafkaAddress
+from pcapsvc.client.credentials import Credentials
+from pcapsvc.client.status import NoAnswer
+from pcapsvc.core.text import one_line
+
+_BOOTSTRAP_MS = 10_000
+_REQUEST_MS = 10_000
+_DELIVERY_MS = 15_000
+_POLL_MS = 500
+
+
+class KafkaTransport:
+    """A topic. See L{pcapsvc.client.transport.ITransport}."""
+
+    def __init__(self, address: KafkaAddress, credentials: Credentials) -> None:
+        self._address = address
+        self._credentials = credentials
+        # The library logs each problem; we report them ourselves.
+        logging.getLogger("kafka").setLevel(logging.CRITICAL + 1)
+
+    def send(self, body: bytes) -> int | None:
+        """Send a message, and wait until the brokers have it."""
+        from kafka import KafkaProducer
+
+        with _problems(self._address):
+            producer = KafkaProducer(
+                **self._configuration(),
+                acks="all",
+                # Needs a permission of its own with brokers before 3.0.
+                enable_idempotence=False,
+                allow_auto_create_topics=False,
+                max_block_ms=_REQUEST_MS,
+                delivery_timeout_ms=_DELIVERY_MS,
+            )
+            try:
+                producer.send(self._address.topic, body).get(_DELIVERY_MS / 1000)
+            finally:
+                producer.close(timeout=1)
+        return None
+
+    def events(self, requestid: str | None) -> KafkaEvents:
+        """Read every partition from its end on, without a group: each reader gets all events."""
+        from kafka import KafkaConsumer, TopicPartition
+
+        topic = self._address.topic
+        with _problems(self._address):
+            consumer = KafkaConsumer(
+                **self._configuration(),
+                group_id=None,
+                enable_auto_commit=False,
+                auto_offset_reset="latest",
+                allow_auto_create_topics=False,
+                fetch_max_wait_ms=100,
+            )
+            try:
+                if topic not in consumer.topics():
+                    raise NoAnswer(
+                        f"{self._address}: the topic does not exist, or is not visible to this user"
+                    )
+                partitions = [
+                    TopicPartition(topic, number) for number in consumer.partitions_for_topic(topic) or ()
+                ]
+                consumer.assign(partitions)
+                # What is sent after this is read, even if reading begins later.
+                for partition, offset in consumer.end_offsets(partitions).items():
+                    consumer.seek(partition, offset)
+            except BaseException:
+                consumer.close()
+                raise
+        return KafkaEvents(self._address, consumer)
+
+    def _configuration(self) -> dict[str, Any]:
+        address, credentials = self._address, self._credentials
+        password = address.password if address.password is not None else credentials.password
+        logs_in = address.username is not None
+        protocol = ("SASL_" if logs_in else "") + ("SSL" if address.tls else "PLAINTEXT")
+        configuration: dict[str, Any] = {
+            "bootstrap_servers": list(address.servers),
+            "client_id": "pcapctl",
+            "metrics_enabled": False,
+            "security_protocol": protocol,
+            "bootstrap_timeout_ms": _BOOTSTRAP_MS,
+            "request_timeout_ms": _REQUEST_MS,
+        }
+        if address.tls:
+            configuration["ssl_context"] = ssl.create_default_context(cafile=credentials.ca_file)
+        if logs_in:
+            configuration |= {
+                "sasl_mechanism": address.mechanism,
+                "sasl_plain_username": address.username,
+                "sasl_plain_password": password or "",
+            }
+        return configuration
+
+
+class KafkaEvents:
+    """The records of a topic. See L{pcapsvc.client.transport.IEventStream}."""
+
+    def __init__(self, address: KafkaAddress, consumer: Any) -> None:
+        self._address = address
+        self._consumer = consumer
+        self._closed = threading.Event()
+
+    def __iter__(self) -> Iterator[bytes]:
+        try:
+            while not self._closed.is_set():
+                with _problems(self._address):
+                    found = self._consumer.poll(timeout_ms=_POLL_MS)
+                for records in found.values():
+                    yield from (record.value for record in records if record.value)
+        except NoAnswer:
+            if not self._closed.is_set():
+                raise
+        finally:
+            self._consumer.close()
+
+    def close(self) -> None:
+        """End it, within half a second."""
+        self._closed.set()
+
+
+@contextlib.contextmanager
+def _problems(address: KafkaAddress) -> Iterator[None]:
+    """Turns what the library raises into L{NoAnswer}."""
+    from kafka.errors import KafkaError
+
+    try:
+        yield
+    except (KafkaError, OSError, ValueError) as problem:
+        # An authentication error may repeat what was sent.
+        words = one_line(str(problem)) or type(problem).__name__
+        raise NoAnswer(f"{address}: {words}") from None

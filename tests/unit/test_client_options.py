@@ -1,0 +1,254 @@
+"""What pcapctl makes of its options, of its configuration and of the environment."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from twisted.trial import unittest
+
+from pcapsvc.client.address import HttpAddress, RedisAddress
+from pcapsvc.client.connections import Connections
+from pcapsvc.client.main import main, parser
+from pcapsvc.client.message import check_message, encode
+from pcapsvc.client.profile import choose_profile, configuration_file
+from pcapsvc.client.requesting import request_fields
+from pcapsvc.client.status import UsageProblem
+from pcapsvc.core.mask import of_process
+
+_SECRET = "hunter2-hunter2"
+
+
+class OptionsTestCase(unittest.SynchronousTestCase):
+    """A configuration of its own."""
+
+    def setUp(self) -> None:
+        """A directory for the configuration."""
+        self.home = Path(self.mktemp()).absolute()
+        self.home.mkdir()
+        self.environment = {"XDG_CONFIG_HOME": str(self.home), "HOME": "/nonexistent"}
+        self.addCleanup(of_process.hide, ())
+
+    def configure(self, text: str) -> None:
+        """Write the configuration."""
+        (self.home / "pcapctl.toml").write_text(text)
+
+    def file(self, text: str) -> str:
+        """A file with this text."""
+        path = self.home / "a file"
+        path.write_text(text)
+        return str(path)
+
+    def connections(self, *words: str) -> Connections:
+        """The connections of C{pcapctl capture} with these options."""
+        return Connections(parser().parse_args(["capture", *words]), self.environment)
+
+    def fields(self, *words: str, defaults: dict[str, Any] | None = None) -> dict[str, Any]:
+        """The fields of the request of C{pcapctl capture} with these options."""
+        return request_fields(parser().parse_args(["capture", *words]), defaults or {})
+
+    def run_main(self, *words: str) -> tuple[int, str]:
+        """Run pcapctl: its status, and what it writes to standard error."""
+        errors = io.StringIO()
+        self.patch(os, "environ", {**os.environ, **self.environment})
+        with contextlib.redirect_stderr(errors):
+            try:
+                status = main(words)
+            except SystemExit as exited:
+                status = int(exited.code or 0)
+        return status, errors.getvalue()
+
+
+class RequestTests(OptionsTestCase):
+    """From options to a request."""
+
+    def test_fields(self) -> None:
+        """Each option is a field; the words of the filter come last, and need no quotes."""
+        found = self.fields(
+            *("--nodere", "^web-", "-i", "eth0", "-ieth1", "-c5", "--bytes", "6", "--timeout", "7"),
+            *("--duration", "8", "-s", "96", "--before", "9", "--pastonly", "--beforeoptional"),
+            *("--tag", "a", "--tag", "b", "--customer", "c", "--alertid", "d", "tcp", "port", "443"),
+        )
+        expected = {
+            "nodere": "^web-",
+            "interface": ["eth0", "eth1"],
+            "packets": 5,
+            "bytes": 6,
+            "timeout": 7,
+            "duration": 8,
+            "snap": 96,
+            "before": 9,
+            "pastonly": True,
+            "beforeoptional": True,
+            "tags": "a,b",
+            "customer": "c",
+            "alertid": "d",
+            "bpf": "tcp port 443",
+        }
+        self.assertEqual(found, expected)
+        check_message(encode(found))
+        self.assertEqual(self.fields("--all", "--alias", "x"), {"node": "any", "alias": ["x"]})
+
+    def test_defaults(self) -> None:
+        """An option replaces a default; another way to name nodes or interfaces replaces both."""
+        defaults = {"nodere": "^a", "interface": ["eth0"], "packets": 5, "bpf": "udp"}
+        self.assertEqual(self.fields(defaults=defaults), defaults)
+        self.assertEqual(
+            self.fields("--node", "b", "--alias", "x", "-c", "6", "tcp", defaults=defaults),
+            {"node": "b", "alias": ["x"], "packets": 6, "bpf": "tcp"},
+        )
+
+    def test_rules(self) -> None:
+        """A request is checked by the nodes' rules, all problems at once, before anything is sent."""
+        status, errors = self.run_main(
+            *("capture", "--via", "redis://127.0.0.1:1", "--nodere", "(", "-i", "a/b", "-c", "0"),
+            *("--pastonly", "host", "example.org"),
+        )
+        self.assertEqual(status, 2)
+        for words in ("interface", "packets", "pastonly", "bpf"):
+            self.assertIn(f"\n  {words}", errors)
+        status, errors = self.run_main("capture", "--via", "redis://127.0.0.1:1", "--nodere", "(", "-i", "lo")
+        self.assertEqual((status, "nodere" in errors), (2, True))
+
+    def test_usage(self) -> None:
+        """What can't be understood is wrong usage, and nothing is sent."""
+        for words in (
+            (),
+            ("capture", "--packets", "many"),
+            ("capture", "--pack", "5"),
+            ("capture", "-i", "lo"),
+            ("capture", "--via", "redis://127.0.0.1:1", "-i", "lo"),
+            ("capture", "--via", "redis://127.0.0.1:1", "--node", "a", "--all", "-i", "lo"),
+            ("capture", "--profile", "none", "-i", "lo"),
+            ("list",),
+            ("stop", "--api", "http://127.0.0.1:1"),
+            ("check-request", "/nonexistent"),
+        ):
+            status, errors = self.run_main(*words)
+            self.assertEqual(status, 2, words)
+            self.assertTrue(errors)
+
+    def test_check_request(self) -> None:
+        """A message in a file is checked, whatever it asks of S3 and of aliases."""
+        message = {"node": "a", "alias": ["x"], "bucket": "b", "encryption": True}
+        self.assertEqual(self.run_main("check-request", self.file(json.dumps(message))), (0, ""))
+        status, errors = self.run_main("check-request", self.file(json.dumps({**message, "bfp": "udp"})))
+        self.assertEqual((status, "did you mean 'bpf'" in errors), (2, True))
+        self.assertEqual(self.run_main("check-request", self.file('{"node": "a", "stop": "r"}')), (0, ""))
+
+    def test_check_config(self) -> None:
+        """A configuration of the daemon is checked by the daemon's own rules."""
+        good = self.file("[general]\nwritelocal = true\nlocaldir = '/tmp'\n[redis]\nlisten = true\n")
+        self.assertEqual(main(["check-config", good]), 0)
+        self.assertEqual(main(["check-config", self.file("[general]\nmaxpackets = 'x'\n")]), 2)
+
+
+class ConfigurationTests(OptionsTestCase):
+    """Profiles, secrets and the environment."""
+
+    def test_profiles(self) -> None:
+        """A profile is chosen by option, environment or default; an option replaces what it has."""
+        self.configure(
+            'default = "a"\n[profiles.a]\nvia = "redis://h"\napis = ["http://web-1:8480"]\n'
+            "[profiles.a.defaults]\npackets = 5\n"
+            '[profiles.b]\nvia = ["http://x:1"]\nreports = "redis://h"\n'
+        )
+        first = self.connections()
+        self.assertEqual(first.via, [RedisAddress(host="h", port=6379, channel="capture", tls=False)])
+        self.assertEqual(
+            first.reports, [RedisAddress(host="h", port=6379, channel="capture-events", tls=False)]
+        )
+        self.assertEqual(first.apis, [HttpAddress(host="web-1", port=8480)])
+        self.assertEqual(first.profile.defaults, {"packets": 5})
+        self.environment["PCAPCTL_PROFILE"] = "b"
+        second = self.connections()
+        self.assertEqual((str(second.via[0]), str(second.reports[0])), ("http://x:1", str(first.reports[0])))
+        self.assertEqual(self.connections("--profile", "a").via, first.via)
+        self.assertEqual(self.connections("--via", "http://y:1").reports, [HttpAddress(host="y", port=1)])
+
+    def test_wrong(self) -> None:
+        """Everything that is wrong with a configuration is reported, without its values if they are URLs."""
+        self.configure(
+            f'default = "c"\nunknown = 1\n[profiles.a]\nvia = 5\nnope = 1\nreports = ["{_SECRET}", 5]\n'
+        )
+        error = str(self.assertRaises(UsageProblem, choose_profile, None, self.environment))
+        for words in ("default", "unknown", "profiles.a.via", "profiles.a.nope", "profiles.a.reports"):
+            self.assertIn(words, error)
+        self.assertNotIn(_SECRET, error)
+        self.configure("[")
+        self.assertRaises(UsageProblem, choose_profile, None, self.environment)
+
+    def test_place(self) -> None:
+        """The configuration is where the XDG Base Directory Specification has it."""
+        for environment, expected in (
+            ({"XDG_CONFIG_HOME": "/x", "HOME": "/h"}, "/x/pcapctl.toml"),
+            ({"XDG_CONFIG_HOME": "relative", "HOME": "/h"}, "/h/.config/pcapctl.toml"),
+            ({"HOME": "/h"}, "/h/.config/pcapctl.toml"),
+        ):
+            self.assertEqual(str(configuration_file(environment)), expected)
+
+    def test_secrets(self) -> None:
+        """A secret comes from an option's file, the environment or the profile's file, in this order."""
+        path = self.file(f"{_SECRET}\n")
+        self.configure(f'default = "a"\n[profiles.a]\nvia = "http://h"\ntokenfile = "{path}"\n')
+        self.assertEqual(self.connections().credentials.token, _SECRET)
+        self.environment["PCAPCTL_TOKEN"] = "another"
+        self.assertEqual(self.connections().credentials.token, "another")
+        found = self.connections("--tokenfile", path).credentials
+        self.assertEqual(found.token, _SECRET)
+        self.assertNotIn(_SECRET, repr(found))
+        self.assertEqual(of_process(f"Bearer {_SECRET}"), "Bearer <secret>")
+        for text in ("", "a\nb\n"):
+            self.assertRaises(UsageProblem, self.connections, "--tokenfile", self.file(text))
+
+    def test_token_stays(self) -> None:
+        """An API that an event names is only sent the token if the user has named it as well."""
+        self.configure('[profiles.a]\nvia = "redis://h"\napis = ["https://web-*.example.org:8480"]\n')
+        self.environment["PCAPCTL_TOKEN"] = _SECRET
+        connections = self.connections("--profile", "a")
+        self.assertEqual(connections.apis, [])
+        for host, expected in (("web-1.example.org", _SECRET), ("evil.example.org", None)):
+            address = HttpAddress(host=host, port=8480, tls=True)
+            self.assertEqual(connections.credentials.token_for(address), expected)
+
+
+class StartTests(unittest.SynchronousTestCase):
+    """How soon pcapctl is there."""
+
+    def test_imports(self) -> None:
+        """Help imports nothing but the options; without a terminal, a capture imports no table."""
+        help_only = {"msgspec", "rich", "boto3", "kafka", "twisted", "http.client", "pcapsvc.client.tally"}
+        self.assertEqual(self.imported("from pcapsvc.client.main import parser; parser()") & help_only, set())
+        for module in ("requesting", "nodes", "watching", "transports.redis", "transports.http"):
+            found = self.imported(f"import pcapsvc.client.{module}")
+            self.assertEqual(found & {"rich", "boto3", "kafka", "twisted"}, set(), module)
+
+    def imported(self, code: str) -> set[str]:
+        """What a program imports."""
+        program = f"{code}\nimport json, sys\nprint(json.dumps(list(sys.modules)))"
+        done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+        return set(json.loads(done.stdout))
+
+    def test_speed(self) -> None:
+        """Help takes no more than ten times the processor time of a Python that does nothing."""
+        nothing = self.seconds("pass")
+        quiet = "import io, sys; sys.stdout = io.StringIO()\n"
+        shown = self.seconds(f"{quiet}from pcapsvc.client.main import main; main(['--help'])")
+        self.assertLess(shown, 10 * nothing)
+
+    def seconds(self, code: str) -> float:
+        """The least processor time of five runs."""
+        times = []
+        for _ in range(5):
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            subprocess.run([sys.executable, "-c", code], check=True)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+        return min(times)

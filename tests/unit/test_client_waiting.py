@@ -1,0 +1,105 @@
+"""How long pcapctl waits."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+from twisted.trial import unittest
+
+from pcapsvc.client.status import ExitStatus
+from pcapsvc.client.tally import SILENT_SECONDS, Tally
+from pcapsvc.client.views import JsonView, LineView
+from pcapsvc.client.waiting import NoFiles, Patience, Waiting
+from tests.unit import client_case as case
+from tests.unit.client_case import REQUEST, MemoryEvents
+
+
+class WaitingTests(unittest.SynchronousTestCase):
+    """When it ends, and with which status."""
+
+    def wait(
+        self,
+        *script: tuple[float, Any],
+        expect: int | None = None,
+        answers: float = 5.0,
+        deadline: float | None = None,
+    ) -> tuple[ExitStatus, int]:
+        """Wait for what is in the script. The status, and how many seconds it took, about."""
+        events = MemoryEvents(*script)
+        self.output = io.StringIO()
+        patience = Patience(expect=expect, answer_seconds=answers, deadline_seconds=deadline)
+        waiting = Waiting(Tally(REQUEST), events, LineView(self.output), NoFiles(), patience, events.clock)
+        return waiting.run(), round(events.now)
+
+    def at(self, seconds: float, events: list[dict[str, Any]]) -> list[tuple[float, Any]]:
+        """These events, all at the same time."""
+        return [(seconds, event) for event in events]
+
+    def test_expected(self) -> None:
+        """If the number of nodes is known, it ends with the last one."""
+        script = [*self.at(1.0, case.whole("web-1", "a")), *self.at(9.0, case.whole("web-2", "b"))]
+        self.assertEqual(self.wait(*script, expect=2, answers=60.0), (ExitStatus.DELIVERED, 9))
+
+    def test_unknown(self) -> None:
+        """Otherwise it waits for answers for a while, and for those who answered as long as they take."""
+        first, second = case.whole("web-1", "a"), case.whole("web-2", "b")
+        self.assertEqual(self.wait(*self.at(1.0, first)), (ExitStatus.DELIVERED, 5))
+        script = [*self.at(1.0, first), *self.at(4.0, second[:2]), *self.at(30.0, second[2:])]
+        self.assertEqual(self.wait(*script), (ExitStatus.DELIVERED, 30))
+
+    def test_missing(self) -> None:
+        """One that is expected, and doesn't answer in time, is missing."""
+        script = self.at(1.0, case.whole("web-1", "a"))
+        self.assertEqual(self.wait(*script, expect=2, answers=60.0), (ExitStatus.PARTLY, 60))
+
+    def test_nobody(self) -> None:
+        """Nobody answers."""
+        self.assertEqual(self.wait(), (ExitStatus.NO_ANSWER, 5))
+
+    def test_deadline(self) -> None:
+        """The deadline ends it, whatever is still running."""
+        script = self.at(1.0, case.whole("web-1", "a")[:2])
+        self.assertEqual(self.wait(*script, answers=20.0, deadline=20.0), (ExitStatus.PARTLY, 20))
+
+    def test_killed(self) -> None:
+        """A node that falls silent is not waited for any longer."""
+        script = [
+            *self.at(1.0, case.whole("web-1", "a")),
+            (1.0, case.accepted("web-2", "b")),
+            (1.0, case.started("web-2", "b")),
+            (2.0, case.progress("web-2", "b", 1, 1.0)),
+        ]
+        status, seconds = self.wait(*script)
+        self.assertEqual(status, ExitStatus.PARTLY)
+        self.assertEqual(seconds, 2 + SILENT_SECONDS)
+        self.assertIn("web-2:eth0 silent", self.output.getvalue())
+
+    def test_lines(self) -> None:
+        """Each event is a line, and each outcome at the end; what a node says can't control the terminal."""
+        hostile = case.event("web-2", case.RequestBusy(reason="\x1b[2J\u202ebusy"))
+        self.wait(*self.at(1.0, [*case.whole("web-1", "a"), hostile]))
+        lines = self.output.getvalue().splitlines()
+        self.assertEqual(
+            lines,
+            [
+                "22:13:20.000 web-1 accepted: a on eth0",
+                "22:13:20.000 web-1:eth0 a capturing udp, up to 100 packets, 10.0 kB, 1:00",
+                "22:13:20.000 web-1:eth0 a stopped (packets): 100 packets, 124 B",
+                "22:13:20.000 web-1:eth0 a delivered to local: /captures/a.pcap",
+                "22:13:20.000 web-1:eth0 a done",
+                "22:13:20.000 web-2 busy: [2J busy",
+                "web-1:eth0 delivered 100 packets, 124 B: /captures/a.pcap",
+                "web-2 busy: [2J busy",
+            ],
+        )
+
+    def test_json(self) -> None:
+        """The events themselves, one on each line."""
+        stream = io.StringIO()
+        view = JsonView(stream)
+        event = case.busy("web-1")
+        view.event(event)
+        view.close(Tally(REQUEST), 0.0)
+        self.assertEqual([json.loads(line) for line in stream.getvalue().splitlines()], [event])
