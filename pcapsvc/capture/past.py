@@ -76,7 +76,7 @@ def take_newest(
             packets, sifted = sieve.sift(records)
             records = memoryview(bytearray(sifted))
         room = max_packets - taken.packets, max_bytes - taken.size
-        if packets > room[0] or len(records) > room[1]:
+        if packets and (packets > room[0] or len(records) > room[1]):
             packets, records, taken.reason = _newest(records, packets, *room)
         if packets:
             taken.parts.append((packets, records))
