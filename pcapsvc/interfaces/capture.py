@@ -186,7 +186,7 @@ class IPacketSystem(Interface):
         """
         Write packets of a handle into memory, which is not to be closed before.
 
-        @param start: where the first byte goes; C{end} is one beyond the last.
+        @param start: where the first byte goes; C{end} is one beyond the last: a page later, or more.
 
         @raise OSError: if it can't be done.
         """

@@ -7,7 +7,7 @@ import errno
 import os
 import struct
 from collections.abc import Callable
-from mmap import mmap
+from mmap import PAGESIZE, mmap
 
 from zope.interface import implementer
 
@@ -134,7 +134,7 @@ class RecordFunctions:
         Have libpcap's dumper write into memory: as it writes into a stream's buffer, which this is, nothing
         is copied again.
 
-        @param start: where the first byte goes; C{end} is one beyond the last.
+        @param start: where the first byte goes; C{end} is one beyond the last: a page later, or more.
         @param link_type: as libpcap numbers it.
 
         @raise OSError: if there is no memory for it.
@@ -150,7 +150,7 @@ class RecordFunctions:
         if dead:
             self._close(dead)
         if not dumper:
-            libc.fclose(stream)
+            # If the header didn't fit, libpcap has closed the stream.
             raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
         # The header of the file is left out.
         libc.purge(stream)
@@ -357,8 +357,8 @@ class _Stage:
             return self._writer
         if self._writer is not None:
             self._writer.close()
-        # There is room for the header of the file, which is written first.
-        self._output = mmap(-1, size + _FILE_HEADER.size)
+        # There is room for the header of the file, which is written first. stdio doesn't use a small buffer.
+        self._output = mmap(-1, max(size + _FILE_HEADER.size, PAGESIZE))
         self._writer = self._functions.open_writer(
             self._output, 0, len(self._output), link_type=self._link_type
         )
