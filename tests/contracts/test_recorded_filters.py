@@ -1,0 +1,331 @@
+"""A filter selects of the packets that were recorded what it selects of those that arrive."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import struct
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from mmap import mmap
+from typing import Any
+
+from twisted.internet import reactor as global_reactor
+from twisted.internet.defer import maybeDeferred
+from twisted.trial import unittest
+
+from pcapsvc.core.errors import RequestRejected
+from pcapsvc.interfaces.capture import IPacketHandle
+from pcapsvc.packets.filter_compiler import FilterCompiler
+from pcapsvc.packets.handle import libpcap_path
+from pcapsvc.packets.pcapy_system import PcapySystem
+from pcapsvc.threads import Threads
+from peers.requirement import require_command
+from peers.wire import Wire, within
+from tests.contracts.various_frames import frames, frames_with_a_tag, network_packets
+
+reactor: Any = global_reactor
+
+# What a packet is here: its data, and its length on the wire.
+_Packet = tuple[bytes, int]
+
+KEPT = 2000
+SNAP = 70
+
+#: Filters for any link type.
+NETWORK = """
+udp
+udp port 9
+udp dst port 53
+udp portrange 5000-5010
+tcp
+tcp port 80
+tcp[tcpflags] & (tcp-syn|tcp-fin) != 0
+tcp[13] = 0x12
+tcp[(tcp[12] >> 2) & 0x3c:4] = 0x47455420
+port 9 or port 80
+not port 9
+host 192.0.2.1
+src host 192.0.2.1 and dst net 198.51.100.0/24
+dst host 224.0.0.1
+ip
+ip6
+ip6 host 2001:db8::1
+ip6 and udp port 53
+ip6 proto 44
+ip6[6] = 0
+icmp
+icmp[icmptype] = icmp-echo
+icmp6
+ip proto 50
+ip[0] & 0xf > 5
+ip[6:2] & 0x1fff != 0
+ip[6:2] & 0x3fff = 0x2000
+ip[2:2] > 100
+ip[8] = 64 and udp[4:2] > 60
+less 100
+greater 100
+greater 101
+len = 102
+udp and less 120
+not less 300
+udp[udp[4:2] - 1] = 19
+ip multicast
+ip broadcast
+not (tcp or udp)
+ip and not udp
+""".strip().splitlines()
+#: Filters that look at an Ethernet header as well.
+ETHERNET = """
+ether host 02:00:00:00:00:01
+ether src 02:00:00:00:00:03
+ether broadcast
+ether multicast
+ether proto 0x88b5
+ether[6:4] = 0x02000000
+ether[12:2] = 0x0800
+ether[14] = 0x45
+ether[len - 1] = 99
+ether[ether[0] + 10:2] = 0x0800
+arp
+not arp
+stp
+llc
+mpls
+mpls 100
+mpls 100 and mpls 200
+mpls 100 and udp port 9
+pppoes
+pppoes and udp port 9
+vlan
+vlan 100
+vlan 200
+not vlan
+not vlan 100
+vlan 100 and udp port 9
+vlan and tcp[tcpflags] & tcp-syn != 0
+vlan and ip6
+vlan 100 and vlan 300
+vlan 200 and vlan 100 and udp
+vlan and arp
+vlan 100 and less 120
+udp or (vlan and udp)
+(vlan 100 or vlan 300) and host 192.0.2.1
+vlan and mpls 100
+vlan and greater 200
+ip or vlan
+udp port 9 or vlan 4094
+vlan 0
+""".strip().splitlines()
+
+
+class _Case(unittest.TestCase):
+    """A packet system, and a device that packets are put on."""
+
+    interface: str
+    namespace: str | None = None
+    maxDiff = None
+
+    def setUp(self) -> None:
+        """The system's threads are where the device is."""
+        self.threads = Threads(reactor)
+        self.compiler = FilterCompiler(reactor, libpcap_path())
+        self.system = PcapySystem(
+            compiler=self.compiler,
+            run_in_thread=self.run_in_thread,
+            buffer_size_bytes=2 << 20,
+            read_timeout_ms=10,
+            promiscuous=True,
+        )
+        for service in (self.threads, self.compiler, self.system):
+            service.startService()
+
+    def run_in_thread(self, work: Callable[..., Any], *args: Any) -> Any:
+        """In the namespace, if there is one."""
+        if self.namespace is None:
+            return self.threads.run(work, *args)
+        return self.threads.run(within, self.namespace, lambda: work(*args))
+
+    async def tearDown(self) -> None:
+        """Stop it."""
+        for service in (self.system, self.compiler, self.threads):
+            await maybeDeferred(service.stopService)
+
+    def send(self) -> None:
+        """Send all kinds of packets."""
+        raise NotImplementedError
+
+    async def live(self, bpf: str, snap_length: int) -> IPacketHandle | None:
+        """A handle with a filter; L{None} if it is rejected."""
+        try:
+            handle = await self.system.open(self.interface, snap_length=snap_length, bpf=bpf)
+        except RequestRejected:
+            return None
+        self.addCleanup(handle.close)
+        return handle
+
+    def recorded(self, handle: IPacketHandle) -> memoryview:
+        """What a handle has, as it is recorded."""
+        memory = mmap(-1, 8 << 20)
+        writer = self.system.open_records(memory, 0, len(memory), link_type=handle.link_type)
+        while handle.read(1000, writer):
+            pass
+        size = writer.size()
+        writer.close()
+        return memoryview(memory)[:size]
+
+    async def sifted(self, bpf: str, snap_length: int, link_type: int, records: memoryview) -> list[_Packet]:
+        """What a filter selects of what was recorded."""
+        sieve = await self.system.open_sieve(
+            self.interface, link_type=link_type, kept=KEPT, snap_length=snap_length, bpf=bpf
+        )
+        try:
+            count, passed = sieve.sift(records)
+            packets = _packets(passed)
+            self.assertEqual(len(packets), count)
+            return packets
+        finally:
+            sieve.close()
+
+    async def compare(self, filters: Sequence[str]) -> dict[str, int]:
+        """
+        Compare what filters select of recorded packets with what live handles select, and how it is cut.
+
+        @return: how many packets each filter has selected.
+        """
+        recording = await self.live("", KEPT)
+        assert recording is not None
+        handles = {bpf: await self.live(bpf, KEPT) for bpf in filters}
+        self.send()
+        time.sleep(0.1)
+        records = self.recorded(recording)
+        found, wrong = {"": len(_packets(records))}, {}
+        for bpf, handle in handles.items():
+            if handle is None:
+                continue
+            wanted = _packets(self.recorded(handle))
+            found[bpf] = len(wanted)
+            for snap_length in (KEPT, SNAP):
+                packets = await self.sifted(bpf, snap_length, handle.link_type, records)
+                if packets != [(data[:snap_length], length) for data, length in wanted]:
+                    wrong[bpf, snap_length] = f"{len(packets)} packets, {len(wanted)} live"
+        self.assertEqual(wrong, {})
+        return found
+
+
+def _packets(records: memoryview) -> list[_Packet]:
+    found, at = [], 0
+    while at < len(records):
+        kept, length = struct.unpack_from("=8xII", records, at)
+        found.append((bytes(records[at + 16 : at + 16 + kept]), length))
+        at += 16 + kept
+    return found
+
+
+class WireTests(_Case):
+    """Ethernet: tags are taken out of packets by the kernel, and put back by libpcap."""
+
+    def setUp(self) -> None:
+        """A wire."""
+        self.wire = Wire()
+        self.addCleanup(self.wire.stop)
+        self.wire.start()
+        self.interface = self.wire.interface
+        super().setUp()
+
+    def send(self) -> None:
+        """Send all frames."""
+        self.wire.send(frames())
+
+    async def test_network(self) -> None:
+        """Filters for what is above the link layer."""
+        found = await self.compare(NETWORK)
+        self.assertEqual(found[""], len(frames()))
+        self.assertEqual([bpf for bpf in NETWORK if not found.get(bpf)], [])
+
+    async def test_ethernet(self) -> None:
+        """Filters for the link layer, and for VLANs."""
+        found = await self.compare(ETHERNET)
+        self.assertEqual([bpf for bpf in ETHERNET if not found.get(bpf)], [])
+
+
+class AnyTests(_Case):
+    """All interfaces of a namespace: cooked packets, which have a header that the kernel doesn't know."""
+
+    def setUp(self) -> None:
+        """A wire, seen from its far end; and what a host sends itself."""
+        self.wire = Wire()
+        self.addCleanup(self.wire.stop)
+        self.wire.start()
+        self.interface, self.namespace = "any", self.wire.namespace
+        ip = require_command("ip", "iproute2")
+        subprocess.run([ip, "-n", self.namespace, "link", "set", "lo", "up"], check=True, timeout=20)
+        self.near = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+        self.addCleanup(self.near.close)
+        self.near.bind((self.wire.interface, 0))
+        super().setUp()
+
+    def send(self) -> None:
+        """
+        Send all frames to the far end, and some to the host itself. Of frames with two tags, Linux 6.10 and
+        later tells other protocols in a cooked header than to a filter: they can't be told from others.
+        """
+        for frame in frames_with_a_tag():
+            self.near.send(frame)
+        within(str(self.namespace), _talk_to_itself)
+
+    async def test_any(self) -> None:
+        """Filters for what is above the link layer, and those for VLANs that the kernel can run."""
+        filters = [*NETWORK, *ETHERNET, "inbound", "outbound", "inbound and udp"]
+        found = await self.compare(filters)
+        self.assertGreater(found[""], len(frames_with_a_tag()))
+        self.assertEqual([bpf for bpf in (*NETWORK[:10], "less 100", "inbound") if not found.get(bpf)], [])
+
+    async def test_own_traffic_once(self) -> None:
+        """What a host sends itself is recorded once."""
+        self.interface = "lo"
+        found = await self.compare(["udp port 9", "udp", "tcp", "not udp", "ip6", "greater 60", "less 60"])
+        self.assertEqual((found["udp port 9"], found["udp"]), (3, 3))
+        self.assertTrue(found["tcp"])
+
+
+def _talk_to_itself() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        for size in (0, 10, 100):
+            sender.sendto(bytes(size), ("127.0.0.1", 9))
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as caller:
+        caller.connect_ex(("127.0.0.1", 80))
+
+
+class TunnelTests(_Case):
+    """A tunnel: packets have no link layer."""
+
+    def setUp(self) -> None:
+        """A tunnel that the kernel receives from."""
+        self.tunnel = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
+        self.addCleanup(os.close, self.tunnel)
+        self.interface = f"tun{os.getpid():x}"
+        # linux/if_tun.h: TUNSETIFF; IFF_TUN and IFF_NO_PI.
+        fcntl.ioctl(self.tunnel, 0x400454CA, struct.pack("16sH22x", self.interface.encode(), 0x1001))
+        ip = require_command("ip", "iproute2")
+        subprocess.run([ip, "link", "set", self.interface, "up"], check=True, timeout=20)
+        super().setUp()
+
+    def send(self) -> None:
+        """Send all packets."""
+        for packet in network_packets():
+            os.write(self.tunnel, packet)
+
+    async def test_raw(self) -> None:
+        """Filters for what is above the link layer; those for what is not there are refused, live as well."""
+        found = await self.compare(NETWORK)
+        self.assertGreaterEqual(found[""], len(network_packets()))
+        self.assertEqual([bpf for bpf in NETWORK[:20] if not found.get(bpf)], [])
+        for bpf in ("vlan", "ether host 02:00:00:00:00:01"):
+            self.assertIsNone(await self.live(bpf, KEPT))
+            opening = self.system.open_sieve(
+                self.interface, link_type=12, kept=KEPT, snap_length=KEPT, bpf=bpf
+            )
+            await self.assertFailure(opening, RequestRejected)
