@@ -6,9 +6,10 @@ from twisted.trial import unittest
 
 from pcapsvc.testing_packets import MemoryPacketSystem
 from tests.contracts.packet_system import PacketSystemContract
+from tests.contracts.records import RecordContract
 
 
-class MemoryPacketSystemTests(PacketSystemContract, unittest.TestCase):
+class MemoryPacketSystemTests(PacketSystemContract, RecordContract, unittest.TestCase):
     """Our fake."""
 
     def setUp(self) -> None:

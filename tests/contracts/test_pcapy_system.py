@@ -8,6 +8,7 @@ import resource
 import subprocess
 import threading
 import time
+from mmap import mmap
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from peers.frames import number_of, udp_frame
 from peers.requirement import require_command
 from peers.wire import Wire
 from tests.contracts.packet_system import PacketSystemContract
+from tests.contracts.records import RecordContract, packets_of, record
 
 reactor: Any = global_reactor
 
@@ -402,7 +404,7 @@ class PcapySystemContract(PacketSystemContract):
         await self.unavailable("nflog")
 
 
-class PcapySystemTests(PcapySystemContract, unittest.TestCase):
+class PcapySystemTests(PcapySystemContract, RecordContract, unittest.TestCase):
     """libpcap, with pcapy's internals."""
 
     async def test_direction(self) -> None:
@@ -421,6 +423,24 @@ class PcapySystemTests(PcapySystemContract, unittest.TestCase):
                 self.assertEqual([number_of(each) for each in read[-300:]], list(range(wanted)), bpf)
                 handle.close()
 
+    async def test_sieve_by_direction(self) -> None:
+        """The direction of recorded packets is known on all interfaces only; and no loop is run."""
+        for bpf in ("inbound", "outbound and udp", "ip6 protochain 17"):
+            await self.assertFailure(self.sieve_of(bpf), RequestRejected)
+        sieve = await self.system.open_sieve("any", link_type=113, kept=512, snap_length=512, bpf="inbound")
+        self.addCleanup(sieve.close)
+        cooked = [record(kind.to_bytes(2, "big") + bytes(12) + b"\x08\x00" + bytes(30)) for kind in (0, 4, 1)]
+        self.assertEqual(sieve.sift(memoryview(b"".join(cooked)))[0], 2)
+
+    async def test_snap_length_on_all_interfaces(self) -> None:
+        """A cooked handle keeps at least the header that libpcap adds, and says so; a sieve does, too."""
+        handle = await self.system.open("any", snap_length=5, bpf="")
+        self.addCleanup(handle.close)
+        self.assertEqual(handle.snap_length, 21)
+        sieve = await self.system.open_sieve("any", link_type=113, kept=512, snap_length=5, bpf="")
+        self.addCleanup(sieve.close)
+        self.assertEqual(packets_of(sieve.sift(memoryview(record(bytes(60))))[1]), [(bytes(21), 60)])
+
     async def test_excluded_by_direction(self) -> None:
         """Nothing is lost if what is excluded changes; from then on that is left out."""
         handle = await self.open(bpf="inbound")
@@ -435,3 +455,12 @@ class PlainPcapySystemTests(PcapySystemContract, unittest.TestCase):
     """libpcap, if pcapy's internals are unknown: then filters by direction miss the first block."""
 
     native = False
+
+    async def test_no_records(self) -> None:
+        """Then there is no history, and it is said why."""
+        memory = mmap(-1, 4096)
+        with self.assertRaises(OSError) as caught:
+            self.system.open_records(memory, 0, 4096, link_type=1)
+        self.assertIn("internals of the installed pcapy-ng are unknown", str(caught.exception))
+        opening = self.system.open_sieve(self.interface, link_type=1, kept=512, snap_length=512, bpf="")
+        await self.assertFailure(opening, OSError)
