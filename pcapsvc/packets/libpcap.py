@@ -261,7 +261,9 @@ class Libpcap:
         if dead:
             self._close(dead)
         if not dumper:
-            _fclose(stream)
+            # If it could not write the file's header, libpcap has closed the stream.
+            if not dead:
+                _fclose(stream)
             raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
 
         def dump(header: Any, data: bytes) -> None:
