@@ -156,9 +156,9 @@ class Capturer:
             buffer.discard()
             reader.close()
 
-        def work() -> Taken:
-            taken = take()
-            fill(buffer, taken)
+        def work(is_wanted: Callable[[], bool]) -> Taken:
+            taken = take(is_wanted=is_wanted)
+            fill(buffer, taken, is_wanted)
             return taken
 
         if packet_log is not None:
@@ -200,10 +200,14 @@ class Capturer:
             recorder.interface, link_type=link_type, kept=kept, snap_length=plan.snap_length, bpf=plan.bpf
         )
 
-    def _in_thread(self, work: Callable[[], Taken], close: Callable[[], object]) -> Deferred[Taken]:
+    def _in_thread(
+        self, work: Callable[[Callable[[], bool]], Taken], close: Callable[[], object]
+    ) -> Deferred[Taken]:
         """
         Do something in a thread with what is closed if that fails.
 
+        @param work: does it, and ends soon if what it is called with returns L{False}: libpcap must not be
+            busy in a thread when the process ends, which takes the buffers of all streams away.
         @param close: closes it; on cancel, as soon as the thread is done with it, and no sooner.
         """
         wanted: Deferred[Taken] = Deferred()
@@ -214,7 +218,7 @@ class Capturer:
             if not wanted.called:
                 wanted.callback(result)
 
-        self._run_in_thread(work).addBoth(done)
+        self._run_in_thread(work, lambda: not wanted.called).addBoth(done)
         return wanted
 
     def keep_up(self) -> None:

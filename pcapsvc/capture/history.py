@@ -455,14 +455,15 @@ class HistoryRecorder:
 
     def look_back(
         self, reader: PastReader, wanted: LookBack, *, max_packets: int, max_bytes: int
-    ) -> tuple[Callable[[], Taken], Callable[[Taken], PastPackets]]:
+    ) -> tuple[Callable[..., Taken], Callable[[Taken], PastPackets]]:
         """
         The past for a reader that was just attached.
 
         @param max_packets: how many packets of it there is room for.
         @param max_bytes: the size that a file with them may have.
 
-        @return: a function that takes it, to be called in a thread; and one that says what was taken.
+        @return: a function that takes it, to be called in a thread: see L{PastReader.take}; and one that says
+            what was taken.
         """
         assert self._memory is not None
         now, reach = self._wall_clock(), self.reach

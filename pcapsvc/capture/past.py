@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 from zope.interface import implementer
@@ -49,6 +50,10 @@ class Taken:
     is_overtaken: bool = False
 
 
+class NotWanted(Exception):
+    """Nobody waits for the packets any more."""
+
+
 def take_newest(
     memory: PacketMemory,
     pieces: Sequence[Piece],
@@ -56,6 +61,7 @@ def take_newest(
     *,
     max_packets: int,
     max_bytes: int,
+    is_wanted: Callable[[], bool] = lambda: True,
 ) -> Taken:
     """
     Copy packets, the newest first, until there is no room for more. To be called in a thread, while more are
@@ -64,9 +70,14 @@ def take_newest(
     @param sieve: which of them are wanted; L{None} is all.
     @param max_packets: how many there is room for.
     @param max_bytes: the size that a file with them may have.
+    @param is_wanted: whether anybody still waits for them.
+
+    @raise NotWanted: if nobody does.
     """
     taken = Taken(parts=[])
     for piece in reversed(pieces):
+        if not is_wanted():
+            raise NotWanted
         copied = memory.copy(piece)
         if copied is None:
             taken.is_overtaken = True
@@ -107,14 +118,19 @@ def _newest(
     return packets, records[at:], reason
 
 
-def fill(buffer: RecordingBuffer, taken: Taken) -> None:
+def fill(buffer: RecordingBuffer, taken: Taken, is_wanted: Callable[[], bool] = lambda: True) -> None:
     """
     Write packets of the past into the buffer of a capture, in any thread.
 
+    @param is_wanted: whether anybody still waits for them.
+
     @raise OSError: if there is no memory for them.
+    @raise NotWanted: if nobody waits.
     """
     parts, taken.parts = taken.parts[::-1], []
     while parts:
+        if not is_wanted():
+            raise NotWanted
         packets, records = parts.pop()
         buffer.append(records, packets)
 
@@ -179,16 +195,16 @@ class PastReader:
         self._end, self._gone = self._memory.end, reason
         self.notify()
 
-    def take(self, since: Position, *, max_packets: int, max_bytes: int) -> Callable[[], Taken]:
+    def take(self, since: Position, *, max_packets: int, max_bytes: int) -> Callable[..., Taken]:
         """
         Take the packets between a place and the one where this reads on. It is not to be read before the
         function that this returns is done.
 
-        @return: does it, in a thread.
+        @return: does it, in a thread: L{take_newest}, which lacks C{is_wanted}.
         """
         pieces = self._memory.pieces(since, self._position)
-        return lambda: take_newest(
-            self._memory, pieces, self._sieve, max_packets=max_packets, max_bytes=max_bytes
+        return partial(
+            take_newest, self._memory, pieces, self._sieve, max_packets=max_packets, max_bytes=max_bytes
         )
 
     def read(self, count: int, sink: PacketSink) -> int:
@@ -196,18 +212,19 @@ class PastReader:
         if self._event < 0:
             raise ValueError("it is closed")
         read = 0
-        while read < count and self._load():
+        if self._packets < count and self._gone is None:
+            self._pull()
+        # What arrives from here on waits for the next call: it might come faster than it can be sifted.
+        end = self._memory.end if self._end is None else self._end
+        while read < count and self._load(end):
             read += self._read(count - read, sink)
         if not read and self._gone is not None:
             raise CaptureUnavailable(self._interface, self._gone)
         return read
 
-    def _load(self) -> bool:
-        """Sift the next packets, if none are waiting. Return whether there are any."""
-        if not self._packets and self._gone is None:
-            self._pull()
+    def _load(self, end: Position) -> bool:
+        """Sift the next packets, if none are waiting. Return whether there are any before C{end}."""
         while not self._packets:
-            end = self._memory.end if self._end is None else self._end
             piece = self._memory.next_piece(self._position, end)
             if piece is None:
                 if self._gone is None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pcapsvc.capture.buffer import RecordingBuffer
 from pcapsvc.capture.packet_memory import Piece, Position
-from pcapsvc.capture.past import PastReader, Taken, fill, take_newest
+from pcapsvc.capture.past import NotWanted, PastReader, Taken, fill, take_newest
 from pcapsvc.core.errors import CaptureUnavailable
 from pcapsvc.core.filter import everything
 from pcapsvc.core.session import Batch, StopReason
@@ -107,6 +107,15 @@ class PastReaderTests(PastCase):
         self.to_pull = 2
         self.assertEqual(self.read_each(reader), [0, 1])
         self.assertEqual(self.read_each(reader), [])
+
+    def test_endless(self) -> None:
+        """What arrives while it is read waits for the next time: a read ends, however much that is."""
+        record = self.record
+        self.patch(self, "pull", lambda: record(3, at=1))
+        reader = self.reader()
+        self.assertEqual(self.read_each(reader), [0, 1, 2])
+        self.assertEqual(self.read_each(reader, 2), [3, 4])
+        self.assertEqual(self.read_each(reader), [5, 6, 7, 8])
 
     def test_into_a_dumper(self) -> None:
         """Packets are written into a file, up to the number asked for, wherever slots end."""
@@ -318,6 +327,24 @@ class TakeTests(PastCase):
         taken = take_newest(self.memory, pieces, None, max_packets=EVERYTHING, max_bytes=EVERYTHING)
         self.assertEqual(self.numbers(taken), list(range(70, 140)))
         self.assertTrue(taken.is_overtaken)
+
+    def test_not_wanted(self) -> None:
+        """Once nobody waits for the packets, no more of them are copied, or written."""
+        for second in range(4):
+            self.record(35, at=second)
+        reader = self.reader()
+        take = reader.take(self.since(0), max_packets=EVERYTHING, max_bytes=EVERYTHING)
+        asked: list[bool] = []
+
+        def is_wanted() -> bool:
+            asked.append(True)
+            return len(asked) < 3
+
+        self.assertRaises(NotWanted, take, is_wanted=is_wanted)
+        self.assertEqual(len(asked), 3)
+        buffer = self.buffer(reader)
+        self.assertRaises(NotWanted, fill, buffer, take(), lambda: False)
+        self.assertEqual(buffer.packets, 0)
 
     def test_fill(self) -> None:
         """What was taken is in the file, and in its counts, and not in memory twice."""
