@@ -123,10 +123,11 @@ class Daemon:
 
     def request(self, method: str, path: str, body: bytes | None = None) -> tuple[int, Any]:
         """Send a request. Return the status and the decoded JSON of the answer."""
+        patience = _PATIENCE_SECONDS
         connection = (
-            http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+            http.client.HTTPConnection("127.0.0.1", self.port, timeout=patience)
             if self._tls is None
-            else http.client.HTTPSConnection("localhost", self.port, timeout=10, context=self._tls)
+            else http.client.HTTPSConnection("localhost", self.port, timeout=patience, context=self._tls)
         )
         try:
             connection.request(method, path, body)

@@ -21,9 +21,13 @@ class LookBackCase(unittest.SynchronousTestCase):
         self.addCleanup(self.wire.stop)
         self.wire.start()
 
-    def start(self, history: str = "history = 60", **options: Any) -> Daemon:
-        """A daemon that records the wire."""
-        interface = f'[[interface]]\nname = "{self.wire.interface}"\n{history}\n'
+    def start(self, history: str = "history = 60", *, more: str = "", **options: Any) -> Daemon:
+        """
+        A daemon that records the wire.
+
+        @param more: more sections of its configuration.
+        """
+        interface = f'{more}[[interface]]\nname = "{self.wire.interface}"\n{history}\n'
         daemon = Daemon(interface, **options)
         self.addCleanup(daemon.stop)
         daemon.start()

@@ -1,0 +1,205 @@
+"""What happened before a request: through each source, on quiet interfaces, and on several at once."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from peers.frames import number_of, udp_frame
+from peers.tcpdump import read_packets
+from peers.wire import Wire
+from tests.integration.look_back_case import LookBackCase
+from tests.integration.test_all_sources import SOURCES, AllSourcesCase, until
+from tests.integration.traffic import generate
+
+_EVENT_PACKETS = 2000
+_LATER_SECONDS = 2.0
+
+
+def _numbers(path: Path, port: int | None = None) -> list[int]:
+    """The numbers of the packets in a file; with a port, of those to this one."""
+    wanted = b"" if port is None else port.to_bytes(2, "big")
+    return [
+        number_of(packet.data)
+        for packet in read_packets(path)
+        if port is None or packet.data[36:38] == wanted
+    ]
+
+
+class EventTests(AllSourcesCase):
+    """An event, and a request for it that comes later."""
+
+    def test_each_source(self) -> None:
+        """All packets of an event are in the file, though each request was sent two seconds later."""
+        daemon = self.daemon(more=f'[[interface]]\nname = "{self.wire.interface}"\nhistory = 60\n')
+        events: dict[str, int] = {}
+        bodies: dict[str, str] = {}
+        for source in SOURCES:
+            events[source], bodies[source] = self.request(
+                daemon, before=30, pastonly=True, packets=10 * _EVENT_PACKETS
+            )
+        for port in events.values():
+            self.wire.send([udp_frame(number, port=port) for number in range(_EVENT_PACKETS)])
+        time.sleep(_LATER_SECONDS)
+        for source in SOURCES:
+            self.send(daemon, source, bodies[source])
+        for source, port in events.items():
+            words = re.compile(rf"(\w+): capturing on \S+ for {source}, filter 'udp dst port {port}'")
+            capture = until(lambda words=words: words.search(daemon.log), f"a request by {source}")[1]  # type: ignore[misc]
+            state = daemon.done(capture)
+            self.assertEqual((state["reason"], state["source"]), ("past", source))
+            self.assertEqual(_numbers(daemon.file_of(capture)), list(range(_EVENT_PACKETS)))
+
+
+class QuietTests(LookBackCase):
+    """An interface on which hardly anything arrives, beside one that is busy."""
+
+    def test_quiet_beside_busy(self) -> None:
+        """It is remembered for as long, and forgotten as soon."""
+        busy = Wire()
+        self.addCleanup(busy.stop)
+        busy.start()
+        seconds = 8
+        more = f'[[interface]]\nname = "{busy.interface}"\nhistory = {seconds}\n'
+        daemon = self.start(f"history = {seconds}", more=more, general="maxpackets = 10000000")
+        sending = threading.Thread(
+            target=lambda: generate(busy, 20_000 * 2 * seconds, rate=20_000),
+        )
+        sending.start()
+        self.addCleanup(sending.join)
+        began = time.monotonic()
+        # Twice as long as it is remembered.
+        for number in range(4 * seconds):
+            time.sleep(max(0.0, began + number / 2 - time.monotonic()))
+            self.send(number)
+        asked = time.time()
+        captures = {
+            wire: daemon.capture(interface=[wire.interface], before=60, pastonly=True)
+            for wire in (self.wire, busy)
+        }
+        answered = time.time()
+        for capture in captures.values():
+            self.assertEqual("past", daemon.done(capture)["reason"])
+        quiet = read_packets(daemon.file_of(captures[self.wire]))
+        numbers = [number_of(packet.data) for packet in quiet]
+        self.assertEqual(numbers, list(range(numbers[0], 4 * seconds)))
+        crowd = read_packets(daemon.file_of(captures[busy]))
+        found = [number_of(packet.data) for packet in crowd]
+        self.assertEqual(found, list(range(found[0], found[0] + len(found))))
+        for packets, pause in ((quiet, 0.5), (crowd, 0.1)):
+            first = packets[0].seconds + packets[0].fraction / 1e6
+            self.assertGreaterEqual(first, asked - seconds)
+            # The packet before that one is too old, if it was sent when it should.
+            self.assertLess(first, answered - seconds + 2 * pause)
+
+    def test_ten_a_minute(self) -> None:
+        """Packets of which there are ten a minute are released in time, and not before."""
+        daemon = self.start("history = 20")
+        for number in range(4):
+            self.send(number)
+            time.sleep(6)
+        capture = self.past(daemon)
+        # The first one is 24 s old, the next one 18.
+        self.assertEqual(self.numbers(daemon.file_of(capture)), [1, 2, 3])
+        daemon.until(lambda: self.history(daemon)["packets"] <= 3 or None, "the first one to be released")
+
+
+class SeveralTests(LookBackCase):
+    """Requests that look back on more than one interface."""
+
+    def test_several_interfaces(self) -> None:
+        """Each has a file of its own, which begins with its own past; then it goes on."""
+        wires = [self.wire, *(self.another() for _ in range(2))]
+        more = "".join(f'[[interface]]\nname = "{wire.interface}"\nhistory = 60\n' for wire in wires[1:])
+        daemon = self.start(more=more)
+        for at, wire in enumerate(wires):
+            wire.send([udp_frame(number) for number in range(1000 * at, 1000 * at + 500)])
+        body = {"node": daemon.node, "interface": [wire.interface for wire in wires], "before": 30}
+        message = json.dumps({**body, "packets": 700}).encode()
+        status, answer = daemon.request("POST", "/captures", message)
+        self.assertEqual(status, 202, answer)
+        for at, wire in enumerate(wires):
+            wire.send([udp_frame(number) for number in range(1000 * at + 500, 1000 * at + 700)])
+        self.assertEqual(3, len(answer["captures"]))
+        for capture in answer["captures"]:
+            state = daemon.done(capture["id"])
+            at = [wire.interface for wire in wires].index(state["interface"])
+            expected = list(range(1000 * at, 1000 * at + 700))
+            self.assertEqual(_numbers(daemon.file_of(capture["id"])), expected)
+            self.assertEqual((state["reason"], state["history"]["packets"]), ("packets", 500))
+
+    def another(self) -> Wire:
+        """Another wire."""
+        wire = Wire()
+        self.addCleanup(wire.stop)
+        wire.start()
+        return wire
+
+    def test_any(self) -> None:
+        """The past of all interfaces, in one file of its link type."""
+        other = self.another()
+        daemon = self.start(more='[[interface]]\nname = "any"\nhistory = 60\n')
+        for number in itertools.chain(range(100)):
+            (self.wire, other)[number % 2].send([udp_frame(number, port=4711)])
+        capture = daemon.capture(interface=["any"], before=30, pastonly=True, bpf="udp dst port 4711")
+        daemon.done(capture)
+        content = daemon.file_of(capture).read_bytes()
+        # DLT_LINUX_SLL: a header of 16 bytes, where Ethernet's has 14.
+        self.assertEqual(content[20:24], (113).to_bytes(4, "little"))
+        packets = read_packets(daemon.file_of(capture))
+        self.assertEqual([number_of(packet.data[2:]) for packet in packets], list(range(100)))
+        # On the interface itself, they are Ethernet's, and only its own.
+        own = self.past(daemon)
+        self.assertEqual(self.numbers(daemon.file_of(own)), list(range(0, 100, 2)))
+
+
+class StopTests(LookBackCase):
+    """The daemon is stopped while the past is extracted."""
+
+    def test_stop(self) -> None:
+        """It stops in time, without an error; a capture that it has begun is delivered."""
+        daemon = self.start(
+            f"history = 600\nhistorysize = {512 << 20}",
+            general=f"maxpackets = 100000000\nmaxbytes = {512 << 20}\nmaxmemory = {8 << 30}",
+        )
+        sent = generate(self.wire, 2_000_000, rate=None)
+
+        def kept_if_all() -> int | None:
+            history = self.history(daemon)
+            return history["packets"] if history["packets"] + history["dropped"] >= sent else None
+
+        kept = daemon.until(kept_if_all, "the last packet")
+        message: dict[str, Any] = {"node": daemon.node, "interface": [self.wire.interface], "before": 600}
+        answers: list[tuple[int, Any]] = []
+
+        def ask(bpf: str) -> None:
+            try:
+                body = json.dumps({**message, "pastonly": True, "bpf": bpf}).encode()
+                answers.append(daemon.request("POST", "/captures", body))
+            except OSError:
+                # The daemon has closed the connection.
+                pass
+
+        asking = [threading.Thread(target=ask, args=(bpf,)) for bpf in ("", "udp", "udp[12:4] % 3 = 0")]
+        for one in asking:
+            one.start()
+        time.sleep(0.3)
+        began = time.monotonic()
+        daemon.signal(signal.SIGTERM)
+        self.assertEqual(daemon.wait(), 0)
+        self.assertLess(time.monotonic() - began, 15)
+        for one in asking:
+            one.join()
+        for words in ("#error", "#critical", "Traceback"):
+            self.assertNotIn(words, daemon.log)
+        # Whatever was begun is whole.
+        for path in daemon.captures.glob("*.pcap"):
+            size, rest = divmod(path.stat().st_size - 24, 16 + 128)
+            self.assertEqual(rest, 0)
+            self.assertIn(size, (kept, len(range(0, kept, 3))))
