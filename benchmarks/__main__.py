@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from unittest import SkipTest
 
-from benchmarks import armed, capture, lookback, many, others, soak, steered
+from benchmarks import armed, capture, lookback, many, others, remembering, soak, steered
 
 _BENCHMARKS = {
     "capture": capture.run,
@@ -22,7 +22,7 @@ _BENCHMARKS = {
     "steered": steered.run,
 }
 # These take minutes: they run only if they are named.
-_LONG = ("soak", "captures")
+_LONG = ("soak", "captures", "remembering")
 _MEMORY = Path("/dev/shm")
 
 
@@ -38,7 +38,8 @@ def main(words: list[str]) -> int:
     parser.add_argument(
         "--rounds", type=int, help="how often each is measured; for captures, how many there are"
     )
-    parser.add_argument("--minutes", type=float, help=f"how long soak runs ({soak.MINUTES:g})")
+    minutes = f"how long soak ({soak.MINUTES:g}) or remembering ({remembering.MINUTES:g}) runs"
+    parser.add_argument("--minutes", type=float, help=minutes)
     options = parser.parse_args(words)
     for name in options.names:
         if name not in (*_BENCHMARKS, *_LONG):
@@ -51,6 +52,7 @@ def main(words: list[str]) -> int:
         **_BENCHMARKS,
         "soak": lambda _: soak.run(options.minutes),
         "captures": soak.run_captures,
+        "remembering": lambda _: remembering.run(options.minutes),
     }
 
     # A signal is an exception, so that every process and namespace is cleaned up.

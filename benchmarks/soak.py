@@ -62,7 +62,7 @@ _FLAT = {"descriptors": 1.0, "threads": 1.0, "resident": 1024.0}
 
 
 @dataclass(frozen=True)
-class _Sample:
+class Sample:
     """
     The resources of a daemon.
 
@@ -76,8 +76,9 @@ class _Sample:
     resident: float
 
 
-def _sample(daemon: Daemon, events: int) -> _Sample:
-    return _Sample(
+def sample(daemon: Daemon, events: int) -> Sample:
+    """The resources of a daemon now."""
+    return Sample(
         events,
         len(os.listdir(f"/proc/{daemon.pid}/fd")),
         len(os.listdir(f"/proc/{daemon.pid}/task")),
@@ -126,7 +127,7 @@ def run(minutes: float | None = None) -> None:
         time.sleep(3 * _REFUSED_SECONDS[1])
         for cutter in cutters.values():
             cutter.accept()
-        samples: list[_Sample] = []
+        samples: list[Sample] = []
         answered = asked = 0
         began = time.monotonic()
         for number in range(_INTERVALS):
@@ -134,12 +135,12 @@ def run(minutes: float | None = None) -> None:
             time.sleep(_REST_SECONDS)
             answered += ask(f"mark{number}")
             asked += len(cutters)
-            samples.append(_sample(daemon, sum(cutter.connections for cutter in cutters.values())))
+            samples.append(sample(daemon, sum(cutter.connections for cutter in cutters.values())))
             tell(f"soak: {samples[-1]}")
         tell("")
         reconnections = ", ".join(f"{name} {cutter.connections:,}" for name, cutter in cutters.items())
         faults = daemon.log.count("Traceback")
-    _report(f"{seconds / 60:g} minutes with connections cut: {reconnections}", "connections", samples)
+    report(f"{seconds / 60:g} minutes with connections cut: {reconnections}", "connections", samples)
     print_target(
         "every source works after each interval", f"{answered} of {asked} requests", answered == asked
     )
@@ -159,7 +160,7 @@ def run_captures(captures: int | None = None) -> None:
             daemon.start()
             client = http.client.HTTPConnection("127.0.0.1", daemon.port, timeout=_PATIENCE_SECONDS)
             stack.callback(client.close)
-            samples: list[_Sample] = []
+            samples: list[Sample] = []
             done = 0
             began = time.monotonic()
             for _ in range(_INTERVALS):
@@ -168,14 +169,14 @@ def run_captures(captures: int | None = None) -> None:
                     done += _AT_ONCE
                 # Until the threads that close and write are done.
                 time.sleep(0.5)
-                samples.append(_sample(daemon, done))
+                samples.append(sample(daemon, done))
                 tell(f"captures, {words}: {samples[-1]}")
             rate = done / (time.monotonic() - began)
             left = usage.memory_files(daemon.pid)
             faults = daemon.log.count("#error]") + daemon.log.count("#critical]")
         tell("")
         title = f"{done:,} captures of a packet with {words}, {_AT_ONCE} at once, {rate:.0f} a second"
-        _report(title, "captures", samples, REMEMBERED_CAPTURES)
+        report(title, "captures", samples, REMEMBERED_CAPTURES)
         print_target("no memory file is left", f"{left} bytes", left == 0)
         print_target("no error in the log", str(faults), faults == 0)
         print()
@@ -257,7 +258,13 @@ def _ask(
     return answer.status, json.loads(answer.read())
 
 
-def _report(title: str, of: str, samples: Sequence[_Sample], settled_after: int = 0) -> None:
+def report(title: str, of: str, samples: Sequence[Sample], settled_after: int = 0) -> None:
+    """
+    Print what was found, and what grows.
+
+    @param of: what the events are.
+    @param settled_after: how many events don't count at first.
+    """
     print_table(
         title,
         (of, "descriptors", "threads", "resident, MiB"),
