@@ -187,6 +187,39 @@ class CaptureTests(PageTestCase):
         expect(row.locator(".past .warn")).to_have_text(re.compile(r"^Missing: \d+ s \(not yet recorded\)$"))
         self.assertEqual(self.downloaded(page, row), 20)
 
+    def test_rolling(self) -> None:
+        """
+        The form asks for a rolling capture, which has no limit of packets and no idle time. What it holds,
+        and how far back that reaches, is shown while it runs and when it is over.
+        """
+        wire = self.wire()
+        page = self.visit(self.daemon()).page
+        page.get_by_role("button", name="New capture").click()
+        page.get_by_role("checkbox", name=wire.interface, exact=False).check()
+        page.get_by_label("Packets", exact=True).fill("5")
+        page.get_by_label("Keep only the newest").check()
+        expect(page.get_by_label("Packets", exact=True)).to_be_disabled()
+        expect(page.get_by_label("Seconds without a packet")).to_be_disabled()
+        expect(page.get_by_label("Past only")).to_be_disabled()
+        page.get_by_label("Size of the file").fill(str(24 + 10 * 144))
+        page.get_by_label("Unit of the size").select_option("bytes")
+        page.get_by_role("button", name="Start capture").click()
+        card = page.locator("#running .card")
+        expect(card.locator(".past")).to_have_text("Rolling: newest 0 of 0 packets")
+        expect(card.get_by_text("Idle")).to_be_hidden()
+        send(wire, 25)
+        expect(card.locator(".past")).to_have_text(
+            re.compile(r"^Rolling: newest 10 of 25 packets, reaches back \d+ s$")
+        )
+        expect(card.locator("[data-slot=bytes]")).to_have_text("1.5 kB / 1.5 kB")
+        card.get_by_role("button", name="End").click()
+        page.get_by_role("button", name="End capture").click()
+        row = page.locator("#recent tr").first
+        expect(row.locator(".past")).to_have_text(
+            re.compile(r"^Rolling: newest 10 of 25 packets, since \d\d:\d\d:\d\d$")
+        )
+        self.assertEqual(self.downloaded(page, row), 10)
+
     def recorded(self, daemon: Daemon, wire: Wire, packets: int) -> None:
         """Wait until packets are in the history of a wire."""
 
@@ -246,7 +279,7 @@ class HostileTextTests(PageTestCase):
             page.get_by_role("button", name="New capture").click()
             page.get_by_role("radio", name="Aliases").check()
             expect(page.locator(".choice-name")).to_have_text([long_alias, alias])
-            page.get_by_role("checkbox").last.check()
+            page.locator("#choices").get_by_role("checkbox").last.check()
             page.locator("#bpf").fill((HOSTILE + "f" * 1000)[:1000])
             expect(page.locator("#filter-state")).to_have_attribute("data-kind", "bad")
             page.locator("#bpf").fill(bpf)

@@ -33,10 +33,12 @@ class Captures:
 
     def __init__(self) -> None:
         self.ended: list[str] = []
+        self.rolling: Mapping[str, Any] | None = None
 
     def list(self, state: str | None = None) -> list[Mapping[str, Any]]:
         """As C{ICaptures.list}."""
-        return [{"id": "b", "state": "capturing", "packets": 3, "bytes": 180, "bpf": "icmp"}]
+        one = {"id": "b", "state": "capturing", "packets": 3, "bytes": 180, "bpf": "icmp"}
+        return [{**one, "rolling": self.rolling}]
 
     def get(self, capture_id: str) -> Mapping[str, Any] | None:
         """As C{ICaptures.get}."""
@@ -144,6 +146,12 @@ class NamespaceTests(unittest.SynchronousTestCase):
             repr(self.names["captures"]),
             "id  state      source  interface  packets  bytes  filter\n"
             "b   capturing                     3        180    icmp",
+        )
+        self.node.captures.rolling = {"first": "2026-11-22T03:00:00Z"}
+        self.assertEqual(
+            repr(self.names["captures"]),
+            "id  state      source  interface  packets  bytes  rolling since         filter\n"
+            "b   capturing                     3        180    2026-11-22T03:00:00Z  icmp",
         )
         self.assertEqual(self.names["captures"][0]["id"], "b")
         self.assertEqual(repr(self.names["captures"].get("b")), "id     b\nstate  capturing")

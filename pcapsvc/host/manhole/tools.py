@@ -67,6 +67,8 @@ class CaptureTool:
 
     def list(self, state: str | None = None) -> Table:
         """Running and recent captures; state is 'capturing', 'delivering', 'done' or 'failed'."""
+        captures = self._node.captures.list(state)
+        is_any_rolling = any(each.get("rolling") for each in captures)
         return Table(
             {
                 "id": each.get("id"),
@@ -75,9 +77,10 @@ class CaptureTool:
                 "interface": each.get("interface"),
                 "packets": each.get("packets"),
                 "bytes": each.get("bytes"),
+                **({"rolling since": (each.get("rolling") or {}).get("first")} if is_any_rolling else {}),
                 "filter": each.get("bpf"),
             }
-            for each in self._node.captures.list(state)
+            for each in captures
         )
 
     def get(self, capture_id: str) -> Record | None:

@@ -300,6 +300,11 @@ class Stream {
 /** How far a capture has come; it never goes back. */
 const RANKS = { capturing: 0, delivering: 1, done: 2, failed: 2 };
 
+/** How many packets were captured so far, including those that a rolling capture has released. */
+function captured({ packets = 0, rolling }) {
+  return rolling?.captured ?? packets;
+}
+
 /** A capture: the node's state of it, and what was seen of its progress here. */
 class Capture {
   constructor(state, now) {
@@ -317,7 +322,8 @@ class Capture {
 
   /** Note the progress that the state has now. */
   observe(now, isFirst = false) {
-    const { packets = 0, started } = this.state;
+    const { started } = this.state;
+    const packets = captured(this.state);
     const seconds = this.state.seconds ?? Math.max(0, (Date.now() - new Date(started)) / 1000);
     if (isFirst || packets !== this._packets) this._movedAt = packets === 0 ? now - seconds * 1000 : now;
     this._packets = packets;
@@ -428,15 +434,15 @@ class Model {
   _changeOf(type, data, state) {
     switch (type) {
       case "pcapsvc.capture.progress": {
-        if (state.state !== "capturing" || data.packets < (state.packets ?? 0)) return null;
+        if (state.state !== "capturing" || captured(data) < captured(state)) return null;
         this.lastProgress = performance.now();
-        const { packets, bytes: size, seconds, received = null, dropped = null } = data;
-        return { packets, bytes: size, seconds, received, dropped };
+        const { packets, bytes: size, seconds, received = null, dropped = null, rolling = null } = data;
+        return { packets, bytes: size, seconds, received, dropped, rolling };
       }
       case "pcapsvc.capture.stopped": {
-        const { reason, packets, bytes: size, received = null, dropped = null, interface_dropped = null, file = null, history = null } = data;
+        const { reason, packets, bytes: size, received = null, dropped = null, interface_dropped = null, file = null, history = null, rolling = null } = data;
         const next = RANKS[state.state] > 1 ? state.state : "delivering";
-        return { state: next, reason, packets, bytes: size, received, dropped, interface_dropped, file, history };
+        return { state: next, reason, packets, bytes: size, received, dropped, interface_dropped, file, history, rolling };
       }
       case "pcapsvc.capture.failed": return { state: "failed", problem: data.problem, deliveries: [] };
       case "pcapsvc.capture.done": return { state: state.state === "failed" ? "failed" : "done" };
@@ -453,11 +459,11 @@ class Model {
 
   _started({ subject, data, source = "" }) {
     if (!subject || this.captures.has(subject)) return;
-    const { requestid, alertid, alertstr, customer, tags, via, interface: name, bpf = "", snap_length, limits = {}, started, link_type, history = null } = data;
+    const { requestid, alertid, alertstr, customer, tags, via, interface: name, bpf = "", snap_length, limits = {}, started, link_type, history = null, rolling = null } = data;
     this.put({
       id: subject, state: "capturing", source: via, node: source.split("/").pop(), interface: name,
       request: { requestid, alertid, alertstr, customer, tags },
-      bpf, snap_length, limits, started, link_type, history, packets: history?.packets ?? 0, bytes: 0, seconds: 0, deliveries: [],
+      bpf, snap_length, limits, started, link_type, history, rolling, packets: history?.packets ?? 0, bytes: 0, seconds: 0, deliveries: [],
     });
     this._announce("started", this.captures.get(subject));
   }
@@ -489,10 +495,21 @@ function fillWhat(slots, { interface: name, bpf, request = {}, id, source, link_
     el("span", { class: "label", title: `${key}: ${value}` }, el("span", { class: "key" }, key), ` ${value}`)));
 }
 
-function fillPast(slot, history) {
-  const [has, lacks] = history ? pastWords(history) : ["", ""];
-  if (slot.textContent === has + lacks) return;
-  slot.replaceChildren(...[el("span", {}, has), el("span", { class: "warn" }, lacks)].filter((part) => part.textContent));
+/** What a rolling capture holds. How far it reaches back goes by the clock of the node. */
+function rollingWords({ packets = 0, rolling, started }, elapsed) {
+  const { first, captured: all } = rolling;
+  const held = `Rolling: newest ${number.format(packets)} of ${plural(all, "packet")}`;
+  if (first == null) return held;
+  if (elapsed === undefined) return `${held}, since ${moment(first)}`;
+  return `${held}, reaches back ${lasting((new Date(started) - new Date(first)) / 1000 + elapsed)}`;
+}
+
+function fillPast(slot, state, elapsed) {
+  const [has, lacks] = state.history ? pastWords(state.history) : ["", ""];
+  const rolls = state.rolling ? rollingWords(state, elapsed) : "";
+  if (slot.textContent === rolls + has + lacks) return;
+  const parts = [el("span", { class: "rolls" }, rolls), el("span", {}, has), el("span", { class: "warn" }, lacks)];
+  slot.replaceChildren(...parts.filter((part) => part.textContent));
 }
 
 /** What a capture is called when it is read out. */
@@ -564,6 +581,7 @@ class Card {
     setAttribute(download, "aria-label", `Download so far: ${what}`);
     for (const [limit, words] of [["packets", "Packets"], ["bytes", "Size"], ["timeout", "Idle time"], ["duration", "Time"]]) {
       setAttribute(this._slots[`${limit}-bar`], "aria-label", `${words} toward the limit`);
+      this._slots[`${limit}-bar`].closest(".limit").hidden = capture.state.limits?.[limit] == null;
     }
   }
 
@@ -588,7 +606,7 @@ class Card {
     if (!this._capture.isChanged) return;
     this._capture.isChanged = false;
     this._plot.draw(rates);
-    fillPast(slots.past, state.history);
+    fillPast(slots.past, state, this._capture.elapsed(now));
     setText(slots.drops, dropWords(state));
     slots.drops.classList.toggle("bad", state.dropped > 0);
   }
@@ -623,7 +641,7 @@ class Row {
     setText(slots.reason, failed ? "Failed" : REASONS[state.reason] ?? state.reason ?? "–");
     setAttribute(slots.reason, "data-kind", failed ? "bad" : state.reason === "device_lost" ? "warn" : state.state === "delivering" ? "busy" : "plain");
     setText(slots.problem, failed ? state.problem ?? "" : dropped(state));
-    fillPast(slots.past, state.history);
+    fillPast(slots.past, state);
     setText(slots.packets, failed ? "–" : count(state.packets));
     setText(slots.bytes, failed || !state.packets ? "–" : bytes(state.bytes));
     slots.deliveries.replaceChildren(...this._deliveries(state));
@@ -865,7 +883,7 @@ class StartDialog extends Dialog {
     this._check = new FilterCheck(api, $("bpf"), () => this._firstInterface());
     for (const radio of this._form.elements.by) radio.addEventListener("change", () => this._showChoices());
     $("choices").addEventListener("change", () => { this._error("interface", ""); this._check.soon(); this._showPast(); });
-    for (const name of ["before", "pastonly"]) $(name).addEventListener("input", () => this._showPast());
+    for (const name of ["before", "pastonly", "rolling"]) $(name).addEventListener("input", () => this._showPast());
     for (const name of StartDialog.NUMBERS) $(name).addEventListener("input", () => this._error(name, ""));
   }
 
@@ -905,15 +923,18 @@ class StartDialog extends Dialog {
   /** Offer the past, if there is one, and say how much of it. */
   _showPast() {
     const known = this._interfaces.filter((one) => one.history);
-    $("past").hidden = known.length === 0;
+    const isRolling = $("rolling").checked;
+    $("past").hidden = known.length === 0 && !isRolling;
+    for (const name of ["packets", "timeout"]) $(name).disabled = isRolling;
     const meant = this._meant();
-    $("pastonly").disabled = $("before").value === "";
+    $("pastonly").disabled = isRolling || $("before").value === "";
     if ($("pastonly").disabled) $("pastonly").checked = false;
     const instead = $("pastonly").checked ? ", and will have no packets" : ", and is captured from now on";
     const words = (meant.length ? meant : known).map(({ name, history }) => {
       if (!history) return `${name} has no history${meant.some((one) => one.history) ? instead : ""}`;
       return `${name} remembers ${lasting(history.seconds)}${history.problem ? ` (not recorded now: ${history.problem})` : ""}`;
     });
+    if (isRolling) words.unshift("In the end, it has packets of so many seconds");
     setText($("before-hint"), `${words.slice(0, 3).join("; ")}${words.length > 3 ? `; and ${words.length - 3} more` : ""}`);
   }
 
@@ -998,11 +1019,12 @@ class StartDialog extends Dialog {
     let isValid = chosen.length > 0;
     if (!isValid) this._error("interface", this._form.elements.by.value === "alias" ? "Choose at least one alias." : "Choose at least one interface.");
     if ($("bpf").value.trim()) request.bpf = $("bpf").value;
+    if ($("rolling").checked) request.rolling = true;
     const past = this._past();
     if (past === false) isValid = false;
     else Object.assign(request, past);
     for (const name of StartDialog.NUMBERS) {
-      if (name === "before") continue;
+      if (name === "before" || $(name).disabled) continue;
       const value = this._number(name);
       if (value === undefined) isValid = false;
       else if (value !== null) request[name] = value;
