@@ -11,7 +11,7 @@ from typing import Any
 
 from twisted.trial import unittest
 
-from pcapsvc.capture.buffer import MOST_BEYOND_BYTES, MemoryFile
+from pcapsvc.capture.buffer import MOST_BEYOND_BYTES, MemoryFile, Observer
 from pcapsvc.capture.rolling import RollingBuffer
 from pcapsvc.core.recording import Content
 from pcapsvc.core.session import Batch
@@ -71,6 +71,22 @@ def _target(path: Path) -> str:
         return ""
 
 
+class _Watcher:
+    """Keeps what it sees."""
+
+    def __init__(self) -> None:
+        self.seen: list[bytes] = []
+        self.dones = 0
+
+    def packet(self, data: bytes, length: int) -> None:
+        """See one packet."""
+        self.seen.append(data)
+
+    def done(self) -> None:
+        """There are no more."""
+        self.dones += 1
+
+
 class RollingCase(unittest.SynchronousTestCase):
     """An interface, and two clocks."""
 
@@ -96,7 +112,12 @@ class RollingCase(unittest.SynchronousTestCase):
         return EPOCH + self.now + self.stepped
 
     def buffer(
-        self, size: int, *, seconds: float | None = None, snap_length: int = 2000
+        self,
+        size: int,
+        *,
+        seconds: float | None = None,
+        snap_length: int = 2000,
+        observer: Observer | None = None,
     ) -> tuple[RollingBuffer, Callable[[], None]]:
         """A buffer, and a function that closes its handle."""
         handle = self.successResultOf(self.system.open("mem0", snap_length=snap_length, bpf=""))
@@ -105,6 +126,7 @@ class RollingCase(unittest.SynchronousTestCase):
             "test",
             open_dumper=lambda file: self.system.open_dumper(file, link_type=1, snap_length=snap_length),
             snap_length=snap_length,
+            observer=observer,
             max_bytes=size,
             kept_seconds=seconds,
             now=lambda: self.now,
@@ -266,6 +288,19 @@ class RollingBufferTests(RollingCase):
         self.assertEqual((held.packets, held.rolling.first, held.rolling.released), (3, 6.0, 1))
         content = buffer.finish()
         self.assertEqual([each.data[:1] for each in packets_of(content)], [b"\1", b"\2", b"x"])
+        content.close()
+        close()
+
+    def test_observed(self) -> None:
+        """Each packet is seen once (C{packetdebug}), also those that are released; the file is the same."""
+        watcher = _Watcher()
+        buffer, close = self.buffer(24 + 3 * 26, observer=watcher)
+        for number in range(10):
+            self.arrive(bytes([number]) * 10)
+            self.read(buffer)
+        content = buffer.finish()
+        self.assert_same(packets_of(content), self.sent[7:])
+        self.assertEqual((watcher.seen, watcher.dones), ([each.data for each in self.sent], 1))
         content.close()
         close()
 
