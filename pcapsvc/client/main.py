@@ -108,6 +108,9 @@ def _capture(command: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--beforeoptional", action="store_true", help="with --before: also without a history of the interface"
     )
+    what.add_argument(
+        "--rolling", action="store_true", help="keep only the newest packets, until the captures are stopped"
+    )
     what.add_argument("--tag", action="append", metavar="TEXT", help="a tag for the file (repeatable)")
     what.add_argument("--customer", metavar="TEXT", help="the tag customer:TEXT")
     what.add_argument("--alertid", metavar="TEXT", help="the tag alertid:TEXT")

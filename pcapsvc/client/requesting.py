@@ -29,7 +29,7 @@ EXPECTED_SECONDS = 60.0
 
 _FIELDS = (
     *("node", "nodere", "interface", "alias", "packets", "bytes", "timeout", "duration", "snap"),
-    *("before", "pastonly", "beforeoptional", "customer", "alertid"),
+    *("before", "pastonly", "beforeoptional", "rolling", "customer", "alertid"),
 )
 
 
@@ -51,6 +51,9 @@ def request_fields(options: Namespace, defaults: Mapping[str, Any]) -> dict[str,
         if own:
             # One that is given replaces the other as well.
             fields = {name: value for name, value in fields.items() if name not in group}
+    if "rolling" in given:
+        # What ends other captures, unless it is given with it.
+        fields = {name: value for name, value in fields.items() if name not in ("packets", "timeout")}
     fields |= given | address
     if options.tag:
         fields["tags"] = ",".join(options.tag)

@@ -36,6 +36,7 @@ class Row:
     @ivar state: one of C{accepted}, C{capturing}, C{delivering}, C{done}, C{failed}, C{rejected}, C{busy}.
     @ivar words: why it refuses, or has failed.
     @ivar api: the URL of the node's API; L{None} if the node doesn't say.
+    @ivar captured: how many packets were captured so far, also those that a rolling capture has released.
     @ivar rate: packets a second, lately; L{None} if unknown.
     @ivar deliveries: the state and the location or the problem, by destination.
     @ivar file: the name of the file; L{None} if it is unknown, or there is none.
@@ -51,6 +52,7 @@ class Row:
     api: str | None = None
     limits: Mapping[str, float] = field(default_factory=dict)
     packets: int = 0
+    captured: int = 0
     bytes: int = 0
     seconds: float = 0.0
     rate: float | None = None
@@ -230,6 +232,10 @@ def _capture(row: Row, what: str, data: Mapping[str, Any], now: float) -> None:
         case "started":
             _advance(row, "capturing")
             row.limits = {name: float(value) for name, value in data["limits"].items()}
+            if "rolling" in data:
+                # Its size ends nothing.
+                row.limits = {name: limit for name, limit in row.limits.items() if name != "bytes"}
+                row.captured = data["rolling"]["captured"]
             row.began_at = now if row.began_at is None else row.began_at
         case "progress":
             _advance(row, "capturing")
@@ -250,7 +256,9 @@ def _progress(row: Row, data: Mapping[str, Any]) -> None:
     row.has_progress = True
     if row.has_stopped or data["seconds"] <= row.seconds:
         return
-    row.rate = (data["packets"] - row.packets) / (data["seconds"] - row.seconds)
+    captured = data["rolling"]["captured"] if "rolling" in data else data["packets"]
+    row.rate = (captured - row.captured) / (data["seconds"] - row.seconds)
+    row.captured = captured
     row.packets, row.bytes, row.seconds = data["packets"], data["bytes"], data["seconds"]
     row.dropped = data.get("dropped")
 

@@ -62,11 +62,12 @@ def _event_words(kind: str, data: Mapping[str, Any]) -> str:
             return clean(f"busy: {data['reason']}")
         case "capture.started":
             limits = data["limits"]
-            most = (
-                f"{counted(limits['packets'], 'packet')}, {size(limits['bytes'])},"
-                f" {duration(limits['duration'])}"
-            )
-            return clean(f"capturing {data['bpf'] or 'every packet'}, up to {most}")
+            most = f"{size(limits['bytes'])}, {duration(limits['duration'])}"
+            if "rolling" in data:
+                most = f"the newest {most}"
+            else:
+                most = f"up to {counted(limits['packets'], 'packet')}, {most}"
+            return clean(f"capturing {data['bpf'] or 'every packet'}, {most}")
         case "capture.progress":
             return clean(f"{_amount(data)} in {duration(data['seconds'])}")
         case "capture.stopped":
@@ -88,7 +89,8 @@ def _event_words(kind: str, data: Mapping[str, Any]) -> str:
 def _amount(data: Mapping[str, Any]) -> str:
     dropped = data.get("dropped")
     lost = f", {dropped} dropped" if dropped else ""
-    return f"{counted(data['packets'], 'packet')}, {size(data['bytes'])}{lost}"
+    of_all = f" of {data['rolling']['captured']}" if "rolling" in data else ""
+    return f"{counted(data['packets'], 'packet')}{of_all}, {size(data['bytes'])}{lost}"
 
 
 def problem_words(problem: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from pcapsvc.client.tally import Tally
@@ -27,6 +28,7 @@ from pcapsvc.core.event import (
 from pcapsvc.core.labels import Labels
 from pcapsvc.core.recording import PacketCounts
 from pcapsvc.core.result import StartedCapture
+from pcapsvc.core.rolling import RollingPackets
 from pcapsvc.core.session import CaptureLimits, StopReason
 
 REQUEST = "r-1"
@@ -63,16 +65,29 @@ def busy(node: str) -> dict[str, Any]:
     return event(node, RequestBusy(reason="too many captures"))
 
 
-def started(node: str, capture: str) -> dict[str, Any]:
-    """A capture has started: up to 100 packets, for up to a minute."""
+def started(node: str, capture: str, rolling: RollingPackets | None = None) -> dict[str, Any]:
+    """A capture has started: up to 100 packets, for up to a minute; or a rolling one."""
     limits = CaptureLimits(max_packets=100, max_bytes=10_000, idle_seconds=20, duration_seconds=60)
-    data = CaptureStarted(bpf="udp", snap_length=512, limits=limits, started=1_700_000_000.0, link_type=1)
+    if rolling is not None:
+        limits = replace(limits, max_packets=None, idle_seconds=None, is_rolling=True)
+    data = CaptureStarted(
+        bpf="udp",
+        snap_length=512,
+        limits=limits,
+        started=1_700_000_000.0,
+        link_type=1,
+        rolling=rolling,
+    )
     return event(node, data, capture)
 
 
-def progress(node: str, capture: str, packets: int, seconds: float) -> dict[str, Any]:
+def progress(
+    node: str, capture: str, packets: int, seconds: float, rolling: RollingPackets | None = None
+) -> dict[str, Any]:
     """It makes progress."""
-    data = CaptureProgress(packets=packets, bytes=24, seconds=seconds, received=packets, dropped=3)
+    data = CaptureProgress(
+        packets=packets, bytes=24, seconds=seconds, received=packets, dropped=3, rolling=rolling
+    )
     return event(node, data, capture)
 
 

@@ -95,6 +95,9 @@ class RequestTests(OptionsTestCase):
         self.assertEqual(found, expected)
         check_message(encode(found))
         self.assertEqual(self.fields("--all", "--alias", "x"), {"node": "any", "alias": ["x"]})
+        found = self.fields("--all", "-i", "x", "--rolling", "--bytes", "9")
+        self.assertEqual(found, {"node": "any", "interface": ["x"], "rolling": True, "bytes": 9})
+        check_message(encode(found))
 
     def test_defaults(self) -> None:
         """An option replaces a default; another way to name nodes or interfaces replaces both."""
@@ -104,6 +107,13 @@ class RequestTests(OptionsTestCase):
             self.fields("--node", "b", "--alias", "x", "-c", "6", "tcp", defaults=defaults),
             {"node": "b", "alias": ["x"], "packets": 6, "bpf": "tcp"},
         )
+
+    def test_rolling(self) -> None:
+        """Defaults that would end a rolling capture don't apply to it; options do, and are rejected."""
+        defaults = {"node": "b", "interface": ["x"], "packets": 5, "timeout": 6, "bytes": 7}
+        found = self.fields("--rolling", defaults=defaults)
+        self.assertEqual(found, {"node": "b", "interface": ["x"], "bytes": 7, "rolling": True})
+        self.assertEqual(self.fields("--rolling", "-c", "4", defaults=defaults)["packets"], 4)
 
     def test_rules(self) -> None:
         """A request is checked by the nodes' rules, all problems at once, before anything is sent."""

@@ -8,7 +8,9 @@ from twisted.trial import unittest
 
 from pcapsvc.client.status import ExitStatus
 from pcapsvc.client.tally import GRACE_SECONDS, LATE_SECONDS, SILENT_SECONDS
+from pcapsvc.client.words import event_line
 from pcapsvc.core.errors import Problem
+from pcapsvc.core.rolling import RollingPackets
 from tests.unit import client_case as case
 from tests.unit.client_case import REQUEST, tally
 
@@ -124,6 +126,20 @@ class ProgressTests(unittest.SynchronousTestCase):
         self.assertEqual(row.nearest_limit(2.0), ("packets", 0.4))
         self.assertEqual(row.nearest_limit(30.0), ("duration", 0.5))
         self.assertEqual(row.nearest_limit(90.0), ("duration", 1.0))
+
+    def test_rolling(self) -> None:
+        """The rate of a rolling capture includes what it has released. Its size is no limit."""
+        begun = case.started("web-1", "a", RollingPackets())
+        later = [
+            case.progress("web-1", "a", packets, seconds, RollingPackets(captured=captured, released=1))
+            for packets, seconds, captured in ((10, 1.0, 10), (8, 2.0, 40))
+        ]
+        row = tally(begun, *later).rows[0]
+        self.assertEqual((row.packets, row.rate), (8, 30.0))
+        self.assertEqual(row.nearest_limit(15.0), ("duration", 0.25))
+        lines = [event_line(each) for each in (begun, later[1])]
+        self.assertTrue(lines[0].endswith("capturing udp, the newest 10.0 kB, 1:00"), lines[0])
+        self.assertIn(" 8 packets of 40, 24 B, 3 dropped in 2.0 s", lines[1])
 
     def test_silent(self) -> None:
         """A node that reports no progress any more, or no end, may have been killed."""
