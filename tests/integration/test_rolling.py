@@ -243,6 +243,10 @@ class RollingWithHistoryTests(RollingCase):
 
     configuration = '[[interface]]\nname = "{interface}"\nhistory = 60\n'
 
+    def setUp(self) -> None:
+        super().setUp()
+        self.daemon.until(lambda: self.history()["problem"] is None or None, "the history to begin")
+
     def test_age(self) -> None:
         """With C{before}, it begins with the past, which makes room in its turn."""
         self.send(5000).join()
@@ -281,7 +285,12 @@ class RollingWithHistoryTests(RollingCase):
 
     def remembered(self) -> int:
         """How many packets of the wire are remembered."""
+        packets: int = self.history()["packets"]
+        return packets
+
+    def history(self) -> dict[str, Any]:
+        """What is remembered of the wire."""
         _, answer = self.daemon.request("GET", "/interfaces")
         [found] = [each for each in answer["interfaces"] if each["name"] == self.wire.interface]
-        packets: int = found["history"]["packets"]
-        return packets
+        history: dict[str, Any] = found["history"]
+        return history
