@@ -61,6 +61,8 @@ class Body:
         self.headers = response.headers
         self.status = response.status
         self.is_closed = False
+        length = response.headers.get("Content-Length", "")
+        self._missing = int(length) if length.isdecimal() else 0
 
     def read(self, most: int | None = None) -> bytes:
         """
@@ -69,7 +71,12 @@ class Body:
 
         @raise NoAnswer: if the connection was lost before.
         """
-        return self._guarded(lambda: self._response.read() if most is None else self._response.read1(most))
+        data = self._guarded(lambda: self._response.read() if most is None else self._response.read1(most))
+        self._missing -= len(data)
+        if not data and self._missing > 0 and not self.is_closed:
+            # The library doesn't notice.
+            raise NoAnswer(f"{self._api.address}: the connection was closed too early")
+        return data
 
     def line(self, most: int) -> bytes:
         """The next line, with its end; nothing at the end of the body. Otherwise as L{read}."""

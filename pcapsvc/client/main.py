@@ -61,6 +61,7 @@ def parser() -> argparse.ArgumentParser:
     _capture(add("capture", "requesting:capture", "request captures, and see what becomes of them"))
     _nodes(add)
     _checks(add)
+    _extcap(add)
     return top
 
 
@@ -114,6 +115,14 @@ def _capture(command: argparse.ArgumentParser) -> None:
     what.add_argument("--tag", action="append", metavar="TEXT", help="a tag for the file (repeatable)")
     what.add_argument("--customer", metavar="TEXT", help="the tag customer:TEXT")
     what.add_argument("--alertid", metavar="TEXT", help="the tag alertid:TEXT")
+    file = command.add_argument_group("files")
+    file.add_argument(
+        "-w",
+        dest="write",
+        metavar="FILE",
+        help="save each capture: %%n is the node, %%i the interface; - shows one as it arrives",
+    )
+    file.add_argument("--merge", action="store_true", help="with -w: all captures in one file")
     wait = command.add_argument_group("waiting")
     wait.add_argument("--wait", action="store_true", help="until every node that accepts is done")
     wait.add_argument("--expect", type=int, metavar="N", help="wait until N nodes have answered")
@@ -170,9 +179,26 @@ def _checks(add: Callable[..., argparse.ArgumentParser]) -> None:
     add("schema", "checking:schema", "print the JSON schema of events")
 
 
+def _extcap(add: Callable[..., argparse.ArgumentParser]) -> None:
+    command = add("extcap", "extcap:extcap", "what Wireshark runs to list and to capture (see extcap(4))")
+    for name in ("--extcap-interfaces", "--extcap-dlts", "--extcap-config", "--capture"):
+        command.add_argument(name, action="store_true")
+    for name in ("--extcap-interface", "--extcap-version", "--extcap-capture-filter", "--fifo", "--filter"):
+        command.add_argument(name)
+    for name in ("--before", "--packets", "--bytes", "--duration", "--snap"):
+        command.add_argument(name, type=int)
+    command.set_defaults(others_allowed=True)
+    command = add("install-extcap", "installing:install_extcap", "let Wireshark list the nodes' interfaces")
+    command.add_argument("--dir", metavar="DIRECTORY", help="where Wireshark looks for such programs")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run pcapctl. Return its exit status."""
-    options = parser().parse_args(arguments)
+    known = parser()
+    options, others = known.parse_known_args(arguments)
+    # Versions of Wireshark differ in what they add to a call.
+    if others and not getattr(options, "others_allowed", False):
+        known.error(f"unrecognized arguments: {' '.join(others)}; options come before the filter")
     module, _, function = options.run.partition(":")
     from pcapsvc.client.status import ClientError, ExitStatus
 

@@ -17,7 +17,7 @@ from pcapsvc.client.reader import EventReader
 from pcapsvc.client.status import ExitStatus, NoAnswer, Refused, UsageProblem
 from pcapsvc.client.tally import Tally
 from pcapsvc.client.views import IView, JsonView, LineView
-from pcapsvc.client.waiting import NoFiles, Patience, Waiting
+from pcapsvc.client.waiting import IFiles, NoFiles, Patience, Waiting
 from pcapsvc.core.text import counted
 
 #: How long answers may take, if the number of nodes is unknown: to compile a filter takes up to five seconds.
@@ -87,7 +87,14 @@ def capture(options: Namespace) -> ExitStatus:
     fields |= request_fields(options, defaults)
     requestid = uuid.uuid4().hex
     body = encode({**fields, "requestid": requestid})
-    is_waiting = options.wait or options.json or options.expect is not None or options.deadline is not None
+    if options.merge and options.write is None:
+        raise UsageProblem("--merge has no effect without -w")
+    if options.write == "-" and options.json:
+        raise UsageProblem("--json and -w - would both write to standard output")
+    if options.write == "-" and not options.merge and not _is_one(fields, via):
+        raise UsageProblem("-w - shows one capture: name one node and one interface, or use --merge")
+    waits = (options.wait, options.json, options.write, options.expect, options.deadline)
+    is_waiting = any(each not in (None, False) for each in waits)
     request = Request(connections, via, fields, requestid, body)
     return request.wait(options) if is_waiting else request.send_only()
 
@@ -127,17 +134,21 @@ class Request:
     def wait(self, options: Namespace) -> ExitStatus:
         """Send it, and show what happens until it is done."""
         view = _view(options)
-        # Before it is sent: nothing may be missed.
-        reader = EventReader(self._connections, self._connections.needed_reports(), self._requestid)
+        files = self._files(options, view)
+        reader = None
         try:
+            # Before it is sent: nothing may be missed.
+            reader = EventReader(self._connections, self._connections.needed_reports(), self._requestid)
             receivers = self._send()
             if receivers == 0 and options.expect is None and options.deadline is None:
                 raise NoAnswer("nobody has received the request: no node is subscribed to the channel")
             patience = self._patience(options, receivers)
-            waiting = Waiting(self._tally, reader, view, NoFiles(), patience, time.monotonic)
+            waiting = Waiting(self._tally, reader, view, files, patience, time.monotonic)
             return self._until_done(waiting, view)
         finally:
-            reader.close()
+            files.close()
+            if reader is not None:
+                reader.close()
 
     def _until_done(self, waiting: Waiting, view: IView) -> ExitStatus:
         try:
@@ -199,6 +210,18 @@ class Request:
             print(f"pcapctl: {each}", file=sys.stderr)
         return receivers
 
+    def _files(self, options: Namespace, view: IView) -> IFiles:
+        """What saves the files."""
+        if options.write is None:
+            return NoFiles()
+        if options.write == "-" and not options.merge:
+            from pcapsvc.client.streaming import Streamer
+
+            return Streamer(self._names, sys.stdout.fileno(), view.note)
+        from pcapsvc.client.fetching import Fetcher
+
+        return Fetcher(self._names, options.write, merged=options.merge)
+
     def _patience(self, options: Namespace, receivers: int | None) -> Patience:
         expect, seconds = options.expect, ANSWER_SECONDS
         if expect is not None:
@@ -215,12 +238,19 @@ class Request:
         return Patience(expect=expect, answer_seconds=seconds, deadline_seconds=options.deadline)
 
 
+def _is_one(fields: Mapping[str, Any], via: Sequence[Address]) -> bool:
+    """Whether a request means one capture, as far as it says."""
+    is_one_node = fields.get("node", "any") != "any" or (len(via) == 1 and isinstance(via[0], HttpAddress))
+    return is_one_node and len(fields.get("interface") or fields.get("alias") or ()) == 1
+
+
 def _view(options: Namespace) -> IView:
     if options.json:
         return JsonView(sys.stdout)
-    if options.no_progress or not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
-        return LineView(sys.stdout)
+    stream = sys.stderr if options.write == "-" else sys.stdout
+    if options.no_progress or not stream.isatty() or os.environ.get("TERM") == "dumb":
+        return LineView(stream)
     # Imported for a terminal only: it takes longer than all of the rest.
     from pcapsvc.client.table import TableView
 
-    return TableView(sys.stdout)
+    return TableView(stream)

@@ -32,6 +32,18 @@ class IFiles(Protocol):
         """Whether a file is still to be saved."""
         ...
 
+    def finish(self) -> None:
+        """
+        Everything is saved, or never will be.
+
+        @raise ClientError: if what is left to do fails.
+        """
+        ...
+
+    def close(self) -> None:
+        """Leave nothing behind."""
+        ...
+
 
 class NoFiles:
     """Saves nothing."""
@@ -42,6 +54,12 @@ class NoFiles:
     def is_busy(self) -> bool:
         """It is not."""
         return False
+
+    def finish(self) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +113,7 @@ class Waiting:
             now = self._clock()
             if self._is_over(now):
                 self._view.close(self._tally, now)
+                self._files.finish()
                 return self.status()
             self._view.show(self._tally, now)
 

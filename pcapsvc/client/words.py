@@ -134,5 +134,7 @@ def state(row: Row, now: float) -> str:
         if row.is_delivered:
             return "nothing" if row.has_stopped and row.file is None else "delivered"
         states = {each for each, _ in row.deliveries.values()}
+        if row.fetch_problem is not None and states <= {"delivered"}:
+            return "not fetched"
         return "spooled" if states and states <= {"spooled", "delivered"} else "not delivered"
     return {"accepted": "starting"}.get(row.state, row.state)

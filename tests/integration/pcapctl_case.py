@@ -16,6 +16,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 _PATIENCE_SECONDS = 90.0
 _PROGRAM = [sys.executable, "-m", "pcapsvc.client.main"]
@@ -59,6 +60,12 @@ class Running:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
+
+    @property
+    def output(self) -> IO[bytes]:
+        """What it writes to standard output."""
+        assert self._process.stdout is not None
+        return self._process.stdout
 
     def interrupt(self) -> None:
         """What Ctrl-C does without a terminal."""

@@ -1,0 +1,170 @@
+"""
+C{-w -}: the packets of one capture, as they arrive.
+
+A reader that stalls costs nothing: what it has not read stays at the node, which disconnects whoever reads
+nothing for 30 s. The rest is requested once it reads on, as long as the node has it.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+
+from pcapsvc.client.api import ApiProblem, Body, NodeApi, capture_path
+from pcapsvc.client.connections import NodeNames
+from pcapsvc.client.status import ClientError, NoAnswer
+from pcapsvc.client.tally import Row, Tally
+
+_CHUNK_BYTES = 64 * 1024
+_POLL_SECONDS = 0.1
+# How often a node that doesn't answer is tried again, a second apart.
+_ATTEMPTS = 10
+
+
+class Streamer:
+    """
+    Copies the first capture that starts. See L{pcapsvc.client.waiting.IFiles}.
+
+    @param descriptor: what it is written to.
+    @param note: called with what is to be said, from any thread.
+    """
+
+    def __init__(self, names: NodeNames, descriptor: int, note: Callable[[str], None]) -> None:
+        self._names = names
+        self._descriptor = descriptor
+        self._note = note
+        self._row: Row | None = None
+        self._thread: threading.Thread | None = None
+        self._others: set[str] = set()
+        self._api: NodeApi | None = None
+
+    def update(self, tally: Tally) -> None:
+        """Begin as soon as a capture has started."""
+        for row in tally.rows:
+            if row.capture_id is None or row.state in ("accepted", "failed"):
+                continue
+            if self._row is None:
+                self._row = row
+                self._thread = threading.Thread(target=self._run, args=(row, row.capture_id), daemon=True)
+                self._thread.start()
+            elif row.capture_id != self._row.capture_id and row.capture_id not in self._others:
+                self._others.add(row.capture_id)
+                self._note(f"only one capture is streamed, and not {row.capture_id} on {row.node}")
+
+    def is_busy(self) -> bool:
+        """Whether it is still being copied."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def finish(self) -> None:
+        """Nothing is left to do."""
+
+    def close(self) -> None:
+        """Nothing is left behind."""
+
+    def stop(self) -> None:
+        """End the capture, if it runs. It delivers what it has."""
+        if self._row is not None and self._api is not None:
+            try:
+                self._api.call("DELETE", capture_path(self._row.capture_id or ""))
+            except ClientError:
+                pass  # it has ended
+
+    def _run(self, row: Row, capture_id: str) -> None:
+        try:
+            self._api = self._names.api(row.node, row.api)
+            if self._api is None:
+                raise ClientError(
+                    f"the API of {row.node} is unknown: neither its events nor --api say where it is"
+                )
+            copy_packets(self._api, capture_id, self._descriptor)
+            row.fetched = "standard output"
+        except BrokenPipeError:
+            # As tcpdump ends when its reader does.
+            row.fetched = "standard output"
+            self.stop()
+        except (ClientError, OSError) as problem:
+            row.fetch_problem = str(problem)
+
+
+def copy_packets(api: NodeApi, capture_id: str, descriptor: int) -> None:
+    """
+    Copy the packets of a capture as they arrive, until it has ended.
+
+    @param descriptor: what they are written to.
+
+    @raise ClientError: if not all of them can be copied.
+    @raise BrokenPipeError: if the reader is gone.
+    """
+    path, done, failures = capture_path(capture_id, "/pcap"), 0, 0
+    try:
+        _pass_on(api.open("GET", path, query={"follow": "1"}, forever=True), 0, descriptor)
+        return
+    except ApiProblem as problem:
+        raise ClientError(str(problem)) from None
+    except _CutOff as cut:
+        done = cut.done
+    while True:
+        try:
+            body = api.open("GET", path, headers={"Range": f"bytes={done}-"})
+            size = body.headers.get("Content-Range", "").rpartition("/")[2]
+            done, failures = _pass_on(body, done, descriptor), 0
+            if size == str(done):
+                return
+        except _CutOff as cut:
+            done = cut.done
+        except ApiProblem as problem:
+            whole = _size_of_ended(api, capture_id)
+            if problem.code != 416:
+                missed = "" if whole is None else f"; the last {whole - done:,} bytes are missing"
+                raise ClientError(f"the reader was too slow: {problem}{missed}") from None
+            if whole == done:
+                return
+        except NoAnswer:
+            failures += 1
+            if failures == _ATTEMPTS:
+                raise
+            time.sleep(1.0)
+        time.sleep(_POLL_SECONDS)
+
+
+def _size_of_ended(api: NodeApi, capture_id: str) -> int | None:
+    """How large the file of a capture is, in bytes; L{None} if it isn't known, or the capture still runs."""
+    try:
+        state = api.call("GET", capture_path(capture_id))
+    except ClientError:
+        return None
+    size = state.get("bytes")
+    return None if state.get("state") == "capturing" or not isinstance(size, int) else size
+
+
+def _pass_on(body: Body, done: int, descriptor: int) -> int:
+    """
+    Write what arrives.
+
+    @param done: how much was written before, in bytes.
+
+    @return: how much is written now.
+
+    @raise _CutOff: if the connection was lost.
+    """
+    try:
+        while data := body.read(_CHUNK_BYTES):
+            view = memoryview(data)
+            while view:
+                view = view[os.write(descriptor, view) :]
+            done += len(data)
+    except NoAnswer:
+        raise _CutOff(done) from None
+    finally:
+        body.close()
+    return done
+
+
+class _CutOff(Exception):
+    """The connection was lost after so many bytes."""
+
+    def __init__(self, done: int) -> None:
+        super().__init__()
+        self.done = done
