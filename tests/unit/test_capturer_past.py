@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, execute
+from twisted.python.failure import Failure
 
 from pcapsvc.capture.capturer import Capturer
 from pcapsvc.capture.histories import Histories
+from pcapsvc.capture.past import NotWanted, Taken
 from pcapsvc.core.errors import RequestRejected
 from pcapsvc.core.history import MissingReason, look_back
 from pcapsvc.core.plan import CapturePlan
@@ -189,30 +192,54 @@ class CapturerTests(CapturerCase):
         self.assertEqual(self.result(preparing)[0], [1, 2, 3])
         self.assertEqual(len([line for line in lines() if "packet: UDP" in line]), 3)
 
-    def test_cancelled_in_the_thread(self) -> None:
-        """What a thread works on is closed when the thread is done with it, and not before."""
+    def in_the_thread(self, work_first: bool) -> Failure | Taken:
+        """What a thread made of its work, if nobody waits for it any more, before it or after."""
         self.deliver(1)
         working: list[tuple[Callable[[], Any], Deferred[Any]]] = []
 
-        def run(work: Callable[[], Any]) -> Deferred[Any]:
-            working.append((work, Deferred()))
+        def run(work: Callable[..., Any], *args: Any) -> Deferred[Any]:
+            working.append((partial(work, *args), Deferred()))
             return working[-1][1]
 
         self.run_in_thread = run
         preparing = self.prepare()
+        [(work, done)] = working
+        results: list[Failure | Taken] = []
+
+        def in_thread() -> None:
+            try:
+                results.append(work())
+            except NotWanted:
+                results.append(Failure())
+
+        thread = threading.Thread(target=in_thread)
+        if work_first:
+            thread.start()
+            thread.join()
         preparing.cancel()
         self.failureResultOf(preparing, CancelledError)
-        [(work, done)] = working
-        result: list[Any] = []
-        thread = threading.Thread(target=lambda: result.append(work()))
-        thread.start()
-        thread.join()
-        self.assertEqual(result[0].packets, 1)
-        done.callback(result[0])
+        if not work_first:
+            thread.start()
+            thread.join()
+        [result] = results
+        done.callback(result)
+        return result
+
+    def test_cancelled_before_the_thread(self) -> None:
+        """What a thread is to work on is closed when the thread is done with it, which is soon."""
+        result = self.in_the_thread(work_first=False)
+        assert isinstance(result, Failure)
+        self.assertIs(result.type, NotWanted)
+
+    def test_cancelled_after_the_thread(self) -> None:
+        """What a thread has made is closed, though nobody has waited for it."""
+        result = self.in_the_thread(work_first=True)
+        assert isinstance(result, Taken)
+        self.assertEqual(result.packets, 1)
 
     def test_thread_fails(self) -> None:
         """If there is no memory for the past, nothing is left."""
-        self.run_in_thread = lambda work: execute(lambda: 1 / 0)
+        self.run_in_thread = lambda *_: execute(lambda: 1 / 0)
         self.failureResultOf(self.prepare(), ZeroDivisionError)
 
     def test_cancelled_while_it_waits(self) -> None:
