@@ -103,7 +103,7 @@ class HistoryRecorder:
         self._leave_by = 0.0
         self._times_lost = 0
         self._is_behind = False
-        self._health = HistoryHealth(interface, bounds.seconds, wall_clock=wall_clock)
+        self._health = HistoryHealth(interface, bounds.seconds, now=reactor.seconds)
         # How many packets were dropped for earlier handles, and for this one.
         self._dropped_earlier = self._dropped_now = 0
         self._pace: ReadPace | None = None
@@ -402,8 +402,12 @@ class HistoryRecorder:
     @property
     def reach(self) -> Reach:
         """How complete it is."""
-        released = None if self._memory is None else self._memory.released
-        return self._health.reach(released)
+        wall, released = self._wall_clock(), None
+        if self._memory is not None and self._memory.released is not None:
+            # The wall clock may have been set back since.
+            read = wall - (self._reactor.seconds() - self._memory.released_read)
+            released = min(self._memory.released, read)
+        return self._health.reach(released, wall=wall)
 
     def state(self) -> HistoryState:
         """How far back it reaches now."""

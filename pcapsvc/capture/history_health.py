@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 
 from twisted.logger import Logger
 
 from pcapsvc.core.history import Outage, Reach
 
-# How many outages are remembered.
+# How many outages are remembered. If there are more, some are joined.
 _MOST_OUTAGES = 256
 
 
@@ -20,31 +20,40 @@ class HistoryHealth:
 
     @param interface: the interface's name.
     @param seconds: how far back the history reaches, at most.
-    @param wall_clock: the time in seconds since the Unix epoch.
+    @param now: the time in seconds of a monotonic clock: the wall clock may be set at any time.
 
     @ivar problem: why nothing is being recorded; L{None} if it is.
     """
 
     _log = Logger()
 
-    def __init__(self, interface: str, seconds: float, *, wall_clock: Callable[[], float]) -> None:
+    def __init__(self, interface: str, seconds: float, *, now: Callable[[], float]) -> None:
         self._interface = interface
         self._seconds = seconds
-        self._wall_clock = wall_clock
+        self._now = now
         self._started: float | None = None
-        self._outages: deque[Outage] = deque(maxlen=_MOST_OUTAGES)
+        # By the monotonic clock, like the time at which it started.
+        self._outages: list[Outage] = []
         self._reported: str | None = None
         self.problem: str | None = "it has not begun"
 
-    def reach(self, released: float | None) -> Reach:
+    def reach(self, released: float | None, *, wall: float) -> Reach:
         """
         How complete the history is.
 
+        @param wall: the time now, in seconds since the Unix epoch.
         @param released: the time stamp of the oldest packet that is kept since others were overwritten, in
             seconds since the Unix epoch; L{None} if none were.
         """
+        ahead = wall - self._now()
         return Reach(
-            seconds=self._seconds, started=self._started, released=released, outages=tuple(self._outages)
+            seconds=self._seconds,
+            started=None if self._started is None else ahead + self._started,
+            released=released,
+            outages=tuple(
+                Outage(began=ahead + each.began, ended=None if each.ended is None else ahead + each.ended)
+                for each in self._outages
+            ),
         )
 
     def begins_anew(self) -> None:
@@ -55,9 +64,9 @@ class HistoryHealth:
     def works(self) -> None:
         """It is being recorded from here on."""
         if self._started is None:
-            self._started = self._wall_clock()
+            self._started = self._now()
         if self._outages and self._outages[-1].ended is None:
-            self._outages[-1] = replace(self._outages[-1], ended=self._wall_clock())
+            self._outages[-1] = replace(self._outages[-1], ended=self._now())
         if self._reported is not None:
             self._log.info("the history of {interface} is being recorded again", interface=self._interface)
         self.problem = self._reported = None
@@ -65,7 +74,9 @@ class HistoryHealth:
     def fails(self, problem: str) -> None:
         """Nothing is recorded from here on."""
         if self._started is not None and not (self._outages and self._outages[-1].ended is None):
-            self._outages.append(Outage(began=self._wall_clock()))
+            self._outages.append(Outage(began=self._now()))
+            if len(self._outages) > _MOST_OUTAGES:
+                self._join_two()
         self.problem = problem
         if problem != self._reported:
             self._reported = problem
@@ -77,6 +88,13 @@ class HistoryHealth:
 
     def expire(self) -> None:
         """Forget outages that are older than the history."""
-        oldest = self._wall_clock() - self._seconds
+        oldest = self._now() - self._seconds
         while self._outages and (self._outages[0].ended or oldest) < oldest:
-            self._outages.popleft()
+            del self._outages[0]
+
+    def _join_two(self) -> None:
+        """Remember the two outages that are closest together as one, so that none is forgotten."""
+        between = [after.began - (before.ended or after.began) for before, after in pairwise(self._outages)]
+        at = between.index(min(between))
+        before, after = self._outages[at : at + 2]
+        self._outages[at : at + 2] = [Outage(began=before.began, ended=after.ended)]

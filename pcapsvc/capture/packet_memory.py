@@ -106,6 +106,7 @@ class PacketMemory:
 
     @ivar released: the time stamp of the oldest packet that is kept since others were overwritten, in
         seconds since the Unix epoch; L{None} if none were.
+    @ivar released_read: when that packet was read, in seconds of the reactor's clock.
 
     @raise OSError: if there is not enough memory, or if C{open_writer} fails.
     """
@@ -141,6 +142,7 @@ class PacketMemory:
         # How many packets were recorded so far, and how many bytes they had.
         self._number = self._recorded_bytes = 0
         self.released: float | None = None
+        self.released_read = 0.0
         self._begin_slot()
 
     @property
@@ -220,7 +222,8 @@ class PacketMemory:
             self._writer = None
         if not self._free:
             self._release_oldest()
-            self.released = self.oldest or self.released
+            if self._segments:
+                self.released, self.released_read = self.oldest, self._segments[0].began
         if place is None:
             place = self._free[-1]
         start = place * self._slot_bytes

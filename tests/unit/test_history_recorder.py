@@ -40,10 +40,13 @@ class _Hook:
 class RecorderCase(unittest.SynchronousTestCase):
     """An interface that is recorded."""
 
+    before_seconds = 10**5
+
     def setUp(self) -> None:
         """An interface, and a reactor; in the end nothing is left."""
         self.before = len(os.listdir("/proc/self/fd"))
         self.reactor = MemoryReactorClock()
+        self.epoch = EPOCH
         self.system = MemoryPacketSystem("mem0")
         self.hooks: list[_Hook] = []
         self.recorder = self.make()
@@ -58,9 +61,13 @@ class RecorderCase(unittest.SynchronousTestCase):
             bounds,
             find=self.system.find,
             hook=self.hook,
-            wall_clock=lambda: EPOCH + self.reactor.seconds(),
+            wall_clock=self.wall_clock,
             hand_over_seconds=HAND_OVER,
         )
+
+    def wall_clock(self) -> float:
+        """The time, by a clock that may be set."""
+        return self.epoch + self.reactor.seconds()
 
     def hook(self, interface: str) -> _Hook:
         """A hook for the next handle."""
@@ -89,13 +96,13 @@ class RecorderCase(unittest.SynchronousTestCase):
 
     def arrive(self, *numbers: int) -> None:
         """Numbered packets arrive, now."""
-        self.system.seconds = EPOCH + self.reactor.seconds()
+        self.system.seconds = self.wall_clock()
         self.system.deliver("mem0", *[number.to_bytes(60, "big") for number in numbers])
 
     def kept(self) -> list[int]:
         """The numbers of the packets that are remembered."""
         reader = self.recorder.attach(None, 100, "")
-        wanted = look_back(10**5, sent_at=None, now=EPOCH + self.reactor.seconds())
+        wanted = look_back(self.before_seconds, sent_at=None, now=self.wall_clock())
         take, self.report = self.recorder.look_back(reader, wanted, max_packets=10**9, max_bytes=10**9)
         self.taken = take()
         reader.close()
@@ -215,6 +222,47 @@ class HistoryRecorderTests(RecorderCase):
             self.system.interfaces["mem0"] = MemoryInterface()
             self.advance(1.1)
         self.assertEqual(self.kept(), list(range(20)))
+
+    def test_down_too_often(self) -> None:
+        """However often it was down, it is known for how long, or a little more."""
+        self.recorder = self.make(HistoryBounds(seconds=10_000, size_bytes=4 << 20, snap_length=100))
+        self.recorder.start()
+        self.reactor.advance(0.25)
+        for number in range(300):
+            self.system.down("mem0")
+            self.reactor.advance(0.25)
+            self.system.up("mem0")
+            # Most of them are far apart.
+            self.reactor.advance(0.25)
+            self.reactor.pump([0.25] * (2 if number % 3 else 8))
+        down = self.missing()[MissingReason.DOWN]
+        assert down is not None
+        self.assertTrue(75 <= down < 120, down)
+
+    def test_clock_set_back(self) -> None:
+        """What is missing, and how far back it reaches, is known even if the clock was set back."""
+        self.before_seconds = 8
+        self.recorder = self.make(HistoryBounds(seconds=60, size_bytes=4 << 20, snap_length=1 << 18))
+        self.recorder.start()
+        # The memory is full: some are overwritten.
+        for number in range(9):
+            self.system.seconds = self.wall_clock()
+            self.system.deliver("mem0", *[number.to_bytes(1 << 18, "big")] * 2)
+            self.advance(1)
+        before = self.recorder.state()
+        self.assertTrue(4 < before.seconds < 8, before.seconds)
+        self.system.down("mem0")
+        self.advance(1)
+        self.system.up("mem0")
+        self.advance(1)
+        missing = self.missing()
+        self.assertEqual(set(missing), {MissingReason.SIZE, MissingReason.DOWN})
+        self.epoch -= 3600
+        self.assertEqual(
+            {reason: round(seconds or 0, 1) for reason, seconds in self.missing().items()},
+            {reason: round(seconds or 0, 1) for reason, seconds in missing.items()},
+        )
+        self.assertEqual(round(self.recorder.state().seconds, 1), round(before.seconds + 2, 1))
 
     def test_other_kind(self) -> None:
         """If an interface of another link type comes back, what was recorded is forgotten."""
