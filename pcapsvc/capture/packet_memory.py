@@ -33,6 +33,9 @@ _STEP_PACKETS = 4096
 # How much memory is returned at once, in bytes: the system takes a millisecond or two for it.
 _RETURN_BYTES = 16 << 20
 
+# From this size on, a copy has memory of its own, in bytes.
+_LARGE_BYTES = 64 << 10
+
 # draft-ietf-opsawg-pcap, section 5: seconds, microseconds, the bytes that are kept, and the length.
 _PACKET_HEADER = struct.Struct("=IIII")
 _TIME_AND_KEPT = struct.Struct("=III")
@@ -360,26 +363,51 @@ class PacketMemory:
         pieces = self.pieces(start, end)
         return pieces[0] if pieces else None
 
-    def copy(self, piece: Piece) -> bytearray | None:
+    def records(self, piece: Piece) -> memoryview | None:
         """
-        The packets of a piece, in any thread.
+        The packets of a piece, in any thread. They may be overwritten at any time: see L{has}.
 
         @return: L{None} if they are not kept any more.
         """
-        slot = piece.start.slot
-        place = self._places.get(slot)
+        place = self._places.get(piece.start.slot)
         if place is None:
             return None
         base = place * self._slot_bytes
-        copied = bytearray(memoryview(self._memory)[base + piece.start.offset : base + piece.end.offset])
-        # They may have been overwritten in the meantime.
-        return copied if self._places.get(slot) == place else None
+        return memoryview(self._memory)[base + piece.start.offset : base + piece.end.offset]
+
+    def has(self, piece: Piece) -> bool:
+        """Whether the packets of a piece are still kept. Then what was done with them until now is right."""
+        return piece.start.slot in self._places
+
+    def copy(self, piece: Piece) -> memoryview | None:
+        """
+        A copy of the packets of a piece, in any thread.
+
+        @return: L{None} if they are not kept any more.
+        """
+        records = self.records(piece)
+        if records is None:
+            return None
+        copied = copy_records(records)
+        return copied if self.has(piece) else None
 
     def close(self) -> None:
         """Write no more. The memory is free when nobody reads it any more."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+
+
+def copy_records(records: memoryview) -> memoryview:
+    """
+    A copy of packets. If it is large, its memory is the kernel's again as soon as it is freed: what malloc(3)
+    has given to one thread, it keeps.
+    """
+    if len(records) < _LARGE_BYTES:
+        return memoryview(bytearray(records))
+    copied = mmap.mmap(-1, len(records), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE)
+    copied[:] = records
+    return memoryview(copied)
 
 
 def record_offsets(records: memoryview) -> Iterator[int]:

@@ -16,6 +16,7 @@ from pcapsvc.capture.packet_memory import (
     PacketMemory,
     Piece,
     Position,
+    copy_records,
     packet_header,
     record_offsets,
     time_stamp,
@@ -78,14 +79,11 @@ def take_newest(
     for piece in reversed(pieces):
         if not is_wanted():
             raise NotWanted
-        copied = memory.copy(piece)
-        if copied is None:
+        found = _take(memory, piece, sieve)
+        if found is None:
             taken.is_overtaken = True
             break
-        packets, records = piece.packets, memoryview(copied)
-        if sieve is not None:
-            packets, sifted = sieve.sift(records)
-            records = memoryview(bytearray(sifted))
+        packets, records = found
         room = max_packets - taken.packets, max_bytes - taken.size
         if packets and (packets > room[0] or len(records) > room[1]):
             packets, records, taken.reason = _newest(records, packets, *room)
@@ -99,6 +97,34 @@ def take_newest(
     if taken.parts:
         taken.first = time_stamp(taken.parts[0][1], 0)
     return taken
+
+
+def _take(memory: PacketMemory, piece: Piece, sieve: ISieve | None) -> tuple[int, memoryview] | None:
+    """
+    Those packets of a piece that are wanted, and how many there are.
+
+    @return: L{None} if they are not kept any more.
+    """
+    if sieve is None:
+        copied = memory.copy(piece)
+        return None if copied is None else (piece.packets, copied)
+    sifted = _sift(memory, piece, sieve)
+    return None if sifted is None else (sifted[0], copy_records(sifted[1]))
+
+
+def _sift(memory: PacketMemory, piece: Piece, sieve: ISieve) -> tuple[int, memoryview] | None:
+    """The same, until the sieve is used again."""
+    records = memory.records(piece)
+    if records is None:
+        return None
+    try:
+        sifted = sieve.sift(records)
+    except OSError:
+        # They may have been overwritten in the meantime.
+        if memory.has(piece):
+            raise
+        return None
+    return sifted if memory.has(piece) else None
 
 
 def _newest(
@@ -234,14 +260,18 @@ class PastReader:
                 return False
             self._overtaken += piece.start.number - self._position.number
             self._position = piece.end
-            copied = self._memory.copy(piece)
-            if copied is None:
+            found = self._loaded(piece)
+            if found is None:
                 self._overtaken += piece.packets
             else:
-                self._packets, self._records = piece.packets, memoryview(copied)
-                if self._sieve is not None:
-                    self._packets, self._records = self._sieve.sift(self._records)
+                self._packets, self._records = found
         return True
+
+    def _loaded(self, piece: Piece) -> tuple[int, memoryview] | None:
+        if self._sieve is not None:
+            return _sift(self._memory, piece, self._sieve)
+        copied = self._memory.copy(piece)
+        return None if copied is None else (piece.packets, copied)
 
     def _read(self, count: int, sink: PacketSink) -> int:
         """Read some of the packets that are waiting."""

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import select
+from collections.abc import Callable
 from io import BytesIO
 from typing import Any
+
+from zope.interface import implementer
 
 from pcapsvc.capture.buffer import RecordingBuffer
 from pcapsvc.capture.packet_memory import Piece, Position
@@ -222,6 +225,32 @@ class PastReaderTests(PastCase):
         self.assertRaises(ValueError, reader.read, 1, lambda *_: None)
 
 
+@implementer(ISieve)
+class _Late:
+    """
+    Lets all packets pass. When it is asked for the third time, something happens.
+
+    @param error: what is raised then.
+    """
+
+    def __init__(self, error: OSError | None, happens: Callable[[], object]) -> None:
+        self._error = error
+        self._happens = happens
+        self._sifted = 0
+
+    def sift(self, records: memoryview) -> tuple[int, memoryview]:
+        """See L{ISieve.sift}."""
+        self._sifted += 1
+        if self._sifted == 3:
+            self._happens()
+            if self._error is not None:
+                raise self._error
+        return len(numbers_in(records)), records
+
+    def close(self) -> None:
+        """See L{ISieve.close}."""
+
+
 class TakeTests(PastCase):
     """The past itself."""
 
@@ -318,7 +347,7 @@ class TakeTests(PastCase):
         pieces = self.memory.pieces(self.since(0), self.memory.end)
         copy = self.memory.copy
 
-        def copy_late(piece: Piece) -> bytearray | None:
+        def copy_late(piece: Piece) -> memoryview | None:
             if piece.start.number == 35:
                 self.record(80, at=5)
             return copy(piece)
@@ -327,6 +356,17 @@ class TakeTests(PastCase):
         taken = take_newest(self.memory, pieces, None, max_packets=EVERYTHING, max_bytes=EVERYTHING)
         self.assertEqual(self.numbers(taken), list(range(70, 140)))
         self.assertTrue(taken.is_overtaken)
+
+    def test_overwritten_while_sifted(self) -> None:
+        """What is overwritten while it is sifted is left out, whether or not it still looks like packets."""
+        for error in (None, OSError("that isn't a packet")):
+            self.make(slots=4, slot_bytes=PAGE)
+            for second in range(4):
+                self.record(35, at=second)
+            taken = self.take(_Late(error, lambda: self.record(80, at=5)))
+            self.assertEqual((self.numbers(taken), taken.is_overtaken), (list(range(70, 140)), True))
+        # If it was not overwritten, that is another error.
+        self.assertRaises(OSError, self.take, _Late(OSError("it can't be read"), lambda: None))
 
     def test_not_wanted(self) -> None:
         """Once nobody waits for the packets, no more of them are copied, or written."""
