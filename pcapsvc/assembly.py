@@ -85,6 +85,7 @@ def build_capturer(
         reactor,
         packets,
         run_in_thread=threads.run,
+        close_descriptor=threads.close_descriptor,
         hook=hook,
         histories=remembered,
         wall_clock=context.wall_clock,

@@ -28,6 +28,8 @@ _MOST_AHEAD_BYTES = 2 << 20
 _TIMES_LIKELY = 2
 # How many packets one call of libpcap may read if they may turn out to be larger than that.
 _MOST_LIKELY_PACKETS = 4096
+# To free a file of this size takes a quarter of a millisecond; one of 200 MB, 40.
+_LARGE_BYTES = 1 << 20
 # linux/falloc.h
 _FALLOC_FL_KEEP_SIZE = 1
 _FALLOC_FL_PUNCH_HOLE = 2
@@ -68,9 +70,11 @@ class MemoryFile:
     @ivar path: opens it again, with an independent offset, if proc(5) is mounted.
     @ivar file: the path, or else the descriptor.
     @ivar descriptor: its offset is at the end.
+    @ivar close_descriptor: closes a descriptor. To free much memory takes a while.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, close_descriptor: Callable[[int], object] = os.close) -> None:
+        self.close_descriptor = close_descriptor
         self.descriptor = os.memfd_create(name, os.MFD_CLOEXEC)
         self._reserved = 0
         # Where it begins, and how much was freed before.
@@ -154,7 +158,8 @@ class MemoryFile:
     def close(self) -> None:
         """Free the memory. Readers that are open stay readable. A second call does nothing."""
         if self.descriptor >= 0:
-            os.close(self.descriptor)
+            close = os.close if self.held_bytes < _LARGE_BYTES else self.close_descriptor
+            close(self.descriptor)
             self.descriptor = -1
 
 
@@ -218,6 +223,7 @@ class RecordingBuffer:
     @param snap_length: how much of each packet is captured, in bytes.
     @param observer: sees each packet; what it raises is raised by L{read}.
     @param most_ahead_bytes: how much memory is reserved, at most, for the packets of one call of libpcap.
+    @param close_descriptor: as in L{MemoryFile}.
 
     @ivar packets: how many were read into the file.
     @ivar size: the size of the file with them, in bytes.
@@ -236,6 +242,7 @@ class RecordingBuffer:
         before_read: Callable[[], None] = lambda: None,
         observer: Observer | None = None,
         most_ahead_bytes: int = _MOST_AHEAD_BYTES,
+        close_descriptor: Callable[[int], object] = os.close,
     ) -> None:
         self._handle = handle
         self._before_read = before_read
@@ -244,9 +251,10 @@ class RecordingBuffer:
         self._ahead, self._most_ahead = _FIRST_AHEAD_BYTES, most_ahead_bytes
         self._observer = observer
         self._is_finished = False
+        self._close_descriptor = close_descriptor
         self.packets = 0
         self.size = FILE_HEADER_BYTES
-        self._file = MemoryFile(name)
+        self._file = MemoryFile(name, close_descriptor)
         try:
             self._dumper: IPacketDumper | None = open_dumper(
                 self._file.descriptor if is_recorded else self._file.file

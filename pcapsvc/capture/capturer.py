@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import secrets
 import sys
 from collections.abc import Callable
@@ -44,6 +45,7 @@ class Capturer:
     Prepares captures on a packet system.
 
     @param run_in_thread: for what takes long.
+    @param close_descriptor: closes a descriptor. To free a file of 200 MB takes 40 ms.
     @param hook: makes what happens before each read of a capture's handle, by the interface's name; called
         before the handle is opened. L{None} is nothing.
     @param histories: remember the recent past; L{None} if nothing does.
@@ -58,6 +60,7 @@ class Capturer:
         system: IPacketSystem,
         *,
         run_in_thread: RunInThread,
+        close_descriptor: Callable[[int], object] = os.close,
         hook: Callable[[str], IReadHook] | None = None,
         histories: Histories | None = None,
         wall_clock: Callable[[], float],
@@ -68,6 +71,7 @@ class Capturer:
         self._reactor = reactor
         self._system = system
         self._run_in_thread = run_in_thread
+        self._close_descriptor = close_descriptor
         self._hook = hook
         self._histories = histories
         self._wall_clock = wall_clock
@@ -263,6 +267,7 @@ class Capturer:
             before_read=before_read or (lambda: None),
             snap_length=plan.snap_length,
             observer=packet_log,
+            close_descriptor=self._close_descriptor,
         )
         return capture_id, buffer, packet_log
 

@@ -209,7 +209,14 @@ class RollingBuffer(RecordingBuffer):
         """What is kept by now: see L{ICapture.snapshot<pcapsvc.interfaces.capture.ICapture.snapshot>}."""
         cut = self._cut()
         starts = [cut.start, *(each.start for each in self._segments if each.start > cut.start)]
-        return Snapshot(self._file.duplicate(), self._header, lambda: self._front, starts, end=self.size)
+        return Snapshot(
+            self._file.duplicate(),
+            self._header,
+            lambda: self._front,
+            starts,
+            end=self.size,
+            close_descriptor=self._close_descriptor,
+        )
 
 
 @implementer(ISnapshot)
@@ -222,12 +229,21 @@ class Snapshot:
     @param front: says what may have been freed in the meantime: what precedes this in the file.
     @param starts: where some packets begin in the file, and first of all, the first one.
     @param end: one beyond the last byte.
+    @param close_descriptor: closes the descriptor of a copy: to free much memory takes a while.
     """
 
     def __init__(
-        self, descriptor: int, header: bytes, front: Callable[[], int], starts: list[int], *, end: int
+        self,
+        descriptor: int,
+        header: bytes,
+        front: Callable[[], int],
+        starts: list[int],
+        *,
+        end: int,
+        close_descriptor: Callable[[int], object] = os.close,
     ) -> None:
         self._descriptor = descriptor
+        self._close_descriptor = close_descriptor
         self._header = header
         self._front = front
         self._starts, self._end = starts, end
@@ -252,6 +268,8 @@ class Snapshot:
         except BaseException:
             file.close()
             raise
+        # Whoever fetched it frees it on the reactor.
+        file.close_descriptor = self._close_descriptor
         return file
 
     def _pieces(self) -> Iterator[tuple[int, int]]:

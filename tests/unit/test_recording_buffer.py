@@ -35,6 +35,22 @@ def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
+class MemoryFileTests(unittest.SynchronousTestCase):
+    """The file itself."""
+
+    def test_close(self) -> None:
+        """A large one is freed by whoever has time for that; a small one at once."""
+        for size, expected in ((1000, 0), (4 << 20, 1)):
+            closed: list[int] = []
+            file = MemoryFile("test", closed.append)
+            os.write(file.descriptor, bytes(size))
+            file.close()
+            file.close()
+            self.assertEqual(len(closed), expected)
+            for descriptor in closed:
+                os.close(descriptor)
+
+
 class _Forgetful(MemoryDumper):
     """A dumper that can't write what it buffers, in silence: memory is full."""
 
