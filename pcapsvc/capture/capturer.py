@@ -222,7 +222,7 @@ class Capturer:
             if not wanted.called:
                 wanted.callback(result)
 
-        self._run_in_thread(work, lambda: not wanted.called).addBoth(done)
+        self._run_in_thread(partial(work, lambda: not wanted.called)).addBoth(done)
         return wanted
 
     def keep_up(self) -> None:
