@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IDelayedCall, IReadDescriptor
@@ -13,11 +12,11 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from pcapsvc.capture.history_health import HistoryHealth
+from pcapsvc.capture.history_health import HistoryHealth, problem_of
 from pcapsvc.capture.packet_memory import PacketMemory
 from pcapsvc.capture.past import PastReader, Taken
 from pcapsvc.capture.port import ICaptureReactor
-from pcapsvc.core.errors import CaptureUnavailable, PcapsvcError
+from pcapsvc.core.errors import CaptureUnavailable
 from pcapsvc.core.filter import everything
 from pcapsvc.core.history import (
     HistoryBounds,
@@ -207,14 +206,10 @@ class HistoryRecorder:
         self._opening = None
         if failure.check(CancelledError) or not self._is_running:  # type: ignore[no-untyped-call]
             return
-        error: Any = failure.value
-        if isinstance(error, CaptureUnavailable):
-            self._health.fails(error.reason)
-        elif isinstance(error, PcapsvcError | OSError):
-            self._health.fails(str(error))
-        else:
+        problem = problem_of(failure.value)
+        if problem is None:
             self._log.failure("the history of {interface} failed", failure, interface=self.interface)
-            self._health.fails("internal error")
+        self._health.fails(problem or "internal error")
         self._later(_RETRY_SECONDS, self._open)
 
     def _close(self, reason: str) -> None:

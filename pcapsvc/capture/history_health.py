@@ -8,10 +8,22 @@ from itertools import pairwise
 
 from twisted.logger import Logger
 
+from pcapsvc.core.errors import CaptureUnavailable, PcapsvcError
+from pcapsvc.core.filter import FilterRejected
 from pcapsvc.core.history import Outage, Reach
 
 # How many outages are remembered. If there are more, some are joined.
 _MOST_OUTAGES = 256
+
+
+def problem_of(error: BaseException | None) -> str | None:
+    """Why an interface can't be recorded; L{None} if that is an internal error."""
+    if isinstance(error, CaptureUnavailable):
+        return error.reason
+    if isinstance(error, FilterRejected):
+        # It is not the filter of a request.
+        return "; ".join(str(replace(problem, path="historyfilter")) for problem in error.problems)
+    return str(error) if isinstance(error, PcapsvcError | OSError) else None
 
 
 class HistoryHealth:

@@ -6,13 +6,14 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.testing import MemoryReactorClock
 from twisted.trial import unittest
 
 from pcapsvc.capture.histories import Histories
 from pcapsvc.capture.history import HistoryRecorder
 from pcapsvc.core.errors import CaptureUnavailable
+from pcapsvc.core.filter import FilterRejected
 from pcapsvc.core.history import HistoryBounds, MissingReason, look_back
 from pcapsvc.interfaces.capture import IPacketHandle
 from pcapsvc.testing_packets import MemoryInterface, MemoryPacketSystem
@@ -163,6 +164,12 @@ class HistoryRecorderTests(RecorderCase):
                 "the history of mem0 is being recorded again",
             ],
         )
+
+    def test_filter_rejected(self) -> None:
+        """That its filter can't be used is reported by the name that the filter has in the configuration."""
+        self.system.opening = lambda: fail(FilterRejected("udp and (", "syntax error"))
+        self.recorder.start()
+        self.assertEqual(self.recorder.state().problem, "historyfilter = 'udp and (': syntax error")
 
     def test_stopped_while_it_is_opened(self) -> None:
         """Nothing is left if it is stopped then."""
