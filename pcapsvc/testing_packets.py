@@ -270,6 +270,8 @@ class MemoryHandle:
     @ivar promiscuous: whether the interface receives what is addressed to others, because of it.
     """
 
+    is_behind = False
+
     def __init__(
         self, name: str, interface: MemoryInterface, snap_length: int, program: MemoryProgram
     ) -> None:

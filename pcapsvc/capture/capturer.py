@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 # holds what arrives in 0.3 s at 100,000 packets of 128 bytes a second.
 _KEEP_UP_SECONDS = 0.01
 
+# How long a capture waits for the recording of what had arrived before it, in seconds, if that is much.
+_RING_SECONDS = 0.5
+
 # Errors that mean that something is used up (errno(3)).
 _NO_ROOM = frozenset({errno.ENOMEM, errno.ENOBUFS, errno.ENOSPC, errno.EMFILE, errno.ENFILE, errno.EAGAIN})
 
@@ -184,16 +187,23 @@ class Capturer:
         while True:
             link_type = recorder.link_type
             sieve = None if link_type is None else await self._sieve(plan, recorder, link_type)
-            recorder.pull()
-            if recorder.link_type == link_type:
-                break
+            try:
+                await self._read_all(recorder)
+                if recorder.link_type == link_type:
+                    return recorder.attach(sieve, plan.snap_length, plan.bpf)
+            except BaseException:
+                _close(sieve)
+                raise
             # Under its name, there is another kind of interface by now.
             _close(sieve)
-        try:
-            return recorder.attach(sieve, plan.snap_length, plan.bpf)
-        except BaseException:
-            _close(sieve)
-            raise
+
+    async def _read_all(self, recorder: HistoryRecorder) -> None:
+        """Have everything recorded that has arrived; other work gets its turn in between."""
+        until = self._reactor.seconds() + _RING_SECONDS
+        recorder.pull()
+        while recorder.is_behind and self._reactor.seconds() < until:
+            await deferLater(self._reactor, 0)
+            recorder.pull()
 
     async def _sieve(self, plan: CapturePlan, recorder: HistoryRecorder, link_type: int) -> ISieve | None:
         """What lets the packets pass that a capture is to have; L{None} if it is to have all of them."""

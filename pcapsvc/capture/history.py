@@ -390,6 +390,11 @@ class HistoryRecorder:
         return self._handle.index if self._handle is not None and self._is_read else None
 
     @property
+    def is_behind(self) -> bool:
+        """Whether more may have arrived than the last L{pull} has read."""
+        return self._is_behind and self._handle is not None
+
+    @property
     def dropped(self) -> int:
         """How many packets the kernel has dropped since the daemon's start."""
         return self._dropped_earlier + self._dropped_now
@@ -444,6 +449,7 @@ class HistoryRecorder:
             program=replace(everything(snap_length), bpf=bpf),
             sieve=sieve,
             pull=self.pull,
+            is_behind=lambda: self._is_behind,
             dropped=lambda: self.dropped,
             detach=self._readers.remove,
         )

@@ -169,6 +169,7 @@ class PastReader:
     @param position: where.
     @param sieve: which packets are wanted; L{None} is all. It is owned from here on.
     @param pull: has the recorder read what has arrived.
+    @param is_behind: whether there may be more than the recorder has read.
     @param dropped: how many packets the kernel has dropped so far, for the recorder.
     @param detach: called when this is closed.
     """
@@ -183,6 +184,7 @@ class PastReader:
         program: Program,
         sieve: ISieve | None,
         pull: Callable[[], object],
+        is_behind: Callable[[], bool] = lambda: False,
         dropped: Callable[[], int],
         detach: Callable[[PastReader], object],
     ) -> None:
@@ -195,6 +197,7 @@ class PastReader:
         self._position = position
         self._sieve = sieve
         self._pull = pull
+        self._is_behind = is_behind
         self._dropped = dropped
         self._dropped_before = dropped()
         self._detach = detach
@@ -210,6 +213,11 @@ class PastReader:
     def fileno(self) -> int:
         """The descriptor that is readable when there are packets: see L{IPacketReader.fileno}."""
         return self._event
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether there may be more: see L{IPacketReader.is_behind}."""
+        return self._gone is None and self._is_behind()
 
     def notify(self) -> None:
         """There are more packets."""

@@ -287,6 +287,8 @@ class CapturePort:
                     self.end(reason)
                 elif is_all:
                     return False
+                elif self._handle.is_behind:
+                    break
                 packets -= count
         except CaptureUnavailable as error:
             self._log.info("{capture_id}: {reason}", capture_id=self.capture_id, reason=error.reason)
@@ -304,8 +306,11 @@ class CapturePort:
         finally:
             # Even if the interface goes away during the batch: what is left in the ring is still read.
             count = self._buffer.packets - before
-            reason = self._session.recorded(count, self._buffer.size, self._reactor.seconds())
-        return count, count < batch.packets, reason
+            is_behind = self._handle.is_behind
+            reason = self._session.recorded(
+                count, self._buffer.size, self._reactor.seconds(), is_behind=is_behind
+            )
+        return count, count < batch.packets and not is_behind, reason
 
     def _fail(self, error: Exception) -> None:
         if (ended := self._stop_reading()) is not None:

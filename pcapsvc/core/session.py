@@ -223,12 +223,13 @@ class CaptureSession:
         self._counting = size >= self._limits.max_bytes and not self._limits.is_rolling
         return self.recorded(packets, size, now)
 
-    def recorded(self, packets: int, size: int, now: float) -> StopReason | None:
+    def recorded(self, packets: int, size: int, now: float, *, is_behind: bool = False) -> StopReason | None:
         """
         Take note of a batch that was read.
 
         @param packets: the number of packets in it.
         @param size: the file's size after it, in bytes; including what a rolling capture has released.
+        @param is_behind: whether there may be more that has arrived, though the batch was not used up.
 
         @return: why the capture is over, or L{None} if it continues.
         """
@@ -241,7 +242,7 @@ class CaptureSession:
         late = None if batch is None else batch.late
         if packets:
             self._last_packet = now if late is None else late.last_packet
-        if batch is None or packets < batch.packets:
+        if batch is None or (packets < batch.packets and not is_behind):
             self._complete_until, self._offset = now, self._batch_offset
         elif late is not None:
             self._complete_until = max(self._complete_until, late.arrived)

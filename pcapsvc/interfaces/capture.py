@@ -65,6 +65,9 @@ class IPacketReader(Interface):
     link_type: int = Attribute("The link-layer type, as libpcap numbers it (DLT_).")
     program: Program = Attribute("The filter that it was opened with, compiled.")
     ring: Ring = Attribute("Where packets are until they are read.")
+    is_behind: bool = Attribute(
+        "Whether there may be more packets, though the last read found fewer than were wanted."
+    )
 
     def fileno() -> int:
         """The descriptor that is readable when there are packets."""

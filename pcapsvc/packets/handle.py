@@ -217,6 +217,8 @@ class PcapyHandle:
     @ivar snap_length: how much it keeps of each packet, in bytes.
     """
 
+    is_behind = False
+
     def __init__(
         self,
         reader: Any,

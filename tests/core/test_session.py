@@ -127,6 +127,10 @@ class LateTests(unittest.SynchronousTestCase):
         followed = session(packets=100_000, size=10**9, duration=2, idle=10)
         self.late(followed, 1003, 1001)
         self.assertTrue(followed.is_behind())
+        followed.next_batch(1003.05, EPOCH + 3.05)
+        # What reads it says that this was not all.
+        self.assertIsNone(followed.recorded(0, 21_000, 1003.05, is_behind=True))
+        self.assertTrue(followed.is_behind())
         followed.next_batch(1003.1, EPOCH + 3.1)
         self.assertIsNone(followed.recorded(0, 21_000, 1003.1))
         self.assertFalse(followed.is_behind())

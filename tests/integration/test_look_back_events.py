@@ -203,3 +203,36 @@ class StopTests(LookBackCase):
             size, rest = divmod(path.stat().st_size - 24, 16 + 128)
             self.assertEqual(rest, 0)
             self.assertIn(size, (kept, len(range(0, kept, 3))))
+
+
+class LateTests(LookBackCase):
+    """The daemon has no processor for a while, and packets wait in the ring."""
+
+    def test_late(self) -> None:
+        """What arrived before a request, or within a limit of time, is in the file, however late."""
+        count = 250_000
+        daemon = self.start(
+            f"history = 600\nhistorysize = {256 << 20}\nhistorysnap = 128",
+            more=f"[capture]\nbuffersize = {256 << 20}\nreadtimeout = 40\n",
+            general=f"maxpackets = 100000000\nmaxbytes = {256 << 20}\nmaxmemory = {4 << 30}",
+        )
+        # So few that what is read at once has hardly any.
+        bpf = "udp[12:4] % 5000 = 7"
+        live = [self.capture(daemon, duration=4, bpf=each) for each in ("", bpf)]
+        daemon.signal(signal.SIGSTOP)
+        answers: list[str] = []
+        try:
+            self.assertEqual(generate(self.wire, count, rate=None), count)
+            asking = threading.Thread(target=lambda: answers.append(self.past(daemon)))
+            asking.start()
+            # Until the captures' time is over. What comes then is too late for all of them.
+            time.sleep(5)
+            self.send(*range(count, count + 10))
+        finally:
+            daemon.signal(signal.SIGCONT)
+        asking.join()
+        self.assertEqual(self.history(daemon)["dropped"], 0)
+        for capture, expected in ((live[0], range(count)), (live[1], range(7, count, 5000))):
+            self.assertEqual(daemon.done(capture)["reason"], "duration")
+            self.assertEqual(self.numbers(daemon.file_of(capture)), list(expected))
+        self.assertEqual(self.numbers(daemon.file_of(answers[0])), list(range(count + 10)))

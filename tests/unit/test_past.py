@@ -34,6 +34,7 @@ class PastCase(MemoryCase):
         self.pulled = self.dropped = 0
         self.detached: list[PastReader] = []
         self.to_pull = 0
+        self.behind = False
 
     def odd(self, snap_length: int = SNAP) -> MemorySieve:
         """Lets packets pass whose number is odd."""
@@ -56,6 +57,7 @@ class PastCase(MemoryCase):
             program=everything(SNAP),
             sieve=sieve,
             pull=self.pull,
+            is_behind=lambda: self.behind,
             dropped=lambda: self.dropped,
             detach=self.detached.append,
         )
@@ -110,6 +112,15 @@ class PastReaderTests(PastCase):
         self.to_pull = 2
         self.assertEqual(self.read_each(reader), [0, 1])
         self.assertEqual(self.read_each(reader), [])
+
+    def test_behind(self) -> None:
+        """As long as the recorder has not read all of an interface, there may be more, unless that is gone."""
+        reader = self.reader()
+        self.assertFalse(reader.is_behind)
+        self.behind = True
+        self.assertTrue(reader.is_behind)
+        reader.lose("the interface is gone")
+        self.assertFalse(reader.is_behind)
 
     def test_endless(self) -> None:
         """What arrives while it is read waits for the next time: a read ends, however much that is."""
