@@ -114,7 +114,7 @@ class PastReaderTests(PastCase):
         self.assertEqual(self.read_each(reader), [])
 
     def test_behind(self) -> None:
-        """As long as the recorder has not read all of an interface, there may be more, unless that is gone."""
+        """There may be more until the recorder has read everything, or the interface is gone."""
         reader = self.reader()
         self.assertFalse(reader.is_behind)
         self.behind = True
