@@ -131,8 +131,7 @@ class Fetcher:
         if api is None:
             raise ClientError(f"the API of {node} is unknown: neither its events nor --api say where it is")
         try:
-            # Until the capture is encoded, what there is would be the answer otherwise.
-            body = api.open("GET", capture_path(capture_id, "/pcap"), query={"follow": "1"})
+            body = api.open("GET", capture_path(capture_id, "/pcap"))
         except ApiProblem as problem:
             raise ClientError(str(problem)) from None
         try:

@@ -91,6 +91,8 @@ def capture(options: Namespace) -> ExitStatus:
         raise UsageProblem("--merge has no effect without -w")
     if options.write == "-" and options.json:
         raise UsageProblem("--json and -w - would both write to standard output")
+    if options.write == "-" and not options.merge and fields.get("rolling"):
+        raise UsageProblem("a rolling capture can't be shown live: it keeps its newest packets only")
     if options.write == "-" and not options.merge and not _is_one(fields, via):
         raise UsageProblem("-w - shows one capture: name one node and one interface, or use --merge")
     waits = (options.wait, options.json, options.write, options.expect, options.deadline)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import socket
 import threading
@@ -219,7 +220,8 @@ class FleetTests(SynchronousTestCase):
         busy.capture(interface=[self.wire.interface], duration=60)
         killed = self.daemon("web-3")
         running = Running(*self.options("--all", "--duration", "5", "--wait", "udp"))
-        killed.logged("capturing on")
+        while not re.search(r"web-3:\S+ \S+ capturing", running.first_line()):
+            pass
         killed.signal(signal.SIGKILL)
         ended = running.end()
         self.assertEqual(ended.status, 1, ended)

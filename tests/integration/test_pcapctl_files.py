@@ -168,5 +168,12 @@ class LiveTests(FilesTestCase):
 
     def test_usage(self) -> None:
         """Only one capture can be shown live."""
-        for words in (["-w", "-"], ["-w", "-", "--json"], ["--merge"]):
-            self.assertEqual(pcapctl(*self.options(*words)).status, 2, words)
+        for nodes, words in (
+            (2, ["-w", "-"]),
+            (1, ["-w", "-", "-i", "lo"]),
+            (1, ["-w", "-", "--json"]),
+            (1, ["-w", "-", "--rolling"]),
+            (1, ["--merge"]),
+        ):
+            ended = pcapctl(*self.options(*words, nodes=nodes))
+            self.assertEqual((ended.status, ended.lines), (2, []), words)

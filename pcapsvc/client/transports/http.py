@@ -73,8 +73,9 @@ class HttpEvents:
             elif name == b"id":
                 event_id = value.decode("ascii", "replace")
             elif not line and data:
-                yield data
+                # Before it is passed on: who closes the stream meanwhile has this one.
                 self._transport.seen(event_id)
+                yield data
                 data = b""
 
     def _line(self) -> bytes:

@@ -27,19 +27,21 @@ class KafkaTransport:
         self._address = address
         self._credentials = credentials
         # The library logs each problem; we report them ourselves.
-        logging.getLogger("kafka").setLevel(logging.CRITICAL + 1)
+        self._refusals = _Refusals()
+        log = logging.getLogger("kafka")
+        log.addHandler(self._refusals)
+        log.propagate = False
 
     def send(self, body: bytes) -> int | None:
         """Send a message, and wait until the brokers have it."""
         from kafka import KafkaProducer
 
-        with _problems(self._address):
+        with _problems(self._address, self._refusals):
             producer = KafkaProducer(
                 **self._configuration(),
                 acks="all",
                 # Needs a permission of its own with brokers before 3.0.
                 enable_idempotence=False,
-                allow_auto_create_topics=False,
                 max_block_ms=_REQUEST_MS,
                 delivery_timeout_ms=_DELIVERY_MS,
             )
@@ -54,13 +56,12 @@ class KafkaTransport:
         from kafka import KafkaConsumer, TopicPartition
 
         topic = self._address.topic
-        with _problems(self._address):
+        with _problems(self._address, self._refusals):
             consumer = KafkaConsumer(
                 **self._configuration(),
                 group_id=None,
                 enable_auto_commit=False,
                 auto_offset_reset="latest",
-                allow_auto_create_topics=False,
                 fetch_max_wait_ms=100,
             )
             try:
@@ -78,7 +79,7 @@ class KafkaTransport:
             except BaseException:
                 consumer.close()
                 raise
-        return KafkaEvents(self._address, consumer)
+        return KafkaEvents(self._address, consumer, self._refusals)
 
     def _configuration(self) -> dict[str, Any]:
         address, credentials = self._address, self._credentials
@@ -88,6 +89,7 @@ class KafkaTransport:
         configuration: dict[str, Any] = {
             "bootstrap_servers": list(address.servers),
             "client_id": "pcapctl",
+            "kafka_client": _client,
             "metrics_enabled": False,
             "security_protocol": protocol,
             "bootstrap_timeout_ms": _BOOTSTRAP_MS,
@@ -107,15 +109,16 @@ class KafkaTransport:
 class KafkaEvents:
     """The records of a topic. See L{pcapsvc.client.transport.IEventStream}."""
 
-    def __init__(self, address: KafkaAddress, consumer: Any) -> None:
+    def __init__(self, address: KafkaAddress, consumer: Any, refusals: _Refusals) -> None:
         self._address = address
+        self._refusals = refusals
         self._consumer = consumer
         self._closed = threading.Event()
 
     def __iter__(self) -> Iterator[bytes]:
         try:
             while not self._closed.is_set():
-                with _problems(self._address):
+                with _problems(self._address, self._refusals):
                     found = self._consumer.poll(timeout_ms=_POLL_MS)
                 for records in found.values():
                     yield from (record.value for record in records if record.value)
@@ -130,14 +133,41 @@ class KafkaEvents:
         self._closed.set()
 
 
+def _client(**configuration: Any) -> Any:
+    """The library's own client. Its setting that brokers are not to create topics has no effect otherwise."""
+    from kafka.net.compat import KafkaNetClient
+
+    client = KafkaNetClient(**configuration)
+    client.cluster.config["allow_auto_create_topics"] = False
+    return client
+
+
+class _Refusals(logging.Handler):
+    """
+    Notices that a login is refused. The library only logs that, and tries again until it gives up.
+
+    @ivar is_refused: whether one was.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.is_refused = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Look at a message. It may repeat what was sent, and is not kept."""
+        self.is_refused = self.is_refused or "AuthenticationFailed" in record.getMessage()
+
+
 @contextlib.contextmanager
-def _problems(address: KafkaAddress) -> Iterator[None]:
+def _problems(address: KafkaAddress, refusals: _Refusals) -> Iterator[None]:
     """Turns what the library raises into L{NoAnswer}."""
     from kafka.errors import KafkaError
 
     try:
         yield
     except (KafkaError, OSError, ValueError) as problem:
+        if refusals.is_refused:
+            raise NoAnswer(f"{address}: authentication failed") from None
         # An authentication error may repeat what was sent.
         words = one_line(str(problem)) or type(problem).__name__
         raise NoAnswer(f"{address}: {words}") from None
