@@ -187,6 +187,25 @@ class CaptureTests(PageTestCase):
         expect(row.locator(".past .warn")).to_have_text(re.compile(r"^Missing: \d+ s \(not yet recorded\)$"))
         self.assertEqual(self.downloaded(page, row), 20)
 
+    def test_past_of_interface_that_is_down(self) -> None:
+        """The past of an interface that is down can be had; an interface without one can't be chosen."""
+        wire, other = self.wire(), self.wire()
+        daemon = self.daemon(f"[[interface]]\nname = {json.dumps(wire.interface)}\nhistory = 600\n")
+        self.recorded(daemon, wire, 20)
+        for each in (wire, other):
+            each.down()
+        daemon.until(
+            lambda: self.up_of(daemon) & {wire.interface, other.interface} == set() or None, "both down"
+        )
+        page = self.visit(daemon).page
+        page.get_by_role("button", name="New capture").click()
+        expect(page.get_by_role("checkbox", name=other.interface, exact=False)).to_be_disabled()
+        page.get_by_role("checkbox", name=wire.interface, exact=False).check()
+        page.get_by_label("Seconds before").fill("500")
+        page.get_by_label("Past only").check()
+        page.get_by_role("button", name="Start capture").click()
+        expect(page.locator("#recent tr").first.locator(".past")).to_contain_text("20 packets since")
+
     def test_rolling(self) -> None:
         """
         The form asks for a rolling capture, which has no limit of packets and no idle time. What it holds,
@@ -219,6 +238,10 @@ class CaptureTests(PageTestCase):
             re.compile(r"^Rolling: newest 10 of 25 packets, since \d\d:\d\d:\d\d$")
         )
         self.assertEqual(self.downloaded(page, row), 10)
+
+    def up_of(self, daemon: Daemon) -> set[str]:
+        """The interfaces that are up, as the daemon knows."""
+        return {one["name"] for one in daemon.request("GET", "/interfaces")[1]["interfaces"] if one["up"]}
 
     def recorded(self, daemon: Daemon, wire: Wire, packets: int) -> None:
         """Wait until packets are in the history of a wire."""

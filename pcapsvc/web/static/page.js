@@ -962,8 +962,10 @@ class StartDialog extends Dialog {
       : this._interfaces.map((one) => [one.name, [one]]);
     $("choices").replaceChildren(...list.map(([value, members]) => {
       const up = members.some((one) => one.up !== false);
-      const box = el("input", { type: "checkbox", name: "choice", value, disabled: !up });
-      box.checked = up && (chosen.has(value) || list.length === 1);
+      // Of an interface that is down, there may still be the past.
+      const usable = up || members.some((one) => one.history);
+      const box = el("input", { type: "checkbox", name: "choice", value, disabled: !usable });
+      box.checked = usable && (chosen.has(value) || list.length === 1);
       const notes = byAlias ? members.map((one) => one.name) : members[0].index === 0 ? ["all of them, in one file"] : [...(members[0].altnames ?? []), ...(members[0].addresses ?? [])];
       if (!up) notes.unshift("down");
       return el("label", { class: "choice", title: [value, ...notes].join(" · ") }, box,
