@@ -357,6 +357,8 @@ class _Stage:
             return self._writer
         if self._writer is not None:
             self._writer.close()
+            # If there is no memory for the next one, this one must not be used again.
+            self._writer = None
         # There is room for the header of the file, which is written first. stdio doesn't use a small buffer.
         self._output = mmap(-1, max(size + _FILE_HEADER.size, PAGESIZE))
         self._writer = self._functions.open_writer(
