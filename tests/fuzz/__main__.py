@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 # A process that exceeds its time by this much is stuck.
@@ -43,8 +44,10 @@ def main() -> int:
     if given.inputs:
         _run(names, given.inputs)
         return 0
-    # All are run, whatever is found.
-    found = [name for name in names if not _fuzz_apart(name, given.seconds)]
+    # All are run, whatever is found, one on each processor.
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        finished = list(threads.map(lambda name: _fuzz_apart(name, given.seconds), names))
+    found = [name for name, is_fine in zip(names, finished, strict=True) if not is_fine]
     print(f"fuzz: {', '.join(found)} failed" if found else "fuzz: nothing found")
     return 1 if found else 0
 
