@@ -78,6 +78,8 @@ class SQSServer:
         main, encoding = "org.elasticmq.server.Main", "-Dstdout.encoding=UTF-8"
         self._command = [*wrapper, *java_command(PROGRAM, main, f"-Dconfig.file={self._file}", encoding)]
         self._client: Any = None
+        self._durable = durable
+        self._queues: set[str] = set()
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
@@ -101,8 +103,14 @@ class SQSServer:
         self._process.end()
 
     def restart(self) -> None:
-        """Start it again, on the same port and with the data on disk."""
-        self._process.start(self._command, lambda: answers(self._port, self._host))
+        """
+        Start it again, on the same port and with the data on disk, and wait until it has its queues again: it
+        answers before.
+        """
+        self._process.start(self._command, lambda: answers(self._port, self._host) and self._has_its_queues())
+
+    def _has_its_queues(self) -> bool:
+        return not self._durable or self._queues <= set(self._client.list_queues().get("QueueUrls", ()))
 
     def freeze(self) -> None:
         """Freeze its process: connections stay open, and nothing answers."""
@@ -120,6 +128,7 @@ class SQSServer:
         @return: its URL.
         """
         url: str = self._client.create_queue(QueueName=name, Attributes=attributes)["QueueUrl"]
+        self._queues.add(url)
         return url
 
     def send(self, url: str, bodies: Sequence[str], **more: Any) -> list[str]:
@@ -182,6 +191,7 @@ class ForgetfulProxy:
 
     @ivar endpoint: its URL.
     @ivar forgotten: how many deletions it dropped.
+    @ivar is_cut: whether it closes connections, as if the server were gone.
     """
 
     def __init__(self, endpoint: str, every: int = 2) -> None:
@@ -193,6 +203,7 @@ class ForgetfulProxy:
         self._lock = threading.Lock()
         self._seen: set[str] = set()
         self.forgotten = 0
+        self.is_cut = False
         proxy = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -236,6 +247,8 @@ class ForgetfulProxy:
         self._http.server_close()
 
     def _answer(self, headers: dict[str, str], body: bytes) -> tuple[int, bytes]:
+        if self.is_cut:
+            raise ConnectionError("cut")
         target = next(value for name, value in headers.items() if name.lower() == "x-amz-target")
         if not target.endswith(".DeleteMessageBatch"):
             return self._pass_on(headers, body)

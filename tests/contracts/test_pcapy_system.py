@@ -67,13 +67,13 @@ class PcapySystemContract(PacketSystemContract):
         for service in (self.threads, self.compiler, self.system):
             service.startService()
 
-    def make(self, *, buffer_size_bytes: int) -> PcapySystem:
+    def make(self, *, buffer_size_bytes: int, read_timeout_ms: int = 10) -> PcapySystem:
         """A packet system of this kind."""
         return PcapySystem(
             compiler=self.compiler,
             run_in_thread=self.threads.run,
             buffer_size_bytes=buffer_size_bytes,
-            read_timeout_ms=10,
+            read_timeout_ms=read_timeout_ms,
             promiscuous=True,
             native=self.native,
         )
@@ -199,7 +199,8 @@ class PcapySystemContract(PacketSystemContract):
         The ring holds as many packets as the snap length allows for, whether there is a filter or not: 436 of
         512 bytes in a block of 256 KiB, where 239 of 1000 bytes would fit.
         """
-        system = self.make(buffer_size_bytes=1 << 20)
+        # No block is handed over before it is full, however slowly a busy machine fills it.
+        system = self.make(buffer_size_bytes=1 << 20, read_timeout_ms=1000)
         for bpf in ("", "udp", ""):
             handle = await system.open(self.interface, snap_length=512, bpf=bpf)
             self.addCleanup(handle.close)

@@ -317,10 +317,13 @@ class OutageTests(SQSTestCase):
         self.listen(url, sink, endpoint=proxy.endpoint, hidden_seconds=2)
         await self.until(lambda: len(sink.taken) > 100)
         await threads.deferToThread(self.server.kill)
+        # Until it has its queues again: it answers before.
+        proxy.is_cut = True
         taken = len(sink.taken)
         await self.logged("retrying")
         await task.deferLater(reactor, 1.0)
         await threads.deferToThread(self.server.restart)
+        proxy.is_cut = False
         await self.send(url, *(request(number, "node-1") for number in range(700, 1000)))
         await self.until(lambda: len(sink.taken) >= 1000)
         await self.emptied(url)

@@ -87,7 +87,8 @@ def _write(event: dict[str, Any]) -> None:
 
 def _traceback(error: Any) -> str:
     failure = error if isinstance(error, Failure) else Failure(error[1], error[0], error[2])
-    return failure.getTraceback()
+    # Hypothesis adds the example that fails as a note (PEP 678), which Twisted leaves out.
+    return "\n".join([failure.getTraceback(), *getattr(failure.value, "__notes__", ())])
 
 
 def tests_of(suite: unittest.TestSuite) -> Iterator[Any]:

@@ -176,7 +176,10 @@ class PoolTests(SynchronousTestCase):
         name = self.write(
             "test_outcomes",
             """
-            def test_error(self): raise ValueError("quite wrong")
+            def test_error(self):
+                error = ValueError("quite wrong")
+                error.add_note("with a note")
+                raise error
             def test_failure(self): self.assertEqual(1, 2)
             def test_pass(self): pass
             def test_skip(self): raise SkipTest("no such thing")
@@ -189,6 +192,7 @@ class PoolTests(SynchronousTestCase):
         details = "\n".join(tally.details())
         self.assertIn(f"FAILED {name}.Tests.test_error", details)
         self.assertIn("ValueError: quite wrong", details)
+        self.assertIn("with a note", details)
         self.assertIn("skipped 1: no such thing", details)
         self.assertIn(f"{name}: 2 passed, 2 failed, 1 skipped", self.lines[-1])
         self.assertEqual(list(tally.durations), [name])
