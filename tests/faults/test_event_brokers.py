@@ -29,7 +29,7 @@ CAPTURES = 1000
 QUEUE = 2000
 #: How often the progress of each capture is reported. Every second, brokers and readers would keep the
 #: machine busy with nothing else.
-PROGRESS_SECONDS = 3
+PROGRESS_SECONDS = 10
 #: How long a fault lasts before the captures end.
 FAULT_SECONDS = 6.0
 PATIENCE_SECONDS = 150.0
