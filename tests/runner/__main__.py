@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import os
 import shutil
+import signal
 import sys
 import time
 from pathlib import Path
@@ -53,6 +54,8 @@ def _arguments() -> argparse.Namespace:
 def main() -> int:
     """Run the tests. The exit status."""
     arguments = _arguments()
+    # A shell ignores it for what it runs in the background, and so would all programs that tests interrupt.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     started = time.monotonic()
     root = Path.cwd()
     directory = root / f"_trial_temp-{os.getpid()}"
