@@ -60,6 +60,9 @@ class EventTests(AllSourcesCase):
 class QuietTests(LookBackCase):
     """An interface on which hardly anything arrives, beside one that is busy."""
 
+    # It measures time, and sends more than a busy machine may have time for.
+    needs_machine_alone = True
+
     def test_quiet_beside_busy(self) -> None:
         """It is remembered for as long, and forgotten as soon."""
         busy = Wire()
@@ -84,14 +87,20 @@ class QuietTests(LookBackCase):
             for wire in (self.wire, busy)
         }
         answered = time.time()
-        for capture in captures.values():
-            self.assertEqual("past", daemon.done(capture)["reason"])
+        states = {wire: daemon.done(capture) for wire, capture in captures.items()}
+        for state in states.values():
+            self.assertEqual("past", state["reason"])
         quiet = read_packets(daemon.file_of(captures[self.wire]))
         numbers = [number_of(packet.data) for packet in quiet]
         self.assertEqual(numbers, list(range(numbers[0], 4 * seconds)))
         crowd = read_packets(daemon.file_of(captures[busy]))
         found = [number_of(packet.data) for packet in crowd]
-        self.assertEqual(found, list(range(found[0], found[0] + len(found))))
+        # On a busy machine, the kernel's ring may have been full; then it is reported.
+        missing = {each["reason"]: each["packets"] for each in states[busy]["history"]["missing"]}
+        gaps = [(one, next_one) for one, next_one in itertools.pairwise(found) if next_one != one + 1]
+        left_out = found[-1] - found[0] + 1 - len(found)
+        self.assertTrue(all(one < next_one for one, next_one in gaps), gaps[:10])
+        self.assertLessEqual(left_out, missing.get("drops") or 0, gaps[:10])
         for packets, pause in ((quiet, 0.5), (crowd, 0.1)):
             first = packets[0].seconds + packets[0].fraction / 1e6
             self.assertGreaterEqual(first, asked - seconds)
