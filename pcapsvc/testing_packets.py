@@ -21,9 +21,9 @@ from zope.interface import implementer
 
 from pcapsvc.core.errors import CaptureUnavailable
 from pcapsvc.core.filter import FilterRejected, Program
-from pcapsvc.core.link_type import file_link_type
 from pcapsvc.core.network_interface import NetworkInterface
 from pcapsvc.core.packet_header import PacketHeader
+from pcapsvc.core.pcap_file import file_header
 from pcapsvc.core.read_pace import Ring
 from pcapsvc.core.recording import PacketCounts
 from pcapsvc.interfaces.capture import (
@@ -377,8 +377,7 @@ class MemoryDumper:
     def __init__(self, file: BinaryIO, link_type: int, snap_length: int) -> None:
         self._file = file
         self._has_failed = False
-        # draft-ietf-opsawg-pcap, section 4.
-        file.write(struct.pack("=IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, snap_length, file_link_type(link_type)))
+        file.write(file_header(link_type, snap_length))
 
     def dump(self, header: Any, data: bytes) -> None:
         """Write one packet: see L{IPacketDumper.dump}."""

@@ -10,9 +10,14 @@ from io import BufferedReader
 from mmap import PAGESIZE
 from typing import Any, BinaryIO, Protocol
 
-from pcapsvc.capture.packet_memory import each_packet
+from pcapsvc.core.pcap_file import (
+    FILE_HEADER_BYTES,
+    LARGEST_SNAP_BYTES,
+    PACKET_HEADER_BYTES,
+    each_packet,
+)
 from pcapsvc.core.rolling import RollingPackets
-from pcapsvc.core.session import FILE_HEADER_BYTES, LARGEST_SNAP_BYTES, PACKET_HEADER_BYTES, Batch
+from pcapsvc.core.session import Batch
 from pcapsvc.interfaces.capture import IPacketDumper, IPacketReader
 from pcapsvc.positioned_reader import PositionedReader
 

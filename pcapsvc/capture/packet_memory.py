@@ -5,10 +5,10 @@ from __future__ import annotations
 import mmap
 import struct
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from pcapsvc.core.session import PACKET_HEADER_BYTES
+from pcapsvc.core.pcap_file import PACKET_HEADER_BYTES, count_packets, time_stamp
 from pcapsvc.interfaces.capture import IPacketHandle, IRecordWriter
 
 # In how many slots the memory is divided. A new packet overwrites the oldest slot.
@@ -36,8 +36,7 @@ _RETURN_BYTES = 16 << 20
 # From this size on, a copy has memory of its own, in bytes.
 _LARGE_BYTES = 64 << 10
 
-# draft-ietf-opsawg-pcap, section 5: seconds, microseconds, the bytes that are kept, and the length.
-_PACKET_HEADER = struct.Struct("=IIII")
+# The first fields of a packet's header: see L{packet_header<pcapsvc.core.pcap_file.packet_header>}.
 _TIME_AND_KEPT = struct.Struct("=III")
 
 
@@ -244,7 +243,7 @@ class PacketMemory:
             return
         if not packets:
             # The interface failed while it was being read.
-            packets = sum(1 for _ in record_offsets(self._view(self._slot, self._size, size)))
+            packets = count_packets(self._view(self._slot, self._size, size))
         if not self._size:
             self._slot_began = now
         last = self._segments[-1] if self._segments else None
@@ -410,14 +409,6 @@ def copy_records(records: memoryview) -> memoryview:
     return memoryview(copied)
 
 
-def record_offsets(records: memoryview) -> Iterator[int]:
-    """Where each packet begins in a part of a pcap file, in bytes."""
-    at, end, unpack = 0, len(records), _PACKET_HEADER.unpack_from
-    while at < end:
-        yield at
-        at += PACKET_HEADER_BYTES + unpack(records, at)[2]
-
-
 def _older(records: memoryview, since: float) -> tuple[int, int]:
     """The packets before the first one with this time stamp or a later one: how many, and how many bytes."""
     packets, at, end, unpack = 0, 0, len(records), _TIME_AND_KEPT.unpack_from
@@ -429,26 +420,3 @@ def _older(records: memoryview, since: float) -> tuple[int, int]:
         at += PACKET_HEADER_BYTES + kept
         packets += 1
     return packets, at
-
-
-def packet_header(records: memoryview, at: int) -> tuple[int, int, int, int]:
-    """
-    The header of the packet at this offset: the seconds and microseconds of its time stamp, and how many
-    bytes are kept of how many.
-    """
-    seconds, microseconds, kept, length = _PACKET_HEADER.unpack_from(records, at)
-    return seconds, microseconds, kept, length
-
-
-def time_stamp(records: memoryview, at: int) -> float:
-    """When the packet at this offset arrived, in seconds since the Unix epoch."""
-    seconds, microseconds, _, _ = packet_header(records, at)
-    return seconds + microseconds / 1e6
-
-
-def each_packet(records: memoryview) -> Iterator[tuple[bytes, int]]:
-    """Each packet in a part of a pcap file: what is kept of it, and its length on the wire, in bytes."""
-    for at in record_offsets(records):
-        _, _, kept, length = packet_header(records, at)
-        start = at + PACKET_HEADER_BYTES
-        yield bytes(records[start : start + kept]), length

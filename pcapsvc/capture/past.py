@@ -17,16 +17,20 @@ from pcapsvc.capture.packet_memory import (
     Piece,
     Position,
     copy_records,
-    packet_header,
-    record_offsets,
-    time_stamp,
 )
 from pcapsvc.core.errors import CaptureUnavailable
 from pcapsvc.core.filter import Program
 from pcapsvc.core.packet_header import PacketHeader
+from pcapsvc.core.pcap_file import (
+    FILE_HEADER_BYTES,
+    PACKET_HEADER_BYTES,
+    packet_header,
+    record_offsets,
+    time_stamp,
+)
 from pcapsvc.core.read_pace import Ring
 from pcapsvc.core.recording import PacketCounts
-from pcapsvc.core.session import FILE_HEADER_BYTES, PACKET_HEADER_BYTES, StopReason
+from pcapsvc.core.session import StopReason
 from pcapsvc.interfaces.capture import IPacketDumper, IPacketReader, ISieve, PacketSink
 
 

@@ -18,10 +18,9 @@ from typing import Any
 from zope.interface import implementer
 
 from pcapsvc.capture.buffer import Held, MemoryFile, RecordingBuffer
-from pcapsvc.capture.packet_memory import packet_header, time_stamp
+from pcapsvc.core.pcap_file import FILE_HEADER_BYTES, PACKET_HEADER_BYTES, packet_header, time_stamp
 from pcapsvc.core.recording import Content
 from pcapsvc.core.rolling import RollingPackets
-from pcapsvc.core.session import FILE_HEADER_BYTES, PACKET_HEADER_BYTES
 from pcapsvc.interfaces.capture import ISnapshot
 
 # Packets are released in segments: so large, in bytes, or so long, as a part of how old packets may be. Only

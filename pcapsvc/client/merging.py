@@ -14,11 +14,14 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from pcapsvc.client.status import ClientError
+from pcapsvc.core.pcap_file import (
+    FILE_HEADER_BYTES,
+    LARGEST_SNAP_BYTES,
+    MICROSECONDS,
+    NANOSECONDS,
+    PACKET_HEADER_BYTES,
+)
 
-_HEADER_BYTES, _RECORD_BYTES = 24, 16
-_MICROSECONDS, _NANOSECONDS = 0xA1B2C3D4, 0xA1B23C4D
-# What no packet can be longer than (MAXIMUM_SNAPLEN of libpcap): the file is broken.
-_LONGEST_PACKET = 262144
 # The rest of the field is about the frame check sequence.
 _LINK_TYPE = 0xFFFF
 
@@ -43,11 +46,11 @@ class _Input:
     def records(self, number: int) -> Iterator[tuple[int, int, int, bytes]]:
         """The time stamp in nanoseconds, C{number}, the original length and the data of each packet."""
         layout = struct.Struct(f"{self.order}IIII")
-        while header := self.file.read(_RECORD_BYTES):
-            if len(header) < _RECORD_BYTES:
+        while header := self.file.read(PACKET_HEADER_BYTES):
+            if len(header) < PACKET_HEADER_BYTES:
                 raise ClientError(f"{self.name} ends within a packet")
             seconds, fraction, kept, length = layout.unpack(header)
-            if kept > _LONGEST_PACKET:
+            if kept > LARGEST_SNAP_BYTES:
                 raise ClientError(f"{self.name} is broken: it has a packet of {kept} bytes")
             data = self.file.read(kept)
             if len(data) < kept:
@@ -76,7 +79,7 @@ def merge(inputs: Sequence[tuple[str, BinaryIO]], output: BinaryIO) -> int:
                 f" {other.name} is {other.link & _LINK_TYPE}; a pcap file has only one"
             )
     scale = min(file.scale for file in files)
-    magic = _NANOSECONDS if scale == 1 else _MICROSECONDS
+    magic = NANOSECONDS if scale == 1 else MICROSECONDS
     longest = max(file.snap_length for file in files)
     output.write(struct.pack("<IHHiIII", magic, 2, 4, 0, 0, longest, first.link))
     layout, packets = struct.Struct("<IIII"), 0
@@ -90,12 +93,12 @@ def merge(inputs: Sequence[tuple[str, BinaryIO]], output: BinaryIO) -> int:
 
 
 def _open(name: str, file: BinaryIO) -> _Input:
-    header = file.read(_HEADER_BYTES)
+    header = file.read(FILE_HEADER_BYTES)
     for order in "<>":
-        if len(header) == _HEADER_BYTES:
+        if len(header) == FILE_HEADER_BYTES:
             magic, _, _, _, _, snap_length, link = struct.unpack(f"{order}IHHiIII", header)
-            if magic in (_MICROSECONDS, _NANOSECONDS):
-                scale = 1 if magic == _NANOSECONDS else 1000
+            if magic in (MICROSECONDS, NANOSECONDS):
+                scale = 1 if magic == NANOSECONDS else 1000
                 return _Input(
                     name=name, file=file, order=order, scale=scale, snap_length=snap_length, link=link
                 )

@@ -8,8 +8,9 @@ from typing import Any
 
 from pcapsvc.core.history import LookBack, look_back
 from pcapsvc.core.labels import Labels
+from pcapsvc.core.pcap_file import FILE_HEADER_BYTES, PACKET_HEADER_BYTES
 from pcapsvc.core.request import CaptureRequest, RequestBounds
-from pcapsvc.core.session import FILE_HEADER_BYTES, PACKET_HEADER_BYTES, CaptureLimits
+from pcapsvc.core.session import CaptureLimits
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,12 +6,7 @@ import math
 from dataclasses import dataclass
 from enum import Enum
 
-#: The header of a pcap file, in bytes (draft-ietf-opsawg-pcap, section 4).
-FILE_HEADER_BYTES = 24
-#: The header of each packet in it, in bytes (the same, section 5).
-PACKET_HEADER_BYTES = 16
-#: The largest snap length, in bytes: libpcap's own (C{MAXIMUM_SNAPLEN}).
-LARGEST_SNAP_BYTES = 262144
+from pcapsvc.core.pcap_file import FILE_HEADER_BYTES, PACKET_HEADER_BYTES
 
 # Batches are bounded so that a flood never blocks the reactor for long: 8192 small packets take 1 to 2 ms,
 # and so does this much of larger ones, of the size of those before. There are a few in any batch.

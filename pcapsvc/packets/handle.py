@@ -15,6 +15,7 @@ from zope.interface import implementer
 
 from pcapsvc.core.errors import CaptureUnavailable
 from pcapsvc.core.filter import NOTHING, FilterRejected, Program, everything
+from pcapsvc.core.pcap_file import file_header
 from pcapsvc.core.read_pace import Ring
 from pcapsvc.core.recording import PacketCounts
 from pcapsvc.core.text import one_line
@@ -60,8 +61,6 @@ _EMPTY_STEP_SECONDS = 0.002
 
 # Packets are discarded in steps of this many.
 _STEP_PACKETS = 4096
-# A pcap file without packets (draft-ietf-opsawg-pcap, section 4).
-_FILE_HEADER = struct.Struct("=IHHiIII")
 
 
 def libpcap_path() -> str:
@@ -128,7 +127,7 @@ def open_dumper(
     # pcapy's dumpers come from its readers, and take the link type and the snap length from there.
     descriptor = os.memfd_create("pcapsvc-header", os.MFD_CLOEXEC)
     try:
-        os.write(descriptor, _FILE_HEADER.pack(0xA1B2C3D4, 2, 4, 0, 0, snap_length, link_type))
+        os.write(descriptor, file_header(link_type, snap_length))
         reader = pcapy.open_offline(f"/proc/self/fd/{descriptor}")
         dumper = reader.dump_open(file)
     except pcapy.PcapError as error:

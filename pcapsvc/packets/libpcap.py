@@ -16,6 +16,7 @@ from typing import Any
 from zope.interface import implementer
 
 from pcapsvc.interfaces.capture import IPacketDumper
+from pcapsvc.packets.stdio import close_stream, open_stream, use_buffer
 
 # The versions whose objects' layout is known: each object starts with the pointer to libpcap's structure
 # (pcapobj.cc, pcapdumper.cc). The sizes are in bytes, without Python's own object header.
@@ -36,27 +37,14 @@ _LEAST_COOKED_BYTES = 21
 
 
 _libc = ctypes.CDLL(None, use_errno=True)
-_fdopen = _libc.fdopen
-_fdopen.argtypes = (ctypes.c_int, ctypes.c_char_p)
-_fdopen.restype = ctypes.c_void_p
-_fclose = _libc.fclose
-_fclose.argtypes = (ctypes.c_void_p,)
 _fwrite = _libc.fwrite
 _fwrite.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_void_p)
 _fwrite.restype = ctypes.c_size_t
 _fflush = _libc.fflush
 _fflush.argtypes = (ctypes.c_void_p,)
-_setvbuf = _libc.setvbuf
-_setvbuf.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t)
 # It doesn't wait, and is called after each batch: it keeps Python's lock.
 _ferror = ctypes.PyDLL(None).ferror
 _ferror.argtypes = (ctypes.c_void_p,)
-_fsetlocking = _libc.__fsetlocking
-_fsetlocking.argtypes = (ctypes.c_void_p, ctypes.c_int)
-# stdio.h, stdio_ext.h
-_IOFBF = 0
-_FSETLOCKING_BYCALLER = 2
-
 #: The size of a dumper's stdio buffer, in bytes, if libpcap is called directly. stdio's own 4096 are a
 #: write(2) for every 28 packets of 128 bytes. From here on, a larger one saves hardly anything, and each
 #: capture has one.
@@ -113,10 +101,8 @@ class StreamDumper:
         # Memory of its own, which is the kernel's again once it is closed. stdio writes there until then.
         self._memory = mmap.mmap(-1, STREAM_BUFFER_BYTES)
         address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
-        # If it fails, the stream keeps its own.
-        _setvbuf(self._stream, address, _IOFBF, STREAM_BUFFER_BYTES)
-        # With more than one thread, stdio would lock the stream twice for each packet. Python's lock is held.
-        _fsetlocking(self._stream, _FSETLOCKING_BYCALLER)
+        # One thread at a time uses it: most have Python's lock.
+        use_buffer(self._stream, address, STREAM_BUFFER_BYTES)
 
     def size(self) -> int:
         """The size of the file: see L{IPacketDumper.size}."""
@@ -250,12 +236,7 @@ class Libpcap:
 
         @raise OSError: if there is no memory or no descriptor for it.
         """
-        own = os.dup(descriptor)
-        stream = _fdopen(own, b"wb")
-        if not stream:
-            code = ctypes.get_errno()
-            os.close(own)
-            raise OSError(code, os.strerror(code))
+        stream = open_stream(os.dup(descriptor), b"wb")
         dead = self._open_dead(link_type, snap_length)
         dumper = self._dump_fopen(dead, stream) if dead else None
         if dead:
@@ -263,7 +244,7 @@ class Libpcap:
         if not dumper:
             # If it could not write the file's header, libpcap has closed the stream.
             if not dead:
-                _fclose(stream)
+                close_stream(stream)
             raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
 
         def dump(header: Any, data: bytes) -> None:

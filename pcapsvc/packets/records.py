@@ -5,29 +5,22 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import struct
 from collections.abc import Callable
 from mmap import PAGESIZE, mmap
 
 from zope.interface import implementer
 
 from pcapsvc.core.filter import Program
-from pcapsvc.core.link_type import file_link_type
+from pcapsvc.core.pcap_file import FILE_HEADER_BYTES, count_packets, file_header
 from pcapsvc.interfaces.capture import IRecordWriter, ISieve
 from pcapsvc.packets.libpcap import LibpcapError
+from pcapsvc.packets.stdio import close_stream, open_stream, use_buffer
 
-# draft-ietf-opsawg-pcap: the header of a file (section 4), and of each packet (section 5).
-_FILE_HEADER = struct.Struct("=IHHiIII")
-_PACKET_HEADER_BYTES = 16
-_KEPT = struct.Struct("=8xI")
 # How many packets one call of libpcap may sift: at the end of what is read it doesn't say how many there
 # were, and up to so many are counted in Python.
 _STEP_PACKETS = 1024
 # How much a sieve reads at a time, in bytes.
 _READ_BYTES = 64 << 10
-# stdio.h, stdio_ext.h
-_IOFBF = 0
-_FSETLOCKING_BYCALLER = 2
 _ERROR_BYTES = 256
 
 
@@ -44,18 +37,13 @@ class _StreamFunctions(ctypes.Structure):
 
 
 class _Libc:
-    """stdio's functions. They release Python's lock only if they may wait."""
+    """Functions of stdio that only records need. None of them waits, so they keep Python's lock."""
 
     def __init__(self) -> None:
         library = ctypes.PyDLL(None, use_errno=True)
-        self.fdopen = library.fdopen
-        self.fdopen.argtypes = (ctypes.c_int, ctypes.c_char_p)
-        self.fdopen.restype = ctypes.c_void_p
         self.fopencookie = library.fopencookie
         self.fopencookie.argtypes = (ctypes.c_void_p, ctypes.c_char_p, _StreamFunctions)
         self.fopencookie.restype = ctypes.c_void_p
-        self.fclose = library.fclose
-        self.fclose.argtypes = (ctypes.c_void_p,)
         self.fseek = library.fseek
         self.fseek.argtypes = (ctypes.c_void_p, ctypes.c_long, ctypes.c_int)
         self.pending = library["__fpending"]
@@ -63,23 +51,6 @@ class _Libc:
         self.pending.restype = ctypes.c_size_t
         self.purge = library["__fpurge"]
         self.purge.argtypes = (ctypes.c_void_p,)
-        self.setvbuf = library.setvbuf
-        self.setvbuf.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t)
-        self.fsetlocking = library["__fsetlocking"]
-        self.fsetlocking.argtypes = (ctypes.c_void_p, ctypes.c_int)
-
-    def open(self, descriptor: int, mode: bytes) -> int:
-        """
-        A stream, which owns the descriptor.
-
-        @raise OSError: if there is no memory for it.
-        """
-        stream: int | None = self.fdopen(descriptor, mode)
-        if not stream:
-            code = ctypes.get_errno() or errno.ENOMEM
-            os.close(descriptor)
-            raise OSError(code, os.strerror(code))
-        return stream
 
     def open_nowhere(self) -> int:
         """
@@ -142,15 +113,15 @@ class RecordFunctions:
         libc = self._libc
         stream = libc.open_nowhere()
         address = ctypes.addressof(ctypes.c_char.from_buffer(memory)) + start
-        libc.setvbuf(stream, address, _IOFBF, end - start)
-        # Python's lock is held, or else nobody uses it at the same time.
-        libc.fsetlocking(stream, _FSETLOCKING_BYCALLER)
+        use_buffer(stream, address, end - start)
         dead = self._open_dead(link_type, 0)
         dumper = self._dump_fopen(dead, stream) if dead else None
         if dead:
             self._close(dead)
         if not dumper:
             # If the header didn't fit, libpcap has closed the stream.
+            if not dead:
+                close_stream(stream)
             raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
         # The header of the file is left out.
         libc.purge(stream)
@@ -177,13 +148,12 @@ class RecordFunctions:
 
         @raise OSError: if there is no memory for it, or if it isn't a pcap file.
         """
-        stream = self._libc.open(descriptor, b"rb")
-        self._libc.setvbuf(stream, None, _IOFBF, _READ_BYTES)
-        self._libc.fsetlocking(stream, _FSETLOCKING_BYCALLER)
+        stream = open_stream(descriptor, b"rb")
+        use_buffer(stream, None, _READ_BYTES)
         words = ctypes.create_string_buffer(_ERROR_BYTES)
         handle: int | None = self._fopen_offline(stream, words)
         if not handle:
-            self._libc.fclose(stream)
+            close_stream(stream)
             raise OSError(words.value.decode("utf-8", "replace"))
         return handle, stream
 
@@ -200,7 +170,7 @@ class RecordFunctions:
     def rewind(self, stream: int) -> None:
         """Have a reader begin again with the first packet of its file, whose content may be another one."""
         self._libc.purge(stream)
-        self._libc.fseek(stream, _FILE_HEADER.size, os.SEEK_SET)
+        self._libc.fseek(stream, FILE_HEADER_BYTES, os.SEEK_SET)
 
     def copy(self, handle: int, dumper: int, count: int) -> int:
         """
@@ -325,8 +295,7 @@ class _Stage:
         self._input = os.memfd_create("pcapsvc-sieve", os.MFD_CLOEXEC)
         self._handle = 0
         try:
-            header = (0xA1B2C3D4, 2, 4, 0, 0, snap_length, file_link_type(link_type))
-            os.write(self._input, _FILE_HEADER.pack(*header))
+            os.write(self._input, file_header(link_type, snap_length))
             self._handle, self._stream = functions.open_reader(_reopened(self._input))
             if instructions:
                 functions.set_filter(self._handle, instructions)
@@ -336,8 +305,8 @@ class _Stage:
 
     def pass_through(self, records: memoryview) -> tuple[int, memoryview]:
         """The number of packets that pass, and the packets."""
-        os.ftruncate(self._input, _FILE_HEADER.size + len(records))
-        os.pwrite(self._input, records, _FILE_HEADER.size)
+        os.ftruncate(self._input, FILE_HEADER_BYTES + len(records))
+        os.pwrite(self._input, records, FILE_HEADER_BYTES)
         writer = self._writer_for(len(records))
         self._functions.rewind(self._stream)
         packets = counted = 0
@@ -360,7 +329,7 @@ class _Stage:
             # If there is no memory for the next one, this one must not be used again.
             self._writer = None
         # There is room for the header of the file, which is written first. stdio doesn't use a small buffer.
-        self._output = mmap(-1, max(size + _FILE_HEADER.size, PAGESIZE))
+        self._output = mmap(-1, max(size + FILE_HEADER_BYTES, PAGESIZE))
         self._writer = self._functions.open_writer(
             self._output, 0, len(self._output), link_type=self._link_type
         )
@@ -384,12 +353,3 @@ def _reopened(descriptor: int) -> int:
     # They share the offset, which os.write() has moved; nobody but libpcap moves it from here on.
     os.lseek(own, 0, os.SEEK_SET)
     return own
-
-
-def count_packets(records: memoryview) -> int:
-    """How many packets there are in a part of a pcap file."""
-    packets, at, end, unpack = 0, 0, len(records), _KEPT.unpack_from
-    while at < end:
-        at += _PACKET_HEADER_BYTES + unpack(records, at)[0]
-        packets += 1
-    return packets

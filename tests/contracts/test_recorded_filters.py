@@ -24,6 +24,7 @@ from pcapsvc.packets.pcapy_system import PcapySystem
 from pcapsvc.threads import Threads
 from peers.requirement import require_command
 from peers.wire import Wire, within
+from tests.contracts.records import packets_of
 from tests.contracts.various_frames import frames, frames_with_a_tag, network_packets
 
 reactor: Any = global_reactor
@@ -183,7 +184,7 @@ class _Case(unittest.TestCase):
         )
         try:
             count, passed = sieve.sift(records)
-            packets = _packets(passed)
+            packets = packets_of(passed)
             self.assertEqual(len(packets), count)
             return packets
         finally:
@@ -201,11 +202,11 @@ class _Case(unittest.TestCase):
         self.send()
         time.sleep(0.1)
         records = self.recorded(recording)
-        found, wrong = {"": len(_packets(records))}, {}
+        found, wrong = {"": len(packets_of(records))}, {}
         for bpf, handle in handles.items():
             if handle is None:
                 continue
-            wanted = _packets(self.recorded(handle))
+            wanted = packets_of(self.recorded(handle))
             found[bpf] = len(wanted)
             for snap_length in (KEPT, SNAP):
                 packets = await self.sifted(bpf, snap_length, handle.link_type, records)
@@ -213,15 +214,6 @@ class _Case(unittest.TestCase):
                     wrong[bpf, snap_length] = f"{len(packets)} packets, {len(wanted)} live"
         self.assertEqual(wrong, {})
         return found
-
-
-def _packets(records: memoryview) -> list[_Packet]:
-    found, at = [], 0
-    while at < len(records):
-        kept, length = struct.unpack_from("=8xII", records, at)
-        found.append((bytes(records[at + 16 : at + 16 + kept]), length))
-        at += 16 + kept
-    return found
 
 
 class WireTests(_Case):

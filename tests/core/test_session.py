@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from twisted.trial import unittest
 
+from pcapsvc.core.pcap_file import FILE_HEADER_BYTES, PACKET_HEADER_BYTES
 from pcapsvc.core.session import (
-    FILE_HEADER_BYTES,
-    PACKET_HEADER_BYTES,
     CaptureLimits,
     CaptureSession,
     StopReason,
