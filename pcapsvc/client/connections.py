@@ -153,11 +153,13 @@ class NodeNames:
             self._names[address] = name if isinstance(name, str) else None
         return self._names[address]
 
-    def api(self, node: str, url: str | None) -> NodeApi | None:
+    def api(self, node: str, url: str | None) -> NodeApi:
         """
         The API of a node.
 
         @param url: where it says that its API is.
+
+        @raise ClientError: if it is unknown.
         """
         if url is not None:
             try:
@@ -167,7 +169,7 @@ class NodeNames:
         for address in self._connections.apis:
             if self.name(address) == node:
                 return self._connections.api(address)
-        return None
+        raise ClientError(f"the API of {node} is unknown: neither its events nor --api say where it is")
 
 
 def _secret(option: str | None, variable: str | None, key: str | None) -> str | None:

@@ -128,8 +128,6 @@ class Fetcher:
 
     def _download(self, node: str, url: str | None, capture_id: str, part: Path) -> None:
         api = self._names.api(node, url)
-        if api is None:
-            raise ClientError(f"the API of {node} is unknown: neither its events nor --api say where it is")
         try:
             body = api.open("GET", capture_path(capture_id, "/pcap"))
         except ApiProblem as problem:
