@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pcapsvc.core.history import HistoryState
@@ -30,55 +30,75 @@ class NodeCollector(Collector):
             "Disk space that the spool may use ([delivery] spoolsize); 0 without a spool.",
             spool.max_bytes if spool else 0,
         )
-        connected = GaugeMetricFamily(
-            "pcapsvc_source_connected", "Whether a source is connected.", labels=["source"]
+        yield _gauge_by(
+            "source",
+            "source_connected",
+            "Whether a source is connected.",
+            {name: source.state().connected for name, source in node.sources.items()},
         )
-        for name, source in node.sources.items():
-            connected.add_metric([name], float(source.state().connected))
-        yield connected
-        dropped = CounterMetricFamily(
-            "pcapsvc_events_dropped",
+        channels = node.channels
+        yield _counter_by(
+            "channel",
+            "events_dropped",
             "Events that were not published: the queue was full, or the broker refused them.",
-            labels=["channel"],
+            {name: channel.dropped for name, channel in channels.items()},
         )
-        publishing = GaugeMetricFamily(
-            "pcapsvc_channel_connected", "Whether events reach a channel.", labels=["channel"]
+        yield _gauge_by(
+            "channel",
+            "channel_connected",
+            "Whether events reach a channel.",
+            {name: channel.state().connected for name, channel in channels.items()},
         )
-        for name, channel in node.channels.items():
-            dropped.add_metric([name], channel.dropped)
-            publishing.add_metric([name], float(channel.state().connected))
-        yield dropped
-        yield publishing
         yield from _histories(node.histories.states())
 
 
 def _histories(states: Sequence[HistoryState]) -> Iterator[Metric]:
     """How far back the history of each interface reaches."""
-    reach = GaugeMetricFamily(
-        "pcapsvc_history_seconds", "How far back the history of an interface reaches.", labels=["interface"]
+    yield _gauge_by(
+        "interface",
+        "history_seconds",
+        "How far back the history of an interface reaches.",
+        {state.interface: state.seconds for state in states},
     )
-    packets = GaugeMetricFamily(
-        "pcapsvc_history_packets", "Packets in the history of an interface.", labels=["interface"]
+    yield _gauge_by(
+        "interface",
+        "history_packets",
+        "Packets in the history of an interface.",
+        {state.interface: state.packets for state in states},
     )
-    size = GaugeMetricFamily(
-        "pcapsvc_history_bytes", "Memory that these packets occupy.", labels=["interface"]
+    yield _gauge_by(
+        "interface",
+        "history_bytes",
+        "Memory that these packets occupy.",
+        {state.interface: state.bytes for state in states},
     )
-    dropped = CounterMetricFamily(
-        "pcapsvc_history_dropped",
+    yield _counter_by(
+        "interface",
+        "history_dropped",
         "Packets that the history of an interface has missed, as the kernel dropped them.",
-        labels=["interface"],
+        {state.interface: state.dropped for state in states},
     )
-    recording = GaugeMetricFamily(
-        "pcapsvc_history_recording", "Whether an interface is being recorded.", labels=["interface"]
+    yield _gauge_by(
+        "interface",
+        "history_recording",
+        "Whether an interface is being recorded.",
+        {state.interface: state.problem is None for state in states},
     )
-    for state in states:
-        reach.add_metric([state.interface], state.seconds)
-        packets.add_metric([state.interface], state.packets)
-        size.add_metric([state.interface], state.bytes)
-        dropped.add_metric([state.interface], state.dropped)
-        recording.add_metric([state.interface], float(state.problem is None))
-    yield from (reach, packets, size, dropped, recording)
 
 
 def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
     return GaugeMetricFamily(f"pcapsvc_{name}", text, value=value)
+
+
+def _gauge_by(label: str, name: str, text: str, values: Mapping[str, float]) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(f"pcapsvc_{name}", text, labels=[label])
+    for key, value in values.items():
+        family.add_metric([key], float(value))
+    return family
+
+
+def _counter_by(label: str, name: str, text: str, values: Mapping[str, float]) -> CounterMetricFamily:
+    family = CounterMetricFamily(f"pcapsvc_{name}", text, labels=[label])
+    for key, value in values.items():
+        family.add_metric([key], float(value))
+    return family
