@@ -934,7 +934,7 @@ class StartDialog extends Dialog {
       if (!history) return `${name} has no history${meant.some((one) => one.history) ? instead : ""}`;
       return `${name} remembers ${lasting(history.seconds)}${history.problem ? ` (not recorded now: ${history.problem})` : ""}`;
     });
-    if (isRolling) words.unshift("In the end, it has packets of so many seconds");
+    if (isRolling) words.unshift("At the end, keeps the packets of this many seconds");
     setText($("before-hint"), `${words.slice(0, 3).join("; ")}${words.length > 3 ? `; and ${words.length - 3} more` : ""}`);
   }
 
