@@ -34,16 +34,17 @@ class LookBackCase(unittest.SynchronousTestCase):
         daemon.until(lambda: self.history(daemon)["problem"] is None or None, "the history")
         return daemon
 
-    def history(self, daemon: Daemon) -> dict[str, Any]:
-        """What the daemon remembers of the wire."""
+    def history(self, daemon: Daemon, interface: str | None = None) -> dict[str, Any]:
+        """What the daemon remembers of an interface, or of the wire."""
+        name = interface or self.wire.interface
         _, answer = daemon.request("GET", "/interfaces")
-        [found] = [each for each in answer["interfaces"] if each["name"] == self.wire.interface]
+        [found] = [each for each in answer["interfaces"] if each["name"] == name]
         history: dict[str, Any] = found["history"]
         return history
 
-    def remembered(self, daemon: Daemon, packets: int) -> None:
-        """Wait until so many packets are remembered."""
-        daemon.until(lambda: self.history(daemon)["packets"] >= packets or None, "the packets")
+    def remembered(self, daemon: Daemon, packets: int, interface: str | None = None) -> None:
+        """Wait until so many packets of an interface, or of the wire, are remembered."""
+        daemon.until(lambda: self.history(daemon, interface)["packets"] >= packets or None, "the packets")
 
     def send(self, *numbers: int, port: int = 9) -> None:
         """Send packets over the wire."""

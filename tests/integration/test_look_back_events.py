@@ -129,6 +129,8 @@ class SeveralTests(LookBackCase):
         daemon = self.start(more=more)
         for at, wire in enumerate(wires):
             wire.send([udp_frame(number) for number in range(1000 * at, 1000 * at + 500)])
+            # What the kernel hands over later than the request arrives belongs to what follows.
+            self.remembered(daemon, 500, interface=wire.interface)
         body = {"node": daemon.node, "interface": [wire.interface for wire in wires], "before": 30}
         message = json.dumps({**body, "packets": 700}).encode()
         status, answer = daemon.request("POST", "/captures", message)
