@@ -17,11 +17,12 @@ from typing import Any
 
 from zope.interface import implementer
 
-from pcapsvc.capture.buffer import Held, MemoryFile, RecordingBuffer
+from pcapsvc.capture.buffer import Held, RecordingBuffer
 from pcapsvc.core.pcap_file import FILE_HEADER_BYTES, PACKET_HEADER_BYTES, packet_header, time_stamp
 from pcapsvc.core.recording import Content
 from pcapsvc.core.rolling import RollingPackets
 from pcapsvc.interfaces.capture import ISnapshot
+from pcapsvc.memory_file import MemoryFile
 
 # Packets are released in segments: so large, in bytes, or so long, as a part of how old packets may be. Only
 # the packets of the oldest one are ever looked at.

@@ -9,10 +9,11 @@ from pathlib import Path
 
 from twisted.trial import unittest
 
-from pcapsvc.capture.buffer import MOST_BEYOND_BYTES, MemoryFile, Observer, RecordingBuffer
+from pcapsvc.capture.buffer import MOST_BEYOND_BYTES, Observer, RecordingBuffer
 from pcapsvc.core.errors import CaptureUnavailable
 from pcapsvc.core.session import Batch, CaptureLimits, CaptureSession, LatePackets, StopReason
 from pcapsvc.interfaces.capture import IPacketHandle
+from pcapsvc.memory_file import MemoryFile
 from pcapsvc.testing_packets import MemoryDumper, MemoryPacketSystem
 from tests.examples import given, settings
 from tests.examples import strategies as st

@@ -11,10 +11,11 @@ from typing import Any
 
 from twisted.trial import unittest
 
-from pcapsvc.capture.buffer import MOST_BEYOND_BYTES, MemoryFile, Observer
+from pcapsvc.capture.buffer import MOST_BEYOND_BYTES, Observer
 from pcapsvc.capture.rolling import RollingBuffer
 from pcapsvc.core.recording import Content
 from pcapsvc.core.session import Batch
+from pcapsvc.memory_file import MemoryFile
 from pcapsvc.testing_packets import MemoryPacketSystem
 from tests.chance import seeded
 from tests.examples import given, settings
