@@ -488,6 +488,7 @@ class HistoryRecorder:
                 dropped=dropped,
                 is_overtaken=taken.is_overtaken,
                 is_limited=taken.reason is not None,
+                snap_length=self.bounds.snap_length,
             )
 
         return take, report

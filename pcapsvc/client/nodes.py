@@ -122,8 +122,8 @@ def interfaces(options: Namespace) -> ExitStatus:
                     name,
                     each["name"],
                     ", ".join(each["aliases"]),
-                    "up" if each["up"] else "down",
-                    str(each["link_type"]),
+                    "gone" if each["index"] is None else "up" if each["up"] else "down",
+                    str(each["link_type"] or ""),
                     "" if history is None else duration(history["seconds"]),
                     " ".join(each["addresses"]),
                 )

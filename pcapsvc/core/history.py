@@ -28,6 +28,8 @@ class MissingReason(Enum):
     STARTED = "started"
     #: A limit of the capture left room for the newest packets only.
     LIMIT = "limit"
+    #: The history keeps fewer bytes of each packet than the capture would.
+    SNAP = "snap"
     #: The interface has no history, and the request does without.
     NONE = "none"
 
@@ -39,12 +41,14 @@ class LookBack:
 
     @ivar seconds: how many seconds before it was sent, as it says.
     @ivar since: from when on packets belong to it, in seconds since the Unix epoch.
+    @ivar snap_length: how much of each packet it asks for, in bytes.
     @ivar past_only: whether it asks for nothing else.
     @ivar is_optional: whether it can do without, if the interface has no history.
     """
 
     seconds: float
     since: float
+    snap_length: int
     past_only: bool = False
     is_optional: bool = False
 
@@ -52,6 +56,7 @@ class LookBack:
 def look_back(
     seconds: float,
     *,
+    snap_length: int,
     sent_at: float | None,
     now: float,
     past_only: bool = False,
@@ -62,6 +67,7 @@ def look_back(
     before that.
 
     @param seconds: how far it looks back.
+    @param snap_length: how much of each packet it asks for, in bytes.
     @param sent_at: when its broker accepted it, in seconds since the Unix epoch; L{None} if that isn't known.
     @param now: the time here, likewise. Nothing is sent later, though the broker's clock may say so; and no
         past reaches further back than L{LONGEST_SECONDS}, wherever that clock is.
@@ -70,6 +76,7 @@ def look_back(
     return LookBack(
         seconds=seconds,
         since=max(sent - seconds, now - LONGEST_SECONDS),
+        snap_length=snap_length,
         past_only=past_only,
         is_optional=is_optional,
     )
@@ -256,6 +263,7 @@ def past_packets(
     dropped: int,
     is_overtaken: bool,
     is_limited: bool,
+    snap_length: int,
 ) -> PastPackets:
     """
     What a capture got of the past, and what is missing of it.
@@ -265,6 +273,7 @@ def past_packets(
     @param dropped: how many packets the kernel had dropped since then.
     @param is_overtaken: whether the oldest were overwritten before they could be read.
     @param is_limited: whether a limit left room for the newest only.
+    @param snap_length: how much of each packet the history keeps, in bytes.
     """
     missing = reach.missing(wanted.since, now)
     if dropped:
@@ -274,4 +283,6 @@ def past_packets(
         reason = MissingReason.LIMIT if is_limited else MissingReason.SIZE
         seconds = None if first is None else max(0.0, first - begins)
         missing.append(Missing(reason=reason, seconds=seconds))
+    if snap_length < wanted.snap_length:
+        missing.append(Missing(reason=MissingReason.SNAP))
     return PastPackets(seconds=wanted.seconds, first=first, packets=packets, missing=tuple(missing))

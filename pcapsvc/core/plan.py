@@ -88,10 +88,12 @@ def plan_captures(
     @param now: the time, in seconds since the Unix epoch.
     @param sent_at: when the request's broker accepted it, likewise; L{None} if that isn't known.
     """
+    snap_length = node.snap_length if request.snap is None else request.snap
     past = None
     if request.before is not None:
         past = look_back(
             request.before,
+            snap_length=snap_length,
             sent_at=sent_at,
             now=now,
             past_only=bool(request.pastonly),
@@ -105,7 +107,7 @@ def plan_captures(
             interface=interface,
             alias=alias,
             bpf=request.bpf or "",
-            snap_length=node.snap_length if request.snap is None else request.snap,
+            snap_length=snap_length,
             limits=_limits(request, node),
             request=request,
             options={name: said for name, said in request.options.items() if name in enabled},

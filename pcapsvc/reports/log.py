@@ -54,6 +54,7 @@ _MISSING = {
     MissingReason.DOWN: "the interface was down or gone",
     MissingReason.STARTED: "recording began later",
     MissingReason.LIMIT: "a limit of the capture had room for the newest packets only",
+    MissingReason.SNAP: "the history keeps fewer bytes of each packet",
     MissingReason.NONE: "no history of the interface is kept",
 }
 

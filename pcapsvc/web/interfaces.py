@@ -52,7 +52,10 @@ class Interfaces(Resource):
         except OSError as error:
             raise HTTPProblem(503, f"The interfaces can't be listed: {error}") from None
         histories = {state.interface: state.values() for state in self._histories.states()}
-        return Answer.json({"interfaces": [self._as_json(interface, histories) for interface in found]})
+        names = {name for interface in found for name in (interface.name, *interface.altnames)}
+        listed = [self._as_json(interface, histories) for interface in found]
+        gone = [self._gone(name, history) for name, history in histories.items() if name not in names]
+        return Answer.json({"interfaces": [*listed, *gone]})
 
     def _as_json(self, interface: NetworkInterface, histories: Mapping[str, Any]) -> dict[str, Any]:
         names = (interface.name, *interface.altnames)
@@ -66,4 +69,18 @@ class Interfaces(Resource):
             "addresses": interface.addresses,
             "standby": not self._standby.isdisjoint(names),
             "history": next((histories[name] for name in names if name in histories), None),
+        }
+
+    def _gone(self, name: str, history: object) -> dict[str, Any]:
+        """An interface that isn't there, and whose past can still be requested."""
+        return {
+            "name": name,
+            "altnames": (),
+            "aliases": self._aliases.get(name, ()),
+            "index": None,
+            "up": False,
+            "link_type": None,
+            "addresses": (),
+            "standby": name in self._standby,
+            "history": history,
         }

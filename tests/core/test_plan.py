@@ -71,7 +71,9 @@ class PlanTests(unittest.SynchronousTestCase):
         [plan] = self.plans(interface=("eth0",), rolling=True, bytes=1000, duration=5, before=30)
         self.assertEqual((plan.limits.max_bytes, plan.limits.duration_seconds), (1000, 5))
         self.assertEqual((plan.limits.kept_seconds, plan.most_bytes), (30, 1000))
-        self.assertEqual(plan.look_back, LookBack(seconds=30, since=NOW - 30, is_optional=True))
+        self.assertEqual(
+            plan.look_back, LookBack(seconds=30, snap_length=500, since=NOW - 30, is_optional=True)
+        )
         [plan] = self.plans(interface=("eth0",), rolling=False, before=30)
         self.assertEqual((plan.limits.is_rolling, plan.limits.kept_seconds), (False, None))
 
@@ -103,28 +105,30 @@ class PlanTests(unittest.SynchronousTestCase):
     def test_past(self) -> None:
         """If nobody knows when a request was sent, it looks back from now."""
         plans = self.plans(interface=("eth0", "eth1"), before=30)
-        self.assertEqual([plan.look_back for plan in plans], [LookBack(seconds=30, since=NOW - 30)] * 2)
+        self.assertEqual(
+            [plan.look_back for plan in plans], [LookBack(seconds=30, snap_length=500, since=NOW - 30)] * 2
+        )
 
     def test_past_and_flags(self) -> None:
         """What a request says of the past is in the plan."""
         [plan] = self.plans(interface=("eth0",), before=30, pastonly=True, beforeoptional=True)
-        expected = LookBack(seconds=30, since=NOW - 30, past_only=True, is_optional=True)
+        expected = LookBack(seconds=30, snap_length=500, since=NOW - 30, past_only=True, is_optional=True)
         self.assertEqual(plan.look_back, expected)
 
     def test_past_since_it_was_sent(self) -> None:
         """The past counts back from when the request was sent, however long it was under way."""
         [plan] = self.plans(interface=("eth0",), before=30, sent_at=NOW - 50.5)
-        self.assertEqual(plan.look_back, LookBack(seconds=30, since=NOW - 80.5))
+        self.assertEqual(plan.look_back, LookBack(seconds=30, snap_length=500, since=NOW - 80.5))
 
     def test_sent_in_the_future(self) -> None:
         """A broker whose clock is ahead doesn't cut the past short."""
         [plan] = self.plans(interface=("eth0",), before=30, sent_at=NOW + 100)
-        self.assertEqual(plan.look_back, LookBack(seconds=30, since=NOW - 30))
+        self.assertEqual(plan.look_back, LookBack(seconds=30, snap_length=500, since=NOW - 30))
 
     def test_sent_ages_ago(self) -> None:
         """A broker whose clock is far behind has no past reach further than any can."""
         [plan] = self.plans(interface=("eth0",), before=30, sent_at=0.0)
-        self.assertEqual(plan.look_back, LookBack(seconds=30, since=NOW - LONGEST_SECONDS))
+        self.assertEqual(plan.look_back, LookBack(seconds=30, snap_length=500, since=NOW - LONGEST_SECONDS))
 
     def test_unknown_alias(self) -> None:
         """An alias that is not known means nothing here."""

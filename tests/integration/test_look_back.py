@@ -106,6 +106,8 @@ class LookBackTests(LookBackCase):
         self.send(3)
         self.remembered(daemon, 3)
         self.wire.delete()
+        daemon.until(lambda: self.history(daemon)["problem"], "the interface to be gone")
+        self.assertEqual(self.history(daemon)["packets"], 3)
         capture = self.past(daemon)
         self.assertEqual(self.numbers(daemon.file_of(capture)), [1, 2, 3])
         self.wire.make()

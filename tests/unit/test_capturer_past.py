@@ -85,7 +85,7 @@ class CapturerCase(RecorderCase):
             request=CaptureRequest(node="any", interface=(interface,), packetdebug=debug),
             options={},
             via="test",
-            look_back=look_back(30, sent_at=None, now=self.wall_clock(), **past),
+            look_back=look_back(30, snap_length=SNAP, sent_at=None, now=self.wall_clock(), **past),
         )
         return self.capturer.prepare(plan)
 

@@ -41,7 +41,8 @@ class _Hook:
 class RecorderCase(unittest.SynchronousTestCase):
     """An interface that is recorded."""
 
-    before_seconds = 10**5
+    before_seconds: float = 10**5
+    snap_length = 100
 
     def setUp(self) -> None:
         """An interface, and a reactor; in the end nothing is left."""
@@ -103,7 +104,8 @@ class RecorderCase(unittest.SynchronousTestCase):
     def kept(self) -> list[int]:
         """The numbers of the packets that are remembered."""
         reader = self.recorder.attach(None, 100, "")
-        wanted = look_back(self.before_seconds, sent_at=None, now=self.wall_clock())
+        now = self.wall_clock()
+        wanted = look_back(self.before_seconds, snap_length=self.snap_length, sent_at=None, now=now)
         take, self.report = self.recorder.look_back(reader, wanted, max_packets=10**9, max_bytes=10**9)
         self.taken = take()
         reader.close()
@@ -229,6 +231,15 @@ class HistoryRecorderTests(RecorderCase):
             self.system.interfaces["mem0"] = MemoryInterface()
             self.advance(1.1)
         self.assertEqual(self.kept(), list(range(20)))
+
+    def test_cut(self) -> None:
+        """It is reported if the history keeps fewer bytes of a packet than the request asks for."""
+        self.recorder.start()
+        self.advance(1)
+        self.before_seconds = 0.5
+        self.assertEqual(self.missing(), {})
+        self.snap_length = 101
+        self.assertEqual(self.missing(), {MissingReason.SNAP: None})
 
     def test_down_too_often(self) -> None:
         """However often it was down, it is known for how long, or a little more."""

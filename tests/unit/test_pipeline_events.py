@@ -90,7 +90,9 @@ class PastTests(PipelineCase):
             verdict = self.judge(Message(source="test", body=body, sent_at=sent))
             assert isinstance(verdict, Accepted), verdict
             plan = self.captures.running[verdict.captures[0].capture_id].plan
-            self.assertEqual(plan.look_back, LookBack(seconds=30, since=1_700_000_000 + since))
+            self.assertEqual(
+                plan.look_back, LookBack(seconds=30, snap_length=500, since=1_700_000_000 + since)
+            )
         self.successResultOf(self.stop())
 
 

@@ -124,6 +124,17 @@ class InterfacesTests(HTTPTestCase):
         self.assertIsNone(ethernet["history"])
         self.assertEqual((tunnel["history"]["since"], tunnel["history"]["problem"]), (None, None))
 
+    def test_gone(self) -> None:
+        """An interface that is gone is listed as long as its past is kept."""
+        self.histories.known = (replace(_HISTORY, interface="eth9", problem="the interface is gone"),)
+        *_, gone = self.ask("GET", "/interfaces").content["interfaces"]
+        self.assertEqual(
+            (gone["name"], gone["aliases"], gone["index"], gone["up"]), ("eth9", ["none"], None, False)
+        )
+        self.assertEqual(
+            (gone["history"]["packets"], gone["history"]["problem"]), (7, "the interface is gone")
+        )
+
     def test_shared(self) -> None:
         """However many ask at once, the kernel is asked once."""
         asked: list[Deferred[Sequence[NetworkInterface]]] = []

@@ -36,7 +36,7 @@ const REASONS = {
 };
 const MISSING = {
   too_short: "history too short", size: "history’s memory full", drops: "dropped by the kernel", down: "interface down",
-  started: "not yet recorded", limit: "no room in the limits", none: "no history",
+  started: "not yet recorded", limit: "no room in the limits", snap: "packets cut short", none: "no history",
 };
 const DELIVERY_STATES = {
   pending: "pending", retrying: "retrying", delivered: "delivered", spooled: "in the spool", failed: "failed",
@@ -967,7 +967,7 @@ class StartDialog extends Dialog {
       const box = el("input", { type: "checkbox", name: "choice", value, disabled: !usable });
       box.checked = usable && (chosen.has(value) || list.length === 1);
       const notes = byAlias ? members.map((one) => one.name) : members[0].index === 0 ? ["all of them, in one file"] : [...(members[0].altnames ?? []), ...(members[0].addresses ?? [])];
-      if (!up) notes.unshift("down");
+      if (!up) notes.unshift(members.every((one) => one.index === null) ? "gone" : "down");
       return el("label", { class: "choice", title: [value, ...notes].join(" · ") }, box,
         el("span", { class: "choice-name mono", translate: "no" }, value), el("span", { class: "choice-note" }, notes.join(" · ")));
     }));
