@@ -39,5 +39,5 @@ def check_config(options: Namespace) -> ExitStatus:
 
 def schema(options: Namespace) -> ExitStatus:
     """Print the JSON schema of events."""
-    sys.stdout.write(files("pcapsvc.core").joinpath("event.schema.json").read_text())
+    sys.stdout.write(files("pcapsvc.core").joinpath("event.schema.json").read_text("utf-8"))
     return ExitStatus.DELIVERED

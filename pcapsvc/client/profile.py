@@ -64,7 +64,7 @@ def load_profiles(path: Path) -> tuple[Mapping[str, Profile], str | None]:
     @raise UsageProblem: with everything that is wrong with it.
     """
     try:
-        document = tomllib.loads(path.read_text())
+        document = tomllib.loads(path.read_text("utf-8-sig"))
     except FileNotFoundError:
         return {}, None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as problem:
@@ -121,7 +121,7 @@ def read_secret(path: str) -> str:
     @raise UsageProblem: if it can't be read, or has more lines than one.
     """
     try:
-        text = Path(path).expanduser().read_text()
+        text = Path(path).expanduser().read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as problem:
         raise UsageProblem(f"{path}: {getattr(problem, 'strerror', None) or 'not UTF-8'}") from None
     lines = text.splitlines()

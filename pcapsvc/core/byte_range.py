@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 
-_ONE_RANGE = re.compile(r"bytes=\s*(\d{0,18})-(\d{0,18})\s*", re.ASCII | re.IGNORECASE)
+_ONE_RANGE = re.compile(r"bytes=\s*(\d*)-(\d*)\s*", re.ASCII | re.IGNORECASE)
+# A position of more digits is beyond the end of any file, and Python doesn't convert thousands of them.
+_MOST_DIGITS = 18
 
 
 class OutOfRange(Exception):
@@ -27,16 +29,21 @@ def read_range(header: str, size: int) -> tuple[int, int] | None:
         return None
     if not match[1]:
         # The last so many bytes.
-        last = int(match[2])
+        last = _position(match[2])
         if last == 0 or size == 0:
             raise OutOfRange
         return max(0, size - last), size
-    first, end = int(match[1]), int(match[2]) + 1 if match[2] else size
+    first, end = _position(match[1]), _position(match[2]) + 1 if match[2] else size
     if end <= first and match[2]:
         return None
     if first >= size:
         raise OutOfRange
     return first, min(end, size)
+
+
+def _position(digits: str) -> int:
+    significant = digits.lstrip("0") or "0"
+    return int(significant) if len(significant) <= _MOST_DIGITS else 10**_MOST_DIGITS
 
 
 def matches(header: str, etag: str | None, *, strongly: bool = False) -> bool:

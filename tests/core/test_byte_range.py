@@ -23,6 +23,9 @@ class RangeTests(TestCase):
             ("bytes=-99", (0, 10)),
             ("Bytes= 2-4 ", (2, 5)),
             ("bytes=5-999999999999999999", (5, 10)),
+            ("bytes=0-" + "9" * 23, (0, 10)),
+            ("bytes=-" + "9" * 5000, (0, 10)),
+            ("bytes=" + "0" * 40 + "2-4", (2, 5)),
         ):
             self.assertEqual(read_range(header, 10), expected, header)
 
@@ -30,14 +33,20 @@ class RangeTests(TestCase):
         """What is malformed, of another unit, or several ranges, stands for the whole file."""
         for header in (
             *("", "bytes", "bytes=", "bytes=-", "bytes=a-b", "bytes=4-2", "lines=1-2", "bytes=0-1,4-5"),
-            *("bytes=0-1, ", "bytes=--1", "bytes=+1-2", "bytes=1-2-3", "bytes=" + "9" * 5000 + "-"),
+            *("bytes=0-1, ", "bytes=--1", "bytes=+1-2", "bytes=1-2-3"),
             "bytes=\u0661-\u0662",
         ):
             self.assertIsNone(read_range(header, 10), header)
 
     def test_out_of_range(self) -> None:
         """What begins after the end is nothing."""
-        for header, size in (("bytes=10-", 10), ("bytes=10-11", 10), ("bytes=-0", 10), ("bytes=0-", 0)):
+        for header, size in (
+            ("bytes=10-", 10),
+            ("bytes=10-11", 10),
+            ("bytes=" + "9" * 5000 + "-", 10),
+            ("bytes=-0", 10),
+            ("bytes=0-", 0),
+        ):
             self.assertRaises(OutOfRange, read_range, header, size)
 
     @given(st.integers(0, 40), st.integers(0, 40), st.integers(0, 30))

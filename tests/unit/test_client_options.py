@@ -218,6 +218,12 @@ class ConfigurationTests(OptionsTestCase):
         for text in ("", "a\nb\n"):
             self.assertRaises(UsageProblem, self.connections, "--tokenfile", self.file(text))
 
+    def test_byte_order_mark(self) -> None:
+        """A byte order mark at the start of a file is skipped, whatever the locale is."""
+        path = self.file("\ufeff" + _SECRET + "\n")
+        self.configure(f'\ufeffdefault = "ü"\n[profiles."ü"]\nvia = "http://h"\ntokenfile = "{path}"\n')
+        self.assertEqual(self.connections().credentials.token, _SECRET)
+
     def test_token_stays(self) -> None:
         """An API that an event names is only sent the token if the user has named it as well."""
         self.configure('[profiles.a]\nvia = "redis://h"\napis = ["https://web-*.example.org:8480"]\n')

@@ -90,6 +90,12 @@ class AuthorizedKeysTests(KeysCase):
         self.assertTrue(first.fingerprint.startswith("SHA256:"))
         self.assertEqual(str(first), f"{first.fingerprint} (alice@example [31m)")
 
+    def test_byte_order_mark(self) -> None:
+        """The byte order mark that some editors put at the start is skipped."""
+        self.write("\ufeff" + LINE + "\n")
+        self.assertEqual(list(authorized_keys_problems(self.path)), [])
+        self.assertEqual(len(read_authorized_keys(self.path).keys), 1)
+
     def test_lines_that_are_refused(self) -> None:
         """A line that gives no key is a problem with its number."""
         weak = public(rsa.generate_private_key(65537, 1024))

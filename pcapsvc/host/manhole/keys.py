@@ -9,6 +9,7 @@ Both are judged as OpenSSH judges them: by their owner and mode, before their co
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
 import stat
@@ -221,7 +222,7 @@ def _read(path: str, *, forbidden: int, rule: str) -> str:
         os.close(descriptor)
     if len(content) > _MAX_BYTES:
         raise ValueError(f"must be a file of at most {_MAX_BYTES} bytes")
-    return content.decode("utf-8", "replace")
+    return content.removeprefix(codecs.BOM_UTF8).decode("utf-8", "replace")
 
 
 def _create(path: str) -> bool:
