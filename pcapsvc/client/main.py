@@ -15,14 +15,21 @@ from typing import NoReturn
 
 from pcapsvc import __version__
 
-_EPILOG = """\
+#: The exit statuses, in words.
+EXIT_STATUSES = {
+    0: "everything is delivered, or the command has done its work",
+    1: "some of it is not",
+    2: "wrong usage, configuration or request",
+    3: "every node that answered has refused",
+    4: "nobody answers",
+    130: "interrupted",
+}
+#: The shells whose completion is part of the package.
+SHELLS = ("bash", "zsh", "fish")
+_STATUSES = "\n".join(f"  {status:<3}  {words}" for status, words in EXIT_STATUSES.items())
+_EPILOG = f"""\
 exit status:
-  0  everything is delivered, or the command has done its work
-  1  some of it is not
-  2  wrong usage, configuration or request
-  3  every node that answered has refused
-  4  nobody answers
-  130  interrupted
+{_STATUSES}
 
 The configuration is ~/.config/pcapctl.toml. Secrets come from files, or from PCAPCTL_TOKEN (HTTP)
 and PCAPCTL_PASSWORD (Redis, Kafka). See docs/pcapctl.md.
@@ -62,6 +69,7 @@ def parser() -> argparse.ArgumentParser:
     _nodes(add)
     _checks(add)
     _extcap(add)
+    _shell(add)
     return top
 
 
@@ -137,7 +145,9 @@ def _capture(command: argparse.ArgumentParser) -> None:
 def _nodes(add: Callable[..., argparse.ArgumentParser]) -> None:
     command = add("list", "nodes:list_captures", "list running and past captures")
     _connection(command)
-    command.add_argument("--state", choices=("capturing", "delivering", "done", "failed"))
+    command.add_argument(
+        "--state", choices=("capturing", "delivering", "done", "failed"), help="only captures in this state"
+    )
     command.add_argument("--request", metavar="REQUESTID", help="only captures of this request")
     command.add_argument("--limit", type=int, metavar="N", help="up to N captures of each node (100)")
     command.add_argument("--json", action="store_true", help="their states, one on each line")
@@ -190,6 +200,12 @@ def _extcap(add: Callable[..., argparse.ArgumentParser]) -> None:
     command.set_defaults(others_allowed=True)
     command = add("install-extcap", "installing:install_extcap", "let Wireshark list the nodes' interfaces")
     command.add_argument("--dir", metavar="DIRECTORY", help="where Wireshark looks for such programs")
+
+
+def _shell(add: Callable[..., argparse.ArgumentParser]) -> None:
+    command = add("completion", "completion:completion", "print the completion script of a shell")
+    command.add_argument("shell", choices=SHELLS)
+    add("profiles", "profile:print_profiles", "list the profiles in pcapctl.toml")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tomllib
+from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,9 +12,10 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from pcapsvc.client.status import UsageProblem
+from pcapsvc.client.status import ExitStatus, UsageProblem
 from pcapsvc.core.errors import Problem
 from pcapsvc.core.fields import check_fields
+from pcapsvc.core.text import one_line
 
 #: The environment variables with secrets, and with the name of a profile.
 TOKEN_VARIABLE, PASSWORD_VARIABLE = "PCAPCTL_TOKEN", "PCAPCTL_PASSWORD"
@@ -107,6 +109,13 @@ def choose_profile(name: str | None, environment: Mapping[str, str]) -> Profile:
         known = ", ".join(sorted(profiles)) or "none"
         raise UsageProblem(f"{path} has no profile {name!r} (it has: {known})")
     return profiles[name]
+
+
+def print_profiles(options: Namespace) -> ExitStatus:
+    """Run C{pcapctl profiles}: print their names."""
+    for name in load_profiles(configuration_file(os.environ))[0]:
+        print(one_line(name, most=1000))
+    return ExitStatus.DELIVERED
 
 
 def texts(value: tuple[str, ...] | str) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 import pcapsvc
+from pcapsvc.client.main import SHELLS
 
 
 class InstallationTests(SynchronousTestCase):
@@ -54,6 +55,16 @@ class InstallationTests(SynchronousTestCase):
     def test_client(self) -> None:
         """C{pcapctl} is a program of its own."""
         self.assertIn("capture", self.run_in_empty_directory("pcapctl", "--help"))
+
+    def test_completion(self) -> None:
+        """C{pcapctl} prints the completion script that is installed for each shell."""
+        for shell in SHELLS:
+            self.assertIn("--via", self.run_in_empty_directory("pcapctl", "completion", shell))
+
+    def test_manual(self) -> None:
+        """The man page is where C{man} finds it, beside the programs."""
+        prefix = Path(sys.executable).parents[1]
+        self.assertIn("pcapctl", (prefix / "share" / "man" / "man1" / "pcapctl.1").read_text())
 
     def test_version(self) -> None:
         """The version in the metadata is the package's."""

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-import pty
-import re
-import select
 import signal
-import struct
 import subprocess
 import sys
-import termios
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
+
+from peers.terminal import Terminal as OwnTerminal
 
 _PATIENCE_SECONDS = 90.0
 _PROGRAM = [sys.executable, "-m", "pcapsvc.client.main"]
@@ -94,54 +89,14 @@ def pcapctl(*words: str, **variables: str) -> Ended:
     return Running(*words, **variables).end()
 
 
-class Terminal:
-    """
-    A pcapctl in a terminal of its own.
-
-    @ivar written: everything that it has written there.
-    """
+class Terminal(OwnTerminal):
+    """A pcapctl in a terminal of its own."""
 
     def __init__(self, *words: str, columns: int = 120, rows: int = 30, **variables: str) -> None:
-        self.written = ""
-        self._pid, self._terminal = pty.fork()
-        if self._pid == 0:
-            os.chdir(_ROOT)
-            os.execve(sys.executable, [*_PROGRAM, *words], environment(TERM="xterm", **variables))
-        fcntl.ioctl(self._terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-
-    def type(self, keys: str) -> None:
-        """Type something; C{\\x03} is Ctrl-C."""
-        os.write(self._terminal, keys.encode())
-
-    def shows(self, pattern: str) -> None:
-        """Wait until something is written there."""
-        until = time.monotonic() + _PATIENCE_SECONDS
-        while not re.search(pattern, self.text):
-            if not self._read(until):
-                raise AssertionError(f"no {pattern!r} in {self.text[-2000:]!r}")
-
-    @property
-    def text(self) -> str:
-        """What was written, without colours and movements of the cursor."""
-        return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self.written).replace("\r", "")
-
-    def end(self) -> int:
-        """Wait until it has ended. Return its status."""
-        until = time.monotonic() + _PATIENCE_SECONDS
-        while self._read(until):
-            pass
-        os.close(self._terminal)
-        if time.monotonic() > until:
-            os.kill(self._pid, signal.SIGKILL)
-        return os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
-
-    def _read(self, until: float) -> bool:
-        """Read what it writes next. Whether there was anything before it ended, or before the time is up."""
-        readable, _, _ = select.select([self._terminal], [], [], max(0.0, until - time.monotonic()))
-        try:
-            data = os.read(self._terminal, 65536) if readable else b""
-        except OSError:
-            # Nobody has the terminal open any more.
-            data = b""
-        self.written += data.decode("utf-8", "replace")
-        return bool(data)
+        super().__init__(
+            [*_PROGRAM, *words],
+            environment=environment(**variables),
+            directory=_ROOT,
+            columns=columns,
+            rows=rows,
+        )
