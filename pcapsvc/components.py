@@ -10,6 +10,7 @@ from pcapsvc.destinations.cloudshark.settings import CloudSharkSettings
 from pcapsvc.destinations.local.settings import LocalSettings
 from pcapsvc.destinations.s3.settings import S3Settings
 from pcapsvc.encoders.pcap.settings import PcapSettings
+from pcapsvc.encoders.pcapng.settings import PcapngSettings
 from pcapsvc.host.manhole.settings import ManholeSettings
 from pcapsvc.host.settings import SyslogSettings
 from pcapsvc.reports.kafka.settings import KafkaReportsSettings
@@ -30,6 +31,6 @@ COMPONENTS = Catalogue(
     sources=(RedisSettings, KafkaSettings, SqsSettings, HttpSettings),
     destinations=(LocalSettings, CloudSharkSettings, S3Settings),
     reporters=(RedisReportsSettings, KafkaReportsSettings, SqsReportsSettings),
-    encoders=(PcapSettings,),
+    encoders=(PcapSettings, PcapngSettings),
     services=(SyslogSettings, ManholeSettings, WebSettings, MetricsSettings),
 )

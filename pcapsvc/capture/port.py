@@ -369,6 +369,7 @@ class CapturePort:
             content=content,
             past=self.past,
             rolling=self._buffer.held.rolling,
+            ended=self._wall_clock(),
         )
 
     def _read_what_was_held_back(self) -> None:

@@ -15,6 +15,8 @@ from pcapsvc.core.recording import Content, Recording
 PCAP_MEDIA_TYPE = "application/vnd.tcpdump.pcap"
 #: The suffix of its name.
 PCAP_SUFFIX = ".pcap"
+#: Those of a pcapng file. It has no registered media type; this is what Wireshark registers for it.
+PCAPNG_MEDIA_TYPE, PCAPNG_SUFFIX = "application/x-pcapng", ".pcapng"
 
 # Characters that could mean something to a file system, a URL or a shell.
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from pcapsvc.core.link_type import file_link_type
 
@@ -15,6 +16,7 @@ _KEPT = struct.Struct("=8xI")
 
 #: The magic numbers of files whose time stamps are in microseconds, and in nanoseconds.
 MICROSECONDS, NANOSECONDS = 0xA1B2C3D4, 0xA1B23C4D
+_DIGITS = {MICROSECONDS: 6, NANOSECONDS: 9}
 
 #: The header of a file, in bytes.
 FILE_HEADER_BYTES = _FILE_HEADER.size
@@ -22,6 +24,35 @@ FILE_HEADER_BYTES = _FILE_HEADER.size
 PACKET_HEADER_BYTES = _PACKET_HEADER.size
 #: The largest snap length, in bytes: libpcap's own (C{MAXIMUM_SNAPLEN}).
 LARGEST_SNAP_BYTES = 262144
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileHeader:
+    """
+    The header of a file.
+
+    @ivar digits: how many decimal digits its time stamps have after the second.
+    @ivar snap_length: in bytes.
+    @ivar link_type: as in a file (LINKTYPE_).
+    """
+
+    digits: int
+    snap_length: int
+    link_type: int
+
+
+def read_file_header(data: bytes) -> FileHeader:
+    """
+    Read the header of a file that was written on this machine.
+
+    @raise ValueError: if it isn't one.
+    """
+    if len(data) != FILE_HEADER_BYTES:
+        raise ValueError("the file ends within its header")
+    magic, _, _, _, _, snap_length, link_type = _FILE_HEADER.unpack(data)
+    if magic not in _DIGITS:
+        raise ValueError("it is not a pcap file")
+    return FileHeader(digits=_DIGITS[magic], snap_length=snap_length, link_type=link_type)
 
 
 def file_header(link_type: int, snap_length: int) -> bytes:

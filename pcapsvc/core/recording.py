@@ -88,6 +88,7 @@ class Recording:
 
     @ivar capture_id: unique among all captures, in ASCII letters and digits.
     @ivar started: when, in seconds since the Unix epoch.
+    @ivar ended: likewise; L{None} if that is unknown.
     @ivar link_type: the link-layer type of the file, a number of draft-ietf-opsawg-pcaplinktype.
     @ivar packets: the number of packets in the file.
     @ivar counts: L{None} if the interface was gone before they could be read.
@@ -106,3 +107,4 @@ class Recording:
     content: Content
     past: PastPackets | None = None
     rolling: RollingPackets | None = None
+    ended: float | None = None

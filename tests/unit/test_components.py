@@ -250,7 +250,7 @@ class SettingsOfProbesTests(SettingsTestCase):
                 "general.probelevel = 10: must be a whole number from 1 to 9",
                 "general.writelocal: at least one destination must be enabled: general.writelocal, "
                 "cloudshark.upload, s3.upload or probe.source.copy.upload",
-                "general.format = 'prob': must be one of pcap, probe",
+                "general.format = 'prob': must be one of pcap, pcapng, probe",
                 "probe.source.path: needs probe.source.password",
             ],
             self.problems(

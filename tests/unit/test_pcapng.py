@@ -1,0 +1,315 @@
+"""The pcapng encoder."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+from unittest.mock import patch
+
+from twisted.internet.defer import CancelledError, Deferred, fail, maybeDeferred
+from twisted.trial import unittest
+from zope.interface.verify import verifyObject
+
+from pcapsvc.core.errors import EncoderError
+from pcapsvc.core.pcap_file import MICROSECONDS, NANOSECONDS
+from pcapsvc.core.recording import Content, PacketCounts, Recording
+from pcapsvc.core.session import StopReason
+from pcapsvc.encoders.pcapng.describe import Origin
+from pcapsvc.encoders.pcapng.encoder import PcapngEncoder
+from pcapsvc.encoders.pcapng.packet_blocks import GROUP
+from pcapsvc.interfaces.delivery import IEncoder
+from pcapsvc.memory_file import MemoryFile
+from pcapsvc.testing import MemoryContent
+from pcapsvc.threads import NotRunning
+from peers.pcapng import PcapngFile, read_pcapng
+from peers.tcpdump import Packet
+from tests.core.test_artifact import recording
+from tests.examples import given
+from tests.examples import strategies as st
+
+ORIGIN = Origin(hardware="pdp11", operating_system="Linux 6.1", application="pcapsvc 1.0")
+
+
+def pcap(
+    packets: Sequence[Packet], *, magic: int = MICROSECONDS, link_type: int = 1, snap_length: int = 500
+) -> bytes:
+    """A pcap file."""
+    records = (
+        struct.pack("=IIII", one.seconds, one.fraction, len(one.data), one.length) + one.data
+        for one in packets
+    )
+    return struct.pack("=IHHiIII", magic, 2, 4, 0, 0, snap_length, link_type) + b"".join(records)
+
+
+def packet(number: int, size: int, *, length: int | None = None) -> Packet:
+    """A packet with a time stamp of its own."""
+    return Packet(
+        1_700_000_000 + number // 7,
+        number * 142_857 % 1_000_000,
+        size if length is None else length,
+        bytes((number + at) % 256 for at in range(min(size, 300))) + bytes(max(0, size - 300)),
+    )
+
+
+class EncoderCase(unittest.SynchronousTestCase):
+    """An encoder whose threads are called at once, or when the test says so."""
+
+    def setUp(self) -> None:
+        """Nothing waits for a thread."""
+        self.run_in_thread: Callable[..., Deferred[Any]] = maybeDeferred
+        self.encoder = PcapngEncoder(lambda *call: self.run_in_thread(*call), origin=ORIGIN)
+        self.descriptors = self.open_descriptors()
+
+    def open_descriptors(self) -> list[str]:
+        """The files in memory that are open."""
+        files = []
+        for name in os.listdir("/proc/self/fd"):
+            try:
+                files.append(os.readlink(f"/proc/self/fd/{name}"))
+            except OSError:
+                continue
+        return sorted(file for file in files if "pcapsvc" in file)
+
+    def recording(self, data: bytes, **fields: Any) -> Recording:
+        """A recording with this file."""
+        return replace(recording(interface="eth0"), content=MemoryContent(data), **fields)
+
+    def read(self, content: Content) -> PcapngFile:
+        """What others read in a file, which is closed."""
+        with content.open() as reader:
+            raw = reader.read()
+        self.assertEqual(len(raw), content.size)
+        content.close()
+        return read_pcapng(raw)
+
+    def encode(self, packets: Sequence[Packet], **fields: Any) -> PcapngFile:
+        """What others read after a recording with these packets was encoded."""
+        recorded = self.recording(pcap(packets), packets=len(packets), **fields)
+        return self.read(self.successResultOf(self.encoder.encode(recorded)))
+
+
+class PacketTests(EncoderCase):
+    """The packets of a file."""
+
+    def test_interface(self) -> None:
+        """It is an encoder."""
+        self.assertTrue(verifyObject(IEncoder, self.encoder))
+        self.assertEqual((self.encoder.name, self.encoder.suffix), ("pcapng", ".pcapng"))
+
+    def test_same(self) -> None:
+        """They are those of the recording, with their time stamps and lengths, in the same order."""
+        packets = [packet(0, 60), packet(1, 1400), packet(2, 61, length=9000), packet(3, 1)]
+        read = self.encode(packets)
+        self.assertEqual(read.packets, packets)
+        self.assertEqual(read.kinds, [0x0A0D0D0A, 1, 6, 6, 6, 6, 5])
+        self.assertEqual(self.open_descriptors(), self.descriptors)
+
+    @given(st.lists(st.integers(0, 1600), max_size=40), st.integers(0, 3 * GROUP))
+    def test_any_lengths(self, sizes: list[int], more: int) -> None:
+        """Whatever their lengths are, and however many there are."""
+        packets = [packet(at, size) for at, size in enumerate((*sizes, *(at % 9 for at in range(more))))]
+        self.assertEqual(self.encode(packets).packets, packets)
+
+    def test_whole_groups(self) -> None:
+        """If there are exactly as many as are written at once, or one more or less."""
+        for count in (GROUP - 1, GROUP, GROUP + 1, 2 * GROUP):
+            packets = [packet(at, 61 + at % 3) for at in range(count)]
+            self.assertEqual(self.encode(packets).packets, packets)
+
+    def test_largest(self) -> None:
+        """If they are of the largest snap length, so that few of them are read at once."""
+        packets = [packet(at, 262_144 - at) for at in range(13)]
+        self.assertEqual(self.encode(packets).packets, packets)
+
+    def test_time_stamps(self) -> None:
+        """The first and the last time stamp that a pcap file can have."""
+        packets = [Packet(0, 0, 1, b"a"), Packet(2**32 - 1, 999_999, 1, b"b"), Packet(1, 2, 1, b"c")]
+        self.assertEqual(self.encode(packets).packets, packets)
+
+    def test_nanoseconds(self) -> None:
+        """Those of a file with nanoseconds are kept, and the resolution says so."""
+        packets = [Packet(2**32 - 1, 999_999_999, 4, b"abcd"), Packet(1, 123_456_789, 4, b"efgh")]
+        recorded = self.recording(pcap(packets, magic=NANOSECONDS))
+        read = self.read(self.successResultOf(self.encoder.encode(recorded)))
+        self.assertEqual((read.digits, read.packets), (9, packets))
+
+    def test_none(self) -> None:
+        """A recording without a packet becomes a file without one."""
+        self.assertEqual(self.encode([]).kinds, [0x0A0D0D0A, 1, 5])
+
+
+class DescriptionTests(EncoderCase):
+    """What a file says about its capture."""
+
+    def test_section(self) -> None:
+        """The node, the machine, the kernel and the version."""
+        self.assertEqual(
+            self.encode([]).section,
+            {1: b"node: sensor1\ncapture: 0123456789ab", 2: b"pdp11", 3: b"Linux 6.1", 4: b"pcapsvc 1.0"},
+        )
+
+    def test_interface(self) -> None:
+        """The interface, the alias, the filter, and link type and snap length as the recording has them."""
+        recorded = recording(interface="eth0", alias="uplink", bpf="udp port 53", snap=96)
+        data = pcap([], link_type=113, snap_length=97)
+        content = self.successResultOf(self.encoder.encode(replace(recorded, content=MemoryContent(data))))
+        read = self.read(content)
+        self.assertEqual((read.link_type, read.snap_length), (113, 97))
+        self.assertEqual(
+            {code: value for code, value in read.interface.items() if code != 1},
+            {2: b"eth0", 3: b"uplink", 9: b"\x06", 11: b"\0udp port 53"},
+        )
+
+    def test_comment(self) -> None:
+        """The labels of the request, why the capture ended, and what was dropped."""
+        recorded = recording(
+            requestid="r-1",
+            alertid=655443,
+            customer="Größe",
+            tags="a,b",
+            reason=StopReason.DURATION,
+            counts=PacketCounts(received=9, dropped=2, interface_dropped=1),
+        )
+        recorded = replace(recorded, content=MemoryContent(pcap([])))
+        read = self.read(self.successResultOf(self.encoder.encode(recorded)))
+        self.assertEqual(
+            read.interface[1].decode().splitlines(),
+            [
+                "requestid: r-1",
+                "alertid: 655443",
+                "customer: Größe",
+                "tags: a,b",
+                "reason: duration",
+                "packets: 9 received, 2 dropped by the kernel, 1 dropped by the interface",
+            ],
+        )
+        self.assertEqual(self.encode([]).interface[1], b"reason: idle")
+
+    def test_statistics(self) -> None:
+        """When it began and ended, and the counters, as far as they are known."""
+        times = {"started": 1_700_000_000.25, "ended": 1_700_000_002.5}
+        counts = PacketCounts(received=9, dropped=2, interface_dropped=None)
+        read = self.encode([packet(0, 60)], counts=counts, **times).statistics
+        assert read is not None
+        ticks = [(high << 32) + low for high, low in (struct.unpack("=II", read[code]) for code in (2, 3))]
+        self.assertEqual(ticks, [1_700_000_000_250_000, 1_700_000_002_500_000])
+        self.assertEqual(
+            {code: struct.unpack("=Q", read[code])[0] for code in (4, 6, 7, 8)}, {4: 9, 6: 9, 7: 2, 8: 1}
+        )
+        self.assertNotIn(5, read)
+        self.assertEqual(sorted(self.encode([], counts=None).statistics or ()), [2, 8])
+
+
+class FailureTests(EncoderCase):
+    """When no file is made, nothing stays open."""
+
+    def tearDown(self) -> None:
+        """Nothing is open."""
+        self.assertEqual(self.open_descriptors(), self.descriptors)
+
+    def problem(self, data: bytes) -> str:
+        """Why a recording with this file can't be encoded."""
+        failure = self.failureResultOf(self.encoder.encode(self.recording(data)), EncoderError)
+        return str(failure.value)
+
+    def test_damaged(self) -> None:
+        """A recording that isn't a pcap file, or that ends too soon, can't be encoded."""
+        whole = pcap([packet(0, 60)])
+        for data in (b"", whole[:20], b"x" * 100, whole[:-1], whole[:35]):
+            self.assertTrue(self.problem(data))
+        self.assertIn("within a packet", self.problem(whole[:-1]))
+        # A packet that is said to be larger than any.
+        self.assertIn("within a packet", self.problem(whole[:32] + b"\xff" * 4 + bytes(2 << 20)))
+
+    def test_no_memory(self) -> None:
+        """If there is no memory for the file, that is what it says."""
+
+        def reserve(file: MemoryFile, end: int, *, more: int) -> None:
+            raise OSError(28, "No space left on device")
+
+        with patch.object(MemoryFile, "reserve", reserve):
+            self.assertIn("No space left on device", self.problem(pcap([packet(0, 60)])))
+
+    def test_short_write(self) -> None:
+        """If not all packets can be written, there is no file, and no other one is affected."""
+        with patch("pcapsvc.encoders.pcapng.packet_blocks._writev", lambda *call: 1):
+            self.assertIn("No space left on device", self.problem(pcap([packet(0, 60)])))
+        self.assertEqual(self.encode([packet(0, 60)]).packets, [packet(0, 60)])
+
+    def test_no_reader(self) -> None:
+        """If the recording can't be opened, others still can."""
+        recorded = self.recording(b"")
+        with patch.object(MemoryContent, "open", side_effect=OSError("Too many open files")):
+            self.failureResultOf(self.encoder.encode(recorded), EncoderError)
+        self.assertEqual(self.encode([]).packets, [])
+
+    def test_no_threads(self) -> None:
+        """If no thread runs any more, it fails."""
+        self.run_in_thread = lambda *call: fail(NotRunning("the threads are not running"))
+        self.assertIn("not running", self.problem(pcap([])))
+
+
+class CancelTests(EncoderCase):
+    """Cancelling."""
+
+    def setUp(self) -> None:
+        """Threads wait for the test."""
+        super().setUp()
+        self.calls: list[tuple[Deferred[Any], tuple[Any, ...]]] = []
+        self.run_in_thread = self.later
+
+    def later(self, *call: Any) -> Deferred[Any]:
+        """Call it when the test says so."""
+        result: Deferred[Any] = Deferred()
+        self.calls.append((result, call))
+        return result
+
+    def call_next(self) -> None:
+        """A thread calls the next function, and the reactor hears of it."""
+        result, call = self.calls.pop(0)
+        maybeDeferred(*call).chainDeferred(result)
+
+    def test_one_after_another(self) -> None:
+        """Only one recording is encoded at a time."""
+        first, second = (self.encoder.encode(self.recording(pcap([]))) for _ in range(2))
+        self.assertEqual(len(self.calls), 1)
+        self.call_next()
+        self.read(self.successResultOf(first))
+        self.assertNoResult(second)
+        self.call_next()
+        self.read(self.successResultOf(second))
+
+    def test_waiting(self) -> None:
+        """One that waits is not encoded at all."""
+        first, second = (self.encoder.encode(self.recording(pcap([]))) for _ in range(2))
+        second.cancel()
+        self.failureResultOf(second, CancelledError)
+        self.call_next()
+        self.read(self.successResultOf(first))
+        self.assertEqual(self.calls, [])
+
+    def test_before_it_begins(self) -> None:
+        """One whose thread has not begun fails at once. The thread ends soon, and the next one is encoded."""
+        data = pcap([packet(at, 60) for at in range(3)])
+        first, second = (self.encoder.encode(self.recording(data)) for _ in range(2))
+        first.cancel()
+        self.failureResultOf(first, CancelledError)
+        with patch("pcapsvc.encoders.pcapng.packet_blocks._writev", side_effect=AssertionError):
+            self.call_next()
+        self.assertEqual(self.open_descriptors(), self.descriptors)
+        self.call_next()
+        self.read(self.successResultOf(second))
+
+    def test_after_it_has_ended(self) -> None:
+        """If the thread had already ended, its file is closed."""
+        encoded = self.encoder.encode(self.recording(pcap([])))
+        [(result, call)] = self.calls
+        content = call[0](*call[1:])
+        self.assertNotEqual(self.open_descriptors(), self.descriptors)
+        encoded.cancel()
+        self.failureResultOf(encoded, CancelledError)
+        result.callback(content)
+        self.assertEqual(self.open_descriptors(), self.descriptors)
