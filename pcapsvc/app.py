@@ -17,7 +17,6 @@ from pcapsvc.capture_files import CaptureFiles
 from pcapsvc.captures import Captures
 from pcapsvc.core.event import EventFactory
 from pcapsvc.delivery.outbox import Outbox
-from pcapsvc.delivery.outboxes import Outboxes
 from pcapsvc.delivery.settings import DeliverySettings
 from pcapsvc.host.descriptors import DescriptorLimit, most_connections
 from pcapsvc.host.memory_check import MemoryCheck
@@ -67,7 +66,7 @@ class Node:
     @ivar destinations: the destinations of captures, by name.
     @ivar reporters: the reporters of events, by name.
     @ivar reporter: passes every event to all of them, and to those that are added later.
-    @ivar encoder: encodes recordings for delivery.
+    @ivar encoders: encode recordings for delivery, by the names of their formats.
     @ivar packets: the packet system.
     @ivar histories: the recent past of the interfaces that have one.
     @ivar outboxes: the outbox of each destination, by its name.
@@ -83,11 +82,16 @@ class Node:
     destinations: Mapping[str, IDestination]
     reporters: Mapping[str, IReporter]
     reporter: FanOutReporter
-    encoder: IEncoder
+    encoders: Mapping[str, IEncoder]
     packets: StandbySystem
     histories: IHistories
     outboxes: Mapping[str, Outbox]
     spool: Spool | None
+
+    @property
+    def encoder(self) -> IEncoder:
+        """The one that is used unless a request names another format."""
+        return self.encoders[self.settings.general.format]
 
     @property
     def channels(self) -> Mapping[str, IEventChannel]:
@@ -118,21 +122,21 @@ def build(
     reporter = FanOutReporter([*reporters.values()])
     outboxes, rounds, spool = build_delivery(context, [*destinations.values()], reporter)
     packets, remembered, capturer, below = build_capturer(context, pools.new(), system)
-    encoder = _encoder(context)
+    encoders = {each.name: each.build(context) for each in settings.enabled(EncoderSection)}
     files = CaptureFiles(reactor)
-    pipeline = build_pipeline(context, capturer, encoder, Outboxes(outboxes), reporter, captures, files)
+    pipeline, forms = build_pipeline(context, capturer, encoders, outboxes, reporter, captures, files, pools)
     sources = {section.name: section.build(context, pipeline) for section in settings.enabled(SourceSection)}
     stop_order: list[IService | list[IService]] = [
         # A source has to know that it is stopping before its requests are refused for that reason.
         [_readiness(context), *sources.values(), Intake(pipeline)],
         # No attempt from the spool begins while the last captures are delivered.
-        [pipeline, *rounds, *_progress_reports(context, captures, reporter)],
+        [pipeline, forms, *rounds, *_progress_reports(context, captures, reporter)],
         [*outboxes],
         *spool,
         [remembered, files],
         [packets],
         *below,
-        _services(encoder, *destinations.values(), *reporters.values()),
+        _services(*encoders.values(), *destinations.values(), *reporters.values()),
         [pools, NameLookups(reactor, pools.new().run)],
         [hosted, *_host_checks(settings, system)],
     ]
@@ -147,7 +151,7 @@ def build(
         destinations=destinations,
         reporters=reporters,
         reporter=reporter,
-        encoder=encoder,
+        encoders=encoders,
         packets=packets,
         histories=remembered,
         outboxes={outbox.destination: outbox for outbox in outboxes},
@@ -199,12 +203,6 @@ def _progress_reports(
     if seconds is None:
         return []
     return [ProgressReports(context.reactor, captures, reporter, context.events, interval_seconds=seconds)]
-
-
-def _encoder(context: BuildContext) -> IEncoder:
-    chosen = context.settings.general.format
-    [section] = [each for each in context.settings.enabled(EncoderSection) if each.name == chosen]
-    return section.build(context)
 
 
 def _api_url(settings: Settings) -> str | None:

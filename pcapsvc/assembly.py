@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from twisted.application.service import IService
@@ -16,12 +18,15 @@ from pcapsvc.core.plan import NodeView
 from pcapsvc.core.rate import RequestRate
 from pcapsvc.core.request import RequestBounds
 from pcapsvc.core.retry import RetryPolicy
+from pcapsvc.delivery.compressor import Compressor
+from pcapsvc.delivery.forms import Forms
 from pcapsvc.delivery.outbox import Outbox
+from pcapsvc.delivery.outboxes import Outboxes
 from pcapsvc.delivery.settings import DeliverySettings
 from pcapsvc.host.descriptors import most_captures
 from pcapsvc.host.memory import ProcessMemory
 from pcapsvc.interfaces.capture import IStandbyPacketSystem
-from pcapsvc.interfaces.delivery import IDelivery, IDestination, IEncoder
+from pcapsvc.interfaces.delivery import IDestination, IEncoder
 from pcapsvc.interfaces.reports import IReporter
 from pcapsvc.judge import Judge
 from pcapsvc.packets.filter_compiler import FilterCompiler
@@ -35,12 +40,15 @@ from pcapsvc.packets.standby import StandbySystem
 from pcapsvc.pipeline import Pipeline
 from pcapsvc.settings import Settings
 from pcapsvc.settings.interface import capture_bytes, histories, interfaces_by_alias
-from pcapsvc.settings.section import BuildContext, DestinationSection
-from pcapsvc.threads import Threads
+from pcapsvc.settings.section import BuildContext, DestinationSection, EncoderSection
+from pcapsvc.threads import ThreadPools, Threads
 
 if TYPE_CHECKING:
     from pcapsvc.delivery.rounds import Rounds
     from pcapsvc.delivery.spool import Spool
+
+# Files are compressed on half of the processors at most: captures come first.
+_COMPRESSING_THREADS = max(1, (os.cpu_count() or 1) // 2)
 
 
 def build_capturer(
@@ -99,13 +107,18 @@ def build_capturer(
 def build_pipeline(
     context: BuildContext,
     capturer: Capturer,
-    encoder: IEncoder,
-    delivery: IDelivery,
+    encoders: Mapping[str, IEncoder],
+    outboxes: list[Outbox],
     reporter: IReporter,
     captures: Captures,
     files: CaptureFiles,
-) -> Pipeline:
-    """The pipeline."""
+    pools: ThreadPools,
+) -> tuple[Pipeline, Forms]:
+    """
+    The pipeline, and what its files go through.
+
+    @param pools: has the threads that compress them.
+    """
     settings = context.settings
     general = settings.general
     memory = ProcessMemory()
@@ -121,7 +134,11 @@ def build_pipeline(
         spare=files,
     )
     files.ask(admission.refuse_spare)
-    return Pipeline(
+    threads = pools.new(_COMPRESSING_THREADS)
+    compressor = Compressor(threads.run, admission, close_descriptor=threads.close_descriptor)
+    has_spool = settings.section(DeliverySettings).spool_dir is not None
+    forms = Forms(Outboxes(outboxes), compressor, reporter, context.events, has_spool=has_spool)
+    pipeline = Pipeline(
         judge=Judge(
             _view(settings),
             admission=admission,
@@ -133,8 +150,8 @@ def build_pipeline(
             log_requests=general.log_requests,
         ),
         capturer=capturer,
-        encoder=encoder,
-        delivery=delivery,
+        encoders=encoders,
+        delivery=forms,
         reporter=reporter,
         events=context.events,
         captures=captures,
@@ -142,13 +159,14 @@ def build_pipeline(
         admission=admission,
         wall_clock=context.wall_clock,
     )
+    return pipeline, forms
 
 
 def _view(settings: Settings) -> NodeView:
     """What requests are validated against, and planned with."""
     general = settings.general
     interfaces = interfaces_by_alias(settings.interfaces)
-    destinations = (section for section in settings.sections if isinstance(section, DestinationSection))
+    destinations = [section for section in settings.sections if isinstance(section, DestinationSection)]
     options = (section.option_fields() for section in destinations)
     return NodeView(
         name=general.node_name,
@@ -160,11 +178,14 @@ def _view(settings: Settings) -> NodeView:
             max_snap_length=general.max_snap_length,
             max_filter_characters=general.max_filter_characters,
             aliases=frozenset(interfaces),
+            formats=tuple(section.name for section in settings.enabled(EncoderSection)),
             options=tuple(each for each in options if each is not None),
         ),
         default_timeout_seconds=general.default_timeout_seconds,
         snap_length=general.snap_length,
         interfaces_by_alias=interfaces,
+        format=general.format,
+        compressions={each.name: each.compression() for each in destinations if each.is_enabled()},
     )
 
 

@@ -33,6 +33,9 @@ from pcapsvc.interfaces.reports import IReporter
 #: How many captures are remembered after they are done.
 REMEMBERED_CAPTURES = 1000
 
+# What is known of a file that was delivered.
+_FILE = ("file", "media_type", "bytes")
+
 
 @dataclass(kw_only=True)
 class _Entry:
@@ -122,9 +125,11 @@ class Captures:
             case CaptureDone():
                 self._is_done(entry, capture_id)
             case CaptureDelivered() as delivered:
+                values = delivered.values()
                 entry.deliveries[delivered.destination] = {
                     "state": "delivered",
                     "location": delivered.location,
+                    **{key: values[key] for key in _FILE if values[key] is not None},
                 }
             case DeliveryPostponed() as postponed:
                 values = postponed.values()

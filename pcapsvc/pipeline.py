@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from twisted.application.service import Service
@@ -48,7 +48,7 @@ class Pipeline(Service):
 
     @param judge: decides on requests.
     @param capturer: prepares the captures of a request.
-    @param encoder: makes the file that is delivered from a recording.
+    @param encoders: make the file that is delivered from a recording, by the names of their formats.
     @param delivery: delivers files to the destinations.
     @param reporter: receives the events of requests and captures.
     @param events: makes the events.
@@ -65,7 +65,7 @@ class Pipeline(Service):
         *,
         judge: Judge,
         capturer: ICapturer,
-        encoder: IEncoder,
+        encoders: Mapping[str, IEncoder],
         delivery: IDelivery,
         reporter: IReporter,
         events: EventFactory,
@@ -76,7 +76,7 @@ class Pipeline(Service):
     ) -> None:
         self._judge = judge
         self._capturer = capturer
-        self._encoder = encoder
+        self._encoders = encoders
         self._delivery = delivery
         self._reporter = reporter
         self._events = events
@@ -211,7 +211,7 @@ class Pipeline(Service):
             accepted = Accepted(
                 captures=tuple(map(_started, prepared.captures)),
                 problems=prepared.problems,
-                warnings=plans[0].request.warnings,
+                warnings=plans[0].warnings,
             )
             self._reporter.report(self._events.event(verdict_payload(accepted), labels))
             for capture in prepared.captures:
@@ -273,7 +273,7 @@ class Pipeline(Service):
             recorded = replace(recorded, content=self._files.end(capture_id, recorded.content))
             try:
                 self._admission.ended(capture_id, recorded.content.size)
-                self._report(capture, _stopped(recorded, self._encoder.suffix))
+                self._report(capture, _stopped(recorded, self._encoders[plan.format].suffix))
                 if recorded.packets:
                     await self._deliver(capture, recorded)
             finally:
@@ -285,11 +285,11 @@ class Pipeline(Service):
 
     async def _deliver(self, capture: ICapture, recorded: Recording) -> None:
         """Encode a recording and deliver it. If it can't be encoded, this capture fails, and no other."""
-        capture_id = recorded.capture_id
+        capture_id, encoder = recorded.capture_id, self._encoders[recorded.plan.format]
         try:
-            content = await self._encoder.encode(recorded)
+            content = await encoder.encode(recorded)
         except (PcapsvcError, CancelledError) as error:
-            problem = f"not encoded as {self._encoder.name}: {str(error) or 'cancelled'}"
+            problem = f"not encoded as {encoder.name}: {str(error) or 'cancelled'}"
             self._report(capture, CaptureFailed(problem=problem))
             return
         except Exception:  # noqa: BLE001 - one capture fails, and no other
@@ -298,15 +298,15 @@ class Pipeline(Service):
             return
         if content is not recorded.content:
             recorded.content.close()
-        suffix, media_type = self._encoder.suffix, self._encoder.media_type
-        artifact = make_artifact(recorded, content, suffix=suffix, media_type=media_type)
+            self._admission.holds(capture_id, content.size)
+        artifact = make_artifact(recorded, content, suffix=encoder.suffix, media_type=encoder.media_type)
         try:
             await self._delivery.deliver(artifact, lambda: self._release(capture_id, content))
         finally:
             content.close()
 
     def _release(self, capture_id: str, content: Content) -> None:
-        """The capture is on disk: its memory is free for others."""
+        """The file is on disk, or not needed any more: its memory is free for others."""
         content.close()
         self._admission.on_disk(capture_id)
 

@@ -166,6 +166,25 @@ class Admission:
             return NoRoom(reason=f"captures need the memory, and {size} bytes more are not free")
         return self._no_memory_for(size, even_watched=False)
 
+    def take(self, key: str, size: int) -> bool:
+        """
+        Take room for one more file of a capture that has ended, such as one that is compressed. What nobody
+        reads of what is spare is freed for it.
+
+        @param key: of the file, for L{holds} and L{on_disk}. No capture has this id.
+        @param size: how much memory it needs, in bytes.
+
+        @return: whether there was room.
+        """
+        if self.refuse_spare(size) is not None:
+            return False
+        self._bytes[key] = size
+        return True
+
+    def holds(self, key: str, size: int) -> None:
+        """A file holds this many bytes."""
+        self._bytes[key] = size
+
     def started(self, capture_id: str, most_bytes: int) -> None:
         """A capture has started, and may grow to this size. Called by L{Reservation.started}."""
         self._running.add(capture_id)
@@ -182,7 +201,7 @@ class Admission:
         self._bytes[capture_id] = size
 
     def on_disk(self, capture_id: str) -> None:
-        """A capture has ended, and its file is on the disk."""
+        """A capture has ended, and its file is on the disk; or a file that was taken room for is freed."""
         self._bytes.pop(capture_id, None)
 
     def done(self, capture_id: str) -> None:

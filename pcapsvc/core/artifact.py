@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from pcapsvc.core.compression import Compression
 from pcapsvc.core.labels import Labels
 from pcapsvc.core.plan import CapturePlan
 from pcapsvc.core.recording import Content, Recording
@@ -32,6 +33,7 @@ class Artifact:
     @ivar tags: joined by commas; any text of one line.
     @ivar options: what the request says of each destination: its fields, by the destination's name.
     @ivar labels: what the events about it repeat.
+    @ivar compressions: how it is to be compressed for each destination, as in L{CapturePlan}.
     @ivar may_be_there: whether an earlier attempt may have arrived, although it failed.
     """
 
@@ -43,6 +45,7 @@ class Artifact:
     options: Mapping[str, Mapping[str, Any]]
     labels: Labels
     may_be_there: bool = False
+    compressions: Mapping[str, str] = field(default_factory=dict)
 
 
 def make_artifact(recording: Recording, content: Content, *, suffix: str, media_type: str) -> Artifact:
@@ -61,6 +64,22 @@ def make_artifact(recording: Recording, content: Content, *, suffix: str, media_
         content=content,
         options=recording.plan.options,
         labels=recording.plan.labels,
+        compressions=recording.plan.compressions,
+    )
+
+
+def compressed(artifact: Artifact, content: Content, compression: Compression) -> Artifact:
+    """
+    An artifact that is compressed.
+
+    @param content: of the artifact, compressed.
+    """
+    return replace(
+        artifact,
+        name=artifact.name + compression.suffix,
+        media_type=compression.media_type,
+        content=content,
+        compressions={},
     )
 
 

@@ -50,7 +50,8 @@ class RequestAccepted(Payload):
     The captures of a request are about to start.
 
     @ivar problems: of those interfaces that can't be captured on, if others can.
-    @ivar warnings: the labels that were changed or left out.
+    @ivar warnings: the labels that were changed or left out, and the destinations that get another
+        compression.
     """
 
     type: ClassVar[str] = "pcapsvc.request.accepted"
@@ -165,9 +166,10 @@ class CaptureStopped(Payload):
     A capture has stopped, with a recording.
 
     @ivar packets: how many are in the file, perhaps none.
-    @ivar bytes: the size of the file.
+    @ivar bytes: the size of the recording, as a pcap file.
     @ivar counts: the kernel's statistics; L{None} if the interface was gone before they could be read.
-    @ivar file: the name of the file; L{None} if there is no packet in it, so that it is not delivered.
+    @ivar file: the name of the file, before it is compressed; L{None} if there is no packet in it, so that
+        it is not delivered.
     @ivar history: as in L{CaptureStarted}, likewise C{rolling}.
     """
 
@@ -218,12 +220,18 @@ class CaptureDelivered(Payload):
 
     @ivar location: its path or URL there. It contains no secret.
     @ivar seconds: how long the successful attempt took.
+    @ivar file: the name of the file there.
+    @ivar media_type: the file's media type (RFC 6838).
+    @ivar bytes: the size of the file.
     """
 
     type: ClassVar[str] = "pcapsvc.delivery.delivered"
     destination: str
     location: str
     seconds: float
+    file: str | None = None
+    media_type: str | None = None
+    bytes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

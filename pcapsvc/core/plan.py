@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pcapsvc.core.compression import CompressionChoice, compression_warnings, compressions
+from pcapsvc.core.errors import Problem
 from pcapsvc.core.history import LookBack, look_back
 from pcapsvc.core.labels import Labels
 from pcapsvc.core.pcap_file import FILE_HEADER_BYTES, PACKET_HEADER_BYTES
@@ -22,6 +24,8 @@ class NodeView:
     @ivar interfaces_by_alias: the names of the interfaces that carry an alias, in their order.
     @ivar default_timeout_seconds: the idle time-out of a request that has none.
     @ivar snap_length: the snap length of a request that has none, in bytes.
+    @ivar format: the format of the files of a request that names none.
+    @ivar compressions: how each destination that is enabled wants its files, by its name.
     """
 
     name: str
@@ -29,6 +33,8 @@ class NodeView:
     default_timeout_seconds: int
     snap_length: int
     interfaces_by_alias: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    format: str = "pcap"
+    compressions: Mapping[str, CompressionChoice] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +47,10 @@ class CapturePlan:
     @ivar options: what the request says about each destination that is enabled, as in L{CaptureRequest}.
     @ivar via: the name of the source that the request arrived through.
     @ivar look_back: the past that it begins with; L{None} if it begins now.
+    @ivar format: the name of the encoder of its file.
+    @ivar compressions: how the file is compressed for each destination, by its name: one of
+        L{pcapsvc.core.compression.CHOICES}. For a destination that is not in it, it isn't.
+    @ivar warnings: what the sender should know about the request, as far as it can be done.
     @ivar most_bytes: the size that its file may grow to, in bytes.
     """
 
@@ -54,6 +64,9 @@ class CapturePlan:
     options: Mapping[str, Mapping[str, Any]]
     via: str
     look_back: LookBack | None = None
+    format: str = "pcap"
+    compressions: Mapping[str, str] = field(default_factory=dict)
+    warnings: tuple[Problem, ...] = ()
 
     @property
     def labels(self) -> Labels:
@@ -100,6 +113,7 @@ def plan_captures(
             # A rolling capture will have a past, even if it doesn't begin with one.
             is_optional=bool(request.beforeoptional or request.rolling),
         )
+    warnings = (*request.warnings, *compression_warnings(request.compress, node.compressions))
     enabled = {fields.destination for fields in node.bounds.options if fields.check is not None}
     return tuple(
         CapturePlan(
@@ -113,6 +127,9 @@ def plan_captures(
             options={name: said for name, said in request.options.items() if name in enabled},
             via=via,
             look_back=past,
+            format=request.format or node.format,
+            compressions=compressions(request.compress, node.compressions),
+            warnings=warnings,
         )
         for interface, alias in _interfaces(request, node).items()
     )

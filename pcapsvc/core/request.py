@@ -11,6 +11,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 import msgspec
 
 from pcapsvc.core.body import MAX_BODY_BYTES, Fields, OutOfRange
+from pcapsvc.core.compression import ONE_OF_CHOICES
 from pcapsvc.core.errors import Problem, RequestRejected, shown
 from pcapsvc.core.fields import check_fields
 from pcapsvc.core.filter import NEWER_WORDS, follows_header_chains, names_needing_dns
@@ -22,6 +23,7 @@ from pcapsvc.core.values import (
     Aliases,
     Filter,
     Flag,
+    Format,
     InterfaceNames,
     Label,
     Name,
@@ -75,6 +77,8 @@ class RequestFields(msgspec.Struct, frozen=True, kw_only=True):
     pastonly: Flag | None = None
     beforeoptional: Flag | None = None
     rolling: Flag | None = None
+    format: Format | None = None
+    compress: Annotated[str, ONE_OF_CHOICES] | None = None
     packetdebug: Flag | None = None
     logrequest: Flag | None = None
 
@@ -133,6 +137,7 @@ class RequestBounds:
     @ivar max_duration_seconds: of the whole capture.
     @ivar max_filter_characters: the cost of compiling a filter grows with the cube of its length.
     @ivar aliases: those of the interfaces of this node.
+    @ivar formats: the formats of files that there are; empty if that isn't known.
     @ivar options: the fields that belong to destinations. Destinations may share a field of the same type.
     """
 
@@ -143,6 +148,7 @@ class RequestBounds:
     max_snap_length: int
     max_filter_characters: int
     aliases: frozenset[str] = frozenset()
+    formats: tuple[str, ...] = ()
     options: tuple[OptionFields, ...] = ()
 
     def __post_init__(self) -> None:
@@ -398,6 +404,9 @@ def _rules_broken(
                 yield Problem(path=key, rule="can't be given together with 'rolling'")
     if "alias" in values:
         yield from _aliases_unknown(values["alias"], bounds.aliases)
+    if "format" in values and bounds.formats and values["format"] not in bounds.formats:
+        rule = f"must be one of {', '.join(bounds.formats)} on this node"
+        yield Problem(path="format", value=shown(values["format"]), rule=rule)
     for field, most in bounds.most.items():
         if values.get(field, 0) > most:
             yield bounds.too_large(field, values[field])

@@ -21,7 +21,8 @@ class Accepted:
     The captures were started.
 
     @ivar problems: of interfaces that can't be captured on, if others can.
-    @ivar warnings: the labels that were changed or left out.
+    @ivar warnings: what the sender should know: labels that were changed or left out, and destinations that
+        get another compression.
     """
 
     captures: tuple[StartedCapture, ...]

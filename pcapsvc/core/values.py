@@ -74,6 +74,10 @@ Aliases = Annotated[
         description="a list of up to 256 interface aliases, each one line of text of 1 to 255 characters",
     ),
 ]
+# The names of encoders are words.
+Format = Annotated[
+    str, Meta(pattern=r"\A[A-Za-z0-9_-]{1,32}\Z", description="the name of a file format, such as pcap")
+]
 Region = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9-]{1,64}\Z", description="the name of a region")]
 Folder = Annotated[
     str,

@@ -316,7 +316,7 @@ class Outbox(Service):
                     raise
                 break
             else:
-                await self._delivered(entry, receipt, seconds)
+                await self._delivered(entry, artifact, receipt, seconds)
                 return None
             artifact = replace(artifact, may_be_there=True)
             delay = self._failed(entry, error, side)
@@ -394,7 +394,7 @@ class Outbox(Service):
             )
         return delay
 
-    async def _delivered(self, entry: Entry, receipt: Receipt, seconds: float) -> None:
+    async def _delivered(self, entry: Entry, artifact: Artifact, receipt: Receipt, seconds: float) -> None:
         if entry.on(Input.DELIVER) is State.REMOVING:
             # Before anything else: no restart may find it again.
             try:
@@ -412,7 +412,12 @@ class Outbox(Service):
         self._report(
             entry,
             CaptureDelivered(
-                destination=receipt.destination, location=receipt.location, seconds=round(seconds, 6)
+                destination=receipt.destination,
+                location=receipt.location,
+                seconds=round(seconds, 6),
+                file=artifact.name,
+                media_type=artifact.media_type,
+                bytes=artifact.content.size,
             ),
         )
 

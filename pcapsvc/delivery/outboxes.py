@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from twisted.internet.defer import Deferred, DeferredList
 from zope.interface import implementer
@@ -18,13 +18,19 @@ class Outboxes:
 
     def __init__(self, outboxes: Sequence[Outbox]) -> None:
         self._outboxes = tuple(outboxes)
+        self.destinations = tuple(outbox.destination for outbox in self._outboxes)
 
-    def deliver(self, artifact: Artifact, on_disk: Callable[[], object]) -> Deferred[None]:
+    def deliver(
+        self, artifact: Artifact, on_disk: Callable[[], object], to: Collection[str] | None = None
+    ) -> Deferred[None]:
         """See L{IDelivery.deliver}."""
-        return Deferred.fromCoroutine(self._deliver(artifact, on_disk))
+        chosen = [outbox for outbox in self._outboxes if to is None or outbox.destination in to]
+        return Deferred.fromCoroutine(self._deliver(chosen, artifact, on_disk))
 
-    async def _deliver(self, artifact: Artifact, on_disk: Callable[[], object]) -> None:
-        in_memory = {outbox.destination for outbox in self._outboxes}
+    async def _deliver(
+        self, outboxes: Sequence[Outbox], artifact: Artifact, on_disk: Callable[[], object]
+    ) -> None:
+        in_memory = {outbox.destination for outbox in outboxes}
 
         def one_on_disk(destination: str) -> None:
             in_memory.discard(destination)
@@ -32,7 +38,7 @@ class Outboxes:
                 on_disk()
 
         deliveries = []
-        for outbox in self._outboxes:
+        for outbox in outboxes:
             name = outbox.destination
             deliveries.append(outbox.deliver(artifact, lambda name=name: one_on_disk(name)))  # type: ignore[misc]
         await DeferredList(deliveries)

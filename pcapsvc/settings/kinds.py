@@ -13,6 +13,7 @@ from typing import Annotated, Any, get_args
 
 from msgspec import Meta
 
+from pcapsvc.core.compression import ONE_OF_CHOICES
 from pcapsvc.core.endpoint import endpoint_url
 from pcapsvc.core.values import Filter, Flag, InterfaceName, InterfaceNames, Region, one_of
 from pcapsvc.settings.files import absolute_path, certificates_file, key_file, secret_file
@@ -23,6 +24,7 @@ __all__ = [
     "MOST",
     "AbsolutePath",
     "CertificatesFile",
+    "Compress",
     "Count",
     "Endpoint",
     "Filter",
@@ -54,6 +56,9 @@ MOST = 2**63 - 1
 
 #: The longest snap length that libpcap accepts (MAXIMUM_SNAPLEN in pcap-int.h).
 MAX_SNAP_LENGTH = 262144
+
+#: How the files of a destination are compressed.
+Compress = Annotated[str, ONE_OF_CHOICES]
 
 _CONVERSION = "conversion"
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import msgspec
 
+from pcapsvc.core.compression import CompressionChoice
 from pcapsvc.core.errors import Problem
 from pcapsvc.core.fields import fields_by_key
 
@@ -217,6 +218,10 @@ class DestinationSection(_ConnectedSection, frozen=True, kw_only=True):
 
     switch: ClassVar[str] = "upload"
 
+    def compression(self) -> CompressionChoice:
+        """How it wants its files. By default they are not compressed, unless a request says so."""
+        return CompressionChoice()
+
     def option_fields(self) -> OptionFields | None:
         """The fields of a request that only this destination understands; L{None} if there are none."""
         return None
@@ -239,7 +244,7 @@ class ReporterSection(Section, frozen=True, kw_only=True):
 
 
 class EncoderSection(Section, frozen=True, kw_only=True):
-    """The settings of an encoder. C{[general] format} chooses one by its name."""
+    """The settings of an encoder. C{[general] format}, or a request, chooses one by its name."""
 
     def build(self, context: BuildContext) -> IEncoder:
         """The encoder."""

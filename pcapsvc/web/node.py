@@ -17,6 +17,7 @@ from pcapsvc.host.memory import ProcessMemory
 from pcapsvc.net.http_resource import Answer, Resource
 from pcapsvc.settings import Settings
 from pcapsvc.settings.interface import capture_bytes
+from pcapsvc.settings.section import DestinationSection, EncoderSection
 from pcapsvc.web.settings import WebSettings
 
 
@@ -33,6 +34,9 @@ class NodeState(Service):
         self._wall_clock = wall_clock
         self._started: float | None = None
         settings = node.settings
+        self._compress = {
+            section.name: section.compression().usual for section in settings.enabled(DestinationSection)
+        }
         self._always = {
             "name": settings.general.node_name,
             "version": pcapsvc.__version__,
@@ -64,7 +68,8 @@ class NodeState(Service):
                 for channel in node.channels.values()
             ],
             "destinations": [
-                {"name": name, "waiting": len(outbox.waiting)} for name, outbox in node.outboxes.items()
+                {"name": name, "waiting": len(outbox.waiting), "compress": self._compress[name]}
+                for name, outbox in node.outboxes.items()
             ],
             "spool": None
             if node.spool is None
@@ -105,7 +110,12 @@ def _limits(settings: Settings) -> dict[str, Any]:
             "memory": capture_bytes(settings, ProcessMemory()),
             "filter_characters": general.max_filter_characters,
         },
-        "defaults": {"timeout": general.default_timeout_seconds, "snaplength": general.snap_length},
+        "defaults": {
+            "timeout": general.default_timeout_seconds,
+            "snaplength": general.snap_length,
+            "format": general.format,
+        },
+        "formats": [section.name for section in settings.enabled(EncoderSection)],
     }
 
 

@@ -1,4 +1,9 @@
-"""C{/captures/ID/pcap}: the packets of a capture, from memory, the local directory or the spool."""
+"""
+C{/captures/ID/pcap}: the packets of a capture, from memory, the local directory or the spool.
+
+In memory is the recording, a pcap file. On a disk is what was delivered: perhaps in another format, perhaps
+compressed. It is sent as it is, so that its size is known, and parts of it can be sent.
+"""
 
 # twisted.web has hardly any types.
 # mypy: disallow-untyped-calls=False
@@ -29,6 +34,24 @@ RETRY_AFTER_SECONDS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Stored:
+    """
+    A file on a disk, as it was delivered.
+
+    @ivar size: in bytes. If it has another one, it was changed by somebody.
+    """
+
+    path: str
+    name: str
+    size: int
+    media_type: str
+
+    def form(self, capture_id: str) -> str:
+        """What it is, by the end of its name; nothing if it is the recording itself."""
+        return "" if self.media_type == PCAP_MEDIA_TYPE else self.name.rpartition(capture_id)[2]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Places:
     """
     Where files of captures can be.
@@ -49,15 +72,21 @@ class Places:
     copy_in_thread: RunInThread
     stores: Mapping[str, IReadableStore] = field(default_factory=dict)
 
-    def path_of(self, state: Mapping[str, Any]) -> str | None:
+    def stored(self, state: Mapping[str, Any]) -> _Stored | None:
         """
-        Where the file of a capture was delivered to, on this host; L{None} if nowhere.
+        The file of a capture that was delivered to this host; L{None} if none was.
 
         @param state: the state of the capture.
         """
         for each in state["deliveries"]:
             if each["destination"] in self.stores and each["state"] == "delivered":
-                return self.stores[each["destination"]].path(each["location"])
+                path = self.stores[each["destination"]].path(each["location"])
+                return _Stored(
+                    path=path,
+                    name=each.get("file") or os.path.basename(path),
+                    size=each.get("bytes", state["bytes"]),
+                    media_type=each.get("media_type", PCAP_MEDIA_TYPE),
+                )
         return None
 
     def has(self, state: Mapping[str, Any]) -> bool:
@@ -69,7 +98,7 @@ class Places:
         if self.files.find(state["id"]) is not None:
             return True
         is_spooled = any(each["state"] == "spooled" for each in state["deliveries"])
-        return is_spooled or self.path_of(state) is not None
+        return is_spooled or self.stored(state) is not None
 
 
 class PcapFile(Resource):
@@ -132,46 +161,44 @@ class PcapFile(Resource):
     async def _from_disk(self, request: Any) -> Answer | None:
         """The answer from the local directory or the spool; L{None} if it is in neither."""
         state = self._places.captures.get(self._capture_id)
-        if state is not None and (path := self._places.path_of(state)) is not None:
-            answer = await self._from_path(request, path, os.path.basename(path), state["bytes"])
-            if answer is not None:
-                return answer
+        stored = None if state is None else self._places.stored(state)
+        if stored is not None and (answer := await self._from_store(request, stored)) is not None:
+            return answer
         if self._places.in_spool is None:
             return None
         found = await self._places.in_spool(self._capture_id)
         if found is None:
             return None
         entry, path = found
-        return await self._from_path(request, path, entry.name, entry.size, entry.media_type)
+        stored = _Stored(path=path, name=entry.name, size=entry.size, media_type=entry.media_type)
+        return await self._from_store(request, stored)
 
-    async def _from_path(
-        self, request: Any, path: str, name: str, size: int, media_type: str = PCAP_MEDIA_TYPE
-    ) -> Answer | None:
+    async def _from_store(self, request: Any, stored: _Stored) -> Answer | None:
+        """The answer with a file on a disk, as it was delivered; L{None} if it isn't there any more."""
         try:
-            file = await DiskFile.open(self._places.run_in_thread, path)
+            file = await DiskFile.open(self._places.run_in_thread, stored.path)
         except OSError:
             return None
         try:
             # What has another size was changed by somebody.
-            if file.size != size:
+            if file.size != stored.size:
                 file.close()
                 return None
-            etag = self._etag(size)
             return _part(
                 request,
                 lambda first, end: DiskStream(file, first, end),
-                size=size,
-                etag=etag,
-                media_type=media_type,
-                name=name,
+                size=stored.size,
+                etag=self._etag(stored.size, stored.form(self._capture_id)),
+                media_type=stored.media_type,
+                name=stored.name,
             )
         except BaseException:
             file.close()
             raise
 
-    def _etag(self, size: int) -> str:
-        """What distinguishes the file: a capture has one, which never changes after its end."""
-        return f'"{self._capture_id}-{size}"'
+    def _etag(self, size: int, form: str = "") -> str:
+        """What distinguishes the file: a capture has one of each form, which never changes after its end."""
+        return f'"{self._capture_id}-{size}{form}"'
 
 
 def _part(

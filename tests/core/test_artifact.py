@@ -7,8 +7,9 @@ from typing import Any, BinaryIO
 
 from twisted.trial import unittest
 
-from pcapsvc.core.artifact import PCAP_MEDIA_TYPE, Artifact, file_name, is_file_name
+from pcapsvc.core.artifact import PCAP_MEDIA_TYPE, Artifact, compressed, file_name, is_file_name
 from pcapsvc.core.artifact import make_artifact as make
+from pcapsvc.core.compression import COMPRESSIONS
 from pcapsvc.core.plan import CapturePlan
 from pcapsvc.core.recording import PacketCounts, Recording
 from pcapsvc.core.request import CaptureRequest
@@ -141,6 +142,18 @@ class ArtifactTests(unittest.SynchronousTestCase):
         self.assertEqual(artifact.name, "sensor1-eth0-1700000000-0123456789ab.pcapng.gz")
         self.assertEqual(artifact.media_type, "application/gzip")
         self.assertIs(artifact.content, content)
+
+    def test_compressed(self) -> None:
+        """The file of a compressed one has one more end at its name, and the media type of that."""
+        content = NoContent()
+        whole = make(recording(), NoContent(), suffix=".pcapng", media_type="application/x-pcapng")
+        for name, end in (("gzip", ".gz"), ("zstd", ".zst")):
+            made = compressed(whole, content, COMPRESSIONS[name])
+            self.assertEqual(made.name, f"{whole.name}{end}")
+            self.assertTrue(is_file_name(made.name, made.capture_id))
+            self.assertEqual(made.media_type, f"application/{name}")
+            self.assertIs(made.content, content)
+            self.assertEqual((made.tags, made.options), (whole.tags, whole.options))
 
     def test_whole(self) -> None:
         """The name, the id and the content are the recording's."""

@@ -7,6 +7,8 @@ from typing import Any
 
 from twisted.trial import unittest
 
+from pcapsvc.core.compression import CompressionChoice
+from pcapsvc.core.errors import Problem
 from pcapsvc.core.history import LONGEST_SECONDS, LookBack
 from pcapsvc.core.plan import CapturePlan, NodeView, plan_captures
 from pcapsvc.core.request import CaptureRequest, OptionFields
@@ -53,6 +55,24 @@ class PlanTests(unittest.SynchronousTestCase):
             plan.limits, CaptureLimits(max_packets=5, max_bytes=6, idle_seconds=7, duration_seconds=8)
         )
         self.assertEqual((plan.snap_length, plan.bpf), (9, "tcp"))
+
+    def test_format(self) -> None:
+        """The format is the request's, or else the node's."""
+        node = dataclasses.replace(NODE, format="other")
+        self.assertEqual([each.format for each in self.plans(node, interface=("eth0",))], ["other"])
+        [plan] = self.plans(node, interface=("eth0",), format="pcap")
+        self.assertEqual(plan.format, "pcap")
+
+    def test_compressions(self) -> None:
+        """Each destination has its compression. What the sender should know is added to the warnings."""
+        choices = {"a": CompressionChoice(usual="gzip"), "b": CompressionChoice(readable=("none",))}
+        node = dataclasses.replace(NODE, compressions=choices)
+        warning = Problem(path="tags", rule="was cut")
+        [plan] = self.plans(node, interface=("eth0",), warnings=(warning,))
+        self.assertEqual((plan.compressions, plan.warnings), ({"a": "gzip", "b": "none"}, (warning,)))
+        [plan] = self.plans(node, interface=("eth0",), compress="zstd", warnings=(warning,))
+        self.assertEqual(plan.compressions, {"a": "zstd", "b": "none"})
+        self.assertEqual([each.path for each in plan.warnings], ["tags", "compress"])
 
     def test_rolling(self) -> None:
         """A rolling capture ends neither by packets nor by silence, and may do without a history."""

@@ -51,6 +51,8 @@ FIELDS: dict[str, Any] = {
     "pastonly": True,
     "beforeoptional": True,
     "rolling": False,
+    "format": "pcap",
+    "compress": "zstd",
     "packetdebug": True,
     "logrequest": False,
     "folder": "my/folder",
@@ -88,9 +90,9 @@ class FieldsTests(Requests, unittest.SynchronousTestCase):
     """Every field: its kind, and its absence."""
 
     def test_all_fields(self) -> None:
-        """There are 26 fields, and each keeps the value that it was given. S3's fields are its options."""
+        """There are 29 fields, and each keeps the value that it was given. S3's fields are its options."""
         self.assertEqual({*RequestFields.__struct_fields__, *S3_FIELDS}, set(FIELDS))
-        self.assertEqual(len(FIELDS), 27)
+        self.assertEqual(len(FIELDS), 29)
         for left_out in (("nodere", "alias"), ("node", "interface")):
             given = {key: value for key, value in FIELDS.items() if key not in left_out}
             request = self.parse(json.dumps(given).encode())

@@ -108,7 +108,7 @@ class ManyTests(SynchronousTestCase):
                 wall_clock=self.wall_clock,
                 read_timeout_ms=10,
             ),
-            encoder=PcapEncoder(),
+            encoders={"pcap": PcapEncoder()},
             delivery=Outboxes(self.outboxes),
             reporter=everyone,
             events=events,

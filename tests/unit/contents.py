@@ -33,7 +33,9 @@ class MemfdContent:
         return reader
 
     def close(self) -> None:
-        os.close(self._descriptor)
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
     @property
     def all_closed(self) -> bool:

@@ -7,6 +7,7 @@ import gc
 import json
 import os
 import struct
+from collections.abc import Mapping
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -18,15 +19,19 @@ from pcapsvc.capture.capturer import Capturer
 from pcapsvc.capture_files import CaptureFiles
 from pcapsvc.captures import Captures
 from pcapsvc.core.admission import Admission
+from pcapsvc.core.compression import CompressionChoice
 from pcapsvc.core.message import Message
 from pcapsvc.core.plan import NodeView
 from pcapsvc.core.result import Accepted, Verdict
 from pcapsvc.core.retry import RetryPolicy
+from pcapsvc.delivery.compressor import Compressor
+from pcapsvc.delivery.forms import Forms
 from pcapsvc.delivery.outbox import Outbox
 from pcapsvc.delivery.outboxes import Outboxes
 from pcapsvc.encoders.pcap.encoder import PcapEncoder
 from pcapsvc.interfaces.delivery import IEncoder
 from pcapsvc.interfaces.reports import IReporter
+from pcapsvc.interfaces.threads import RunInThread
 from pcapsvc.judge import Judge
 from pcapsvc.pipeline import Pipeline
 from pcapsvc.reports.fan_out import FanOutReporter
@@ -63,6 +68,9 @@ class PipelineCase(unittest.SynchronousTestCase):
     retain_bytes = 0
     reporters: tuple[IReporter, ...] = ()
     options: dict[str, Any] = {}
+    compressions: Mapping[str, CompressionChoice] = {}
+    has_spool = False
+    run_in_thread: RunInThread = staticmethod(run_now)
     capturer_options: dict[str, Any] = {}
     encoder: IEncoder = PcapEncoder()
     capturer_class = Capturer
@@ -87,21 +95,7 @@ class PipelineCase(unittest.SynchronousTestCase):
         admission = Admission(
             max_captures=self.max_captures, max_memory_bytes=self.max_memory, spare=self.files
         )
-        self.delivery = Outboxes(
-            [
-                Outbox(
-                    self.reactor,
-                    destination,
-                    slots=4,
-                    timeout_seconds=None,
-                    policy=RetryPolicy(attempts=1, first_delay_seconds=1, max_delay_seconds=1),
-                    spool_interval_seconds=60,
-                    reporter=everyone,
-                    events=self.event_factory,
-                )
-                for destination in (self.one, self.two)
-            ]
-        )
+        self.delivery = self._build_delivery(everyone, admission)
         self.pipeline = Pipeline(
             judge=Judge(
                 self.node(),
@@ -116,7 +110,7 @@ class PipelineCase(unittest.SynchronousTestCase):
                 read_timeout_ms=10,
                 **self.capturer_options,
             ),
-            encoder=self.encoder,
+            encoders={self.encoder.name: self.encoder},
             delivery=self.delivery,
             reporter=everyone,
             events=self.event_factory,
@@ -125,6 +119,30 @@ class PipelineCase(unittest.SynchronousTestCase):
             admission=admission,
         )
         self.pipeline.startService()
+
+    def _build_delivery(self, everyone: IReporter, admission: Admission) -> Forms:
+        outboxes = Outboxes(
+            [
+                Outbox(
+                    self.reactor,
+                    destination,
+                    slots=4,
+                    timeout_seconds=None,
+                    policy=RetryPolicy(attempts=1, first_delay_seconds=1, max_delay_seconds=1),
+                    spool_interval_seconds=60,
+                    reporter=everyone,
+                    events=self.event_factory,
+                )
+                for destination in (self.one, self.two)
+            ]
+        )
+        return Forms(
+            outboxes,
+            Compressor(self.run_in_thread, admission),
+            everyone,
+            self.event_factory,
+            has_spool=self.has_spool,
+        )
 
     def _line(self, event: Any) -> None:
         if event.get("log_namespace", "").startswith("pcapsvc."):
@@ -138,6 +156,8 @@ class PipelineCase(unittest.SynchronousTestCase):
             default_timeout_seconds=10,
             snap_length=500,
             interfaces_by_alias={"both": ("mem0", "mem1")},
+            format=self.encoder.name,
+            compressions=self.compressions,
         )
 
     def assert_nothing_left(self) -> None:

@@ -14,6 +14,7 @@ from pcapsvc.destinations.local.settings import LocalSettings
 from pcapsvc.destinations.s3.settings import S3Settings
 from pcapsvc.host.settings import SyslogSettings
 from pcapsvc.settings import InterfaceSettings, Secret, load_settings
+from pcapsvc.settings.section import DestinationSection
 from pcapsvc.sources.kafka.settings import KafkaSettings
 from pcapsvc.sources.redis.settings import RedisSettings
 from pcapsvc.sources.sqs.settings import SqsSettings
@@ -245,10 +246,23 @@ class ProblemsTests(SettingsTestCase):
             ("username = 'x'", "redis.username: needs redis.auth"),
             (f"cafile = '{self.issue().certificate}'", "redis.cafile: has no effect without"),
             ("tls = true\ncafile = '/nowhere'", "redis.cafile = '/nowhere': must be a file that can be read"),
+            ("[cloudshark]\ncompress = 'zstd'", "cloudshark.compress = 'zstd': must be one of gzip, none"),
+            ("[s3]\ncompress = 'xz'", "s3.compress = 'xz': must be one of gzip, zstd, none"),
             ("[cloudshark]\nverify = '/nowhere'", "cloudshark.verify = '/nowhere': must be a file that"),
         ):
             problem = self.only_problem(f"{LEAST}\n{more}")
             self.assertTrue(problem.startswith(expected), problem)
+
+    def test_compressions(self) -> None:
+        """Each destination has its compression; CloudShark has no zstd."""
+        text = LEAST.replace("writelocal", "localcompress = 'gzip'\nwritelocal")
+        settings = self.load(f"{text}\n[s3]\ncompress = 'zstd'\n[cloudshark]\ncompress = 'gzip'")
+        sections = [each for each in settings.sections if isinstance(each, DestinationSection)]
+        found = {each.name: each.compression().usual for each in sections}
+        for name, expected in (("local", "gzip"), ("s3", "zstd"), ("cloudshark", "gzip")):
+            self.assertEqual(found[name], expected)
+        problem = self.only_problem(LEAST.replace("writelocal", "localcompress = true\nwritelocal"))
+        self.assertEqual(problem, "general.localcompress = True: must be one of gzip, zstd, none")
 
     def test_limits_in_order(self) -> None:
         """A default is at most its maximum, and the size of one capture at most that of all captures."""

@@ -9,6 +9,7 @@ from twisted.internet.testing import MemoryReactorClock
 
 import pcapsvc
 from pcapsvc import app
+from pcapsvc.components import COMPONENTS
 from pcapsvc.core.message import Message
 from pcapsvc.core.result import Rejected
 from pcapsvc.testing_packets import MemoryPacketSystem
@@ -71,14 +72,15 @@ class NodeTests(HTTPTestCase, SettingsTestCase):
                     "memory": 10 << 20,
                     "filter_characters": 512,
                 },
-                "defaults": {"timeout": 60, "snaplength": 512},
+                "defaults": {"timeout": 60, "snaplength": 512, "format": "pcap"},
+                "formats": [section.name for section in COMPONENTS.encoders],
                 "api": "https://sensor1.example:8443",
                 "sources": [
                     {"name": "redis", "connected": False, "since": None, "problem": None},
                     {"name": "http", "connected": False, "since": None, "problem": None},
                 ],
                 "channels": [],
-                "destinations": [{"name": "local", "waiting": 0}],
+                "destinations": [{"name": "local", "waiting": 0, "compress": "none"}],
                 "spool": None,
                 "captures": {"running": 0, "held_bytes": 0},
             },

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from msgspec import Meta, field
 
+from pcapsvc.core.compression import UNCOMPRESSED, CompressionChoice
 from pcapsvc.core.errors import Problem
 from pcapsvc.settings.files import certificates_file
 from pcapsvc.settings.kinds import Flag, Port, SecondsOrNone, ServerHost, converted, one_of
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from pcapsvc.settings.settings import Settings
 
 
+# It reads gzip. Nothing says that it reads zstd.
+_READABLE = ("gzip", UNCOMPRESSED)
+
+
 def _verify(given: str | bool) -> str | bool:
     return certificates_file(given) if isinstance(given, str) else given
 
@@ -28,6 +33,7 @@ class CloudSharkSettings(DestinationSection, frozen=True, kw_only=True):
     A CloudShark server.
 
     @ivar timeout_seconds: how long an upload may take; L{None} is no limit.
+    @ivar compress: how its files are compressed.
     @ivar verify: whether the server's certificate is verified, or the path of the
         certificates to verify it with.
     """
@@ -62,6 +68,7 @@ class CloudSharkSettings(DestinationSection, frozen=True, kw_only=True):
     timeout_seconds: SecondsOrNone | None = field(name="timeout", default=None)
     token: Secret | None = None
     upload: Flag = False
+    compress: Annotated[str, one_of(*_READABLE)] = UNCOMPRESSED
     verify: Annotated[
         bool | str, Meta(description="true, false, or a path of certificates"), converted(_verify)
     ] = True
@@ -69,6 +76,10 @@ class CloudSharkSettings(DestinationSection, frozen=True, kw_only=True):
     def is_enabled(self) -> bool:
         """Whether captures are uploaded."""
         return self.upload
+
+    def compression(self) -> CompressionChoice:
+        """As C{compress} says. It gets no file that it can't read."""
+        return CompressionChoice(usual=self.compress, readable=_READABLE)
 
     def problems(self, settings: Settings) -> Iterator[Problem]:
         """Uploading needs a token, and TLS needs a valid name."""

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from msgspec import field
 
+from pcapsvc.core.compression import UNCOMPRESSED, CompressionChoice
 from pcapsvc.core.errors import Problem
-from pcapsvc.settings.kinds import AbsolutePath, Flag
+from pcapsvc.settings.kinds import AbsolutePath, Compress, Flag
 from pcapsvc.settings.section import BuildContext, Conflict, DestinationSection, Option
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ class LocalSettings(DestinationSection, frozen=True, kw_only=True):
     A directory of this host.
 
     @ivar local_dir: its path.
+    @ivar compress: how its files are compressed.
     """
 
     name: ClassVar[str] = "local"
@@ -43,6 +45,7 @@ class LocalSettings(DestinationSection, frozen=True, kw_only=True):
 
     write_local: Flag = field(name="writelocal", default=False)
     local_dir: AbsolutePath | None = field(name="localdir", default=None)
+    compress: Compress = field(name="localcompress", default=UNCOMPRESSED)
 
     def is_enabled(self) -> bool:
         """Whether captures are written there."""
@@ -51,6 +54,10 @@ class LocalSettings(DestinationSection, frozen=True, kw_only=True):
     def uses_twisted_tls(self) -> bool:
         """It doesn't."""
         return False
+
+    def compression(self) -> CompressionChoice:
+        """As C{localcompress} says."""
+        return CompressionChoice(usual=self.compress)
 
     def directories(self) -> Iterator[tuple[str, str]]:
         """The one for captures."""

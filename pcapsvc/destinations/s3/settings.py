@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from msgspec import Meta, field
 
+from pcapsvc.core.compression import UNCOMPRESSED, CompressionChoice
 from pcapsvc.core.endpoint import endpoint_url
 from pcapsvc.core.errors import Problem
 from pcapsvc.core.request import OptionFields
 from pcapsvc.core.values import Folder
 from pcapsvc.destinations.s3.options import S3_FIELDS, Acl, Bucket, S3Options, check_options
-from pcapsvc.settings.kinds import Endpoint, Flag, Line, Region, converted, one_of
+from pcapsvc.settings.kinds import Compress, Endpoint, Flag, Line, Region, converted, one_of
 from pcapsvc.settings.rules import access_key_pair
 from pcapsvc.settings.secret import Secret, revealed
 from pcapsvc.settings.section import BuildContext, Conflict, DestinationSection, SecretKeys
@@ -34,6 +35,7 @@ class S3Settings(DestinationSection, frozen=True, kw_only=True):
     @ivar access_id: with C{access_key}, the credentials; L{None} if they come from where
         Amazon's tools look for them.
     @ivar endpoint: the service's URL; L{None} is Amazon's own.
+    @ivar compress: how its files are compressed.
     @ivar overrides: what a request may set for itself.
     @ivar endpoints: the URLs that a request may name; empty is any.
     """
@@ -53,6 +55,7 @@ class S3Settings(DestinationSection, frozen=True, kw_only=True):
     region: Region | None = None
     acl: Acl = "private"
     encryption: Flag = False
+    compress: Compress = UNCOMPRESSED
     overrides: Annotated[
         frozenset[Annotated[str, one_of(*S3_FIELDS)]],
         Meta(description=f"a list of any of {', '.join(S3_FIELDS)}"),
@@ -78,6 +81,10 @@ class S3Settings(DestinationSection, frozen=True, kw_only=True):
                 rule="needs s3.bucket, or 'bucket' among s3.overrides",
             )
         yield from access_key_pair(type(self), self.access_id, self.access_key)
+
+    def compression(self) -> CompressionChoice:
+        """As C{compress} says."""
+        return CompressionChoice(usual=self.compress)
 
     def option_fields(self) -> OptionFields:
         """Where in S3 a capture is stored."""

@@ -1,0 +1,150 @@
+"""
+The file of a capture in the form that each destination wants: as it is, or compressed.
+
+Destinations that want the same form share one file. Each form is delivered as soon as it is there, and waits
+for no other. The file that they are made of is needed until every form is on disk, delivered, or in memory by
+itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from functools import partial
+
+from twisted.application.service import Service
+from twisted.internet.defer import CancelledError, Deferred, DeferredList
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from pcapsvc.core.artifact import Artifact, compressed
+from pcapsvc.core.compression import COMPRESSIONS, UNCOMPRESSED, Compression
+from pcapsvc.core.errors import FAULT, EncoderError
+from pcapsvc.core.event import DeliveryFailed, EventFactory
+from pcapsvc.delivery.compressor import CompressedFile, Compressor
+from pcapsvc.delivery.outboxes import Outboxes
+from pcapsvc.interfaces.delivery import IDelivery
+from pcapsvc.interfaces.lifecycle import IHurriable
+from pcapsvc.interfaces.reports import IReporter
+
+
+@implementer(IDelivery, IHurriable)
+class Forms(Service):
+    """
+    Delivers captures to all destinations, compressed as C{artifact.compressions} says.
+
+    If a file can't be compressed, the destinations that want it so don't get it, which is reported, and the
+    others do.
+
+    @param has_spool: whether what is not delivered at a stop is kept. If so, and time is short, what is not
+        compressed yet is kept uncompressed.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        outboxes: Outboxes,
+        compressor: Compressor,
+        reporter: IReporter,
+        events: EventFactory,
+        *,
+        has_spool: bool,
+    ) -> None:
+        self._outboxes = outboxes
+        self._compressor = compressor
+        self._reporter = reporter
+        self._events = events
+        self._has_spool = has_spool
+        self._is_hurried = False
+        self._compressing: dict[Deferred[CompressedFile], None] = {}
+
+    def startService(self) -> None:
+        """Compress what is to be compressed."""
+        super().startService()  # type: ignore[no-untyped-call]
+        self._is_hurried = False
+
+    def hurry(self) -> None:
+        """Compress nothing more, if there is a spool: see L{IHurriable}."""
+        if self._has_spool:
+            self._is_hurried = True
+            for compressing in reversed(list(self._compressing)):
+                compressing.cancel()
+
+    def deliver(self, artifact: Artifact, on_disk: Callable[[], object]) -> Deferred[None]:
+        """See L{IDelivery.deliver}."""
+        return Deferred.fromCoroutine(self._deliver(artifact, on_disk))
+
+    async def _deliver(self, artifact: Artifact, on_disk: Callable[[], object]) -> None:
+        forms: dict[str, list[str]] = {}
+        for name in self._outboxes.destinations:
+            forms.setdefault(artifact.compressions.get(name, UNCOMPRESSED), []).append(name)
+        if forms.keys() <= {UNCOMPRESSED}:
+            await self._outboxes.deliver(artifact, on_disk)
+            return
+        needing = set(forms)
+
+        def no_longer_needed(form: str) -> None:
+            if form in needing:
+                needing.remove(form)
+                if not needing:
+                    on_disk()
+
+        deliveries = [
+            Deferred.fromCoroutine(self._deliver_form(artifact, form, to, partial(no_longer_needed, form)))
+            for form, to in forms.items()
+        ]
+        await DeferredList(deliveries)
+
+    async def _deliver_form(
+        self, artifact: Artifact, form: str, to: Collection[str], done: Callable[[], None]
+    ) -> None:
+        """
+        Deliver one form.
+
+        @param to: the destinations that want it.
+        @param done: called when it doesn't need the artifact's content any more. Further calls do nothing.
+        """
+        content: CompressedFile | None = None
+        if form != UNCOMPRESSED and not self._is_hurried:
+            compression = COMPRESSIONS[form]
+            try:
+                content = await self._compress(artifact, compression)
+            except (CancelledError, EncoderError) as error:
+                if not (isinstance(error, CancelledError) and self._is_hurried):
+                    self._failed(artifact, to, f"not compressed with {form}: {str(error) or 'cancelled'}")
+                    done()
+                    return
+            except Exception:  # noqa: BLE001 - these deliveries fail, and no others
+                self._log.failure("{capture_id}: not compressed", capture_id=artifact.capture_id)
+                self._failed(artifact, to, FAULT)
+                done()
+                return
+        if content is None:
+            await self._outboxes.deliver(artifact, done, to)
+            done()
+            return
+        if not content.needs_source:
+            done()
+
+        def close(content: CompressedFile = content) -> None:
+            content.close()
+            done()
+
+        try:
+            await self._outboxes.deliver(compressed(artifact, content, compression), close, to)
+        finally:
+            close()
+
+    async def _compress(self, artifact: Artifact, compression: Compression) -> CompressedFile:
+        key = f"{artifact.capture_id}/{compression.name}"
+        compressing = self._compressor.compress(key, artifact.content, compression)
+        self._compressing[compressing] = None
+        try:
+            return await compressing
+        finally:
+            self._compressing.pop(compressing)
+
+    def _failed(self, artifact: Artifact, to: Collection[str], problem: str) -> None:
+        for destination in to:
+            data = DeliveryFailed(destination=destination, problem=problem)
+            self._reporter.report(self._events.event(data, artifact.labels, artifact.capture_id))
