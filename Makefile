@@ -9,7 +9,7 @@ SECONDS ?= 300
 EXAMPLES ?= 1000
 export PYTHON CONFIG
 
-.PHONY: help run test check lint fuzz fuzz-api bench wheel clean setup setup-check setup-dev
+.PHONY: help run test check lint fuzz fuzz-api bench picture wheel clean setup setup-check setup-dev
 
 help:
 	@echo "make run     run the daemon in the foreground (CONFIG=$(CONFIG))"
@@ -19,6 +19,7 @@ help:
 	@echo "make fuzz    fuzz the parsers of messages and of the configuration (SECONDS=$(SECONDS) each)"
 	@echo "make fuzz-api  compare what the API answers with its OpenAPI document (EXAMPLES=$(EXAMPLES) for each operation)"
 	@echo "make bench   compare the capture engine with tcpdump"
+	@echo "make picture  draw the picture of pcapctl in the documentation again"
 	@echo "make wheel   build the sdist and the wheel in dist/"
 	@echo "make clean   remove everything that these commands create"
 
@@ -60,6 +61,9 @@ fuzz-api: setup-dev
 
 bench: setup-dev
 	.venv/bin/python -m benchmarks $(BENCH)
+
+picture: setup-check
+	.venv/bin/python -m scripts.picture
 
 wheel: setup-check
 	rm -rf dist

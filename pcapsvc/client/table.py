@@ -7,7 +7,6 @@ from typing import IO, Any
 
 from rich.console import Console
 from rich.live import Live
-from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
@@ -55,18 +54,18 @@ class TableView:
         self._drawn_at = now
         if not self._live.is_started:
             self._live.start()
-        self._live.update(self._content(tally, now), refresh=True)
+        self._live.update(captures_table(tally, now, self._console.width), refresh=True)
 
     def close(self, tally: Tally, now: float) -> None:
         """Draw the last state, and leave it there. Below are the locations and the reasons, in full."""
         self._live.vertical_overflow = "visible"
         if self._live.is_started:
-            self._live.update(self._content(tally, now), refresh=True)
+            self._live.update(captures_table(tally, now, self._console.width), refresh=True)
             self._live.stop()
             # Started again, it would draw over the last state.
             self._live = self._new_live()
         else:
-            self._console.print(self._content(tally, now))
+            self._console.print(captures_table(tally, now, self._console.width))
         self._drawn_at = float("-inf")
         for row in tally.rows:
             if where := words.where(row):
@@ -76,49 +75,61 @@ class TableView:
     def _new_live(self) -> Live:
         return Live(console=self._console, auto_refresh=False, vertical_overflow="ellipsis")
 
-    def _content(self, tally: Tally, now: float) -> Table | Text:
-        if not tally.rows:
-            return Text("waiting for answers …", "dim")
-        is_wide = self._console.width >= _WIDE
-        table = Table(box=None, pad_edge=False, header_style="dim", expand=False)
-        table.add_column("node", no_wrap=True, overflow="ellipsis", min_width=6)
-        table.add_column("interface", no_wrap=True, overflow="ellipsis", min_width=9)
-        table.add_column("state", no_wrap=True, min_width=10)
-        table.add_column("limit", no_wrap=True, min_width=10)
-        for title in ("packets", *(("size", "rate") if is_wide else ()), "drops"):
-            table.add_column(title, no_wrap=True, justify="right", min_width=7)
-        table.add_column("where", no_wrap=True, overflow="ellipsis", min_width=5)
-        for row in tally.rows:
-            table.add_row(*self._cells(row, now, is_wide))
-        return table
 
-    def _cells(self, row: Row, now: float, is_wide: bool) -> list[Text | Table]:
-        state = words.state(row, now)
-        numbers = [Text()] * (4 if is_wide else 2)
-        if not row.is_refused:
-            rate = "" if row.rate is None else f"{row.rate:,.0f}/s"
-            drops = "" if row.dropped is None else f"{row.dropped:,}"
-            more = [Text(words.size(row.bytes)), Text(rate)] if is_wide else []
-            numbers = [Text(f"{row.packets:,}"), *more, Text(drops, "red" if row.dropped else "")]
-        return [
-            Text(words.clean(row.node)),
-            Text(words.clean(row.interface or "")),
-            Text(state, _STYLES.get(state, "red")),
-            self._limit(row, now),
-            *numbers,
-            Text(words.where_briefly(row)),
-        ]
+def captures_table(tally: Tally, now: float, columns: int) -> Table | Text:
+    """
+    The table, as it is now.
 
-    def _limit(self, row: Row, now: float) -> Text | Table:
-        nearest = row.nearest_limit(now)
-        if row.is_over or row.state == "delivering":
-            return Text(row.reason or "", "dim")
-        if nearest is None:
-            return Text("")
-        name, share = nearest
-        grid = Table.grid(padding=(0, 1))
-        bar = ProgressBar(
-            total=1.0, completed=share, width=_BAR, complete_style="cyan", finished_style="cyan"
-        )
-        grid.add_row(bar, Text(f"{share * 100:3.0f} % {_UNITS[name]}"))
-        return grid
+    @param columns: how wide the terminal is.
+    """
+    if not tally.rows:
+        return Text("waiting for answers …", "dim")
+    is_wide = columns >= _WIDE
+    table = Table(box=None, pad_edge=False, header_style="dim", expand=False)
+    # If there is too little room, the columns that may be wrapped become narrower, the widest first. Their
+    # texts are cut off instead.
+    table.add_column("node", min_width=6)
+    table.add_column("interface", min_width=9)
+    table.add_column("state", no_wrap=True, min_width=10)
+    table.add_column("limit", no_wrap=True, min_width=10)
+    for title in ("packets", *(("size", "rate") if is_wide else ()), "drops"):
+        table.add_column(title, no_wrap=True, justify="right", min_width=7)
+    table.add_column("where", min_width=5)
+    for row in tally.rows:
+        table.add_row(*_cells(row, now, is_wide))
+    return table
+
+
+def _cells(row: Row, now: float, is_wide: bool) -> list[Text]:
+    state = words.state(row, now)
+    numbers = [Text()] * (4 if is_wide else 2)
+    if not row.is_refused:
+        rate = "" if row.rate is None else f"{row.rate:,.0f}/s"
+        drops = "" if row.dropped is None else f"{row.dropped:,}"
+        more = [Text(words.size(row.bytes)), Text(rate)] if is_wide else []
+        numbers = [Text(f"{row.packets:,}"), *more, Text(drops, "red" if row.dropped else "")]
+    return [
+        _cut_off(words.clean(row.node)),
+        _cut_off(words.clean(row.interface or "")),
+        Text(state, _STYLES.get(state, "red")),
+        _limit(row, now),
+        *numbers,
+        _cut_off(words.where_briefly(row)),
+    ]
+
+
+def _limit(row: Row, now: float) -> Text:
+    nearest = row.nearest_limit(now)
+    if row.is_over or row.state == "delivering":
+        return Text(row.reason or "", "dim")
+    if nearest is None:
+        return Text("")
+    name, share = nearest
+    done = int(share * _BAR)
+    return Text.assemble(
+        ("━" * done, "cyan"), ("─" * (_BAR - done), "dim"), f" {share * 100:3.0f} % {_UNITS[name]}"
+    )
+
+
+def _cut_off(text: str) -> Text:
+    return Text(text, no_wrap=True, overflow="ellipsis")

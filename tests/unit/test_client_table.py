@@ -1,0 +1,67 @@
+"""The live table: one line for each capture, at any width; and its picture in the documentation."""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+
+from rich.console import Console
+from twisted.trial import unittest
+
+from pcapsvc.client.table import captures_table
+from scripts.picture import EVENTS, PICTURE, picture
+from tests.unit.client_case import accepted, busy, progress, started, tally, whole
+
+_LONG = "a-node-with-a-name-that-is-rather-long.example.org"
+
+
+class TableTests(unittest.SynchronousTestCase):
+    """A node that delivers, one that captures, and one that refuses with many words."""
+
+    def lines(self, columns: int, **options: object) -> list[str]:
+        """The lines of the table, without the title."""
+        counted = tally(
+            *whole("web-1", "a"),
+            *(accepted(_LONG, "b"), started(_LONG, "b"), progress(_LONG, "b", 30, 1.0)),
+            busy("web-3"),
+        )
+        stream = io.StringIO()
+        console = Console(file=stream, width=columns, force_terminal=True, **options)  # type: ignore[arg-type]
+        console.print(captures_table(counted, 0.0, columns))
+        return stream.getvalue().splitlines()[1:]
+
+    def test_one_line_each(self) -> None:
+        """Each has one line, which isn't longer than the terminal is wide."""
+        for columns in (50, 60, 80, 99, 100, 120, 200):
+            lines = [re.sub(r"\x1b\[[\d;]*m", "", line) for line in self.lines(columns)]
+            self.assertEqual(len(lines), 3, columns)
+            self.assertLessEqual(max(map(len, lines)), columns)
+            if columns >= 80:
+                self.assertIn("━━━─────── ", lines[0])
+                self.assertRegex(lines[0], r"^a-n\S+ +eth0 +capturing .* 30 % packets +30 ")
+
+    def test_no_color(self) -> None:
+        """Without colours, the bar still shows how much is done."""
+        (line, _, _) = self.lines(100, no_color=True)
+        self.assertNotRegex(line, r"\x1b\[[\d;]*3\d")
+        self.assertIn("━━━", line)
+        self.assertIn("───────", re.sub(r"\x1b\[[\d;]*m", "", line))
+
+
+class PictureTests(unittest.SynchronousTestCase):
+    """The picture in the documentation."""
+
+    def test_up_to_date(self) -> None:
+        """It shows the table as it is now. C{make picture} draws it again."""
+        texts = [
+            re.findall(r">([^<]+)</text>", html.unescape(svg))
+            for svg in (PICTURE.read_text(), picture(EVENTS.read_text()))
+        ]
+        self.assertGreater(len(texts[0]), 20)
+        self.assertEqual(texts[0], texts[1])
+
+    def test_self_contained(self) -> None:
+        """Whoever opens it fetches nothing."""
+        links = re.findall(r"""https?://[^"')\s]+""", PICTURE.read_text())
+        self.assertEqual(links, ["http://www.w3.org/2000/svg"])
