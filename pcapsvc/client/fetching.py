@@ -17,6 +17,7 @@ from typing import BinaryIO
 
 from pcapsvc.client.api import ApiProblem, capture_path
 from pcapsvc.client.connections import NodeNames
+from pcapsvc.client.decompressing import decompressed
 from pcapsvc.client.merging import merge
 from pcapsvc.client.status import ClientError, NoAnswer, UsageProblem
 from pcapsvc.client.tally import Row, Tally
@@ -24,7 +25,6 @@ from pcapsvc.client.tally import Row, Tally
 _AT_ONCE = 4
 _ATTEMPTS = 3
 _PAUSE_SECONDS = 1.0
-_CHUNK_BYTES = 256 * 1024
 _UNSAFE = re.compile(r"[^A-Za-z0-9._:@-]")
 
 
@@ -134,7 +134,7 @@ class Fetcher:
             raise ClientError(str(problem)) from None
         try:
             with part.open("wb") as file:
-                while data := body.read(_CHUNK_BYTES):
+                for data in decompressed(body, body.headers.get("Content-Type", "")):
                     file.write(data)
         finally:
             body.close()

@@ -1,8 +1,8 @@
 """
-Merges pcap files into one, in the order of their time stamps.
+Merges pcap and pcapng files into one pcap file, in the order of their time stamps.
 
-The format is that of draft-ietf-opsawg-pcap: a header of 24 bytes, and 16 bytes before each packet, in either
-byte order, with time stamps in microseconds or nanoseconds.
+The format of pcap files is that of draft-ietf-opsawg-pcap: a header of 24 bytes, and 16 bytes before each
+packet, in either byte order, with time stamps in microseconds or nanoseconds.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
+from pcapsvc.client.pcapng_packets import MAGIC, PcapngPackets, open_pcapng
 from pcapsvc.client.status import ClientError
 from pcapsvc.core.pcap_file import (
     FILE_HEADER_BYTES,
@@ -34,6 +35,7 @@ class _Input:
     @ivar order: the byte order, as in L{struct}.
     @ivar scale: how many nanoseconds the fraction of a second counts.
     @ivar link: the link type, with what the field says about the frame check sequence.
+    @ivar pcapng: reads its packets, if it is a pcapng file.
     """
 
     name: str
@@ -42,9 +44,14 @@ class _Input:
     scale: int
     snap_length: int
     link: int
+    pcapng: PcapngPackets | None = None
 
     def records(self, number: int) -> Iterator[tuple[int, int, int, bytes]]:
         """The time stamp in nanoseconds, C{number}, the original length and the data of each packet."""
+        if self.pcapng is not None:
+            for stamp, length, data in self.pcapng:
+                yield stamp, number, length, data
+            return
         layout = struct.Struct(f"{self.order}IIII")
         while header := self.file.read(PACKET_HEADER_BYTES):
             if len(header) < PACKET_HEADER_BYTES:
@@ -94,6 +101,17 @@ def merge(inputs: Sequence[tuple[str, BinaryIO]], output: BinaryIO) -> int:
 
 def _open(name: str, file: BinaryIO) -> _Input:
     header = file.read(FILE_HEADER_BYTES)
+    if header.startswith(MAGIC):
+        pcapng = open_pcapng(name, file, header)
+        return _Input(
+            name=name,
+            file=file,
+            order=pcapng.order,
+            scale=1000 if pcapng.ticks >= 1000 else 1,
+            snap_length=pcapng.snap_length,
+            link=pcapng.link,
+            pcapng=pcapng,
+        )
     for order in "<>":
         if len(header) == FILE_HEADER_BYTES:
             magic, _, _, _, _, snap_length, link = struct.unpack(f"{order}IHHiIII", header)
@@ -102,4 +120,4 @@ def _open(name: str, file: BinaryIO) -> _Input:
                 return _Input(
                     name=name, file=file, order=order, scale=scale, snap_length=snap_length, link=link
                 )
-    raise ClientError(f"{name} is not a pcap file")
+    raise ClientError(f"{name} is neither a pcap nor a pcapng file")

@@ -29,7 +29,8 @@ EXPECTED_SECONDS = 60.0
 
 _FIELDS = (
     *("node", "nodere", "interface", "alias", "packets", "bytes", "timeout", "duration", "snap"),
-    *("before", "pastonly", "beforeoptional", "rolling", "customer", "alertid"),
+    *("before", "pastonly", "beforeoptional", "rolling", "format", "compress"),
+    *("customer", "alertid"),
 )
 
 

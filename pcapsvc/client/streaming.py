@@ -14,8 +14,10 @@ from collections.abc import Callable
 
 from pcapsvc.client.api import ApiProblem, Body, NodeApi, capture_path
 from pcapsvc.client.connections import NodeNames
+from pcapsvc.client.decompressing import decompressed
 from pcapsvc.client.status import ClientError, NoAnswer
 from pcapsvc.client.tally import Row, Tally
+from pcapsvc.core.artifact import PCAP_MEDIA_TYPE
 
 _CHUNK_BYTES = 64 * 1024
 _POLL_SECONDS = 0.1
@@ -95,7 +97,11 @@ def copy_packets(api: NodeApi, capture_id: str, descriptor: int) -> None:
     """
     path, done, failures = capture_path(capture_id, "/pcap"), 0, 0
     try:
-        _pass_on(api.open("GET", path, query={"follow": "1"}, forever=True), 0, descriptor)
+        body = api.open("GET", path, query={"follow": "1"}, forever=True)
+        if _is_pcap(body):
+            _pass_on(body, 0, descriptor)
+        else:
+            _pass_on_file(body, descriptor)
         return
     except ApiProblem as problem:
         raise ClientError(str(problem)) from None
@@ -104,6 +110,9 @@ def copy_packets(api: NodeApi, capture_id: str, descriptor: int) -> None:
     while True:
         try:
             body = api.open("GET", path, headers={"Range": f"bytes={done}-"})
+            if not _is_pcap(body):
+                body.close()
+                raise ClientError("the reader was too slow: the node has the packets in another file only")
             size = body.headers.get("Content-Range", "").rpartition("/")[2]
             done, failures = _pass_on(body, done, descriptor), 0
             if size == str(done):
@@ -135,6 +144,26 @@ def _size_of_ended(api: NodeApi, capture_id: str) -> int | None:
     return None if state.get("state") == "capturing" or not isinstance(size, int) else size
 
 
+def _is_pcap(body: Body) -> bool:
+    """Whether it is the recording itself, and not what was delivered of it."""
+    return body.headers.get("Content-Type", PCAP_MEDIA_TYPE) == PCAP_MEDIA_TYPE
+
+
+def _pass_on_file(body: Body, descriptor: int) -> None:
+    """Write a file that the node has no longer in memory, decompressed."""
+    try:
+        for data in decompressed(body, body.headers.get("Content-Type", "")):
+            _write(data, descriptor)
+    finally:
+        body.close()
+
+
+def _write(data: bytes, descriptor: int) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
 def _pass_on(body: Body, done: int, descriptor: int) -> int:
     """
     Write what arrives.
@@ -147,9 +176,7 @@ def _pass_on(body: Body, done: int, descriptor: int) -> int:
     """
     try:
         while data := body.read(_CHUNK_BYTES):
-            view = memoryview(data)
-            while view:
-                view = view[os.write(descriptor, view) :]
+            _write(data, descriptor)
             done += len(data)
     except NoAnswer:
         raise _CutOff(done) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import threading
 import time
@@ -9,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import zstandard
 from twisted.trial import unittest
 
 from pcapsvc.client.address import HttpAddress
@@ -117,6 +119,32 @@ class FetcherTests(unittest.SynchronousTestCase):
         self.assertEqual({row.fetched for row in rows}, {str(self.directory / name) for name in self.names()})
         self.assertTrue(all(row.is_delivered for row in rows))
 
+    def test_compressed(self) -> None:
+        """A file that a node has in compressed form only is decompressed, whatever it is called here."""
+        data = pcap([(1_000, b"abc" * 100_000, 300_000)] * 5, snap=262144)
+        for media_type, whole in (
+            ("application/gzip", gzip.compress(data)),
+            ("application/zstd", zstandard.compress(data)),
+        ):
+            parts = [whole[:100], whole[100:]]
+            node = MemoryNode(MemoryBody(*parts, headers={"Content-Type": media_type}))
+            [row] = self.fetch("a.pcap", node, *case.whole("web-1", "a"))
+            self.assertTrue(row.is_delivered)
+            self.assertEqual((self.directory / "a.pcap").read_bytes(), data)
+
+    def test_damaged(self) -> None:
+        """One that is cut off, or damaged, is not fetched, and nothing is left of it."""
+        data = pcap([(1_000, b"abc" * 100, 300)])
+        for media_type, whole in (
+            ("application/gzip", gzip.compress(data)),
+            ("application/zstd", zstandard.ZstdCompressor(write_checksum=True).compress(data)),
+        ):
+            for wrong in (whole[:-3], whole[:20] + b"?" + whole[21:], b"", data):
+                node = MemoryNode(MemoryBody(wrong, headers={"Content-Type": media_type}))
+                [row] = self.fetch("a.pcap", node, *case.whole("web-1", "a"))
+                self.assertIn("the file is damaged", str(row.fetch_problem))
+                self.assertEqual(self.names(), [])
+
     def test_same_name(self) -> None:
         """No capture overwrites another one of the same request."""
         node = MemoryNode(MemoryBody(b"1"), MemoryBody(b"2"))
@@ -202,6 +230,16 @@ class StreamerTests(unittest.SynchronousTestCase):
         data, row = self.stream(node, case.started("web-1", "a"))
         self.assertEqual(data, b"12")
         self.assertIn("; the last 122 bytes are missing", row.fetch_problem)
+
+    def test_other_files(self) -> None:
+        """Of a capture that is over, the delivered file is passed on; but no rest of another file."""
+        headers = {"Content-Type": "application/gzip"}
+        node = MemoryNode(MemoryBody(gzip.compress(b"12345"), headers=headers))
+        self.assertEqual(self.stream(node, case.started("web-1", "a"))[0], b"12345")
+        node = MemoryNode(MemoryBody(b"12", lost=True), MemoryBody(b"xx", headers=headers))
+        data, row = self.stream(node, case.started("web-1", "a"))
+        self.assertEqual(data, b"12")
+        self.assertIn("in another file only", row.fetch_problem)
 
     def test_reader_gone(self) -> None:
         """Without a reader, the capture is ended."""

@@ -26,6 +26,27 @@ def pcap(
     return written
 
 
+def pcapng(packets: Sequence[Packet], *, order: str = "<", digits: int = 6, link: int = 1) -> bytes:
+    """The same as a pcapng file, with blocks between the others that say nothing about packets."""
+
+    def block(kind: int, body: bytes) -> bytes:
+        size = struct.pack(f"{order}I", 12 + len(body))
+        return struct.pack(f"{order}I", kind) + size + body + size
+
+    written = block(0x0A0D0D0A, struct.pack(f"{order}IHHq", 0x1A2B3C4D, 1, 0, -1))
+    resolution = struct.pack(f"{order}HHBxxxHH", 9, 1, digits, 0, 0)
+    written += block(1, struct.pack(f"{order}HHI", link, 0, 512) + resolution)
+    for time, data, length in packets:
+        high, low = divmod(time // 10 ** (9 - digits) if digits <= 9 else 0, 2**32)
+        padded = data + bytes(-len(data) % 4)
+        written += block(6, struct.pack(f"{order}IIIII", 0, high, low, len(data), length) + padded)
+    return written + block(5, struct.pack(f"{order}III", 0, 0, 0))
+
+
+# Where each block of a file with one packet of three bytes ends, after which nothing is missing but blocks.
+_ENDS_OF_BLOCKS = {60, 96, 120}
+
+
 class MergeTests(unittest.SynchronousTestCase):
     """What is in the merged file."""
 
@@ -48,6 +69,29 @@ class MergeTests(unittest.SynchronousTestCase):
         found = self.merged(pcap(first, order=">", snap=96), pcap(second, nano=True, snap=1024))
         self.assertEqual(found, pcap([*first, *second], nano=True, snap=1024))
         self.assertEqual(self.merged(pcap(first, order=">")), pcap(first))
+
+    def test_pcapng(self) -> None:
+        """Some may be pcapng files, in microseconds or nanoseconds, in either byte order."""
+        first, second = [(1_000, b"a", 60), (7 * 10**9, b"ccc", 61)], [(3_000, b"bb", 60)]
+        for order in "<>":
+            found = self.merged(pcapng(first, order=order), pcap(second, snap=96))
+            self.assertEqual(found, pcap([first[0], second[0], first[1]]))
+        fine = [(1_001, b"b", 60)]
+        self.assertEqual(
+            self.merged(pcap(second), pcapng(fine, digits=9)), pcap([fine[0], second[0]], nano=True)
+        )
+
+    def test_broken_pcapng(self) -> None:
+        """A pcapng file that is cut off or broken is refused, and one with two interfaces."""
+        whole = pcapng([(1_000, b"abc", 60)])
+        for at in range(4, len(whole)):
+            if at not in _ENDS_OF_BLOCKS:
+                error = self.assertRaises(ClientError, self.merged, pcap([]), whole[:at])
+                self.assertIn("file 1", str(error))
+        two = pcapng([]) + pcapng([])
+        self.assertIn("more than one", str(self.assertRaises(ClientError, self.merged, two)))
+        for wrong in (pcapng([], digits=10), whole[:64].replace(b"\x20\0\0\0", b"\xff" * 4)):
+            self.assertRaises(ClientError, self.merged, wrong)
 
     def test_link_types(self) -> None:
         """Link types must not differ; the error names two files."""

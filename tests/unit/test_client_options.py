@@ -16,11 +16,12 @@ from twisted.trial import unittest
 
 from pcapsvc.client.address import HttpAddress, RedisAddress
 from pcapsvc.client.connections import Connections
-from pcapsvc.client.main import main, parser
+from pcapsvc.client.main import COMPRESSIONS, main, parser
 from pcapsvc.client.message import check_message, encode
 from pcapsvc.client.profile import choose_profile, configuration_file
 from pcapsvc.client.requesting import request_fields
 from pcapsvc.client.status import UsageProblem
+from pcapsvc.core.compression import CHOICES
 from pcapsvc.core.mask import of_process
 
 _SECRET = "hunter2-hunter2"
@@ -95,6 +96,9 @@ class RequestTests(OptionsTestCase):
         self.assertEqual(found, expected)
         check_message(encode(found))
         self.assertEqual(self.fields("--all", "--alias", "x"), {"node": "any", "alias": ["x"]})
+        found = self.fields("--all", "-i", "x", "--format", "pcapng", "--compress", "zstd")
+        self.assertEqual(found, {"node": "any", "interface": ["x"], "format": "pcapng", "compress": "zstd"})
+        self.assertEqual(COMPRESSIONS, CHOICES)
         found = self.fields("--all", "-i", "x", "--rolling", "--bytes", "9")
         self.assertEqual(found, {"node": "any", "interface": ["x"], "rolling": True, "bytes": 9})
         check_message(encode(found))
