@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pcapsvc.delivery.settings import DeliverySettings
 from pcapsvc.destinations.cloudshark.settings import CloudSharkSettings
-from pcapsvc.destinations.local.settings import LocalSettings
+from pcapsvc.destinations.local.settings import LocalSettings, RetentionSettings
 from pcapsvc.destinations.s3.settings import S3Settings
 from pcapsvc.encoders.pcap.settings import PcapSettings
 from pcapsvc.encoders.pcapng.settings import PcapngSettings
@@ -27,7 +27,7 @@ from pcapsvc.sources.sqs.settings import SqsSettings
 from pcapsvc.web.settings import WebSettings
 
 COMPONENTS = Catalogue(
-    node=(GeneralSettings, CaptureSettings, DeliverySettings, ReportsSettings),
+    node=(GeneralSettings, CaptureSettings, DeliverySettings, ReportsSettings, RetentionSettings),
     sources=(RedisSettings, KafkaSettings, SqsSettings, HttpSettings),
     destinations=(LocalSettings, CloudSharkSettings, S3Settings),
     reporters=(RedisReportsSettings, KafkaReportsSettings, SqsReportsSettings),

@@ -95,11 +95,14 @@ def file_name(plan: CapturePlan, started: float, capture_id: str, suffix: str) -
     return f"{node[:150].lstrip('.')}-{interface[:60]}-{int(started)}-{capture_id}{suffix}"
 
 
-def is_file_name(name: str, capture_id: str) -> bool:
-    """Whether L{file_name} may have made this name for a capture."""
-    pattern = (
-        rf"[A-Za-z0-9._-]*-[A-Za-z0-9._-]+-[0-9]{{1,12}}-{re.escape(capture_id)}(?:\.[a-z0-9]{{1,16}}){{1,2}}"
-    )
+def is_file_name(name: str, capture_id: str | None = None) -> bool:
+    """
+    Whether L{file_name} may have made this name for a capture.
+
+    @param capture_id: L{None} is any.
+    """
+    words = "[A-Za-z0-9_]+" if capture_id is None else re.escape(capture_id)
+    pattern = rf"[A-Za-z0-9._-]*-[A-Za-z0-9._-]+-[0-9]{{1,12}}-{words}(?:\.[a-z0-9]{{1,16}}){{1,2}}"
     return not name.startswith(".") and re.fullmatch(pattern, name) is not None
 
 

@@ -10,6 +10,7 @@ from zope.interface import Attribute, Interface
 
 from pcapsvc.core.artifact import Artifact
 from pcapsvc.core.errors import Problem
+from pcapsvc.core.kept_file import KeptFiles
 from pcapsvc.core.recording import Content, Recording
 from pcapsvc.core.result import Receipt
 
@@ -67,12 +68,15 @@ class IDestination(Interface):
 class IReadableStore(IDestination):
     """A destination whose captures this host can read."""
 
-    def path(location: str) -> str:
+    def path(location: str) -> str | None:
         """
-        The path of a capture.
+        The path of a capture; L{None} if it is known to be removed.
 
         @param location: of its receipt.
         """
+
+    def kept() -> KeptFiles | None:
+        """What it keeps; L{None} if it removes nothing by itself."""
 
 
 class IDelivery(Interface):

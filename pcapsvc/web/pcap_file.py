@@ -74,13 +74,15 @@ class Places:
 
     def stored(self, state: Mapping[str, Any]) -> _Stored | None:
         """
-        The file of a capture that was delivered to this host; L{None} if none was.
+        The file of a capture that was delivered to this host; L{None} if none was, or if it was removed.
 
         @param state: the state of the capture.
         """
         for each in state["deliveries"]:
             if each["destination"] in self.stores and each["state"] == "delivered":
-                path = self.stores[each["destination"]].path(each["location"])
+                path: str | None = self.stores[each["destination"]].path(each["location"])
+                if path is None:
+                    return None
                 return _Stored(
                     path=path,
                     name=each.get("file") or os.path.basename(path),

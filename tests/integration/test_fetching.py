@@ -141,6 +141,20 @@ class FetchingTests(unittest.SynchronousTestCase):
             self.assertEqual(int(code.stdout), answered)
             self.assertEqual([each for each in daemon.descriptors() if str(path) in each], [])
 
+    def test_removed(self) -> None:
+        """A capture that was removed from the local directory is gone, as the node knows."""
+        daemon = self.start("[local]\nmaxsize = 1", retain_bytes=1)
+        captures = []
+        for number in range(2):
+            captures.append(self.begin(daemon, packets=1))
+            self.send(number)
+            daemon.done(captures[-1])
+        daemon.logged("removed the capture")
+        self.assertFalse(daemon.request("GET", f"/captures/{captures[0]}")[1]["pcap"])
+        for capture, answered in zip(captures, (410, 200), strict=True):
+            code = self.curl("-o", "/dev/null", "-w", "%{http_code}", f"{self.url}/captures/{capture}/pcap")
+            self.assertEqual(int(code.stdout), answered)
+
     def test_from_the_spool(self) -> None:
         """What waits in the spool can be fetched, also after a restart."""
         spool = self.directory / "spool"

@@ -32,17 +32,26 @@ from pcapsvc.core.event import (
     RequestRejected,
 )
 from pcapsvc.core.history import HistoryBounds, HistoryState
+from pcapsvc.core.kept_file import KeptFiles
 from pcapsvc.core.labels import Labels
 from pcapsvc.core.recording import PacketCounts, Progress
 from pcapsvc.core.rolling import RollingPackets
 from pcapsvc.core.session import StopReason
 from pcapsvc.core.source_state import SourceState
+from pcapsvc.destinations.local.destination import LocalDirectory
 from pcapsvc.reports.metrics.lag import INTERVAL_SECONDS, ReactorLag
 from pcapsvc.reports.metrics.prometheus import CollectorRegistry, ProcessCollector, generate_latest
 from pcapsvc.reports.metrics.reporter import Metrics
 from pcapsvc.reports.metrics.resource import MetricsResource
 from pcapsvc.reports.metrics.state import NodeCollector
-from pcapsvc.testing import MemoryHistories, MemorySink, MemorySource, event_factory
+from pcapsvc.testing import (
+    MemoryDestination,
+    MemoryHistories,
+    MemorySink,
+    MemorySource,
+    event_factory,
+    run_now,
+)
 from pcapsvc.testing_packets import MemoryPacketSystem
 from peers.requirement import require_command
 from tests.unit.http_case import HTTPTestCase
@@ -64,6 +73,9 @@ SERIES: Mapping[str, tuple[str, ...]] = {
     "pcapsvc_spool_entries": (),
     "pcapsvc_spool_bytes": (),
     "pcapsvc_spool_limit_bytes": (),
+    "pcapsvc_kept_files": ("destination",),
+    "pcapsvc_kept_bytes": ("destination",),
+    "pcapsvc_removed_files_total": ("destination", "reason"),
     "pcapsvc_source_connected": ("source",),
     "pcapsvc_channel_connected": ("channel",),
     "pcapsvc_events_dropped_total": ("channel",),
@@ -101,6 +113,12 @@ def stopped(packets: int, size: int, counts: PacketCounts | None = None, **more:
     )
 
 
+def _retention() -> Any:
+    """What removes captures."""
+    kept = KeptFiles(files=4, bytes=900, removed={"size": 3, "age": 0})
+    return SimpleNamespace(kept=lambda: kept)
+
+
 class MetricsCase(SynchronousTestCase):
     """The metrics of a node with two sources, two destinations, a channel and a spool."""
 
@@ -112,11 +130,13 @@ class MetricsCase(SynchronousTestCase):
         channel = SimpleNamespace(dropped=7, state=lambda: SourceState(connected=True, since=0.0))
         redis, http = MemorySource(MemorySink(), name="redis"), MemorySource(MemorySink(), name="http")
         redis.connect()
+        local = LocalDirectory(directory="/", run_in_thread=run_now, retention=_retention())
         self.node = SimpleNamespace(
             captures=SimpleNamespace(running={"a": None, "b": None}),
             spool=SimpleNamespace(entries=3, size=4096, max_bytes=1 << 30),
             sources={"redis": redis, "http": http},
             channels={"kafka": channel},
+            destinations={"local": local, "s3": MemoryDestination("s3")},
             histories=MemoryHistories(
                 HistoryState(
                     interface="eth0",
@@ -217,6 +237,14 @@ class SeriesTests(MetricsCase):
 
 class CountingTests(MetricsCase):
     """What is counted."""
+
+    def test_kept(self) -> None:
+        """What a directory keeps, and what was removed from it."""
+        self.assertEqual(self.value("kept_files", destination="local"), 4)
+        self.assertEqual(self.value("kept_bytes", destination="local"), 900)
+        for reason, number in (("size", 3), ("age", 0)):
+            value = self.value("removed_files_total", destination="local", reason=reason)
+            self.assertEqual(value, number)
 
     def test_requests(self) -> None:
         """Requests by source and verdict."""

@@ -17,7 +17,9 @@ from zope.interface import implementer
 from pcapsvc.core.artifact import Artifact
 from pcapsvc.core.errors import DestinationError, Problem
 from pcapsvc.core.fields import unknown_key
+from pcapsvc.core.kept_file import KeptFiles
 from pcapsvc.core.result import Receipt
+from pcapsvc.destinations.local.retention import Retention
 from pcapsvc.durable import NO_LINKS, Shortcomings, read_chunks, sync_directory, try_out, write_file
 from pcapsvc.interfaces.delivery import IReadableStore
 from pcapsvc.interfaces.threads import RunInThread
@@ -56,15 +58,19 @@ class LocalDirectory(Service):
     what it doesn't support is logged, and whether captures can be stored at all.
 
     @param directory: an absolute path, as the daemon may change its working directory.
+    @param retention: removes old captures; L{None} if all are kept.
     """
 
     name = "local"
     routes = ("usual",)
     _log = Logger()
 
-    def __init__(self, *, directory: str, run_in_thread: RunInThread) -> None:
+    def __init__(
+        self, *, directory: str, run_in_thread: RunInThread, retention: Retention | None = None
+    ) -> None:
         self._directory = directory
         self._run_in_thread = run_in_thread
+        self._retention = retention
         self._shortcomings = Shortcomings()
         self._trying: Deferred[None] | None = None
 
@@ -72,10 +78,14 @@ class LocalDirectory(Service):
         """Try the directory out."""
         super().startService()  # type: ignore[no-untyped-call]
         self._trying = Deferred.fromCoroutine(self._try_out())
+        if self._retention is not None:
+            self._retention.start()
 
     def stopService(self) -> None:
-        """Wait no longer for the directory to be tried out."""
+        """Wait no longer for the directory to be tried out, and remove nothing more."""
         super().stopService()  # type: ignore[no-untyped-call]
+        if self._retention is not None:
+            self._retention.stop()
         if self._trying is not None:
             self._trying.cancel()
 
@@ -103,9 +113,15 @@ class LocalDirectory(Service):
         """See L{IDestination.check}. There are no options."""
         return (unknown_key(key, ()) for key in options)
 
-    def path(self, location: str) -> str:
+    def path(self, location: str) -> str | None:
         """The path of a capture: see L{IReadableStore.path}."""
+        if self._retention is not None and self._retention.is_removed(os.path.basename(location)):
+            return None
         return location
+
+    def kept(self) -> KeptFiles | None:
+        """See L{IReadableStore.kept}."""
+        return None if self._retention is None else self._retention.kept()
 
     def store(self, artifact: Artifact) -> Deferred[Receipt]:
         """See L{IDestination.store}. The receipt's location is the file's path."""
@@ -119,7 +135,13 @@ class LocalDirectory(Service):
             source = artifact.content.open()
             try:
                 await self._run_in_thread(
-                    _write_file, self._directory, artifact.name, source, lambda: cancelled, self._shortcomings
+                    _write_file,
+                    self._directory,
+                    artifact.name,
+                    source,
+                    lambda: cancelled,
+                    self._shortcomings,
+                    self._retention,
                 )
             except CancelledError:
                 # The thread notices, and closes the source.
@@ -137,6 +159,8 @@ class LocalDirectory(Service):
             # Such as threads that have stopped.
             raise DestinationError(f"{path}: {error}", retryable=True) from error
         self._log_shortcomings()
+        if self._retention is not None:
+            self._retention.wake()
         return Receipt(destination=self.name, location=path)
 
 
@@ -151,6 +175,7 @@ def _write_file(
     source: BinaryIO,
     cancelled: Callable[[], bool],
     shortcomings: Shortcomings,
+    retention: Retention | None,
 ) -> None:
     with source:
         directory_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -164,13 +189,28 @@ def _write_file(
                     shortcomings=shortcomings,
                     directory=directory_fd,
                 )
-                made = _publish(directory_fd, hidden, name, shortcomings)
+                made = _publish_noted(directory_fd, hidden, name, shortcomings, retention)
                 if not made and not _has_size(directory_fd, name, size):
                     raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
             finally:
                 _remove(directory_fd, hidden)
         finally:
             os.close(directory_fd)
+
+
+def _publish_noted(
+    directory_fd: int, hidden: str, name: str, shortcomings: Shortcomings, retention: Retention | None
+) -> bool:
+    """Give a file its name, which is noted before that, so that it can be removed later. As L{_publish}."""
+    found = os.stat(hidden, dir_fd=directory_fd, follow_symlinks=False)
+    noted = None if retention is None else retention.record(directory_fd, name, found)
+    made = False
+    try:
+        made = _publish(directory_fd, hidden, name, shortcomings)
+    finally:
+        if retention is not None and noted is not None:
+            retention.settle(noted, made=made)
+    return made
 
 
 def _publish(directory_fd: int, hidden: str, name: str, shortcomings: Shortcomings) -> bool:

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pcapsvc.core.history import HistoryState
+from pcapsvc.core.kept_file import KeptFiles
+from pcapsvc.interfaces.delivery import IReadableStore
 from pcapsvc.reports.metrics.prometheus import Collector, CounterMetricFamily, GaugeMetricFamily, Metric
 
 
@@ -49,7 +51,37 @@ class NodeCollector(Collector):
             "Whether events reach a channel.",
             {name: channel.state().connected for name, channel in channels.items()},
         )
+        yield from _kept(
+            {
+                name: kept
+                for name, each in node.destinations.items()
+                if IReadableStore.providedBy(each) and (kept := each.kept()) is not None
+            }
+        )
         yield from _histories(node.histories.states())
+
+
+def _kept(stores: Mapping[str, KeptFiles]) -> Iterator[Metric]:
+    """What the destinations on this host keep, and have removed."""
+    yield _gauge_by(
+        "destination",
+        "kept_files",
+        "Captures in a directory whose old captures are removed.",
+        {name: kept.files for name, kept in stores.items()},
+    )
+    yield _gauge_by(
+        "destination",
+        "kept_bytes",
+        "Size of these captures.",
+        {name: kept.bytes for name, kept in stores.items()},
+    )
+    removed = CounterMetricFamily(
+        "pcapsvc_removed_files", "Captures that were removed, by reason.", labels=["destination", "reason"]
+    )
+    for name, kept in stores.items():
+        for reason, number in kept.removed.items():
+            removed.add_metric([name, reason], float(number))
+    yield removed
 
 
 def _histories(states: Sequence[HistoryState]) -> Iterator[Metric]:
