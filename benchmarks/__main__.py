@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from unittest import SkipTest
 
-from benchmarks import armed, capture, lookback, many, others, remembering, soak, steered
+from benchmarks import armed, capture, encoding, lookback, many, others, remembering, soak, steered
 
 _BENCHMARKS = {
     "capture": capture.run,
@@ -20,6 +20,7 @@ _BENCHMARKS = {
     "lookback": lookback.run,
     "others": others.run,
     "steered": steered.run,
+    "encoding": encoding.run,
 }
 # These take minutes: they run only if they are named.
 _LONG = ("soak", "captures", "remembering")

@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -241,18 +241,23 @@ class Bench:
     The wire, the daemon, and the generator.
 
     @param configuration: more of the daemon's, whose last section is C{[capture]}.
+    @param general: more keys of C{[general]}.
+    @param wrapper: a prefix of the daemon's command.
     """
 
-    def __init__(self, stack: ExitStack, configuration: str = "") -> None:
+    def __init__(
+        self, stack: ExitStack, configuration: str = "", *, general: str = "", wrapper: Sequence[str] = ()
+    ) -> None:
         self.wire = Wire()
         stack.callback(self.wire.stop)
         self.wire.start()
         self.daemon = Daemon(
             f"[capture]\nbuffersize = {_RING_BYTES}\n{configuration}",
-            general=f"maxpackets = 1000000000\nmaxbytes = {4 * _MOST_BYTES}\nmaxmemory = {8 * _MOST_BYTES}",
+            general=f"maxpackets = 1000000000\nmaxbytes = {4 * _MOST_BYTES}\nmaxmemory = {8 * _MOST_BYTES}\n"
+            + general,
         )
         stack.callback(self.daemon.stop)
-        self.daemon.start()
+        self.daemon.start(*wrapper)
 
     def send(self, load: Load, packets: int) -> tuple[int, float]:
         """Send from the far end. Return how many packets were sent, and how many a second."""

@@ -167,7 +167,7 @@ class Daemon:
 
     def file_of(self, capture_id: str) -> Path:
         """The local file of a capture."""
-        (path,) = self.captures.glob(f"*-{capture_id}.pcap")
+        (path,) = self.captures.glob(f"[!.]*-{capture_id}.*")
         return path
 
     def _answers(self) -> bool:

@@ -30,7 +30,7 @@ THREADS = 2
 
 # How much of a recording is read at once, in bytes: more than the largest packet, and so little that the
 # processor's cache still has it when it is written.
-_READ_BYTES = 1 << 20
+_READ_BYTES = 512 << 10
 # How much memory is reserved at once for what is written, in bytes: that takes half the time that it would
 # take to get it page by page.
 _RESERVE_BYTES = 2 << 20

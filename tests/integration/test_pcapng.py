@@ -1,0 +1,234 @@
+"""Captures that are delivered as pcapng files, as the tools that read them see them."""
+
+from __future__ import annotations
+
+import fcntl
+import http.client
+import os
+import socket
+import struct
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from peers.daemon import Daemon
+from peers.frames import udp_frame
+from peers.pcapng import PcapngFile, read_pcapng
+from peers.requirement import require_command
+from peers.tcpdump import Packet, read_packets, tshark_complaint
+from tests.integration.look_back_case import LookBackCase
+
+SIZES = (60, 61, 62, 63, 128, 300, 301, 1400)
+_FIELDS = ("frame.number", "frame.time_epoch", "frame.len", "frame.cap_len", "ip.src", "udp.dstport")
+_KEEP_BYTES = 100_000_000
+_RAW = 101
+# linux/if_tun.h
+_TUNSETIFF = 0x400454CA
+_IFF_TUN, _IFF_NO_PI = 0x1, 0x1000
+
+
+def output_of(program: str, package: str, *arguments: str) -> tuple[str, list[str]]:
+    """What a program writes: its standard output, and the lines of the other one."""
+    command = [require_command(program, package), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    # Wireshark's programs warn if they run as root.
+    return done.stdout, [line for line in done.stderr.splitlines() if line and "Running as user" not in line]
+
+
+class PcapngCase(LookBackCase):
+    """A daemon that delivers pcapng files, and keeps the pcap files that it made them of."""
+
+    digits = 6
+    general = 'format = "pcapng"'
+
+    def daemon(self) -> Daemon:
+        """A daemon that remembers nothing."""
+        daemon = Daemon(general=self.general, retain_bytes=_KEEP_BYTES)
+        self.addCleanup(daemon.stop)
+        daemon.start()
+        return daemon
+
+    def send_sizes(self, count: int, port: int = 53) -> None:
+        """Send packets of various sizes."""
+        self.wire.send([udp_frame(at, size=SIZES[at % len(SIZES)], port=port) for at in range(count)])
+
+    def files(self, daemon: Daemon, capture: str) -> tuple[Path, Path]:
+        """What was delivered of a capture, and the pcap file that is fetched from the node."""
+        path = daemon.file_of(capture)
+        self.assertEqual(path.suffix, ".pcapng")
+        connection = http.client.HTTPConnection("127.0.0.1", daemon.port, timeout=60)
+        self.addCleanup(connection.close)
+        connection.request("GET", f"/captures/{capture}/pcap")
+        fetched = Path(self.mktemp())
+        fetched.write_bytes(connection.getresponse().read())
+        return path, fetched
+
+    def same(self, daemon: Daemon, capture: str) -> tuple[PcapngFile, list[Packet]]:
+        """A file whose packets are those of the pcap file, and that no tool complains about."""
+        path, fetched = self.files(daemon, capture)
+        read, packets = read_pcapng(path.read_bytes()), read_packets(fetched)
+        self.assertEqual(read.packets, packets)
+        self.assertEqual(read.digits, self.digits)
+        self.assertIsNone(tshark_complaint(path))
+        listed, complaint = output_of("tcpdump", "tcpdump", "-n", "-r", str(path))
+        self.assertEqual(len(listed.splitlines()), len(packets))
+        self.assertEqual([line for line in complaint if not line.startswith("reading from file")], [])
+        self.assertEqual(self.fields(path), self.fields(fetched))
+        return read, packets
+
+    def fields(self, path: Path) -> str:
+        """What tshark shows of each packet."""
+        fields = [word for name in _FIELDS for word in ("-e", name)]
+        listed, _ = output_of("tshark", "tshark", "-n", "-r", str(path), "-T", "fields", *fields)
+        return listed
+
+
+class ToolTests(PcapngCase):
+    """What capinfos, tshark and tcpdump show."""
+
+    def test_all(self) -> None:
+        """They show the packets as in the pcap file, and all that the file says, and have no complaint."""
+        daemon = self.daemon()
+        capture = daemon.capture(
+            interface=[self.wire.interface],
+            bpf="udp port 53",
+            snap=300,
+            packets=3000,
+            requestid="request-7",
+            customer="Zoë & Söhne",
+            alertid=655443,
+            tags="blah,tagme",
+        )
+        self.send_sizes(500, port=9)
+        self.send_sizes(3000)
+        self.assertEqual(daemon.done(capture)["reason"], "packets")
+        _, packets = self.same(daemon, capture)
+        self.assertEqual(len(packets), 3000)
+        shown, complaint = output_of("capinfos", "tshark", str(daemon.file_of(capture)))
+        self.assertEqual(complaint, [])
+        for words in (
+            "pcapng",
+            "Number of packets:   3",
+            f"Capture oper-sys:    Linux {os.uname().release}",
+            "Capture application: pcapsvc ",
+            f"node: {daemon.node}",
+            capture,
+            f"Name = {self.wire.interface}",
+            "Capture length = 300",
+            "Filter string = udp port 53",
+            "Number of stat entries = 1",
+            "requestid: request-7",
+            "alertid: 655443",
+            "customer: Zoë & Söhne",
+            "tags: blah,tagme",
+            "reason: packets",
+            "0 dropped by the kernel",
+        ):
+            self.assertIn(words, shown)
+
+    def test_counters(self) -> None:
+        """The statistics say what the events say."""
+        daemon = self.daemon()
+        capture = daemon.capture(interface=[self.wire.interface], packets=10)
+        self.send_sizes(10)
+        state = daemon.done(capture)
+        read, _ = self.same(daemon, capture)
+        assert read.statistics is not None
+        counts = {
+            code: int.from_bytes(value, "little") for code, value in read.statistics.items() if code > 3
+        }
+        expected = {4: state["received"], 6: state["received"], 7: state["dropped"], 8: 10}
+        if state["interface_dropped"] is not None:
+            expected[5] = state["interface_dropped"]
+        self.assertEqual(counts, expected)
+
+
+class KindTests(PcapngCase):
+    """Captures of each kind."""
+
+    def test_any(self) -> None:
+        """On all interfaces, with cooked headers."""
+        daemon = self.daemon()
+        capture = daemon.capture(interface=["any"], packets=10, bpf="udp port 5353 and host 192.0.2.1")
+        self.send_sizes(10, port=5353)
+        daemon.done(capture)
+        self.assertEqual(self.same(daemon, capture)[0].link_type, 113)
+
+    def test_loopback(self) -> None:
+        """On the loopback interface."""
+        daemon = self.daemon()
+        capture = daemon.capture(interface=["lo"], packets=4, bpf=f"tcp port {daemon.port}")
+        daemon.done(capture)
+        self.assertEqual(self.same(daemon, capture)[0].link_type, 1)
+
+    def test_tunnel(self) -> None:
+        """On an interface without link-layer headers."""
+        daemon = self.daemon()
+        tunnel = f"{self.wire.interface[:-1]}t"
+        with (
+            open("/dev/net/tun", "r+b", buffering=0) as file,
+            socket.socket(type=socket.SOCK_DGRAM) as sender,
+        ):
+            fcntl.ioctl(file, _TUNSETIFF, struct.pack("16sH22x", tunnel.encode(), _IFF_TUN | _IFF_NO_PI))
+            subprocess.run([require_command("ip", "iproute2"), "link", "set", tunnel, "up"], check=True)
+            capture = daemon.capture(interface=[tunnel], packets=9, bpf="udp port 5353")
+            sender.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, tunnel.encode())
+            for size in range(9):
+                sender.sendto(bytes(size), ("192.0.2.1", 5353))
+            daemon.done(capture)
+        self.assertEqual(self.same(daemon, capture)[0].link_type, _RAW)
+
+    def test_rolling(self) -> None:
+        """The newest packets, from a file whose beginning was released."""
+        daemon = self.daemon()
+        capture = daemon.capture(interface=[self.wire.interface], rolling=True, bytes=500_000)
+        self.send_sizes(8000)
+        self.rolling(daemon, capture, 8000)
+        status, _ = daemon.request("DELETE", f"/captures/{capture}")
+        self.assertEqual(status, 200)
+        daemon.done(capture)
+        read, packets = self.same(daemon, capture)
+        self.assertLess(len(packets), 8000)
+        self.assertIn(b"reason: cancelled", read.interface[1])
+
+    def rolling(self, daemon: Daemon, capture: str, packets: int) -> None:
+        """Wait until so many packets were captured."""
+
+        def captured() -> bool | None:
+            _, state = daemon.request("GET", f"/captures/{capture}")
+            return state["rolling"]["captured"] >= packets or None
+
+        daemon.until(captured, "the packets")
+
+    def test_look_back(self) -> None:
+        """What is remembered, and what follows."""
+        daemon = self.start("history = 60", general=self.general, retain_bytes=_KEEP_BYTES)
+        self.send(*range(100))
+        self.remembered(daemon, 100)
+        capture = self.capture(daemon, packets=200, timeout=20)
+        self.send(*range(100, 200))
+        daemon.done(capture)
+        self.assertEqual(len(self.same(daemon, capture)[1]), 200)
+
+    def test_nothing(self) -> None:
+        """A capture without a packet is not delivered."""
+        daemon = self.daemon()
+        capture = daemon.capture(interface=[self.wire.interface], duration=1)
+        state = daemon.done(capture)
+        self.assertEqual((state["packets"], state["deliveries"]), (0, []))
+        self.assertEqual(list(daemon.captures.iterdir()), [])
+
+    def test_nothing_left(self) -> None:
+        """After many captures, all files and their memory are closed."""
+        daemon = Daemon(general=self.general)
+        self.addCleanup(daemon.stop)
+        daemon.start()
+        for _ in range(5):
+            capture: Any = daemon.capture(interface=[self.wire.interface], packets=100)
+            self.send_sizes(100)
+            daemon.done(capture)
+        daemon.until(lambda: self.is_all_closed(daemon) or None, "files to be closed")
+
+    def is_all_closed(self, daemon: Daemon) -> bool:
+        """Whether a daemon has no files in memory."""
+        return not any("memfd:pcapsvc" in one for one in daemon.descriptors())
