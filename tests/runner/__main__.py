@@ -61,6 +61,9 @@ def main() -> int:
     directory = root / f"_trial_temp-{os.getpid()}"
     directory.mkdir()
     os.environ[VARIABLE] = str(SEED)
+    # Some environments set it. Each of hundreds of processes would compile all modules again, which takes a
+    # daemon a third of its start.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     _say(f"{VARIABLE}={SEED}")
     jobs = plan(root, find_modules(root, arguments.names), load_durations(), _PROCESSORS)
     pool = Pool(root, directory, say=_say, patience_seconds=arguments.patience)

@@ -286,9 +286,9 @@ class PoolTests(SynchronousTestCase):
 class CommandTests(SynchronousTestCase):
     """C{python -m tests.runner}, and its seed."""
 
-    def run_it(self, *names: str, seed: str = "") -> tuple[int, list[str]]:
-        """Run it. Its exit status, and the lines that it printed."""
-        environment = {**os.environ, "PCAPSVC_SEED": seed}
+    def run_it(self, *names: str, seed: str = "", **variables: str) -> tuple[int, list[str]]:
+        """Run it, with more variables in its environment. Its exit status, and the lines that it printed."""
+        environment = {**os.environ, "PCAPSVC_SEED": seed, **variables}
         done = subprocess.run(
             [sys.executable, "-m", "tests.runner", *names],
             cwd=_ROOT,
@@ -316,6 +316,20 @@ class CommandTests(SynchronousTestCase):
         self.assertIn("PCAPSVC_SEED=17", logs)
         directory = _ROOT / logs.split()[1].rstrip(";")
         subprocess.run(["rm", "-r", str(directory)], check=True)
+
+    def test_bytecode(self) -> None:
+        """Modules are compiled once, not by each of hundreds of processes, whatever the environment says."""
+        package = Path(self.mktemp()).absolute() / "samples"
+        package.mkdir(parents=True)
+        (package / "__init__.py").touch()
+        (package / "test_a.py").write_text(
+            "import sys\nfrom twisted.trial.unittest import SynchronousTestCase\n"
+            "class Tests(SynchronousTestCase):\n"
+            "    def test_a(self): self.assertFalse(sys.dont_write_bytecode)\n"
+        )
+        variables = {"PYTHONPATH": str(package.parent), "PYTHONDONTWRITEBYTECODE": "1"}
+        status, lines = self.run_it("samples.test_a", **variables)
+        self.assertEqual((status, lines[-1]), (0, "1 passed, 0 failed, 0 skipped"), lines)
 
     def choices(self, seed: str) -> str:
         """What a process chose at random, by our helper and by Hypothesis, and the seed that it printed."""
