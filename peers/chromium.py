@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from peers.requirement import require_command
@@ -17,6 +19,15 @@ _CONTROLS = frozenset(
     "button link textbox searchbox checkbox radio combobox listbox spinbutton slider switch tab".split()
 )
 _ALSO_NAMED = frozenset("dialog table progressbar region complementary".split())
+
+
+@cache
+def shared_chromium() -> Chromium:
+    """The browser of all tests: it takes seconds to start, and each visitor has a profile of its own."""
+    chromium = Chromium()
+    atexit.register(chromium.stop)
+    chromium.start()
+    return chromium
 
 
 class Chromium:

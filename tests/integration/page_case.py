@@ -10,7 +10,7 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from peers.chromium import Chromium, Visitor
+from peers.chromium import Visitor, shared_chromium
 from peers.daemon import Daemon
 from peers.frames import udp_frame
 from peers.wire import Wire
@@ -27,9 +27,7 @@ class PageTestCase(SynchronousTestCase):
 
     def setUp(self) -> None:
         """A browser."""
-        self.chromium = Chromium()
-        self.addCleanup(self.chromium.stop)
-        self.chromium.start()
+        self.chromium = shared_chromium()
 
     def wire(self) -> Wire:
         """A wire that exists until the end of the test."""
