@@ -8,12 +8,18 @@ doesn't check is in L{peers.s3_process}.
 
 from __future__ import annotations
 
+import atexit
+import copy
+import itertools
 import os
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import boto3
+import botocore.loaders
+import botocore.session
 from botocore.config import Config
 
 from peers.process import OwnProcess, answers, free_port
@@ -23,6 +29,28 @@ _ACTIONS_BEFORE_CHECKS = 3
 _MAY_ALL_OF_S3 = (
     '{"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "s3:*", "Resource": "*"}]}'
 )
+
+
+_numbers = itertools.count(1)
+
+# Each session of botocore reads the descriptions of the services anew, which is most of what a client costs.
+shared_loader = cache(botocore.loaders.create_loader)
+
+
+@cache
+def _shared_server() -> S3Server:
+    server = S3Server()
+    atexit.register(server.stop)
+    server.start()
+    return server
+
+
+def shared_server() -> S3Server:
+    """
+    The server of all tests that don't disturb it, with an empty bucket. It takes a second to start, and ends
+    with this process.
+    """
+    return _shared_server().with_bucket(f"captures-{next(_numbers)}")
 
 
 class S3Server:
@@ -71,7 +99,9 @@ class S3Server:
 
     def client(self, service: str, access_key: str, secret_key: str) -> Any:
         """A boto3 client of this server that retries nothing."""
-        return boto3.session.Session().client(
+        core = botocore.session.get_session()
+        core.register_component("data_loader", shared_loader())
+        return boto3.session.Session(botocore_session=core).client(
             service,
             endpoint_url=self.endpoint,
             region_name=self.region,
@@ -100,6 +130,13 @@ class S3Server:
         answer = self._own.get_object_acl(Bucket=bucket or self.bucket, Key=key)
         grants: list[dict[str, Any]] = answer["Grants"]
         return grants
+
+    def with_bucket(self, name: str) -> S3Server:
+        """The same server, with a new bucket in place of its own."""
+        other = copy.copy(self)
+        other.bucket = name
+        other.make_bucket(name)
+        return other
 
     def make_bucket(self, name: str) -> None:
         """Create another bucket."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import botocore.session
 from twisted.internet.defer import Deferred
 
 from pcapsvc.core.event import DeliveryPostponed, DeliverySpooled
@@ -12,7 +13,7 @@ from pcapsvc.destinations.s3.destination import S3
 from pcapsvc.interfaces.delivery import IDestination
 from pcapsvc.interfaces.threads import RunInThread
 from peers.certificates import Authority
-from peers.s3 import S3Server
+from peers.s3 import shared_loader, shared_server
 from tests.faults.destination_case import NAME, FaultCase, named
 from tests.faults.house import House, left_as, possessions, until
 from tests.faults.proxy import Fault, FaultyProxy, answer
@@ -26,9 +27,8 @@ class S3Tests(FaultCase):
 
     async def setUp(self) -> None:  # type: ignore[override]
         await super().setUp()
-        self.server = S3Server()
-        self.addCleanup(self.server.stop)
-        self.server.start()
+        self.patch(botocore.session, "create_loader", shared_loader)
+        self.server = shared_server()
         self.keys()
         authority = Authority(self.path, "stranger")
         self.authority_file = authority.file

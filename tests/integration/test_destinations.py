@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import botocore.session
 from twisted.internet import defer, reactor, task
 from twisted.trial.unittest import TestCase
 
@@ -15,7 +16,7 @@ from pcapsvc.destinations.s3.destination import S3
 from pcapsvc.threads import Threads
 from peers.certificates import LABELS, labelled
 from peers.cloudshark import CloudSharkServer, Shown, accept, answer, hang, refuse, reset, slow
-from peers.s3 import S3Server
+from peers.s3 import shared_loader, shared_server
 from tests.unit.contents import MemfdContent, PeakMemory, make_artifact
 
 _LARGE_BYTES = 60_000_000
@@ -181,9 +182,8 @@ class S3Tests(DestinationCase):
 
     def setUp(self) -> None:
         super().setUp()
-        self.server = S3Server()
-        self.addCleanup(self.server.stop)
-        self.server.start()
+        self.patch(botocore.session, "create_loader", shared_loader)
+        self.server = shared_server()
         self.threads = Threads(reactor)
         self.threads.startService()
         self.addCleanup(self.threads.stopService)

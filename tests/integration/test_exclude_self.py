@@ -20,13 +20,12 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from peers import s3, sqs
 from peers.cloudshark import CloudSharkServer
 from peers.daemon import Daemon
 from peers.kafka import KafkaBroker
 from peers.redis import RedisServer
 from peers.requirement import require, require_root
-from peers.s3 import S3Server
-from peers.sqs import shared_server
 from peers.tcpdump import read_packets
 from tests.integration.strangers import Relay, Strangers
 
@@ -138,8 +137,8 @@ class ExcludeSelfTests(SynchronousTestCase):
     def setUp(self) -> None:
         """Peers, and an echo server that has nothing to do with the daemon."""
         require_root("to capture")
-        self.redis, self.cloudshark, self.s3 = RedisServer(), CloudSharkServer(), S3Server()
-        for peer in (self.redis, self.cloudshark, self.s3):
+        self.redis, self.cloudshark, self.s3 = RedisServer(), CloudSharkServer(), s3.shared_server()
+        for peer in (self.redis, self.cloudshark):
             self.addCleanup(peer.stop)
             peer.start()
         echo = socketserver.ThreadingTCPServer(("127.0.0.1", 0), _Echo)
@@ -413,7 +412,7 @@ class SQSTests(SideBySideCase):
 
     def poll(self, host: str) -> None:
         """Connections are cut in the middle of a poll, again and again."""
-        server = shared_server()
+        server = sqs.shared_server()
         queue = server.create_queue(self.id().replace(".", "_")[-60:])
         relay = self.relay(int(server.endpoint.rpartition(":")[2]), host)
         url = queue.replace(server.endpoint, f"http://{f'[{host}]' if ':' in host else host}:{relay.port}")
@@ -453,17 +452,16 @@ class IPv6Tests(SideBySideCase):
     def test_uploads(self) -> None:
         """One capture is asked for, uploaded and asked after, while another runs."""
         require_ipv6()
-        cloudshark, s3 = CloudSharkServer(), S3Server()
-        for peer in (cloudshark, s3):
-            self.addCleanup(peer.stop)
-            peer.start()
+        cloudshark, store = CloudSharkServer(), s3.shared_server()
+        self.addCleanup(cloudshark.stop)
+        cloudshark.start()
         to_cloudshark = self.relay(cloudshark.port, "::1")
-        to_s3 = self.relay(int(s3.endpoint.rpartition(":")[2]), "::1")
+        to_s3 = self.relay(int(store.endpoint.rpartition(":")[2]), "::1")
         made = TalkingDaemon(
             f'[cloudshark]\nupload = true\nhost = "::1"\nport = {to_cloudshark.port}\n'
             f'token = "{cloudshark.token}"\nverify = false\n'
-            f'[s3]\nupload = true\naccessid = "{s3.access_key}"\naccesskey = "{s3.secret_key}"\n'
-            f'endpoint = "http://[::1]:{to_s3.port}"\nbucket = "{s3.bucket}"\nregion = "us-east-1"\n',
+            f'[s3]\nupload = true\naccessid = "{store.access_key}"\naccesskey = "{store.secret_key}"\n'
+            f'endpoint = "http://[::1]:{to_s3.port}"\nbucket = "{store.bucket}"\nregion = "us-east-1"\n',
             general="excludeself = true",
             listen="tcp6:PORT:interface=\\:\\:1",
             hosts=["::1"],

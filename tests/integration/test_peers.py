@@ -23,7 +23,7 @@ from peers.cloudshark import CloudSharkServer, Shown, accept, answer, hang, refu
 from peers.frames import number_of, udp_frame
 from peers.redis import RedisRefused, RedisServer
 from peers.requirement import require
-from peers.s3 import S3Server
+from peers.s3 import shared_server
 from peers.tcpdump import Tcpdump, tshark_complaint
 from peers.wire import Wire
 
@@ -242,12 +242,10 @@ class ControlGroupTests(SynchronousTestCase):
 
 
 class S3ServerTests(SynchronousTestCase):
-    """L{S3Server}."""
+    """L{peers.s3.S3Server}."""
 
     def setUp(self) -> None:
-        self.server = S3Server()
-        self.addCleanup(self.server.stop)
-        self.server.start()
+        self.server = shared_server()
 
     def _client(self, access_key: str, secret_key: str):
         client = self.server.client("s3", access_key, secret_key)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import os
 import threading
@@ -10,7 +9,6 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-import botocore.loaders
 import botocore.session
 from twisted.internet import reactor
 from twisted.trial.unittest import TestCase
@@ -18,10 +16,8 @@ from twisted.trial.unittest import TestCase
 from pcapsvc.core.errors import DestinationError
 from pcapsvc.destinations.s3.destination import S3
 from pcapsvc.threads import Threads
+from peers.s3 import shared_loader
 from tests.unit.contents import MemfdContent, make_artifact
-
-# Each session of botocore reads the description of S3 anew, which is most of what a client costs.
-_shared_loader = functools.cache(botocore.loaders.create_loader)
 
 SECRET = "v3ry/s3cr3t+k3y"
 
@@ -89,7 +85,7 @@ class S3Case(TestCase):
     """With a server, and threads."""
 
     def setUp(self) -> None:
-        self.patch(botocore.session, "create_loader", _shared_loader)
+        self.patch(botocore.session, "create_loader", shared_loader)
         self.server = Server()
         serving = threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True)
         serving.start()
