@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import struct
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
 
-import dpkt
-
 from peers.process import OwnProcess
 from peers.requirement import require_command, require_root
+
+# Time stamps in microseconds, and in nanoseconds.
+_MAGICS = (0xA1B2C3D4, 0xA1B23C4D)
+_FILE_HEADER_BYTES = 24
+# Seconds, the rest of the time stamp, captured bytes, length on the wire.
+_PACKET_HEADER = struct.Struct("=4I")
 
 
 class Packet(NamedTuple):
@@ -30,21 +36,25 @@ class Packet(NamedTuple):
 
 
 def read_packets(path: Path) -> list[Packet]:
-    """All packets of a pcap file in this machine's byte order."""
+    """
+    All packets of a pcap file in this machine's byte order (draft-ietf-opsawg-pcap).
+
+    @raise ValueError: it is not one, or ends within a packet.
+    """
     raw = path.read_bytes()
-    header = dpkt.pcap.LEFileHdr(raw[:24])
-    if header.magic not in (dpkt.pcap.TCPDUMP_MAGIC, dpkt.pcap.TCPDUMP_MAGIC_NANO):
+    if len(raw) < _FILE_HEADER_BYTES or int.from_bytes(raw[:4], sys.byteorder) not in _MAGICS:
         raise ValueError(f"{path} is not a pcap file of this machine")
+    # Some files have hundreds of thousands.
+    headers, size = _PACKET_HEADER.unpack_from, _PACKET_HEADER.size
     packets = []
-    at = 24
-    while at < len(raw):
-        one = dpkt.pcap.LEPktHdr(raw[at : at + 16])
-        at += 16
-        data = raw[at : at + one.caplen]
-        if len(data) != one.caplen:
-            raise ValueError(f"{path} ends within a packet")
-        packets.append(Packet(one.tv_sec, one.tv_usec, one.len, data))
-        at += one.caplen
+    at, end = _FILE_HEADER_BYTES, len(raw)
+    while at + size <= end:
+        seconds, fraction, captured, length = headers(raw, at)
+        at += size
+        packets.append(Packet(seconds, fraction, length, raw[at : at + captured]))
+        at += captured
+    if at != end:
+        raise ValueError(f"{path} ends within a packet")
     return packets
 
 
@@ -109,7 +119,7 @@ class Tcpdump:
     def _written(self) -> int:
         try:
             return len(read_packets(self.path))
-        except (OSError, ValueError, dpkt.NeedData):
+        except (OSError, ValueError):
             return 0
 
 
