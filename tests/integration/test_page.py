@@ -206,6 +206,28 @@ class CaptureTests(PageTestCase):
         page.get_by_role("button", name="Start capture").click()
         expect(page.locator("#recent tr").first.locator(".past")).to_contain_text("20 packets since")
 
+    def test_forms(self) -> None:
+        """The form offers the formats of the node, and says how its destinations compress files."""
+        wire = self.wire()
+        daemon = self.daemon(general='localcompress = "gzip"')
+        page = self.visit(daemon).page
+        page.get_by_role("button", name="New capture").click()
+        page.get_by_role("checkbox", name=wire.interface, exact=False).check()
+        page.get_by_label("Packets", exact=True).fill("5")
+        page.get_by_text("Delivered file").click()
+        expect(page.get_by_label("Format").locator("option")).to_have_text(
+            ["As the node has it (pcap)", "pcap", "pcapng"]
+        )
+        expect(page.locator("#compress-hint")).to_have_text("local: gzip")
+        page.get_by_label("Format").select_option("pcapng")
+        page.get_by_label("Compression").select_option("zstd")
+        page.get_by_role("button", name="Start capture").click()
+        expect(page.locator("#running .card")).to_have_count(1)
+        send(wire, 5)
+        expect(page.locator("#recent tr").first.locator(".deliveries")).to_contain_text(".pcapng.zst")
+        [path] = daemon.captures.iterdir()
+        self.assertEqual(path.name[-11:], ".pcapng.zst")
+
     def test_rolling(self) -> None:
         """
         The form asks for a rolling capture, which has no limit of packets and no idle time. What it holds,

@@ -380,6 +380,31 @@ class DiskTests(PcapCase):
         self.assertEqual(self.got(If_None_Match='"abc1-100"').code, 304)
         self.assertEqual(self.got("?follow=1").body, DATA)
 
+    def test_form(self) -> None:
+        """What was delivered in another form is sent as that, and is another file than the recording."""
+        path = self.path.with_name(f"{NAME}.gz")
+        path.write_bytes(DATA[:60])
+        self.report(
+            "abc1",
+            CaptureDelivered(
+                destination="local",
+                location=str(path),
+                seconds=0.1,
+                file=path.name,
+                media_type="application/gzip",
+                bytes=60,
+            ),
+        )
+        answer = self.got()
+        self.assertEqual((answer.code, answer.body), (200, DATA[:60]))
+        self.assertEqual(answer.headers["content-type"], "application/gzip")
+        self.assertEqual(answer.headers["content-disposition"], f'attachment; filename="{NAME}.gz"')
+        self.assertEqual(answer.headers["etag"], '"abc1-60.pcap.gz"')
+        self.assertEqual(self.got(Range="bytes=50-", If_Range=answer.headers["etag"]).body, DATA[50:60])
+        self.assertEqual(self.got(If_Match='"abc1-100"').code, 412)
+        [delivery] = self.ask("GET", "/captures/abc1").content["deliveries"]
+        self.assertEqual((delivery["media_type"], delivery["bytes"]), ("application/gzip", 60))
+
     def test_spool(self) -> None:
         """It is read from the spool, also if nothing else is known of it after a restart."""
         self.spool()

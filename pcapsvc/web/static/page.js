@@ -889,10 +889,12 @@ class StartDialog extends Dialog {
 
   static NUMBERS = ["before", "packets", "bytes", "timeout", "duration", "snap"];
   static TEXTS = ["tags", "customer", "alertid", "requestid"];
+  static CHOICES = ["format", "compress"];
 
   async open(node) {
     this._node = node;
     this._showLimits(node);
+    this._showForms(node);
     this._clearErrors();
     this.show();
     try {
@@ -987,8 +989,17 @@ class StartDialog extends Dialog {
     say("snap", limits.snaplength, count(limits.snaplength), defaults.snaplength);
   }
 
+  /** Offer the formats of the node, and say how its destinations compress files. */
+  _showForms({ formats = [], defaults = {}, destinations = [] }) {
+    const chosen = $("format").value;
+    const usual = el("option", { value: "" }, `As the node has it (${defaults.format ?? "pcap"})`);
+    $("format").replaceChildren(usual, ...formats.map((name) => el("option", { value: name }, name)));
+    $("format").value = formats.includes(chosen) ? chosen : "";
+    setText($("compress-hint"), destinations.map(({ name, compress }) => `${name}: ${compress}`).join("; "));
+  }
+
   _clearErrors() {
-    for (const name of ["interface", ...StartDialog.NUMBERS, ...StartDialog.TEXTS]) this._error(name, "");
+    for (const name of ["interface", ...StartDialog.NUMBERS, ...StartDialog.TEXTS, ...StartDialog.CHOICES]) this._error(name, "");
     this._summary("");
   }
 
@@ -1031,6 +1042,7 @@ class StartDialog extends Dialog {
       if (value === undefined) isValid = false;
       else if (value !== null) request[name] = value;
     }
+    for (const name of StartDialog.CHOICES) if ($(name).value) request[name] = $(name).value;
     for (const name of StartDialog.TEXTS) {
       const value = $(name).value.trim();
       if (value) request[name] = name === "alertid" && /^(0|-?[1-9]\d{0,14})$/.test(value) ? Number(value) : value;
@@ -1293,8 +1305,9 @@ class Page {
     try {
       const response = await this._api.fetch(`/captures/${encodeURIComponent(capture.id)}/pcap`);
       const address = URL.createObjectURL(await response.blob());
-      const { file, interface: name } = capture.state;
-      el("a", { href: address, download: file ?? `${capture.state.node}-${name}-${capture.id}.pcap` }).click();
+      // What is sent may have another end of its name than what is delivered.
+      const [, file] = /filename="([^"]+)"/.exec(response.headers.get("Content-Disposition") ?? "") ?? [];
+      el("a", { href: address, download: file ?? `${capture.id}.pcap` }).click();
       setTimeout(() => URL.revokeObjectURL(address), 60000);
     } catch (error) {
       if (error.status === 401) this._failed(error);
