@@ -210,6 +210,7 @@ class Pipeline(Service):
                 return prepared.verdict if self._judge.is_open else Busy(reason=_STOPPING)
             accepted = Accepted(
                 captures=tuple(map(_started, prepared.captures)),
+                filter=plans[0].bpf,
                 problems=prepared.problems,
                 warnings=plans[0].warnings,
             )

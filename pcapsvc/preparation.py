@@ -72,7 +72,7 @@ async def prepare_all(capturer: ICapturer, plans: Sequence[CapturePlan]) -> Prep
     seconds = sum(capture.compile_seconds for capture in captures) + sum(
         error.compile_seconds for error in errors if isinstance(error, FilterRejected)
     )
-    problems, verdict = _weighed(errors)
+    problems, verdict = _weighed(errors, plans[0].request.filter_field)
     if verdict is None and not captures:
         verdict = Rejected(problems=problems)
     if verdict is not None:
@@ -82,11 +82,19 @@ async def prepare_all(capturer: ICapturer, plans: Sequence[CapturePlan]) -> Prep
     return Preparation(captures=captures, problems=problems, compile_seconds=seconds)
 
 
-def _weighed(errors: Sequence[BaseException]) -> tuple[tuple[Problem, ...], Rejected | Busy | None]:
-    """The problems of single interfaces, and the verdict if the whole request fails."""
+def _weighed(
+    errors: Sequence[BaseException], filter_field: str
+) -> tuple[tuple[Problem, ...], Rejected | Busy | None]:
+    """
+    The problems of single interfaces, and the verdict if the whole request fails.
+
+    @param filter_field: the field of the request that the filter is from.
+    """
     problems: list[Problem] = []
     forbidden = False
     for error in errors:
+        if isinstance(error, FilterRejected):
+            return (), Rejected(problems=error.problems_of(filter_field))
         if isinstance(error, RequestRejected):
             return (), Rejected(problems=error.problems)
         if isinstance(error, CaptureUnavailable) and not forbidden:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv6Address
 
 from pcapsvc.core import own_traffic
@@ -219,7 +219,20 @@ class FilterRejected(RequestRejected):
 
     def __init__(self, bpf: str, rule: str, *, compile_seconds: float = 0.0) -> None:
         super().__init__([Problem(path="bpf", value=shown(bpf), rule=rule)])
+        self.rule = rule
         self.compile_seconds = compile_seconds
+
+    def about(self, bpf: str) -> FilterRejected:
+        """The same about a filter that contains this one."""
+        return FilterRejected(bpf, self.rule, compile_seconds=self.compile_seconds)
+
+    def problems_of(self, field: str) -> tuple[Problem, ...]:
+        """
+        The problems with the filter of a request.
+
+        @param field: the field that it is from.
+        """
+        return tuple(replace(problem, path=field) for problem in self.problems)
 
 
 def without(left_out: bytes, program: bytes) -> bytes:

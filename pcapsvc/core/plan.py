@@ -43,6 +43,7 @@ class CapturePlan:
     One capture on one interface, with all that it needs.
 
     @ivar alias: the alias by which the interface was asked for, or L{None}.
+    @ivar bpf: which packets, as a filter of pcap-filter(7); empty for every packet.
     @ivar snap_length: how much of each packet is captured, in bytes.
     @ivar options: what the request says about each destination that is enabled, as in L{CaptureRequest}.
     @ivar via: the name of the source that the request arrived through.
@@ -114,13 +115,14 @@ def plan_captures(
             is_optional=bool(request.beforeoptional or request.rolling),
         )
     warnings = (*request.warnings, *compression_warnings(request.compress, node.compressions))
+    bpf = request.filter
     enabled = {fields.destination for fields in node.bounds.options if fields.check is not None}
     return tuple(
         CapturePlan(
             node=node.name,
             interface=interface,
             alias=alias,
-            bpf=request.bpf or "",
+            bpf=bpf,
             snap_length=snap_length,
             limits=_limits(request, node),
             request=request,

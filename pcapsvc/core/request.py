@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any
 
 import msgspec
 
 from pcapsvc.core.body import MAX_BODY_BYTES, Fields, OutOfRange
 from pcapsvc.core.compression import ONE_OF_CHOICES
+from pcapsvc.core.conditions import CONDITIONS, ConditionFields, condition_problems, filter_of
 from pcapsvc.core.errors import Problem, RequestRejected, shown
 from pcapsvc.core.fields import check_fields
 from pcapsvc.core.filter import NEWER_WORDS, follows_header_chains, names_needing_dns
 from pcapsvc.core.history import LONGEST_SECONDS
 from pcapsvc.core.label_values import LABEL_CHARACTERS, usable_label
 from pcapsvc.core.labels import Labels
+from pcapsvc.core.nothing import means_nothing, nothings_of
 from pcapsvc.core.values import (
     AlertId,
     Aliases,
@@ -50,7 +51,7 @@ __all__ = [
 ]
 
 
-class RequestFields(msgspec.Struct, frozen=True, kw_only=True):
+class RequestFields(ConditionFields, frozen=True, kw_only=True):
     """
     The fields of a message that belong to no destination. Each is what the message says, or L{None}.
 
@@ -94,6 +95,21 @@ class CaptureRequest(RequestFields, frozen=True, kw_only=True):
 
     options: Mapping[str, Mapping[str, Any]] = msgspec.field(default_factory=dict)
     warnings: tuple[Problem, ...] = ()
+
+    @property
+    def filter(self) -> str:
+        """Which packets it wants, as a filter of pcap-filter(7); empty for every packet."""
+        return filter_of(self._conditions, self.bpf or "")
+
+    @property
+    def filter_field(self) -> str:
+        """The field that the filter is from; C{filter} if it is from several."""
+        given = [*self._conditions, *(["bpf"] if self.bpf else [])]
+        return given[0] if len(given) == 1 else "filter" if given else "bpf"
+
+    @property
+    def _conditions(self) -> Mapping[str, Any]:
+        return {name: value for name in CONDITIONS if (value := getattr(self, name)) is not None}
 
 
 class StopRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -188,7 +204,7 @@ class RequestBounds:
     @cached_property
     def nothing(self) -> Mapping[str, tuple[Any, ...]]:
         """The values that mean the same as leaving a field out, by field."""
-        return _nothings(self.message)
+        return nothings_of(self.message)
 
 
 class Address(msgspec.Struct, frozen=True):
@@ -264,7 +280,7 @@ def _usable_labels(fields: Fields, names: Collection[str]) -> tuple[dict[str, An
     for name in fields.keys:
         if name in names:
             value, wrong = fields.label(name)
-            if not _means_nothing(value, _GENERAL_NOTHINGS[name]):
+            if not means_nothing(value, _GENERAL_NOTHINGS[name]):
                 usable, problems = usable_label(name, value, wrong)
                 warnings += problems
                 if usable is not None:
@@ -289,7 +305,7 @@ def parse_request(
     """
     known = bounds.message.__struct_fields__
     fields = Fields(body, known)
-    if "stop" in fields.keys and not _means_nothing(fields.value("stop"), bounds.nothing["stop"]):
+    if "stop" in fields.keys and not means_nothing(fields.value("stop"), bounds.nothing["stop"]):
         return _parse_stop(fields, bounds, ignore_unknown=ignore_unknown, found=found)
     labels, warnings = _usable_labels(fields, LABEL_CHARACTERS)
     given = {
@@ -298,7 +314,7 @@ def parse_request(
         for key in fields.keys
         if key not in LABEL_CHARACTERS
     }
-    meant = {key: value for key, value in given.items() if not _means_nothing(value, bounds.nothing.get(key))}
+    meant = {key: value for key, value in given.items() if not means_nothing(value, bounds.nothing.get(key))}
     # What has too many digits to be decoded is too large, and not no number.
     large = {key: value for key, value in meant.items() if key in bounds.most and _is_large(value)}
     checked = {key: value for key, value in meant.items() if key not in large}
@@ -330,7 +346,7 @@ def _parse_stop(
     """
     known = bounds.message.__struct_fields__
     given = {key: _any_value(fields, key) if key in known else ... for key in fields.keys}
-    meant = {key: value for key, value in given.items() if not _means_nothing(value, bounds.nothing.get(key))}
+    meant = {key: value for key, value in given.items() if not means_nothing(value, bounds.nothing.get(key))}
     beside = [key for key in meant if key in known and key not in StopRequest.__struct_fields__]
     values, problems = check_fields(
         StopRequest,
@@ -352,34 +368,7 @@ def _any_value(fields: Fields, name: str) -> Any:
     return fields.label(name)[0] if name in LABEL_CHARACTERS else fields.value(name)
 
 
-# What the original took as "not given" in fields with numbers. 0 is not a limit of packets.
-_NOTHING: Mapping[str, tuple[Any, ...]] = {
-    **dict.fromkeys(("snap", "timeout", "duration", "bytes", "before"), (None, 0)),
-    **dict.fromkeys(("alertid", "alertstr"), (None, 0, "")),
-}
-
-
-def _nothing_of(kind: Any) -> tuple[Any, ...]:
-    """What the original took as "not given" in a field of some type: the empty string, or the empty list."""
-    if get_origin(kind) is Annotated:
-        return _nothing_of(get_args(kind)[0])
-    if get_origin(kind) in (Union, UnionType):
-        return tuple(nothing for part in get_args(kind) for nothing in _nothing_of(part))
-    if kind is str:
-        return (None, "")
-    return (None, []) if get_origin(kind) in (tuple, list) else (None,)
-
-
-def _nothings(structure: type[msgspec.Struct]) -> Mapping[str, tuple[Any, ...]]:
-    fields = msgspec.structs.fields(structure)
-    return {**{field.name: _nothing_of(field.type) for field in fields}, **_NOTHING}
-
-
-_GENERAL_NOTHINGS = _nothings(RequestFields)
-
-
-def _means_nothing(value: Any, nothings: tuple[Any, ...] | None) -> bool:
-    return any(type(value) is type(nothing) and value == nothing for nothing in nothings or ())
+_GENERAL_NOTHINGS = nothings_of(RequestFields)
 
 
 def _is_large(value: object) -> bool:
@@ -410,8 +399,9 @@ def _rules_broken(
     for field, most in bounds.most.items():
         if values.get(field, 0) > most:
             yield bounds.too_large(field, values[field])
-    if "bpf" in values:
-        yield from filter_problems(values["bpf"], bounds.max_filter_characters)
+    bpf = values.get("bpf", "")
+    yield from filter_problems(bpf, bounds.max_filter_characters)
+    yield from condition_problems(values, bpf, bounds.max_filter_characters)
     for fields in bounds.options:
         if fields.check is not None:
             yield from fields.check(fields.of(values))

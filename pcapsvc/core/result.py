@@ -23,9 +23,11 @@ class Accepted:
     @ivar problems: of interfaces that can't be captured on, if others can.
     @ivar warnings: what the sender should know: labels that were changed or left out, and destinations that
         get another compression.
+    @ivar filter: which packets are captured, as a filter of pcap-filter(7); empty for every packet.
     """
 
     captures: tuple[StartedCapture, ...]
+    filter: str = ""
     problems: tuple[Problem, ...] = ()
     warnings: tuple[Problem, ...] = ()
 

@@ -35,9 +35,10 @@ from twisted.python.failure import Failure
 from pcapsvc.core.errors import NodeBusy
 from pcapsvc.core.filter import FilterRejected, Program, everything
 from pcapsvc.core.text import one_line
+from pcapsvc.core.vlan_choice import vlan_choice
 from pcapsvc.packets.filter_attempt import FilterAttempt
 from pcapsvc.packets.filter_cache import FilterCache
-from pcapsvc.packets.filter_child import LONG, MEMORY, MOST_INSTRUCTIONS, PROGRAM
+from pcapsvc.packets.filter_child import INSTRUCTION_BYTES, LONG, MEMORY, MOST_INSTRUCTIONS, PROGRAM
 from pcapsvc.packets.filter_worker import FilterKey, FilterWorker, Outcome, WorkerFailed
 
 #: How long a filter may keep the quick process, in seconds. Ordinary filters take less than a millisecond, 35
@@ -143,6 +144,28 @@ class FilterCompiler(Service):
             rejections are remembered for a while. On cancel, it is no longer compiled, unless another
             caller waits for it.
         """
+        choice = vlan_choice(bpf, link_type)
+        if choice is None:
+            return self._compile_text(bpf, link_type, snap_length, netmask)
+
+        def whole(program: Program) -> Program:
+            combined = choice.before(program, bpf)
+            count = len(combined.instructions) // INSTRUCTION_BYTES
+            if count > MOST_INSTRUCTIONS:
+                raise FilterRejected(bpf, _too_long(count), compile_seconds=program.compile_seconds)
+            return combined
+
+        def rejected(failure: Failure) -> Failure:
+            error = failure.value
+            if isinstance(error, FilterRejected):
+                return Failure(error.about(bpf))  # type: ignore[no-untyped-call]
+            return failure
+
+        compiling = self._compile_text(choice.bpf, link_type, snap_length, netmask)
+        return compiling.addCallbacks(whole, rejected)
+
+    def _compile_text(self, bpf: str, link_type: int, snap_length: int, netmask: int) -> Deferred[Program]:
+        """Likewise, with libpcap alone."""
         if not bpf.strip():
             return succeed(everything(snap_length))
         if not uses_netmask(bpf):
@@ -246,7 +269,7 @@ class FilterCompiler(Service):
             words = outcome.payload.decode("utf-8", "replace")
             problem = f"libpcap says: {one_line(words)}"
             if outcome.kind == LONG:
-                problem = f"compiles to {words} instructions, and the kernel accepts {MOST_INSTRUCTIONS}"
+                problem = _too_long(words)
             raise FilterRejected(key.bpf, problem, compile_seconds=seconds)
         if not attempt.rough:
             raise FilterRejected(key.bpf, problem, compile_seconds=seconds)
@@ -382,6 +405,10 @@ class _Job:
         waiting, self._waiting = self._waiting, []
         for wanted in waiting:
             wanted.callback(self._result)  # type: ignore[arg-type]
+
+
+def _too_long(instructions: object) -> str:
+    return f"compiles to {instructions} instructions, and the kernel accepts {MOST_INSTRUCTIONS}"
 
 
 def uses_netmask(bpf: str) -> bool:

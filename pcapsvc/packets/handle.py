@@ -19,6 +19,7 @@ from pcapsvc.core.pcap_file import file_header
 from pcapsvc.core.read_pace import Ring
 from pcapsvc.core.recording import PacketCounts
 from pcapsvc.core.text import one_line
+from pcapsvc.core.vlan_choice import vlan_choice
 from pcapsvc.interfaces.capture import IPacketDumper, IPacketHandle, PacketSink
 from pcapsvc.packets import network_interfaces
 from pcapsvc.packets.filter_compiler import uses_netmask
@@ -175,6 +176,8 @@ class _Filters:
         """
         if not program.is_optimized:
             raise BadFilter("its optimization does not end")
+        if vlan_choice(program.bpf, self._reader.datalink()) is not None:
+            raise BadFilter("it can't choose among VLANs here")
         try:
             self._reader.setfilter(program.bpf)
         except pcapy.PcapError:

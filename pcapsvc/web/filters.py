@@ -6,16 +6,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import msgspec
 from twisted.internet.defer import CancelledError, Deferred, TimeoutError
 from twisted.internet.interfaces import IReactorTime
 
 from pcapsvc.core.body import Fields
+from pcapsvc.core.conditions import CONDITIONS, ConditionFields, condition_problems, filter_of
 from pcapsvc.core.errors import CaptureUnavailable, NodeBusy, Problem, RequestRejected, shown
-from pcapsvc.core.fields import check_fields
+from pcapsvc.core.fields import check_fields, rule_of
 from pcapsvc.core.filter import FilterRejected
+from pcapsvc.core.nothing import means_nothing, nothings_of
 from pcapsvc.core.rate import RequestRate
 from pcapsvc.core.request import filter_problems
 from pcapsvc.core.values import Filter, Name
@@ -37,9 +39,35 @@ _HERE = "POST /filters"
 _INSTRUCTION_BYTES = 8
 
 
-class _FilterFields(msgspec.Struct, frozen=True, kw_only=True):
-    bpf: Filter
+class _FilterFields(ConditionFields, frozen=True, kw_only=True):
+    bpf: Filter | None = None
     interface: Name | None = None
+
+
+_NOTHINGS = nothings_of(_FilterFields)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Question:
+    """
+    What a client asks.
+
+    @ivar conditions: the fields that say in plain words which packets.
+    @ivar bpf: a filter of pcap-filter(7) beside them.
+    """
+
+    conditions: Mapping[str, Any]
+    bpf: str
+    interface: str | None
+
+    @property
+    def filter(self) -> str:
+        return filter_of(self.conditions, self.bpf)
+
+    def blamed(self, rejection: FilterRejected) -> Sequence[Problem]:
+        """The problems of a filter, with the field that it is from."""
+        given = [*self.conditions, *(["bpf"] if self.bpf or not self.conditions else [])]
+        return rejection.problems_of(given[0] if len(given) == 1 else "filter")
 
 
 class Filters(Resource):
@@ -78,57 +106,61 @@ class Filters(Resource):
         if self._rate.refusal(_HERE, self._reactor.seconds()) is not None:
             detail = "Filters arrive too fast, or the last ones took too much time to compile."
             raise HTTPProblem(429, detail, headers={"Retry-After": str(RETRY_AFTER_SECONDS)})
-        bpf, interface = _read(request.content.read())
-        problems = [*filter_problems(bpf, self._max_characters)]
+        asked = _read(request.content.read())
+        problems = [
+            *filter_problems(asked.bpf, self._max_characters),
+            *condition_problems(asked.conditions, asked.bpf, self._max_characters),
+        ]
         if problems:
             return _invalid(problems)
         if self._at_work >= MOST_AT_ONCE:
             raise _busy(f"{MOST_AT_ONCE} filters are being compiled for others")
         self._at_work += 1
         try:
-            return await self._compile(request, bpf, interface)
+            return await self._compile(request, asked)
         finally:
             self._at_work -= 1
 
-    async def _compile(self, request: Any, bpf: str, interface: str | None) -> Answer:
+    async def _compile(self, request: Any, asked: _Question) -> Answer:
         began = self._reactor.seconds()
-        work = Deferred.fromCoroutine(self._compile_on_all(bpf, interface))
+        work = Deferred.fromCoroutine(self._compile_on_all(asked))
         request.notifyFinish().addErrback(lambda _: work.cancel())
         try:
             return await work.addTimeout(ANSWER_SECONDS, self._reactor)
         except FilterRejected as rejection:
             self._rate.took(_HERE, rejection.compile_seconds)
-            return _invalid(rejection.problems)
+            return _invalid(asked.blamed(rejection), asked.filter)
         except RequestRejected as rejection:
-            return _invalid(rejection.problems)
+            return _invalid(rejection.problems, asked.filter)
         except CaptureUnavailable as unavailable:
-            return _invalid(
-                [Problem(path="interface", value=shown(interface), rule=f"can't be used: {unavailable}")]
-            )
+            rule = f"can't be used: {unavailable}"
+            problem = Problem(path="interface", value=shown(asked.interface), rule=rule)
+            return _invalid([problem], asked.filter)
         except (NodeBusy, OSError) as error:
             raise _busy(str(error)) from None
         except (TimeoutError, CancelledError):
             # How much of this it was compiled is not known.
             self._rate.took(_HERE, self._reactor.seconds() - began)
-            problem = "it takes too long to compile, or had to wait for others"
-            raise _busy(f"the filter was not compiled within {ANSWER_SECONDS:g} s: {problem}") from None
+            reason = "it takes too long to compile, or had to wait for others"
+            raise _busy(f"the filter was not compiled within {ANSWER_SECONDS:g} s: {reason}") from None
 
-    async def _compile_on_all(self, bpf: str, interface: str | None) -> Answer:
+    async def _compile_on_all(self, asked: _Question) -> Answer:
         """Compile a filter for each interface that is meant."""
-        names: Sequence[str | None] = [interface]
-        if interface is not None:
-            names = self._interfaces_by_alias.get(interface, names)
+        bpf = asked.filter
+        names: Sequence[str | None] = [asked.interface]
+        if asked.interface is not None:
+            names = self._interfaces_by_alias.get(asked.interface, names)
         instructions = 0
         for name in names:
             program = await self._host.compile_filter(name, snap_length=self._snap_length, bpf=bpf)
             self._rate.took(_HERE, program.compile_seconds)
             instructions = max(instructions, len(program.instructions) // _INSTRUCTION_BYTES)
-        return Answer.json({"valid": True, "instructions": instructions})
+        return Answer.json({"valid": True, "filter": bpf, "instructions": instructions})
 
 
-def _read(body: bytes) -> tuple[str, str | None]:
+def _read(body: bytes) -> _Question:
     """
-    The filter, and the interface if there is one.
+    What a client asks. The fields may have problems.
 
     @raise HTTPProblem: if the body is not as it has to be.
     """
@@ -137,20 +169,34 @@ def _read(body: bytes) -> tuple[str, str | None]:
         given = {name: fields.value(name) for name in fields.keys}
     except RequestRejected as rejection:
         raise request_rejected(rejection.problems) from None
-    if given.get("interface", ...) is None:
-        del given["interface"]
-    values, problems = check_fields(_FilterFields, given)
-    if "bpf" not in given:
-        problems.append(Problem(path="bpf", rule="must be given"))
+    meant = {
+        # A filter that is null is a mistake here; an empty one matches every packet.
+        name: value
+        for name, value in given.items()
+        if name == "bpf" or not means_nothing(value, _NOTHINGS.get(name))
+    }
+    values, problems = check_fields(_FilterFields, meant)
+    if "bpf" in meant and meant["bpf"] is None:
+        problems.append(Problem(path="bpf", value=shown(None), rule=f"must be {rule_of(Filter)}"))
+    conditions = {name: value for name, value in values.items() if name in CONDITIONS}
+    if not meant.keys() & {"bpf", *CONDITIONS}:
+        problems.append(Problem(path="bpf", rule="must be given, or another field that says which packets"))
     if problems:
         raise request_rejected(problems)
     # For libpcap's scanner, spaces, tabs and line feeds are white space.
-    return values["bpf"].replace("\r", " "), values.get("interface") or None
+    bpf = (values.get("bpf") or "").replace("\r", " ")
+    return _Question(conditions=conditions, bpf=bpf, interface=values.get("interface"))
 
 
 def _busy(reason: str) -> HTTPProblem:
     return busy(reason, retry_after_seconds=RETRY_AFTER_SECONDS)
 
 
-def _invalid(problems: Sequence[Problem]) -> Answer:
-    return Answer.json({"valid": False, "problems": [problem.as_mapping() for problem in problems]})
+def _invalid(problems: Sequence[Problem], bpf: str | None = None) -> Answer:
+    """
+    The answer that a filter can't be used.
+
+    @param bpf: the filter; L{None} if the fields don't say what it is.
+    """
+    content = {"valid": False, "filter": bpf, "problems": [problem.as_mapping() for problem in problems]}
+    return Answer.json(content)

@@ -12,6 +12,7 @@ from twisted.internet import reactor
 from twisted.trial import unittest
 
 from pcapsvc.core.filter import FilterRejected, everything
+from pcapsvc.core.vlan_choice import vlan_choice
 from pcapsvc.packets.filter_compiler import FilterCompiler
 from pcapsvc.packets.libpcap import BadFilter, find_libpcap, kept_length, library_path
 from peers.requirement import require_root
@@ -59,6 +60,9 @@ class CompiledFilterTests(unittest.TestCase):
             (netmask,) = struct.unpack("=I", socket.inet_aton(reader.getmask()))
             kept = kept_length(reader.datalink(), snap_length)
             for bpf in FILTERS:
+                if vlan_choice(bpf, reader.datalink()) is not None:
+                    # libpcap knows no VLANs there.
+                    continue
                 live: bytes | str
                 apart: bytes | str
                 try:

@@ -119,7 +119,12 @@ vlan and greater 200
 ip or vlan
 udp port 9 or vlan 4094
 vlan 0
+vlan and (ether[14:2] & 0xfff = 100 or ether[14:2] & 0xfff = 200) and udp port 9
+vlan and (ether[14:2] & 0xfff = 0 or ether[14:2] & 0xfff = 4094)
+vlan 100 and host (192.0.2.1 or 2001:db8::1) and (udp or tcp)
 """.strip().splitlines()
+#: Those for VLANs that can be used on all interfaces.
+VLANS = ("vlan 100", "vlan 0", "vlan 100 and udp port 9", *ETHERNET[-3:])
 
 
 class _Case(unittest.TestCase):
@@ -269,10 +274,11 @@ class AnyTests(_Case):
         within(str(self.namespace), _talk_to_itself)
 
     async def test_any(self) -> None:
-        """Filters for what is above the link layer, and those for VLANs that the kernel can run."""
+        """Filters for what is above the link layer, for VLANs by number, and what else the kernel can run."""
         filters = [*NETWORK, *ETHERNET, "inbound", "outbound", "inbound and udp"]
         found = await self.compare(filters)
         self.assertGreater(found[""], len(frames_with_a_tag()))
+        self.assertEqual([bpf for bpf in VLANS if not found.get(bpf)], [])
         self.assertEqual([bpf for bpf in (*NETWORK[:10], "less 100", "inbound") if not found.get(bpf)], [])
 
     async def test_own_traffic_once(self) -> None:

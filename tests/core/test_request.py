@@ -38,6 +38,16 @@ FIELDS: dict[str, Any] = {
     "interface": ["eth0", "eth1.100"],
     "alias": ["uplink"],
     "tags": "one,two",
+    "host": ["192.0.2.1", "2001:db8::1"],
+    "net": "192.0.2.0/24",
+    "port": [80, 443],
+    "portrange": "8000-8100",
+    "protocol": ["tcp", 17],
+    "src": "192.0.2.1:443",
+    "dst": ["198.51.100.0/24"],
+    "flags": ["syn", "rst"],
+    "vlan": 7,
+    "direction": "in",
     "bpf": "tcp port 80",
     "customer": "ACME",
     "snap": 128,
@@ -90,9 +100,9 @@ class FieldsTests(Requests, unittest.SynchronousTestCase):
     """Every field: its kind, and its absence."""
 
     def test_all_fields(self) -> None:
-        """There are 29 fields, and each keeps the value that it was given. S3's fields are its options."""
+        """There are 39 fields, and each keeps the value that it was given. S3's fields are its options."""
         self.assertEqual({*RequestFields.__struct_fields__, *S3_FIELDS}, set(FIELDS))
-        self.assertEqual(len(FIELDS), 29)
+        self.assertEqual(len(FIELDS), 39)
         for left_out in (("nodere", "alias"), ("node", "interface")):
             given = {key: value for key, value in FIELDS.items() if key not in left_out}
             request = self.parse(json.dumps(given).encode())

@@ -162,6 +162,25 @@ class FilterCompilerTests(FilterCase):
             "compiles to 5000 instructions, and the kernel accepts 4096", str(self.rejection(compiled))
         )
 
+    def test_several_vlans(self) -> None:
+        """Of a filter for several VLANs, libpcap compiles the rest. What is wrong is said about all of it."""
+        bpf = "vlan and (ether[14:2] & 0xfff = 7 or ether[14:2] & 0xfff = 8) and udp"
+        compiled = self.compile(bpf)
+        [process] = self.clock.processes
+        process.answer(PROGRAM, b"program.")
+        program = self.successResultOf(compiled)
+        self.assertEqual((process.asked, program.bpf), (["vlan and udp"], bpf))
+        self.assertTrue(program.instructions.endswith(b"program."))
+        for kind, payload, rule in (
+            (PROGRAM, bytes(8 * 4090), "compiles to 41"),
+            (ERROR, b"syntax error", "syntax error"),
+        ):
+            compiled = self.compile(bpf.replace("udp", rule))
+            process.answer(kind, payload)
+            problem = str(self.rejection(compiled))
+            self.assertIn("bpf = 'vlan and (ether[14:2]", problem)
+            self.assertIn(rule, problem)
+
     def test_too_much_memory(self) -> None:
         """A filter that takes too much memory is used without optimization, or rejected."""
         for rough in (b"rough", b""):

@@ -27,7 +27,12 @@ class PostTests(HTTPTestCase):
         self.assertEqual(response.code, 202)
         self.assertEqual(
             response.content,
-            {"captures": [{"id": "abc1", "interface": "eth0"}], "problems": [], "warnings": []},
+            {
+                "captures": [{"id": "abc1", "interface": "eth0"}],
+                "filter": "",
+                "problems": [],
+                "warnings": [],
+            },
         )
         self.assertEqual(response.headers["location"], "/captures/abc1")
         self.assertEqual(self.sink.submitted, [("http", b'{"node":"any"}')])
@@ -52,9 +57,11 @@ class PostTests(HTTPTestCase):
                 StartedCapture(capture_id="a", interface="eth0"),
                 StartedCapture(capture_id="b", interface="eth1"),
             ),
+            filter="port 80",
             problems=(Problem(path="interface", value="'eth2'", rule="is down"),),
         )
         response = self.ask("POST", "/captures", b"{}")
+        self.assertEqual(response.content["filter"], "port 80")
         self.assertEqual(response.code, 202)
         self.assertEqual([capture["id"] for capture in response.content["captures"]], ["a", "b"])
         self.assertEqual(

@@ -10,7 +10,14 @@ from typing import Any
 from twisted.internet.defer import Deferred
 
 from pcapsvc.core.errors import CaptureForbidden
-from pcapsvc.core.event import CaptureStopped, Event, RequestAccepted, RequestBusy, RequestRejected
+from pcapsvc.core.event import (
+    CaptureStarted,
+    CaptureStopped,
+    Event,
+    RequestAccepted,
+    RequestBusy,
+    RequestRejected,
+)
 from pcapsvc.core.filter import FilterRejected
 from pcapsvc.core.message import Message
 from pcapsvc.core.rate import RequestRate
@@ -217,6 +224,39 @@ def preparations() -> int:
         found += frame.f_code is Pipeline._begin.__code__
         frame = frame.f_back
     return found
+
+
+class PlainWordsTests(PreparationCase):
+    """Requests that say in plain words which packets they want."""
+
+    max_captures = 3
+
+    def test_plain_words(self) -> None:
+        """
+        The filter of a request is what its fields mean together, and its answer says so. What libpcap says
+        about it is said about the field that it is from, or about the filter if there are several.
+        """
+        for fields, bpf, path in (
+            ({"port": 9}, "port 9", "port"),
+            ({"port": 9, "bpf": "udp"}, "port 9 and (udp)", "filter"),
+            ({"bpf": "udp"}, "udp", "bpf"),
+        ):
+            asked = self.ask(**fields)
+            self.opening.pop().errback(FilterRejected(bpf, "libpcap says: no"))
+            verdict = self.successResultOf(asked)
+            assert isinstance(verdict, Rejected)
+            [problem] = verdict.problems
+            self.assertEqual(
+                (problem.path, problem.value, problem.rule), (path, repr(bpf), "libpcap says: no")
+            )
+            self.system.filters[bpf] = lambda data: True
+            asked = self.ask(**fields)
+            self.opening.pop().callback(None)
+            accepted = self.successResultOf(asked)
+            assert isinstance(accepted, Accepted)
+            self.assertEqual(accepted.filter, bpf)
+            self.assertEqual(self.events(CaptureStarted)[-1].bpf, bpf)
+        self.successResultOf(self.stop())
 
 
 class ManyInterfacesTests(PreparationCase):

@@ -59,7 +59,7 @@ class FiltersCase(HTTPTestCase):
             self.host,
             interfaces_by_alias={"both": ("mem0", "mem1"), "gone": ("mem0", "mem7")},
             snap_length=512,
-            max_characters=20,
+            max_characters=25,
             rate=RequestRate(20),
         )
         self.source.root.putChild(b"filters", filters)
@@ -89,8 +89,39 @@ class FiltersTests(FiltersCase):
         ):
             self.host.asked.clear()
             response = self.check(bpf="udp", **given)
-            self.assertEqual((response.code, response.content), (200, {"valid": True, "instructions": 3}))
+            expected = {"valid": True, "filter": "udp", "instructions": 3}
+            self.assertEqual((response.code, response.content), (200, expected))
             self.assertEqual(self.host.asked, [(each, "udp") for each in asked])
+
+    def test_plain_words(self) -> None:
+        """Fields in plain words become a filter, which is in the answer, and is compiled with C{bpf}."""
+        wanted = "tcp and port 80 and (udp)"
+        self.host.filters.update({each: lambda data: True for each in (wanted, "port 80", "")})
+        for given, bpf in (
+            ({"port": 80}, "port 80"),
+            ({"PORT": [80], "host": "", "net": [], "src": None}, "port 80"),
+            ({"port": 80, "protocol": "TCP", "bpf": "udp"}, wanted),
+            ({"bpf": ""}, ""),
+        ):
+            self.host.asked.clear()
+            response = self.check(**given)
+            self.assertEqual(response.content, {"valid": True, "filter": bpf, "instructions": 3}, given)
+            self.assertEqual(self.host.asked, [(None, bpf)])
+
+    def test_plain_words_invalid(self) -> None:
+        """What is wrong is reported by field; what libpcap refuses, by the only field or as the filter's."""
+        for given, path, bpf in (
+            ({"host": "web-1"}, "host", None),
+            ({"port": 80, "bpf": "udp) or (tcp"}, "bpf", None),
+            ({"port": [1000, 2000, 3000]}, "port", None),
+            ({"vlan": 9}, "vlan", "vlan 9"),
+            ({"vlan": 9, "bpf": "udp"}, "filter", "vlan 9 and (udp)"),
+        ):
+            response = self.check(**given)
+            self.assertEqual((response.code, response.content["valid"]), (200, False))
+            self.assertEqual(response.content["filter"], bpf)
+            [problem] = response.content["problems"]
+            self.assertEqual(problem["path"], path, given)
 
     def test_white_space(self) -> None:
         """White space is what it is in a request."""
@@ -115,7 +146,7 @@ class FiltersTests(FiltersCase):
     def test_not_compiled(self) -> None:
         """What a request may not have isn't compiled: too many characters, names that need DNS."""
         for bpf, rule in (
-            ("x" * 21, "up to 20 characters"),
+            ("x" * 26, "up to 25 characters"),
             ("host example", "names are not looked up"),
         ):
             [problem] = self.check(bpf=bpf).content["problems"]

@@ -50,6 +50,7 @@ def _answer(verdict: Verdict) -> Answer:
         headers = {"Location": f"/captures/{captures[0]['id']}"} if len(captures) == 1 else None
         content = {
             "captures": captures,
+            "filter": verdict.filter,
             "problems": [problem.as_mapping() for problem in verdict.problems],
             "warnings": [warning.as_mapping() for warning in verdict.warnings],
         }
