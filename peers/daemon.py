@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import signal
+import socket
 import ssl
 import sys
 import time
@@ -37,6 +38,7 @@ class Daemon:
         captures: Path | None = None,
         retain_bytes: int = 1,
         authority: Authority | None = None,
+        has_socket: bool = False,
     ) -> None:
         """
         @param configuration: more sections of the TOML file, after C{[general]} and C{[http]}.
@@ -46,6 +48,7 @@ class Daemon:
             so that tests find out what is left open.
         @param captures: the local directory, which is created; L{None} for one of its own.
         @param authority: issues a certificate for HTTP over TLS; L{None} is without TLS.
+        @param has_socket: whether HTTP listens on a unix socket instead.
         """
         if "maxrequestrate" not in general:
             general += "\nmaxrequestrate = 0"
@@ -55,7 +58,8 @@ class Daemon:
         self.captures = captures or self._process.directory / "captures"
         self.captures.mkdir()
         self._tls: ssl.SSLContext | None = None
-        listen = f"tcp:{self.port}:interface=127.0.0.1"
+        self._socket = self._process.directory / "http.sock" if has_socket else None
+        listen = f"tcp:{self.port}:interface=127.0.0.1" if self._socket is None else f"unix:{self._socket}"
         if authority is not None:
             ours = authority.issue("daemon")
             listen = f"ssl:{self.port}:interface=127.0.0.1:privateKey={ours.key}:certKey={ours.certificate}"
@@ -76,6 +80,13 @@ class Daemon:
     def pid(self) -> int:
         """Its process id."""
         return self._process.pid
+
+    @property
+    def api(self) -> str:
+        """Where its HTTP API is, as C{pcapctl --via} names it."""
+        if self._socket is not None:
+            return f"unix:{self._socket}"
+        return f"http{'' if self._tls is None else 's'}://localhost:{self.port}"
 
     def descriptors(self) -> set[str]:
         """Its open descriptors, as C{NUMBER: TARGET}."""
@@ -129,7 +140,12 @@ class Daemon:
             if self._tls is None
             else http.client.HTTPSConnection("localhost", self.port, timeout=patience, context=self._tls)
         )
+        if self._socket is not None:
+            connection.sock = socket.socket(socket.AF_UNIX)
+            connection.sock.settimeout(patience)
         try:
+            if self._socket is not None:
+                connection.sock.connect(str(self._socket))
             connection.request(method, path, body)
             answer = connection.getresponse()
             return answer.status, json.loads(answer.read())

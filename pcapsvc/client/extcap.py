@@ -14,12 +14,12 @@ import sys
 import uuid
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import quote, unquote
 
 from pcapsvc import __version__
 from pcapsvc.client.api import ApiProblem, NodeApi, capture_path
+from pcapsvc.client.at_once import at_once
 from pcapsvc.client.connections import Connections
 from pcapsvc.client.message import encode
 from pcapsvc.client.profile import configuration_file, load_profiles
@@ -82,10 +82,9 @@ def _list_interfaces() -> ExitStatus:
             print(f"pcapctl: {profile}: {problem}", file=sys.stderr)
     if not found:
         return ExitStatus.DELIVERED
-    with ThreadPoolExecutor(min(32, len(found))) as pool:
-        for lines in pool.map(_interface_lines, found):
-            for line in lines:
-                print(line)
+    for lines in at_once(_interface_lines, found):
+        for line in lines:
+            print(line)
     return ExitStatus.DELIVERED
 
 
@@ -181,10 +180,9 @@ def _api_of(profile: str, node: str) -> NodeApi:
         except (ClientError, AttributeError):
             return None
 
-    with ThreadPoolExecutor(min(32, len(apis))) as pool:
-        for api, found in zip(apis, pool.map(name, apis), strict=True):
-            if found == node:
-                return api
+    for api, found in zip(apis, at_once(name, apis), strict=True):
+        if found == node:
+            return api
     raise ClientError(f"no node that answers is named {clean(node)}")
 
 

@@ -20,7 +20,7 @@ EXIT_STATUSES = {
     0: "everything is delivered, or the command has done its work",
     1: "some of it is not",
     2: "wrong usage, configuration or request",
-    3: "every node that answered has refused",
+    3: "every node has refused",
     4: "nobody answers",
     130: "interrupted",
 }

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from pcapsvc.client.api import ApiProblem, NodeApi, capture_path
+from pcapsvc.client.at_once import at_once
 from pcapsvc.client.connections import Connections
 from pcapsvc.client.message import stop_message
 from pcapsvc.client.requesting import node_address
@@ -65,17 +66,15 @@ def stop(options: Namespace) -> ExitStatus:
             raise Refused(str(problem)) from None
         return ExitStatus.DELIVERED
     body = stop_message(options.request, node_address(options) or {"node": "any"})
-    problems: list[NoAnswer] = []
+    problems: list[ClientError] = []
     via = connections.needed_via()
     for address in via:
         try:
             connections.transport(address).send(body)
-        except NoAnswer as problem:
+        except (NoAnswer, Refused) as problem:
             problems.append(problem)
             _complain(problem)
-    if problems:
-        return ExitStatus.NO_ANSWER if len(problems) == len(via) else ExitStatus.PARTLY
-    return ExitStatus.DELIVERED
+    return _status(problems, is_any_well=len(problems) < len(via))
 
 
 def nodes(options: Namespace) -> ExitStatus:
@@ -134,8 +133,6 @@ def interfaces(options: Namespace) -> ExitStatus:
 
 def _each(options: Namespace, ask: Callable[[NodeApi], Any]) -> tuple[list[tuple[NodeApi, Any]], ExitStatus]:
     """What each node answers, those that can be asked; and the exit status."""
-    from concurrent.futures import ThreadPoolExecutor
-
     apis = Connections(options, os.environ).needed_apis()
     found: list[tuple[NodeApi, Any]] = []
     problems: list[ClientError] = []
@@ -148,19 +145,22 @@ def _each(options: Namespace, ask: Callable[[NodeApi], Any]) -> tuple[list[tuple
         except (KeyError, TypeError):
             return NoAnswer(f"{api.address} does not answer as a node does")
 
-    with ThreadPoolExecutor(min(16, len(apis))) as pool:
-        for api, answered in zip(apis, pool.map(answer, apis), strict=True):
-            if isinstance(answered, ClientError):
-                problems.append(answered)
-                _complain(answered)
-            else:
-                found.append((api, answered))
+    for api, answered in zip(apis, at_once(answer, apis), strict=True):
+        if isinstance(answered, ClientError):
+            problems.append(answered)
+            _complain(answered)
+        else:
+            found.append((api, answered))
+    return found, _status(problems, is_any_well=bool(found))
+
+
+def _status(problems: Sequence[ClientError], *, is_any_well: bool) -> ExitStatus:
     if not problems:
-        return found, ExitStatus.DELIVERED
-    if found:
-        return found, ExitStatus.PARTLY
-    is_refused = all(isinstance(problem, ApiProblem) for problem in problems)
-    return found, ExitStatus.REJECTED if is_refused else ExitStatus.NO_ANSWER
+        return ExitStatus.DELIVERED
+    if is_any_well:
+        return ExitStatus.PARTLY
+    is_refused = all(isinstance(problem, (ApiProblem, Refused)) for problem in problems)
+    return ExitStatus.REJECTED if is_refused else ExitStatus.NO_ANSWER
 
 
 def _api_of(connections: Connections, capture_id: str) -> NodeApi:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pcapsvc.client.address import Address
+from pcapsvc.client.at_once import at_once
 from pcapsvc.client.connections import Connections
 from pcapsvc.client.status import ClientError
 from pcapsvc.client.transport import IEventStream, ITransport
@@ -20,7 +21,9 @@ class EventReader:
     """
     The events of some places, from now on.
 
-    @raise NoAnswer: if one of them can't be read now. Later, it is tried again, and a problem is reported.
+    A place that can't be read is tried again, and the problem is reported.
+
+    @raise NoAnswer: if none of them can be read now.
     """
 
     def __init__(self, connections: Connections, places: Sequence[Address], requestid: str | None) -> None:
@@ -29,14 +32,13 @@ class EventReader:
         self._stopped = threading.Event()
         self._streams: dict[int, IEventStream] = {}
         transports = [connections.transport(address) for address in places]
-        try:
-            for number, transport in enumerate(transports):
-                self._streams[number] = transport.events(requestid)
-        except ClientError:
-            self.close()
-            raise
+        opened = at_once(self._open, enumerate(transports))
+        problems = [problem for problem in opened if problem is not None]
+        if len(problems) == len(transports):
+            raise problems[0]
         for number, transport in enumerate(transports):
-            threading.Thread(target=self._read, args=(number, transport), daemon=True).start()
+            arguments = (number, transport, opened[number])
+            threading.Thread(target=self._read, args=arguments, daemon=True).start()
 
     def take(self, seconds: float) -> Iterator[dict[str, Any] | str]:
         """What has arrived: events, and problems in words. Waits this long for the first."""
@@ -53,8 +55,20 @@ class EventReader:
         for stream in list(self._streams.values()):
             stream.close()
 
-    def _read(self, number: int, transport: ITransport) -> None:
+    def _open(self, numbered: tuple[int, ITransport]) -> ClientError | None:
+        number, transport = numbered
+        try:
+            self._streams[number] = transport.events(self._requestid)
+        except ClientError as problem:
+            return problem
+        return None
+
+    def _read(self, number: int, transport: ITransport, problem: ClientError | None) -> None:
         said: str | None = None
+        if problem is not None:
+            said = str(problem)
+            self._found.put(f"events: {said}")
+            self._stopped.wait(_PAUSE_SECONDS)
         while not self._stopped.is_set():
             try:
                 if number not in self._streams:

@@ -11,13 +11,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pcapsvc.client.address import Address, HttpAddress, SqsAddress
+from pcapsvc.client.at_once import at_once
 from pcapsvc.client.connections import Connections, NodeNames
 from pcapsvc.client.message import encode, stop_message
 from pcapsvc.client.reader import EventReader
-from pcapsvc.client.status import ExitStatus, NoAnswer, Refused, UsageProblem
+from pcapsvc.client.status import ClientError, ExitStatus, NoAnswer, Refused, UsageProblem
 from pcapsvc.client.tally import Tally
 from pcapsvc.client.views import IView, JsonView, LineView
 from pcapsvc.client.waiting import IFiles, NoFiles, Patience, Waiting
+from pcapsvc.client.words import clean
 from pcapsvc.core.text import counted
 
 #: How long answers may take, if the number of nodes is unknown: to compile a filter takes up to five seconds.
@@ -124,11 +126,10 @@ class Request:
     def send_only(self) -> ExitStatus:
         """Send it, and print its name, by which its events and captures are found."""
         receivers = self._send()
-        if self._tally.rows:
-            for row in self._tally.rows:
-                print(f"pcapctl: {row.words}", file=sys.stderr)
-            if len(self._tally.rows) == len(self._via):
-                return ExitStatus.REJECTED
+        for row in self._tally.rows:
+            print(f"pcapctl: {clean(row.node)}: {row.words}", file=sys.stderr)
+        if self._tally.rows and len(self._tally.rows) == len(self._via):
+            return self._tally.status(missing=self._tally.unreached)
         print(self._requestid)
         if receivers == 0:
             raise NoAnswer("nobody has received the request: no node is subscribed to the channel")
@@ -196,22 +197,35 @@ class Request:
         @raise NoAnswer: if it can't be sent anywhere.
         """
         receivers: int | None = 0
-        problems = []
-        for address in self._via:
-            try:
-                reached = self._connections.transport(address).send(self._body)
-                receivers = None if reached is None or receivers is None else receivers + reached
-            except Refused as refused:
-                name = self._names.name(address) if isinstance(address, HttpAddress) else None
-                self._tally.refuse(name or str(address), str(refused))
+        problems: list[NoAnswer] = []
+        answers: Sequence[int | ClientError | None] = at_once(self._send_to, self._via)
+        for address, answer in zip(self._via, answers, strict=True):
+            if isinstance(answer, NoAnswer):
+                problems.append(answer)
+                self._tally.miss(str(address), str(answer).removeprefix(f"{address}: "))
+            elif isinstance(answer, ClientError):
+                self._tally.refuse(self._name(address), str(answer))
                 receivers = None
-            except NoAnswer as problem:
-                problems.append(problem)
+            else:
+                receivers = None if answer is None or receivers is None else receivers + answer
         if len(problems) == len(self._via):
             raise problems[0]
-        for each in problems:
-            print(f"pcapctl: {each}", file=sys.stderr)
         return receivers
+
+    def _send_to(self, address: Address) -> int | ClientError | None:
+        """In any thread: send it to one address. How many have received it, if that is known; or why not."""
+        try:
+            return self._connections.transport(address).send(self._body)
+        except Refused as refused:
+            # Asked here, at once for all of them.
+            self._name(address)
+            return refused
+        except NoAnswer as problem:
+            return problem
+
+    def _name(self, address: Address) -> str:
+        name = self._names.name(address) if isinstance(address, HttpAddress) else None
+        return name or str(address)
 
     def _files(self, options: Namespace, view: IView) -> IFiles:
         """What saves the files."""

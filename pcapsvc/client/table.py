@@ -45,7 +45,7 @@ class TableView:
 
     def note(self, text: str) -> None:
         """A line above the table."""
-        self._console.print(Text(text, "yellow"))
+        self._console.print(Text(words.clean(text), "yellow"))
 
     def show(self, tally: Tally, now: float) -> None:
         """Draw the table, up to five times a second."""
@@ -103,7 +103,7 @@ def captures_table(tally: Tally, now: float, columns: int) -> Table | Text:
 def _cells(row: Row, now: float, is_wide: bool) -> list[Text]:
     state = words.state(row, now)
     numbers = [Text()] * (4 if is_wide else 2)
-    if not row.is_refused:
+    if row.capture_id is not None:
         rate = "" if row.rate is None else f"{row.rate:,.0f}/s"
         drops = "" if row.dropped is None else f"{row.dropped:,}"
         more = [Text(words.size(row.bytes)), Text(rate)] if is_wide else []

@@ -16,30 +16,35 @@ from pcapsvc.core.text import one_line
 
 #: How long after its end the outcome of its delivery may be missing: in a queue, events have no order.
 LATE_SECONDS = 3.0
-#: How long a capture that has reported its progress may be without.
+#: How long a capture that has reported its progress may be without, or this many times as long as before.
 SILENT_SECONDS = 15.0
+SILENT_TIMES = 3
 #: How much longer than its limit a capture may take, if it doesn't report its progress.
 GRACE_SECONDS = 30.0
 
 # Later ones win.
 _STATES = ("accepted", "capturing", "delivering", "done", "failed")
 _REFUSED = ("rejected", "busy")
+_UNREACHED = "no answer"
 _OUTCOMES = ("postponed", "spooled", "failed", "delivered")
 
 
 @dataclass(kw_only=True)
 class Row:
     """
-    One capture; or a node, or one of its interfaces, that refuses.
+    One capture; or a node, or one of its interfaces, that refuses; or a node that can't be reached.
 
-    @ivar capture_id: L{None} if it refuses.
-    @ivar state: one of C{accepted}, C{capturing}, C{delivering}, C{done}, C{failed}, C{rejected}, C{busy}.
-    @ivar words: why it refuses, or has failed.
+    @ivar node: its name; its address, if it can't be reached and asked for it.
+    @ivar capture_id: L{None} if there is none.
+    @ivar state: one of C{accepted}, C{capturing}, C{delivering}, C{done}, C{failed}, C{rejected}, C{busy},
+        C{no answer}.
+    @ivar words: why it refuses, has failed, or can't be reached.
     @ivar api: the URL of the node's API; L{None} if the node doesn't say.
     @ivar captured: how many packets were captured so far, also those that a rolling capture has released.
     @ivar rate: packets a second, lately; L{None} if unknown.
     @ivar deliveries: the state and the location or the problem, by destination.
     @ivar file: the name of the file; L{None} if it is unknown, or there is none.
+    @ivar progress_seconds: how far apart its reports of progress are, at most.
     @ivar heard_at: when the last event about it arrived, in seconds of a monotonic clock.
     @ivar fetched: where its file was saved by this program; L{None} if it wasn't.
     """
@@ -62,7 +67,7 @@ class Row:
     deliveries: dict[str, tuple[str, str]] = field(default_factory=dict)
     began_at: float | None = None
     heard_at: float = 0.0
-    has_progress: bool = False
+    progress_seconds: float | None = None
     has_stopped: bool = False
     fetched: str | None = None
     fetch_problem: str | None = None
@@ -73,9 +78,14 @@ class Row:
         return self.state in _REFUSED
 
     @property
+    def is_unreached(self) -> bool:
+        """Whether the request could not be sent to the node."""
+        return self.state == _UNREACHED
+
+    @property
     def is_over(self) -> bool:
         """Whether the node reports that nothing more will happen, except from the spool."""
-        return self.state in ("done", "failed") or self.is_refused
+        return self.state in ("done", "failed") or self.is_refused or self.is_unreached
 
     @property
     def is_delivered(self) -> bool:
@@ -92,8 +102,8 @@ class Row:
         if self.is_over or self.state == "delivering":
             return False
         quiet = now - self.heard_at
-        if self.has_progress:
-            return quiet > SILENT_SECONDS
+        if self.progress_seconds is not None:
+            return quiet > max(SILENT_SECONDS, SILENT_TIMES * self.progress_seconds)
         return quiet > self.limits.get("duration", 0) + GRACE_SECONDS
 
     def is_settled(self, now: float) -> bool:
@@ -137,13 +147,23 @@ class Tally:
     @property
     def nodes(self) -> set[str]:
         """The nodes that have answered."""
-        return {row.node for row in self._rows.values()}
+        return {row.node for row in self._rows.values() if not row.is_unreached}
+
+    @property
+    def unreached(self) -> int:
+        """How many nodes could not be sent the request."""
+        return sum(row.is_unreached for row in self._rows.values())
 
     def refuse(self, node: str, words: str) -> None:
         """A node has refused in its answer. If an event says so as well, that replaces it."""
         if node not in self.nodes:
             self._row(node, "").state = "rejected"
             self._row(node, "").words = words
+
+    def miss(self, place: str, words: str) -> None:
+        """A node could not be sent the request."""
+        self._row(place, "").state = _UNREACHED
+        self._row(place, "").words = words
 
     def add(self, event: Mapping[str, Any], now: float) -> Row | None:
         """
@@ -217,7 +237,7 @@ class Tally:
 
         @param missing: how many nodes were expected, and have not answered.
         """
-        rows = self._rows.values()
+        rows = [row for row in self._rows.values() if not row.is_unreached]
         if not rows:
             return ExitStatus.NO_ANSWER
         if all(row.is_refused for row in rows):
@@ -253,7 +273,7 @@ def _capture(row: Row, what: str, data: Mapping[str, Any], now: float) -> None:
 
 
 def _progress(row: Row, data: Mapping[str, Any]) -> None:
-    row.has_progress = True
+    row.progress_seconds = max(row.progress_seconds or 0.0, data["seconds"] - row.seconds)
     if row.has_stopped or data["seconds"] <= row.seconds:
         return
     captured = data["rolling"]["captured"] if "rolling" in data else data["packets"]

@@ -43,7 +43,7 @@ class LineView:
 
     def note(self, text: str) -> None:
         """A line on standard error."""
-        print(f"pcapctl: {text}", file=sys.stderr, flush=True)
+        print(f"pcapctl: {words.clean(text)}", file=sys.stderr, flush=True)
 
     def show(self, tally: Tally, now: float) -> None:
         """Nothing: the events say it."""
@@ -54,7 +54,7 @@ class LineView:
             place = row.node if row.interface is None else f"{row.node}:{row.interface}"
             outcome = words.state(row, now)
             where = words.where(row)
-            amount = "" if row.is_refused else f" {row.packets} packets, {words.size(row.bytes)}"
+            amount = "" if row.capture_id is None else f" {row.packets} packets, {words.size(row.bytes)}"
             colon = ": " if where and where != "no packets" else ""
             self._say(f"{words.clean(place)} {outcome}{amount}{colon}{where if colon else ''}")
 
@@ -74,7 +74,7 @@ class JsonView:
 
     def note(self, text: str) -> None:
         """A line on standard error."""
-        print(f"pcapctl: {text}", file=sys.stderr, flush=True)
+        print(f"pcapctl: {words.clean(text)}", file=sys.stderr, flush=True)
 
     def show(self, tally: Tally, now: float) -> None:
         """Nothing: the events say it."""

@@ -128,6 +128,7 @@ class Waiting:
             return True
         if not self._tally.is_settled(now) or self._files.is_busy():
             return False
-        if patience.expect is not None and len(self._tally.nodes) >= patience.expect:
+        known = len(self._tally.nodes) + self._tally.unreached
+        if patience.expect is not None and known >= patience.expect:
             return True
         return spent >= patience.answer_seconds

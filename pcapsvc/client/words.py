@@ -101,7 +101,7 @@ def problem_words(problem: Mapping[str, Any]) -> str:
 
 def where(row: Row) -> str:
     """Where a capture was delivered to, or why not."""
-    if row.is_refused or row.state == "failed":
+    if row.capture_id is None or row.state == "failed":
         return clean(row.words or "")
     if row.has_stopped and row.file is None:
         return "no packets"
@@ -118,7 +118,7 @@ def where(row: Row) -> str:
 
 def where_briefly(row: Row) -> str:
     """The same, in few words: the destinations, and how each of them is."""
-    if row.is_refused or row.state == "failed" or (row.has_stopped and row.file is None):
+    if row.capture_id is None or row.state == "failed" or (row.has_stopped and row.file is None):
         return where(row)
     parts = ["fetched"] if row.fetched else ["not fetched"] if row.fetch_problem else []
     for destination, (outcome, _) in row.deliveries.items():

@@ -14,8 +14,10 @@ from typing import IO
 from peers.terminal import Terminal as OwnTerminal
 
 _PATIENCE_SECONDS = 90.0
-_PROGRAM = [sys.executable, "-m", "pcapsvc.client.main"]
-_ROOT = Path(__file__).parents[2]
+#: The command.
+PROGRAM = [sys.executable, "-m", "pcapsvc.client.main"]
+#: Where it runs.
+ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +50,8 @@ class Running:
 
     def __init__(self, *words: str, **variables: str) -> None:
         self._process = subprocess.Popen(
-            [*_PROGRAM, *words],
-            cwd=_ROOT,
+            [*PROGRAM, *words],
+            cwd=ROOT,
             env=environment(**variables),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -94,9 +96,9 @@ class Terminal(OwnTerminal):
 
     def __init__(self, *words: str, columns: int = 120, rows: int = 30, **variables: str) -> None:
         super().__init__(
-            [*_PROGRAM, *words],
+            [*PROGRAM, *words],
             environment=environment(**variables),
-            directory=_ROOT,
+            directory=ROOT,
             columns=columns,
             rows=rows,
         )

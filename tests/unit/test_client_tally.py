@@ -57,6 +57,17 @@ class StatusTests(unittest.SynchronousTestCase):
         foreign = case.event("web-1", case.CaptureDone(), "a", requestid="another")
         self.assertEqual(tally(foreign).status(), ExitStatus.NO_ANSWER)
 
+    def test_unreached(self) -> None:
+        """A node that the request can't be sent to has a line, and has not answered."""
+        counted = tally(*case.whole("web-1", "a"))
+        counted.miss("http://web-2:8480", "Connection refused")
+        self.assertEqual((counted.nodes, counted.unreached), ({"web-1"}, 1))
+        self.assertTrue(counted.is_settled(0.0))
+        self.assertEqual(counted.status(missing=1), ExitStatus.PARTLY)
+        alone = tally()
+        alone.miss("http://web-2:8480", "Connection refused")
+        self.assertEqual(alone.status(missing=1), ExitStatus.NO_ANSWER)
+
     def test_some_interfaces(self) -> None:
         """An interface that can't be captured on is refused, and the others go on."""
         problem = Problem(path="interface", value="'eth9'", rule="no such interface")
@@ -152,6 +163,16 @@ class ProgressTests(unittest.SynchronousTestCase):
         self.assertEqual(counted.status(), ExitStatus.PARTLY)
         counted.add(case.progress("web-1", "a", 41, 3.0), SILENT_SECONDS + 1)
         self.assertFalse(counted.is_settled(SILENT_SECONDS + 1))
+
+    def test_rare_progress(self) -> None:
+        """A node that reports its progress rarely is given the time of three reports."""
+        counted = tally(
+            case.started("web-1", "a"),
+            case.progress("web-1", "a", 40, 30.0),
+            case.progress("web-1", "a", 41, 59.0),
+        )
+        self.assertFalse(counted.rows[0].is_silent(90.0))
+        self.assertTrue(counted.rows[0].is_silent(90.1))
 
     def test_late_outcome(self) -> None:
         """After the end, the outcome of the delivery may still arrive: events of a queue have no order."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from typing import Any
 
 from twisted.trial import unittest
 
 from pcapsvc.client.status import ExitStatus
+from pcapsvc.client.table import TableView
 from pcapsvc.client.tally import SILENT_SECONDS, Tally
 from pcapsvc.client.views import JsonView, LineView
 from pcapsvc.client.waiting import NoFiles, Patience, Waiting
@@ -94,6 +96,17 @@ class WaitingTests(unittest.SynchronousTestCase):
                 "web-2 busy: [2J busy",
             ],
         )
+
+    def test_hostile_notes(self) -> None:
+        """What else is said can't control the terminal either."""
+        errors = io.StringIO()
+        self.patch(sys, "stderr", errors)
+        for view in (LineView(io.StringIO()), JsonView(io.StringIO())):
+            view.note("not on \x1b[2Jweb-1")
+        stream = io.StringIO()
+        TableView(stream).note("not on \x1b[2Jweb-1")
+        self.assertEqual(errors.getvalue(), "pcapctl: not on [2Jweb-1\n" * 2)
+        self.assertEqual(stream.getvalue(), "not on [2Jweb-1\n")
 
     def test_json(self) -> None:
         """The events themselves, one on each line."""
