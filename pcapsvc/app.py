@@ -115,9 +115,9 @@ def build(
     @raise SettingsError: if the settings turn out to be wrong only now.
     """
     pools, hosted = ThreadPools(reactor), MultiService()  # type: ignore[no-untyped-call]
-    captures = Captures([section.name for section in settings.enabled(DestinationSection)])
     context = _context(settings, reactor, pools, wall_clock)
     destinations = {section.name: section.build(context) for section in settings.enabled(DestinationSection)}
+    captures = Captures([*destinations], lambda name, options: destinations[name].route(options) is not None)
     reporters = _reporters(context, captures)
     reporter = FanOutReporter([*reporters.values()])
     outboxes, rounds, spool = build_delivery(context, [*destinations.values()], reporter)

@@ -44,6 +44,7 @@ class _Entry:
 
     @ivar number: later captures have larger ones.
     @ivar facts: the part of its state that does not change.
+    @ivar destinations: the names of those that it is for.
     @ivar ended: when it stopped or failed, in seconds since the Unix epoch.
     @ivar stopped: what is known since it stopped with a recording.
     @ivar problem: why it failed.
@@ -52,6 +53,7 @@ class _Entry:
 
     number: int
     facts: dict[str, Any]
+    destinations: tuple[str, ...]
     ended: float | None = None
     stopped: dict[str, Any] | None = None
     problem: str | None = None
@@ -74,12 +76,18 @@ class Captures:
     See L{ICaptures}. Events update it; the pipeline registers each capture that it starts.
 
     @param destinations: the names of all destinations.
+    @param is_for: whether a capture is for one of them, by its name and what the request says of it.
     """
 
     _log = Logger()
 
-    def __init__(self, destinations: Sequence[str]) -> None:
+    def __init__(
+        self,
+        destinations: Sequence[str],
+        is_for: Callable[[str, Mapping[str, Any]], bool] = lambda name, options: True,
+    ) -> None:
         self._destinations = tuple(destinations)
+        self._is_for = is_for
         self._numbers = itertools.count()
         # Only while they run, because each holds a handle.
         self._running: dict[str, ICapture] = {}
@@ -101,7 +109,11 @@ class Captures:
         if (capture_id := event.subject) is None or isinstance(event.data, CaptureProgress):
             return
         if isinstance(event.data, CaptureStarted):
-            self._current[capture_id] = _Entry(number=next(self._numbers), facts=_facts(event, event.data))
+            self._current[capture_id] = _Entry(
+                number=next(self._numbers),
+                facts=_facts(event, event.data),
+                destinations=self._destinations_of(capture_id),
+            )
         elif isinstance(event.data, CaptureStopped | CaptureFailed | CaptureDone):
             self._running.pop(capture_id, None)
         # The spool may deliver a capture long after it is done.
@@ -112,12 +124,19 @@ class Captures:
             self._update(entry, capture_id, event)
             self._notify(capture_id, entry)
 
+    def _destinations_of(self, capture_id: str) -> tuple[str, ...]:
+        capture = self._running.get(capture_id)
+        if capture is None:
+            return self._destinations
+        options = capture.plan.options
+        return tuple(name for name in self._destinations if self._is_for(name, options.get(name, {})))
+
     def _update(self, entry: _Entry, capture_id: str, event: Event) -> None:
         match event.data:
             case CaptureStopped() as stopped:
                 entry.stopped = stopped.values()
                 if stopped.packets:
-                    entry.deliveries = {name: {"state": "pending"} for name in self._destinations}
+                    entry.deliveries = {name: {"state": "pending"} for name in entry.destinations}
             case CaptureFailed(problem=problem):
                 # Perhaps after it has stopped, if its recording can't be encoded.
                 entry.problem = problem

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pcapsvc.delivery.settings import DeliverySettings
 from pcapsvc.destinations.cloudshark.settings import CloudSharkSettings
 from pcapsvc.destinations.local.settings import LocalSettings, RetentionSettings
+from pcapsvc.destinations.puturl.settings import PutUrlSettings
 from pcapsvc.destinations.s3.settings import S3Settings
 from pcapsvc.encoders.pcap.settings import PcapSettings
 from pcapsvc.encoders.pcapng.settings import PcapngSettings
@@ -29,7 +30,7 @@ from pcapsvc.web.settings import WebSettings
 COMPONENTS = Catalogue(
     node=(GeneralSettings, CaptureSettings, DeliverySettings, ReportsSettings, RetentionSettings),
     sources=(RedisSettings, KafkaSettings, SqsSettings, HttpSettings),
-    destinations=(LocalSettings, CloudSharkSettings, S3Settings),
+    destinations=(LocalSettings, CloudSharkSettings, S3Settings, PutUrlSettings),
     reporters=(RedisReportsSettings, KafkaReportsSettings, SqsReportsSettings),
     encoders=(PcapSettings, PcapngSettings),
     services=(SyslogSettings, ManholeSettings, WebSettings, MetricsSettings),

@@ -11,6 +11,7 @@ from twisted.logger import Logger
 from pcapsvc.core.admission import Admission, Impossible, NoRoom, Reservation
 from pcapsvc.core.age import too_old
 from pcapsvc.core.errors import NodeBusy, Problem, RequestRejected, shown_words
+from pcapsvc.core.mask import without_values
 from pcapsvc.core.message import Message
 from pcapsvc.core.node import NodeMatcher
 from pcapsvc.core.plan import CapturePlan, NodeView, plan_captures
@@ -168,7 +169,8 @@ class Judge:
         if stale is not None:
             return Rejected(problems=(stale,))
         if self._log_requests or asks_to_be_logged(body):
-            text = shown_words(body.decode("utf-8", "replace"), _MOST_LOGGED)
+            words = without_values(body.decode("utf-8", "replace"), self._node.bounds.secret_fields)
+            text = shown_words(words, _MOST_LOGGED)
             self._log.info("request from {source}: {request}", source=message.source, request=text)
         request = parse_request(body, self._node.bounds, ignore_unknown=self._ignore_unknown, found=found)
         if isinstance(request, StopRequest):

@@ -328,6 +328,7 @@ class MemoryDestination:
     A destination that stores artifacts in memory.
 
     @ivar routes: a capture takes the one that its option C{endpoint} names, or the first.
+    @ivar is_for: whether captures with some options are for it: the default is that all are.
     @ivar problems: what is wrong with options: the default accepts any.
     @ivar files: the name and the bytes of each artifact.
     @ivar artifacts: each artifact.
@@ -337,13 +338,16 @@ class MemoryDestination:
     def __init__(self, name: str = "memory", routes: tuple[str, ...] = ("usual",)) -> None:
         self.name = name
         self.routes = routes
+        self.is_for: Callable[[Mapping[str, Any]], bool] = lambda options: True
         self.problems: Callable[[Mapping[str, Any]], Iterable[Problem]] = lambda options: ()
         self.files: dict[str, bytes] = {}
         self.artifacts: list[Artifact] = []
         self.answer: Callable[[], defer.Deferred[Any]] = lambda: defer.succeed(None)
 
-    def route(self, options: Mapping[str, Any]) -> str:
+    def route(self, options: Mapping[str, Any]) -> str | None:
         """Which route a capture takes: see L{IDestination.route}."""
+        if not self.is_for(options):
+            return None
         endpoint = str(options.get("endpoint"))
         return endpoint if endpoint in self.routes else self.routes[0]
 

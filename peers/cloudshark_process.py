@@ -222,6 +222,7 @@ class Server(ThreadingHTTPServer):
     """The server, and its directory."""
 
     daemon_threads = True
+    handler: type[BaseHTTPRequestHandler]
 
     def __init__(self, directory: Path, port: int, token: str, certificate: str, key: str) -> None:
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -233,7 +234,7 @@ class Server(ThreadingHTTPServer):
         self._received = 0
         self._captures: list[dict[str, Any]] = []
         self._told: tuple[int, int] = (-1, 0)
-        super().__init__(("127.0.0.1", port), Handler)
+        super().__init__(("127.0.0.1", port), self.handler)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Print one line instead of a traceback."""
@@ -274,6 +275,9 @@ class Server(ThreadingHTTPServer):
         draft = self._directory / f"{number}.draft"
         draft.write_text(json.dumps(record))
         draft.rename(self._directory / f"{number}.json")
+
+
+Server.handler = Handler
 
 
 if __name__ == "__main__":

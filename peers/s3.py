@@ -101,13 +101,17 @@ class S3Server:
         """A boto3 client of this server that retries nothing."""
         core = botocore.session.get_session()
         core.register_component("data_loader", shared_loader())
+        # boto3 would make the older signatures in URLs.
+        version = "s3v4" if service == "s3" else None
         return boto3.session.Session(botocore_session=core).client(
             service,
             endpoint_url=self.endpoint,
             region_name=self.region,
             aws_access_key_id=access_key,
             aws_secret_access_key=secret_key,
-            config=Config(retries={"total_max_attempts": 1}, s3={"addressing_style": "path"}),
+            config=Config(
+                retries={"total_max_attempts": 1}, s3={"addressing_style": "path"}, signature_version=version
+            ),
         )
 
     def keys(self, bucket: str | None = None) -> list[str]:
@@ -137,6 +141,13 @@ class S3Server:
         other.bucket = name
         other.make_bucket(name)
         return other
+
+    def presigned(self, key: str, *, seconds: int = 600, **parameters: Any) -> str:
+        """A URL to which an object can be put, for so many seconds."""
+        url: str = self._own.generate_presigned_url(
+            "put_object", {"Bucket": self.bucket, "Key": key, **parameters}, ExpiresIn=seconds
+        )
+        return url
 
     def make_bucket(self, name: str) -> None:
         """Create another bucket."""

@@ -4,7 +4,7 @@ The process of L{peers.s3.S3Server}: moto, behind the checks that it lacks.
 moto verifies that a signature was made with the user's secret key. It doesn't enforce these rules of AWS
 (Amazon S3 API Reference, "Common Request Headers" and "Error Responses"): a request must be signed, its body
 must be the one that was signed, its date must be within 15 minutes, and the names and values of its metadata
-must be ASCII and no longer than 2 KB in total.
+must be ASCII and no longer than 2 KB in total. Nor does it know signatures in URLs.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from moto.moto_server.werkzeug_app import (
     MotoRequestHandler,
     create_backend_app,
 )
+from s3_presigned import BadSignature, is_presigned, sign_again
 from werkzeug.serving import run_simple
 from werkzeug.wsgi import get_input_stream
 
@@ -30,16 +31,21 @@ _LONGEST_SKEW = timedelta(minutes=15)
 
 
 class Refusal(Exception):
-    """An error answer of S3: a status and a code."""
+    """An error answer of S3: a status, a code and a message."""
 
-    def __init__(self, status: str, code: str) -> None:
-        super().__init__(code)
+    def __init__(self, status: str, code: str, message: str = "refused") -> None:
+        super().__init__(message)
         self.status = status
         self.code = code
 
 
 def check(environ: dict[str, Any], body: bytes) -> None:
     """Raise a L{Refusal} if a request breaks a rule."""
+    if is_presigned(environ):
+        try:
+            sign_again(environ, body)
+        except BadSignature as bad:
+            raise Refusal("403 Forbidden", bad.code, str(bad)) from None
     if not environ.get("HTTP_AUTHORIZATION", "").startswith("AWS4-HMAC-SHA256 "):
         raise Refusal("403 Forbidden", "AccessDenied")
     try:
@@ -73,7 +79,7 @@ class Strict:
         try:
             check(environ, body)
         except Refusal as refusal:
-            answer = f"<Error><Code>{refusal.code}</Code><Message>refused</Message></Error>".encode()
+            answer = f"<Error><Code>{refusal.code}</Code><Message>{refusal}</Message></Error>".encode()
             start_response(
                 refusal.status, [("Content-Type", "application/xml"), ("Content-Length", str(len(answer)))]
             )

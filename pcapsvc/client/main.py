@@ -31,8 +31,8 @@ _EPILOG = f"""\
 exit status:
 {_STATUSES}
 
-The configuration is ~/.config/pcapctl.toml. Secrets come from files, or from PCAPCTL_TOKEN (HTTP)
-and PCAPCTL_PASSWORD (Redis, Kafka). See docs/pcapctl.md.
+The configuration is ~/.config/pcapctl.toml. Secrets come from files, or from PCAPCTL_TOKEN (HTTP),
+PCAPCTL_PASSWORD (Redis, Kafka) and PCAPCTL_PUTURL. See docs/pcapctl.md.
 """
 #: What C{--compress} may be. The core's own list would take 50 ms to import.
 COMPRESSIONS = ("gzip", "zstd", "none")
@@ -131,14 +131,7 @@ def _capture(command: argparse.ArgumentParser) -> None:
     what.add_argument("--tag", action="append", metavar="TEXT", help="a tag for the file (repeatable)")
     what.add_argument("--customer", metavar="TEXT", help="the tag customer:TEXT")
     what.add_argument("--alertid", metavar="TEXT", help="the tag alertid:TEXT")
-    file = command.add_argument_group("files")
-    file.add_argument(
-        "-w",
-        dest="write",
-        metavar="FILE",
-        help="save each capture: %%n is the node, %%i the interface; - shows one as it arrives",
-    )
-    file.add_argument("--merge", action="store_true", help="with -w: all captures in one file")
+    _files(command)
     wait = command.add_argument_group("waiting")
     wait.add_argument("--wait", action="store_true", help="until every node that accepts is done")
     wait.add_argument("--expect", type=int, metavar="N", help="wait until N nodes have answered")
@@ -148,6 +141,30 @@ def _capture(command: argparse.ArgumentParser) -> None:
     )
     wait.add_argument("--json", action="store_true", help="the events themselves, one on each line")
     command.add_argument("filter", nargs="*", metavar="FILTER", help="a BPF filter, see pcap-filter(7)")
+
+
+def _files(command: argparse.ArgumentParser) -> None:
+    file = command.add_argument_group("files")
+    file.add_argument(
+        "-w",
+        dest="write",
+        metavar="FILE",
+        help="save each capture: %%n is the node, %%i the interface; - shows one as it arrives",
+    )
+    file.add_argument("--merge", action="store_true", help="with -w: all captures in one file")
+    file.add_argument(
+        "--puturl",
+        dest="put_url",
+        metavar="URL",
+        help="where the nodes put the captures: {node}, {interface} and {id} in its path are filled in;"
+        " every user of this host can see it here",
+    )
+    file.add_argument(
+        "--puturl-file",
+        dest="put_url_file",
+        metavar="FILE",
+        help="a file with this URL; or set PCAPCTL_PUTURL",
+    )
 
 
 def _nodes(add: Callable[..., argparse.ArgumentParser]) -> None:

@@ -11,6 +11,7 @@ import msgspec
 from pcapsvc.client.status import UsageProblem
 from pcapsvc.core.errors import RequestRejected
 from pcapsvc.core.node import NodeMatcher
+from pcapsvc.core.put_url import PutUrlOptions, put_url_problems, several_captures_problem
 from pcapsvc.core.request import MAX_BODY_BYTES, CaptureRequest, OptionFields, RequestBounds, parse_request
 from pcapsvc.core.values import Flag, Folder, Name, Region
 
@@ -45,10 +46,15 @@ def check_message(body: bytes) -> CaptureRequest | Any:
         max_snap_length=_MAX_SNAP_LENGTH,
         max_filter_characters=MAX_BODY_BYTES,
         aliases=_aliases(body),
-        options=(OptionFields(destination="s3", structure=_S3Fields),),
+        options=(
+            OptionFields(destination="s3", structure=_S3Fields),
+            OptionFields(destination="puturl", structure=PutUrlOptions, check=put_url_problems),
+        ),
     )
     try:
         request = parse_request(body, bounds)
+        if isinstance(request, CaptureRequest):
+            _check_several(request)
         if request.nodere is not None:
             NodeMatcher("").matches(None, request.nodere)
     except RequestRejected as rejected:
@@ -70,6 +76,13 @@ def encode(fields: Mapping[str, Any]) -> bytes:
 def stop_message(requestid: str, address: Mapping[str, str]) -> bytes:
     """A message that ends the captures of a request on the nodes that C{address} selects."""
     return encode({**address, "stop": requestid})
+
+
+def _check_several(request: CaptureRequest) -> None:
+    """What an alias means is known to each node."""
+    interfaces = len({*(request.interface or ())})
+    if problems := [*several_captures_problem(request.options.get("puturl", {}), interfaces)]:
+        raise RequestRejected(problems)
 
 
 def _lines(rejected: RequestRejected) -> Sequence[str]:

@@ -14,6 +14,7 @@ from pcapsvc.client.address import Address, HttpAddress, SqsAddress
 from pcapsvc.client.at_once import at_once
 from pcapsvc.client.connections import Connections, NodeNames
 from pcapsvc.client.message import encode, stop_message
+from pcapsvc.client.profile import read_secret
 from pcapsvc.client.reader import EventReader
 from pcapsvc.client.status import ClientError, ExitStatus, NoAnswer, Refused, UsageProblem
 from pcapsvc.client.tally import Tally
@@ -28,6 +29,8 @@ ANSWER_SECONDS = 7.0
 QUEUE_ANSWER_SECONDS = 30.0
 #: How long the nodes that are expected have, without a deadline.
 EXPECTED_SECONDS = 60.0
+#: Whose value is the URL that captures are put to, as options can be seen by every user of a host.
+PUT_URL_VARIABLE = "PCAPCTL_PUTURL"
 
 _FIELDS = (
     *("node", "nodere", "interface", "alias", "packets", "bytes", "timeout", "duration", "snap"),
@@ -36,9 +39,13 @@ _FIELDS = (
 )
 
 
-def request_fields(options: Namespace, defaults: Mapping[str, Any]) -> dict[str, Any]:
+def request_fields(
+    options: Namespace, defaults: Mapping[str, Any], environment: Mapping[str, str]
+) -> dict[str, Any]:
     """
     The fields of a request: those of the options, and for the others the defaults of the profile.
+
+    @param environment: it may have L{PUT_URL_VARIABLE}.
 
     @raise UsageProblem: if options contradict each other.
     """
@@ -62,6 +69,14 @@ def request_fields(options: Namespace, defaults: Mapping[str, Any]) -> dict[str,
         fields["tags"] = ",".join(options.tag)
     if options.filter:
         fields["bpf"] = " ".join(options.filter)
+    if options.put_url and options.put_url_file:
+        raise UsageProblem("give one of --puturl and --puturl-file")
+    if options.put_url:
+        fields["puturl"] = options.put_url
+    elif options.put_url_file:
+        fields["puturl"] = read_secret(options.put_url_file)
+    elif environment.get(PUT_URL_VARIABLE):
+        fields["puturl"] = environment[PUT_URL_VARIABLE]
     return fields
 
 
@@ -87,7 +102,7 @@ def capture(options: Namespace) -> ExitStatus:
     defaults = connections.profile.defaults
     if {"node", "nodere"} & {*defaults, *node_address(options)}:
         fields = {}
-    fields |= request_fields(options, defaults)
+    fields |= request_fields(options, defaults, os.environ)
     requestid = uuid.uuid4().hex
     body = encode({**fields, "requestid": requestid})
     if options.merge and options.write is None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 
-from pcapsvc.core.mask import of_process
+from pcapsvc.core.mask import of_process, without_queries
 
 _LONGEST_SHOWN_VALUE = 80
 # Python converts up to 4,300 digits to decimal; hexadecimal numbers in TOML may have more.
@@ -71,7 +71,9 @@ def _cut(value: object, room: Iterator[None]) -> object:
     @param room: one for each item that is still shown.
     """
     match value:
-        case str() | bytes():
+        case str():
+            return without_queries(value[: _LONGEST_SHOWN_VALUE + 1])
+        case bytes():
             return value[: _LONGEST_SHOWN_VALUE + 1]
         case int() if value.bit_length() > _MOST_DECIMAL_BITS:
             return _Literal(hex(value)[: _LONGEST_SHOWN_VALUE + 1])

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import lru_cache
 from typing import Any, get_args
 
 import msgspec
 
 from pcapsvc.core.errors import Problem, shown, shown_words
+
+#: What a field's type has as C{Meta(extra=SECRET)} if its values are never shown.
+SECRET = {"secret": True}
 
 # Up to this many unknown keys are reported one by one.
 _MOST_UNKNOWN = 20
@@ -35,7 +38,7 @@ def check_fields(
 
     @param given: the values, by the names that the fields have in the table.
     @param prefix: what comes before a field's name in a problem's path.
-    @param secrets: the fields whose values are never shown.
+    @param secrets: the fields whose values are never shown, as those are not whose types are L{SECRET}.
     @param ignore_unknown: whether unknown keys are ignored.
 
     @return: the valid values, by field, and the problems with the others.
@@ -54,7 +57,7 @@ def check_fields(
         try:
             values[field.name] = msgspec.convert(value, field.type)
         except msgspec.ValidationError:
-            secret = key in secrets
+            secret = key in secrets or is_secret(field.type)
             problems.append(
                 Problem(
                     path=prefix + key,
@@ -101,8 +104,19 @@ def _similar(key: str, known: tuple[str, ...]) -> str | None:
 
 def rule_of(kind: Any) -> str:
     """The rule that a field's type carries."""
+    for meta in _metas(kind):
+        if meta.description:
+            return meta.description
+    raise TypeError(f"{kind!r} carries no rule")
+
+
+def is_secret(kind: Any) -> bool:
+    """Whether the values of a field's type are never shown: see L{SECRET}."""
+    return any((meta.extra or {}).get("secret") for meta in _metas(kind))
+
+
+def _metas(kind: Any) -> Iterator[msgspec.Meta]:
     for part in (kind, *get_args(kind)):
         for meta in getattr(part, "__metadata__", ()):
-            if isinstance(meta, msgspec.Meta) and meta.description:
-                return meta.description
-    raise TypeError(f"{kind!r} carries no rule")
+            if isinstance(meta, msgspec.Meta):
+                yield meta

@@ -3,6 +3,9 @@ Keeps secrets out of texts.
 
 A server may repeat what it was sent, and a library may put it into an exception. So the secrets of the
 configuration are hidden in all that is logged or reported, whichever part of the daemon does that.
+
+The query of a URL may be a secret as well: a request may have one that is signed. These come and go, so they
+are not known by what they are, but by where they stand.
 """
 
 from __future__ import annotations
@@ -38,11 +41,20 @@ _NO_LETTER = re.compile(r"[^A-Za-z0-9]+")
 # How many letters and digits a secret must have, to be looked for by them.
 _LEAST_LETTERS = 5
 
+# A word that may be, or contain, a URL: up to what no URL contains. Where its server begins, and its query,
+# in the notations of JSON and URLs.
+_WORD = re.compile(r"[^\s\"'<>]+")
+_SERVER = re.compile(r"(?i)https?(?::|%(?:25){0,3}3a)(?:\\{0,8}/|%(?:25){0,3}2f){2}")
+_QUERY = re.compile(r"(?i)\?|\\{1,8}u003f|%(?:25){0,3}3f")
+# What looks like a query in a message, up to the end of its text.
+_QUERY_LIKE = re.compile(r"([?][^\s\"=?]{1,64}=)[^\"]*")
+
 
 class Mask:
     """
     Replaces secrets in texts: as they are, and in the notations of Python, JSON, URLs and HTML. A secret that
-    was taken apart or encoded otherwise is not recognized; a short one, only as a whole word.
+    was taken apart or encoded otherwise is not recognized; a short one, only as a whole word. The queries of
+    URLs are replaced as well.
 
     @ivar longest: how many characters the longest one may have in a text.
     """
@@ -58,6 +70,7 @@ class Mask:
 
     def __call__(self, text: str) -> str:
         """The text without secrets."""
+        text = without_queries(text)
         if not self._secrets:
             return text
         plain = text.casefold()
@@ -99,6 +112,34 @@ def _letters(text: str) -> str:
     """The letters and digits of ASCII in a text in any notation."""
     decoded = _ESCAPED.sub(lambda found: chr(int(found[1], 16) if found[1] else int(found[2])), text)
     return _NO_LETTER.sub("", _NAMED.sub("", decoded)).lower()
+
+
+def without_queries(text: str) -> str:
+    """A text in which the query of each URL is hidden. What follows it without a space, is as well."""
+    if _SERVER.search(text) is None:
+        return text
+
+    def hidden(found: re.Match[str]) -> str:
+        word = found[0]
+        server = _SERVER.search(word)
+        query = None if server is None else _QUERY.search(word, server.end())
+        if query is None or query.end() == len(word):
+            return word
+        return word[: query.end()] + HIDDEN
+
+    return _WORD.sub(hidden, text)
+
+
+def without_values(message: str, fields: Iterable[str]) -> str:
+    """
+    A message in JSON in which the texts of these fields are hidden, in whatever case their names are; and of
+    others whatever looks like a query, as a name may be misspelt.
+    """
+    names = "|".join(map(re.escape, fields))
+    if not names:
+        return message
+    field = rf'(?i)("(?:{names})"\s*:\s*)"(?:[^"\\]|\\.)*(?:"|\Z)'
+    return _QUERY_LIKE.sub(rf"\1{HIDDEN}", re.sub(field, rf'\1"{HIDDEN}"', message))
 
 
 def without_secrets(text: str, secrets: Iterable[tuple[str, str]]) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pcapsvc.core.compression import CompressionChoice, compression_warnings, compressions
-from pcapsvc.core.errors import Problem
+from pcapsvc.core.errors import Problem, RequestRejected
 from pcapsvc.core.history import LookBack, look_back
 from pcapsvc.core.labels import Labels
 from pcapsvc.core.pcap_file import FILE_HEADER_BYTES, PACKET_HEADER_BYTES
@@ -101,7 +101,18 @@ def plan_captures(
     @param via: the name of the source that the request arrived through.
     @param now: the time, in seconds since the Unix epoch.
     @param sent_at: when the request's broker accepted it, likewise; L{None} if that isn't known.
+
+    @raise RequestRejected: if a destination can't have that many captures of one request.
     """
+    interfaces = _interfaces(request, node)
+    problems = [
+        problem
+        for fields in node.bounds.options
+        if fields.check_several is not None and fields.destination in request.options
+        for problem in fields.check_several(request.options[fields.destination], len(interfaces))
+    ]
+    if problems:
+        raise RequestRejected(problems)
     snap_length = node.snap_length if request.snap is None else request.snap
     past = None
     if request.before is not None:
@@ -133,7 +144,7 @@ def plan_captures(
             compressions=compressions(request.compress, node.compressions),
             warnings=warnings,
         )
-        for interface, alias in _interfaces(request, node).items()
+        for interface, alias in interfaces.items()
     )
 
 

@@ -13,7 +13,7 @@ from pcapsvc.core.body import MAX_BODY_BYTES, Fields, OutOfRange
 from pcapsvc.core.compression import ONE_OF_CHOICES
 from pcapsvc.core.conditions import CONDITIONS, ConditionFields, condition_problems, filter_of
 from pcapsvc.core.errors import Problem, RequestRejected, shown
-from pcapsvc.core.fields import check_fields
+from pcapsvc.core.fields import check_fields, fields_by_key, is_secret
 from pcapsvc.core.filter import NEWER_WORDS, follows_header_chains, names_needing_dns
 from pcapsvc.core.history import LONGEST_SECONDS
 from pcapsvc.core.label_values import LABEL_CHARACTERS, usable_label
@@ -133,11 +133,14 @@ class OptionFields:
     @ivar structure: the fields and their types. All of them are optional.
     @ivar check: the operator's rules for the values, by field. L{None} if this node delivers nothing to
         the destination: then the fields have no effect, and only their types are checked.
+    @ivar check_several: the rules for the values if a request captures on this many interfaces, if there are
+        any.
     """
 
     destination: str
     structure: type[msgspec.Struct]
     check: Callable[[Mapping[str, Any]], Iterable[Problem]] | None = None
+    check_several: Callable[[Mapping[str, Any], int], Iterable[Problem]] | None = None
 
     def of(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Those of the values that belong to this destination."""
@@ -182,6 +185,11 @@ class RequestBounds:
                     raise TypeError(f"{options.destination}: {field.name!r} is another field already")
         fields = [(name, kind, None) for name, kind in (("stop", StoppedId), *types.items())]
         return msgspec.defstruct("Message", fields, bases=(RequestFields,), frozen=True, kw_only=True)
+
+    @cached_property
+    def secret_fields(self) -> tuple[str, ...]:
+        """The fields whose values are never shown."""
+        return tuple(name for name, field in fields_by_key(self.message).items() if is_secret(field.type))
 
     @cached_property
     def most(self) -> Mapping[str, int]:

@@ -76,7 +76,7 @@ class Forms(Service):
 
     async def _deliver(self, artifact: Artifact, on_disk: Callable[[], object]) -> None:
         forms: dict[str, list[str]] = {}
-        for name in self._outboxes.destinations:
+        for name in self._outboxes.destinations(artifact):
             forms.setdefault(artifact.compressions.get(name, UNCOMPRESSED), []).append(name)
         if forms.keys() <= {UNCOMPRESSED}:
             await self._outboxes.deliver(artifact, on_disk)

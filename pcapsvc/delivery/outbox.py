@@ -171,8 +171,8 @@ class Outbox(Service):
         """The captures that are being delivered, except for those that are left to the spool."""
         return list(self._deliveries.values())
 
-    def route(self, options: Mapping[str, Any]) -> str:
-        """The route of a capture: see L{IDestination.route}."""
+    def route(self, options: Mapping[str, Any]) -> str | None:
+        """The route of a capture, if it is for this destination: see L{IDestination.route}."""
         return self._destination.route(options)
 
     def startService(self) -> None:
@@ -341,7 +341,10 @@ class Outbox(Service):
         @raise DestinationError: and no other error, if it fails.
         """
         # Not kept while it backs off, which may take minutes.
-        slots = self._slots[self.route(entry.options)]
+        route = self.route(entry.options)
+        if route is None:
+            raise DestinationError("its request doesn't name this destination any more", retryable=False)
+        slots = self._slots[route]
         await slots.acquire()
         try:
             entry.on(Input.SLOT)

@@ -14,17 +14,25 @@ from pcapsvc.interfaces.delivery import IDelivery
 
 @implementer(IDelivery)
 class Outboxes:
-    """Delivers each capture to every destination, independently of the others."""
+    """Delivers each capture to every destination that it is for, independently of the others."""
 
     def __init__(self, outboxes: Sequence[Outbox]) -> None:
         self._outboxes = tuple(outboxes)
-        self.destinations = tuple(outbox.destination for outbox in self._outboxes)
+
+    def destinations(self, artifact: Artifact) -> list[str]:
+        """The names of those that a capture is for: some are only for captures whose requests say so."""
+        return [
+            outbox.destination
+            for outbox in self._outboxes
+            if outbox.route(artifact.options.get(outbox.destination, {})) is not None
+        ]
 
     def deliver(
         self, artifact: Artifact, on_disk: Callable[[], object], to: Collection[str] | None = None
     ) -> Deferred[None]:
         """See L{IDelivery.deliver}."""
-        chosen = [outbox for outbox in self._outboxes if to is None or outbox.destination in to]
+        names = self.destinations(artifact) if to is None else to
+        chosen = [outbox for outbox in self._outboxes if outbox.destination in names]
         return Deferred.fromCoroutine(self._deliver(chosen, artifact, on_disk))
 
     async def _deliver(

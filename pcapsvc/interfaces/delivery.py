@@ -37,12 +37,13 @@ class IEncoder(Interface):
 class IDestination(Interface):
     """Somewhere a capture can be delivered to."""
 
-    name: str = Attribute("For the log and the events: C{local}, C{cloudshark}, C{s3}.")
+    name: str = Attribute("For the log and the events: C{local}, C{cloudshark}, C{s3} and so on.")
     routes: tuple[str, ...] = Attribute("One or more. What hangs on one of them delays no other.")
 
-    def route(options: Mapping[str, Any]) -> str:
+    def route(options: Mapping[str, Any]) -> str | None:
         """
-        Which of the C{routes} is used for a capture. Never raises.
+        Which of the C{routes} is used for a capture; L{None} if it is not for this destination, which
+        then has nothing to do with it. Never raises.
 
         @param options: what its request says of this destination, by field. They may break any rule.
         """

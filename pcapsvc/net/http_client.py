@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from OpenSSL import SSL
+from service_identity import VerificationError
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
 from twisted.internet.error import ConnectionLost
@@ -34,6 +36,7 @@ from zope.interface import implementer
 from pcapsvc.core.retry import asked_delay
 from pcapsvc.interfaces.threads import RunInThread
 from pcapsvc.net.lost import unshared
+from pcapsvc.net.pem import UnusableCertificates
 from pcapsvc.net.tls import UnverifiedTLS, verified_tls
 
 _log = Logger()
@@ -76,6 +79,8 @@ async def exchange(
     url: str,
     headers: Mapping[str, str],
     body: IBodyProducer | None = None,
+    *,
+    target: str | None = None,
 ) -> Response:
     """
     Send a request, and read the response. It has no time limit of its own. Cancelling it closes the
@@ -84,10 +89,12 @@ async def exchange(
     @param endpoint: the server, see L{server_endpoint}. The URL's host is not connected to.
     @param url: ASCII.
     @param headers: these have precedence over those that Twisted's client adds.
+    @param target: what is sent in place of the URL's path and query, byte for byte. ASCII, and it begins with
+        one slash.
 
     @raise Exception: what went wrong. It may contain the URL.
     """
-    connection = _Connection(endpoint)
+    connection = _Connection(endpoint, target)
     agent = Agent.usingEndpointFactory(reactor, connection)  # type: ignore[no-untyped-call]
     try:
         request = agent.request(
@@ -113,6 +120,25 @@ async def exchange(
         connection.abort()
 
 
+def failure_words(error: BaseException, host: str) -> tuple[str, bool]:
+    """
+    What made an exchange fail.
+
+    @param host: the name or the address of the server.
+
+    @return: in words, which may be a library's; and whether it may pass by itself.
+    """
+    if isinstance(error, VerificationError):
+        return f"the certificate is not for {host}", False
+    if isinstance(error, SSL.Error):
+        reasons = error.args[0] if error.args and isinstance(error.args[0], list) else []
+        words = "; ".join(str(reason[-1]) for reason in reasons if reason) or "TLS failed"
+        return f"TLS: {words}", "certificate verify failed" not in words
+    if isinstance(error, UnusableCertificates):
+        return str(error), False
+    return str(error) or type(error).__name__, True
+
+
 def _innermost(error: BaseException) -> BaseException:
     """What is inside the wrappers of Twisted's client."""
     while reasons := getattr(error, "reasons", None):
@@ -131,7 +157,19 @@ async def server_endpoint(
 
     @raise Exception: if the certificates can't be used, or no certificate can be valid for C{host}.
     """
-    plain = HostnameEndpoint(reactor, host, port)
+    return await secured(HostnameEndpoint(reactor, host, port), scheme, host, verify, run_in_thread)
+
+
+async def secured(
+    plain: IStreamClientEndpoint, scheme: str, host: str, verify: bool | str, run_in_thread: RunInThread
+) -> IStreamClientEndpoint:
+    """
+    A way to connect to a server, with TLS if the scheme is C{https}.
+
+    @param plain: the way without it.
+    @param host: the name or the address that the certificate must be for.
+    @param verify: as in L{server_endpoint}, and likewise the rest.
+    """
     if scheme == "http":
         return plain
     if verify is False:
@@ -149,12 +187,16 @@ class _Connection:
     sending a body after an early response.
     """
 
-    def __init__(self, endpoint: IStreamClientEndpoint) -> None:
+    def __init__(self, endpoint: IStreamClientEndpoint, target: str | None) -> None:
         self._endpoint = endpoint
+        self._target = target
         self._open: _Watched | None = None
         self._answered: Deferred[IResponse] | None = None
 
-    def endpointForURI(self, uri: object) -> IStreamClientEndpoint:
+    def endpointForURI(self, uri: Any) -> IStreamClientEndpoint:
+        if self._target is not None:
+            # What is requested is made of these. Twisted's parser would change some targets, such as "/a;".
+            uri.path, uri.params, uri.query = self._target.encode("ascii"), b"", b""
         return self
 
     def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:

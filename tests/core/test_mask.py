@@ -11,7 +11,7 @@ from urllib.parse import quote_plus
 from twisted.trial import unittest
 
 from pcapsvc.core.errors import shown_words
-from pcapsvc.core.mask import HIDDEN, Mask, of_process
+from pcapsvc.core.mask import HIDDEN, Mask, of_process, without_values
 from pcapsvc.core.text import one_line
 
 
@@ -57,6 +57,48 @@ class MaskTests(unittest.SynchronousTestCase):
             began = time.process_time()
             self.assertEqual(mask(text), text)
             self.assertLess(time.process_time() - began, 0.5)
+
+    def test_queries(self) -> None:
+        """The queries of URLs are hidden, in any notation, as they may have signatures; again or once."""
+        for text, expected in (
+            ("PUT https://h/p?sig=abc: no", f"PUT https://h/p?{HIDDEN} no"),
+            ("'HTTP://h:80?x', y", f"'HTTP://h:80?{HIDDEN}', y"),
+            (r'"https:\/\/h\/p\u003fsig=a\u0026b=c"', rf'"https:\/\/h\/p\u003f{HIDDEN}"'),
+            ("x=https%3A%2F%2Fh%2Fp%3Fsig%3Dabc.", f"x=https%3A%2F%2Fh%2Fp%3F{HIDDEN}"),
+            ("https://h/p", "https://h/p"),
+            ("is it at https://h/p or not? a=b", "is it at https://h/p or not? a=b"),
+            ("(?i)^web-?1", "(?i)^web-?1"),
+        ):
+            self.assertEqual(Mask()(text), expected)
+            self.assertEqual(Mask()(expected), expected)
+
+    def test_queries_cost(self) -> None:
+        """Texts that are full of beginnings of URLs cost little."""
+        for text in (
+            "https://" * 8192,
+            "https://a?" * 8192,
+            "https:" + "\\" * 60_000,
+            "https://" + "%25" * 20_000,
+        ):
+            began = time.process_time()
+            Mask()(text)
+            self.assertLess(time.process_time() - began, 0.5)
+
+    def test_values(self) -> None:
+        """Of a message that is logged, the texts of secret fields are hidden, in any case of their names."""
+        for text, expected in (
+            (
+                '{"node": "n", "PutURL" : "h/p?s\\"x", "a": 1}',
+                f'{{"node": "n", "PutURL" : "{HIDDEN}", "a": 1}}',
+            ),
+            ('{"puturl":"a","puturl":"b"}', f'{{"puturl":"{HIDDEN}","puturl":"{HIDDEN}"}}'),
+            ('{"puturl": "unended', f'{{"puturl": "{HIDDEN}"'),
+            ('{"puturl": null}', '{"puturl": null}'),
+            ('{"put_url": "h/p?sig=x&y=z", "a": 1}', f'{{"put_url": "h/p?sig={HIDDEN}", "a": 1}}'),
+            ('{"nodere": "(?i)^web-?1$"}', '{"nodere": "(?i)^web-?1$"}'),
+        ):
+            self.assertEqual(without_values(text, ["puturl"]), expected)
+        self.assertEqual(without_values('{"puturl": "a"}', []), '{"puturl": "a"}')
 
     def test_none(self) -> None:
         """Without secrets, a text stays as it is; the secrets may be replaced by others."""

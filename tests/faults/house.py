@@ -9,7 +9,7 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ class House:
     From a capture to one destination, with little patience.
 
     @param make: makes the destination, with threads of its own.
+    @param options: what the request of a capture says of the destination, by the name of its file.
     @ivar reporter: the events since the last start.
     """
 
@@ -53,9 +54,11 @@ class House:
         timeout_seconds: float = 20.0,
         retry_seconds: float = 0.1,
         max_delay_seconds: float | None = None,
+        options: Callable[[str], Mapping[str, Any]] = lambda name: {},
     ) -> None:
         self._path = spool_path
         self._make = make
+        self._options = options
         self._policy = RetryPolicy(
             attempts=attempts,
             first_delay_seconds=retry_seconds,
@@ -108,7 +111,14 @@ class House:
         """Deliver a capture, until it is delivered, spooled or lost."""
         content = MemfdContent(data)
         try:
-            await self.outbox.deliver(make_artifact(content, name=name, tags="customer:Zoë"), lambda: None)
+            artifact = make_artifact(
+                content,
+                name=name,
+                tags="customer:Zoë",
+                destination=self.outbox.destination,
+                **self._options(name),
+            )
+            await self.outbox.deliver(artifact, lambda: None)
         finally:
             content.close()
 

@@ -12,9 +12,11 @@ from functools import partial
 from pathlib import Path
 
 from pcapsvc.components import COMPONENTS
+from pcapsvc.core.allowed_hosts import parse_pattern
 from pcapsvc.core.errors import Problem, RequestRejected, SettingsError
 from pcapsvc.core.node import NodeMatcher
 from pcapsvc.core.plan import NodeView, plan_captures
+from pcapsvc.core.put_url import PutUrlOptions, put_url_problems, several_captures_problem
 from pcapsvc.core.request import (
     OptionFields,
     RequestBounds,
@@ -47,6 +49,12 @@ _NODE = NodeView(
                     allowed=frozenset({"bucket", "folder", "acl", "endpoint"}),
                     endpoints=("https://s3.amazonaws.com",),
                 ),
+            ),
+            OptionFields(
+                destination="puturl",
+                structure=PutUrlOptions,
+                check=partial(put_url_problems, patterns=(parse_pattern("*.amazonaws.com"),), insecure=False),
+                check_several=several_captures_problem,
             ),
         ),
     ),
@@ -145,6 +153,8 @@ _MESSAGES = (
     b' "packetdebug": true, "logrequest": false}',
     b'{"node": "sensor1", "interface": ["eth0"], "folder": "my/folder", "bucket": "my-bucket",'
     b' "acl": "public-read", "endpoint": "s3.amazonaws.com"}',
+    b'{"node": "sensor1", "interface": ["eth0", "eth1"], "puturl":'
+    b' "https://b.s3.amazonaws.com/{node}/{interface}-{id}.pcap?sv=2024-11-04&sig=abc%3D"}',
     b'{"node": "", "nodere": "(?i)SENSOR", "alias": ["y"], "interface": [], "snap": 0, "region": null}',
 )
 _EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -177,12 +187,29 @@ _JSON += ("\\ud800", "\\n", "\\u2028")
 _TOML = ("[", "[[", "]]", ' = "', "'''", '"""', "true", "false", "1979-05-27T07:32:00Z", "inf", "0x7f", "\\n")
 _TOML += ("\\u2028", '\\"', "{}", "[[interface]]\n")
 
+_URLS = (
+    '"puturl":',
+    "https://",
+    "s3.amazonaws.com",
+    "{id}",
+    "{interface}",
+    "%2e",
+    "X-Amz-SignedHeaders=",
+    "[::1]",
+)
+
 #: All targets, by name.
 TARGETS: Mapping[str, Target] = {
     "request": Target(
         run=request,
         seeds=_MESSAGES,
-        words=(*_JSON, '"stop":', *(f'"{name}":' for name in RequestFields.__struct_fields__), *S3_FIELDS),
+        words=(
+            *_JSON,
+            '"stop":',
+            *(f'"{name}":' for name in RequestFields.__struct_fields__),
+            *S3_FIELDS,
+            *_URLS,
+        ),
         max_bytes=4096,
     ),
     "address": Target(

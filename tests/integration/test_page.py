@@ -276,6 +276,31 @@ class CaptureTests(PageTestCase):
         send(wire, packets)
         daemon.until(lambda: history()["packets"] >= packets or None, "the packets to be recorded")
 
+    def test_put_url(self) -> None:
+        """
+        If the node permits any host, a capture may be given a URL. It is not readable on the page, what is
+        wrong with it is shown beside it, and it is gone once the capture has started.
+        """
+        wire = self.wire()
+        page = self.visit(self.daemon()).page
+        page.get_by_role("button", name="New capture").click()
+        expect(page.locator("#puturl")).to_be_hidden()
+        page = self.visit(self.daemon('[puturl]\nallow = ["*.example.com"]'), allowed="400").page
+        page.get_by_role("button", name="New capture").click()
+        field = page.locator("#puturl")
+        expect(field).to_be_visible()
+        expect(field).to_have_attribute("type", "password")
+        page.get_by_role("checkbox", name=wire.interface, exact=False).check()
+        field.fill("https://elsewhere.example.org/a?sig=s3cr3t")
+        page.get_by_role("button", name="Start capture").click()
+        expect(page.locator("#puturl-error")).to_contain_text("must name a host and port")
+        field.fill("https://a.example.com/a?sig=s3cr3t")
+        page.get_by_role("button", name="Start capture").click()
+        expect(page.locator("#start-dialog")).to_be_hidden()
+        page.get_by_role("button", name="New capture").click()
+        expect(field).to_have_value("")
+        self.assertNotIn("s3cr3t", page.content())
+
     def start(self, page: Page, wire: Wire, **fields: str) -> None:
         """Fill in the form, and send it."""
         page.get_by_role("button", name="New capture").click()

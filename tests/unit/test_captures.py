@@ -103,6 +103,12 @@ class StateTests(CapturesCase):
         self.assertIsNone(self.captures.get("a"))
         self.assertIsNone(self.captures.get(""))
 
+    def test_not_for_all(self) -> None:
+        """A capture has deliveries only to the destinations that it is for."""
+        self.captures = Captures(["local", "s3"], lambda name, options: name == "local" and options == {})
+        self.run_capture()
+        self.assertEqual(self.report(STOPPED)["deliveries"], [{"destination": "local", "state": "pending"}])
+
     def test_capturing(self) -> None:
         """A running capture has its plan, its labels and its progress."""
         self.run_capture()

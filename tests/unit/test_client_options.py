@@ -53,7 +53,7 @@ class OptionsTestCase(unittest.SynchronousTestCase):
 
     def fields(self, *words: str, defaults: dict[str, Any] | None = None) -> dict[str, Any]:
         """The fields of the request of C{pcapctl capture} with these options."""
-        return request_fields(parser().parse_args(["capture", *words]), defaults or {})
+        return request_fields(parser().parse_args(["capture", *words]), defaults or {}, self.environment)
 
     def run_main(self, *words: str) -> tuple[int, str]:
         """Run pcapctl: its status, and what it writes to standard error."""
@@ -130,6 +130,27 @@ class RequestTests(OptionsTestCase):
             self.assertIn(f"\n  {words}", errors)
         status, errors = self.run_main("capture", "--via", "redis://127.0.0.1:1", "--nodere", "(", "-i", "lo")
         self.assertEqual((status, "nodere" in errors), (2, True))
+
+    def test_put_url(self) -> None:
+        """The URL that captures are put to is an option, in a file, or in the environment, in this order."""
+        url = "https://host/{id}?sig=s3cr3ts3cr3t"
+        self.assertEqual(self.fields("--puturl", url), {"puturl": url})
+        path = self.file(f"{url}\n")
+        self.assertEqual(self.fields("--puturl-file", path), {"puturl": url})
+        self.assertRaises(UsageProblem, self.fields, "--puturl", url, "--puturl-file", path)
+        self.environment["PCAPCTL_PUTURL"] = url
+        self.assertEqual(self.fields(), {"puturl": url})
+        self.assertEqual(self.fields("--puturl", "https://other/a"), {"puturl": "https://other/a"})
+
+    def test_put_url_rules(self) -> None:
+        """The URL is checked as nodes do, and no problem shows its query."""
+        address = {"node": "any", "interface": ["eth0", "eth1"]}
+        for url in ("ftp://host/a?sig=s3cr3t", "host/a?sig=s3cr3t", "https://host/{node}?sig=s3cr3t"):
+            problem = self.assertRaises(UsageProblem, encode, {**address, "puturl": url})
+            self.assertIn("puturl: must", str(problem))
+            self.assertNotIn("s3cr3t", str(problem))
+        encode({**address, "puturl": "https://host/{id}?sig=s3cr3t"})
+        encode({**address, "interface": ["eth0"], "puturl": "http://10.0.0.1:8080/a?sig=s3cr3t"})
 
     def test_usage(self) -> None:
         """What can't be understood is wrong usage, and nothing is sent."""

@@ -16,6 +16,7 @@ from twisted.web.resource import getChildForRequest
 
 import pcapsvc
 from pcapsvc.core.event import Payload
+from pcapsvc.core.put_url import PutUrlOptions
 from pcapsvc.core.request import RequestFields, StopRequest
 from pcapsvc.core.session import StopReason
 from pcapsvc.destinations.s3.options import CANNED_ACLS, S3_FIELDS
@@ -143,7 +144,9 @@ class DocumentTests(HTTPTestCase, SettingsTestCase):
     def test_requests(self) -> None:
         """It has every field of a request, and every value that a field may have."""
         fields = schema("CaptureRequest")["properties"]
-        self.assertEqual(set(fields), {*RequestFields.__struct_fields__, *S3_FIELDS})
+        self.assertEqual(
+            set(fields), {*RequestFields.__struct_fields__, *S3_FIELDS, *PutUrlOptions.__struct_fields__}
+        )
         self.assertEqual(set(fields["acl"]["enum"]), {*CANNED_ACLS, "", None})
         self.assertEqual(set(schema("StopRequest")["properties"]), set(StopRequest.__struct_fields__))
         self.assertEqual(len(msgspec.structs.fields(StopRequest)), 3)

@@ -139,7 +139,7 @@ class S3Tests(S3Case):
             ({"encryption": "no"}, "encryption = 'no': must be true or false"),
             ({"acl": "all"}, "acl = 'all': must be one of"),
             ({"region": "x.evil"}, "region = 'x.evil': must be the name of a region"),
-            ({"endpoint": "http://evil/?x="}, "endpoint = 'http://evil/?x=': must be HOST"),
+            ({"endpoint": "http://evil/?x="}, "endpoint = 'http://evil/?<secret>': must be HOST"),
             ({"endpoint": True}, "endpoint = True: must be one line of text"),
         ):
             [problem] = narrow.check(options)

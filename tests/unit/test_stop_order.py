@@ -50,6 +50,8 @@ token = "secret"
 upload = true
 bucket = "captures"
 region = "us-east-1"
+[puturl]
+allow = ["*"]
 [reports.redis]
 send = true
 [reports.kafka]

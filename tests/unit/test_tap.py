@@ -202,7 +202,7 @@ class MakeServiceTests(unittest.TestCase):
         self.assertEqual(
             [
                 "  --writelocal: at least one destination must be enabled: general.writelocal, "
-                "cloudshark.upload or s3.upload"
+                "cloudshark.upload, s3.upload or puturl.allow"
             ],
             self.refused(tap.makeService, options(*arguments))[1:],
         )

@@ -8,8 +8,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from OpenSSL import SSL
-from service_identity import VerificationError
 from twisted.internet.defer import CancelledError, Deferred, TimeoutError
 from twisted.internet.task import Cooperator
 from twisted.logger import Logger
@@ -25,8 +23,7 @@ from pcapsvc.core.text import one_line
 from pcapsvc.destinations.cloudshark.form import Form
 from pcapsvc.interfaces.delivery import IDestination
 from pcapsvc.interfaces.threads import RunInThread
-from pcapsvc.net.http_client import Response, exchange, server_endpoint
-from pcapsvc.net.pem import UnusableCertificates
+from pcapsvc.net.http_client import Response, exchange, failure_words, server_endpoint
 
 # The id of a capture: CloudShark's are hexadecimal words or numbers.
 _ID = re.compile(r"[A-Za-z0-9_-]{1,256}")
@@ -132,8 +129,8 @@ class CloudShark:
         except Exception as error:  # noqa: BLE001 - what an HTTP client raises may show the URL, and the token in it
             if isinstance(error, CancelledError):
                 raise CancelledError() from None
-            words, retryable = self._describe(error)
-            raise DestinationError(f"{self._base}: {words}", retryable=retryable) from None
+            words, retryable = failure_words(error, self._host)
+            raise DestinationError(f"{self._base}: {self._one_line(words)}", retryable=retryable) from None
         return Receipt(destination=self.name, location=link)
 
     async def _found(self, artifact: Artifact) -> str | None:
@@ -247,18 +244,6 @@ class CloudShark:
             return None
         link = f"{self._base}/captures/{id}"
         return without_secrets(link, self._secrets)
-
-    def _describe(self, error: BaseException) -> tuple[str, bool]:
-        """What went wrong, in words, and whether it is retryable."""
-        if isinstance(error, VerificationError):
-            return f"the certificate is not for {self._host}", False
-        if isinstance(error, SSL.Error):
-            reasons = error.args[0] if error.args and isinstance(error.args[0], list) else []
-            words = self._one_line("; ".join(str(reason[-1]) for reason in reasons if reason) or "TLS failed")
-            return f"TLS: {words}", "certificate verify failed" not in words
-        if isinstance(error, UnusableCertificates):
-            return self._one_line(str(error)), False
-        return self._one_line(str(error) or type(error).__name__), True
 
     def _one_line(self, text: str) -> str:
         return one_line(text, secrets=self._secrets)

@@ -888,11 +888,14 @@ class StartDialog extends Dialog {
   }
 
   static NUMBERS = ["before", "packets", "bytes", "timeout", "duration", "snap"];
-  static TEXTS = ["tags", "customer", "alertid", "requestid"];
+  static TEXTS = ["tags", "customer", "alertid", "requestid", "puturl"];
   static CHOICES = ["format", "compress"];
 
   async open(node) {
     this._node = node;
+    // It is a secret: it is there for one request only, and only if the node permits any.
+    $("puturl").value = "";
+    $("put").hidden = !node.destinations?.some((one) => one.name === "puturl");
     this._showLimits(node);
     this._showForms(node);
     this._clearErrors();
@@ -1056,6 +1059,7 @@ class StartDialog extends Dialog {
     $("start-submit").disabled = true;
     try {
       const answer = await this._api.json("/captures", { method: "POST", body: request });
+      $("puturl").value = "";
       this.close();
       this._onStarted(answer);
     } catch (error) {

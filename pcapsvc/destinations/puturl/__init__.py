@@ -1,0 +1,1 @@
+"""Captures to a URL that the request supplies."""

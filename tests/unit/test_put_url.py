@@ -1,0 +1,377 @@
+"""Captures to URLs that requests supply: which are refused, and what is connected to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from ipaddress import ip_address
+from random import Random
+from typing import Any
+
+from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import ConnectingCancelledError, ConnectionRefusedError, DNSLookupError
+from twisted.internet.interfaces import IHostnameResolver, IHostResolution
+from twisted.internet.protocol import Factory
+from twisted.internet.testing import MemoryReactorClock
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import implementer
+from zope.interface.verify import verifyObject
+
+from pcapsvc.core.allowed_hosts import is_allowed_address, parse_pattern
+from pcapsvc.core.artifact import Artifact
+from pcapsvc.core.errors import DestinationError
+from pcapsvc.core.public_address import is_public
+from pcapsvc.core.put_url import LONGEST_URL, BadPutUrl, parse_put_url
+from pcapsvc.destinations.puturl.destination import PutUrlDestination, headers_of
+from pcapsvc.interfaces.delivery import IDestination
+from pcapsvc.net.checked_endpoint import AddressRefused, checked_endpoint
+from pcapsvc.testing import run_now
+from tests.chance import chance
+from tests.unit.contents import MemfdContent, make_artifact
+
+_VALUES = 100_000
+
+
+@implementer(IHostnameResolver)
+class Resolver:
+    """
+    A resolver whose answers are given in turn; the last one stays.
+
+    @ivar asked: the names.
+    """
+
+    def __init__(self, *answers: Sequence[str]) -> None:
+        self._answers = list(answers)
+        self.asked: list[str] = []
+        self.cancelled = 0
+        self.hangs = False
+
+    def resolveHostName(
+        self, receiver: Any, hostName: str, portNumber: int = 0, *rest: Any, **more: Any
+    ) -> IHostResolution:
+        self.asked.append(hostName)
+
+        @implementer(IHostResolution)
+        class Resolution:
+            name = hostName
+
+            def cancel(inner) -> None:
+                self.cancelled += 1
+                receiver.resolutionComplete()
+
+        resolution = Resolution()
+        receiver.resolutionBegan(resolution)
+        if self.hangs:
+            return resolution
+        answer = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
+        for text in answer:
+            kind = IPv6Address if ":" in text else IPv4Address
+            receiver.addressResolved(kind("TCP", text, portNumber))
+        receiver.resolutionComplete()
+        return resolution
+
+
+def reactor_with(*answers: Sequence[str]) -> Any:
+    """A reactor that connects to nothing, and remembers to what it would."""
+    reactor = MemoryReactorClock()
+    reactor.nameResolver = Resolver(*answers)  # type: ignore[assignment]
+    return reactor
+
+
+def connections(reactor: Any) -> list[tuple[str, int]]:
+    """To what it was to connect."""
+    return [(host, port) for host, port, *_ in reactor.tcpClients]
+
+
+class CheckedEndpointTests(SynchronousTestCase):
+    """L{checked_endpoint}."""
+
+    def connect(self, reactor: Any, *, allowed: Any = is_public) -> Deferred[Any]:
+        async def connected() -> Any:
+            endpoint = await checked_endpoint(reactor, "store.example", 8443, allowed)
+            return await endpoint.connect(Factory())
+
+        return Deferred.fromCoroutine(connected())
+
+    def test_checked(self) -> None:
+        """The connection goes to an address that was looked up, which happens once."""
+        reactor = reactor_with(["1.1.1.1"], ["127.0.0.1"])
+        self.connect(reactor)
+        self.assertEqual(connections(reactor), [("1.1.1.1", 8443)])
+        self.assertEqual(reactor.nameResolver.asked, ["store.example"])
+
+    def test_refused(self) -> None:
+        """One address that is not allowed is enough for none to be used."""
+        for answer in (["127.0.0.1"], ["1.1.1.1", "169.254.169.254"], ["2606:4700::1", "::ffff:127.0.0.1"]):
+            reactor = reactor_with(answer)
+            error = self.failureResultOf(self.connect(reactor), AddressRefused)
+            self.assertEqual(str(error.value), "")
+            self.assertEqual(connections(reactor), [])
+
+    def test_changes(self) -> None:
+        """If the name means something else by the time of the connection, that is not connected to."""
+        reactor = reactor_with(["1.1.1.1", "2606:4700::1"], ["127.0.0.1"], ["169.254.169.254"])
+        connected = self.connect(reactor)
+        reactor.advance(1)
+        self.assertEqual(connections(reactor), [("1.1.1.1", 8443), ("2606:4700::1", 8443)])
+        for _, _, factory, *_ in reactor.tcpClients:
+            factory.clientConnectionFailed(None, Failure(ConnectionRefusedError()))
+        reactor.advance(1)
+        self.failureResultOf(connected, ConnectionRefusedError)
+        self.assertEqual(len(reactor.nameResolver.asked), 1)
+
+    def test_not_found(self) -> None:
+        """A name without an address is not found."""
+        reactor = reactor_with([])
+        self.failureResultOf(self.connect(reactor), DNSLookupError)
+
+    def test_cancelled(self) -> None:
+        """A look-up that is cancelled is given up."""
+        reactor = reactor_with([])
+        reactor.nameResolver.hangs = True
+        connected = self.connect(reactor)
+        self.assertNoResult(connected)
+        connected.cancel()
+        self.failureResultOf(connected, CancelledError)
+        self.assertEqual(reactor.nameResolver.cancelled, 1)
+
+
+class PutUrlDestinationTests(SynchronousTestCase):
+    """L{PutUrlDestination}."""
+
+    def setUp(self) -> None:
+        self.content = MemfdContent(b"pcap")
+        self.addCleanup(self.content.close)
+
+    def make(self, reactor: Any, *patterns: str) -> PutUrlDestination:
+        return PutUrlDestination(
+            reactor,
+            run_in_thread=run_now,
+            patterns=[*map(parse_pattern, patterns)],
+            insecure=True,
+            ca_file=None,
+            node="web1",
+        )
+
+    def artifact(self, url: str) -> Artifact:
+        return make_artifact(self.content, destination="puturl", puturl=url)
+
+    def test_interface(self) -> None:
+        """It is a destination, and only for captures whose requests have a URL."""
+        destination = self.make(reactor_with([]), "a.example", "*.example", "*")
+        self.assertTrue(verifyObject(IDestination, destination))
+        self.assertEqual(destination.name, "puturl")
+        self.assertEqual(destination.routes, ("a.example", "*.example", "*"))
+        for options, route in (
+            ({}, None),
+            ({"puturl": ""}, None),
+            ({"puturl": "https://a.example/x"}, "a.example"),
+            ({"puturl": "https://b.example/x"}, "*.example"),
+            ({"puturl": "https://b/x"}, "*"),
+            ({"puturl": "https://b:1/x"}, "a.example"),
+            ({"puturl": "nonsense"}, "a.example"),
+            ({"puturl": 5}, "a.example"),
+        ):
+            self.assertEqual(destination.route(options), route)
+            is_wrong = options.get("puturl") in ("https://b:1/x", "nonsense", 5)
+            self.assertEqual(bool([*destination.check(options)]), is_wrong, options)
+
+    def test_refused(self) -> None:
+        """An address that is not public is an error that doesn't say which it is, and not retryable."""
+        reactor = reactor_with(["10.1.2.3"])
+        destination = self.make(reactor, "*", "10.9.9.9")
+        stored = destination.store(self.artifact("http://store.example/a?sig=s3cr3t"))
+        error = self.failureResultOf(stored, DestinationError).value
+        self.assertFalse(error.retryable)
+        self.assertNotIn("10.1.2.3", str(error))
+        self.assertIn("http://store.example: the host has an address that is not public", str(error))
+        self.assertEqual(connections(reactor), [])
+
+    def test_not_found(self) -> None:
+        """A host that is not found may be found later."""
+        stored = self.make(reactor_with([]), "*").store(self.artifact("http://store.example/a?sig=s3cr3t"))
+        error = self.failureResultOf(stored, DestinationError).value
+        self.assertTrue(error.retryable)
+        self.assertIn("http://store.example: ", str(error))
+        self.assertIn("the host was not found", str(error))
+
+    def test_headers(self) -> None:
+        """The headers are those that signers know of."""
+        base = "https://host/a"
+        for url, names in (
+            (base, {"Host", "Content-Type"}),
+            (f"{base}?X-Amz-SignedHeaders=host&X-Amz-Signature=1", {"Host", "Content-Type"}),
+            (f"{base}?AWSAccessKeyId=a&Signature=b&Expires=1", {"Host"}),
+            (f"{base}?GoogleAccessId=a&Signature=b&Expires=1", {"Host"}),
+            (f"{base}?sv=2024-11-04&sig=1", {"Host", "Content-Type", "x-ms-blob-type"}),
+        ):
+            self.assertEqual(set(headers_of(parse_put_url(url), "a/b")), names)
+
+    def test_any_url(self) -> None:
+        """
+        Whatever a URL is, and whatever names mean each time that they are looked up: what is connected to is
+        public or allowed by its address; the request stays on its line, and under its path.
+        """
+        random = chance(self.id())
+        patterns = [
+            *map(parse_pattern, ("*.example.com", "*:8443", "10.0.0.1", "[fd00::1]:8443", "127.0.0.1:*"))
+        ]
+        destination = PutUrlDestination(
+            None, run_in_thread=run_now, patterns=patterns, insecure=True, ca_file=None, node="web1"
+        )
+        accepted = 0
+        for _ in range(_VALUES):
+            text = some_url(random)
+            problems = [*destination.check({"puturl": text})]
+            self.assertIn(destination.route({"puturl": text}), (*destination.routes, None))
+            try:
+                url = parse_put_url(text)
+            except BadPutUrl:
+                self.assertTrue(problems or text == "", text)
+                continue
+            self.assert_path_is_kept(url, random)
+            if problems:
+                continue
+            accepted += 1
+            reactor = reactor_with(some_addresses(random), some_addresses(random))
+            allowed = lambda each, url=url: is_allowed_address(  # noqa: E731
+                patterns, each, port=url.port, scheme=url.scheme
+            )
+            connecting = Deferred.fromCoroutine(self.connect(reactor, url, allowed))
+            connecting.addErrback(
+                lambda failure: failure.trap(AddressRefused, DNSLookupError, ConnectingCancelledError)
+            )
+            reactor.advance(0.3)
+            for host, port in connections(reactor):
+                address = ip_address(host)
+                self.assertTrue(
+                    is_public(address) or str(address) in ("10.0.0.1", "fd00::1", "127.0.0.1"), text
+                )
+                self.assertEqual(port, url.port)
+            connecting.cancel()
+        self.assertGreater(accepted, _VALUES // 100)
+
+    async def connect(self, reactor: Any, url: Any, allowed: Any) -> None:
+        endpoint = await checked_endpoint(reactor, url.host, url.port, allowed)
+        await endpoint.connect(Factory())
+
+    def assert_path_is_kept(self, url: Any, random: Random) -> None:
+        """Filling in placeholders changes no part of a path but the one that it is in."""
+        values = {name: some_text(random) for name in ("node", "interface", "id")}
+        path = url.filled_path(**values)
+        self.assertRegex(path, r"\A/[\x21-\x7e]+\Z")
+        self.assertEqual(path.count("/"), url.path.count("/"))
+        self.assertEqual(path.lower().count("%2f"), url.path.lower().count("%2f"))
+        for before, after in zip(url.path.split("/"), path.split("/"), strict=True):
+            self.assertNotIn(after.lower().replace("%2e", "."), (".", ".."))
+            if "{" not in before:
+                self.assertEqual(before, after)
+
+
+_PIECES = (
+    *("https://", "http://", "HTTPS://", "ftp://", "//", "https:", "http:\\\\"),
+    *(
+        "a.example.com",
+        "s3.example.com.",
+        "evil-example.com",
+        "example.com",
+        "127.0.0.1",
+        "10.0.0.1",
+        "[::1]",
+    ),
+    *(
+        "[fd00::1]",
+        "[::ffff:127.0.0.1]",
+        "2130706433",
+        "0x7f.1",
+        "0177.1",
+        "localhost",
+        "metadata.google.internal",
+    ),
+    *("169.254.169.254", "[fe80::1%25lo]", "é.example.com", "xn--e1a.example.com", "%6c%6f"),
+    *(
+        ":8443",
+        ":443",
+        ":0",
+        ":65536",
+        ":",
+        "@",
+        "user:pw@",
+        "#",
+        "?",
+        "&",
+        "=",
+        "\\",
+        " ",
+        "\n",
+        "\r\n",
+        "\t",
+        "\0",
+    ),
+    *(
+        "/",
+        "/a",
+        "//",
+        "/..",
+        "/.",
+        "/%2e%2e",
+        "/%2f",
+        "/{node}",
+        "{interface}",
+        "{id}",
+        "{",
+        "}",
+        "{x}",
+        "%",
+        "%2",
+        "%zz",
+    ),
+    *(
+        "sig=abc",
+        "X-Amz-Signature=1",
+        "X-Amz-SignedHeaders=host",
+        "X-Amz-SignedHeaders=x-amz-acl",
+        "é",
+        "'",
+        '"',
+        "<",
+    ),
+)
+
+
+def some_url(random: Random) -> str:
+    """Something between a good URL and noise."""
+    if random.random() < 0.6:
+        host = random.choice(("a.example.com", "x:8443", "10.0.0.1", "[fd00::1]:8443", "127.0.0.1:80"))
+        path = random.choice(("/a", "/a/{node}", "/a.{interface}", "/{id}?b=c"))
+        text = f"{random.choice(('https', 'http'))}://{host}{path}"
+    else:
+        text = ""
+    for _ in range(random.choice((0, 1, 1, 2, 8))):
+        at = random.randrange(len(text) + 1)
+        text = text[:at] + random.choice(_PIECES) + text[at + random.choice((0, 0, 1)) :]
+    return text * 500 if random.random() < 0.001 else text[: LONGEST_URL + 1]
+
+
+def some_text(random: Random) -> str:
+    """A name of a node or an interface, or what could be one."""
+    return "".join(random.choices("a0._-~/\\%?#&{}\0\n é\udc80:@", k=random.randrange(6)))
+
+
+def some_addresses(random: Random) -> list[str]:
+    """What a name may mean."""
+    return random.choices(
+        (
+            "1.1.1.1",
+            "8.8.8.8",
+            "2606:4700::1",
+            "127.0.0.1",
+            "10.0.0.1",
+            "10.0.0.2",
+            "169.254.169.254",
+            "::1",
+            "fd00::1",
+        ),
+        k=random.choice((0, 1, 1, 1, 2, 3)),
+    )
