@@ -11,7 +11,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from pcapsvc import __version__
 
@@ -40,6 +40,9 @@ _VIA = (
     "redis(s)://HOST[:PORT][/CHANNEL], kafka(s)://HOST:PORT[/TOPIC], sqs:QUEUE-URL, http(s)://HOST[:PORT] or"
     " unix:/PATH (repeatable)"
 )
+#: What C{--flags} and C{--direction} may be; likewise.
+FLAGS = ("fin", "syn", "rst", "psh", "ack", "urg", "ece", "cwr")
+DIRECTIONS = ("in", "out")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -102,6 +105,7 @@ def _address(command: argparse.ArgumentParser) -> None:
 def _capture(command: argparse.ArgumentParser) -> None:
     _connection(command, reports=True)
     _address(command)
+    _which_packets(command)
     what = command.add_argument_group("what to capture")
     what.add_argument(
         "-i", "--interface", action="append", metavar="NAME", help="an interface, or 'any' (repeatable)"
@@ -140,7 +144,33 @@ def _capture(command: argparse.ArgumentParser) -> None:
         "--no-progress", action="store_true", help="a line for each event, instead of the table"
     )
     wait.add_argument("--json", action="store_true", help="the events themselves, one on each line")
-    command.add_argument("filter", nargs="*", metavar="FILTER", help="a BPF filter, see pcap-filter(7)")
+    command.add_argument(
+        "filter", nargs="*", metavar="FILTER", help="a BPF filter as well, see pcap-filter(7)"
+    )
+
+
+def _which_packets(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group(
+        "which packets", "Repeat an option for one or the other. Different ones must all match."
+    )
+
+    def add(name: str, metavar: str | None, words: str, **settings: Any) -> None:
+        group.add_argument(f"--{name}", action="append", metavar=metavar, help=words, **settings)
+
+    add("host", "ADDRESS", "from or to this address")
+    add("net", "NETWORK", "from or to this network, such as 192.0.2.0/24")
+    add("port", "N", "from or to this port of TCP, UDP or SCTP", type=int)
+    add("portrange", "N-N", "from or to a port in this range")
+    add("protocol", "NAME", "of this protocol: tcp, udp, icmp, icmp6, arp, …, or its number", type=_protocol)
+    add("src", "ADDRESS", "from this address, address:port, [IPv6]:port or network")
+    add("dst", "ADDRESS", "to this address, address:port, [IPv6]:port or network")
+    add("flags", None, "TCP with this flag", type=str.lower, choices=FLAGS)
+    add("vlan", "N", "with the tag of this VLAN", type=int)
+    add("direction", None, "received, or sent, by the node", type=str.lower, choices=DIRECTIONS)
+
+
+def _protocol(text: str) -> str | int:
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else text
 
 
 def _files(command: argparse.ArgumentParser) -> None:

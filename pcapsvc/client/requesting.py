@@ -36,6 +36,7 @@ _FIELDS = (
     *("node", "nodere", "interface", "alias", "packets", "bytes", "timeout", "duration", "snap"),
     *("before", "pastonly", "beforeoptional", "rolling", "format", "compress"),
     *("customer", "alertid"),
+    *("host", "net", "port", "portrange", "protocol", "src", "dst", "flags", "vlan", "direction"),
 )
 
 

@@ -16,12 +16,14 @@ from twisted.trial import unittest
 
 from pcapsvc.client.address import HttpAddress, RedisAddress
 from pcapsvc.client.connections import Connections
-from pcapsvc.client.main import COMPRESSIONS, main, parser
+from pcapsvc.client.main import COMPRESSIONS, DIRECTIONS, FLAGS, main, parser
 from pcapsvc.client.message import check_message, encode
 from pcapsvc.client.profile import choose_profile, configuration_file
 from pcapsvc.client.requesting import request_fields
 from pcapsvc.client.status import UsageProblem
+from pcapsvc.core import condition_values as core
 from pcapsvc.core.compression import CHOICES
+from pcapsvc.core.conditions import CONDITIONS
 from pcapsvc.core.mask import of_process
 
 _SECRET = "hunter2-hunter2"
@@ -102,6 +104,51 @@ class RequestTests(OptionsTestCase):
         found = self.fields("--all", "-i", "x", "--rolling", "--bytes", "9")
         self.assertEqual(found, {"node": "any", "interface": ["x"], "rolling": True, "bytes": 9})
         check_message(encode(found))
+
+    def test_plain_words(self) -> None:
+        """Each option that says which packets may be repeated, and replaces its default only."""
+        found = self.fields(
+            *("--host", "192.0.2.1", "--host", "2001:db8::1", "--net", "10.0.0.0/8", "--port", "80"),
+            *("--port", "0", "--portrange", "8000-8100", "--protocol", "TCP", "--protocol", "47"),
+            *("--src", "[::1]:80", "--dst", "192.0.2.1:443", "--flags", "syn", "--flags", "RST"),
+            *("--vlan", "0", "--direction", "in", "less", "100"),
+            defaults={"node": "a", "interface": ["x"], "port": 1, "customer": "c"},
+        )
+        expected = {
+            "node": "a",
+            "interface": ["x"],
+            "customer": "c",
+            "bpf": "less 100",
+            "host": ["192.0.2.1", "2001:db8::1"],
+            "net": ["10.0.0.0/8"],
+            "port": [80, 0],
+            "portrange": ["8000-8100"],
+            "protocol": ["TCP", 47],
+            "src": ["[::1]:80"],
+            "dst": ["192.0.2.1:443"],
+            "flags": ["syn", "rst"],
+            "vlan": [0],
+            "direction": ["in"],
+        }
+        self.assertEqual(found, expected)
+        self.assertEqual({name for name in expected if name in CONDITIONS}, set(CONDITIONS))
+        check_message(encode(found))
+        self.assertEqual((FLAGS, DIRECTIONS), (tuple(core.FLAGS), tuple(core.DIRECTIONS)))
+
+    def test_plain_words_wrong(self) -> None:
+        """Wrong values are reported by field before anything is sent."""
+        wrong = ("--host", "web-1", "--net", "192.0.2.1/24", "--port", "70000", "--protocol", "99999999999")
+        wrong += ("--src", "fe80::1%eth0", "--vlan", "-1", "--portrange", "9-8")
+        status, errors = self.run_main("capture", "--via", "redis://127.0.0.1:1", "--all", "-i", "lo", *wrong)
+        self.assertEqual(status, 2)
+        for name in wrong[::2]:
+            self.assertIn(f"\n  {name[2:]} = ", errors)
+        self.assertIn("the network is 192.0.2.0/24", errors)
+        for words in (("--port", "https"), ("--flags", "sin"), ("--direction", "up")):
+            status, errors = self.run_main(
+                "capture", "--via", "redis://127.0.0.1:1", "--all", "-i", "lo", *words
+            )
+            self.assertEqual((status, words[1] in errors), (2, True))
 
     def test_defaults(self) -> None:
         """An option replaces a default; another way to name nodes or interfaces replaces both."""
