@@ -129,6 +129,15 @@ class S3Server:
         head: dict[str, Any] = self._own.head_object(**where)
         return self._own.get_object(**where)["Body"].read(), head["Metadata"], head
 
+    def delete(self, key: str) -> None:
+        """Delete an object."""
+        self._own.delete_object(Bucket=self.bucket, Key=key)
+
+    def uploads(self) -> list[str]:
+        """The keys of the uploads in parts that are neither complete nor aborted."""
+        answer = self._own.list_multipart_uploads(Bucket=self.bucket)
+        return [one["Key"] for one in answer.get("Uploads", [])]
+
     def grants(self, key: str, bucket: str | None = None) -> list[dict[str, Any]]:
         """The grants of an object's access control list."""
         answer = self._own.get_object_acl(Bucket=bucket or self.bucket, Key=key)

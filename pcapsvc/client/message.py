@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -13,7 +13,7 @@ from pcapsvc.core.errors import RequestRejected
 from pcapsvc.core.node import NodeMatcher
 from pcapsvc.core.put_url import PutUrlOptions, put_url_problems, several_captures_problem
 from pcapsvc.core.request import MAX_BODY_BYTES, CaptureRequest, OptionFields, RequestBounds, parse_request
-from pcapsvc.core.values import Flag, Folder, Name, Region
+from pcapsvc.core.values import Flag, Folder, Name, Region, one_line
 
 # What no node can exceed: its own limits are checked by itself.
 _UNLIMITED = 2**63 - 1
@@ -30,6 +30,8 @@ class _S3Fields(msgspec.Struct, frozen=True, kw_only=True):
     region: Region | None = None
     endpoint: Name | None = None
     encryption: Flag | None = None
+    storageclass: Name | None = None
+    kmskeyid: Annotated[str, one_line(2048)] | None = None
 
 
 def check_message(body: bytes) -> CaptureRequest | Any:

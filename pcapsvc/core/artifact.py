@@ -34,6 +34,9 @@ class Artifact:
     @ivar options: what the request says of each destination: its fields, by the destination's name.
     @ivar labels: what the events about it repeat.
     @ivar compressions: how it is to be compressed for each destination, as in L{CapturePlan}.
+    @ivar node: the name of the node; L{None} only for a capture that was spooled by a version that didn't
+        record it, likewise C{started}.
+    @ivar started: when the capture began, in seconds since the Unix epoch.
     @ivar may_be_there: whether an earlier attempt may have arrived, although it failed.
     """
 
@@ -44,6 +47,8 @@ class Artifact:
     content: Content
     options: Mapping[str, Mapping[str, Any]]
     labels: Labels
+    node: str | None = None
+    started: float | None = None
     may_be_there: bool = False
     compressions: Mapping[str, str] = field(default_factory=dict)
 
@@ -64,6 +69,8 @@ def make_artifact(recording: Recording, content: Content, *, suffix: str, media_
         content=content,
         options=recording.plan.options,
         labels=recording.plan.labels,
+        node=recording.plan.node,
+        started=recording.started,
         compressions=recording.plan.compressions,
     )
 

@@ -24,6 +24,7 @@ LONGEST_MANIFEST_BYTES = 64 * 1024
 _LONGEST_TAGS = 8192
 _LONGEST_PROBLEM = 1000
 _LONGEST_LABEL = 1024
+_LONGEST_NODE = 1000
 _Tags = Annotated[str, one_line(_LONGEST_TAGS)]
 
 # 2020, in seconds since the Unix epoch. A clock with an earlier time has not been set yet.
@@ -37,6 +38,7 @@ _MediaType = Annotated[
     str, Meta(pattern=r"\A[a-z0-9][a-z0-9!#$&^_.+-]{0,126}/[a-z0-9][a-z0-9!#$&^_.+-]{0,126}\Z")
 ]
 _Text = Annotated[str, Meta(max_length=4096)]
+_Node = Annotated[str, Meta(max_length=_LONGEST_NODE + 1)]
 _Options = Annotated[
     dict[
         Annotated[str, Meta(min_length=1, max_length=64)],
@@ -62,6 +64,7 @@ class SpoolEntry(msgspec.Struct, frozen=True, kw_only=True):
     @ivar options: what the request says of this destination, by field. Only their form is checked here; the
         destination checks the rest before each delivery.
     @ivar labels: those of its request, by name: see L{Labels}.
+    @ivar node: as in L{Artifact}, likewise C{started}.
     @ivar size: of the file, in bytes.
     @ivar sha256: of the file (FIPS 180-4), in hexadecimal digits.
     @ivar created: when it was spooled, in seconds since the Unix epoch.
@@ -76,6 +79,8 @@ class SpoolEntry(msgspec.Struct, frozen=True, kw_only=True):
     tags: str
     options: _Options
     labels: _Labels
+    node: _Node | None = None
+    started: Annotated[float, Meta(ge=0, lt=1e12)] | None = None
     size: Annotated[int, Meta(ge=1)]
     sha256: Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
     created: Annotated[float, Meta(ge=0, lt=1e10)]
@@ -104,6 +109,8 @@ class SpoolEntry(msgspec.Struct, frozen=True, kw_only=True):
             content=content,
             options={self.destination: self.options} if self.options else {},
             labels=self.request_labels,
+            node=self.node,
+            started=self.started,
         )
 
     @property
@@ -168,6 +175,8 @@ def make_entry(
         tags=artifact.tags,
         options=dict(artifact.options.get(destination, {})),
         labels=artifact.labels.as_mapping(),
+        node=None if artifact.node is None else made_one_line(artifact.node, most=_LONGEST_NODE),
+        started=None if artifact.started is None else max(0.0, artifact.started),
         size=size,
         sha256=sha256,
         created=created,

@@ -91,6 +91,15 @@ class Exchange:
                 except OSError:
                     pass  # not connected, or not any more
 
+    def renew(self) -> None:
+        """Another request begins, whose answer may be as long. The connections of those before are closed."""
+        self.check()
+        with self._lock:
+            sockets, self._sockets = self._sockets, []
+        self._received_bytes = 0
+        for one in sockets:
+            one.close()
+
     def check(self) -> None:
         """Raise L{ConnectionAbortedError} if it was cut."""
         if self._is_cut:

@@ -15,7 +15,8 @@ from msgspec import Meta
 
 from pcapsvc.core.compression import ONE_OF_CHOICES
 from pcapsvc.core.endpoint import endpoint_url
-from pcapsvc.core.values import Filter, Flag, InterfaceName, InterfaceNames, Region, one_of
+from pcapsvc.core.folder import checked_folder
+from pcapsvc.core.values import Filter, Flag, Folder, InterfaceName, InterfaceNames, Region, one_of
 from pcapsvc.settings.files import absolute_path, certificates_file, key_file, secret_file
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "Endpoint",
     "Filter",
     "Flag",
+    "FolderTemplate",
     "Host",
     "InterfaceName",
     "InterfaceNames",
@@ -125,5 +127,7 @@ CertificatesFile = Annotated[Path, converted(certificates_file)]
 KeyFile = Annotated[Path, converted(key_file)]
 #: A file with a secret that is read when it is needed, not only at the start.
 SecretFile = Annotated[Path, converted(secret_file)]
+#: A folder that may have placeholders.
+FolderTemplate = Annotated[Folder, converted(checked_folder)]
 #: The URL of an S3 or SQS service.
 Endpoint = Annotated[Line, converted(endpoint_url)]

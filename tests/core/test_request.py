@@ -71,8 +71,11 @@ FIELDS: dict[str, Any] = {
     "region": "us-east-1",
     "endpoint": "s3.amazonaws.com",
     "encryption": False,
+    "storageclass": "STANDARD_IA",
+    "kmskeyid": "alias/captures",
 }
 TEXTS = ("requestid", "tags", "bpf", "customer", "folder", "bucket", "acl", "region", "endpoint")
+TEXTS += ("storageclass", "kmskeyid")
 NUMBERS = ("snap", "timeout", "duration", "bytes", "before")
 EITHER = {"nodere", "alias"}
 
@@ -100,9 +103,9 @@ class FieldsTests(Requests, unittest.SynchronousTestCase):
     """Every field: its kind, and its absence."""
 
     def test_all_fields(self) -> None:
-        """There are 39 fields, and each keeps the value that it was given. S3's fields are its options."""
+        """There are 41 fields, and each keeps the value that it was given. S3's fields are its options."""
         self.assertEqual({*RequestFields.__struct_fields__, *S3_FIELDS}, set(FIELDS))
-        self.assertEqual(len(FIELDS), 39)
+        self.assertEqual(len(FIELDS), 41)
         for left_out in (("nodere", "alias"), ("node", "interface")):
             given = {key: value for key, value in FIELDS.items() if key not in left_out}
             request = self.parse(json.dumps(given).encode())

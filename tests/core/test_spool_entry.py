@@ -60,6 +60,8 @@ def entry(tags: str = "customer:Zoë", **options: Any) -> SpoolEntry:
         content=NoContent(),
         options={"s3": options, "other": {"field": "of another destination"}},
         labels=LABELS,
+        node="web 1",
+        started=1_795_316_300.5,
     )
     return make_entry(artifact, "s3", size=40, sha256="0" * 64, created=1_795_316_400.104, problem="503")
 
@@ -71,6 +73,13 @@ class SpoolEntryTests(unittest.SynchronousTestCase):
         """A manifest with some keys changed, or left out if they are L{None}."""
         document = {**json.loads(encode_entry(entry())), **changes}
         return json.dumps({key: value for key, value in document.items() if value is not None}).encode()
+
+    def test_earlier(self) -> None:
+        """A manifest without the node and the time of the capture's beginning is of an earlier version."""
+        artifact = decode_entry(self.changed(node=None, started=None)).artifact(NoContent())
+        self.assertEqual((artifact.node, artifact.started), (None, None))
+        artifact = decode_entry(encode_entry(entry())).artifact(NoContent())
+        self.assertEqual((artifact.node, artifact.started), ("web 1", 1_795_316_300.5))
 
     def test_back(self) -> None:
         """What is read is what was written, and gives the same artifact."""

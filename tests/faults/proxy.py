@@ -18,6 +18,7 @@ class Fault:
     """
     What happens to requests.
 
+    @ivar only: what the first line of a request must have for this to happen; the others are passed on.
     @ivar read_bytes_per_second: read the body slowly.
     @ivar body_bytes: reset the connection after reading so much of the body; L{None} reads all of it.
     @ivar answer: the answer in place of the server's; L{None} passes the request on.
@@ -26,6 +27,7 @@ class Fault:
     @ivar answer_bytes_per_second: answer slowly.
     """
 
+    only: bytes = b""
     read_bytes_per_second: float | None = None
     body_bytes: int | None = None
     answer: bytes | None = None
@@ -106,6 +108,8 @@ class FaultyProxy:
             head += read(1)
         self.times.append(time.monotonic())
         fault = self.fault or Fault()
+        if fault.only not in head.split(b"\r\n", 1)[0]:
+            fault = Fault()
         lines = [line for line in head.split(b"\r\n")[:-2] if not line.lower().startswith(b"expect:")]
         if len(lines) < head.count(b"\r\n") - 1:
             client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")

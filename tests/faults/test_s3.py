@@ -3,101 +3,18 @@
 from __future__ import annotations
 
 import os
-from typing import Any
 
-import botocore.session
 from twisted.internet.defer import Deferred
 
 from pcapsvc.core.event import DeliveryPostponed, DeliverySpooled
-from pcapsvc.destinations.s3.destination import S3
-from pcapsvc.interfaces.delivery import IDestination
-from pcapsvc.interfaces.threads import RunInThread
-from peers.certificates import Authority
-from peers.s3 import shared_loader, shared_server
-from tests.faults.destination_case import NAME, FaultCase, named
-from tests.faults.house import House, left_as, possessions, until
-from tests.faults.proxy import Fault, FaultyProxy, answer
-
-# What botocore says of a reset.
-_RESET_S3 = "Connection was closed before we received a valid response"
+from tests.faults.destination_case import NAME, named
+from tests.faults.house import until
+from tests.faults.proxy import Fault, answer
+from tests.faults.s3_case import RESET, S3FaultCase
 
 
-class S3Tests(FaultCase):
+class S3Tests(S3FaultCase):
     """S3, with signatures."""
-
-    async def setUp(self) -> None:  # type: ignore[override]
-        await super().setUp()
-        self.patch(botocore.session, "create_loader", shared_loader)
-        self.server = shared_server()
-        self.keys()
-        authority = Authority(self.path, "stranger")
-        self.authority_file = authority.file
-        certificate = authority.issue("s3")
-        self.files = (certificate.certificate, certificate.key)
-        self.before = possessions()
-        self.proxies: list[FaultyProxy] = []
-        self.proxy = self.proxied()
-        self.endpoint = f"http://127.0.0.1:{self.proxy.port}"
-        self.credentials: dict[str, str | None] = {
-            "access_id": self.server.access_key,
-            "access_key": self.server.secret_key,
-        }
-
-    def proxied(self, **options: Any) -> FaultyProxy:
-        """A proxy before the server."""
-        proxy = FaultyProxy(int(self.server.endpoint.rpartition(":")[2]), **options)
-        proxy.start()
-        self.addCleanup(proxy.stop)
-        self.proxies.append(proxy)
-        return proxy
-
-    def make(self, run_in_thread: RunInThread) -> IDestination:
-        return S3(
-            run_in_thread=run_in_thread,
-            run_elsewhere=run_in_thread,
-            endpoint=self.endpoint,
-            bucket=self.server.bucket,
-            region=self.server.region,
-            **self.credentials,
-        )
-
-    def keys(self) -> list[str]:
-        """The names of what the server has."""
-        return self.server.keys()
-
-    async def trouble(
-        self, fault: Fault, words: str, *, arrives: bool = False, timeout_seconds: float = 20.0
-    ) -> None:
-        """
-        Failures until the capture is in the spool, and then none.
-
-        @param words: part of their problem.
-        @param arrives: whether the server has the capture in spite of them.
-        @param timeout_seconds: how long an attempt may take; long if it is not what makes it fail.
-        """
-        house = self.house(self.make, timeout_seconds=timeout_seconds)
-        self.proxy.fault = fault
-        await self.spooled(house)
-        self.assertIn(words, house.problems[0])
-        # Threads return from attempts that have ended; those from the spool go on one by one.
-        await until(lambda: len(self.proxy.times) >= 5)
-        await until(lambda: house.busy_threads <= 1)
-        self.assertEqual(self.keys(), [NAME] if arrives else [])
-        self.proxy.fault = None
-        await self.delivered_in_the_end(house)
-        self.assert_there()
-        await self.assert_nothing_left()
-
-    def assert_there(self) -> None:
-        """The server has the capture, once."""
-        self.assertEqual(self.keys(), [NAME])
-        self.assertEqual(self.server.get(NAME)[0], self.data)
-
-    async def assert_nothing_left(self) -> None:
-        """Descriptors and threads are as they were."""
-        for proxy in self.proxies:
-            proxy.stop()
-        await left_as(self.before)
 
     async def test_internal_error(self) -> None:
         """500."""
@@ -144,15 +61,15 @@ class S3Tests(FaultCase):
 
     async def test_reset_before_the_body(self) -> None:
         """A reset at once."""
-        await self.trouble(Fault(body_bytes=0), _RESET_S3)
+        await self.trouble(Fault(body_bytes=0), RESET)
 
     async def test_reset_within_the_body(self) -> None:
         """A reset in the middle."""
-        await self.trouble(Fault(body_bytes=100_000), _RESET_S3)
+        await self.trouble(Fault(body_bytes=100_000), RESET)
 
     async def test_reset_after_the_body(self) -> None:
         """A reset in place of the answer: the next attempt puts the same object."""
-        await self.trouble(Fault(forgetful=True), _RESET_S3, arrives=True)
+        await self.trouble(Fault(forgetful=True), RESET, arrives=True)
 
     async def test_hangs(self) -> None:
         """No answer at all."""
@@ -199,7 +116,7 @@ class S3Tests(FaultCase):
         for fault, words in (
             (Fault(silent=True), "timed out after 0.3 s"),
             (Fault(answer=answer(500, "InternalError")), "InternalError"),
-            (Fault(body_bytes=500_000), _RESET_S3),
+            (Fault(body_bytes=500_000), RESET),
         ):
             self.proxy.fault = fault
             await self.costs_no_memory(words)
@@ -266,13 +183,4 @@ class S3Tests(FaultCase):
         await until(lambda: house.spool.entries == 0)
         self.assertEqual(self.keys(), [named("first"), named("second"), named("third"), NAME])
         await house.stop()
-        await self.assert_nothing_left()
-
-    async def mended(self, house: House) -> None:
-        """What an operator has fixed is attempted again immediately after a restart."""
-        self.assertEqual(self.keys(), [])
-        await house.stop()
-        house.start()
-        await self.delivered_in_the_end(house)
-        self.assert_there()
         await self.assert_nothing_left()

@@ -13,6 +13,7 @@ from pcapsvc.core.errors import DestinationError
 from pcapsvc.core.result import Receipt
 from pcapsvc.destinations.cloudshark.destination import CloudShark
 from pcapsvc.destinations.s3.destination import S3
+from pcapsvc.destinations.s3.multipart import Sizes
 from pcapsvc.threads import Threads
 from peers.certificates import LABELS, labelled
 from peers.cloudshark import CloudSharkServer, Shown, accept, answer, hang, refuse, reset, slow
@@ -220,6 +221,53 @@ class S3Tests(DestinationCase):
         self.assertEqual(head["ServerSideEncryption"], "AES256")
         permissions = {grant["Permission"] for grant in self.server.grants("x/y/a.pcap")}
         self.assertEqual(permissions, {"FULL_CONTROL", "READ"})
+
+    async def test_parts(self) -> None:
+        """More than 100 MB arrive in parts, byte for byte, with all that belongs to them, and aren't held."""
+        data = os.urandom(1 << 20) * 112
+        large = MemfdContent(data)
+        self.addCleanup(large.close)
+        destination = self.make(storage_class="STANDARD_IA", encryption=True, acl="public-read")
+        # What is imported for it stays in memory.
+        await destination.store(make_artifact(self.content))
+        with PeakMemory() as memory:
+            await destination.store(make_artifact(large, name="a.pcap", tags="customer:Zoë"))
+        self.assertLess(memory.grown_bytes, _MOST_GROWN_BYTES)
+        found, metadata, head = self.server.get("a.pcap")
+        self.assertTrue(found == data)
+        self.assertEqual(metadata, {"tags": "customer:Zo%C3%AB"})
+        self.assertEqual((head["StorageClass"], head["ServerSideEncryption"]), ("STANDARD_IA", "AES256"))
+        self.assertTrue(head["ETag"].endswith('-7"'), head["ETag"])
+        self.assertEqual(
+            {grant["Permission"] for grant in self.server.grants("a.pcap")}, {"FULL_CONTROL", "READ"}
+        )
+        self.assertEqual(self.server.uploads(), [])
+        self.server.delete("a.pcap")
+
+    async def test_kms(self) -> None:
+        """KMS encrypts with the key that is configured, or that the request names, whole and in parts."""
+        sizes = Sizes(single_bytes=1000, part_bytes=5 << 20)
+        for name, changes in (("whole", {}), ("parts", {"sizes": sizes})):
+            destination = self.make(kms_key_id="alias/captures", storage_class="GLACIER_IR", **changes)
+            await destination.store(make_artifact(self.content, name=f"{name}.pcap"))
+            asked = {"kmskeyid": "1234abcd", "storageclass": "STANDARD"}
+            await destination.store(make_artifact(self.content, name=f"{name}-2.pcap", **asked))
+            for suffix, key, kind in (("", "alias/captures", "GLACIER_IR"), ("-2", "1234abcd", None)):
+                found, _, head = self.server.get(f"{name}{suffix}.pcap")
+                self.assertEqual(found, self.data)
+                self.assertEqual((head["ServerSideEncryption"], head["SSEKMSKeyId"]), ("aws:kms", key))
+                self.assertEqual(head.get("StorageClass"), kind)
+
+    async def test_folder(self) -> None:
+        """What placeholders stand for is in the key, from the configuration as from the request."""
+        destination = self.make(folder="/pcaps/{node}/{date}/{{x}}/")
+        artifact = make_artifact(self.content, name="web1-eth0-1700000000-abc.pcap")
+        await destination.store(artifact)
+        await destination.store(make_artifact(self.content, folder="{interface}/{hour}", name="a-b-1-c.pcap"))
+        self.assertEqual(
+            sorted(self.server.keys()),
+            ["b/00/a-b-1-c.pcap", "pcaps/web1/2023-11-14/{x}/web1-eth0-1700000000-abc.pcap"],
+        )
 
     async def test_longest_tags(self) -> None:
         """As many tags as possible are accepted."""

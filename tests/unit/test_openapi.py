@@ -19,7 +19,7 @@ from pcapsvc.core.event import Payload
 from pcapsvc.core.put_url import PutUrlOptions
 from pcapsvc.core.request import RequestFields, StopRequest
 from pcapsvc.core.session import StopReason
-from pcapsvc.destinations.s3.options import CANNED_ACLS, S3_FIELDS
+from pcapsvc.destinations.s3.options import CANNED_ACLS, S3_FIELDS, STORAGE_CLASSES
 from pcapsvc.interfaces.captures import CAPTURE_STATES
 from pcapsvc.net.http_resource import HTTPProblem
 from pcapsvc.web.description import Description
@@ -148,6 +148,7 @@ class DocumentTests(HTTPTestCase, SettingsTestCase):
             set(fields), {*RequestFields.__struct_fields__, *S3_FIELDS, *PutUrlOptions.__struct_fields__}
         )
         self.assertEqual(set(fields["acl"]["enum"]), {*CANNED_ACLS, "", None})
+        self.assertEqual(set(fields["storageclass"]["enum"]), {*STORAGE_CLASSES, "", None})
         self.assertEqual(set(schema("StopRequest")["properties"]), set(StopRequest.__struct_fields__))
         self.assertEqual(len(msgspec.structs.fields(StopRequest)), 3)
 

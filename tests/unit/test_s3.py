@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 import boto3.session
+import botocore.session
 from twisted.internet import defer
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
@@ -15,10 +16,18 @@ from pcapsvc.core.errors import DestinationError
 from pcapsvc.destinations.s3 import clients
 from pcapsvc.destinations.s3.clients import metadata_value
 from pcapsvc.destinations.s3.destination import S3
+from pcapsvc.destinations.s3.options import STORAGE_CLASSES
 from pcapsvc.interfaces.delivery import IDestination
 from pcapsvc.testing import run_now
 from tests.unit.contents import MemfdContent, make_artifact
 from tests.unit.s3_case import SECRET, S3Case, refusal
+
+#: Values that a request may give.
+GOOD = {
+    "folder": "{node}/{{x}}",
+    "storageclass": "GLACIER",
+    "kmskeyid": "arn:aws:kms:eu-west-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab",
+}
 
 
 class S3Tests(S3Case):
@@ -73,6 +82,21 @@ class S3Tests(S3Case):
         self.assertEqual(headers["x-amz-acl"], "public-read")
         self.assertEqual(headers["x-amz-server-side-encryption"], "AES256")
         self.assertIn("/eu-north-1/s3/aws4_request", headers["authorization"])
+
+    async def test_storage(self) -> None:
+        """The storage class and the key are as configured. The key goes before other encryption."""
+        destination = self.make(storage_class="ONEZONE_IA", kms_key_id="alias/x", encryption=True)
+        self.server.headers = {"x-amz-server-side-encryption": "aws:kms"}
+        await destination.store(make_artifact(self.content, encryption=False))
+        [(_, headers, _)] = self.server.requests
+        self.assertEqual(headers["x-amz-storage-class"], "ONEZONE_IA")
+        self.assertEqual(headers["x-amz-server-side-encryption"], "aws:kms")
+        self.assertEqual(headers["x-amz-server-side-encryption-aws-kms-key-id"], "alias/x")
+
+    def test_storage_classes(self) -> None:
+        """All storage classes that are known are botocore's."""
+        model = botocore.session.get_session().get_service_model("s3")
+        self.assertLessEqual({*STORAGE_CLASSES}, {*model.shape_for("StorageClass").enum})
 
     async def test_request_overrides(self) -> None:
         """What the request says goes before what is configured, and stays with that request."""
@@ -136,6 +160,8 @@ class S3Tests(S3Case):
             ({"bucket": "../../evil"}, "bucket = '../../evil': must be the name of a bucket"),
             ({"folder": "../../../etc"}, "folder = '../../../etc': must be a path"),
             ({"folder": True}, "folder = True: must be a path"),
+            ({"folder": "a/{nod}"}, "folder = 'a/{nod}': has the unknown placeholder '{nod}'; the known"),
+            ({"folder": "a/{node}/.."}, "folder = 'a/{node}/..': must be a path"),
             ({"encryption": "no"}, "encryption = 'no': must be true or false"),
             ({"acl": "all"}, "acl = 'all': must be one of"),
             ({"region": "x.evil"}, "region = 'x.evil': must be the name of a region"),
@@ -146,6 +172,15 @@ class S3Tests(S3Case):
             self.assertIn(words, str(problem))
             self.assertEqual(problem.path, next(iter(options)))
         self.assertEqual(list(narrow.check({"folder": "theirs", "endpoint": "s3.example.com"})), [])
+        wide = self.make()
+        for options, words in (
+            ({"storageclass": "standard"}, "storageclass = 'standard': must be one of STANDARD, "),
+            ({"kmskeyid": "a b"}, "kmskeyid = 'a b': must be the id, the alias or the ARN of a KMS key"),
+            ({"kmskeyid": "a\n"}, "must be the id, the alias or the ARN of a KMS key"),
+        ):
+            self.assertIn(words, str(next(wide.check(options))))
+            self.assertIn("must not be set by a request", str(next(narrow.check({**options, **GOOD}))))
+        self.assertEqual(list(wide.check(GOOD)), [])
 
     async def test_no_bucket(self) -> None:
         """A missing bucket is an error, without any connection."""

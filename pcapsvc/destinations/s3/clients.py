@@ -7,18 +7,24 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from twisted.internet.defer import CancelledError
 
 from pcapsvc.core.errors import DestinationError
 from pcapsvc.core.retry import asked_delay
+from pcapsvc.destinations.s3.multipart import Sizes, Upload
 from pcapsvc.destinations.s3.proof import Unproven, check_stored, md5_of
+
+if TYPE_CHECKING:
+    from pcapsvc.net.boto_exchange import Exchange
 
 _CONNECT_SECONDS = 10
 _READ_SECONDS = 60
 # Retries are the outbox's, each on a connection of its own.
 _ATTEMPTS = 1
+# How long it may take to have the parts of a failed upload removed.
+_ABORT_SECONDS = 10.0
 #: How many clients are kept. Each costs a few megabytes.
 MAX_CLIENTS = 8
 
@@ -37,6 +43,8 @@ _RETRYABLE_CODES = frozenset(
         "BandwidthLimitExceeded",
         "EC2ThrottledException",
         "InternalError",
+        # Somebody has aborted it. Another attempt begins another one.
+        "NoSuchUpload",
         "LimitExceededException",
         "OperationAborted",
         "PriorRequestNotComplete",
@@ -64,6 +72,9 @@ class Target:
     Where and how to put an object.
 
     @ivar is_configured: whether this is the configured endpoint.
+    @ivar encryption: whether S3 encrypts it (AES256), unless there is a C{kms_key_id}.
+    @ivar storage_class: L{None} is the bucket's usual one.
+    @ivar kms_key_id: the key with which KMS encrypts it.
     """
 
     endpoint: str | None
@@ -73,6 +84,26 @@ class Target:
     key: str
     acl: str
     encryption: bool
+    storage_class: str | None = None
+    kms_key_id: str | None = None
+
+    @property
+    def where(self) -> dict[str, str]:
+        """The object, as boto3's arguments."""
+        return {"Bucket": self.bucket, "Key": self.key}
+
+    def options(self) -> dict[str, Any]:
+        """How it is stored, likewise."""
+        options: dict[str, Any] = {}
+        if self.acl != "private":
+            options["ACL"] = self.acl
+        if self.kms_key_id is not None:
+            options |= {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": self.kms_key_id}
+        elif self.encryption:
+            options["ServerSideEncryption"] = "AES256"
+        if self.storage_class is not None:
+            options["StorageClass"] = self.storage_class
+        return options
 
 
 class Body:
@@ -130,16 +161,21 @@ class Clients:
     They are made and used in threads only: the first one imports boto3.
     """
 
-    def __init__(self, access_id: str | None, access_key: str | None) -> None:
+    def __init__(self, access_id: str | None, access_key: str | None, sizes: Sizes) -> None:
         self._access_id = access_id
         self._access_key = access_key
+        self._sizes = sizes
         self._lock = threading.Lock()
         self._session: Any = None
         self._clients: OrderedDict[tuple[str | None, str | None], Any] = OrderedDict()
 
-    def put(self, target: Target, body: Body, media_type: str, tags: str) -> None:
+    def put(
+        self, target: Target, body: Body, media_type: str, tags: str, *, may_be_there: bool = False
+    ) -> None:
         """
         Put an object, and close its body.
+
+        @param may_be_there: whether an earlier attempt may have succeeded.
 
         @raise DestinationError: with the client's message.
         """
@@ -153,7 +189,7 @@ class Clients:
             body.begin(exchange.cut)
             with exchange.here():
                 try:
-                    self._put(target, body, media_type, tags)
+                    self._put(target, body, media_type, tags, exchange, may_be_there)
                 finally:
                     problem = exchange.problem
         except CancelledError:
@@ -172,28 +208,36 @@ class Clients:
         finally:
             body.close()
 
-    def _put(self, target: Target, body: Body, media_type: str, tags: str) -> None:
-        options: dict[str, Any] = {}
-        if target.acl != "private":
-            options["ACL"] = target.acl
-        if target.encryption:
-            options["ServerSideEncryption"] = "AES256"
+    def _put(
+        self,
+        target: Target,
+        body: Body,
+        media_type: str,
+        tags: str,
+        exchange: Exchange,
+        may_be_there: bool,
+    ) -> None:
         client = self._client(target.endpoint, target.region)
-        answer = client.put_object(
-            Bucket=target.bucket,
-            Key=target.key,
-            Body=body,
-            ContentLength=body.size,
-            ContentType=media_type,
-            Metadata={_TAGS: metadata_value(tags)},
-            **options,
-        )
-        check_stored(
-            answer,
-            md5=md5_of(body),
-            size=body.size,
-            ask=lambda: _head(client, target),
-        )
+        options = {
+            **target.options(),
+            "ContentType": media_type,
+            "Metadata": {_TAGS: metadata_value(tags)},
+        }
+
+        def ask() -> Mapping[str, Any]:
+            return _head(client, target)
+
+        if body.size <= self._sizes.single_bytes:
+            answer = client.put_object(**target.where, Body=body, ContentLength=body.size, **options)
+            check_stored(answer, tag=md5_of(body), size=body.size, ask=ask)
+            return
+        upload = Upload(client, target.where, body, self._sizes, exchange.renew)
+        try:
+            if not (may_be_there and _is_there(upload, ask)):
+                upload.store(options, ask)
+        finally:
+            if upload.id is not None:
+                _abort(client, target, upload.id)
 
     def _client(self, endpoint: str | None, region: str | None) -> Any:
         with self._lock:
@@ -252,13 +296,39 @@ def _head(client: Any, target: Target) -> Mapping[str, Any]:
     from botocore.exceptions import ClientError
 
     try:
-        answer: Mapping[str, Any] = client.head_object(Bucket=target.bucket, Key=target.key)
+        answer: Mapping[str, Any] = client.head_object(**target.where)
     except ClientError as error:
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         raise Unproven(
             f"the ETag of the answer is not the MD5 of the capture, and HeadObject is answered {status}"
         ) from None
     return answer
+
+
+def _is_there(upload: Upload, ask: Callable[[], Mapping[str, Any]]) -> bool:
+    """Whether an earlier attempt has succeeded. If that can't be found out, it may be done again."""
+    try:
+        return upload.is_there(ask)
+    except Unproven:
+        return False
+
+
+def _abort(client: Any, target: Target, upload: str) -> None:
+    """Have the service remove the parts of an upload, as far as it can be reached: they would cost money."""
+    from pcapsvc.net.boto_exchange import Exchange
+
+    exchange = Exchange()
+    # A thread can't be interrupted, and a slow answer trips no time-out.
+    limit = threading.Timer(_ABORT_SECONDS, exchange.cut)
+    limit.daemon = True
+    try:
+        limit.start()
+        with exchange.here():
+            client.abort_multipart_upload(**target.where, UploadId=upload)
+    except Exception:  # noqa: BLE001 - of what went wrong before, more will be said
+        pass
+    finally:
+        limit.cancel()
 
 
 def _ask_once(model: Any, context: dict[str, Any], **_: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -11,12 +12,16 @@ from zope.interface import implementer
 from pcapsvc.core.artifact import Artifact
 from pcapsvc.core.endpoint import EndpointError, endpoint_url
 from pcapsvc.core.errors import DestinationError, Problem
+from pcapsvc.core.folder import folder_of
 from pcapsvc.core.result import Receipt
 from pcapsvc.core.text import one_line
 from pcapsvc.destinations.s3.clients import Body, Clients, Target
+from pcapsvc.destinations.s3.multipart import Sizes
 from pcapsvc.destinations.s3.options import S3_FIELDS, check_options
 from pcapsvc.interfaces.delivery import IDestination
 from pcapsvc.interfaces.threads import RunInThread
+
+SIZES = Sizes()
 
 # The routes. An endpoint that a request names has slots and threads of its own.
 _CONFIGURED, _ELSEWHERE = "configured", "elsewhere"
@@ -28,13 +33,15 @@ class S3:
     Puts captures as C{FOLDER/NAME}, or as C{NAME} if there is no folder, with the tags as the
     metadata C{tags}. What a request says of S3 overrides what is configured.
 
-    Each capture is one PutObject, which S3 accepts up to 5 GB. Captures are in memory, and far smaller.
+    Each capture is one PutObject, which S3 accepts up to 5 GB, or, if it is larger than 100 MB, an upload in
+    parts of 16 MiB. If such an upload fails, its parts are removed.
 
     The ACL C{private} is never sent. It is what an object has anyway, and buckets with ACLs
     disabled, the default for new ones, refuse any.
 
     A capture is delivered if the service proves that it has it: by the MD5 in the C{ETag}, or by a valid
-    C{ETag} if the answer says that KMS encrypts; otherwise HeadObject must find the same C{ETag} and size.
+    C{ETag} if the answer says that KMS encrypts; that of an upload in parts by what is made of the MD5s of
+    these. Otherwise HeadObject must find the same C{ETag} and size.
 
     Retryable: connection errors, time-outs, throttling, the answers 408, 429 and 5xx, and redirects and
     successes that are not the service's, but for example a captive portal's. Not retryable: any other answer,
@@ -52,7 +59,10 @@ class S3:
     @param access_key: the secret. It is in no error and no log.
     @param endpoint: the address of the service, with or without a scheme; L{None} is Amazon's.
     @param acl: one of L{pcapsvc.destinations.s3.options.CANNED_ACLS}.
+    @param folder: may have placeholders: see L{pcapsvc.core.folder}.
     @param encryption: whether S3 encrypts the object (AES256).
+    @param storage_class: one of L{pcapsvc.destinations.s3.options.STORAGE_CLASSES}; L{None} is the usual one.
+    @param kms_key_id: the key with which KMS encrypts the object, whatever C{encryption} is.
     @param overrides: the fields that a request may set.
     @param endpoints: the endpoints (as URLs) that a request may name; empty for any.
     """
@@ -73,13 +83,16 @@ class S3:
         region: str | None = None,
         acl: str = "private",
         encryption: bool = False,
+        storage_class: str | None = None,
+        kms_key_id: str | None = None,
         overrides: frozenset[str] = frozenset(S3_FIELDS),
         endpoints: tuple[str, ...] = (),
+        sizes: Sizes = SIZES,
     ) -> None:
         self._secrets = () if access_key is None else ((access_key, "[access key]"),)
         # Separate, so that no request can evict the clients of the others.
-        self._own = (run_in_thread, Clients(access_id, access_key))
-        self._elsewhere = (run_elsewhere, Clients(access_id, access_key))
+        self._own = (run_in_thread, Clients(access_id, access_key, sizes))
+        self._elsewhere = (run_elsewhere, Clients(access_id, access_key, sizes))
         self._overrides = overrides
         self._endpoints = endpoints
         self._defaults: Mapping[str, Any] = {
@@ -89,6 +102,8 @@ class S3:
             "region": region,
             "acl": acl,
             "encryption": encryption,
+            "storageclass": storage_class,
+            "kmskeyid": kms_key_id,
         }
 
     def route(self, options: Mapping[str, Any]) -> str:
@@ -118,7 +133,8 @@ class S3:
             # Not in the thread: by the time it runs, the content may be closed.
             body = Body(artifact.content.open(), artifact.content.size)
             try:
-                await run_in_thread(clients.put, target, body, artifact.media_type, artifact.tags)
+                put = partial(clients.put, may_be_there=artifact.may_be_there)
+                await run_in_thread(put, target, body, artifact.media_type, artifact.tags)
             except CancelledError:
                 # The thread notices and closes it.
                 body.cancel()
@@ -150,7 +166,7 @@ class S3:
             endpoint = _url(asked["endpoint"])
         except EndpointError as error:
             raise DestinationError(f"the endpoint {error}", retryable=False) from error
-        folder = (asked["folder"] or "").strip("/")
+        folder = folder_of(asked["folder"] or "", artifact).strip("/")
         return Target(
             endpoint=endpoint,
             is_configured=self.route(options) == _CONFIGURED,
@@ -159,6 +175,8 @@ class S3:
             key=f"{folder}/{artifact.name}" if folder else artifact.name,
             acl=asked["acl"],
             encryption=asked["encryption"],
+            storage_class=asked["storageclass"] or None,
+            kms_key_id=asked["kmskeyid"] or None,
         )
 
 

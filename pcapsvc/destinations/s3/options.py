@@ -11,6 +11,7 @@ from msgspec import Meta
 from pcapsvc.core.endpoint import EndpointError, endpoint_url
 from pcapsvc.core.errors import Problem, shown
 from pcapsvc.core.fields import check_fields
+from pcapsvc.core.folder import problem_with
 from pcapsvc.core.values import Flag, Folder, Name, Region, one_of
 
 #: The canned ACLs of Amazon S3 (User Guide, "Access control list overview").
@@ -25,10 +26,36 @@ CANNED_ACLS = (
     "log-delivery-write",
 )
 
+#: The storage classes of objects (S3 API Reference, "PutObject"; C{StorageClass} in botocore's description).
+STORAGE_CLASSES = (
+    "STANDARD",
+    "REDUCED_REDUNDANCY",
+    "STANDARD_IA",
+    "ONEZONE_IA",
+    "INTELLIGENT_TIERING",
+    "GLACIER",
+    "DEEP_ARCHIVE",
+    "OUTPOSTS",
+    "GLACIER_IR",
+    "SNOW",
+    "EXPRESS_ONEZONE",
+    "FSX_OPENZFS",
+)
+
 Acl = Annotated[str, one_of(*CANNED_ACLS)]
 # The S3 User Guide, "Bucket naming rules", and the older, wider rules of us-east-1.
 Bucket = Annotated[
     str, Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]{1,253}[A-Za-z0-9]\Z", description="the name of a bucket")
+]
+
+StorageClass = Annotated[str, one_of(*STORAGE_CLASSES)]
+# AWS KMS API Reference, "Encrypt": an id, an alias, or the ARN of either.
+KmsKeyId = Annotated[
+    str,
+    Meta(
+        pattern=r"\A[A-Za-z0-9:/_-]{1,2048}\Z",
+        description="the id, the alias or the ARN of a KMS key, of up to 2048 characters",
+    ),
 ]
 
 
@@ -41,6 +68,8 @@ class S3Options(msgspec.Struct, frozen=True, kw_only=True):
     region: Region | None = None
     endpoint: Name | None = None
     encryption: Flag | None = None
+    storageclass: StorageClass | None = None
+    kmskeyid: KmsKeyId | None = None
 
 
 #: The names of these fields.
@@ -67,6 +96,8 @@ def check_options(
             yield Problem(
                 path=field, value=shown(values[field]), rule="must not be set by a request on this node"
             )
+    if "folder" in values and (problem := problem_with(values["folder"])) is not None:
+        yield Problem(path="folder", value=shown(values["folder"]), rule=problem)
     if "endpoint" in values and "endpoint" in allowed:
         yield from _check_endpoint(values["endpoint"], endpoints)
 

@@ -2,7 +2,8 @@
 What proves that an object was stored.
 
 A status of 200 proves nothing: the login page of a captive portal has it too, and often an C{ETag} of its
-own. An object's C{ETag} is the MD5 of its bytes, unless KMS encrypts it (S3 API Reference, "Object"). It is
+own. An object's C{ETag} is the MD5 of its bytes, unless KMS encrypts it (S3 API Reference, "Object"). That
+of one that was uploaded in parts is made of the MD5s of these. It is
 the checksum of what the service received, so nobody else answers with it. Some services have other entity
 tags: then the object is asked for.
 """
@@ -38,34 +39,36 @@ def md5_of(file: _Seekable) -> str:
 
 
 def check_stored(
-    answer: Mapping[str, Any], *, md5: str, size: int, ask: Callable[[], Mapping[str, Any]]
+    answer: Mapping[str, Any], *, tag: str, size: int, ask: Callable[[], Mapping[str, Any]]
 ) -> None:
     """
-    Check that the answer to a PutObject proves that the object was stored.
+    Check that the answer to a PutObject, or to a CompleteMultipartUpload, proves that the object was stored.
 
     @param answer: as boto3 returns it.
-    @param md5: of the object, in hexadecimal digits.
+    @param tag: the C{ETag} of such an object: its MD5, in hexadecimal digits, or what is made of those of its
+        parts.
     @param size: of the object, in bytes.
     @param ask: returns the answer to a HeadObject, also as boto3 returns it. It is called only if the C{ETag}
-        is not the MD5, and KMS doesn't explain that.
+        is another one, and KMS doesn't explain that.
 
     @raise Unproven: if it doesn't.
     @raise Exception: whatever C{ask} raises.
     """
-    entity_tag = _entity_tag(answer)
-    if entity_tag is None:
+    found = entity_tag(answer)
+    if found is None:
         status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         raise Unproven(f"answered {status} without an ETag, so it is not S3, or has stored nothing")
     # "aws:kms" and "aws:kms:dsse" (S3 API Reference, "PutObject").
-    if entity_tag.lower() == md5 or str(answer.get("ServerSideEncryption")).startswith("aws:kms"):
+    if found.lower() == tag or str(answer.get("ServerSideEncryption")).startswith("aws:kms"):
         return
     there = ask()
-    if _entity_tag(there) != entity_tag or there.get("ContentLength") != size:
+    if entity_tag(there) != found or there.get("ContentLength") != size:
         raise Unproven(
             "the ETag of the answer is not the MD5 of the capture, and HeadObject finds another object"
         )
 
 
-def _entity_tag(answer: Mapping[str, Any]) -> str | None:
+def entity_tag(answer: Mapping[str, Any]) -> str | None:
+    """The C{ETag} in an answer, as boto3 returns it; L{None} if there is no valid one."""
     found = _ENTITY_TAG.fullmatch(str(answer.get("ETag", "")))
     return None if found is None else found[2]

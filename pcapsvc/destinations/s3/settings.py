@@ -12,9 +12,16 @@ from pcapsvc.core.compression import UNCOMPRESSED, CompressionChoice
 from pcapsvc.core.endpoint import endpoint_url
 from pcapsvc.core.errors import Problem
 from pcapsvc.core.request import OptionFields
-from pcapsvc.core.values import Folder
-from pcapsvc.destinations.s3.options import S3_FIELDS, Acl, Bucket, S3Options, check_options
-from pcapsvc.settings.kinds import Compress, Endpoint, Flag, Line, Region, converted, one_of
+from pcapsvc.destinations.s3.options import (
+    S3_FIELDS,
+    Acl,
+    Bucket,
+    KmsKeyId,
+    S3Options,
+    StorageClass,
+    check_options,
+)
+from pcapsvc.settings.kinds import Compress, Endpoint, Flag, FolderTemplate, Line, Region, converted, one_of
 from pcapsvc.settings.rules import access_key_pair
 from pcapsvc.settings.secret import Secret, revealed
 from pcapsvc.settings.section import BuildContext, Conflict, DestinationSection, SecretKeys
@@ -35,6 +42,7 @@ class S3Settings(DestinationSection, frozen=True, kw_only=True):
     @ivar access_id: with C{access_key}, the credentials; L{None} if they come from where
         Amazon's tools look for them.
     @ivar endpoint: the service's URL; L{None} is Amazon's own.
+    @ivar kms_key_id: the key with which KMS encrypts, whatever C{encryption} is.
     @ivar compress: how its files are compressed.
     @ivar overrides: what a request may set for itself.
     @ivar endpoints: the URLs that a request may name; empty is any.
@@ -51,10 +59,12 @@ class S3Settings(DestinationSection, frozen=True, kw_only=True):
     access_key: Secret | None = field(name="accesskey", default=None)
     endpoint: Endpoint | None = None
     bucket: Bucket | None = None
-    folder: Folder | None = None
+    folder: FolderTemplate | None = None
     region: Region | None = None
     acl: Acl = "private"
     encryption: Flag = False
+    storage_class: StorageClass | None = field(name="storageclass", default=None)
+    kms_key_id: KmsKeyId | None = field(name="kmskeyid", default=None)
     compress: Compress = UNCOMPRESSED
     overrides: Annotated[
         frozenset[Annotated[str, one_of(*S3_FIELDS)]],
@@ -112,6 +122,8 @@ class S3Settings(DestinationSection, frozen=True, kw_only=True):
             region=self.region,
             acl=self.acl,
             encryption=self.encryption,
+            storage_class=self.storage_class,
+            kms_key_id=self.kms_key_id,
             overrides=self.overrides,
             endpoints=self.endpoints,
         )
