@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from unittest import SkipTest
 
-from benchmarks import armed, capture, encoding, lookback, many, others, remembering, soak, steered
+from benchmarks import armed, capture, encoding, lookback, many, others, remembering, soak, steered, streaming
 
 _BENCHMARKS = {
     "capture": capture.run,
@@ -23,7 +23,7 @@ _BENCHMARKS = {
     "encoding": encoding.run,
 }
 # These take minutes: they run only if they are named.
-_LONG = ("soak", "captures", "remembering")
+_LONG = ("soak", "captures", "remembering", "streaming")
 _MEMORY = Path("/dev/shm")
 
 
@@ -54,6 +54,7 @@ def main(words: list[str]) -> int:
         "soak": lambda _: soak.run(options.minutes),
         "captures": soak.run_captures,
         "remembering": lambda _: remembering.run(options.minutes),
+        "streaming": lambda _: streaming.run(),
     }
 
     # A signal is an exception, so that every process and namespace is cleaned up.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -270,6 +271,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Versions of Wireshark differ in what they add to a call.
     if others and not getattr(options, "others_allowed", False):
         known.error(f"unrecognized arguments: {' '.join(others)}; options come before the filter")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # The names of nodes and files may have characters that the terminal's encoding doesn't have.
+            stream.reconfigure(errors="replace")
     module, _, function = options.run.partition(":")
     from pcapsvc.client.status import ClientError, ExitStatus
 
@@ -283,9 +288,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return int(ExitStatus.INTERRUPTED)
     except BrokenPipeError:
-        # The reader has had enough. Python would complain once more when it exits.
+        # The reader has had enough, and not got everything. Python would complain once more when it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return int(ExitStatus.DELIVERED)
+        return int(ExitStatus.PARTLY)
 
 
 if __name__ == "__main__":

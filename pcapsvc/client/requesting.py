@@ -32,6 +32,8 @@ EXPECTED_SECONDS = 60.0
 #: Whose value is the URL that captures are put to, as options can be seen by every user of a host.
 PUT_URL_VARIABLE = "PCAPCTL_PUTURL"
 
+# What TERM is if the cursor can't be moved.
+_NO_CURSOR = ("", "dumb", "unknown")
 _FIELDS = (
     *("node", "nodere", "interface", "alias", "packets", "bytes", "timeout", "duration", "snap"),
     *("before", "pastonly", "beforeoptional", "rolling", "format", "compress"),
@@ -175,12 +177,19 @@ class Request:
             return waiting.run()
         except KeyboardInterrupt:
             view.close(self._tally, time.monotonic())
+        except BrokenPipeError:
+            self._say_what_runs()
+            raise
         try:
             if self._is_to_be_stopped():
                 self._stop(view)
                 waiting.run()
         except KeyboardInterrupt:
             print("", file=sys.stderr)
+        self._say_what_runs()
+        return ExitStatus.INTERRUPTED
+
+    def _say_what_runs(self) -> None:
         running = len({row.node for row in self._tally.running()})
         if running:
             print(
@@ -188,7 +197,6 @@ class Request:
                 f" pcapctl stop --request {self._requestid}",
                 file=sys.stderr,
             )
-        return ExitStatus.INTERRUPTED
 
     def _is_to_be_stopped(self) -> bool:
         running = len({row.node for row in self._tally.running()})
@@ -281,7 +289,7 @@ def _view(options: Namespace) -> IView:
     if options.json:
         return JsonView(sys.stdout)
     stream = sys.stderr if options.write == "-" else sys.stdout
-    if options.no_progress or not stream.isatty() or os.environ.get("TERM") == "dumb":
+    if options.no_progress or not stream.isatty() or os.environ.get("TERM", "dumb") in _NO_CURSOR:
         return LineView(stream)
     # Imported for a terminal only: it takes longer than all of the rest.
     from pcapsvc.client.table import TableView

@@ -307,6 +307,35 @@ class ConfigurationTests(OptionsTestCase):
             self.assertEqual(connections.credentials.token_for(address), expected)
 
 
+class OutputTests(OptionsTestCase):
+    """What is written, and to whom."""
+
+    def run_client(self, *words: str, **variables: str) -> subprocess.Popen[str]:
+        """Run pcapctl in a process of its own."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "pcapsvc.client.main", *words],
+            env={**os.environ, **self.environment, **variables},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def test_reader_gone(self) -> None:
+        """If the reader of its output ends, so does it, without a word; but not everything is done."""
+        running = self.run_client("schema")
+        assert running.stdout is not None and running.stderr is not None
+        running.stdout.close()
+        errors = running.stderr.read()
+        running.stderr.close()
+        self.assertEqual((running.wait(60), errors), (1, ""))
+
+    def test_encoding(self) -> None:
+        """What the encoding of the terminal doesn't have is replaced."""
+        self.configure('[profiles."b\u00fcro"]\n')
+        output, errors = self.run_client("profiles", PYTHONIOENCODING="ascii").communicate(timeout=60)
+        self.assertEqual((output, errors), ("b?ro\n", ""))
+
+
 class StartTests(unittest.SynchronousTestCase):
     """How soon pcapctl is there."""
 
