@@ -144,6 +144,51 @@ class CaptureTests(PageTestCase):
         page.get_by_role("button", name="Start capture").click()
         expect(page.locator("#running .card")).to_have_count(1)
 
+    def test_plain_words(self) -> None:
+        """
+        Which packets is said in plain words. The filter that they mean is shown while they are typed, with
+        what is wrong beside each field, and is the capture's.
+        """
+        daemon = self.daemon()
+        page = self.visit(daemon, allowed="400 (Bad Request)").page
+        page.get_by_role("button", name="New capture").click()
+        page.get_by_role("checkbox", name="lo", exact=False).first.check()
+        text = page.locator("#filter-text")
+        expect(text).to_be_hidden()
+        page.get_by_label("Host").fill("192.0.2.7, 2001:db8::7")
+        page.get_by_label("Port", exact=True).fill("443 8443")
+        expect(text).to_have_text("host (192.0.2.7 or 2001:db8::7) and port (443 or 8443)")
+        page.get_by_text("Source, destination").click()
+        source = page.get_by_role("textbox", name="Source")
+        source.fill("192.0.2.9/24")
+        expect(page.locator("#src-error")).to_contain_text("the network is 192.0.2.0/24")
+        expect(source).to_have_attribute("aria-invalid", "true")
+        page.get_by_label("VLAN").fill("seven")
+        expect(page.locator("#vlan-error")).to_have_text("seven is not a number.")
+        page.get_by_label("VLAN").fill("5000")
+        expect(page.locator("#vlan-error")).to_contain_text("0 to 4095")
+        page.get_by_role("button", name="Start capture").click()
+        expect(page.locator("#src-error")).to_contain_text("the network is 192.0.2.0/24")
+        expect(page.locator("#start-dialog")).to_be_visible()
+        source.fill("192.0.2.0/24")
+        page.get_by_label("VLAN").fill("")
+        for name in ("SYN", "RST"):
+            page.get_by_label(name).check()
+        page.get_by_label("Direction").select_option("in")
+        page.get_by_label("Protocol").fill("6")
+        page.get_by_label("BPF filter").fill("less 100")
+        wanted = (
+            "host (192.0.2.7 or 2001:db8::7) and src net 192.0.2.0/24 and proto 6 and port (443 or 8443)"
+            " and (tcp[tcpflags] & (tcp-syn|tcp-rst) != 0 or (ip6[6] = 6 and ip6[53] & 0x06 != 0))"
+            " and inbound and (less 100)"
+        )
+        expect(text).to_have_text(wanted)
+        expect(page.locator("#filter-state")).to_contain_text("Valid")
+        page.get_by_role("button", name="Start capture").click()
+        expect(page.locator("#running .card .filter")).to_have_text(wanted)
+        [capture] = daemon.request("GET", "/captures")[1]["captures"]
+        self.assertEqual(capture["bpf"], wanted)
+
     def test_no_past(self) -> None:
         """If no interface has a history, the form doesn't ask."""
         page = self.visit(self.daemon()).page

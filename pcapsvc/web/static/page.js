@@ -831,30 +831,88 @@ class EndDialog extends Dialog {
   }
 }
 
-/** The text below the filter: whether it is valid, asked of the node while it is typed. */
+/** Which packets are wanted: the fields in plain words, and the filter of an expert beside them. */
+class Words {
+  static LISTS = ["host", "net", "port", "portrange", "protocol", "src", "dst", "vlan"];
+  static NUMBERS = ["port", "vlan"];
+  static FIELDS = [...Words.LISTS, "flags", "direction"];
+
+  static inputs() {
+    return [...Words.LISTS.map($), ...Words._flags(), $("direction"), $("bpf")];
+  }
+
+  static _flags() { return [...document.getElementsByName("flags")]; }
+
+  /** What a field says, in the values of a request; undefined if it is empty. */
+  static value(name) {
+    if (name === "direction") return $("direction").value || undefined;
+    const flags = name === "flags" && Words._flags().filter((box) => box.checked).map((box) => box.value);
+    const words = flags || $(name).value.split(/[\s,]+/).filter(Boolean);
+    const isNumber = (word) => /^\d{1,15}$/.test(word) && (name === "protocol" || Words.NUMBERS.includes(name));
+    const values = words.map((word) => (isNumber(word) ? Number(word) : word));
+    return values.length > 1 ? values : values[0];
+  }
+
+  /** All fields that are not empty. */
+  static request() {
+    const request = {};
+    for (const name of Words.FIELDS) {
+      const value = Words.value(name);
+      if (value !== undefined) request[name] = value;
+    }
+    if ($("bpf").value.trim()) request.bpf = $("bpf").value;
+    return request;
+  }
+
+  /** What is wrong with a field, as far as the node would call it by another name; null if nothing is. */
+  static problem(name) {
+    if (!Words.NUMBERS.includes(name)) return null;
+    const value = Words.value(name);
+    const wrong = [value].flat().find((one) => typeof one === "string");
+    return wrong === undefined ? null : `${wrong} is not a number.`;
+  }
+}
+
+/** The text below the filter: what it is, and whether it is valid, asked of the node while it is typed. */
 class FilterCheck {
-  constructor(api, field, firstInterface) {
-    Object.assign(this, { _api: api, _field: field, _interface: firstInterface });
-    field.addEventListener("input", () => this.soon());
+  constructor(api, firstInterface, onProblem) {
+    Object.assign(this, { _api: api, _interface: firstInterface, _onProblem: onProblem });
+    for (const field of Words.inputs()) {
+      field.addEventListener("input", () => {
+        if (field !== $("bpf")) onProblem(field.name, "");
+        this.soon();
+      });
+    }
   }
 
   soon() {
     this._abort?.abort();
     clearTimeout(this._timer);
-    if (!this._field.value.trim()) return this._say("", "");
+    if (Object.keys(Words.request()).length === 0) {
+      this._say("", "");
+      return this._showFilter("");
+    }
     this._timer = setTimeout(() => this._check(), 300);
   }
 
   async _check() {
+    for (const name of Words.FIELDS) this._onProblem(name, "");
+    const wrong = Words.FIELDS.filter((name) => Words.problem(name));
+    for (const name of wrong) this._onProblem(name, Words.problem(name));
+    if (wrong.length) {
+      this._say("", "");
+      return this._showFilter("");
+    }
     const abort = this._abort = new AbortController();
-    const body = { bpf: this._field.value };
+    const body = Words.request();
     const name = this._interface();
     if (name) body.interface = name;
     this._say("busy", "Checking…");
     try {
       const answer = await this._api.json("/filters", { method: "POST", body, signal: abort.signal });
+      this._showFilter(answer.filter);
       if (answer.valid) this._say("good", `Valid: ${plural(answer.instructions, "instruction")}`);
-      else this._say("bad", problemWords(answer.problems));
+      else this.refused(answer.problems);
     } catch (error) {
       if (abort.signal.aborted) return;
       // Whether it is valid is then judged at the start.
@@ -862,13 +920,28 @@ class FilterCheck {
     }
   }
 
-  /** Show why the filter was refused. */
-  show(problem) { this._say("bad", problem); }
+  /** Show why the filter was refused: beside its fields, or below it. */
+  refused(problems) {
+    const others = problems.filter(({ path }) => !Words.FIELDS.includes(path));
+    const byField = new Map();
+    for (const problem of problems) {
+      if (!others.includes(problem)) byField.set(problem.path, [...(byField.get(problem.path) ?? []), problem]);
+    }
+    for (const [path, found] of byField) this._onProblem(path, problemWords(found.slice(0, 3)));
+    if (others.length) this._say("bad", problemWords(others));
+    else this._say("", "");
+  }
+
+  _showFilter(words) {
+    setText($("filter-text"), words);
+    // Of a filter alone, nobody has to be told what it is.
+    $("filter-result").hidden = !words || words === $("bpf").value;
+  }
 
   _say(kind, words) {
     setText($("filter-state"), words);
     setAttribute($("filter-state"), "data-kind", kind || null);
-    setAttribute(this._field, "aria-invalid", kind === "bad" ? "true" : null);
+    setAttribute($("bpf"), "aria-invalid", kind === "bad" ? "true" : null);
   }
 }
 
@@ -880,7 +953,7 @@ class StartDialog extends Dialog {
   constructor(api, onStarted) {
     super("start");
     Object.assign(this, { _api: api, _onStarted: onStarted, _interfaces: [], _node: null });
-    this._check = new FilterCheck(api, $("bpf"), () => this._firstInterface());
+    this._check = new FilterCheck(api, () => this._firstInterface(), (name, words) => this._error(name, words));
     for (const radio of this._form.elements.by) radio.addEventListener("change", () => this._showChoices());
     $("choices").addEventListener("change", () => { this._error("interface", ""); this._check.soon(); this._showPast(); });
     for (const name of ["before", "pastonly", "rolling"]) $(name).addEventListener("input", () => this._showPast());
@@ -1002,7 +1075,7 @@ class StartDialog extends Dialog {
   }
 
   _clearErrors() {
-    for (const name of ["interface", ...StartDialog.NUMBERS, ...StartDialog.TEXTS, ...StartDialog.CHOICES]) this._error(name, "");
+    for (const name of ["interface", ...Words.FIELDS, ...StartDialog.NUMBERS, ...StartDialog.TEXTS, ...StartDialog.CHOICES]) this._error(name, "");
     this._summary("");
   }
 
@@ -1034,7 +1107,12 @@ class StartDialog extends Dialog {
     const request = { node: this._node.name, [this._form.elements.by.value]: chosen };
     let isValid = chosen.length > 0;
     if (!isValid) this._error("interface", this._form.elements.by.value === "alias" ? "Choose at least one alias." : "Choose at least one interface.");
-    if ($("bpf").value.trim()) request.bpf = $("bpf").value;
+    for (const name of Words.FIELDS) {
+      const problem = Words.problem(name);
+      if (problem) this._error(name, problem);
+      isValid &&= !problem;
+    }
+    Object.assign(request, Words.request());
     if ($("rolling").checked) request.rolling = true;
     const past = this._past();
     if (past === false) isValid = false;
@@ -1072,10 +1150,12 @@ class StartDialog extends Dialog {
   _refused(error) {
     if (error.status === 401) return this._onStarted(error);
     const rest = [];
-    for (const { path, value, rule } of error.problems) {
+    const isOfFilter = ({ path }) => path === "bpf" || path === "filter" || Words.FIELDS.includes(path);
+    const ofFilter = error.problems.filter(isOfFilter);
+    if (ofFilter.length) this._check.refused(ofFilter);
+    for (const { path, value, rule } of error.problems.filter((problem) => !isOfFilter(problem))) {
       const field = String(path).split(/[.[]/)[0].toLowerCase();
-      if (field === "bpf") this._check.show(problemWords([{ value, rule }]));
-      else if (field === "interface" || field === "alias") this._error("interface", `${value ?? ""} ${rule}`.trim());
+      if (field === "interface" || field === "alias") this._error("interface", `${value ?? ""} ${rule}`.trim());
       else if ($(`${field}-error`)) this._error(field, rule);
       else rest.push(`${path}: ${rule}`);
     }
