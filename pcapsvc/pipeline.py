@@ -30,6 +30,7 @@ from pcapsvc.core.recording import Content, Recording
 from pcapsvc.core.request import StopRequest, read_labels
 from pcapsvc.core.result import Accepted, Busy, Ended, Rejected, StartedCapture, Verdict
 from pcapsvc.core.session import StopReason
+from pcapsvc.generated_file import GeneratedFile
 from pcapsvc.interfaces.capture import ICapture, ICapturer
 from pcapsvc.interfaces.captures import ICaptureFiles, ICaptureRegistry
 from pcapsvc.interfaces.delivery import IDelivery, IEncoder
@@ -297,7 +298,7 @@ class Pipeline(Service):
             self._log.failure("{capture_id}: internal error in the encoder", capture_id=capture_id)
             self._report(capture, CaptureFailed(problem=FAULT))
             return
-        if content is not recorded.content:
+        if content is not recorded.content and not isinstance(content, GeneratedFile):
             recorded.content.close()
             self._admission.holds(capture_id, content.size)
         artifact = make_artifact(recorded, content, suffix=encoder.suffix, media_type=encoder.media_type)

@@ -3,8 +3,7 @@ Compresses files in memory, with little more memory.
 
 A file is compressed once to find out how large it becomes, since servers want to know that before the first
 byte. What comes out is kept if it is small, and forgotten otherwise: then whoever reads the file compresses
-it once more, while reading. The same library makes the same bytes of the same file, and a reader that finds
-another number of them fails.
+it once more, while reading (L{GeneratedFile}). The same library makes the same bytes of the same file.
 
 So a file of any size takes up to L{MOST_HELD_BYTES} more memory, and what the libraries need, however little
 it can be compressed. Nothing has to be freed for that which others still read.
@@ -12,19 +11,18 @@ it can be compressed. Nothing has to be freed for that which others still read.
 
 from __future__ import annotations
 
-import errno
 import os
 import threading
 import zlib
-from collections.abc import Callable, Iterator
-from io import BufferedReader, RawIOBase
-from typing import Any, BinaryIO, Protocol
+from collections.abc import Callable, Generator
+from typing import BinaryIO, Protocol
 
 from twisted.internet.defer import CancelledError, Deferred
 
 from pcapsvc.core.compression import Compression
 from pcapsvc.core.errors import EncoderError
 from pcapsvc.core.recording import Content
+from pcapsvc.generated_file import GeneratedFile, Make
 from pcapsvc.interfaces.threads import RunInThread
 from pcapsvc.memory_file import MemoryFile
 
@@ -76,12 +74,26 @@ def _encoder(name: str, size: int) -> _Encoder:
     return compressor.compressobj(size=size)
 
 
-def _compressed(source: BinaryIO, name: str, size: int) -> Iterator[bytes]:
-    """The compressed file, piece by piece; some pieces are empty."""
-    encoder = _encoder(name, size)
+def _compressing(name: str, size: int) -> Make:
+    """
+    What makes the compressed file of another one.
+
+    @param size: of the other one, in bytes.
+    """
+
+    def make(source: BinaryIO) -> Generator[bytes]:
+        encoder = _encoder(name, size)
+        for chunk in _copied(source):
+            yield encoder.compress(chunk)
+        yield encoder.flush()
+
+    return make
+
+
+def _copied(source: BinaryIO) -> Generator[bytes]:
+    """A file as it is."""
     while chunk := source.read(_CHUNK_BYTES):
-        yield encoder.compress(chunk)
-    yield encoder.flush()
+        yield chunk
 
 
 class Compressor:
@@ -107,28 +119,35 @@ class Compressor:
         self._room = room
         self._most_held_bytes = most_held_bytes
 
-    def compress(self, key: str, content: Content, compression: Compression) -> Deferred[CompressedFile]:
+    def compress(self, key: str, content: Content, compression: Compression) -> Deferred[Content]:
         """
         Compress a file.
 
         @param key: unique among all files, for those who grant memory.
-        @param content: the file. It must stay open as long as the result C{needs_source}.
+        @param content: the file. It must stay open as long as the result, if that is a L{GeneratedFile}.
 
         @return: fires with the compressed file, which the caller closes. Fails with L{EncoderError}. On
             cancel, the thread ends after the piece in hand.
         """
-        return Deferred.fromCoroutine(self._compress(key, content, compression))
+        return Deferred.fromCoroutine(self._keep(key, content, _compressing(compression.name, content.size)))
 
-    async def _compress(self, key: str, content: Content, compression: Compression) -> CompressedFile:
-        name, size = compression.name, content.size
+    def may_keep(self, size: int) -> bool:
+        """Whether files of this size, in bytes, are kept if there is room for them."""
+        return size <= self._most_held_bytes
+
+    def keep(self, key: str, content: Content) -> Deferred[Content]:
+        """The same without compressing: what is made while it is read is kept, if it is small."""
+        return Deferred.fromCoroutine(self._keep(key, content, _copied))
+
+    async def _keep(self, key: str, content: Content, make: Make) -> Content:
         # Nothing is larger when it is compressed, but for a few bytes.
-        most = min(self._most_held_bytes, size + _CHUNK_BYTES)
+        most = min(self._most_held_bytes, content.size + _CHUNK_BYTES)
         held = self._make_held() if self._room.take(key, most) else None
         cancelled = threading.Event()
         try:
             source = content.open()
             try:
-                done = await self._run_in_thread(_measure, source, name, size, held, most, cancelled.is_set)
+                size = await self._run_in_thread(_measure, source, make, held, most, cancelled.is_set)
             except BaseException:
                 # A thread that has begun notices, and closes what it reads as well.
                 cancelled.set()
@@ -143,10 +162,11 @@ class Compressor:
             self._room.on_disk(key)
             raise EncoderError(str(error) or type(error).__name__) from error
         if held is not None and not held.is_closed:
-            self._room.holds(key, done)
-            return CompressedFile(content, name, done, held, lambda: self._room.on_disk(key))
+            self._room.holds(key, size)
+            held.closed = lambda: self._room.on_disk(key)
+            return held
         self._room.on_disk(key)
-        return CompressedFile(content, name, done, None, lambda: None)
+        return GeneratedFile(content, make, size)
 
     def _make_held(self) -> _HeldFile | None:
         """A file in memory; L{None} if there is no descriptor for it."""
@@ -157,82 +177,42 @@ class Compressor:
 
 
 def _measure(
-    source: BinaryIO,
-    name: str,
-    size: int,
-    held: _HeldFile | None,
-    most: int,
-    is_cancelled: Callable[[], bool],
+    source: BinaryIO, make: Make, held: _HeldFile | None, most: int, is_cancelled: Callable[[], bool]
 ) -> int:
     """
-    Compress a file, in a thread.
+    Make a file of another one, in a thread.
 
-    @param source: the file. It is closed.
-    @param size: of the file, in bytes.
+    @param source: the other one. It is closed.
     @param held: takes what comes out. It is closed if that is too much.
     @param most: how much it may take, in bytes.
 
     @return: how large the file becomes.
     """
-    done = 0
+    size = 0
     with source:
-        for piece in _compressed(source, name, size):
+        for piece in make(source):
             if is_cancelled():
                 raise CancelledError
-            done += len(piece)
-            if held is not None and not (done <= most and held.add(piece)):
+            size += len(piece)
+            if held is not None and not (size <= most and held.add(piece)):
                 held.drop()
                 held = None
-    return done
-
-
-class CompressedFile:
-    """
-    A compressed file: a L{Content}.
-
-    @ivar size: in bytes.
-    @ivar needs_source: whether it is made of the file that it was compressed from each time that it is read.
-    """
-
-    def __init__(
-        self,
-        source: Content,
-        name: str,
-        size: int,
-        held: _HeldFile | None,
-        closed: Callable[[], object],
-    ) -> None:
-        self._source: Content | None = source
-        self._name = name
-        self._held = held
-        self._closed = closed
-        self.size = size
-        self.needs_source = held is None
-
-    def open(self) -> BinaryIO:
-        """A reader: see L{Content.open}. It may compress the file, so it is to be read in threads."""
-        if self._held is not None:
-            return self._held.open()
-        if self._source is None:
-            raise OSError(errno.EBADF, "it is closed")
-        source = self._source.open()
-        return BufferedReader(_CompressingReader(source, self._name, self._source.size, self.size))
-
-    def close(self) -> None:
-        """Free the memory: see L{Content.close}."""
-        if self._source is not None:
-            self._source = None
-            if self._held is not None:
-                self._held.close()
-            self._closed()
+    return size
 
 
 class _HeldFile:
-    """What comes out, as long as it is kept. It may be closed while another thread writes to it."""
+    """
+    A file that is kept in memory: a L{Content}. It may be closed while a thread still writes to it.
+
+    @ivar size: in bytes.
+    @ivar closed: called when it is closed, once.
+    """
 
     def __init__(self, close_descriptor: Callable[[int], object]) -> None:
         self._lock = threading.Lock()
-        self._file = MemoryFile("compressed", close_descriptor)
+        self._file = MemoryFile("pcapsvc-form", close_descriptor)
+        self.size = 0
+        self.closed: Callable[[], object] = lambda: None
 
     @property
     def is_closed(self) -> bool:
@@ -244,12 +224,14 @@ class _HeldFile:
             if self.is_closed:
                 return False
             try:
-                self._file.write_at(self._file.size, piece)
+                self._file.write_at(self.size, piece)
             except OSError:
                 return False
+            self.size += len(piece)
             return True
 
     def open(self) -> BinaryIO:
+        """A reader: see L{Content.open}."""
         return self._file.open()
 
     def drop(self) -> None:
@@ -258,69 +240,9 @@ class _HeldFile:
         self.close()
 
     def close(self) -> None:
+        """Free the memory: see L{Content.close}."""
         with self._lock:
+            is_first = not self.is_closed
             self._file.close()
-
-
-class _CompressingReader(RawIOBase):
-    """
-    Compresses a file while it is read. To go back is to begin again.
-
-    @param source: the file. It is closed.
-    @param source_size: of the file, in bytes.
-    @param size: of the compressed file, in bytes.
-    """
-
-    def __init__(self, source: BinaryIO, name: str, source_size: int, size: int) -> None:
-        self._source = source
-        self._name = name
-        self._source_size = source_size
-        self._size = size
-        self._at = 0
-        self._begin()
-
-    def _begin(self) -> None:
-        self._pieces = _compressed(self._source, self._name, self._source_size)
-        self._piece = memoryview(b"")
-        # Where the piece begins.
-        self._made = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        if self._at < self._made:
-            self._source.seek(0)
-            self._begin()
-        while self._at >= self._made + len(self._piece):
-            self._made += len(self._piece)
-            piece = next(self._pieces, None)
-            if piece is None:
-                if self._made != self._size:
-                    raise OSError(f"compressed again, it has {self._made} bytes instead of {self._size}")
-                self._piece = memoryview(b"")
-                return 0
-            self._piece = memoryview(piece)
-        start = self._at - self._made
-        found = self._piece[start : start + len(buffer)]
-        buffer[: len(found)] = found
-        self._at += len(found)
-        return len(found)
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        at = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence] + offset
-        if at < 0:
-            raise ValueError(f"negative position: {at}")
-        self._at = at
-        return at
-
-    def tell(self) -> int:
-        return self._at
-
-    def close(self) -> None:
-        if not self.closed:
-            self._source.close()
-        super().close()
+        if is_first:
+            self.closed()

@@ -9,6 +9,7 @@ itself.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from functools import partial
 
 from twisted.application.service import Service
@@ -17,11 +18,13 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from pcapsvc.core.artifact import Artifact, compressed
-from pcapsvc.core.compression import COMPRESSIONS, UNCOMPRESSED, Compression
+from pcapsvc.core.compression import COMPRESSIONS, UNCOMPRESSED
 from pcapsvc.core.errors import FAULT, EncoderError
 from pcapsvc.core.event import DeliveryFailed, EventFactory
-from pcapsvc.delivery.compressor import CompressedFile, Compressor
+from pcapsvc.core.recording import Content
+from pcapsvc.delivery.compressor import Compressor
 from pcapsvc.delivery.outboxes import Outboxes
+from pcapsvc.generated_file import GeneratedFile
 from pcapsvc.interfaces.delivery import IDelivery
 from pcapsvc.interfaces.lifecycle import IHurriable
 from pcapsvc.interfaces.reports import IReporter
@@ -56,7 +59,7 @@ class Forms(Service):
         self._events = events
         self._has_spool = has_spool
         self._is_hurried = False
-        self._compressing: dict[Deferred[CompressedFile], None] = {}
+        self._making: dict[Deferred[Content], None] = {}
 
     def startService(self) -> None:
         """Compress what is to be compressed."""
@@ -67,8 +70,8 @@ class Forms(Service):
         """Compress nothing more, if there is a spool: see L{IHurriable}."""
         if self._has_spool:
             self._is_hurried = True
-            for compressing in reversed(list(self._compressing)):
-                compressing.cancel()
+            for making in reversed(list(self._making)):
+                making.cancel()
 
     def deliver(self, artifact: Artifact, on_disk: Callable[[], object]) -> Deferred[None]:
         """See L{IDelivery.deliver}."""
@@ -78,7 +81,7 @@ class Forms(Service):
         forms: dict[str, list[str]] = {}
         for name in self._outboxes.destinations(artifact):
             forms.setdefault(artifact.compressions.get(name, UNCOMPRESSED), []).append(name)
-        if forms.keys() <= {UNCOMPRESSED}:
+        if forms.keys() <= {UNCOMPRESSED} and not isinstance(artifact.content, GeneratedFile):
             await self._outboxes.deliver(artifact, on_disk)
             return
         needing = set(forms)
@@ -104,18 +107,17 @@ class Forms(Service):
         @param to: the destinations that want it.
         @param done: called when it doesn't need the artifact's content any more. Further calls do nothing.
         """
-        content: CompressedFile | None = None
-        if form != UNCOMPRESSED and not self._is_hurried:
-            compression = COMPRESSIONS[form]
+        content: Content | None = None
+        if not self._is_hurried and (form != UNCOMPRESSED or self._is_to_be_kept(artifact.content)):
             try:
-                content = await self._compress(artifact, compression)
+                content = await self._make(artifact, form)
             except (CancelledError, EncoderError) as error:
                 if not (isinstance(error, CancelledError) and self._is_hurried):
-                    self._failed(artifact, to, f"not compressed with {form}: {str(error) or 'cancelled'}")
+                    self._failed(artifact, to, f"{_what(form)}: {str(error) or 'cancelled'}")
                     done()
                     return
             except Exception:  # noqa: BLE001 - these deliveries fail, and no others
-                self._log.failure("{capture_id}: not compressed", capture_id=artifact.capture_id)
+                self._log.failure("{capture_id}: internal error", capture_id=artifact.capture_id)
                 self._failed(artifact, to, FAULT)
                 done()
                 return
@@ -123,28 +125,43 @@ class Forms(Service):
             await self._outboxes.deliver(artifact, done, to)
             done()
             return
-        if not content.needs_source:
+        if not isinstance(content, GeneratedFile):
             done()
 
-        def close(content: CompressedFile = content) -> None:
+        def close(content: Content = content) -> None:
             content.close()
             done()
 
+        if form == UNCOMPRESSED:
+            artifact = replace(artifact, content=content)
+        else:
+            artifact = compressed(artifact, content, COMPRESSIONS[form])
         try:
-            await self._outboxes.deliver(compressed(artifact, content, compression), close, to)
+            await self._outboxes.deliver(artifact, close, to)
         finally:
             close()
 
-    async def _compress(self, artifact: Artifact, compression: Compression) -> CompressedFile:
-        key = f"{artifact.capture_id}/{compression.name}"
-        compressing = self._compressor.compress(key, artifact.content, compression)
-        self._compressing[compressing] = None
+    def _is_to_be_kept(self, content: Content) -> bool:
+        """Whether a file as it is should be in memory, rather than be made whenever it is read."""
+        return isinstance(content, GeneratedFile) and self._compressor.may_keep(content.size)
+
+    async def _make(self, artifact: Artifact, form: str) -> Content:
+        key = f"{artifact.capture_id}/{form}"
+        if form == UNCOMPRESSED:
+            making = self._compressor.keep(key, artifact.content)
+        else:
+            making = self._compressor.compress(key, artifact.content, COMPRESSIONS[form])
+        self._making[making] = None
         try:
-            return await compressing
+            return await making
         finally:
-            self._compressing.pop(compressing)
+            self._making.pop(making)
 
     def _failed(self, artifact: Artifact, to: Collection[str], problem: str) -> None:
         for destination in to:
             data = DeliveryFailed(destination=destination, problem=problem)
             self._reporter.report(self._events.event(data, artifact.labels, artifact.capture_id))
+
+
+def _what(form: str) -> str:
+    return "not encoded" if form == UNCOMPRESSED else f"not compressed with {form}"

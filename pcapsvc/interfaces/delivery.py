@@ -27,7 +27,8 @@ class IEncoder(Interface):
         Encode a recording. The caller closes the recording's content and the result, which may be
         the same. If this fails or is cancelled, the encoder closes all else that it opened.
 
-        @param recording: its content stays open until the Deferred has fired.
+        @param recording: its content stays open until the Deferred has fired; if that is with a
+            L{GeneratedFile<pcapsvc.generated_file.GeneratedFile>}, until that is closed.
 
         @return: fires with the file's content; fails with L{EncoderError}; on cancel, with
             L{twisted.internet.defer.CancelledError}.

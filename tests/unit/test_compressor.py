@@ -17,7 +17,9 @@ from twisted.trial import unittest
 from pcapsvc.core.admission import Admission
 from pcapsvc.core.compression import COMPRESSIONS
 from pcapsvc.core.errors import EncoderError
-from pcapsvc.delivery.compressor import CompressedFile, Compressor
+from pcapsvc.core.recording import Content
+from pcapsvc.delivery.compressor import Compressor
+from pcapsvc.generated_file import GeneratedFile
 from pcapsvc.testing import run_now
 from tests.unit.contents import MemfdContent
 from tests.unit.pipeline_case import descriptors
@@ -77,30 +79,30 @@ class CompressorCase(unittest.SynchronousTestCase):
         self.assertEqual(self.room.held, {})
         self.assertEqual(descriptors(), self.before)
 
-    def start(self, name: str, **options: Any) -> Deferred[CompressedFile]:
+    def start(self, name: str, **options: Any) -> Deferred[Content]:
         """Compress it."""
         compressor = Compressor(self.run_in_thread, self.room, **options)
         return compressor.compress("key", self.content, COMPRESSIONS[name])
 
-    def compress(self, name: str, **options: Any) -> CompressedFile:
+    def compress(self, name: str, **options: Any) -> Content:
         """Have it compressed."""
         made = self.successResultOf(self.start(name, **options))
         self.addCleanup(made.close)
         return made
 
-    def read(self, made: CompressedFile) -> bytes:
+    def read(self, made: Content) -> bytes:
         """All of a file."""
         with made.open() as file:
             data = file.read()
         self.assertEqual(len(data), made.size)
         return data
 
-    def each_way(self, check: Callable[[CompressedFile, str], None]) -> None:
+    def each_way(self, check: Callable[[Content, str], None]) -> None:
         """Check each compression, kept in memory and not."""
         for name in COMPRESSIONS:
             for most in (_ROOM, len(_DATA) // 10):
                 made = self.successResultOf(self.start(name, most_held_bytes=most))
-                self.assertEqual(made.needs_source, most != _ROOM)
+                self.assertEqual(isinstance(made, GeneratedFile), most != _ROOM)
                 check(made, name)
                 made.close()
 
@@ -112,7 +114,7 @@ class CompressorTests(CompressorCase):
         """Decompressed, it is what it was, whether it was kept or is compressed again."""
         found: dict[str, set[bytes]] = {}
 
-        def check(made: CompressedFile, name: str) -> None:
+        def check(made: Content, name: str) -> None:
             data = self.read(made)
             self.assertEqual(decompressed(data, name), _DATA)
             self.assertLess(len(data), 0.6 * len(_DATA))
@@ -124,7 +126,7 @@ class CompressorTests(CompressorCase):
     def test_readers(self) -> None:
         """Readers are independent, may go back and forth, and know where they are and where the end is."""
 
-        def check(made: CompressedFile, name: str) -> None:
+        def check(made: Content, name: str) -> None:
             data = self.read(made)
             chance = random.Random(2)
             with made.open() as one, made.open() as other:
@@ -142,8 +144,8 @@ class CompressorTests(CompressorCase):
     def test_held(self) -> None:
         """What is kept counts as memory until it is closed, by its size; what isn't doesn't count."""
 
-        def check(made: CompressedFile, name: str) -> None:
-            self.assertEqual(self.room.held, {} if made.needs_source else {"key": made.size})
+        def check(made: Content, name: str) -> None:
+            self.assertEqual(self.room.held, {} if isinstance(made, GeneratedFile) else {"key": made.size})
 
         self.each_way(check)
 
@@ -151,7 +153,7 @@ class CompressorTests(CompressorCase):
         """If there is no memory for it, it is compressed again when it is read."""
         self.room.grants = False
         made = self.compress("zstd")
-        self.assertTrue(made.needs_source)
+        self.assertIsInstance(made, GeneratedFile)
         self.assertEqual(decompressed(self.read(made), "zstd"), _DATA)
 
     def test_room_of_admission(self) -> None:
@@ -173,7 +175,7 @@ class CompressorTests(CompressorCase):
 
         self.patch(os, "memfd_create", refuse)
         made = self.compress("gzip")
-        self.assertTrue(made.needs_source)
+        self.assertIsInstance(made, GeneratedFile)
         self.assertEqual(self.room.held, {})
         self.assertEqual(decompressed(self.read(made), "gzip"), _DATA)
 
@@ -189,10 +191,20 @@ class CompressorTests(CompressorCase):
 
     def test_other_bytes(self) -> None:
         """If it were compressed to another size than before, reading it would fail."""
-        made = self.compress("gzip", most_held_bytes=0)
-        made.size += 1
-        with made.open() as file:
-            self.assertRaises(OSError, file.read)
+        for wrong in (9, 11):
+            made = GeneratedFile(self.content, lambda source: (source.read(5) for _ in range(2)), wrong)
+            with made.open() as file:
+                self.assertRaises(OSError, file.read)
+
+    def test_kept(self) -> None:
+        """What is made while it is read is kept as it is, if it is small."""
+        made = GeneratedFile(self.content, lambda source: (source.read(5) for _ in range(2)), 10)
+        for most in (10, 9):
+            compressor = Compressor(self.run_in_thread, self.room, most_held_bytes=most)
+            kept = self.successResultOf(compressor.keep("key", made))
+            self.assertEqual((isinstance(kept, GeneratedFile), kept.size), (most == 9, 10))
+            self.assertEqual(self.read(kept), _DATA[:10])
+            kept.close()
 
     def test_unreadable(self) -> None:
         """If the file can't be read, that is an error of the encoder."""

@@ -21,7 +21,6 @@ from pcapsvc.encoders.pcapng.describe import Origin
 from pcapsvc.encoders.pcapng.encoder import PcapngEncoder
 from pcapsvc.encoders.pcapng.packet_blocks import GROUP
 from pcapsvc.interfaces.delivery import IEncoder
-from pcapsvc.memory_file import MemoryFile
 from pcapsvc.testing import MemoryContent
 from pcapsvc.threads import NotRunning
 from peers.pcapng import PcapngFile, read_pcapng
@@ -141,6 +140,38 @@ class PacketTests(EncoderCase):
         self.assertEqual(self.encode([]).kinds, [0x0A0D0D0A, 1, 5])
 
 
+class ReaderTests(EncoderCase):
+    """A file is made whenever it is read."""
+
+    def test_readers(self) -> None:
+        """Readers are independent, and may go back and forth; what a reader needs is closed with it."""
+        packets = [packet(at, 61 + at % 300) for at in range(3 * GROUP)]
+        recorded = self.recording(pcap(packets))
+        content = self.successResultOf(self.encoder.encode(recorded))
+        self.assertEqual(self.open_descriptors(), self.descriptors)
+        with content.open() as one, content.open() as other:
+            whole = one.read()
+            self.assertEqual(len(whole), content.size)
+            for at in (1000, len(whole) - 5, 0, 70_001):
+                one.seek(at)
+                self.assertEqual(one.read(600), whole[at : at + 600])
+            self.assertEqual(other.read(), whole)
+            self.assertNotEqual(self.open_descriptors(), self.descriptors)
+        self.assertEqual(self.open_descriptors(), self.descriptors)
+
+    def test_closed(self) -> None:
+        """The recording is needed until the file is closed, and closed with it."""
+        closed: list[bool] = []
+        recorded = self.recording(pcap([packet(0, 60)]))
+        self.patch(recorded.content, "close", lambda: closed.append(True))
+        content = self.successResultOf(self.encoder.encode(recorded))
+        self.assertEqual(closed, [])
+        for _ in range(2):
+            content.close()
+            self.assertEqual(closed, [True])
+        self.assertRaises(OSError, content.open)
+
+
 class DescriptionTests(EncoderCase):
     """What a file says about its capture."""
 
@@ -215,6 +246,15 @@ class FailureTests(EncoderCase):
         failure = self.failureResultOf(self.encoder.encode(self.recording(data)), EncoderError)
         return str(failure.value)
 
+    def unreadable(self) -> str:
+        """Why a file that was encoded can't be read."""
+        recorded = self.recording(pcap([packet(0, 60)]))
+        content = self.successResultOf(self.encoder.encode(recorded))
+        with content.open() as reader:
+            error = self.assertRaises(OSError, reader.read)
+        content.close()
+        return str(error)
+
     def test_damaged(self) -> None:
         """A recording that isn't a pcap file, or that ends too soon, can't be encoded."""
         whole = pcap([packet(0, 60)])
@@ -225,18 +265,18 @@ class FailureTests(EncoderCase):
         self.assertIn("within a packet", self.problem(whole[:32] + b"\xff" * 4 + bytes(2 << 20)))
 
     def test_no_memory(self) -> None:
-        """If there is no memory for the file, that is what it says."""
+        """If there is no memory for the piece in hand, that is what a reader says."""
 
-        def reserve(file: MemoryFile, end: int, *, more: int) -> None:
+        def refuse(*call: object) -> int:
             raise OSError(28, "No space left on device")
 
-        with patch.object(MemoryFile, "reserve", reserve):
-            self.assertIn("No space left on device", self.problem(pcap([packet(0, 60)])))
+        with patch.object(os, "memfd_create", refuse):
+            self.assertIn("No space left on device", self.unreadable())
 
     def test_short_write(self) -> None:
-        """If not all packets can be written, there is no file, and no other one is affected."""
+        """If not all packets can be written, a reader fails, and no other one is affected."""
         with patch("pcapsvc.encoders.pcapng.packet_blocks._writev", lambda *call: 1):
-            self.assertIn("No space left on device", self.problem(pcap([packet(0, 60)])))
+            self.assertIn("No space left on device", self.unreadable())
         self.assertEqual(self.encode([packet(0, 60)]).packets, [packet(0, 60)])
 
     def test_no_reader(self) -> None:
@@ -304,12 +344,12 @@ class CancelTests(EncoderCase):
         self.read(self.successResultOf(second))
 
     def test_after_it_has_ended(self) -> None:
-        """If the thread had already ended, its file is closed."""
-        encoded = self.encoder.encode(self.recording(pcap([])))
+        """If the thread had already ended, nothing stays open."""
+        recorded = self.recording(pcap([]))
+        encoded = self.encoder.encode(recorded)
         [(result, call)] = self.calls
-        content = call[0](*call[1:])
-        self.assertNotEqual(self.open_descriptors(), self.descriptors)
+        size = call[0](*call[1:])
         encoded.cancel()
         self.failureResultOf(encoded, CancelledError)
-        result.callback(content)
+        result.callback(size)
         self.assertEqual(self.open_descriptors(), self.descriptors)

@@ -33,6 +33,7 @@ GROUP = 512
 
 # Of a packet's record: the seconds and the rest of its time stamp, and the bytes that are kept.
 _START = struct.Struct("=III")
+_KEPT = struct.Struct("=8xI")
 # What a record has in front of what it shares with a block, in bytes.
 _NOT_SHARED_BYTES = 8
 _SHARED_HEADER_BYTES = PACKET_HEADER_BYTES - _NOT_SHARED_BYTES
@@ -94,6 +95,27 @@ def find_packets(records: memoryview, start: int) -> Found:
         headers.pop()
         at = starts.pop()
     return Found(starts=starts, headers=headers, end=at)
+
+
+def measure_packets(records: memoryview) -> tuple[int, int]:
+    """
+    How large packets become.
+
+    @param records: as in L{find_packets}.
+
+    @return: where the last packet ends that is complete; and the size of the blocks, in bytes.
+    """
+    at = end = packets = padding = 0
+    unpack, last = _KEPT.unpack_from, len(records) - PACKET_HEADER_BYTES
+    while at <= last:
+        kept = unpack(records, at)[0]
+        at += PACKET_HEADER_BYTES + kept
+        if at > len(records):
+            break
+        end = at
+        packets += 1
+        padding += -kept & (ALIGNMENT - 1)
+    return end, end + packets * (PACKET_BLOCK_BYTES - PACKET_HEADER_BYTES) + padding
 
 
 class PacketBlocks:
