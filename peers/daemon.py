@@ -166,6 +166,23 @@ class Daemon:
         """Wait until a capture has ended and every delivery is decided. Return its last state."""
         return self.until(lambda: self._state_if(capture_id, ("done", "failed")), f"capture {capture_id}")
 
+    def read(self, capture_id: str) -> dict[str, Any]:
+        """
+        Wait until a capture has read all packets that have been sent, and end it. Return its last state.
+
+        The kernel counts packets when they arrive, whether it has room for them or not; on C{lo}, twice.
+        """
+
+        def is_read() -> bool | None:
+            state = self.request("GET", f"/captures/{capture_id}")[1]
+            is_running = state["state"] == "capturing" and state["received"] is not None
+            return not is_running or state["packets"] + state["dropped"] >= state["received"] or None
+
+        self.until(is_read, f"capture {capture_id} to read what is in its ring")
+        status, answer = self.request("DELETE", f"/captures/{capture_id}")
+        assert status in (200, 409), (status, answer)
+        return self.done(capture_id)
+
     def logged(self, words: str) -> str:
         """Wait until a line that contains C{words} is logged. Return the line."""
         return self.until(

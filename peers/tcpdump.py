@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import signal
 import struct
 import subprocess
 import sys
@@ -17,6 +19,11 @@ _MAGICS = (0xA1B2C3D4, 0xA1B23C4D)
 _FILE_HEADER_BYTES = 24
 # Seconds, the rest of the time stamp, captured bytes, length on the wire.
 _PACKET_HEADER = struct.Struct("=4I")
+
+# What tcpdump(8) writes on SIGUSR1.
+_COUNTS = re.compile(
+    r"(\d+) packets? captured, (\d+) packets? received by filter, (\d+) packets? dropped by kernel"
+)
 
 
 class Packet(NamedTuple):
@@ -106,6 +113,24 @@ class Tcpdump:
                     f"tcpdump wrote {self._written()} of {packets} packets:\n{self._process.log}"
                 )
             time.sleep(0.02)
+
+    def catch_up(self, patience_seconds: float = 60.0) -> None:
+        """Wait until it has read all packets that have been sent: up to a second longer than they take."""
+        deadline = time.monotonic() + patience_seconds
+        while time.monotonic() < deadline:
+            before = len(self._counts())
+            self._process.signal(signal.SIGUSR1)
+            while len(counts := self._counts()) == before and time.monotonic() < deadline:
+                time.sleep(0.02)
+            captured, received, dropped = map(int, counts[-1])
+            if captured + dropped >= received:
+                return
+            time.sleep(0.02)
+        raise RuntimeError(f"tcpdump does not read what it has received:\n{self._process.log}")
+
+    def _counts(self) -> list[tuple[str, ...]]:
+        """What it has said on each SIGUSR1, of which it has a line."""
+        return _COUNTS.findall(self._process.log)
 
     def finish(self) -> list[Packet]:
         """End it, and return what it wrote."""

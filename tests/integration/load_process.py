@@ -1,9 +1,10 @@
 """
 Clients that keep the daemon busy, in a process of their own.
 
-usage: python -m tests.integration.load_process NAME PORT SECONDS
+usage: python -m tests.integration.load_process NAME PORT
 
-It prints how often they got what they wanted. The names are those of L{LOADS}.
+It prints a line when they begin. They go on until its standard input ends. Then it prints how often they got
+what they wanted. The names are those of L{LOADS}.
 """
 
 from __future__ import annotations
@@ -24,17 +25,18 @@ _STEP_SECONDS = 0.005
 _BAD = json.dumps({"node": "any", "interface": ["lo"], "nosuch": 1}).encode()
 _BODY_BYTES = 60_000
 
-#: Does something until a time is over, and returns how often.
-Load = Callable[[int, float], int]
+Going = Callable[[], bool]
+#: Does something as long as it goes on, and returns how often.
+Load = Callable[[int, Going], int]
 
 
 def _at_once(client: Load) -> Load:
     """Many clients of a kind."""
 
-    def load(port: int, until: float) -> int:
+    def load(port: int, going: Going) -> int:
         counts: list[int] = []
         threads = [
-            threading.Thread(target=lambda: counts.append(client(port, until))) for _ in range(_CONNECTIONS)
+            threading.Thread(target=lambda: counts.append(client(port, going))) for _ in range(_CONNECTIONS)
         ]
         for thread in threads:
             thread.start()
@@ -48,10 +50,10 @@ def _at_once(client: Load) -> Load:
 def _post(bodies: Callable[[], bytes]) -> Load:
     """Post bodies that are refused, one after the other."""
 
-    def client(port: int, until: float) -> int:
+    def client(port: int, going: Going) -> int:
         count = 0
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-        while time.monotonic() < until:
+        while going():
             connection.request("POST", "/captures", bodies())
             answer = connection.getresponse()
             answer.read()
@@ -75,7 +77,7 @@ def _bomb() -> bytes:
     return json.dumps({"nodere": "(?i)" + "\\pL" * 330 + str(next(_numbers)), "interface": ["lo"]}).encode()
 
 
-def _paced(port: int, until: float, one: bytes, answer: bytes) -> int:
+def _paced(port: int, going: Going, one: bytes, answer: bytes) -> int:
     """Send something at a rate, on one connection, and count the answers."""
     client = socket.create_connection(("127.0.0.1", port), timeout=30)
     count = sent = 0
@@ -91,8 +93,8 @@ def _paced(port: int, until: float, one: bytes, answer: bytes) -> int:
     receiver = threading.Thread(target=receive)
     receiver.start()
     began = time.monotonic()
-    while (now := time.monotonic()) < until:
-        due = int((now - began) * _PER_SECOND) - sent
+    while going():
+        due = int((time.monotonic() - began) * _PER_SECOND) - sent
         client.sendall(one * due)
         sent += due
         time.sleep(_STEP_SECONDS)
@@ -102,22 +104,22 @@ def _paced(port: int, until: float, one: bytes, answer: bytes) -> int:
     return count
 
 
-def _refused_http(port: int, until: float) -> int:
+def _refused_http(port: int, going: Going) -> int:
     head = f"POST /captures HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(_BAD)}\r\n\r\n"
-    return _paced(port, until, head.encode() + _BAD, b"HTTP/1.1 400")
+    return _paced(port, going, head.encode() + _BAD, b"HTTP/1.1 400")
 
 
-def _refused_redis(port: int, until: float) -> int:
+def _refused_redis(port: int, going: Going) -> int:
     words = (b"PUBLISH", b"capture", _BAD)
     publication = b"*3\r\n" + b"".join(b"$%d\r\n%s\r\n" % (len(word), word) for word in words)
-    return _paced(port, until, publication, b":1\r\n")
+    return _paced(port, going, publication, b":1\r\n")
 
 
-def _handshakes(port: int, until: float) -> int:
+def _handshakes(port: int, going: Going) -> int:
     """Begin handshakes, and go away as soon as the daemon has answered."""
     context = ssl.create_default_context()
     count = 0
-    while time.monotonic() < until:
+    while going():
         incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         try:
             context.wrap_bio(incoming, outgoing, server_hostname="localhost").do_handshake()
@@ -132,11 +134,11 @@ def _handshakes(port: int, until: float) -> int:
     return count
 
 
-def _silent(port: int, until: float) -> int:
+def _silent(port: int, going: Going) -> int:
     """Connect, and say nothing: 200 at a time."""
     clients: list[socket.socket] = []
     count = 0
-    while time.monotonic() < until:
+    while going():
         clients.append(socket.create_connection(("127.0.0.1", port), timeout=30))
         count += 1
         if len(clients) > 200:
@@ -158,5 +160,14 @@ LOADS: dict[str, Load] = {
 
 
 if __name__ == "__main__":
-    done = LOADS[sys.argv[1]](int(sys.argv[2]), time.monotonic() + float(sys.argv[3]))
+    over = threading.Event()
+
+    def wait() -> None:
+        sys.stdin.read()
+        over.set()
+
+    threading.Thread(target=wait, daemon=True).start()
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+    done = LOADS[sys.argv[1]](int(sys.argv[2]), lambda: not over.is_set())
     sys.stdout.write(f"{done}\n")

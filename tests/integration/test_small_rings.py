@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import time
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -52,7 +51,7 @@ class SmallRingTests(SynchronousTestCase):
         tcpdump = Tcpdump(self.wire.interface, snaplen=_SNAP_LENGTH, filter="udp", buffer_bytes=buffer_bytes)
         self.addCleanup(tcpdump.stop)
         tcpdump.start()
-        capture = daemon.capture(interface=[self.wire.interface], bpf="udp", timeout=2, snap=_SNAP_LENGTH)
+        capture = daemon.capture(interface=[self.wire.interface], bpf="udp", timeout=60, snap=_SNAP_LENGTH)
         readers = (daemon, tcpdump) if stopped else ()
         for reader in readers:
             reader.signal(signal.SIGSTOP)
@@ -61,9 +60,8 @@ class SmallRingTests(SynchronousTestCase):
         finally:
             for reader in readers:
                 reader.signal(signal.SIGCONT)
-        kept = daemon.done(capture)["packets"]
-        # It gets the last block a second late; the capture's idle time has been longer.
-        time.sleep(0.2)
+        kept: int = daemon.read(capture)["packets"]
+        tcpdump.catch_up()
         return kept, len(tcpdump.finish())
 
     def test_late_reader(self) -> None:
