@@ -69,6 +69,7 @@ def build_capturer(
             buffer_size_bytes=ring_bytes(settings.capture.buffer_size_bytes),
             read_timeout_ms=settings.capture.read_timeout_ms,
             promiscuous=settings.general.promiscuous,
+            nanoseconds=settings.general.nanoseconds,
         )
         services.append([pcapy_system, compiler])
         system = pcapy_system

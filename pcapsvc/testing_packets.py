@@ -23,7 +23,7 @@ from pcapsvc.core.errors import CaptureUnavailable
 from pcapsvc.core.filter import FilterRejected, Program
 from pcapsvc.core.network_interface import NetworkInterface
 from pcapsvc.core.packet_header import PacketHeader
-from pcapsvc.core.pcap_file import file_header
+from pcapsvc.core.pcap_file import MICROSECOND_TICKS, file_header
 from pcapsvc.core.read_pace import Ring
 from pcapsvc.core.recording import PacketCounts
 from pcapsvc.interfaces.capture import (
@@ -50,12 +50,14 @@ class MemoryInterface:
     An interface of a L{MemoryPacketSystem}.
 
     @ivar link_type: its link-layer type, as libpcap numbers it.
+    @ivar ticks_per_second: the unit of its packets' time stamps.
     @ivar problem: why it can't be captured on; L{None} if it can.
     @ivar handles: the handles that are open on it.
     @ivar index: its index, which it keeps when it is renamed.
     """
 
     link_type: int = 1
+    ticks_per_second: int = MICROSECOND_TICKS
     problem: str | None = None
     handles: list[MemoryHandle] = field(default_factory=list)
     index: int = field(default_factory=itertools.count(1).__next__)
@@ -164,10 +166,18 @@ class MemoryPacketSystem:
         """Compile a filter: see L{IPacketSystem.compile_now}."""
         return self.compile(bpf)
 
-    def open_dumper(self, file: str | int, *, link_type: int, snap_length: int) -> IPacketDumper:
+    def open_dumper(
+        self,
+        file: str | int,
+        *,
+        link_type: int,
+        snap_length: int,
+        ticks_per_second: int = MICROSECOND_TICKS,
+    ) -> IPacketDumper:
         """Create a pcap file: see L{IPacketSystem.open_dumper}."""
         own = os.dup(file) if isinstance(file, int) else file
-        return MemoryDumper(open(own, "wb", buffering=_STDIO_BUFFER_BYTES), link_type, snap_length)
+        stream = open(own, "wb", buffering=_STDIO_BUFFER_BYTES)  # noqa: SIM115 - the dumper closes it
+        return MemoryDumper(stream, link_type, snap_length, ticks_per_second)
 
     def open_records(self, memory: mmap, start: int, end: int, *, link_type: int) -> IRecordWriter:
         """Write packets into memory: see L{IPacketSystem.open_records}."""
@@ -285,6 +295,7 @@ class MemoryHandle:
         self._event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.program: Program = program
         self.link_type = interface.link_type
+        self.ticks_per_second = interface.ticks_per_second
         self.snap_length = snap_length
         self.ring = Ring(blocks=32, block_bytes=256 << 10, block_seconds=0.01)
         self.lost = False
@@ -295,7 +306,10 @@ class MemoryHandle:
         """A packet arrives."""
         if self._filter.passes(data):
             self._received += 1
-            time = divmod(round(seconds * 1e6), 1_000_000)
+            # A float has no room for all nanoseconds since the epoch.
+            whole, rest = divmod(seconds, 1)
+            more, ticks = divmod(round(rest * self.ticks_per_second), self.ticks_per_second)
+            time = int(whole) + more, ticks
             self._waiting.append((PacketHeader(*time, len(data)), data))
             os.eventfd_write(self._event, 1)
 
@@ -374,10 +388,16 @@ class MemoryDumper:
 
     reports_failures = True
 
-    def __init__(self, file: BinaryIO, link_type: int, snap_length: int) -> None:
+    def __init__(
+        self,
+        file: BinaryIO,
+        link_type: int,
+        snap_length: int,
+        ticks_per_second: int = MICROSECOND_TICKS,
+    ) -> None:
         self._file = file
         self._has_failed = False
-        file.write(file_header(link_type, snap_length))
+        file.write(file_header(link_type, snap_length, ticks_per_second=ticks_per_second))
 
     def dump(self, header: Any, data: bytes) -> None:
         """Write one packet: see L{IPacketDumper.dump}."""

@@ -113,6 +113,7 @@ class RecordingBuffer:
         close_descriptor: Callable[[int], object] = os.close,
     ) -> None:
         self._handle = handle
+        self._ticks_per_second = handle.ticks_per_second
         self._before_read = before_read
         self._largest_packet = PACKET_HEADER_BYTES + snap_length
         self._likely_packet = self._largest_packet
@@ -282,12 +283,14 @@ class RecordingBuffer:
 
     def _each_packet(self, dump: Callable[[Any, bytes], None], batch: Batch) -> Callable[[Any, bytes], None]:
         observer, late, stop_at_bytes = self._observer, batch.late, batch.stop_at_bytes
-        size = self.size
+        size, ticks_per_second = self.size, self._ticks_per_second
 
         def keep(header: Any, data: bytes) -> None:
             nonlocal size
-            if late is not None and not late.belongs(*header.getts()):
-                raise _Full
+            if late is not None:
+                seconds, ticks = header.getts()
+                if not late.belongs(seconds + ticks / ticks_per_second):
+                    raise _Full
             dump(header, data)
             self.packets += 1
             size += PACKET_HEADER_BYTES + len(data)

@@ -271,7 +271,10 @@ class Capturer:
             reader,
             f"pcapsvc-{capture_id}",
             open_dumper=lambda file: self._system.open_dumper(
-                file, link_type=reader.link_type, snap_length=plan.snap_length
+                file,
+                link_type=reader.link_type,
+                snap_length=plan.snap_length,
+                ticks_per_second=reader.ticks_per_second,
             ),
             is_recorded=isinstance(reader, PastReader),
             before_read=before_read or (lambda: None),

@@ -191,6 +191,7 @@ class HistoryRecorder:
             open_writer=lambda memory, start, end: self._system.open_records(
                 memory, start, end, link_type=handle.link_type
             ),
+            ticks_per_second=handle.ticks_per_second,
         )
         self._link_type = handle.link_type
 

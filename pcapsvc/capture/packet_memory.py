@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pcapsvc.core.pcap_file import PACKET_HEADER_BYTES, count_packets, time_stamp
+from pcapsvc.core.pcap_file import MICROSECOND_TICKS, PACKET_HEADER_BYTES, count_packets, time_stamp
 from pcapsvc.interfaces.capture import IPacketHandle, IRecordWriter
 
 # In how many slots the memory is divided. A new packet overwrites the oldest slot.
@@ -106,6 +106,7 @@ class PacketMemory:
     @param snap_length: how much of each packet there may be, in bytes.
     @param open_writer: writes packets into a part of the memory, from its first byte to one beyond its last.
 
+    @ivar ticks_per_second: of their time stamps.
     @ivar released: the time stamp of the oldest packet that is kept since others were overwritten, in
         seconds since the Unix epoch; L{None} if none were.
     @ivar released_read: when that packet was read, in seconds of the reactor's clock.
@@ -120,7 +121,9 @@ class PacketMemory:
         seconds: float,
         snap_length: int,
         open_writer: Callable[[mmap.mmap, int, int], IRecordWriter],
+        ticks_per_second: int = MICROSECOND_TICKS,
     ) -> None:
+        self.ticks_per_second = ticks_per_second
         self._largest = PACKET_HEADER_BYTES + snap_length
         # The writer begins with the header of a file, and leaves it out.
         least = _LEAST_PACKETS * self._largest
@@ -256,7 +259,8 @@ class PacketMemory:
         ):
             last.end, last.packets, last.read = size, last.packets + packets, now
         else:
-            first = time_stamp(self._view(self._slot, self._size, size), 0)
+            records = self._view(self._slot, self._size, size)
+            first = time_stamp(records, 0, ticks_per_second=self.ticks_per_second)
             self._segments.append(
                 Segment(
                     slot=self._slot,
@@ -337,7 +341,7 @@ class PacketMemory:
                 break
         if found is None:
             return self.end, None
-        packets, size = _older(self._view(found.slot, found.start, found.end), since)
+        packets, size = _older(self._view(found.slot, found.start, found.end), since, self.ticks_per_second)
         start = Position(slot=found.slot, offset=found.start + size, number=found.number + packets)
         return start, found.dropped
 
@@ -409,13 +413,13 @@ def copy_records(records: memoryview) -> memoryview:
     return memoryview(copied)
 
 
-def _older(records: memoryview, since: float) -> tuple[int, int]:
+def _older(records: memoryview, since: float, ticks_per_second: int) -> tuple[int, int]:
     """The packets before the first one with this time stamp or a later one: how many, and how many bytes."""
     packets, at, end, unpack = 0, 0, len(records), _TIME_AND_KEPT.unpack_from
     # In this thread, there may be thousands of them: it is kept short.
     while at < end:
-        seconds, microseconds, kept = unpack(records, at)
-        if seconds + microseconds / 1e6 >= since:
+        seconds, ticks, kept = unpack(records, at)
+        if seconds + ticks / ticks_per_second >= since:
             break
         at += PACKET_HEADER_BYTES + kept
         packets += 1

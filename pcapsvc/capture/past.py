@@ -99,7 +99,7 @@ def take_newest(
             break
     taken.parts.reverse()
     if taken.parts:
-        taken.first = time_stamp(taken.parts[0][1], 0)
+        taken.first = time_stamp(taken.parts[0][1], 0, ticks_per_second=memory.ticks_per_second)
     return taken
 
 
@@ -193,6 +193,7 @@ class PastReader:
         detach: Callable[[PastReader], object],
     ) -> None:
         self.link_type = link_type
+        self.ticks_per_second = memory.ticks_per_second
         # Nothing is lost by reading late: the pace is the recorder's.
         self.ring = Ring(blocks=1, block_bytes=1, block_seconds=0.0)
         self.program = program
@@ -304,12 +305,12 @@ class PastReader:
         read = 0
         while read < count and self._packets:
             records = self._records
-            seconds, microseconds, kept, length = packet_header(records, 0)
+            seconds, ticks, kept, length = packet_header(records, 0)
             end = PACKET_HEADER_BYTES + kept
             self._packets, self._records = self._packets - 1, records[end:]
             self._received += 1
             read += 1
-            callback(PacketHeader(seconds, microseconds, length), bytes(records[PACKET_HEADER_BYTES:end]))
+            callback(PacketHeader(seconds, ticks, length), bytes(records[PACKET_HEADER_BYTES:end]))
         return read
 
     def counts(self, *, hardware: bool = True) -> PacketCounts | None:

@@ -174,15 +174,16 @@ class RollingBuffer(RecordingBuffer):
         return _Cut(start=self.size, number=self.packets, first=None)
 
     def _time_stamp_at(self, offset: int) -> float:
-        return time_stamp(memoryview(self._file.read_at(offset, PACKET_HEADER_BYTES)), 0)
+        header = memoryview(self._file.read_at(offset, PACKET_HEADER_BYTES))
+        return time_stamp(header, 0, ticks_per_second=self._ticks_per_second)
 
     def _packets(self, start: int, end: int) -> Iterator[tuple[int, float]]:
         """Where each packet of a part of the file begins, and its time stamp."""
         records = memoryview(self._file.read_at(start, end - start))
         at, length = 0, len(records)
         while at < length:
-            seconds, microseconds, kept, _ = packet_header(records, at)
-            yield start + at, seconds + microseconds / 1e6
+            seconds, ticks, kept, _ = packet_header(records, at)
+            yield start + at, seconds + ticks / self._ticks_per_second
             at += PACKET_HEADER_BYTES + kept
 
     def finish(self) -> MemoryFile:

@@ -10,13 +10,16 @@ from pcapsvc.core.link_type import file_link_type
 
 # Section 4: the magic number, the version, two fields that are always 0, the snap length and the link type.
 _FILE_HEADER = struct.Struct("=IHHiIII")
-# Section 5: seconds, microseconds, the bytes that are kept, and the length on the wire.
+# Section 5: the seconds of the time stamp, its ticks, the bytes that are kept, and the length on the wire.
 _PACKET_HEADER = struct.Struct("=IIII")
 _KEPT = struct.Struct("=8xI")
 
 #: The magic numbers of files whose time stamps are in microseconds, and in nanoseconds.
 MICROSECONDS, NANOSECONDS = 0xA1B2C3D4, 0xA1B23C4D
 _DIGITS = {MICROSECONDS: 6, NANOSECONDS: 9}
+#: How many ticks a second has: the unit of what a time stamp has besides its seconds.
+MICROSECOND_TICKS, NANOSECOND_TICKS = 10**6, 10**9
+_MAGICS = {MICROSECOND_TICKS: MICROSECONDS, NANOSECOND_TICKS: NANOSECONDS}
 
 #: The header of a file, in bytes.
 FILE_HEADER_BYTES = _FILE_HEADER.size
@@ -55,14 +58,15 @@ def read_file_header(data: bytes) -> FileHeader:
     return FileHeader(digits=_DIGITS[magic], snap_length=snap_length, link_type=link_type)
 
 
-def file_header(link_type: int, snap_length: int) -> bytes:
+def file_header(link_type: int, snap_length: int, *, ticks_per_second: int = MICROSECOND_TICKS) -> bytes:
     """
     The header of a file.
 
     @param link_type: as libpcap numbers it.
     @param snap_length: in bytes.
+    @param ticks_per_second: of its time stamps.
     """
-    return _FILE_HEADER.pack(MICROSECONDS, 2, 4, 0, 0, snap_length, file_link_type(link_type))
+    return _FILE_HEADER.pack(_MAGICS[ticks_per_second], 2, 4, 0, 0, snap_length, file_link_type(link_type))
 
 
 def record_offsets(records: memoryview) -> Iterator[int]:
@@ -85,17 +89,17 @@ def count_packets(records: memoryview) -> int:
 
 def packet_header(records: memoryview, at: int) -> tuple[int, int, int, int]:
     """
-    The header of the packet at this offset: the seconds and microseconds of its time stamp, and how many
-    bytes are kept of how many.
+    The header of the packet at this offset: the seconds and the ticks of its time stamp, and how many bytes
+    are kept of how many.
     """
-    seconds, microseconds, kept, length = _PACKET_HEADER.unpack_from(records, at)
-    return seconds, microseconds, kept, length
+    seconds, ticks, kept, length = _PACKET_HEADER.unpack_from(records, at)
+    return seconds, ticks, kept, length
 
 
-def time_stamp(records: memoryview, at: int) -> float:
+def time_stamp(records: memoryview, at: int, *, ticks_per_second: int) -> float:
     """When the packet at this offset arrived, in seconds since the Unix epoch."""
-    seconds, microseconds, _, _ = packet_header(records, at)
-    return seconds + microseconds / 1e6
+    seconds, ticks, _, _ = packet_header(records, at)
+    return seconds + ticks / ticks_per_second
 
 
 def each_packet(records: memoryview) -> Iterator[tuple[bytes, int]]:

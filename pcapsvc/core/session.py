@@ -117,13 +117,13 @@ class LatePackets:
         self.arrived = earliest
         self.reason: StopReason | None = None
 
-    def belongs(self, seconds: int, microseconds: int) -> bool:
+    def belongs(self, stamp: float) -> bool:
         """
         Whether the next packet belongs to the capture.
 
-        @param seconds: its time stamp, since the Unix epoch, with C{microseconds}.
+        @param stamp: its time stamp, in seconds since the Unix epoch.
         """
-        arrived = seconds + microseconds / 1e6 - self._offset
+        arrived = stamp - self._offset
         if not self._earliest <= arrived <= self._now + _STEP_SECONDS:
             arrived = self._now
         else:

@@ -12,6 +12,7 @@ from zope.interface import Attribute, Interface
 from pcapsvc.core.filter import Program
 from pcapsvc.core.history import HistoryState, PastPackets
 from pcapsvc.core.network_interface import NetworkInterface
+from pcapsvc.core.pcap_file import MICROSECOND_TICKS
 from pcapsvc.core.plan import CapturePlan
 from pcapsvc.core.read_pace import Ring
 from pcapsvc.core.recording import Content, PacketCounts, Progress, Recording
@@ -63,6 +64,7 @@ class IPacketReader(Interface):
     """Where the packets of a capture come from."""
 
     link_type: int = Attribute("The link-layer type, as libpcap numbers it (DLT_).")
+    ticks_per_second: int = Attribute("The unit of its packets' time stamps, besides seconds.")
     program: Program = Attribute("The filter that it was opened with, compiled.")
     ring: Ring = Attribute("Where packets are until they are read.")
     is_behind: bool = Attribute(
@@ -174,13 +176,16 @@ class IPacketSystem(Interface):
         @raise RequestRejected: if the filter can't be compiled for this link type.
         """
 
-    def open_dumper(file: str | int, *, link_type: int, snap_length: int) -> IPacketDumper:
+    def open_dumper(
+        file: str | int, *, link_type: int, snap_length: int, ticks_per_second: int = MICROSECOND_TICKS
+    ) -> IPacketDumper:
         """
         Create a pcap file; an existing file is truncated.
 
         @param file: its path; or the descriptor of an open, empty file, which stays open.
         @param link_type: as libpcap numbers it.
         @param snap_length: in bytes.
+        @param ticks_per_second: of the packets that will be written, as in L{IPacketReader}.
 
         @raise OSError: if it can't be opened.
         """

@@ -15,7 +15,7 @@ from zope.interface import implementer
 
 from pcapsvc.core.errors import CaptureUnavailable
 from pcapsvc.core.filter import NOTHING, FilterRejected, Program, everything
-from pcapsvc.core.pcap_file import file_header
+from pcapsvc.core.pcap_file import MICROSECOND_TICKS, file_header
 from pcapsvc.core.read_pace import Ring
 from pcapsvc.core.recording import PacketCounts
 from pcapsvc.core.text import one_line
@@ -113,7 +113,12 @@ class PlainDumper:
 
 
 def open_dumper(
-    file: str | int, *, link_type: int, snap_length: int, libpcap: Libpcap | None = LIBPCAP
+    file: str | int,
+    *,
+    link_type: int,
+    snap_length: int,
+    ticks_per_second: int = MICROSECOND_TICKS,
+    libpcap: Libpcap | None = LIBPCAP,
 ) -> IPacketDumper:
     """
     Create a pcap file: see L{pcapsvc.interfaces.capture.IPacketSystem.open_dumper}.
@@ -124,7 +129,18 @@ def open_dumper(
         # Slower than pcapy's for packets that are counted one by one, but it needs no path.
         if LIBPCAP is None:
             raise OSError("proc(5) is not mounted at /proc, and this version of pcapy can't do without")
-        return LIBPCAP.open_dumper(file, link_type=link_type, snap_length=snap_length)
+        return LIBPCAP.open_dumper(
+            file, link_type=link_type, snap_length=snap_length, ticks_per_second=ticks_per_second
+        )
+    if ticks_per_second != MICROSECOND_TICKS:
+        # pcapy knows of microseconds only.
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+        try:
+            return open_dumper(
+                descriptor, link_type=link_type, snap_length=snap_length, ticks_per_second=ticks_per_second
+            )
+        finally:
+            os.close(descriptor)
     # pcapy's dumpers come from its readers, and take the link type and the snap length from there.
     descriptor = os.memfd_create("pcapsvc-header", os.MFD_CLOEXEC)
     try:
@@ -234,6 +250,7 @@ class PcapyHandle:
         self.interface = interface.name
         self.index = interface.index
         self.link_type: int = reader.datalink()
+        self.ticks_per_second = MICROSECOND_TICKS if libpcap is None else libpcap.ticks_per_second(reader)
         self._reader = reader
         self.snap_length = kept_length(self.link_type, snap_length)
         self._close_descriptor = close_descriptor

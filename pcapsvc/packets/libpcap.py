@@ -15,6 +15,7 @@ from typing import Any
 
 from zope.interface import implementer
 
+from pcapsvc.core.pcap_file import MICROSECOND_TICKS, NANOSECOND_TICKS
 from pcapsvc.interfaces.capture import IPacketDumper
 from pcapsvc.packets.stdio import close_stream, open_stream, use_buffer
 
@@ -30,6 +31,10 @@ _HEAD_BYTES = object.__basicsize__
 _OPTIMIZED = 1
 _INSTRUCTION_BYTES = 8
 
+
+# pcap/pcap.h: what time stamps are to have.
+_PRECISION_MICRO, _PRECISION_NANO = 0, 1
+_PRECISIONS = {MICROSECOND_TICKS: _PRECISION_MICRO, NANOSECOND_TICKS: _PRECISION_NANO}
 
 # The link type of cooked handles (LINUX_SLL), and their smallest snap length, in bytes.
 _COOKED = 113
@@ -66,10 +71,10 @@ class _Program(ctypes.Structure):
 
 
 class _PacketHeader(ctypes.Structure):
-    """C{struct pcap_pkthdr} of pcap/pcap.h."""
+    """C{struct pcap_pkthdr} of pcap/pcap.h. A C{struct timeval} may have nanoseconds there."""
 
     _fields_ = (
-        *(("seconds", ctypes.c_long), ("microseconds", ctypes.c_long)),
+        *(("seconds", ctypes.c_long), ("ticks", ctypes.c_long)),
         *(("kept", ctypes.c_uint32), ("length", ctypes.c_uint32)),
     )
 
@@ -181,8 +186,12 @@ class Libpcap:
         self._dump_ftell.restype = ctypes.c_long
         self._dump_close = library.pcap_dump_close
         self._dump_close.argtypes = (ctypes.c_void_p,)
-        self._open_dead = library.pcap_open_dead
-        self._open_dead.argtypes = (ctypes.c_int, ctypes.c_int)
+        self._set_precision = library.pcap_set_tstamp_precision
+        self._set_precision.argtypes = (ctypes.c_void_p, ctypes.c_int)
+        self._precision = library.pcap_get_tstamp_precision
+        self._precision.argtypes = (ctypes.c_void_p,)
+        self._open_dead = library.pcap_open_dead_with_tstamp_precision
+        self._open_dead.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_uint)
         self._open_dead.restype = ctypes.c_void_p
         self._close = library.pcap_close
         self._close.argtypes = (ctypes.c_void_p,)
@@ -191,6 +200,19 @@ class Libpcap:
         self._geterr = library.pcap_geterr
         self._geterr.argtypes = (ctypes.c_void_p,)
         self._geterr.restype = ctypes.c_char_p
+
+    def ask_for_nanoseconds(self, reader: Any) -> None:
+        """
+        Have time stamps in nanoseconds, if they can be had: see L{ticks_per_second}.
+
+        @param reader: a reader of pcapy's that is not active yet.
+        """
+        self._set_precision(_pointer(reader, _READER_BYTES), _PRECISION_NANO)
+
+    def ticks_per_second(self, reader: Any) -> int:
+        """The unit of the time stamps of a reader of pcapy's."""
+        precision = self._precision(_pointer(reader, _READER_BYTES))
+        return NANOSECOND_TICKS if precision == _PRECISION_NANO else MICROSECOND_TICKS
 
     def activate(self, reader: Any) -> int:
         """
@@ -228,16 +250,19 @@ class Libpcap:
             raise self._error(handle)
         return packets
 
-    def open_dumper(self, descriptor: int, *, link_type: int, snap_length: int) -> StreamDumper:
+    def open_dumper(
+        self, descriptor: int, *, link_type: int, snap_length: int, ticks_per_second: int = MICROSECOND_TICKS
+    ) -> StreamDumper:
         """
         Begin a pcap file in an open file. C{reader.dump_open} needs a path.
 
         @param descriptor: which is not closed.
+        @param ticks_per_second: as in L{IPacketSystem.open_dumper<pcapsvc.interfaces.capture.IPacketSystem>}.
 
         @raise OSError: if there is no memory or no descriptor for it.
         """
         stream = open_stream(os.dup(descriptor), b"wb")
-        dead = self._open_dead(link_type, snap_length)
+        dead = self._open_dead(link_type, snap_length, _PRECISIONS[ticks_per_second])
         dumper = self._dump_fopen(dead, stream) if dead else None
         if dead:
             self._close(dead)

@@ -43,12 +43,14 @@ class Opener:
     @ivar read_timeout_ms: after how long the kernel hands over a block that isn't full.
     @ivar close_descriptor: closes a descriptor.
     @ivar libpcap: is called directly if that is better; with L{None}, never.
+    @ivar nanoseconds: whether time stamps are to be in nanoseconds, for which libpcap is called directly.
     """
 
     buffer_size_bytes: int
     read_timeout_ms: int
     close_descriptor: Callable[[int], None]
     libpcap: Libpcap | None
+    nanoseconds: bool = False
 
     def open(
         self,
@@ -119,6 +121,8 @@ class Opener:
         reader.set_timeout(self.read_timeout_ms)
         reader.set_buffer_size(self.buffer_size_bytes)
         libpcap = self.libpcap
+        if libpcap is not None and self.nanoseconds:
+            libpcap.ask_for_nanoseconds(reader)
         # pcapy would hold Python's lock while it waits.
         status = reader.activate() if libpcap is None else libpcap.activate(reader)
         if status < 0:

@@ -20,6 +20,7 @@ from zope.interface import implementer
 from pcapsvc.core.errors import CaptureUnavailable, PcapsvcError
 from pcapsvc.core.filter import FilterRejected, Program
 from pcapsvc.core.network_interface import NetworkInterface
+from pcapsvc.core.pcap_file import MICROSECOND_TICKS
 from pcapsvc.core.recorded_filter import for_recorded
 from pcapsvc.core.text import one_line
 from pcapsvc.host.permission import open_packet_socket
@@ -69,6 +70,7 @@ class PcapySystem(Service):
         it is opened: better done in a thread.
     @param native: whether libpcap may be called directly; it is if the internals of the installed pcapy are
         known.
+    @param nanoseconds: whether time stamps are to be in nanoseconds; they are if libpcap is called directly.
     """
 
     _log = Logger()
@@ -83,6 +85,7 @@ class PcapySystem(Service):
         promiscuous: bool,
         close_descriptor: Callable[[int], None] = os.close,
         native: bool = True,
+        nanoseconds: bool = False,
     ) -> None:
         self._compiler = compiler
         self._run_in_thread = run_in_thread
@@ -91,6 +94,7 @@ class PcapySystem(Service):
             read_timeout_ms=read_timeout_ms,
             close_descriptor=close_descriptor,
             libpcap=LIBPCAP if native else None,
+            nanoseconds=nanoseconds,
         )
         self._promiscuous = promiscuous
         self._record_functions: RecordFunctions | None = None
@@ -111,6 +115,8 @@ class PcapySystem(Service):
                 "the internals of the installed pcapy-ng are unknown: captures need several times the"
                 " processor time, and hard filters delay them"
             )
+            if self._opener.nanoseconds:
+                self._log.warn("therefore, time stamps are in microseconds")
 
     def stopService(self) -> Deferred[None]:
         """
@@ -178,10 +184,22 @@ class PcapySystem(Service):
         assert isinstance(handle, PcapyHandle)
         return handle.compile(bpf)
 
-    def open_dumper(self, file: str | int, *, link_type: int, snap_length: int) -> IPacketDumper:
+    def open_dumper(
+        self,
+        file: str | int,
+        *,
+        link_type: int,
+        snap_length: int,
+        ticks_per_second: int = MICROSECOND_TICKS,
+    ) -> IPacketDumper:
         """Create a pcap file: see L{IPacketSystem.open_dumper}."""
-        libpcap = self._opener.libpcap
-        return open_dumper(file, link_type=link_type, snap_length=snap_length, libpcap=libpcap)
+        return open_dumper(
+            file,
+            link_type=link_type,
+            snap_length=snap_length,
+            ticks_per_second=ticks_per_second,
+            libpcap=self._opener.libpcap,
+        )
 
     def open_records(self, memory: mmap, start: int, end: int, *, link_type: int) -> IRecordWriter:
         """Write packets into memory: see L{IPacketSystem.open_records}."""

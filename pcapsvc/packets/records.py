@@ -236,7 +236,7 @@ class RecordWriter:
 class Sieve:
     """
     Sifts packets by libpcap's reader of files, which filters them, and cuts those that are longer than the
-    file says its packets are.
+    file says its packets are. It believes that time stamps are in microseconds, and leaves them as they are.
 
     @param kept: the snap length of the packets, in bytes.
     @param snap_length: to which they are cut, in bytes.

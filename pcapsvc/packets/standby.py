@@ -14,6 +14,7 @@ from zope.interface import implementer
 from pcapsvc.core.errors import CaptureUnavailable, RequestRejected
 from pcapsvc.core.filter import Program
 from pcapsvc.core.network_interface import NetworkInterface
+from pcapsvc.core.pcap_file import MICROSECOND_TICKS
 from pcapsvc.interfaces.capture import (
     IHostInterfaces,
     IPacketDumper,
@@ -139,9 +140,18 @@ class StandbySystem(Service):
         """Compile a filter for a handle, while everything waits: see L{IPacketSystem.compile_now}."""
         return self._system.compile_now(handle, bpf)
 
-    def open_dumper(self, file: str | int, *, link_type: int, snap_length: int) -> IPacketDumper:
+    def open_dumper(
+        self,
+        file: str | int,
+        *,
+        link_type: int,
+        snap_length: int,
+        ticks_per_second: int = MICROSECOND_TICKS,
+    ) -> IPacketDumper:
         """Create a pcap file: see L{IPacketSystem.open_dumper}."""
-        return self._system.open_dumper(file, link_type=link_type, snap_length=snap_length)
+        return self._system.open_dumper(
+            file, link_type=link_type, snap_length=snap_length, ticks_per_second=ticks_per_second
+        )
 
     def open_records(self, memory: mmap, start: int, end: int, *, link_type: int) -> IRecordWriter:
         """Write packets into memory: see L{IPacketSystem.open_records}."""

@@ -81,6 +81,7 @@ class GeneralSettings(Section, frozen=True, kw_only=True):
     )
     exclude_self: Flag = field(name="excludeself", default=False)
     format: Line = "pcap"
+    nanoseconds: Flag = False
     panic: Flag = False
 
     @classmethod

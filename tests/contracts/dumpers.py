@@ -13,6 +13,8 @@ from pcapsvc.core.errors import CaptureUnavailable
 from peers.frames import udp_frame
 from tests.contracts.packet_wire import PacketWire
 
+MAGICS = {10**6: 0xA1B2C3D4, 10**9: 0xA1B23C4D}
+
 
 class DumperContract(PacketWire):
     """What is written of the packets that a handle has."""
@@ -34,6 +36,19 @@ class DumperContract(PacketWire):
         self.assertEqual(struct.unpack_from("=II", written, 16), (60, handle.link_type))
         self.assertEqual(struct.unpack_from("=II", written, 32), (60, 300))
         self.assertEqual(struct.unpack_from("=II", written, 24 + 76 + 8), (60, 200))
+
+    async def test_time_stamps(self) -> None:
+        """The header of a file says which unit its time stamps have, whichever way it was opened."""
+        for ticks_per_second, magic in MAGICS.items():
+            descriptor = os.memfd_create("test")
+            self.addCleanup(os.close, descriptor)
+            for file in (descriptor, self.memory_file()):
+                self.system.open_dumper(
+                    file, link_type=1, snap_length=60, ticks_per_second=ticks_per_second
+                ).close()
+                with open(file, "rb", closefd=file is not descriptor) as reader:
+                    header = os.pread(reader.fileno(), 1000, 0)
+                self.assertEqual(struct.unpack("=IHHiIII", header), (magic, 2, 4, 0, 0, 60, 1))
 
     async def test_flush(self) -> None:
         """What a dumper holds back is written on request, whichever way it was opened."""
@@ -108,7 +123,8 @@ class DumperContract(PacketWire):
         self.assertEqual(lengths, [200])
         with open(path, "rb") as file:
             written = file.read()
-        self.assertEqual(struct.unpack_from("=IHH", written), (0xA1B2C3D4, 2, 4))
+        magic = MAGICS[handle.ticks_per_second]
+        self.assertEqual(struct.unpack_from("=IHH", written), (magic, 2, 4))
         self.assertEqual(struct.unpack_from("=II", written, 16), (60, handle.link_type))
         self.assertEqual(struct.unpack_from("=II", written, 32), (60, 300))
         self.assertEqual(written[40:], udp_frame(1, size=300)[:60])

@@ -54,7 +54,12 @@ class PacketWire:
 
     def dumper(self, handle: IPacketHandle, path: str, *, snap_length: int = 512) -> IPacketDumper:
         """A file for the packets of a handle."""
-        return self.system.open_dumper(path, link_type=handle.link_type, snap_length=snap_length)
+        return self.system.open_dumper(
+            path,
+            link_type=handle.link_type,
+            snap_length=snap_length,
+            ticks_per_second=handle.ticks_per_second,
+        )
 
     async def rejected(self, bpf: str, interface: str | None = None) -> RequestRejected:
         """Why a filter is rejected."""

@@ -53,6 +53,7 @@ class PcapySystemContract(PacketSystemContract):
     """libpcap, on a wire of its own."""
 
     native = True
+    nanoseconds = False
 
     def setUp(self) -> None:
         """A wire for each test."""
@@ -76,6 +77,7 @@ class PcapySystemContract(PacketSystemContract):
             read_timeout_ms=read_timeout_ms,
             promiscuous=True,
             native=self.native,
+            nanoseconds=self.nanoseconds,
         )
 
     async def tearDown(self) -> None:
@@ -456,6 +458,19 @@ class PlainPcapySystemTests(PcapySystemContract, unittest.TestCase):
     """libpcap, if pcapy's internals are unknown: then filters by direction miss the first block."""
 
     native = False
+
+    async def test_microseconds(self) -> None:
+        """Then time stamps are in microseconds, and that is logged if they should not be."""
+        self.nanoseconds = True
+        events: list[LogEvent] = []
+        globalLogPublisher.addObserver(events.append)
+        self.addCleanup(globalLogPublisher.removeObserver, events.append)
+        system = self.make(buffer_size_bytes=2 << 20)
+        system.startService()
+        self.assertIn("therefore, time stamps are in microseconds", [formatEvent(each) for each in events])
+        handle = await system.open(self.interface, snap_length=512, bpf="")
+        handle.close()
+        self.assertEqual(handle.ticks_per_second, 10**6)
 
     async def test_no_records(self) -> None:
         """Then there is no history, and it is said why."""

@@ -5,21 +5,24 @@ from __future__ import annotations
 import fcntl
 import http.client
 import os
+import signal
 import socket
 import struct
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
 from peers.daemon import Daemon
-from peers.frames import udp_frame
+from peers.frames import number_of, udp_frame
 from peers.pcapng import PcapngFile, read_pcapng
 from peers.requirement import require_command
 from peers.tcpdump import Packet, read_packets, tshark_complaint
 from tests.integration.look_back_case import LookBackCase
 
 SIZES = (60, 61, 62, 63, 128, 300, 301, 1400)
-_FIELDS = ("frame.number", "frame.time_epoch", "frame.len", "frame.cap_len", "ip.src", "udp.dstport")
+_TIME = "frame.time_epoch"
+_FIELDS = ("frame.number", _TIME, "frame.len", "frame.cap_len", "ip.src", "udp.dstport")
 _KEEP_BYTES = 100_000_000
 _RAW = 101
 # linux/if_tun.h
@@ -75,6 +78,15 @@ class PcapngCase(LookBackCase):
         self.assertEqual([line for line in complaint if not line.startswith("reading from file")], [])
         self.assertEqual(self.fields(path), self.fields(fetched))
         return read, packets
+
+    def rolling(self, daemon: Daemon, capture: str, packets: int) -> None:
+        """Wait until so many packets were captured."""
+
+        def captured() -> bool | None:
+            _, state = daemon.request("GET", f"/captures/{capture}")
+            return state["rolling"]["captured"] >= packets or None
+
+        daemon.until(captured, "the packets")
 
     def fields(self, path: Path) -> str:
         """What tshark shows of each packet."""
@@ -191,15 +203,6 @@ class KindTests(PcapngCase):
         self.assertLess(len(packets), 8000)
         self.assertIn(b"reason: cancelled", read.interface[1])
 
-    def rolling(self, daemon: Daemon, capture: str, packets: int) -> None:
-        """Wait until so many packets were captured."""
-
-        def captured() -> bool | None:
-            _, state = daemon.request("GET", f"/captures/{capture}")
-            return state["rolling"]["captured"] >= packets or None
-
-        daemon.until(captured, "the packets")
-
     def test_look_back(self) -> None:
         """What is remembered, and what follows."""
         daemon = self.start("history = 60", general=self.general, retain_bytes=_KEEP_BYTES)
@@ -232,3 +235,118 @@ class KindTests(PcapngCase):
     def is_all_closed(self, daemon: Daemon) -> bool:
         """Whether a daemon has no files in memory."""
         return not any("memfd:pcapsvc" in one for one in daemon.descriptors())
+
+
+class NanosecondTests(PcapngCase):
+    """Time stamps in nanoseconds."""
+
+    digits = 9
+    general = 'format = "pcapng"\nnanoseconds = true'
+
+    def same(self, daemon: Daemon, capture: str) -> tuple[PcapngFile, list[Packet]]:
+        """The same; and the time stamps are those of the kernel, in both files."""
+        read, packets = super().same(daemon, capture)
+        _, fetched = self.files(daemon, capture)
+        self.assertEqual(struct.unpack_from("=I", fetched.read_bytes()), (0xA1B23C4D,))
+        self.assertGreater(sum(packet.fraction % 1000 != 0 for packet in packets), len(packets) // 2)
+        now = time.time()
+        for packet in packets:
+            self.assertTrue(now - 300 < packet.seconds + packet.fraction / 1e9 < now, packet)
+        stamps, _ = output_of("tshark", "tshark", "-n", "-r", str(fetched), "-T", "fields", "-e", _TIME)
+        self.assertEqual(stamps.split(), [f"{packet.seconds}.{packet.fraction:09d}" for packet in packets])
+        return read, packets
+
+    def test_same_but_for_the_time(self) -> None:
+        """But for its time stamps, a capture is the same as in microseconds."""
+        precise = self.daemon()
+        other = Daemon(general='format = "pcapng"', node="node-2", retain_bytes=_KEEP_BYTES)
+        self.addCleanup(other.stop)
+        other.start()
+        captures = [
+            daemon.capture(interface=[self.wire.interface], bpf="udp port 53", packets=2000, snap=300)
+            for daemon in (precise, other)
+        ]
+        self.send_sizes(2000)
+        for daemon, capture in zip((precise, other), captures, strict=True):
+            daemon.done(capture)
+        _, packets = self.same(precise, captures[0])
+        _, fetched = self.files(other, captures[1])
+        self.assertEqual(
+            [(packet.length, packet.data) for packet in packets],
+            [(packet.length, packet.data) for packet in read_packets(fetched)],
+        )
+        self.assertEqual(self.files(precise, captures[0])[1].stat().st_size, fetched.stat().st_size)
+
+    def test_any(self) -> None:
+        """On all interfaces."""
+        daemon = self.daemon()
+        capture = daemon.capture(interface=["any"], packets=50, bpf="udp port 5353 and host 192.0.2.1")
+        self.send_sizes(50, port=5353)
+        daemon.done(capture)
+        self.same(daemon, capture)
+
+    def test_look_back(self) -> None:
+        """The past and what follows have no gap between them, and a part of the past can be asked for."""
+        daemon = self.start("history = 60", general=self.general, retain_bytes=_KEEP_BYTES)
+        self.send(*range(100), port=53)
+        self.send(*range(100), port=9)
+        self.remembered(daemon, 200)
+        # Through a filter, and cut.
+        capture = self.capture(daemon, packets=200, timeout=20, bpf="udp port 53", snap=60)
+        self.send(*range(100, 200), port=53)
+        daemon.done(capture)
+        _, packets = self.same(daemon, capture)
+        self.assertEqual([number_of(packet.data) for packet in packets], list(range(200)))
+        stamps = [(packet.seconds, packet.fraction) for packet in packets]
+        self.assertEqual(stamps, sorted(stamps))
+        time.sleep(1.5)
+        self.send(*range(200, 210), port=53)
+        self.remembered(daemon, 310)
+        capture = self.capture(daemon, before=1, pastonly=True)
+        daemon.done(capture)
+        _, packets = self.same(daemon, capture)
+        self.assertEqual([number_of(packet.data) for packet in packets], list(range(200, 210)))
+
+    def test_rolling(self) -> None:
+        """What is older than a rolling capture keeps packets is not in its file."""
+        daemon = self.daemon()
+        capture = daemon.capture(interface=[self.wire.interface], rolling=True, before=2)
+        self.send(*range(50))
+        time.sleep(2.5)
+        self.send(*range(50, 100))
+        self.rolling(daemon, capture, 100)
+        self.assertEqual(daemon.request("DELETE", f"/captures/{capture}")[0], 200)
+        daemon.done(capture)
+        _, packets = self.same(daemon, capture)
+        self.assertEqual([number_of(packet.data) for packet in packets], list(range(50, 100)))
+
+    def test_time_limit(self) -> None:
+        """What arrived after a time limit is left out, though it is read at the same time."""
+        daemon = self.daemon()
+        capture = daemon.capture(interface=[self.wire.interface], duration=2)
+        self.send(1, 2, 3)
+        daemon.until(lambda: self.packets(daemon, capture) == 3 or None, "three packets")
+        daemon.signal(signal.SIGSTOP)
+        try:
+            time.sleep(2.5)
+            self.send(4)
+        finally:
+            daemon.signal(signal.SIGCONT)
+        state = daemon.done(capture)
+        self.assertEqual((state["reason"], state["packets"]), ("duration", 3))
+        self.same(daemon, capture)
+
+    def packets(self, daemon: Daemon, capture: str) -> int:
+        """How many packets a capture has."""
+        _, state = daemon.request("GET", f"/captures/{capture}")
+        found: int = state["packets"]
+        return found
+
+    def test_logged(self) -> None:
+        """Packets that are looked at one by one are written as well as others."""
+        daemon = self.daemon()
+        capture = daemon.capture(interface=[self.wire.interface], packets=20, packetdebug=True)
+        self.send(*range(20))
+        daemon.done(capture)
+        self.same(daemon, capture)
+        daemon.logged("192.0.2.1")

@@ -295,6 +295,11 @@ class CapturePortTests(unittest.SynchronousTestCase):
         self.assertEqual((made.reason, made.packets), (StopReason.DURATION, 20_000))
         self.assertEqual(made.content.size, 24 + 20_000 * 26)
 
+    def test_long_backlog_in_nanoseconds(self) -> None:
+        """So it is if time stamps are in nanoseconds."""
+        self.system.interfaces["mem0"].ticks_per_second = 10**9
+        self.test_long_backlog()
+
     def test_before_the_start(self) -> None:
         """What arrived between opening and starting is in the recording."""
         port = self.port(packets=1)

@@ -46,15 +46,21 @@ class MemoryCase(unittest.SynchronousTestCase):
         seconds: float = 60,
         snap: int = SNAP,
         open_writer: Callable[[mmap.mmap, int, int], IRecordWriter] = MemoryRecordWriter,
+        ticks_per_second: int = 10**6,
     ) -> PacketMemory:
         """A memory that is empty."""
         self.system = MemoryPacketSystem("mem0")
+        self.system.interfaces["mem0"].ticks_per_second = ticks_per_second
         handle = self.successResultOf(self.system.open("mem0", snap_length=snap, bpf=""))
         assert isinstance(handle, MemoryHandle)
         self.handle = handle
         self.addCleanup(handle.close)
         self.memory = PacketMemory(
-            size_bytes=slots * slot_bytes, seconds=seconds, snap_length=snap, open_writer=open_writer
+            size_bytes=slots * slot_bytes,
+            seconds=seconds,
+            snap_length=snap,
+            open_writer=open_writer,
+            ticks_per_second=ticks_per_second,
         )
         self.addCleanup(self.memory.close)
         self.sent = 0
@@ -100,6 +106,15 @@ class PacketMemoryTests(MemoryCase):
         self.assertEqual(self.memory.read(self.handle, 10, now=0, dropped=0), 0)
         self.assertFalse(self.memory.expire(100))
         self.assertEqual(self.kept(), [])
+
+    def test_nanoseconds(self) -> None:
+        """Packets are found by time stamps in nanoseconds as well."""
+        self.make(ticks_per_second=10**9)
+        for at in range(1, 9):
+            self.record(1, at=at / 8)
+        for at in range(1, 9):
+            self.assertEqual(self.kept(self.since(at / 8)), list(range(at - 1, 8)))
+            self.assertEqual(self.kept(self.since(at / 8 + 0.001)), list(range(at, 8)))
 
     def test_packets(self) -> None:
         """Packets are kept as they are in a file, cut to the snap length, with their own length."""

@@ -162,6 +162,19 @@ class PastReaderTests(PastCase):
         reader.read(9, lambda header, data: found.append((header.getts(), header.getlen(), len(data))))
         self.assertEqual(found, [((1_700_000_002, 500_000), 300, SNAP)])
 
+    def test_nanoseconds(self) -> None:
+        """Their time stamps are in nanoseconds if those of the memory are, and so is that of the past."""
+        self.make(ticks_per_second=10**9)
+        reader = self.reader()
+        self.assertEqual(reader.ticks_per_second, 10**9)
+        self.record(1, at=2.5)
+        found: list[tuple[int, int]] = []
+        reader.read(9, lambda header, _: found.append(header.getts()))
+        self.assertEqual(found, [(1_700_000_002, 500_000_000)])
+        pieces = self.memory.pieces(self.since(0), self.memory.end)
+        taken = take_newest(self.memory, pieces, None, max_packets=EVERYTHING, max_bytes=EVERYTHING)
+        self.assertEqual(taken.first, 1_700_000_002.5)
+
     def test_callback_fails(self) -> None:
         """What the callback raises is raised; the packets behind it wait."""
         reader = self.reader()

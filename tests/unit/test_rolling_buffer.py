@@ -38,11 +38,12 @@ def packets_of(content: Content) -> list[Sent]:
         data = file.read()
     assert len(data) == content.size, (len(data), content.size)
     # draft-ietf-opsawg-pcap, sections 4 and 5.
-    assert struct.unpack_from("=I", data) == (0xA1B2C3D4,), data[:24]
+    (magic,) = struct.unpack_from("=I", data)
+    ticks_per_second = {0xA1B2C3D4: 10**6, 0xA1B23C4D: 10**9}[magic]
     found, at = [], 24
     while at < len(data):
-        seconds, microseconds, kept, _ = struct.unpack_from("=IIII", data, at)
-        found.append(Sent(seconds + microseconds / 1e6, data[at + 16 : at + 16 + kept]))
+        seconds, ticks, kept, _ = struct.unpack_from("=IIII", data, at)
+        found.append(Sent(seconds + ticks / ticks_per_second, data[at + 16 : at + 16 + kept]))
         at += 16 + kept
     return found
 
@@ -91,6 +92,8 @@ class _Watcher:
 class RollingCase(unittest.SynchronousTestCase):
     """An interface, and two clocks."""
 
+    ticks_per_second = 10**6
+
     def setUp(self) -> None:
         """Nothing has arrived."""
         self.before = len(os.listdir("/proc/self/fd"))
@@ -100,6 +103,7 @@ class RollingCase(unittest.SynchronousTestCase):
     def begin(self) -> None:
         """Begin from scratch."""
         self.system = MemoryPacketSystem("mem0")
+        self.system.interfaces["mem0"].ticks_per_second = self.ticks_per_second
         self.now = 1000.0
         self.stepped = 0.0
         self.sent: list[Sent] = []
@@ -125,7 +129,9 @@ class RollingCase(unittest.SynchronousTestCase):
         buffer = RollingBuffer(
             handle,
             "test",
-            open_dumper=lambda file: self.system.open_dumper(file, link_type=1, snap_length=snap_length),
+            open_dumper=lambda file: self.system.open_dumper(
+                file, link_type=1, snap_length=snap_length, ticks_per_second=self.ticks_per_second
+            ),
             snap_length=snap_length,
             observer=observer,
             max_bytes=size,
@@ -154,7 +160,7 @@ class RollingCase(unittest.SynchronousTestCase):
 
 
 class RollingBufferTests(RollingCase):
-    """What is kept, by size and by age."""
+    """What is kept."""
 
     def test_exact(self) -> None:
         """The file has the newest packets that fit, to the byte; and it says what it has, at any time."""
@@ -200,62 +206,6 @@ class RollingBufferTests(RollingCase):
         self.assertEqual((held.rolling.first, held.rolling.seconds), (None, 5))
         content.close()
         close()
-
-    def test_age(self) -> None:
-        """Packets that arrived longer ago are not in the file, though it has room for them."""
-        buffer, close = self.buffer(10**6, seconds=10)
-        for number in range(100):
-            self.arrive(number.to_bytes(4, "big"))
-            self.now += 0.25
-            self.read(buffer)
-        self.assertEqual(buffer.held.packets, 40)
-        content = buffer.finish()
-        self.assert_same(packets_of(content), self.sent[60:])
-        content.close()
-        close()
-
-    def test_all_too_old(self) -> None:
-        """If nothing has arrived for longer, nothing is left; and what arrives then is kept again."""
-        buffer, close = self.buffer(10**6, seconds=10)
-        self.arrive(b"old")
-        self.read(buffer)
-        self.now += 10.5
-        self.assertEqual(buffer.held.packets, 0)
-        self.arrive(b"new")
-        self.read(buffer)
-        content = buffer.finish()
-        self.assertEqual([each.data for each in packets_of(content)], [b"new"])
-        content.close()
-        close()
-
-    def test_read_late(self) -> None:
-        """What counts is when packets arrived, and not when they were read."""
-        buffer, close = self.buffer(10**6, seconds=10)
-        for number in range(10_000):
-            self.arrive(number.to_bytes(4, "big") * 20)
-            self.now += 0.002
-        self.read(buffer, most=100)
-        content = buffer.finish()
-        self.assert_same(packets_of(content), newest(self.sent, size=10**6, since=self.wall_clock() - 10))
-        self.assertIn(len(packets_of(content)), (5000, 5001))
-        content.close()
-        close()
-
-    def test_clock_set(self) -> None:
-        """That the clock is set makes no packet older, or younger."""
-        for step in (3600.0, -3600.0):
-            self.begin()
-            buffer, close = self.buffer(10**6, seconds=10)
-            for number in range(40):
-                if number == 30:
-                    self.stepped = step
-                self.arrive(bytes([number]))
-                self.read(buffer)
-                self.now += 0.5
-            content = buffer.finish()
-            self.assertEqual([each.data[0] for each in packets_of(content)], list(range(20, 40)))
-            content.close()
-            close()
 
     def test_memory(self) -> None:
         """Whatever has arrived, it needs hardly more memory than the file may have."""
@@ -368,6 +318,72 @@ class RollingBufferTests(RollingCase):
         self.assertTrue(content.size <= max(24, size))
         content.close()
         close()
+
+
+class AgeTests(RollingCase):
+    """What is kept by age, which is known by time stamps."""
+
+    def test_age(self) -> None:
+        """Packets that arrived longer ago are not in the file, though it has room for them."""
+        buffer, close = self.buffer(10**6, seconds=10)
+        for number in range(100):
+            self.arrive(number.to_bytes(4, "big"))
+            self.now += 0.25
+            self.read(buffer)
+        self.assertEqual(buffer.held.packets, 40)
+        content = buffer.finish()
+        self.assert_same(packets_of(content), self.sent[60:])
+        content.close()
+        close()
+
+    def test_all_too_old(self) -> None:
+        """If nothing has arrived for longer, nothing is left; and what arrives then is kept again."""
+        buffer, close = self.buffer(10**6, seconds=10)
+        self.arrive(b"old")
+        self.read(buffer)
+        self.now += 10.5
+        self.assertEqual(buffer.held.packets, 0)
+        self.arrive(b"new")
+        self.read(buffer)
+        content = buffer.finish()
+        self.assertEqual([each.data for each in packets_of(content)], [b"new"])
+        content.close()
+        close()
+
+    def test_read_late(self) -> None:
+        """What counts is when packets arrived, and not when they were read."""
+        buffer, close = self.buffer(10**6, seconds=10)
+        for number in range(10_000):
+            self.arrive(number.to_bytes(4, "big") * 20)
+            self.now += 0.002
+        self.read(buffer, most=100)
+        content = buffer.finish()
+        self.assert_same(packets_of(content), newest(self.sent, size=10**6, since=self.wall_clock() - 10))
+        self.assertIn(len(packets_of(content)), (5000, 5001))
+        content.close()
+        close()
+
+    def test_clock_set(self) -> None:
+        """That the clock is set makes no packet older, or younger."""
+        for step in (3600.0, -3600.0):
+            self.begin()
+            buffer, close = self.buffer(10**6, seconds=10)
+            for number in range(40):
+                if number == 30:
+                    self.stepped = step
+                self.arrive(bytes([number]))
+                self.read(buffer)
+                self.now += 0.5
+            content = buffer.finish()
+            self.assertEqual([each.data[0] for each in packets_of(content)], list(range(20, 40)))
+            content.close()
+            close()
+
+
+class NanosecondTests(AgeTests):
+    """The same, if time stamps are in nanoseconds."""
+
+    ticks_per_second = 10**9
 
 
 class SnapshotTests(RollingCase):
