@@ -39,6 +39,9 @@ _BEFORE_ANY_LIMIT = frozenset({StopReason.CANCELLED, StopReason.SHUTDOWN, StopRe
 # and how often the interface is looked at from then on, in seconds.
 _RESUME_SECONDS = 0.02
 _LOOK_SECONDS = 0.25
+# How far apart two looks at clocks may be that count as one, in seconds, and how often it is tried.
+_AT_ONCE_SECONDS = 0.001
+_MOST_LOOKS = 4
 
 _Error = TypeVar("_Error", bound=BaseException)
 
@@ -299,7 +302,7 @@ class CapturePort:
 
     def _read_batch(self) -> tuple[int, bool, StopReason | None]:
         """The number of packets read, whether that is all for now, and the limit that was reached."""
-        batch = self._session.next_batch(self._reactor.seconds(), self._wall_clock())
+        batch = self._session.next_batch(*self._clocks())
         before = self._buffer.packets
         try:
             self._buffer.read(batch)
@@ -311,6 +314,16 @@ class CapturePort:
                 count, self._buffer.size, self._reactor.seconds(), is_behind=is_behind
             )
         return count, count < batch.packets and not is_behind, reason
+
+    def _clocks(self) -> tuple[float, float]:
+        """The time by both clocks at once: between two looks, other programs may have had the processor."""
+        now = self._reactor.seconds()
+        for _ in range(_MOST_LOOKS):
+            wall, looked = self._wall_clock(), self._reactor.seconds()
+            if looked - now < _AT_ONCE_SECONDS:
+                break
+            now = looked
+        return now, wall
 
     def _fail(self, error: Exception) -> None:
         if (ended := self._stop_reading()) is not None:

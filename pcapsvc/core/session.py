@@ -155,6 +155,7 @@ class CaptureSession:
         self._complete_until = now
         self._offset = wall - now
         self._batch: Batch | None = None
+        self._batch_began = now
         # Whether the last batch had time stamps, and there is more.
         self._is_sampled = False
         self._batch_offset = self._offset
@@ -169,7 +170,7 @@ class CaptureSession:
 
         @param wall: the time at C{now}, in seconds since the Unix epoch.
         """
-        self._batch_offset = wall - now
+        self._batch_began, self._batch_offset = now, wall - now
         late = self._late_packets(now)
         largest = self._largest_batch
         if late is not None:
@@ -238,7 +239,9 @@ class CaptureSession:
         if packets:
             self._last_packet = now if late is None else late.last_packet
         if batch is None or (packets < batch.packets and not is_behind):
-            self._complete_until, self._offset = now, self._batch_offset
+            # Reading may have taken long, and what arrived meanwhile need not have been read.
+            self._complete_until = now if batch is None else self._batch_began
+            self._offset = self._batch_offset
         elif late is not None:
             self._complete_until = max(self._complete_until, late.arrived)
         self._is_sampled = late is not None

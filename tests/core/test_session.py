@@ -121,6 +121,13 @@ class LateTests(unittest.SynchronousTestCase):
         read = [self.late(followed, 1003 + number * 0.01, 1001) for number in range(8)]
         self.assertEqual(read, [32, 8192] * 4)
 
+    def test_long_read(self) -> None:
+        """What arrives while the last packets are being read, which takes long, is late as well."""
+        followed = session(duration=2)
+        followed.next_batch(1001.9, EPOCH + 1.9)
+        self.assertIsNone(followed.recorded(0, 24, 1002.4))
+        self.assertEqual(self.read(followed, 1002.45, 1001.95, 1002.2), (1, StopReason.DURATION))
+
     def test_is_behind(self) -> None:
         """A session is no longer behind when everything was read."""
         followed = session(packets=100_000, size=10**9, duration=2, idle=10)

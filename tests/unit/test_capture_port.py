@@ -36,12 +36,18 @@ class CapturePortTests(unittest.SynchronousTestCase):
         self.reactor = MemoryReactorClock()
         self.system = MemoryPacketSystem("mem0")
         self.wall_clock = 1_700_000_000.0
-        self.read_seconds = 0.0
+        self.read_seconds = self.stall_seconds = 0.0
         self.addCleanup(self.assert_nothing_left)
 
     def before_read(self) -> None:
         """Each read takes a while, if it is to."""
         self.reactor.rightNow += self.read_seconds
+
+    def look_at_wall_clock(self) -> float:
+        """The time; before the next look, other programs may have the processor for a while."""
+        self.reactor.rightNow += self.stall_seconds
+        self.stall_seconds = 0.0
+        return self.wall_clock + self.reactor.seconds()
 
     def assert_nothing_left(self) -> None:
         """No handle, no descriptor, no reader, no timer."""
@@ -87,7 +93,7 @@ class CapturePortTests(unittest.SynchronousTestCase):
             ),
             plan,
             capture_id="abc",
-            wall_clock=lambda: self.wall_clock + self.reactor.seconds(),
+            wall_clock=self.look_at_wall_clock,
             hand_over_seconds=HAND_OVER,
         )
         port.begin()
@@ -299,6 +305,22 @@ class CapturePortTests(unittest.SynchronousTestCase):
         """So it is if time stamps are in nanoseconds."""
         self.system.interfaces["mem0"].ticks_per_second = 10**9
         self.test_long_backlog()
+
+    def test_stall_between_two_clocks(self) -> None:
+        """By how much one clock is ahead of another is known even if there is a stall between two looks."""
+        for first, second in ((0.3, 0.0), (0.0, 0.3)):
+            port = self.port(packets=100, duration=2)
+            began, recording = self.reactor.seconds(), port.start()
+            self.reactor.rightNow = began + 1.0
+            self.system.seconds = self.wall_clock + began + 1.0
+            self.stall_seconds = first
+            self.arrive(b"x" * 10)
+            self.system.seconds = self.wall_clock + began + 2.2
+            self.system.deliver("mem0", b"late")
+            self.reactor.rightNow = began + 2.9
+            self.stall_seconds = second
+            made = self.recorded(recording)
+            self.assertEqual((made.reason, made.packets), (StopReason.DURATION, 1), first)
 
     def test_before_the_start(self) -> None:
         """What arrived between opening and starting is in the recording."""
