@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from pcapsvc.delivery.compressor import MOST_HELD_BYTES
 from peers.daemon import Daemon
 from peers.frames import number_of, udp_frame
 from peers.pcapng import PcapngFile, read_pcapng
@@ -212,6 +213,17 @@ class KindTests(PcapngCase):
         self.send(*range(100, 200))
         daemon.done(capture)
         self.assertEqual(len(self.same(daemon, capture)[1]), 200)
+
+    def test_large(self) -> None:
+        """A file that is too large to be kept in memory, and is made while it is read."""
+        daemon = self.daemon()
+        capture = daemon.capture(interface=[self.wire.interface], packets=15_000, snap=1400)
+        frames = [udp_frame(at, size=1390 + at % 11) for at in range(1000)]
+        for _ in range(15):
+            self.wire.send(frames)
+        daemon.done(capture)
+        self.assertEqual(len(self.same(daemon, capture)[1]), 15_000)
+        self.assertGreater(daemon.file_of(capture).stat().st_size, MOST_HELD_BYTES)
 
     def test_nothing(self) -> None:
         """A capture without a packet is not delivered."""
