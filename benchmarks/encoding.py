@@ -1,9 +1,9 @@
 """
 What it takes to make a pcapng file of a recording, and what other captures notice of it.
 
-First a recording is encoded in this process, with nothing else to do, as often as there are rounds. Its CPU
-time is the kernel's, too. Beside it is what the kernel alone takes to copy the recording into new memory:
-the encoder can't be faster than that, since the recording has to stay where it is.
+First a recording is encoded and read in this process, with nothing else to do, as often as there are rounds.
+Its CPU time is the kernel's, too. Beside it is what the kernel alone takes to copy the recording into new
+memory, as it would have to if the file were kept.
 
 Then the daemon captures 300,000 packets of 128 bytes a second twice at the same time, beside C{tcpdump -w}.
 One capture ends with its 1,500,000th packet, and is encoded, while the other one goes on for as long again.
