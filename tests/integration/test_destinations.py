@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from collections.abc import Generator
+from typing import Any, BinaryIO
 
 import botocore.session
 from twisted.internet import defer, reactor, task
@@ -14,6 +15,7 @@ from pcapsvc.core.result import Receipt
 from pcapsvc.destinations.cloudshark.destination import CloudShark
 from pcapsvc.destinations.s3.destination import S3
 from pcapsvc.destinations.s3.multipart import Sizes
+from pcapsvc.generated_file import GeneratedFile
 from pcapsvc.threads import Threads
 from peers.certificates import LABELS, labelled
 from peers.cloudshark import CloudSharkServer, Shown, accept, answer, hang, refuse, reset, slow
@@ -242,6 +244,27 @@ class S3Tests(DestinationCase):
             {grant["Permission"] for grant in self.server.grants("a.pcap")}, {"FULL_CONTROL", "READ"}
         )
         self.assertEqual(self.server.uploads(), [])
+        self.server.delete("a.pcap")
+
+    async def test_made_parts(self) -> None:
+        """A file that is made while it is read is made once, whatever is done with each of its parts."""
+        source, made = MemfdContent(os.urandom(12 << 20)), 0
+        self.addCleanup(source.close)
+
+        def make(file: BinaryIO) -> Generator[bytes]:
+            nonlocal made
+            made += 1
+            while piece := file.read(300_000):
+                yield piece
+
+        sizes = Sizes(single_bytes=1000, held_part_bytes=5 << 20)
+        content = GeneratedFile(source, make, source.size)
+        await self.make(sizes=sizes).store(make_artifact(content, name="a.pcap"))
+        found, _, head = self.server.get("a.pcap")
+        with source.open() as file:
+            self.assertTrue(found == file.read())
+        self.assertTrue(head["ETag"].endswith('-3"'), head["ETag"])
+        self.assertEqual(made, 1)
         self.server.delete("a.pcap")
 
     async def test_kms(self) -> None:

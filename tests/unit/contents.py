@@ -7,6 +7,7 @@ from typing import Any, BinaryIO
 
 from pcapsvc.core.artifact import PCAP_MEDIA_TYPE, Artifact
 from pcapsvc.core.labels import Labels
+from pcapsvc.core.recording import Content
 
 
 class MemfdContent:
@@ -43,7 +44,7 @@ class MemfdContent:
 
 
 def make_artifact(
-    content: MemfdContent,
+    content: Content,
     *,
     capture_id: str = "abc",
     name: str = "web1-eth0-1700000000-abc.pcap",

@@ -107,11 +107,16 @@ class Target:
 
 
 class Body:
-    """The file that boto3 reads an object from, until the attempt is cancelled."""
+    """
+    The file that boto3 reads an object from, until the attempt is cancelled.
 
-    def __init__(self, file: BinaryIO, size: int) -> None:
+    @param is_made: whether the file is made while it is read.
+    """
+
+    def __init__(self, file: BinaryIO, size: int, *, is_made: bool = False) -> None:
         self._file = file
         self.size = size
+        self.is_made = is_made
         self._lock = threading.Lock()
         self._is_cancelled = False
         self._cut: Callable[[], None] | None = None

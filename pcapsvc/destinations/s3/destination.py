@@ -18,6 +18,7 @@ from pcapsvc.core.text import one_line
 from pcapsvc.destinations.s3.clients import Body, Clients, Target
 from pcapsvc.destinations.s3.multipart import Sizes
 from pcapsvc.destinations.s3.options import S3_FIELDS, check_options
+from pcapsvc.generated_file import GeneratedFile
 from pcapsvc.interfaces.delivery import IDestination
 from pcapsvc.interfaces.threads import RunInThread
 
@@ -131,7 +132,8 @@ class S3:
         run_in_thread, clients = self._own if target.is_configured else self._elsewhere
         try:
             # Not in the thread: by the time it runs, the content may be closed.
-            body = Body(artifact.content.open(), artifact.content.size)
+            content = artifact.content
+            body = Body(content.open(), content.size, is_made=isinstance(content, GeneratedFile))
             try:
                 put = partial(clients.put, may_be_there=artifact.may_be_there)
                 await run_in_thread(put, target, body, artifact.media_type, artifact.tags)

@@ -2,12 +2,15 @@
 Captures that are larger than one PutObject should be: in parts (S3 User Guide, "Uploading and copying objects
 using multipart upload").
 
-Each part is read from the file while it is sent, so none is in memory.
+Each part is read from the file while it is sent, so none is in memory. But each is read three times: for its
+signature, to send it, and for the proof that it is there. If a file is made while it is read, to go back is
+to make all that precedes once more: then a part, which is smaller, is held in memory.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -26,22 +29,33 @@ class Sizes:
 
     @ivar single_bytes: the largest file that is put whole.
     @ivar part_bytes: of all parts but the last. They are larger if there would be more than L{MOST_PARTS}.
+    @ivar held_part_bytes: likewise, of those that are held in memory.
     """
 
     single_bytes: int = 100_000_000
     part_bytes: int = 16 * _MIB
+    held_part_bytes: int = 8 * _MIB
 
-    def parts(self, size: int) -> Iterator[tuple[int, int]]:
-        """The beginning and the size of each part of a file of C{size} bytes."""
+    def parts(self, size: int, *, held: bool = False) -> Iterator[tuple[int, int]]:
+        """
+        The beginning and the size of each part of a file of C{size} bytes.
+
+        @param held: whether parts are held in memory.
+        """
         least = -(-size // MOST_PARTS)
-        step = max(self.part_bytes, -(-least // _MIB) * _MIB)
+        step = max(self.held_part_bytes if held else self.part_bytes, -(-least // _MIB) * _MIB)
         return ((start, min(step, size - start)) for start in range(0, size, step))
 
 
 class Seekable(Protocol):
-    """What a file is read from."""
+    """
+    What a file is read from.
+
+    @ivar is_made: whether it is made while it is read.
+    """
 
     size: int
+    is_made: bool
 
     def read(self, size: int = -1) -> bytes: ...
     def seek(self, offset: int, whence: int = 0) -> int: ...
@@ -76,6 +90,15 @@ class Part:
 
     def __len__(self) -> int:
         return self._size
+
+
+class HeldPart(io.BytesIO):
+    """A part of a file, in memory."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self.size = len(data)
+        self.is_made = False
 
 
 def digest_of(part: Part, chunk_bytes: int = 256 * 1024) -> bytes:
@@ -160,7 +183,10 @@ class Upload:
         check_stored(answer, tag=self._tag(digests), size=self._file.size, ask=ask)
 
     def _parts(self) -> Iterator[Part]:
-        return (Part(self._file, start, size) for start, size in self._sizes.parts(self._file.size))
+        is_made = self._file.is_made
+        for start, size in self._sizes.parts(self._file.size, held=is_made):
+            part = Part(self._file, start, size)
+            yield Part(HeldPart(part.read(size)), 0, size) if is_made else part
 
     def _tag(self, digests: list[bytes]) -> str:
         """The C{ETag} of an object that has parts of these MD5s: undocumented, but the same everywhere."""

@@ -34,6 +34,8 @@ GROUP = 512
 # Of a packet's record: the seconds and the rest of its time stamp, and the bytes that are kept.
 _START = struct.Struct("=III")
 _KEPT = struct.Struct("=8xI")
+# For the size of a block, which is a multiple of L{ALIGNMENT}.
+_BLOCK_AND_PADDING_BYTES, _ALIGNED = PACKET_BLOCK_BYTES + ALIGNMENT - 1, -ALIGNMENT
 # What a record has in front of what it shares with a block, in bytes.
 _NOT_SHARED_BYTES = 8
 _SHARED_HEADER_BYTES = PACKET_HEADER_BYTES - _NOT_SHARED_BYTES
@@ -105,17 +107,19 @@ def measure_packets(records: memoryview) -> tuple[int, int]:
 
     @return: where the last packet ends that is complete; and the size of the blocks, in bytes.
     """
-    at = end = packets = padding = 0
-    unpack, last = _KEPT.unpack_from, len(records) - PACKET_HEADER_BYTES
-    while at <= last:
-        kept = unpack(records, at)[0]
-        at += PACKET_HEADER_BYTES + kept
-        if at > len(records):
-            break
-        end = at
-        packets += 1
-        padding += -kept & (ALIGNMENT - 1)
-    return end, end + packets * (PACKET_BLOCK_BYTES - PACKET_HEADER_BYTES) + padding
+    at = size = kept = 0
+    unpack = _KEPT.unpack_from
+    try:
+        while True:
+            (kept,) = unpack(records, at)
+            at += PACKET_HEADER_BYTES + kept
+            size += _BLOCK_AND_PADDING_BYTES + kept & _ALIGNED
+    except struct.error:
+        pass  # The next header is not complete.
+    if at > len(records):
+        at -= PACKET_HEADER_BYTES + kept
+        size -= _BLOCK_AND_PADDING_BYTES + kept & _ALIGNED
+    return at, size
 
 
 class PacketBlocks:
