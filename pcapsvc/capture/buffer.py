@@ -31,6 +31,7 @@ _MOST_AHEAD_BYTES = 2 << 20
 _TIMES_LIKELY = 2
 # How many packets one call of libpcap may read if they may turn out to be larger than that.
 _MOST_LIKELY_PACKETS = 4096
+
 #: The memory that a file may need besides its limit of bytes: what is reserved beyond, and one packet of the
 #: largest snap length.
 MOST_BEYOND_BYTES = _RESERVE_BYTES + PAGESIZE + PACKET_HEADER_BYTES + LARGEST_SNAP_BYTES
