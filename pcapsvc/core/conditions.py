@@ -37,6 +37,8 @@ from pcapsvc.core.vlan_choice import vlan_text
 
 # How many values a field may have.
 _MOST = Meta(max_length=256)
+# A value has one character, and " or " before it.
+_LEAST_CHARACTERS = 5
 # Up to this many bad values of a field are reported.
 _MOST_REPORTED = 20
 
@@ -87,6 +89,13 @@ def condition_problems(values: Mapping[str, Any], bpf: str, most: int) -> Iterat
     @param most: how many characters a filter may have.
     """
     given = {name: values[name] for name in CONDITIONS if name in values}
+    counts = {name: len(set(_values(value))) for name, value in given.items()}
+    if _LEAST_CHARACTERS * sum(counts.values()) > most:
+        # To read them would take longer than the reactor can wait.
+        name = max(counts, key=lambda name: counts[name])
+        rule = f"has {counts[name]} values, and the filter may have up to {most} characters on this node"
+        yield Problem(path=name, rule=rule)
+        return
     is_valid = True
     for name, value in given.items():
         bad = [*_bad_values(name, value)]
@@ -217,12 +226,11 @@ def _networks(sides: Sequence[str], networks: Sequence[Network], repeats: bool) 
     with zero (2001:db8::/48: half of its second word), libpcap's optimizer makes of it that both ends must be
     in the network (1.9.1, and still 1.10.3). So those bits are compared in another way.
     """
-    spoiled = [network for network in networks if repeats and _has_zero_bits(network)]
-    if others := [network for network in networks if network not in spoiled]:
+    if others := [network for network in networks if not (repeats and _has_zero_bits(network))]:
         yield _any(f"{sides[0]} net" if len(sides) == 1 else "net", others)
-    for network in spoiled:
-        for side in sides:
-            yield f"({_below(side, network)})"
+    for network in networks:
+        if repeats and _has_zero_bits(network):
+            yield from (f"({_below(side, network)})" for side in sides)
 
 
 def _has_zero_bits(network: Network) -> bool:

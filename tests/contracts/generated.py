@@ -121,7 +121,7 @@ def _tag(chance: Random, kinds: tuple[int, ...]) -> bytes:
 
 def _arp(chance: Random) -> tuple[int, bytes]:
     header = struct.pack("!HHBBH", 1, 0x0800, 6, 4, chance.choice((1, 2)))
-    ends = [bytes(6) + ip_address(chance.choice(_IPV4)).packed for _ in range(2)]
+    ends = [chance.randbytes(6) + ip_address(chance.choice(_IPV4)).packed for _ in range(2)]
     return chance.choice((0x0806, 0x0806, 0x8035)), (header + b"".join(ends)).ljust(46, b"\0")
 
 

@@ -69,8 +69,8 @@ def decode(data: bytes, link_type: int, *, sees_tags: bool) -> Decoded:
     """
     Decode a packet.
 
-    @param sees_tags: whether what follows a tag is examined as well: if the request asks for a VLAN, and
-        wherever the kernel has taken the tag out.
+    @param sees_tags: whether what follows a tag is examined, whichever kind of tag it is: if the request asks
+        for a VLAN. Otherwise, it is examined behind those that the kernel takes out.
     """
     packet = Decoded()
     if link_type == RAW:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from mmap import mmap
 from random import Random
 from typing import Any
 
@@ -16,21 +21,31 @@ from twisted.trial import unittest
 
 from pcapsvc.core.filter import FilterRejected
 from pcapsvc.core.request import CaptureRequest, RequestBounds, parse_request
+from pcapsvc.interfaces.capture import IPacketHandle
 from pcapsvc.packets.filter_compiler import FilterCompiler
 from pcapsvc.packets.handle import libpcap_path
 from pcapsvc.packets.pcapy_system import PcapySystem
 from pcapsvc.threads import Threads
+from peers.requirement import require_command
+from peers.wire import Wire
 from tests.chance import chance
 from tests.contracts.generated import generated_packet, generated_request
-from tests.contracts.reference import ETHERNET, LINUX_SLL, RAW, decode, selects
+from tests.contracts.records import packets_of
+from tests.contracts.reference import ETHERNET, LINUX_SLL, RAW, Decoded, decode, selects
 
 reactor: Any = global_reactor
 
 REQUESTS = 1000
+LIVE_REQUESTS = 60
+#: Long enough for a busy machine.
+PATIENCE_SECONDS = 20
 PACKETS = 400
 KEPT = 2000
 #: How libpcap refuses a filter that no packet can match.
 NOTHING_MATCHES = "expression rejects all packets"
+
+# Has an interface receive or send a packet.
+_Send = Callable[[bytes], Any]
 
 _BOUNDS = RequestBounds(
     max_packets=1,
@@ -64,8 +79,8 @@ def _numbers(records: bytes | memoryview) -> list[int]:
     return found
 
 
-class PlainWordsTests(unittest.TestCase):
-    """A thousand requests, and packets of three kinds of link."""
+class _Case(unittest.TestCase):
+    """A packet system."""
 
     maxDiff = None
 
@@ -88,6 +103,10 @@ class PlainWordsTests(unittest.TestCase):
         """Stop them."""
         for service in (self.system, self.compiler, self.threads):
             await maybeDeferred(service.stopService)
+
+
+class RecordedTests(_Case):
+    """A thousand requests, and packets of three kinds of link that were recorded."""
 
     async def selected(self, bpf: str, link_type: int, records: bytes) -> list[int] | str:
         """What a filter selects of what an interface has recorded, or why it can't be used."""
@@ -166,7 +185,7 @@ class PlainWordsTests(unittest.TestCase):
                 for number, data in enumerate(packets):
                     packet = decode(data, link_type, sees_tags="vlan" in fields)
                     if packet.vlan is not None and "vlan" not in fields:
-                        packet = type(packet)(direction=packet.direction)
+                        packet = Decoded(direction=packet.direction)
                     if selects(fields, packet):
                         wanted.append(number)
                 found = [] if isinstance(found, str) and NOTHING_MATCHES in found else found
@@ -187,3 +206,93 @@ class PlainWordsTests(unittest.TestCase):
         )
         found: list[Any] = json.loads(ran.stdout)
         return found
+
+
+class LiveTests(_Case):
+    """Real interfaces, where the kernel runs filters, keeps tags apart, and knows the direction."""
+
+    async def compare(self, interface: str, link_type: int, receive: _Send, send: _Send) -> None:
+        """
+        Compare what handles of requests get with the reference.
+
+        @param receive: has the interface receive a packet.
+        @param send: sends a packet through the interface.
+        """
+        handles: list[tuple[dict[str, Any], IPacketHandle | None]] = []
+        while len(handles) < LIVE_REQUESTS:
+            fields = generated_request(self.chance)
+            fields["direction"] = self.chance.choice((["in"], "out", ["in", "out"]))
+            if link_type == RAW and "vlan" in fields:
+                continue
+            try:
+                handle = await self.system.open(interface, snap_length=KEPT, bpf=_parsed(fields).filter)
+            except FilterRejected as rejection:
+                self.assertIn(NOTHING_MATCHES, rejection.rule)
+                handle = None
+            else:
+                self.addCleanup(handle.close)
+            handles.append((fields, handle))
+        ways: dict[str, list[bytes]] = {"in": [], "out": []}
+        for way, transmit in (("in", receive), ("out", send)):
+            ways[way] = [generated_packet(self.chance, link_type) for _ in range(PACKETS)]
+            for data in ways[way]:
+                transmit(data)
+        everything = [(way, data) for way, packets in ways.items() for data in packets]
+        matched = 0
+        for fields, handle in handles:
+            wanted = [_is_wanted(fields, data, link_type, way) for way, data in everything]
+            found = set() if handle is None else {*self.read(handle, sum(wanted))}
+            matched += any(wanted)
+            wrong = [
+                (way, data.hex(), "is missing" if is_wanted else "is there")
+                for (way, data), is_wanted in zip(everything, wanted, strict=True)
+                if is_wanted != (data in found)
+            ]
+            self.assertEqual(wrong, [], (fields, _parsed(fields).filter))
+        self.assertGreater(matched, LIVE_REQUESTS // 5)
+
+    def read(self, handle: IPacketHandle, least: int) -> list[bytes]:
+        """What a handle has, once it has so many packets: the kernel hands them over after a while."""
+        memory = mmap(-1, 1 << 20)
+        writer = self.system.open_records(memory, 0, len(memory), link_type=handle.link_type)
+        count, until = 0, time.monotonic() + PATIENCE_SECONDS
+        while True:
+            count += (read := handle.read(1000, writer))
+            if read == 0 and (count >= least or time.monotonic() > until):
+                break
+            time.sleep(0.01)
+        size = writer.size()
+        writer.close()
+        return [data for data, _ in packets_of(memory[:size])]
+
+    async def test_ethernet(self) -> None:
+        """Ethernet. The kernel takes tags out of what it receives, not of what a host sends with one."""
+        wire = Wire()
+        self.addCleanup(wire.stop)
+        wire.start()
+        near = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+        self.addCleanup(near.close)
+        near.bind((wire.interface, 0))
+        await self.compare(wire.interface, ETHERNET, lambda data: wire.send([data]), near.send)
+
+    async def test_raw(self) -> None:
+        """A tunnel."""
+        tunnel = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
+        self.addCleanup(os.close, tunnel)
+        interface = f"word{os.getpid():x}"
+        # linux/if_tun.h: TUNSETIFF; IFF_TUN and IFF_NO_PI.
+        fcntl.ioctl(tunnel, 0x400454CA, struct.pack("16sH22x", interface.encode(), 0x1001))
+        ip = require_command("ip", "iproute2")
+        subprocess.run([ip, "link", "set", interface, "up"], check=True, timeout=20)
+        near = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+        self.addCleanup(near.close)
+        near.bind((interface, 0))
+        await self.compare(interface, RAW, lambda data: os.write(tunnel, data), near.send)
+
+
+def _is_wanted(fields: dict[str, Any], data: bytes, link_type: int, way: str) -> bool:
+    packet = decode(data, link_type, sees_tags="vlan" in fields)
+    if way == "out" and packet.vlan is not None and "vlan" not in fields:
+        packet = Decoded()
+    packet.direction = way
+    return selects(fields, packet)

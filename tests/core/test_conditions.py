@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +11,10 @@ from twisted.trial import unittest
 
 from pcapsvc.core.conditions import CONDITIONS
 from pcapsvc.core.errors import RequestRejected
+from pcapsvc.core.filter import names_needing_dns
+from tests.chance import seeded
 from tests.core.test_request import BOUNDS, Requests, message
+from tests.examples import HealthCheck, given, settings, strategies
 
 ADDRESS = "must be an IPv4 or IPv6 address; host names are not looked up"
 #: Of each field some values, and the filter that they mean.
@@ -134,6 +138,20 @@ HOSTILE = (
     "ı\u0307n",
 )
 
+_WORDS = (
+    *("192.0.2.1", "2001:db8::1", "::", "192.0.2.0/24", "2001:db8::/47", "[::1]:80", "10.0.0.1:1", "80-90"),
+    *("tcp", "icmp", "syn", "in", "out", " or ", ")", "(", "\n", "%", "٣", "0", "fe80::1%x"),
+)
+_LIKELY_TEXT = strategies.lists(strategies.sampled_from(_WORDS), min_size=1, max_size=2).map("".join)
+_ONE = _LIKELY_TEXT | strategies.text(max_size=8) | strategies.integers(-1, 70_000)
+_LIKELY = _ONE | strategies.lists(_ONE, max_size=3)
+# What a filter may consist of, besides what is read from values.
+_OURS = re.compile(
+    r"\A(?:[0-9a-f.:/-]+|and|or|host|net|src|dst|port|portrange|proto|vlan|inbound|outbound|ip6?|r?arp|icmp6?"
+    r"|igmp|tcp|udp|sctp|ah|esp|pim|tcp-[a-z]+|tcp\[tcpflags\]|ip6\[\d+(?::4)?\]|ether\[14:2\]|0x[0-9a-f]+"
+    r"|&|!=|=|<|[|() ])*\Z"
+)
+
 
 class TranslationTests(Requests, unittest.SynchronousTestCase):
     """Valid fields become a filter."""
@@ -204,15 +222,15 @@ class BadValuesTests(Requests, unittest.SynchronousTestCase):
             ("vlan", 4096, "must be a VLAN's number, 0 to 4095"),
             ("direction", "inbound", "must be one of in, out"),
         ):
-            for given in (value, [value]):
-                self.assertEqual(self.problems(message(**{name: given})), {name: rule})
+            for values in (value, [value]):
+                self.assertEqual(self.problems(message(**{name: values})), {name: rule})
 
     def test_hostile(self) -> None:
         """No text gets into a filter, whatever it is."""
         for name in CONDITIONS:
             for value in HOSTILE:
-                for given in (value, [value]):
-                    self.assertEqual([*self.problems(message(**{name: given}))], [name], (name, value[:99]))
+                for values in (value, [value]):
+                    self.assertEqual([*self.problems(message(**{name: values}))], [name], (name, value[:99]))
 
     def test_types(self) -> None:
         """Values of other types are rejected, also in lists."""
@@ -241,7 +259,7 @@ class BadValuesTests(Requests, unittest.SynchronousTestCase):
     def test_too_long(self) -> None:
         """A filter that becomes too long is reported by the field that contributes most to it."""
         hosts = [f"2001:db8::{n:x}" for n in range(200)]
-        rule = self.problems(message(host=hosts, port=80))["host"]
+        rule = self.problems(message(host=hosts[:100], port=80))["host"]
         self.assertRegex(
             rule, r"makes the filter \d{4} characters long, and it may have up to 512 on this node"
         )
@@ -252,6 +270,30 @@ class BadValuesTests(Requests, unittest.SynchronousTestCase):
         )
         wide = replace(BOUNDS, max_filter_characters=10_000)
         self.assertEqual(len(self.parse(message(host=hosts), wide).filter.split(" or ")), 200)
+
+    def test_too_many(self) -> None:
+        """Values that can't all fit into a filter are counted, and not read."""
+        problems = self.problems(message(host=["web-1"] + [f"10.0.0.{n}" for n in range(200)], port=[80, 81]))
+        rule = "has 201 values, and the filter may have up to 512 characters on this node"
+        self.assertEqual(problems, {"host": rule})
+        self.assertEqual(self.parse(message(port=[80] * 256)).filter, "port 80")
+
+    def test_any_text(self) -> None:
+        """Whatever a request has, its filter consists of our own words, numbers and addresses."""
+
+        @seeded
+        @settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+        @given(strategies.fixed_dictionaries({}, optional=dict.fromkeys(CONDITIONS, _LIKELY)))
+        def check(fields: dict[str, Any]) -> None:
+            try:
+                found = self.parse(message(**fields)).filter
+            except RequestRejected as rejection:
+                self.assertLessEqual({problem.path for problem in rejection.problems}, set(fields))
+                return
+            self.assertRegex(found, _OURS)
+            self.assertEqual(names_needing_dns(found), ())
+
+        check()
 
     def test_parentheses(self) -> None:
         """C{bpf} can't get out of its parentheses."""
