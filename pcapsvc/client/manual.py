@@ -21,6 +21,7 @@ _ENVIRONMENT = (
     ("PCAPCTL_PROFILE", "The profile, if --profile is not given."),
     ("PCAPCTL_TOKEN", "The token for the HTTP APIs, if --tokenfile is not given."),
     ("PCAPCTL_PASSWORD", "The password for Redis or Kafka, if --passwordfile is not given."),
+    ("PCAPCTL_PUTURL", "The URL that the nodes put captures to, if neither option gives it."),
     ("NO_COLOR", "If it is not empty, the table has no colours."),
     ("TERM", "If it is 'dumb', there is a line for each event instead of the table."),
     ("WIRESHARK_EXTCAP_DIR", "Where install-extcap installs, if --dir is not given."),

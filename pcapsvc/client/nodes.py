@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pcapsvc.client.api import ApiProblem, NodeApi, capture_path
@@ -17,6 +17,9 @@ from pcapsvc.client.requesting import node_address
 from pcapsvc.client.status import ClientError, ExitStatus, NoAnswer, Refused, UsageProblem
 from pcapsvc.client.words import clean, duration, size
 
+# What a node answers: objects for JSON, and rows for a table.
+_Answer = tuple[Sequence[Any], Sequence[Sequence[str]]]
+
 
 def list_captures(options: Namespace) -> ExitStatus:
     """C{pcapctl list}."""
@@ -25,26 +28,26 @@ def list_captures(options: Namespace) -> ExitStatus:
         "requestid": options.request,
         "limit": None if options.limit is None else str(options.limit),
     }
-    found, status = _each(options, lambda api: api.call("GET", "/captures", **query)["captures"])
-    captures = [capture for _, captures in found for capture in captures]
-    if options.json:
-        _print_json(captures)
-        return status
-    rows = [
-        (
-            capture["id"],
-            capture["state"],
-            capture["node"],
-            capture["interface"],
-            (capture["started"] or "")[:19],
-            str(capture.get("packets", "")),
-            size(capture.get("bytes") or 0),
-            capture["bpf"] or "",
-        )
-        for capture in captures
-    ]
-    _print_table(("id", "state", "node", "interface", "started", "packets", "size", "filter"), rows)
-    return status
+
+    def ask(api: NodeApi) -> _Answer:
+        captures = api.call("GET", "/captures", **query)["captures"]
+        return captures, [_capture_row(capture) for capture in captures]
+
+    titles = ("id", "state", "node", "interface", "started", "packets", "size", "filter")
+    return _print_answers(options, titles, ask)
+
+
+def _capture_row(capture: Mapping[str, Any]) -> Sequence[str]:
+    return (
+        capture["id"],
+        capture["state"],
+        capture["node"],
+        capture["interface"],
+        (capture["started"] or "")[:19],
+        str(capture.get("packets", "")),
+        size(capture.get("bytes") or 0),
+        capture["bpf"] or "",
+    )
 
 
 def show(options: Namespace) -> ExitStatus:
@@ -70,7 +73,8 @@ def stop(options: Namespace) -> ExitStatus:
     via = connections.needed_via()
     for address in via:
         try:
-            connections.transport(address).send(body)
+            if connections.transport(address).send(body) == 0:
+                raise NoAnswer(f"{address}: no node is subscribed to the channel")
         except (NoAnswer, Refused) as problem:
             problems.append(problem)
             _complain(problem)
@@ -79,79 +83,83 @@ def stop(options: Namespace) -> ExitStatus:
 
 def nodes(options: Namespace) -> ExitStatus:
     """C{pcapctl nodes}."""
-    found, status = _each(options, lambda api: api.call("GET", "/node"))
-    if options.json:
-        _print_json(node for _, node in found)
-        return status
-    rows = []
-    for api, node in found:
-        down = [each["name"] for each in node["sources"] if not each["connected"]]
-        spool = node["spool"]
-        rows.append(
-            (
-                node["name"],
-                str(api.address),
-                node["version"],
-                str(node["captures"]["running"]),
-                ", ".join(
-                    f"{each['name']}{' (down)' if each['name'] in down else ''}" for each in node["sources"]
-                ),
-                ", ".join(each["name"] for each in node["destinations"]),
-                "" if spool is None else f"{spool['entries']} ({size(spool['bytes'])})",
-            )
-        )
-    _print_table(("node", "api", "version", "running", "sources", "destinations", "spool"), rows)
-    return status
+
+    def ask(api: NodeApi) -> _Answer:
+        node = api.call("GET", "/node")
+        return [node], [_node_row(api, node)]
+
+    titles = ("node", "api", "version", "running", "sources", "destinations", "spool")
+    return _print_answers(options, titles, ask)
+
+
+def _node_row(api: NodeApi, node: Mapping[str, Any]) -> Sequence[str]:
+    sources = [f"{each['name']}{'' if each['connected'] else ' (down)'}" for each in node["sources"]]
+    spool = node["spool"]
+    return (
+        node["name"],
+        str(api.address),
+        node["version"],
+        str(node["captures"]["running"]),
+        ", ".join(sources),
+        ", ".join(each["name"] for each in node["destinations"]),
+        "" if spool is None else f"{spool['entries']} ({size(spool['bytes'])})",
+    )
 
 
 def interfaces(options: Namespace) -> ExitStatus:
     """C{pcapctl interfaces}."""
-    found, status = _each(
-        options, lambda api: (api.call("GET", "/node")["name"], api.call("GET", "/interfaces")["interfaces"])
+
+    def ask(api: NodeApi) -> _Answer:
+        name, listed = api.call("GET", "/node")["name"], api.call("GET", "/interfaces")["interfaces"]
+        return [{"node": name, **each} for each in listed], [_interface_row(name, each) for each in listed]
+
+    titles = ("node", "interface", "aliases", "state", "link", "history", "addresses")
+    return _print_answers(options, titles, ask)
+
+
+def _interface_row(node: str, interface: Mapping[str, Any]) -> Sequence[str]:
+    history = interface["history"]
+    return (
+        node,
+        interface["name"],
+        ", ".join(interface["aliases"]),
+        "gone" if interface["index"] is None else "up" if interface["up"] else "down",
+        str(interface["link_type"] or ""),
+        "" if history is None else duration(history["seconds"]),
+        " ".join(interface["addresses"]),
     )
-    if options.json:
-        _print_json({"node": name, **each} for _, (name, listed) in found for each in listed)
-        return status
-    rows = []
-    for _, (name, listed) in found:
-        for each in listed:
-            history = each["history"]
-            rows.append(
-                (
-                    name,
-                    each["name"],
-                    ", ".join(each["aliases"]),
-                    "gone" if each["index"] is None else "up" if each["up"] else "down",
-                    str(each["link_type"] or ""),
-                    "" if history is None else duration(history["seconds"]),
-                    " ".join(each["addresses"]),
-                )
-            )
-    _print_table(("node", "interface", "aliases", "state", "link", "history", "addresses"), rows)
-    return status
 
 
-def _each(options: Namespace, ask: Callable[[NodeApi], Any]) -> tuple[list[tuple[NodeApi, Any]], ExitStatus]:
-    """What each node answers, those that can be asked; and the exit status."""
-    apis = Connections(options, os.environ).needed_apis()
-    found: list[tuple[NodeApi, Any]] = []
+def _print_answers(
+    options: Namespace, titles: Sequence[str], ask: Callable[[NodeApi], _Answer]
+) -> ExitStatus:
+    """Print what each node answers, those that can be asked, as a table or in JSON."""
+    items: list[Any] = []
+    rows: list[Sequence[str]] = []
     problems: list[ClientError] = []
 
-    def answer(api: NodeApi) -> Any:
+    def answer(api: NodeApi) -> _Answer | ClientError:
         try:
             return ask(api)
         except ClientError as problem:
             return problem
-        except (KeyError, TypeError):
+        except (KeyError, TypeError, AttributeError, ValueError, ArithmeticError):
             return NoAnswer(f"{api.address} does not answer as a node does")
 
-    for api, answered in zip(apis, at_once(answer, apis), strict=True):
+    apis = Connections(options, os.environ).needed_apis()
+    for answered in at_once(answer, apis):
         if isinstance(answered, ClientError):
             problems.append(answered)
             _complain(answered)
         else:
-            found.append((api, answered))
-    return found, _status(problems, is_any_well=bool(found))
+            items += answered[0]
+            rows += answered[1]
+    if options.json:
+        for item in items:
+            print(json.dumps(item, separators=(",", ":")))
+    else:
+        _print_table(titles, rows)
+    return _status(problems, is_any_well=len(problems) < len(apis))
 
 
 def _status(problems: Sequence[ClientError], *, is_any_well: bool) -> ExitStatus:
@@ -184,11 +192,6 @@ def _api_of(connections: Connections, capture_id: str) -> NodeApi:
 
 def _complain(problem: ClientError) -> None:
     print(f"pcapctl: {problem}", file=sys.stderr)
-
-
-def _print_json(items: Iterable[Any]) -> None:
-    for item in items:
-        print(json.dumps(item, separators=(",", ":")))
 
 
 def _print_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

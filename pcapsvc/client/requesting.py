@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 import uuid
@@ -119,6 +120,10 @@ def capture(options: Namespace) -> ExitStatus:
     waits = (options.wait, options.json, options.write, options.expect, options.deadline)
     is_waiting = any(each not in (None, False) for each in waits)
     request = Request(connections, via, fields, requestid, body)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        # nohup has it ignored.
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _end)
     return request.wait(options) if is_waiting else request.send_only()
 
 
@@ -277,6 +282,11 @@ class Request:
         if options.deadline is not None:
             seconds = options.deadline
         return Patience(expect=expect, answer_seconds=seconds, deadline_seconds=options.deadline)
+
+
+def _end(number: int, frame: object) -> None:
+    """End as the signal would, but without leaving unfinished files behind."""
+    raise SystemExit(128 + number)
 
 
 def _is_one(fields: Mapping[str, Any], via: Sequence[Address]) -> bool:

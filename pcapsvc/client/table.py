@@ -121,7 +121,7 @@ def _cells(row: Row, now: float, is_wide: bool) -> list[Text]:
 def _limit(row: Row, now: float) -> Text:
     nearest = row.nearest_limit(now)
     if row.is_over or row.state == "delivering":
-        return Text(row.reason or "", "dim")
+        return Text(words.clean(row.reason or ""), "dim")
     if nearest is None:
         return Text("")
     name, share = nearest

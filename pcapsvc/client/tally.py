@@ -22,10 +22,14 @@ SILENT_TIMES = 3
 #: How much longer than its limit a capture may take, if it doesn't report its progress.
 GRACE_SECONDS = 30.0
 
+# Numbers in events are smaller.
+_LARGEST = 2**63
 # Later ones win.
 _STATES = ("accepted", "capturing", "delivering", "done", "failed")
 _REFUSED = ("rejected", "busy")
 _UNREACHED = "no answer"
+# Those of which the events say how much is used.
+_LIMITS = ("packets", "bytes", "duration")
 _OUTCOMES = ("postponed", "spooled", "failed", "delivered")
 
 
@@ -121,11 +125,7 @@ class Row:
         if self.state == "capturing" and self.began_at is not None:
             seconds = max(seconds, now - self.began_at)
         used = {"packets": self.packets, "bytes": self.bytes, "duration": seconds}
-        shares = {
-            name: min(1.0, used[name] / limit)
-            for name, limit in self.limits.items()
-            if name in used and limit
-        }
+        shares = {name: min(1.0, used[name] / limit) for name, limit in self.limits.items() if limit}
         return max(shares.items(), key=lambda item: item[1]) if shares else None
 
 
@@ -187,19 +187,19 @@ class Tally:
     def _add(
         self, kind: str, node: str, subject: str | None, data: Mapping[str, Any], now: float
     ) -> Row | None:
-        api = data.get("api")
+        api = None if data.get("api") is None else str(data["api"])
         if kind == "request.accepted":
-            return self._accepted(node, data, now)
+            return self._accepted(node, data, api, now)
         if kind in ("request.rejected", "request.busy"):
             row = self._row(node, "")
             row.state = kind.removeprefix("request.")
-            row.words = data.get("reason") or "; ".join(_words(each) for each in data.get("problems", ()))
+            row.words = str(data.get("reason") or "; ".join(map(_words, data.get("problems", ()))))
             row.api, row.heard_at = api or row.api, now
             return row
-        if subject is None:
+        if not isinstance(subject, str):
             return None
         row = self._row(node, subject)
-        row.capture_id, row.interface = subject, data.get("interface") or row.interface
+        row.capture_id, row.interface = subject, str(data.get("interface") or row.interface or "")
         row.api, row.heard_at = api or row.api, now
         area, _, what = kind.partition(".")
         if area == "delivery":
@@ -208,12 +208,12 @@ class Tally:
             _capture(row, what, data, now)
         return row
 
-    def _accepted(self, node: str, data: Mapping[str, Any], now: float) -> Row | None:
+    def _accepted(self, node: str, data: Mapping[str, Any], api: str | None, now: float) -> Row | None:
         row = None
         for each in data["captures"]:
-            row = self._row(node, each["id"])
-            row.capture_id, row.interface = each["id"], each["interface"]
-            row.api, row.heard_at = data.get("api"), now
+            row = self._row(node, str(each["id"]))
+            row.capture_id, row.interface = str(each["id"]), str(each["interface"])
+            row.api, row.heard_at = api, now
         for number, problem in enumerate(data.get("problems", ())):
             refused = self._row(node, f" {number}")
             refused.state, refused.words, refused.heard_at = "rejected", _words(problem), now
@@ -251,20 +251,22 @@ def _capture(row: Row, what: str, data: Mapping[str, Any], now: float) -> None:
     match what:
         case "started":
             _advance(row, "capturing")
-            row.limits = {name: float(value) for name, value in data["limits"].items()}
+            limits = {name: _number(data["limits"], name) for name in data["limits"] if name in _LIMITS}
             if "rolling" in data:
                 # Its size ends nothing.
-                row.limits = {name: limit for name, limit in row.limits.items() if name != "bytes"}
-                row.captured = data["rolling"]["captured"]
+                limits.pop("bytes", None)
+                row.captured = int(_number(data["rolling"], "captured"))
+            row.limits = limits
             row.began_at = now if row.began_at is None else row.began_at
         case "progress":
             _advance(row, "capturing")
             _progress(row, data)
         case "stopped":
+            packets, size, dropped = _counts(data)
             _advance(row, "delivering")
-            row.has_stopped, row.reason, row.file = True, data.get("reason"), data.get("file")
-            row.packets, row.bytes, row.rate = data["packets"], data["bytes"], None
-            row.dropped = data.get("dropped")
+            row.has_stopped, row.reason = True, str(data.get("reason") or "")
+            row.file = None if data.get("file") is None else str(data["file"])
+            row.packets, row.bytes, row.dropped, row.rate = packets, size, dropped, None
         case "failed":
             _advance(row, "failed")
             row.words = str(data.get("problem"))
@@ -273,14 +275,32 @@ def _capture(row: Row, what: str, data: Mapping[str, Any], now: float) -> None:
 
 
 def _progress(row: Row, data: Mapping[str, Any]) -> None:
-    row.progress_seconds = max(row.progress_seconds or 0.0, data["seconds"] - row.seconds)
-    if row.has_stopped or data["seconds"] <= row.seconds:
+    seconds, (packets, size, dropped) = _number(data, "seconds"), _counts(data)
+    captured = int(_number(data["rolling"], "captured")) if "rolling" in data else packets
+    row.progress_seconds = max(row.progress_seconds or 0.0, seconds - row.seconds)
+    if row.has_stopped or seconds <= row.seconds:
         return
-    captured = data["rolling"]["captured"] if "rolling" in data else data["packets"]
-    row.rate = (captured - row.captured) / (data["seconds"] - row.seconds)
-    row.captured = captured
-    row.packets, row.bytes, row.seconds = data["packets"], data["bytes"], data["seconds"]
-    row.dropped = data.get("dropped")
+    row.rate = (captured - row.captured) / (seconds - row.seconds)
+    row.captured, row.seconds = captured, seconds
+    row.packets, row.bytes, row.dropped = packets, size, dropped
+
+
+def _number(data: Mapping[str, Any], name: str) -> float:
+    """
+    A number in an event.
+
+    @raise ValueError: if it is none.
+    """
+    value = data[name]
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= _LARGEST:
+        raise ValueError(f"{name} is not a number")
+    return value
+
+
+def _counts(data: Mapping[str, Any]) -> tuple[int, int, int | None]:
+    """The packets, bytes and drops in an event."""
+    dropped = None if data.get("dropped") is None else int(_number(data, "dropped"))
+    return int(_number(data, "packets")), int(_number(data, "bytes")), dropped
 
 
 def _deliver(row: Row, what: str, data: Mapping[str, Any]) -> None:

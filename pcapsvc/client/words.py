@@ -44,9 +44,9 @@ def event_line(event: Mapping[str, Any]) -> str:
     when = clean(event.get("time", ""))[11:23]
     try:
         words = _event_words(kind, data)
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError):
         # From a version to come.
-        words = kind
+        words = clean(kind)
     subject = f" {clean(event['subject'])}" if "subject" in event else ""
     return f"{when} {place}{subject} {words}"
 

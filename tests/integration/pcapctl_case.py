@@ -68,6 +68,10 @@ class Running:
         """What Ctrl-C does without a terminal."""
         self._process.send_signal(signal.SIGINT)
 
+    def terminate(self) -> None:
+        """What C{kill} does."""
+        self._process.terminate()
+
     def first_line(self) -> str:
         """Wait for a line."""
         assert self._process.stdout is not None

@@ -64,6 +64,15 @@ class SavedTests(FilesTestCase):
             (delivered,) = node.captures.iterdir()
             self.assertEqual((self.directory / name).read_bytes(), delivered.read_bytes())
 
+    def test_terminated(self) -> None:
+        """If pcapctl is terminated, it leaves no unfinished files behind."""
+        running = Running(*self.options("--duration", "60", "-w", str(self.directory / "%n.pcap"), "udp"))
+        while " capturing " not in running.first_line():
+            pass
+        self.assertEqual(len(list(self.directory.iterdir())), 1)
+        running.terminate()
+        self.assertEqual((running.end().status, list(self.directory.iterdir())), (143, []))
+
     def test_merged(self) -> None:
         """All captures become one file, in the order of time, which tcpdump can read."""
         path = self.directory / "all.pcap"

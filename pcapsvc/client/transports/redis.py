@@ -74,7 +74,7 @@ class Connection:
         """Wait for an answer."""
         try:
             return self._read()
-        except (OSError, ValueError) as problem:
+        except (OSError, ValueError, RecursionError) as problem:
             raise self._lost(problem) from None
 
     def wait_forever(self) -> None:
