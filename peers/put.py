@@ -145,6 +145,6 @@ class PutServer:
         ]
 
     def files(self) -> dict[str, bytes]:
-        """What it has stored, by the path without the query."""
+        """What it has stored, by the path without the query. A POST adds the name of the file, or its key."""
         paths = json.loads(stored.read_text()) if (stored := self._directory / "stored").exists() else {}
         return {path: (self._directory / f"{number}.bin").read_bytes() for path, number in paths.items()}

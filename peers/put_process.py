@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hmac
 import json
+import re
 import sys
 import time
 from collections.abc import Mapping
@@ -74,7 +75,7 @@ class PutHandler(Handler):
         if not hmac.compare_digest(signature, self.server.token):
             self._reply(403, _REFUSED.format(query=url.query.replace("&", "&amp;")).encode())
             return
-        is_new = self.server.store(url.path, number)
+        is_new = self.server.store(url.path + self._name(), number)
         if behaviour.get("forget"):
             self._reset()
             return
@@ -84,6 +85,13 @@ class PutHandler(Handler):
             headers=behaviour.get("headers", {}),
             bytes_per_second=behaviour.get("answer_bytes_per_second"),
         )
+
+    def _name(self) -> str:
+        """What a POST adds to the path: the name of the file, or else its key."""
+        if self.command != "POST":
+            return ""
+        named = re.search('filename="([^"]*)"', self.headers.get("Content-Disposition", ""))
+        return "/" + (named[1] if named else self.headers.get("Idempotency-Key", ""))
 
     def _flood(self, interim: bool) -> None:
         self.close_connection = True

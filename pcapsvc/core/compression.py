@@ -55,10 +55,12 @@ class CompressionChoice:
 
     @ivar usual: how they are compressed unless the request says otherwise: one of L{CHOICES}.
     @ivar readable: what the destination can read. L{UNCOMPRESSED} is always part of it.
+    @ivar is_indifferent: whether it gets no file at all, so that none is compressed for it.
     """
 
     usual: str = UNCOMPRESSED
     readable: tuple[str, ...] = CHOICES
+    is_indifferent: bool = False
 
     def of(self, asked: str | None) -> str:
         """
@@ -66,6 +68,8 @@ class CompressionChoice:
 
         @param asked: what the request says; L{None} if it says nothing.
         """
+        if self.is_indifferent:
+            return UNCOMPRESSED
         wanted = self.usual if asked is None else asked
         candidates = (wanted, *_INSTEAD)
         return next((each for each in candidates if each in self.readable), UNCOMPRESSED)
@@ -85,7 +89,7 @@ def compression_warnings(asked: str | None, choices: Mapping[str, CompressionCho
     if asked is None:
         return
     for name, got in compressions(asked, choices).items():
-        if got != asked:
+        if got != asked and not choices[name].is_indifferent:
             instead = "an uncompressed file" if got == UNCOMPRESSED else got
             rule = f"can't be read by {name}, which gets {instead}"
             yield Problem(path="compress", value=shown(asked), rule=rule)

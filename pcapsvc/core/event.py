@@ -207,6 +207,22 @@ class CaptureFailed(Payload):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CaptureFile(Payload):
+    """
+    The file of a capture is complete. Only webhooks that are sent events get this one.
+
+    @ivar file: its name.
+    @ivar media_type: its media type (RFC 6838).
+    @ivar bytes: its size.
+    """
+
+    type: ClassVar[str] = "pcapsvc.capture.file"
+    file: str
+    media_type: str
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class CaptureDone(Payload):
     """A capture is delivered, spooled or lost for each destination. Only the spool may still deliver it."""
 
@@ -350,16 +366,25 @@ class EventFactory:
         self._wall_clock = wall_clock
         self._new_id = new_id
 
-    def event(self, data: Payload, labels: Labels, subject: str | None = None) -> Event:
+    def event(
+        self,
+        data: Payload,
+        labels: Labels,
+        subject: str | None = None,
+        *,
+        id: str | None = None,
+        time: float | None = None,
+    ) -> Event:
         """
-        An event that happens now.
+        An event that happens now, unless there is another time.
 
-        @param subject: as in L{Event}.
+        @param subject: as in L{Event}; likewise C{id} and C{time}, for an event that must be the same if it
+            is made again.
         """
         return Event(
-            id=self._new_id(),
+            id=self._new_id() if id is None else id,
             node=self._node,
-            time=self._wall_clock(),
+            time=self._wall_clock() if time is None else time,
             subject=subject,
             labels=labels,
             data=_without_secrets(data),

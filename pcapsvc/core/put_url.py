@@ -6,27 +6,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Any
 from urllib.parse import parse_qsl, quote
 
 import msgspec
 from msgspec import Meta
 
-from pcapsvc.core.allowed_hosts import USUAL_PORTS, BadHost, HostPattern, parse_host
+from pcapsvc.core.allowed_hosts import HostPattern
 from pcapsvc.core.errors import Problem
 from pcapsvc.core.fields import SECRET, check_fields
-from pcapsvc.core.public_address import Address
+from pcapsvc.core.http_url import LONGEST_URL, BadUrl, HttpUrl, parse_http_url
 
-#: The longest URL, in characters. The manifests of the spool have no longer texts.
-LONGEST_URL = 4096
-
-# RFC 3986, appendix B.
-_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)([^?#]*)(?:\?([^#]*))?(#.*)?")
-_PRINTABLE = re.compile(r"[\x21-\x7e]+")
-_PATH = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=:@/{}-]|%[0-9A-Fa-f]{2})*")
-_QUERY = re.compile(r"[A-Za-z0-9._~!$&()*+,;=:@/?%|^\[\]-]*")
-_PORT = re.compile(r"[1-9][0-9]{0,4}")
 # A part of a path that servers may take for "here" or "up".
 _DOTS = re.compile(r"(?i)(?:\.|%2e){1,2}")
 
@@ -42,32 +33,9 @@ _SIGNED_HEADERS = ("x-amz-signedheaders", "x-goog-signedheaders")
 _SIGNATURES = frozenset({"x-amz-signature", "x-goog-signature", "signature"})
 
 
-class BadPutUrl(ValueError):
-    """Not such a URL. The message is the rule that it breaks, and shows nothing of the URL."""
-
-
 @dataclass(frozen=True, kw_only=True)
-class PutUrl:
-    """
-    The parts of a URL.
-
-    @ivar scheme: C{https} or C{http}.
-    @ivar host: a name in lower case, or an address.
-    @ivar path: with its placeholders.
-    @ivar query: the secret; L{None} if there is none.
-    """
-
-    scheme: str
-    host: str | Address
-    port: int
-    path: str
-    query: str | None = field(repr=False)
-
-    @property
-    def authority(self) -> str:
-        """The host, and the port if it is not the usual one."""
-        host = f"[{self.host}]" if ":" in str(self.host) else str(self.host)
-        return host if self.port == USUAL_PORTS[self.scheme] else f"{host}:{self.port}"
+class PutUrl(HttpUrl):
+    """The parts of a URL. Its path may have placeholders, and its query is a secret."""
 
     @property
     def placeholders(self) -> frozenset[str]:
@@ -93,10 +61,6 @@ class PutUrl:
 
         return _PLACEHOLDER.sub(filled, self.path)
 
-    def target(self, path: str) -> str:
-        """What is requested of the server: a path, and the query. It is a secret."""
-        return path if self.query is None else f"{path}?{self.query}"
-
 
 class PutUrlOptions(msgspec.Struct, frozen=True, kw_only=True):
     """The field of a request."""
@@ -119,49 +83,21 @@ def parse_put_url(text: str) -> PutUrl:
     """
     Take a URL apart.
 
-    @raise BadPutUrl: if it is not one to which a capture can be put.
+    @raise BadUrl: if it is not one to which a capture can be put.
     """
-    found = _URL.fullmatch(text)
-    if found is None or len(text) > LONGEST_URL or not _PRINTABLE.fullmatch(text):
-        raise BadPutUrl(f"must be a URL in ASCII of up to {LONGEST_URL} characters: https://HOST/PATH")
-    scheme, server, path, query, fragment = found[1].lower(), *found.group(2, 3, 4, 5)
-    if scheme not in USUAL_PORTS:
-        raise BadPutUrl("must begin with https:// (or http://)")
-    if fragment is not None:
-        raise BadPutUrl("must have no fragment (#)")
-    host, port = _server(server, scheme)
-    _check_path(path)
-    if query is not None and not _QUERY.fullmatch(query):
-        raise BadPutUrl("has a character in its query that must be percent-encoded")
-    return PutUrl(scheme=scheme, host=host, port=port, path=path, query=query)
-
-
-def _server(server: str, scheme: str) -> tuple[str | Address, int]:
-    if "@" in server:
-        raise BadPutUrl("must have no user name or password before its host")
-    host, port = server, ""
-    if not server.endswith("]"):
-        name, colon, digits = server.rpartition(":")
-        if colon:
-            host, port = name, digits
-            if not (_PORT.fullmatch(port) and int(port) < 65536):
-                raise BadPutUrl("must have a port from 1 to 65535, if any")
-    try:
-        return parse_host(host), int(port) if port else USUAL_PORTS[scheme]
-    except BadHost as error:
-        raise BadPutUrl(f"has a host that is not valid: it {error}") from None
+    url = parse_http_url(text)
+    _check_path(url.path)
+    return PutUrl(scheme=url.scheme, host=url.host, port=url.port, path=url.path, query=url.query)
 
 
 def _check_path(path: str) -> None:
-    if not _PATH.fullmatch(path):
-        raise BadPutUrl("has a character in its path that must be percent-encoded")
-    if path.startswith("//") or path.endswith("/") or not path:
-        raise BadPutUrl("must have a path that names a file, and begins with one slash")
+    if path.endswith("/") or not path:
+        raise BadUrl("must have a path that names a file")
     rest = _PLACEHOLDER.sub("", path)
     if "{" in rest or "}" in rest or not {*_PLACEHOLDER.findall(path)} <= {*_PLACEHOLDERS}:
-        raise BadPutUrl("may have the placeholders {node}, {interface} and {id} in its path, and no others")
+        raise BadUrl("may have the placeholders {node}, {interface} and {id} in its path, and no others")
     if any(_DOTS.fullmatch(part) for part in path.split("/")):
-        raise BadPutUrl("must have no part of its path that is '.' or '..'")
+        raise BadUrl("must have no part of its path that is '.' or '..'")
 
 
 def put_url_problems(
@@ -191,7 +127,7 @@ def _rules_broken(text: str, patterns: Sequence[HostPattern] | None, insecure: b
         return
     try:
         url = parse_put_url(text)
-    except BadPutUrl as error:
+    except BadUrl as error:
         yield str(error)
         return
     if url.scheme == "http" and not insecure:
@@ -233,7 +169,7 @@ def several_captures_problem(options: Mapping[str, Any], interfaces: int) -> Ite
     """
     try:
         url = parse_put_url(options.get("puturl") or "")
-    except BadPutUrl:
+    except BadUrl:
         return
     if interfaces > 1 and not url.placeholders & {"interface", "id"}:
         yield Problem(

@@ -45,6 +45,7 @@ __all__ = [
     "ServerHost",
     "Size",
     "SnapLength",
+    "Verify",
     "conversion_of",
     "converted",
     "none_if_zero",
@@ -101,6 +102,10 @@ def without_brackets(host: str) -> str:
     return host[1:-1] if host.startswith("[") and host.endswith("]") else host
 
 
+def _verification(given: str | bool) -> str | bool:
+    return certificates_file(given) if isinstance(given, str) else given
+
+
 _ONE_LINE = r"[^\x00-\x1f\x7f-\x9f\u2028\u2029]"
 
 Count = Annotated[int, whole_number(1, MOST)]
@@ -124,6 +129,10 @@ ServerHost = Annotated[Host, converted(without_brackets)]
 Path = Annotated[str, Meta(pattern=r"\A[^\x00]+\Z", description="a path, not empty")]
 AbsolutePath = Annotated[Path, converted(absolute_path)]
 CertificatesFile = Annotated[Path, converted(certificates_file)]
+#: Whether a server's certificate is verified, or the path of those to verify it with.
+Verify = Annotated[
+    bool | str, Meta(description="true, false, or a path of certificates"), converted(_verification)
+]
 KeyFile = Annotated[Path, converted(key_file)]
 #: A file with a secret that is read when it is needed, not only at the start.
 SecretFile = Annotated[Path, converted(secret_file)]

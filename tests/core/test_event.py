@@ -12,6 +12,7 @@ from pcapsvc.core.event import (
     CaptureDelivered,
     CaptureDone,
     CaptureFailed,
+    CaptureFile,
     CaptureProgress,
     CaptureStarted,
     CaptureStopped,
@@ -155,6 +156,11 @@ PAYLOADS: list[tuple[str, Payload, dict[str, Any]]] = [
         },
     ),
     ("pcapsvc.capture.failed", CaptureFailed(problem="no memory"), {"problem": "no memory"}),
+    (
+        "pcapsvc.capture.file",
+        CaptureFile(file="a.pcap", media_type="a/b", bytes=500),
+        {"file": "a.pcap", "media_type": "a/b", "bytes": 500},
+    ),
     ("pcapsvc.capture.done", CaptureDone(), {}),
     (
         "pcapsvc.delivery.delivered",
@@ -273,6 +279,14 @@ class EventTests(unittest.SynchronousTestCase):
             self.assertEqual(json.loads(event.json.decode("utf-8")), as_json(event))
             self.assertNotIn(b"\n", event.json)
             self.assertIs(event.json, event.json)
+
+    def test_made_again(self) -> None:
+        """An event that must be the same if it is made again is given its id and its time."""
+        given: dict[str, Any] = {"id": "abc-x", "time": 1_600_000_000.0}
+        one, other = (self.events.event(CaptureDone(), CAPTURE, "abc", **given) for _ in range(2))
+        self.assertEqual(one.json, other.json)
+        self.assertIn(b'"id":"abc-x"', one.json)
+        self.assertIn(b'"time":"2020-09-13T12:26:40.000000Z"', one.json)
 
     def test_long_numbers(self) -> None:
         """The id of an alert may be a number of any length that a request may have."""

@@ -10,10 +10,9 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from pcapsvc.core.allowed_hosts import parse_pattern
 from pcapsvc.core.errors import RequestRejected
+from pcapsvc.core.http_url import LONGEST_URL, BadUrl
 from pcapsvc.core.plan import NodeView, plan_captures
 from pcapsvc.core.put_url import (
-    LONGEST_URL,
-    BadPutUrl,
     PutUrlOptions,
     parse_put_url,
     put_url_problems,
@@ -143,7 +142,7 @@ class PutUrlTests(SynchronousTestCase):
         """Anything else breaks a rule, which shows nothing of it."""
         for rule, texts in BAD.items():
             for text in texts:
-                error = self.assertRaises(BadPutUrl, parse_put_url, text)
+                error = self.assertRaises(BadUrl, parse_put_url, text)
                 self.assertTrue(str(error).startswith(rule), (text, str(error)))
 
     def test_placeholders(self) -> None:

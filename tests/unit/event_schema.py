@@ -73,8 +73,10 @@ def check_every_event() -> None:
     """
     make = EventFactory.event
 
-    def checked(factory: EventFactory, data: Payload, labels: Labels, subject: str | None = None) -> Event:
-        event = make(factory, data, labels, subject)
+    def checked(
+        factory: EventFactory, data: Payload, labels: Labels, subject: str | None = None, **more: Any
+    ) -> Event:
+        event = make(factory, data, labels, subject, **more)
         _check_document(as_json(event), data.type)
         return event
 

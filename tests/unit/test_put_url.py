@@ -21,8 +21,9 @@ from zope.interface.verify import verifyObject
 from pcapsvc.core.allowed_hosts import is_allowed_address, parse_pattern
 from pcapsvc.core.artifact import Artifact
 from pcapsvc.core.errors import DestinationError
+from pcapsvc.core.http_url import LONGEST_URL, BadUrl
 from pcapsvc.core.public_address import is_public
-from pcapsvc.core.put_url import LONGEST_URL, BadPutUrl, parse_put_url
+from pcapsvc.core.put_url import parse_put_url
 from pcapsvc.destinations.puturl.destination import PutUrlDestination, headers_of
 from pcapsvc.interfaces.delivery import IDestination
 from pcapsvc.net.checked_endpoint import AddressRefused, checked_endpoint
@@ -227,7 +228,7 @@ class PutUrlDestinationTests(SynchronousTestCase):
             self.assertIn(destination.route({"puturl": text}), (*destination.routes, None))
             try:
                 url = parse_put_url(text)
-            except BadPutUrl:
+            except BadUrl:
                 self.assertTrue(problems or text == "", text)
                 continue
             self.assert_path_is_kept(url, random)

@@ -14,7 +14,6 @@ from zope.interface.verify import verifyObject
 
 from pcapsvc.core.errors import DestinationError
 from pcapsvc.destinations.s3 import clients
-from pcapsvc.destinations.s3.clients import metadata_value
 from pcapsvc.destinations.s3.destination import S3
 from pcapsvc.destinations.s3.options import STORAGE_CLASSES
 from pcapsvc.interfaces.delivery import IDestination
@@ -341,34 +340,3 @@ class LazyImportTests(SynchronousTestCase):
         """Nothing is made, and nothing connected to, by the constructor."""
         self.patch(boto3.session, "Session", lambda **_: self.fail("a session was made"))
         S3(run_in_thread=run_now, run_elsewhere=run_now, bucket="b")
-
-
-class MetadataTests(SynchronousTestCase):
-    """L{metadata_value}."""
-
-    def test_plain(self) -> None:
-        """Printable ASCII stays as it is."""
-        self.assertEqual(metadata_value("customer:Big Co,node:web1"), "customer:Big Co,node:web1")
-
-    def test_encoded(self) -> None:
-        """Anything else is percent-encoded, and the percent sign and the outermost spaces, too."""
-        self.assertEqual(metadata_value("ü,50%\n"), "%C3%BC,50%25%0A")
-        self.assertEqual(metadata_value(" a  b  "), "%20a  b%20%20")
-        self.assertEqual(metadata_value("\ud800"), "%3F")
-
-    def test_longest(self) -> None:
-        """Up to 2 KB, with the name, are kept."""
-        self.assertEqual(metadata_value("x" * 2044), "x" * 2044)
-
-    def test_cut_at_comma(self) -> None:
-        """What is longer is cut at a comma."""
-        self.assertEqual(metadata_value("a" * 2000 + "," + "b" * 43), "a" * 2000 + "," + "b" * 43)
-        self.assertEqual(metadata_value("a" * 2000 + "," + "b" * 44), "a" * 2000)
-        self.assertEqual(metadata_value("a" * 2044 + ",b"), "a" * 2044)
-
-    def test_cut_without_comma(self) -> None:
-        """If there is no comma, it is not cut within an encoded byte."""
-        for extra in range(4):
-            value = metadata_value("x" * extra + "%" * 1000)
-            self.assertLessEqual(len(value), 2044)
-            self.assertTrue(value.endswith("%25"))

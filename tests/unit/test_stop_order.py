@@ -52,6 +52,9 @@ bucket = "captures"
 region = "us-east-1"
 [puturl]
 allow = ["*"]
+[webhook]
+upload = true
+url = "https://127.0.0.1/"
 [reports.redis]
 send = true
 [reports.kafka]

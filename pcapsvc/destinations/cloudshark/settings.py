@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from msgspec import Meta, field
+from msgspec import field
 
 from pcapsvc.core.compression import UNCOMPRESSED, CompressionChoice
 from pcapsvc.core.errors import Problem
-from pcapsvc.settings.files import certificates_file
-from pcapsvc.settings.kinds import Flag, Port, SecondsOrNone, ServerHost, converted, one_of
+from pcapsvc.settings.kinds import Flag, Port, SecondsOrNone, ServerHost, Verify, one_of
 from pcapsvc.settings.rules import certificate_name
 from pcapsvc.settings.secret import Secret
 from pcapsvc.settings.section import BuildContext, Conflict, DestinationSection, Option, SecretKeys
@@ -22,10 +21,6 @@ if TYPE_CHECKING:
 
 # It reads gzip. Nothing says that it reads zstd.
 _READABLE = ("gzip", UNCOMPRESSED)
-
-
-def _verify(given: str | bool) -> str | bool:
-    return certificates_file(given) if isinstance(given, str) else given
 
 
 class CloudSharkSettings(DestinationSection, frozen=True, kw_only=True):
@@ -69,9 +64,7 @@ class CloudSharkSettings(DestinationSection, frozen=True, kw_only=True):
     token: Secret | None = None
     upload: Flag = False
     compress: Annotated[str, one_of(*_READABLE)] = UNCOMPRESSED
-    verify: Annotated[
-        bool | str, Meta(description="true, false, or a path of certificates"), converted(_verify)
-    ] = True
+    verify: Verify = True
 
     def is_enabled(self) -> bool:
         """Whether captures are uploaded."""

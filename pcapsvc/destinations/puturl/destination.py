@@ -13,7 +13,8 @@ from zope.interface import implementer
 from pcapsvc.core.allowed_hosts import HostPattern, is_allowed_address
 from pcapsvc.core.artifact import Artifact
 from pcapsvc.core.errors import DestinationError, Problem
-from pcapsvc.core.put_url import BadPutUrl, PutUrl, matching, parse_put_url, put_url_problems, signed_headers
+from pcapsvc.core.http_url import BadUrl
+from pcapsvc.core.put_url import PutUrl, matching, parse_put_url, put_url_problems, signed_headers
 from pcapsvc.core.result import Receipt
 from pcapsvc.core.text import one_line
 from pcapsvc.destinations.puturl.answer import check_answer
@@ -76,7 +77,7 @@ class PutUrlDestination:
             return None
         try:
             pattern = matching(parse_put_url(text), self._patterns) if isinstance(text, str) else None
-        except BadPutUrl:
+        except BadUrl:
             pattern = None
         return self.routes[0] if pattern is None else pattern.text
 
@@ -90,7 +91,7 @@ class PutUrlDestination:
 
     async def _store(self, artifact: Artifact) -> Receipt:
         url = parse_put_url(artifact.options[self.name]["puturl"])
-        base = f"{url.scheme}://{url.authority}"
+        base = url.base
         path = url.filled_path(
             node=self._node, interface=artifact.labels.interface or "", id=artifact.capture_id
         )
@@ -137,7 +138,7 @@ class PutUrlDestination:
                 self._reactor,
                 endpoint,
                 "PUT",
-                f"{url.scheme}://{url.authority}/",
+                f"{url.base}/",
                 headers_of(url, artifact.media_type),
                 body,
                 target=url.target(path),

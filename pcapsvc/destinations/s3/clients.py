@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from twisted.internet.defer import CancelledError
 
 from pcapsvc.core.errors import DestinationError
+from pcapsvc.core.header_text import header_text
 from pcapsvc.core.retry import asked_delay
 from pcapsvc.destinations.s3.multipart import Sizes, Upload
 from pcapsvc.destinations.s3.proof import Unproven, check_stored, md5_of
@@ -31,8 +31,6 @@ MAX_CLIENTS = 8
 _TAGS = "tags"
 # S3 User Guide, "User-defined object metadata": 2 KB of names and values.
 _MOST_TAGS_BYTES = 2048 - len(_TAGS)
-# What a header can't carry, spaces that would be stripped from it, and the percent sign.
-_UNSAFE = re.compile(r"[^\x20-\x24\x26-\x7e]|\A +| +\Z")
 
 # S3 API Reference, "List of error codes": credentials that are outdated.
 _STALE_CODES = frozenset({"ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch"})
@@ -226,7 +224,7 @@ class Clients:
         options = {
             **target.options(),
             "ContentType": media_type,
-            "Metadata": {_TAGS: metadata_value(tags)},
+            "Metadata": {_TAGS: header_text(tags, most=_MOST_TAGS_BYTES)},
         }
 
         def ask() -> Mapping[str, Any]:
@@ -343,25 +341,6 @@ def _ask_once(model: Any, context: dict[str, Any], **_: Any) -> None:
     """
     if model.name == "HeadBucket":
         context.setdefault("s3_redirect", {})["redirected"] = True
-
-
-def metadata_value(tags: str) -> str:
-    """
-    Tags as an object's metadata, which must be printable ASCII: anything else, and the percent sign, is
-    percent-encoded as UTF-8. If the result is too long, it is cut at a comma.
-    """
-    safe = _UNSAFE.sub(lambda found: _percent_encoded(found[0]), tags)
-    if len(safe) <= _MOST_TAGS_BYTES:
-        return safe
-    comma = safe.rfind(",", 0, _MOST_TAGS_BYTES + 1)
-    if comma >= 0:
-        return safe[:comma]
-    # Not within an encoded byte.
-    return re.sub(r"%.?\Z", "", safe[:_MOST_TAGS_BYTES])
-
-
-def _percent_encoded(text: str) -> str:
-    return "".join(f"%{byte:02X}" for byte in text.encode("utf-8", "replace"))
 
 
 def _asked_seconds(error: Exception) -> float | None:

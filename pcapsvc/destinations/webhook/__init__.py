@@ -1,0 +1,1 @@
+"""Captures, or events about them, to an HTTP endpoint."""
