@@ -115,8 +115,9 @@ class PcapFile(Resource):
 
     async def render_GET(self, request: Any) -> Answer:
         """The file, or a part of it."""
-        follow = Parameters(request, ("follow",)).choice("follow", ("0", "1")) == "1"
-        file = self._places.files.find(self._capture_id)
+        given = Parameters(request, ("follow", "delivered"))
+        follow, delivered = (given.choice(name, ("0", "1")) == "1" for name in ("follow", "delivered"))
+        file = None if delivered else self._places.files.find(self._capture_id)
         if file is not None:
             try:
                 if file.is_rolling:
@@ -126,8 +127,10 @@ class PcapFile(Resource):
                 pass  # it may have failed just now
         if (answer := await self._from_disk(request)) is not None:
             return answer
-        if self._places.captures.get(self._capture_id) is None:
+        if (state := self._places.captures.get(self._capture_id)) is None:
             raise HTTPProblem(404, "There is no capture with this id.")
+        if delivered and state["state"] in ("capturing", "delivering"):
+            raise HTTPProblem(409, "This capture has not been delivered to a directory of this node yet.")
         raise HTTPProblem(410, "This node no longer has the packets of this capture.")
 
     async def _copied(self, request: Any, file: CaptureFile, *, follow: bool) -> Answer:

@@ -44,7 +44,7 @@ class FormsCase(SynchronousTestCase):
             self.addCleanup(peer.stop)
             peer.start()
 
-    def daemon(self, more: str = "", *, general: str = "", **forms: str) -> Daemon:
+    def daemon(self, more: str = "", *, general: str = "", retain_bytes: int = 1, **forms: str) -> Daemon:
         """
         A daemon with all destinations, started.
 
@@ -58,6 +58,7 @@ class FormsCase(SynchronousTestCase):
             f'[s3]\nupload = true\naccessid = "{s3.access_key}"\naccesskey = "{s3.secret_key}"\n'
             f'endpoint = "{s3.endpoint}"\nbucket = "{s3.bucket}"\nregion = "us-east-1"\n'
             f'compress = "{forms.get("s3", "none")}"\n',
+            retain_bytes=retain_bytes,
             general=f'localcompress = "{forms.get("local", "none")}"\n{general}',
         )
         self.addCleanup(daemon.stop)
@@ -187,6 +188,22 @@ class EverywhereTests(FormsCase):
         headers = {"Range": "bytes=10-19", "If-Range": etag}
         with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=10) as answer:
             self.assertEqual((answer.status, answer.read()), (206, data[10:20]))
+
+    def test_recording_and_file(self) -> None:
+        """As long as a capture is in memory, its recording is there beside the file that was delivered."""
+        daemon = self.daemon(local="zstd", retain_bytes=1 << 20)
+        capture_id = self.capture(daemon, format="pcapng")
+        daemon.done(capture_id)
+        url = f"http://127.0.0.1:{daemon.port}/captures/{capture_id}/pcap"
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            self.assertEqual(answer.headers["Content-Type"], "application/vnd.tcpdump.pcap")
+            self.assertIn('.pcap"', answer.headers["Content-Disposition"])
+            self.assertEqual(answer.read(4), b"\xd4\xc3\xb2\xa1")
+        name, data = self.files(daemon, capture_id)["local"]
+        with urllib.request.urlopen(f"{url}?delivered=1", timeout=10) as answer:
+            self.assertEqual(answer.headers["Content-Type"], "application/zstd")
+            self.assertIn(f'filename="{name}"', answer.headers["Content-Disposition"])
+            self.assertEqual(answer.read(), data)
 
 
 class DownTests(FormsCase):

@@ -405,6 +405,13 @@ class DiskTests(PcapCase):
         [delivery] = self.ask("GET", "/captures/abc1").content["deliveries"]
         self.assertEqual((delivery["media_type"], delivery["bytes"]), ("application/gzip", 60))
 
+    def test_not_delivered(self) -> None:
+        """What was never delivered to this host can't be sent as it was delivered."""
+        self.assertEqual(self.got("?delivered=1").code, 409)
+        self.report("abc1", CaptureDone())
+        self.assertEqual(self.got("?delivered=1").code, 410)
+        self.assertEqual(self.got("?delivered=2").code, 400)
+
     def test_spool(self) -> None:
         """It is read from the spool, also if nothing else is known of it after a restart."""
         self.spool()
