@@ -354,6 +354,22 @@ class NanosecondTests(PcapngCase):
         found: int = state["packets"]
         return found
 
+    def test_followed(self) -> None:
+        """What is streamed while a capture runs is the file that it becomes."""
+        daemon = self.daemon()
+        capture = daemon.capture(interface=[self.wire.interface], packets=2000)
+        connection = http.client.HTTPConnection("127.0.0.1", daemon.port, timeout=60)
+        self.addCleanup(connection.close)
+        connection.request("GET", f"/captures/{capture}/pcap?follow=1")
+        answer = connection.getresponse()
+        self.send_sizes(1000)
+        followed = answer.read(1000)
+        self.send_sizes(1000)
+        followed += answer.read()
+        daemon.done(capture)
+        self.assertEqual(followed, self.files(daemon, capture)[1].read_bytes())
+        self.same(daemon, capture)
+
     def test_logged(self) -> None:
         """Packets that are looked at one by one are written as well as others."""
         daemon = self.daemon()
