@@ -10,6 +10,8 @@ from pcapsvc.core.link_type import file_link_type
 
 # Section 4: the magic number, the version, two fields that are always 0, the snap length and the link type.
 _FILE_HEADER = struct.Struct("=IHHiIII")
+# The rest of the field is about the frame check sequence.
+_LINK_TYPE = 0xFFFF
 # Section 5: the seconds of the time stamp, its ticks, the bytes that are kept, and the length on the wire.
 _PACKET_HEADER = struct.Struct("=IIII")
 _KEPT = struct.Struct("=8xI")
@@ -55,7 +57,7 @@ def read_file_header(data: bytes) -> FileHeader:
     magic, _, _, _, _, snap_length, link_type = _FILE_HEADER.unpack(data)
     if magic not in _DIGITS:
         raise ValueError("it is not a pcap file")
-    return FileHeader(digits=_DIGITS[magic], snap_length=snap_length, link_type=link_type)
+    return FileHeader(digits=_DIGITS[magic], snap_length=snap_length, link_type=link_type & _LINK_TYPE)
 
 
 def file_header(link_type: int, snap_length: int, *, ticks_per_second: int = MICROSECOND_TICKS) -> bytes:
