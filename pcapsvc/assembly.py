@@ -137,8 +137,7 @@ def build_pipeline(
     files.ask(admission.refuse_spare)
     threads = pools.new(_COMPRESSING_THREADS)
     compressor = Compressor(threads.run, admission, close_descriptor=threads.close_descriptor)
-    has_spool = settings.section(DeliverySettings).spool_dir is not None
-    forms = Forms(Outboxes(outboxes), compressor, reporter, context.events, has_spool=has_spool)
+    forms = Forms(Outboxes(outboxes), compressor, reporter, context.events)
     pipeline = Pipeline(
         judge=Judge(
             _view(settings),

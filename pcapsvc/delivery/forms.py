@@ -36,10 +36,8 @@ class Forms(Service):
     Delivers captures to all destinations, compressed as C{artifact.compressions} says.
 
     If a file can't be compressed, the destinations that want it so don't get it, which is reported, and the
-    others do.
-
-    @param has_spool: whether what is not delivered at a stop is kept. If so, and time is short, what is not
-        compressed yet is kept uncompressed.
+    others do. If time is short at a stop, what is not compressed yet is delivered, or left to the spool, as
+    it is: better a large file than none.
     """
 
     _log = Logger()
@@ -50,14 +48,11 @@ class Forms(Service):
         compressor: Compressor,
         reporter: IReporter,
         events: EventFactory,
-        *,
-        has_spool: bool,
     ) -> None:
         self._outboxes = outboxes
         self._compressor = compressor
         self._reporter = reporter
         self._events = events
-        self._has_spool = has_spool
         self._is_hurried = False
         self._making: dict[Deferred[Content], None] = {}
 
@@ -67,11 +62,10 @@ class Forms(Service):
         self._is_hurried = False
 
     def hurry(self) -> None:
-        """Compress nothing more, if there is a spool: see L{IHurriable}."""
-        if self._has_spool:
-            self._is_hurried = True
-            for making in reversed(list(self._making)):
-                making.cancel()
+        """Compress nothing more: see L{IHurriable}."""
+        self._is_hurried = True
+        for making in reversed(list(self._making)):
+            making.cancel()
 
     def deliver(self, artifact: Artifact, on_disk: Callable[[], object]) -> Deferred[None]:
         """See L{IDelivery.deliver}."""

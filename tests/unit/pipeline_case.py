@@ -69,7 +69,6 @@ class PipelineCase(unittest.SynchronousTestCase):
     reporters: tuple[IReporter, ...] = ()
     options: dict[str, Any] = {}
     compressions: Mapping[str, CompressionChoice] = {}
-    has_spool = False
     run_in_thread: RunInThread = staticmethod(run_now)
     capturer_options: dict[str, Any] = {}
     encoder: IEncoder = PcapEncoder()
@@ -141,7 +140,6 @@ class PipelineCase(unittest.SynchronousTestCase):
             Compressor(self.run_in_thread, admission),
             everyone,
             self.event_factory,
-            has_spool=self.has_spool,
         )
 
     def _line(self, event: Any) -> None:

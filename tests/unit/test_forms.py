@@ -239,19 +239,9 @@ class LateTests(ThreadsCase):
         [failed] = self.events(DeliveryFailed)
         self.assertEqual(failed.problem, "not compressed with gzip: cancelled")
 
-    def test_hurry_without_spool(self) -> None:
-        """If time is short and there is no spool, it goes on."""
-        self.capture()
-        self.delivery.hurry()
-        self.assertEqual([*self.delivered()], ["two"])
-        self.run_all()
-        self.assertEqual([*self.delivered()], ["two", "one"])
-
 
 class HurriedTests(ThreadsCase):
-    """A node with a spool that stops."""
-
-    has_spool = True
+    """A node that stops."""
 
     def test_hurried(self) -> None:
         """If time is short, what isn't compressed yet is delivered as it is, rather than lost."""
