@@ -8,6 +8,7 @@ that a C{vlan} in it shifts nothing else.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address
 from typing import Annotated, Any
@@ -42,6 +43,8 @@ _LEAST_CHARACTERS = 5
 # Up to this many bad values of a field are reported.
 _MOST_REPORTED = 20
 
+# A filter that begins with a number or an address alone: it would get the qualifier of the part before it.
+_BARE = re.compile(r"(?:[\s(!]|not\b)*[0-9a-fA-F.:/-]+[\s)]*(?:\Z|and\b|or\b|&&|\|\|)")
 _ADDRESSES = (IPv4Address, IPv6Address)
 
 _Texts = Annotated[tuple[str, ...], _MOST]
@@ -93,8 +96,8 @@ def condition_problems(values: Mapping[str, Any], bpf: str, most: int) -> Iterat
     if _LEAST_CHARACTERS * sum(counts.values()) > most:
         # To read them would take longer than the reactor can wait.
         name = max(counts, key=lambda name: counts[name])
-        rule = f"has {counts[name]} values, and the filter may have up to {most} characters on this node"
-        yield Problem(path=name, rule=rule)
+        many = f"has {counts[name]} values, and the filter may have up to {most} characters on this node"
+        yield Problem(path=name, rule=many)
         return
     is_valid = True
     for name, value in given.items():
@@ -105,8 +108,7 @@ def condition_problems(values: Mapping[str, Any], bpf: str, most: int) -> Iterat
             yield Problem(path=name, rule=f"has {len(bad) - _MOST_REPORTED} more values that can't be used")
     if not given or len(bpf) > most:
         return
-    if not _is_enclosed(bpf):
-        rule = "must close each parenthesis that it opens, and no other"
+    if (rule := _why_not_beside(bpf)) is not None:
         yield Problem(path="bpf", value=shown(bpf), rule=rule)
         return
     if not is_valid:
@@ -115,8 +117,8 @@ def condition_problems(values: Mapping[str, Any], bpf: str, most: int) -> Iterat
     length = len(_joined(parts, bpf))
     if length > most:
         longest = max((*parts, "bpf"), key=lambda name: len(parts.get(name, bpf)))
-        rule = f"makes the filter {length} characters long, and it may have up to {most} on this node"
-        yield Problem(path=longest, rule=rule)
+        long = f"makes the filter {length} characters long, and it may have up to {most} on this node"
+        yield Problem(path=longest, rule=long)
 
 
 def filter_of(values: Mapping[str, Any], bpf: str) -> str:
@@ -147,6 +149,15 @@ def _joined(parts: Mapping[str, str], bpf: str) -> str:
         return bpf
     # White space alone is a filter that matches everything, but not in parentheses.
     return " and ".join([*ordered, f"({bpf})"] if bpf.strip() else ordered)
+
+
+def _why_not_beside(bpf: str) -> str | None:
+    """The rule that a filter breaks if it would mean something else beside other parts."""
+    if not _is_enclosed(bpf):
+        return "must close each parenthesis that it opens, and no other"
+    if _BARE.match(bpf):
+        return "must say what its first value is, such as 'host 192.0.2.1' or 'port 80'"
+    return None
 
 
 def _is_enclosed(bpf: str) -> bool:

@@ -301,6 +301,29 @@ class BadValuesTests(Requests, unittest.SynchronousTestCase):
             problems = self.problems(message(host="192.0.2.1", bpf=bpf))
             self.assertEqual(problems, {"bpf": "must close each parenthesis that it opens, and no other"})
 
+    def test_bare_values(self) -> None:
+        """C{bpf} can't begin with a value without a qualifier: it would get that of another field."""
+        for bpf in (
+            "443",
+            " ( not (443 ))",
+            "192.0.2.1 or udp",
+            "!443&&udp",
+            "2001:db8::1",
+            "10/8",
+            "(1)||udp",
+        ):
+            rule = self.problems(message(port=80, bpf=bpf))["bpf"]
+            self.assertEqual(rule, "must say what its first value is, such as 'host 192.0.2.1' or 'port 80'")
+        for bpf in (
+            "1 = 1",
+            "80 < len",
+            "(0x10 & ip[0]) != 0",
+            "not udp",
+            "udp or port 443",
+            "port (80 or 443)",
+        ):
+            self.assertEqual(self.parse(message(port=80, bpf=bpf)).filter, f"port 80 and ({bpf})")
+
     def test_beside_stop(self) -> None:
         """They can't be given beside C{stop}."""
         for name in CONDITIONS:

@@ -5,6 +5,7 @@ it raises is a finding.
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -68,6 +69,13 @@ _NODE = NodeView(
 _NOW = 1_700_000_000.0
 
 
+# What filters are written from, if the message has none of its own.
+_OURS = re.compile(
+    r"(?:and|or|host|net|src|dst|port|portrange|proto|vlan|inbound|outbound|ip6?|r?arp|icmp6?|igmp|tcp|udp|sctp|ah"
+    r"|esp|pim|tcp-[a-z]+|tcpflags|ether|0x[0-9a-f]+|[0-9a-f.:/-]+|!=|[][()&|=<: ])*"
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Target:
     """
@@ -100,6 +108,8 @@ def request(body: bytes) -> bool:
     for plan in plans:
         if not (plan.interface and 0 < plan.most_bytes <= _NODE.bounds.max_bytes):
             raise AssertionError(f"a plan is out of bounds: {plan!r}")
+        if not (plan.request.bpf or _OURS.fullmatch(plan.bpf)):
+            raise AssertionError(f"text of the message is in the filter: {plan.bpf!r}")
     return True
 
 
@@ -155,6 +165,11 @@ _MESSAGES = (
     b' "acl": "public-read", "endpoint": "s3.amazonaws.com"}',
     b'{"node": "sensor1", "interface": ["eth0", "eth1"], "puturl":'
     b' "https://b.s3.amazonaws.com/{node}/{interface}-{id}.pcap?sv=2024-11-04&sig=abc%3D"}',
+    b'{"node": "any", "interface": ["lo"], "host": ["192.0.2.1", "2001:db8::1"], "net": "10.0.0.0/8",'
+    b' "port": [80, 0], "portrange": "8000-8100", "protocol": ["tcp", 47], "flags": ["syn", "rst"],'
+    b' "bpf": "(udp) or vlan 5"}',
+    b'{"node": "any", "interface": ["lo"], "src": ["192.0.2.1:443", "[2001:db8::1]:80", "2001:db8::/47"],'
+    b' "dst": "2001:db8::/47", "vlan": [0, 7], "direction": ["in", "out"]}',
     b'{"node": "", "nodere": "(?i)SENSOR", "alias": ["y"], "interface": [], "snap": 0, "region": null}',
 )
 _EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -198,6 +213,20 @@ _URLS = (
     "[::1]",
 )
 
+_PLACES = (
+    "::ffff:192.0.2.1",
+    "%eth0",
+    "/24",
+    "/0",
+    "]:",
+    "-65535",
+    "255",
+    " or ",
+    ") or (",
+    "\\u0663",
+    "icmp6",
+)
+
 #: All targets, by name.
 TARGETS: Mapping[str, Target] = {
     "request": Target(
@@ -209,6 +238,7 @@ TARGETS: Mapping[str, Target] = {
             *(f'"{name}":' for name in RequestFields.__struct_fields__),
             *S3_FIELDS,
             *_URLS,
+            *_PLACES,
         ),
         max_bytes=4096,
     ),
