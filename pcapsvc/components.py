@@ -10,6 +10,7 @@ from pcapsvc.destinations.cloudshark.settings import CloudSharkSettings
 from pcapsvc.destinations.local.settings import LocalSettings, RetentionSettings
 from pcapsvc.destinations.puturl.settings import PutUrlSettings
 from pcapsvc.destinations.s3.settings import S3Settings
+from pcapsvc.destinations.sftp.settings import SftpSettings
 from pcapsvc.destinations.webhook.settings import WebhookSettings
 from pcapsvc.encoders.pcap.settings import PcapSettings
 from pcapsvc.encoders.pcapng.settings import PcapngSettings
@@ -31,7 +32,14 @@ from pcapsvc.web.settings import WebSettings
 COMPONENTS = Catalogue(
     node=(GeneralSettings, CaptureSettings, DeliverySettings, ReportsSettings, RetentionSettings),
     sources=(RedisSettings, KafkaSettings, SqsSettings, HttpSettings),
-    destinations=(LocalSettings, CloudSharkSettings, S3Settings, PutUrlSettings, WebhookSettings),
+    destinations=(
+        LocalSettings,
+        CloudSharkSettings,
+        S3Settings,
+        PutUrlSettings,
+        SftpSettings,
+        WebhookSettings,
+    ),
     reporters=(RedisReportsSettings, KafkaReportsSettings, SqsReportsSettings),
     encoders=(PcapSettings, PcapngSettings),
     services=(SyslogSettings, ManholeSettings, WebSettings, MetricsSettings),

@@ -100,6 +100,11 @@ class OwnProcess:
         return self._process.pid
 
     @property
+    def is_running(self) -> bool:
+        """Whether it was started, and not ended."""
+        return self._process is not None
+
+    @property
     def log(self) -> str:
         """Everything it wrote to its standard output and standard error."""
         return self._log.read_text(errors="replace") if self._log.exists() else ""

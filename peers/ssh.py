@@ -1,12 +1,17 @@
-"""OpenSSH's client, with keys and known hosts of its own."""
+"""OpenSSH: its client, with keys and known hosts of its own, and its server, for files only."""
 
 from __future__ import annotations
 
+import getpass
+import os
+import shutil
+import signal
 import subprocess
 import tempfile
 import weakref
 from pathlib import Path
 
+from peers.process import OwnProcess, answers, free_port
 from peers.requirement import require_command
 
 #: What C{ssh} returns if it could not connect, or not log in (ssh(1), EXIT STATUS).
@@ -94,3 +99,118 @@ class SshClient:
             "operator@127.0.0.1",
             *command,
         ]
+
+
+class SftpServer:
+    """
+    OpenSSH's sshd on a free port of 127.0.0.1. It accepts one key, and serves files only.
+
+    @ivar port: its port.
+    @ivar user: who logs in: nobody, if this is root, and otherwise whoever this is.
+    @ivar directory: a directory of this user.
+    @ivar key_file: the private key that it accepts.
+    @ivar host_keys: its public keys, as lines, by type.
+    """
+
+    def __init__(self) -> None:
+        self._sshd = require_command("sshd", "openssh-server")
+        keygen = require_command("ssh-keygen", "openssh-client")
+        self._process = OwnProcess("sshd")
+        self.port = free_port()
+        self.user = "nobody" if os.geteuid() == 0 else getpass.getuser()
+        home = self._process.directory
+        # The user has to get through it.
+        home.chmod(0o755)
+        self.directory = home / "files"
+        self.directory.mkdir(mode=0o755)
+        if os.geteuid() == 0:
+            shutil.chown(self.directory, self.user)
+            # Where it goes before a login (sshd(8)).
+            Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
+        self.key_file = home / "id"
+        self.host_keys: dict[str, str] = {}
+        for path, kind in ((self.key_file, "ed25519"), (home / "ed25519", "ed25519"), (home / "rsa", "rsa")):
+            command = [keygen, "-q", "-t", kind, "-N", "", "-C", path.name, "-f", str(path)]
+            subprocess.run(command, check=True, timeout=60, stdin=subprocess.DEVNULL)
+        for name in ("ed25519", "rsa"):
+            self.host_keys[name] = (home / f"{name}.pub").read_text().strip()
+        self.authorized_keys = home / "authorized_keys"
+        self.authorize(self.key_file.with_suffix(".pub").read_text())
+        self.configure()
+
+    def configure(self, *lines: str, host_keys: tuple[str, ...] = ("ed25519", "rsa")) -> None:
+        """
+        Write its configuration, for the next start.
+
+        @param lines: of sshd_config(5), which win over those here.
+        @param host_keys: the types of those that it has.
+        """
+        home = self._process.directory
+        usual = [
+            f"Port {self.port}",
+            "ListenAddress 127.0.0.1",
+            *(f"HostKey {home / name}" for name in host_keys),
+            "PidFile none",
+            "UsePAM no",
+            "StrictModes no",
+            "AuthenticationMethods publickey",
+            f"AuthorizedKeysFile {self.authorized_keys}",
+            *([] if lines else ["Subsystem sftp internal-sftp", "ForceCommand internal-sftp"]),
+            "LogLevel VERBOSE",
+            "MaxStartups 100:30:200",
+        ]
+        (home / "sshd_config").write_text("\n".join([*lines, *usual, ""]))
+
+    def authorize(self, line: str) -> None:
+        """Accept this key, and no other."""
+        self.authorized_keys.write_text(line)
+        self.authorized_keys.chmod(0o644)
+
+    def start(self) -> None:
+        """Start it."""
+        path = str(self._process.directory / "sshd_config")
+        self._process.start([self._sshd, "-D", "-e", "-f", path], lambda: answers(self.port))
+
+    def end(self) -> None:
+        """End it, with all of its connections. It can be started again."""
+        self.kill_sessions()
+        self._process.end()
+
+    def stop(self) -> None:
+        """End it, and remove its directory."""
+        if self._process.is_running:
+            self.kill_sessions()
+        self._process.clean_up()
+
+    @property
+    def log(self) -> str:
+        """What it has logged."""
+        return self._process.log
+
+    def sessions(self) -> list[int]:
+        """The process ids of its connections."""
+        return _descendants(self._process.pid)
+
+    def kill_sessions(self) -> None:
+        """Kill the processes of all of its connections."""
+        self.signal_sessions(signal.SIGKILL)
+
+    def signal_sessions(self, number: int) -> None:
+        """Send a signal to the processes of all of its connections."""
+        for pid in self.sessions():
+            try:
+                os.kill(pid, number)
+            except ProcessLookupError:
+                pass
+
+
+def _descendants(pid: int) -> list[int]:
+    found = []
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        try:
+            children = [int(word) for word in path.read_text().split()]
+        except OSError:
+            continue
+        for child in children:
+            found += [child, *_descendants(child)]
+    return found

@@ -249,7 +249,8 @@ class SettingsOfProbesTests(SettingsTestCase):
                 "reports.probe.port = 'x': must be a whole number from 1 to 65535",
                 "general.probelevel = 10: must be a whole number from 1 to 9",
                 "general.writelocal: at least one destination must be enabled: general.writelocal, "
-                "cloudshark.upload, s3.upload, puturl.allow, webhook.upload or probe.source.copy.upload",
+                "cloudshark.upload, s3.upload, puturl.allow, sftp.upload, webhook.upload or "
+                "probe.source.copy.upload",
                 "general.format = 'prob': must be one of pcap, pcapng, probe",
                 "probe.source.path: needs probe.source.password",
             ],

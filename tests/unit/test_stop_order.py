@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from twisted.application.service import IService
 from twisted.internet.testing import MemoryReactorClock
 from twisted.trial import unittest
@@ -52,6 +52,12 @@ bucket = "captures"
 region = "us-east-1"
 [puturl]
 allow = ["*"]
+[sftp]
+upload = true
+host = "127.0.0.1"
+user = "u"
+keyfile = "{directory}/key"
+hostkey = "{host_key}"
 [webhook]
 upload = true
 url = "https://127.0.0.1/"
@@ -89,10 +95,15 @@ class StopOrderTests(unittest.SynchronousTestCase):
         """Build it, start it and stop it; its parts only record that they were."""
         directory = Path(self.mktemp()).absolute()
         directory.mkdir()
-        key = Ed25519PrivateKey.generate().public_key()
-        (directory / "authorized_keys").write_bytes(key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH))
+        key = Ed25519PrivateKey.generate()
+        public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
+        (directory / "authorized_keys").write_bytes(public)
+        (directory / "key").touch(0o600)
+        (directory / "key").write_bytes(
+            key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
+        )
         config = directory / "everything.toml"
-        config.write_text(_EVERYTHING.format(directory=directory))
+        config.write_text(_EVERYTHING.format(directory=directory, host_key=public.decode()))
         before = {id(one): one for one in services()}
         self.settings = load_settings(str(config), COMPONENTS)
         self.root: Any = app.build(self.settings, MemoryReactorClock()).service

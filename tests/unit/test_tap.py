@@ -202,7 +202,7 @@ class MakeServiceTests(unittest.TestCase):
         self.assertEqual(
             [
                 "  --writelocal: at least one destination must be enabled: general.writelocal, "
-                "cloudshark.upload, s3.upload, puturl.allow or webhook.upload"
+                "cloudshark.upload, s3.upload, puturl.allow, sftp.upload or webhook.upload"
             ],
             self.refused(tap.makeService, options(*arguments))[1:],
         )

@@ -1,0 +1,1 @@
+"""Captures to a server of files, over SSH."""
