@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 
 from twisted.internet.defer import Deferred, DeferredList
+from twisted.logger import Logger
 from zope.interface import implementer
 
 from pcapsvc.core.artifact import Artifact
@@ -15,6 +16,8 @@ from pcapsvc.interfaces.delivery import IDelivery
 @implementer(IDelivery)
 class Outboxes:
     """Delivers each capture to every destination that it is for, independently of the others."""
+
+    _log = Logger()
 
     def __init__(self, outboxes: Sequence[Outbox]) -> None:
         self._outboxes = tuple(outboxes)
@@ -33,6 +36,11 @@ class Outboxes:
         """See L{IDelivery.deliver}."""
         names = self.destinations(artifact) if to is None else to
         chosen = [outbox for outbox in self._outboxes if outbox.destination in names]
+        if not chosen:
+            self._log.warn(
+                "{capture_id}: for no destination: the node has none but those that a request names",
+                capture_id=artifact.capture_id,
+            )
         return Deferred.fromCoroutine(self._deliver(chosen, artifact, on_disk))
 
     async def _deliver(

@@ -18,7 +18,7 @@ from peers.daemon import Daemon
 _STOP_SECONDS = 5
 # For the interpreter to end, on a busy machine.
 _MORE_SECONDS = 2.0
-_LOOKED_UP = ("redis", "kafka", "sqs", "cloudshark", "s3")
+_LOOKED_UP = ("redis", "kafka", "sqs", "cloudshark", "s3", "store", "hook")
 
 
 class SilentNameServerTests(SynchronousTestCase):
@@ -68,12 +68,17 @@ class SilentNameServerTests(SynchronousTestCase):
             region = "eu-west-1"
             accessid = "AKIDEXAMPLE"
             accesskey = "s3cret/key"
+            [puturl]
+            allow = ["*.example"]
+            [webhook]
+            upload = true
+            url = "https://hook.example/x"
             """,
             general=f"stoptimeout = {_STOP_SECONDS}",
         )
         self.addCleanup(daemon.stop)
         daemon.start(*self.wrapper)
-        daemon.capture(interface=["lo"], packets=1, timeout=30)
+        daemon.capture(interface=["lo"], packets=1, timeout=30, puturl="https://store.example/a?sig=s3cr3t")
         asked = self.asked_until_all()
         self.assertEqual(sorted(asked), sorted(_LOOKED_UP))
         before = time.monotonic()

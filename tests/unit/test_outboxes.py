@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pcapsvc.core.event import DeliveryFailed
+from tests.unit.logged import logged
 from tests.unit.test_outbox import DeliveryCase
 
 
@@ -15,9 +16,15 @@ class OutboxesTests(DeliveryCase):
         self.successResultOf(self.deliver())
         self.assertEqual([data.destination for data in self.reporter.data], ["one"])
         self.assertEqual(self.two.artifacts, [])
-        self.one.is_for = lambda options: False
+
+    def test_for_none(self) -> None:
+        """A capture that is for no destination is logged, since nobody gets it."""
+        self.one.is_for = self.two.is_for = lambda options: False
+        lines = logged(self, "pcapsvc.delivery")
         self.successResultOf(self.deliver())
-        self.assertEqual(len(self.reporter.data), 1)
+        self.assertEqual(self.reporter.data, [])
+        [line] = lines()
+        self.assertIn("abc: for no destination", line)
 
     def test_no_longer_for_one(self) -> None:
         """If it was for a destination, and isn't any more, that is a problem that needs an operator."""
