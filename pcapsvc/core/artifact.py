@@ -104,12 +104,12 @@ def file_name(plan: CapturePlan, started: float, capture_id: str, suffix: str) -
 
 def is_file_name(name: str, capture_id: str | None = None) -> bool:
     """
-    Whether L{file_name} may have made this name for a capture.
+    Whether L{file_name} may have made this name for a capture, compressed or not.
 
     @param capture_id: L{None} is any.
     """
     words = "[A-Za-z0-9_]+" if capture_id is None else re.escape(capture_id)
-    pattern = rf"[A-Za-z0-9._-]*-[A-Za-z0-9._-]+-[0-9]{{1,12}}-{words}(?:\.[a-z0-9]{{1,16}}){{1,2}}"
+    pattern = rf"[A-Za-z0-9._-]*-[A-Za-z0-9._-]+-[0-9]{{1,12}}-{words}(?:\.[a-z0-9]{{1,16}}){{1,3}}"
     return not name.startswith(".") and re.fullmatch(pattern, name) is not None
 
 

@@ -151,6 +151,7 @@ class ArtifactTests(unittest.SynchronousTestCase):
             made = compressed(whole, content, COMPRESSIONS[name])
             self.assertEqual(made.name, f"{whole.name}{end}")
             self.assertTrue(is_file_name(made.name, made.capture_id))
+            self.assertTrue(is_file_name(f"{whole.name}.x{end}", made.capture_id))
             self.assertEqual(made.media_type, f"application/{name}")
             self.assertIs(made.content, content)
             self.assertEqual((made.tags, made.options), (whole.tags, whole.options))
