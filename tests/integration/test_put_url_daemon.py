@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +113,39 @@ class PutUrlDaemonTests(SynchronousTestCase):
                 status, problem = daemon.request("POST", "/captures", json.dumps(body).encode())
                 self.assertEqual(status, 400)
                 self.assert_no_secret(daemon, problem)
+
+    def test_pcapctl(self) -> None:
+        """pcapctl takes the URL from the environment, and shows no query in any of its outputs."""
+        daemon = self.daemon(*self.allowed())
+        command = [sys.executable, "-m", "pcapsvc.client.main", "capture"]
+        command += [
+            "--via",
+            f"http://127.0.0.1:{daemon.port}",
+            "-i",
+            self.wire.interface,
+            "-c",
+            "5",
+            "--wait",
+        ]
+        for number, more in enumerate(([], ["--json"])):
+            url = self.server.url(f"{number}-{{id}}.pcap")
+            process = subprocess.Popen(
+                [*command, *more, "udp port 9"],
+                env={**os.environ, "PCAPCTL_PUTURL": url},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            self.addCleanup(process.kill)
+            daemon.until(
+                lambda: daemon.request("GET", "/captures?state=capturing")[1]["captures"] or None, "a capture"
+            )
+            self.wire.send([udp_frame(number, port=9) for number in range(5)])
+            output, _ = process.communicate(timeout=60)
+            self.assertEqual(process.returncode, 0, output)
+            self.assertIn(f"https://localhost:{self.server.port}/{number}-", output)
+            self.assert_no_secret(daemon, output)
+        self.assertEqual(len(self.server.files()), 2)
 
     def test_not_public(self) -> None:
         """A name that is allowed, but not its address, is not connected to."""

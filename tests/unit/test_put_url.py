@@ -197,6 +197,23 @@ class PutUrlDestinationTests(SynchronousTestCase):
         self.assertIn("http://store.example: ", str(error))
         self.assertIn("the host was not found", str(error))
 
+    def test_foreign_words(self) -> None:
+        """What a library says is passed on, unless a part of the query is in it."""
+        url = "http://store.example/a?X-Amz-SignedHeaders=host&X-Amz-Signature=s3cr3ts3cr3t"
+        for said, expected in (
+            ("no route to host", "http://store.example: no route to host"),
+            ("bad: S3CR3TS3CR3T", "http://store.example: the connection failed"),
+            (f"bad: {url}", "http://store.example: bad: http://store.example/a?<secret>"),
+        ):
+            reactor = reactor_with(["1.1.1.1"])
+            stored = self.make(reactor, "*").store(self.artifact(url))
+            reactor.advance(0)
+            [(_, _, factory, *_)] = reactor.tcpClients
+            factory.clientConnectionFailed(None, Failure(OSError(said)))
+            reactor.advance(1)
+            self.assertEqual(str(self.failureResultOf(stored, DestinationError).value), expected)
+        self.assertTrue(self.content.all_closed)
+
     def test_headers(self) -> None:
         """The headers are those that signers know of."""
         base = "https://host/a"

@@ -14,6 +14,7 @@ from pcapsvc.core.allowed_hosts import HostPattern, is_allowed_address
 from pcapsvc.core.artifact import Artifact
 from pcapsvc.core.errors import DestinationError, Problem
 from pcapsvc.core.http_url import BadUrl
+from pcapsvc.core.mask import SHORT_SECRET
 from pcapsvc.core.put_url import PutUrl, matching, parse_put_url, put_url_problems, signed_headers
 from pcapsvc.core.result import Receipt
 from pcapsvc.core.text import one_line
@@ -167,5 +168,6 @@ def _without(url: PutUrl, words: str) -> str:
     """What a library says, on one line, if nothing of the query is in it."""
     line = one_line(words)
     plain = line.casefold()
-    values = (value.casefold() for value in url.parameters.values() if len(value) > 3)
+    # Short ones are words, such as the names of headers.
+    values = (value.casefold() for value in url.parameters.values() if len(value) >= SHORT_SECRET)
     return "the connection failed" if any(value in plain for value in values) else line
