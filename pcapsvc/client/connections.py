@@ -117,6 +117,8 @@ class Connections:
 
         @raise UsageProblem: if that is unknown.
         """
+        if not self.reports and not self.via:
+            raise UsageProblem("--via or --reports is missing, and there is no profile that has one of them")
         if not self.reports:
             raise UsageProblem("--reports is missing: where do the nodes publish their events?")
         return self.reports

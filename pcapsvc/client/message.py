@@ -34,9 +34,11 @@ class _S3Fields(msgspec.Struct, frozen=True, kw_only=True):
     kmskeyid: Annotated[str, one_line(2048)] | None = None
 
 
-def check_message(body: bytes) -> CaptureRequest | Any:
+def check_message(body: bytes, name: str = "the request") -> CaptureRequest | Any:
     """
     Check a message as a node does, as far as that does not depend on the node.
+
+    @param name: what a problem calls it.
 
     @raise UsageProblem: with every problem.
     """
@@ -60,18 +62,20 @@ def check_message(body: bytes) -> CaptureRequest | Any:
         if request.nodere is not None:
             NodeMatcher("").matches(None, request.nodere)
     except RequestRejected as rejected:
-        raise UsageProblem("\n".join(["the request is not valid:", *_lines(rejected)])) from None
+        raise UsageProblem("\n".join([f"{name} is not valid:", *_lines(rejected)])) from None
     return request
 
 
-def encode(fields: Mapping[str, Any]) -> bytes:
+def encode(fields: Mapping[str, Any], name: str = "the request") -> bytes:
     """
     A message with these fields, checked. What is L{None} is left out.
+
+    @param name: what a problem calls it.
 
     @raise UsageProblem: if a node would reject it.
     """
     body = json.dumps({name: value for name, value in fields.items() if value is not None}).encode()
-    check_message(body)
+    check_message(body, name)
     return body
 
 

@@ -108,7 +108,9 @@ def capture(options: Namespace) -> ExitStatus:
         fields = {}
     fields |= request_fields(options, defaults, os.environ)
     requestid = uuid.uuid4().hex
-    body = encode({**fields, "requestid": requestid})
+    _check_complete(fields)
+    name = f"the request{', with the defaults of the profile,' if defaults else ''}"
+    body = encode({**fields, "requestid": requestid}, name)
     if options.merge and options.write is None:
         raise UsageProblem("--merge has no effect without -w")
     if options.write == "-" and options.json:
@@ -287,6 +289,21 @@ class Request:
 def _end(number: int, frame: object) -> None:
     """End as the signal would, but without leaving unfinished files behind."""
     raise SystemExit(128 + number)
+
+
+def _check_complete(fields: Mapping[str, Any]) -> None:
+    """
+    Check that a request says for whom it is, and where to capture.
+
+    @raise UsageProblem: if it does not, with the options that do.
+    """
+    missing, given = [], {name.lower() for name in fields}
+    if not {"node", "nodere"} & given:
+        missing.append("--node, --nodere or --all")
+    if not {"interface", "alias"} & given:
+        missing.append("-i or --alias")
+    if missing:
+        raise UsageProblem(f"{', and '.join(missing)} must be given")
 
 
 def _is_one(fields: Mapping[str, Any], via: Sequence[Address]) -> bool:

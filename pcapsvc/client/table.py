@@ -22,9 +22,16 @@ _STYLES = {
     "spooled": "yellow",
     "busy": "yellow",
 }
-_BAR = 10
-# With fewer columns, the size and the rate are left out.
-_WIDE = 100
+_NUMBERS = ("packets", "size", "rate", "drops")
+_LEAST = {"node": 6, "interface": 9, "state": 10, "limit": 10, "where": 5}
+# How many columns a terminal has at least, how long the bar is then, and what is shown.
+_LAYOUTS = (
+    (108, 10, ("node", "interface", "state", "limit", *_NUMBERS, "where")),
+    (78, 6, ("node", "interface", "state", "limit", "packets", "drops", "where")),
+    (68, 0, ("node", "interface", "state", "limit", "packets", "drops", "where")),
+    (52, 0, ("node", "interface", "state", "limit", "packets")),
+    (0, 0, ("node", "state", "limit")),
+)
 _UNITS = {"packets": "packets", "bytes": "size", "duration": "time"}
 
 
@@ -84,51 +91,58 @@ def captures_table(tally: Tally, now: float, columns: int) -> Table | Text:
     """
     if not tally.rows:
         return Text("waiting for answers …", "dim")
-    is_wide = columns >= _WIDE
+    bar, titles = next((bar, titles) for least, bar, titles in _LAYOUTS if columns >= least)
     table = Table(box=None, pad_edge=False, header_style="dim", expand=False)
-    # If there is too little room, the columns that may be wrapped become narrower, the widest first. Their
-    # texts are cut off instead.
-    table.add_column("node", min_width=6)
-    table.add_column("interface", min_width=9)
-    table.add_column("state", no_wrap=True, min_width=10)
-    table.add_column("limit", no_wrap=True, min_width=10)
-    for title in ("packets", *(("size", "rate") if is_wide else ()), "drops"):
-        table.add_column(title, no_wrap=True, justify="right", min_width=7)
-    table.add_column("where", min_width=5)
+    for title in titles:
+        # If there is too little room, the columns that may be wrapped become narrower, the widest first.
+        # Their texts are cut off instead.
+        is_number = title in _NUMBERS
+        table.add_column(
+            title,
+            min_width=_LEAST.get(title, 7),
+            no_wrap=is_number or title in ("state", "limit"),
+            justify="right" if is_number else "left",
+        )
     for row in tally.rows:
-        table.add_row(*_cells(row, now, is_wide))
+        cells = _cells(row, now, bar)
+        table.add_row(*(cells[title] for title in titles))
     return table
 
 
-def _cells(row: Row, now: float, is_wide: bool) -> list[Text]:
+def _cells(row: Row, now: float, bar: int) -> Mapping[str, Text]:
+    """What is in each column."""
     state = words.state(row, now)
-    numbers = [Text()] * (4 if is_wide else 2)
+    cells = {
+        **dict.fromkeys(_NUMBERS, Text()),
+        "node": _cut_off(words.clean(row.node)),
+        "interface": _cut_off(words.clean(row.interface or "")),
+        "state": Text(state, _STYLES.get(state, "red")),
+        "limit": _limit(row, now, bar),
+        "where": _cut_off(words.where_briefly(row)),
+    }
     if row.capture_id is not None:
-        rate = "" if row.rate is None else f"{row.rate:,.0f}/s"
-        drops = "" if row.dropped is None else f"{row.dropped:,}"
-        more = [Text(words.size(row.bytes)), Text(rate)] if is_wide else []
-        numbers = [Text(f"{row.packets:,}"), *more, Text(drops, "red" if row.dropped else "")]
-    return [
-        _cut_off(words.clean(row.node)),
-        _cut_off(words.clean(row.interface or "")),
-        Text(state, _STYLES.get(state, "red")),
-        _limit(row, now),
-        *numbers,
-        _cut_off(words.where_briefly(row)),
-    ]
+        cells |= {
+            "packets": Text(f"{row.packets:,}"),
+            "size": Text(words.size(row.bytes)),
+            "rate": Text("" if row.rate is None else f"{row.rate:,.0f}/s"),
+            "drops": Text("" if row.dropped is None else f"{row.dropped:,}", "red" if row.dropped else ""),
+        }
+    return cells
 
 
-def _limit(row: Row, now: float) -> Text:
+def _limit(row: Row, now: float, bar: int) -> Text:
+    """The limit that is nearest to being reached, with a bar of this length; or the one that was."""
     nearest = row.nearest_limit(now)
     if row.is_over or row.state == "delivering":
         return Text(words.clean(row.reason or ""), "dim")
     if nearest is None:
         return Text("")
     name, share = nearest
-    done = int(share * _BAR)
-    return Text.assemble(
-        ("━" * done, "cyan"), ("─" * (_BAR - done), "dim"), f" {share * 100:3.0f} % {_UNITS[name]}"
-    )
+    percent = f"{share * 100:3.0f} % {_UNITS[name]}"
+    if not bar:
+        return Text(percent.strip())
+    done = int(share * bar)
+    return Text.assemble(("━" * done, "cyan"), ("─" * (bar - done), "dim"), f" {percent}")
 
 
 def _cut_off(text: str) -> Text:

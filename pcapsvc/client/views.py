@@ -9,6 +9,7 @@ from typing import IO, Any, Protocol
 
 from pcapsvc.client import words
 from pcapsvc.client.tally import Tally
+from pcapsvc.core.text import counted
 
 
 class IView(Protocol):
@@ -54,7 +55,11 @@ class LineView:
             place = row.node if row.interface is None else f"{row.node}:{row.interface}"
             outcome = words.state(row, now)
             where = words.where(row)
-            amount = "" if row.capture_id is None else f" {row.packets} packets, {words.size(row.bytes)}"
+            amount = (
+                ""
+                if row.capture_id is None
+                else f" {counted(row.packets, 'packet')}, {words.size(row.bytes)}"
+            )
             colon = ": " if where and where != "no packets" else ""
             self._say(f"{words.clean(place)} {outcome}{amount}{colon}{where if colon else ''}")
 

@@ -217,6 +217,22 @@ class RequestTests(OptionsTestCase):
             self.assertEqual(status, 2, words)
             self.assertTrue(errors)
 
+    def test_missing(self) -> None:
+        """What a request or a command lacks is said in options; what a profile adds is said to be its."""
+        via = ("--via", "redis://127.0.0.1:1")
+        self.configure('[profiles.a]\nvia = "redis://127.0.0.1:1"\n[profiles.a.defaults]\npackts = 5\n')
+        for words, expected in (
+            (("capture", *via), "--node, --nodere or --all, and -i or --alias must be given"),
+            (("capture", *via, "--all"), "-i or --alias must be given"),
+            (("watch",), "--via or --reports is missing, and there is no profile that has one of them"),
+            (
+                ("capture", "--profile", "a", "--all", "-i", "lo"),
+                "the request, with the defaults of the profile, is not valid:\n"
+                "  packts: is not a known key; did you mean 'packets'?",
+            ),
+        ):
+            self.assertEqual(self.run_main(*words), (2, f"pcapctl: {expected}\n"))
+
     def test_check_request(self) -> None:
         """A message in a file is checked, whatever it asks of S3 and of aliases."""
         message = {"node": "a", "alias": ["x"], "bucket": "b", "encryption": True}

@@ -33,17 +33,23 @@ class TableTests(unittest.SynchronousTestCase):
 
     def test_one_line_each(self) -> None:
         """Each has one line, which isn't longer than the terminal is wide."""
-        for columns in (50, 60, 80, 99, 100, 120, 200):
+        for columns in (40, 51, 52, 67, 68, 77, 78, 107, 108, 200):
             lines = [re.sub(r"\x1b\[[\d;]*m", "", line) for line in self.lines(columns)]
             self.assertEqual(len(lines), 3, columns)
             self.assertLessEqual(max(map(len, lines)), columns)
-            if columns >= 80:
+            self.assertRegex(lines[0], r"^a-no\S* .*capturing .*30 % packets")
+            self.assertRegex(lines[1], "^web-1 ")
+            if columns >= 52:
+                self.assertRegex(lines[0], r" 30( |$)")
+            if columns >= 68:
+                self.assertRegex(lines[0], r" 3( |$)")
+            if columns >= 108:
                 self.assertIn("━━━─────── ", lines[0])
                 self.assertRegex(lines[0], r"^a-n\S+ +eth0 +capturing .* 30 % packets +30 ")
 
     def test_no_color(self) -> None:
         """Without colours, the bar still shows how much is done."""
-        (line, _, _) = self.lines(100, no_color=True)
+        (line, _, _) = self.lines(108, no_color=True)
         self.assertNotRegex(line, r"\x1b\[[\d;]*3\d")
         self.assertIn("━━━", line)
         self.assertIn("───────", re.sub(r"\x1b\[[\d;]*m", "", line))
