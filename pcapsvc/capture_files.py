@@ -66,6 +66,8 @@ class CaptureFile:
         self._files = files
         self._capture = capture
         self._content = content
+        # Asked for once: it is a system call, and is compared with those of hundreds of others.
+        self._size = 0 if content is None else content.size
         self._reader: BinaryIO | None = None
         self._watchers: dict[object, Callable[[], object]] = {}
         # By when a file that is being read has to make room; None if it needn't.
@@ -106,7 +108,7 @@ class CaptureFile:
             return self._capture.whole_bytes()
         if self._content is None:
             raise FileFreed
-        return self._content.size
+        return self._size
 
     def read_at(self, offset: int, count: int) -> bytes:
         """
@@ -145,7 +147,7 @@ class CaptureFile:
 
     def end(self, content: Content) -> None:
         """The capture has ended with this file, which is owned from here on."""
-        self._capture, self._content = None, content
+        self._capture, self._content, self._size = None, content, content.size
         self._tell()
 
     def free(self) -> None:
