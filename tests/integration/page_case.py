@@ -81,11 +81,15 @@ class EventCounter:
         self._thread.join(10)
         self._connection.close()
 
-    def a_second(self, seconds: float) -> float:
-        """How many events come in a second, measured for a while."""
-        before, began = self.events, time.monotonic()
-        time.sleep(seconds)
-        return (self.events - before) / (time.monotonic() - began)
+    def wait_for(self, events: int) -> float:
+        """Wait until so many more events have come. Returns how many seconds that took."""
+        until, began = self.events + events, time.monotonic()
+        while self.events < until:
+            assert time.monotonic() < began + PATIENCE / 1000, (
+                f"{until - self.events} of {events} did not come"
+            )
+            time.sleep(0.02)
+        return time.monotonic() - began
 
     def _read(self) -> None:
         try:

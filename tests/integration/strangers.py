@@ -7,6 +7,8 @@ import socket
 import socketserver
 import threading
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 #: How often a stranger talks each time, and how long it waits before.
 TALKS = 3
@@ -14,6 +16,9 @@ QUIET_SECONDS = 0.4
 
 #: How long it waits for an answer.
 ANSWER_SECONDS = 10.0
+
+# The states of a connection on which nothing more is said: TIME_WAIT and CLOSE (include/net/tcp_states.h).
+_OVER = {"06", "07"}
 
 
 class Strangers:
@@ -61,6 +66,15 @@ class Strangers:
                 made.sendall(words)
                 assert made.recv(4096)
 
+    def wait_until_closed(self) -> None:
+        """
+        Wait until their connections are closed at both ends, but no longer than for an answer: somebody else
+        may have been given one of the ports.
+        """
+        deadline = time.monotonic() + ANSWER_SECONDS
+        while self.talked & set(_connected_ports()) and time.monotonic() < deadline:
+            time.sleep(0.02)
+
 
 class Relay:
     """
@@ -103,6 +117,15 @@ class Relay:
         self._server.shutdown()
         self.cut()
         self._server.server_close()
+
+
+def _connected_ports() -> Iterator[int]:
+    """The ports at both ends of each TCP connection of this host that is not over (proc(5), net/tcp)."""
+    for name in ("tcp", "tcp6"):
+        for line in Path("/proc/net", name).read_text().splitlines()[1:]:
+            _, local, remote, state = line.split()[:4]
+            if state not in _OVER:
+                yield from (int(end.rpartition(":")[2], 16) for end in (local, remote))
 
 
 def _pass_on(source: socket.socket, destination: socket.socket) -> None:

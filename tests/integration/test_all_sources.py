@@ -310,8 +310,8 @@ class RequestAgeTests(AllSourcesCase):
         try:
             for body, age in (
                 (old_body, 120.0),
-                # Its verdict takes a moment.
-                (young_body, AGE_SECONDS + 1.0),
+                # Its verdict takes a moment, or longer on a busy machine.
+                (young_body, AGE_SECONDS + 0.1),
                 (ahead_body, -600.0),
             ):
                 sent = int((time.time() - age) * 1000)
@@ -332,7 +332,7 @@ class RequestAgeTests(AllSourcesCase):
         old, old_body = self.request(daemon)
         young, young_body = self.request(daemon)
         self.brokers.sqs.send(self.queue, [old_body], DelaySeconds=AGE_SECONDS + SKEW_SECONDS + 2)
-        self.brokers.sqs.send(self.queue, [young_body], DelaySeconds=AGE_SECONDS + 1)
+        self.brokers.sqs.send(self.queue, [young_body], DelaySeconds=AGE_SECONDS)
         self.captured(daemon, "sqs", young)
         (line,) = until(lambda: self.refused(daemon, "sqs") or None, "a refusal", 20)
         self.assertRegex(line, "was sent (?:[89]|1[0-9]) s ago, and must be at most 1 s old on this node")

@@ -280,8 +280,8 @@ class SideBySideCase(SynchronousTestCase):
             for interface in LINK_HEADERS
         }
         do()
-        # What was said last is answered.
-        time.sleep(0.5)
+        # What was said last is in both.
+        self.strangers.wait_until_closed()
         # The witness lasts longer: to the end of the other's connections.
         for one in reversed(both):
             one.signal(signal.SIGTERM)

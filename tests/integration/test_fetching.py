@@ -9,6 +9,7 @@ import subprocess
 import threading
 import time
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from twisted.trial import unittest
@@ -86,12 +87,15 @@ class FetchingTests(unittest.SynchronousTestCase):
         client.request("GET", f"/captures/{capture}/pcap?follow=1")
         answer = client.getresponse()
         received = answer.read(24)
+        took = []
         for number in range(8):
             time.sleep(0.15)
             began = time.monotonic()
             self.send(number)
             received += answer.read(16 + len(udp_frame(number)))
-            self.assertLess(time.monotonic() - began, 0.3)
+            took.append(time.monotonic() - began)
+        # On a busy machine, some take longer.
+        self.assertLess(median(took), 0.3, took)
         received += answer.read()
         state = daemon.done(capture)
         [delivery] = state["deliveries"]
@@ -183,18 +187,19 @@ class FetchingTests(unittest.SynchronousTestCase):
         capture = self.begin(daemon)
         results: list[subprocess.CompletedProcess[bytes]] = []
         url = f"{self.url}/captures/{capture}/pcap?follow=1"
-        following = threading.Thread(target=lambda: results.append(self.curl("-N", url)))
+        file, size = self.directory / "followed", 24 + 16 + len(udp_frame(1))
+        following = threading.Thread(target=lambda: results.append(self.curl("-N", "-o", str(file), url)))
         following.start()
         self.send(1)
-        self.wait_for(daemon, capture, 1)
-        time.sleep(0.5)
+        daemon.until(lambda: (file.exists() and file.stat().st_size == size) or None, "the packet")
         began = time.monotonic()
         daemon.signal(15)
         following.join()
-        self.assertLess(time.monotonic() - began, 3)
+        # Otherwise it would end with the time for a stop, after 20 s.
+        self.assertLess(time.monotonic() - began, 10)
         self.assertEqual(daemon.wait(), 0)
         self.assertNotEqual(results[0].returncode, 0)
-        self.assertEqual(len(results[0].stdout), 24 + 16 + len(udp_frame(1)))
+        self.assertEqual(file.stat().st_size, size)
 
     def test_slow_readers(self) -> None:
         """Clients that don't read cost the daemon neither memory nor descriptors, and the capture nothing."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 from twisted.internet import defer, threads
 
 from pcapsvc.core.result import Accepted, Busy, Verdict
@@ -37,11 +35,10 @@ class SlowVerdictTests(KafkaTestCase):
         verdicts = sink.hold()
         await self.produce(b"one", partition=0)
         await self.until(lambda: len(verdicts) == 1)
-        began = time.monotonic()
         await self.produce(b"two", partition=0)
         await self.produce(b"three", partition=1)
+        # The first one still has no verdict, and gets none before them.
         await self.until(lambda: len(verdicts) == 3)
-        self.assertLess(time.monotonic() - began, 5)
         for verdict in verdicts[1:]:
             verdict.callback(ACCEPTED)
         await self.commits(_0=0, _1=1)

@@ -26,8 +26,8 @@ class CaptureTests(PageTestCase):
 
     def test_many_captures(self) -> None:
         """
-        While 20 captures run and 200 events a second arrive, somebody starts a capture from the page, sees
-        its progress, ends it, downloads it, and tshark reads it.
+        While 30 captures run and up to 300 events a second arrive, somebody starts a capture from the page,
+        sees its progress, ends it, downloads it, and tshark reads it.
         """
         wire = self.wire()
         daemon = self.daemon()
@@ -47,7 +47,7 @@ class CaptureTests(PageTestCase):
         send(wire, 200)
         expect(card.locator("[data-slot=packets]")).to_have_text("500 / 40,000")
         self.assertGreater(float(card.locator("[data-slot=packets-bar]").evaluate("bar => bar.value")), 0.01)
-        self.assertGreaterEqual(counter.a_second(3), 200)
+        counter.wait_for(600)
         self.end(page, card)
         row = page.locator("#recent tr").first
         expect(row.locator(".badge")).to_have_text("Ended by hand")
@@ -71,8 +71,9 @@ class CaptureTests(PageTestCase):
         def metrics() -> dict[str, float]:
             return {one["name"]: one["value"] for one in tools.send("Performance.getMetrics")["metrics"]}
 
-        before, seconds = metrics(), 6
-        self.assertGreaterEqual(counter.a_second(seconds), 200)
+        before = metrics()
+        # On a quiet machine, 300 come in a second.
+        seconds = counter.wait_for(1800)
         spent = {name: value - before[name] for name, value in metrics().items()}
         self.assertLess(spent["LayoutCount"], 10 * seconds)
         busy = spent["ScriptDuration"] + spent["LayoutDuration"] + spent["RecalcStyleDuration"]
