@@ -14,7 +14,7 @@ from twisted.trial.unittest import TestCase
 from pcapsvc.core.event import CaptureDelivered, DeliveryFailed, DeliverySpooled
 from pcapsvc.interfaces.delivery import IDestination
 from pcapsvc.interfaces.threads import RunInThread
-from tests.faults.house import House, memory_bytes, until
+from tests.faults.house import House, memory_bytes
 
 # Far less than the thirty captures of a megabyte.
 _MOST_KEPT_BYTES = 8_000_000
@@ -63,7 +63,7 @@ class FaultCase(TestCase):
         await house.stop()
         self.assertEqual(len(house.reported(CaptureDelivered)), 1)
         house.start()
-        await until(lambda: house.spool._folder.is_open())
+        await house.has_looked()
         await house.stop()
         self.assertEqual(house.reported(CaptureDelivered), [])
         self.assertEqual({path.name for path in (self.path / "spool").iterdir()}, {"lock"})

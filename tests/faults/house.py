@@ -8,13 +8,14 @@ import os
 import re
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from twisted.internet import reactor, task
+from twisted.internet.defer import Deferred
 
 from pcapsvc.core.event import CaptureDelivered, DeliveryFailed, DeliveryPostponed, DeliverySpooled
 from pcapsvc.core.retry import RetryPolicy
@@ -72,11 +73,25 @@ class House:
         """Start it, as after a start of the daemon."""
         self.reporter, events = MemoryReporter(), event_factory(wall_clock=time.time)
         theirs, ours = Threads(reactor, most=_DESTINATION_THREADS), Threads(reactor, most=SPOOL_THREADS)
-        self._theirs = theirs
-        destination = self._make(theirs.run)
+        # Those that are done are taken out by other threads.
+        busy: deque[None] = deque()
+
+        def run_in_thread(function: Callable[..., Any], *args: Any) -> Deferred[Any]:
+            def run() -> Any:
+                busy.append(None)
+                try:
+                    return function(*args)
+                finally:
+                    busy.pop()
+
+            return theirs.run(run)
+
+        self._busy = busy
+        self._folder = SpoolFolder(str(self._path))
+        destination = self._make(run_in_thread)
         self.spool = Spool(
             reactor,
-            SpoolFolder(str(self._path)),
+            self._folder,
             run_in_thread=ours.run,
             reporter=self.reporter,
             events=events,
@@ -135,8 +150,11 @@ class House:
     @property
     def busy_threads(self) -> int:
         """How many of the destination's threads are busy."""
-        pool = self._theirs._pool
-        return 0 if pool is None else len(pool.working)
+        return len(self._busy)
+
+    async def has_looked(self) -> None:
+        """Wait until it has opened its spool, and knows what is in it."""
+        await until(self._folder.is_open)
 
     async def emptied(self) -> None:
         """Wait until the spool is empty."""

@@ -375,6 +375,13 @@ class OutageTests(SQSTestCase):
         await self.until(lambda: not self.pollers())
         url = f"http://127.0.0.1:{free_port()}/0/captures"
         polls = 0
+
+        def counted() -> float:
+            """How long to wait after a poll that has failed."""
+            nonlocal polls
+            polls += 1
+            return 0.5
+
         source = SQSSource(
             reactor,
             MemorySink(),
@@ -383,15 +390,8 @@ class OutageTests(SQSTestCase):
             access_id="a",
             access_key="b",
             retry_seconds=(0.001, 0.002),
+            chance=counted,
         )
-        failed = source._failed
-
-        def counted(problem: Exception) -> None:
-            nonlocal polls
-            polls += 1
-            failed(problem)
-
-        source._failed = counted  # type: ignore[method-assign]
         source.startService()
         self.addCleanup(source.stopService)
         await self.until(lambda: polls >= 20)

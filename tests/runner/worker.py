@@ -33,9 +33,15 @@ class EventReporter(Reporter):
     """trial's reporter, that also writes every outcome to a stream, as JSON."""
 
     events: TextIO
+    _module: str | None = None
 
     def startTest(self, test: Any) -> None:
         """A test starts."""
+        module = test.id().rsplit(".", 2)[0]
+        if module != self._module:
+            # Some tests count descriptors: what those of another module left must not be closed meanwhile.
+            self._module = module
+            gc.collect()
         super().startTest(test)
         self._tell("start", test)
 

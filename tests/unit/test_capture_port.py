@@ -146,10 +146,10 @@ class CapturePortTests(CapturePortCase):
 
     def test_fault_before_the_start(self) -> None:
         """What can't be kept before the start fails the capture at its start, or is nobody's matter."""
+        self.before_read = self.fail_to_read  # type: ignore[method-assign]
         for end in (CapturePort.start, CapturePort.discard):
             port = self.port()
             self.system.deliver("mem0", udp_frame(1))
-            port._buffer.read = self.fail_to_read  # type: ignore[method-assign]
             self.turn()
             result = end(port)
             if result is not None:
@@ -158,7 +158,7 @@ class CapturePortTests(CapturePortCase):
             gc.collect()
         self.assertEqual(self.flushLoggedErrors(), [])
 
-    def fail_to_read(self, batch: object) -> int:
+    def fail_to_read(self) -> None:
         """There is no memory."""
         raise OSError(12, "Cannot allocate memory")
 

@@ -9,6 +9,7 @@ from typing import Any
 from twisted.internet import defer, reactor
 from twisted.internet.protocol import Protocol
 from twisted.internet.task import deferLater
+from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.http import Request
 from twisted.web.server import NOT_DONE_YET
@@ -398,17 +399,29 @@ class Ipv6CloudSharkTests(CloudSharkCase):
             self.assertEqual(self.server.requests[-1].getHeader("host"), f"[::1]:{number}")
 
 
-class LinkTests(SynchronousTestCase):
-    """The links of L{CloudShark}."""
+class AddressTests(SynchronousTestCase):
+    """The address of the server, as it is shown."""
 
     def test_usual_port(self) -> None:
         """The usual port of a scheme is not shown, any other is."""
-        for scheme, port, base in (
-            ("https", 443, "https://shark"),
-            ("http", 80, "http://shark"),
-            ("https", 80, "https://shark:80"),
+        for scheme, port, address in (
+            ("https", 443, "https://192.0.2.1"),
+            ("http", 80, "http://192.0.2.1"),
+            ("https", 80, "https://192.0.2.1:80"),
         ):
+            memory_reactor = MemoryReactorClock()
             destination = CloudShark(
-                reactor, run_in_thread=run_now, scheme=scheme, host="shark", port=port, token="t"
+                memory_reactor,
+                run_in_thread=run_now,
+                scheme=scheme,
+                host="192.0.2.1",
+                port=port,
+                token="t",
+                timeout_seconds=1,
             )
-            self.assertEqual(destination._base, base)
+            content = MemfdContent(b"")
+            self.addCleanup(content.close)
+            stored = destination.store(make_artifact(content))
+            memory_reactor.advance(1)
+            error = self.failureResultOf(stored, DestinationError).value
+            self.assertEqual(str(error), f"{address}: timed out after 1 s")

@@ -151,7 +151,7 @@ class PoolTests(SynchronousTestCase):
     def write(self, name: str, body: str, before: str = "") -> str:
         """Write a module with one class. Its name."""
         (self.package / f"{name}.py").write_text(
-            "import os, signal, subprocess, threading, time\n"
+            "import gc, os, signal, subprocess, threading, time\n"
             "from unittest import SkipTest\n"
             "from twisted.trial.unittest import SynchronousTestCase\n"
             f"{before}\n"
@@ -196,6 +196,30 @@ class PoolTests(SynchronousTestCase):
         self.assertIn("skipped 1: no such thing", details)
         self.assertIn(f"{name}: 2 passed, 2 failed, 1 skipped", self.lines[-1])
         self.assertEqual(list(tally.durations), [name])
+
+    def test_garbage(self) -> None:
+        """What tests of one module leave behind is not closed during those of the next one."""
+        first = self.write(
+            "test_a",
+            """
+            def test_leaves(self):
+                class Left:
+                    def __init__(self): self.itself, self.file = self, os.dup(0)
+                    def __del__(self): os.close(self.file)
+                Left()
+            """,
+        )
+        second = self.write(
+            "test_b",
+            """
+            def test_counts(self):
+                before = os.listdir("/proc/self/fd")
+                gc.collect()
+                self.assertEqual(os.listdir("/proc/self/fd"), before)
+            """,
+        )
+        pool = self.pool(self.job(first, second))
+        self.assertEqual(pool.tally.line, "2 passed, 0 failed, 0 skipped", pool.tally.failures)
 
     def test_no_such_module(self) -> None:
         """A module that can't be imported is a failure."""
