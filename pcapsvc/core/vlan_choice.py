@@ -22,10 +22,12 @@ from pcapsvc.core.filter import Program
 # Link types, as libpcap numbers them.
 _ETHERNET, _LINUX_SLL = 1, 113
 
+# Not octal ones, as libpcap reads those that begin with 0.
+_N = "(?:0|[1-9][0-9]{0,3})"
 _TAG = "ether[14:2] & 0xfff = "
-_VLAN = re.compile(r"vlan ([0-9]{1,4})(?: and (.+))?", re.DOTALL | re.ASCII)
+_VLAN = re.compile(rf"vlan ({_N})(?: and (.+))?", re.DOTALL | re.ASCII)
 _VLANS = re.compile(
-    rf"vlan and \(({re.escape(_TAG)}[0-9]{{1,4}}(?: or {re.escape(_TAG)}[0-9]{{1,4}})+)\)(?: and (.+))?",
+    rf"vlan and \(({re.escape(_TAG)}{_N}(?: or {re.escape(_TAG)}{_N})+)\)(?: and (.+))?",
     re.DOTALL | re.ASCII,
 )
 _ALTERNATIVE_OR_PARENTHESIS = re.compile(r"[()]|\|\||(?<![\w.:-])or(?![\w.:-])")

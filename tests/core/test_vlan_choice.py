@@ -52,6 +52,8 @@ class VlanChoiceTests(unittest.SynchronousTestCase):
             ("vlan 7 and tcp) or (udp", COOKED),
             ("vlan 7 and (tcp", COOKED),
             ("vlan 4096", COOKED),
+            ("vlan 010", COOKED),
+            (SEVERAL.replace("7", "07"), ETHERNET),
             ("vlan 7 or vlan 8", COOKED),
             ("not vlan 7", COOKED),
             ("vlan \u0667", COOKED),
