@@ -36,16 +36,17 @@ class WatchedTests(PageTestCase):
         expect(page.locator("#link-text")).to_have_text("Live")
         lost: list[tuple[int, int]] = []
         while len(lost) < _ATTEMPTS:
-            capture = daemon.capture(interface=[wire.interface], bpf="udp", timeout=3, snap=128)
+            capture = daemon.capture(interface=[wire.interface], bpf="udp", timeout=60, snap=128)
             expect(page.locator("#running .card")).to_have_count(1)
             audience = Audience(daemon.port, readers=_READERS)
             self.addCleanup(audience.stop)
             audience.start()
             generate(wire, _PACKETS, rate=_RATE)
+            # Beside everybody who watches.
+            state = daemon.read(capture)
             watched = audience.finish()
             self.assertEqual((watched.problems, len(watched.events)), ([], _READERS))
             self.assertGreater(min(watched.scrapes, *watched.events), 2)
-            state = daemon.done(capture)
             expect(page.locator("#running .card")).to_have_count(0)
             lost.append((_PACKETS - state["packets"], state["dropped"]))
             if lost[-1] == (0, 0):
