@@ -168,6 +168,15 @@ class Kind:
     netmask: int
 
 
+def problem_as_text(program: Program, link_type: int) -> str | None:
+    """Why a filter can't be set as text, though it could be compiled; L{None} if it can be."""
+    if not program.is_optimized:
+        return "its optimization does not end"
+    if vlan_choice(program.bpf, link_type) is not None:
+        return "it can't choose among VLANs here"
+    return None
+
+
 class _Filters:
     """How filters are set on a handle of pcapy's whose internals are unknown: as text, compiled once more."""
 
@@ -190,10 +199,8 @@ class _Filters:
         @raise pcapy.PcapError: if it can't be set, or if the interface went down.
         @raise LibpcapError: likewise.
         """
-        if not program.is_optimized:
-            raise BadFilter("its optimization does not end")
-        if vlan_choice(program.bpf, self._reader.datalink()) is not None:
-            raise BadFilter("it can't choose among VLANs here")
+        if (problem := problem_as_text(program, self._reader.datalink())) is not None:
+            raise BadFilter(problem)
         try:
             self._reader.setfilter(program.bpf)
         except pcapy.PcapError:

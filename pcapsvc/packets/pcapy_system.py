@@ -34,7 +34,14 @@ from pcapsvc.interfaces.capture import (
 )
 from pcapsvc.interfaces.threads import RunInThread
 from pcapsvc.packets.filter_compiler import FilterCompiler, uses_netmask
-from pcapsvc.packets.handle import LIBPCAP, Kind, PcapyHandle, libpcap_path, open_dumper
+from pcapsvc.packets.handle import (
+    LIBPCAP,
+    Kind,
+    PcapyHandle,
+    libpcap_path,
+    open_dumper,
+    problem_as_text,
+)
 from pcapsvc.packets.interface_list import list_interfaces
 from pcapsvc.packets.kernel_filter import runs_on_cooked
 from pcapsvc.packets.libpcap import LibpcapError, kept_length
@@ -164,6 +171,9 @@ class PcapySystem(Service):
             program = await self._compile(bpf, kind)
             if kind.link_type == _COOKED and not runs_on_cooked(program.instructions):
                 raise FilterRejected(bpf, f"the kernel can't run it on {interface}")
+            problem = None if self.is_native else problem_as_text(program, kind.link_type)
+            if problem is not None:
+                raise FilterRejected(bpf, f"libpcap says: {problem}")
             return program
 
         return Deferred.fromCoroutine(compile_it())
