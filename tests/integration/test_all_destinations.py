@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import threading
 import urllib.request
+from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,51 +16,77 @@ from twisted.trial.unittest import SynchronousTestCase
 from peers.cloudshark import CloudSharkServer
 from peers.daemon import Daemon
 from peers.frames import udp_frame
-from peers.s3 import S3Server
+from peers.pcapng import read_pcapng
+from peers.put import PutServer
+from peers.s3 import shared_server
 from peers.ssh import SftpServer
 from peers.wire import Wire
 from tests.faults.relay import Cut, Relay
+from tests.integration.test_forms import decompressed
 from tests.unit.test_metrics import parse
 
 _PACKETS = 20
-_ALL = ("local", "cloudshark", "s3", "puturl", "sftp")
+# How each destination has its files. What is put to a URL is compressed only if the request says so.
+_FORMS = {
+    "local": ".pcapng.zst",
+    "cloudshark": ".pcapng.gz",
+    "s3": ".pcapng.zst",
+    "puturl": ".pcapng",
+    "webhook": ".pcapng",
+    "sftp": ".pcapng.gz",
+}
+_COUNTED = "pcapsvc_delivery_attempts_total"
 
 
 class AllDestinationsTests(SynchronousTestCase):
-    """A directory, CloudShark, S3, a URL of the request, and SFTP."""
+    """A directory, CloudShark, S3, a URL of the request, a webhook, and SFTP."""
 
     def setUp(self) -> None:
-        """Start them."""
-        self.wire, self.cloudshark, self.s3, self.sftp = Wire(), CloudSharkServer(), S3Server(), SftpServer()
-        for peer in (self.wire, self.cloudshark, self.s3, self.sftp):
+        """Start them. Those that share a server are behind relays, so that each can be down by itself."""
+        self.wire, self.cloudshark, self.sftp, self.server = (
+            Wire(),
+            CloudSharkServer(),
+            SftpServer(),
+            PutServer(),
+        )
+        self.s3 = shared_server()
+        self.relays = {
+            "s3": Relay(int(self.s3.endpoint.rpartition(":")[2])),
+            "puturl": Relay(self.server.port),
+            "webhook": Relay(self.server.port),
+        }
+        for peer in (self.wire, self.cloudshark, self.sftp, self.server, *self.relays.values()):
             self.addCleanup(peer.stop)
             peer.start()
-        self.s3.make_bucket("signed")
-        s3_port = int(self.s3.endpoint.rpartition(":")[2])
-        self.relay = Relay(s3_port)
-        self.addCleanup(self.relay.stop)
-        self.relay.start()
         self.directory = Path(self.mktemp()).absolute()
         self.directory.mkdir()
-        spool = self.directory / "spool"
-        spool.mkdir(mode=0o700)
-        cloudshark, s3, sftp = self.cloudshark, self.s3, self.sftp
-        self.daemon = Daemon(
-            f'[delivery]\nspooldir = "{spool}"\nattempts = 1\nretryinterval = 1\n'
-            f'[cloudshark]\nupload = true\nhost = "localhost"\nport = {cloudshark.port}\n'
-            f'token = "{cloudshark.token}"\nverify = "{cloudshark.ca_file}"\n'
-            f'[s3]\nupload = true\naccessid = "{s3.access_key}"\naccesskey = "{s3.secret_key}"\n'
-            f'endpoint = "http://127.0.0.1:{self.relay.port}"\nbucket = "{s3.bucket}"\nregion = "us-east-1"\n'
-            f'folder = "{{node}}"\n'
-            f'[puturl]\nallow = ["127.0.0.1:{s3_port}"]\ninsecure = true\n'
-            f'[sftp]\nupload = true\nhost = "127.0.0.1"\nport = {sftp.port}\nuser = "{sftp.user}"\n'
-            f'keyfile = "{sftp.key_file}"\nhostkey = {json.dumps(sftp.host_keys["ed25519"])}\n'
-            f'directory = "{sftp.directory}/{{node}}"\n'
-        )
+        (self.directory / "spool").mkdir(mode=0o700)
+        self.daemon = Daemon(self.configuration(), general='format = "pcapng"\nlocalcompress = "zstd"')
         self.addCleanup(self.daemon.stop)
         self.daemon.start()
 
-    def capture(self, key: str) -> tuple[str, list[dict[str, Any]]]:
+    def configuration(self) -> str:
+        """All destinations but the directory."""
+        cloudshark, s3, sftp = self.cloudshark, self.s3, self.sftp
+        ports = {name: relay.port for name, relay in self.relays.items()}
+        hosts = [f"{host}:{ports['puturl']}" for host in ("localhost", "127.0.0.1", "[::1]")]
+        return (
+            f'[delivery]\nspooldir = "{self.directory}/spool"\nattempts = 1\nretryinterval = 1\n'
+            f'[cloudshark]\nupload = true\nhost = "localhost"\nport = {cloudshark.port}\n'
+            f'token = "{cloudshark.token}"\nverify = "{cloudshark.ca_file}"\ncompress = "gzip"\n'
+            f'[s3]\nupload = true\naccessid = "{s3.access_key}"\naccesskey = "{s3.secret_key}"\n'
+            f'endpoint = "http://127.0.0.1:{ports["s3"]}"\nbucket = "{s3.bucket}"\nregion = "us-east-1"\n'
+            f'folder = "{{node}}"\ncompress = "zstd"\n'
+            f'[puturl]\nallow = {json.dumps(hosts)}\ncafile = "{self.server.ca_file}"\n'
+            f"[webhook]\nupload = true\n"
+            f'url = "https://localhost:{ports["webhook"]}/hook?sig={self.server.signature}"\n'
+            f'verify = "{self.server.ca_file}"\n'
+            f'[sftp]\nupload = true\nhost = "127.0.0.1"\nport = {sftp.port}\nuser = "{sftp.user}"\n'
+            f'keyfile = "{sftp.key_file}"\nhostkey = {json.dumps(sftp.host_keys["ed25519"])}\n'
+            f'directory = "{sftp.directory}/{{node}}"\ncompress = "gzip"\n'
+        )
+
+    def capture(self) -> tuple[str, list[dict[str, Any]]]:
         """
         A capture, until each delivery is decided.
 
@@ -66,6 +94,7 @@ class AllDestinationsTests(SynchronousTestCase):
         """
         events: list[dict[str, Any]] = []
         url = f"http://127.0.0.1:{self.daemon.port}/events"
+        server = f"https://localhost:{self.relays['puturl'].port}"
         with urllib.request.urlopen(url, timeout=60) as stream:
             listener = threading.Thread(target=_read_events, args=(stream, events))
             listener.start()
@@ -73,90 +102,111 @@ class AllDestinationsTests(SynchronousTestCase):
                 interface=[self.wire.interface],
                 packets=_PACKETS,
                 bpf="udp port 9",
-                puturl=self.s3.with_bucket(f"signed-{key}").presigned(key),
+                puturl=f"{server}/dav/{{node}}-{{id}}.pcapng?sig={self.server.signature}",
             )
             self.wire.send([udp_frame(number) for number in range(_PACKETS)])
             self.daemon.done(capture_id)
             listener.join(60)
         return capture_id, [each for each in events if each["subject"] == capture_id]
 
-    def files(self, capture_id: str, key: str) -> dict[str, bytes]:
-        """What each destination has of a capture."""
-        found = {}
-        if self.daemon.captures.exists():
-            for path in self.daemon.captures.glob(f"*{capture_id}*"):
-                found["local"] = path.read_bytes()
+    def files(self, capture_id: str) -> dict[str, tuple[str, bytes]]:
+        """The name and the bytes of what each destination has of a capture."""
+        found: dict[str, tuple[str, bytes]] = {}
+        for path in self.daemon.captures.glob(f"[!.]*{capture_id}*"):
+            found["local"] = (path.name, path.read_bytes())
         for upload in self.cloudshark.uploads():
             if upload.filename is not None and capture_id in upload.filename:
-                found["cloudshark"] = upload.data
-        stored_there = self.s3.keys()
-        for stored in stored_there:
-            if capture_id in stored:
-                self.assertTrue(stored.startswith("node-1/"), stored)
-                found["s3"] = self.s3.get(stored)[0]
-        if self.s3.keys(f"signed-{key}"):
-            found["puturl"] = self.s3.get(key, f"signed-{key}")[0]
-        for path in (self.sftp.directory / "node-1").glob(f"*{capture_id}*"):
-            found["sftp"] = path.read_bytes()
+                found["cloudshark"] = (upload.filename, upload.data)
+        stored = self.s3.keys()
+        for key in stored:
+            if capture_id in key:
+                self.assertTrue(key.startswith("node-1/"), key)
+                found["s3"] = (key, self.s3.get(key)[0])
+        for name, data in self.server.files().items():
+            if capture_id in name:
+                found["webhook" if name.startswith("/hook/") else "puturl"] = (name, data)
+        for path in (self.sftp.directory / "node-1").glob(f"[!.]*{capture_id}*"):
+            found["sftp"] = (path.name, path.read_bytes())
         return found
 
-    def counts(self) -> dict[tuple[str, str], float]:
-        """The attempts that are counted, by destination and outcome."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.daemon.port}/metrics", timeout=10) as answer:
-            series = parse(answer.read().decode())
-        return {
-            (dict(labels)["destination"], dict(labels)["outcome"]): value
-            for (name, labels), value in series.items()
-            if name == "pcapsvc_delivery_attempts_total" and value
-        }
+    def assert_same(self, files: dict[str, tuple[str, bytes]], *names: str) -> None:
+        """These destinations have the capture, each in its form, and the same after decompression."""
+        forms = {name: file[file.index(".pcap") :] for name, (file, _) in files.items()}
+        self.assertEqual(forms, {name: _FORMS[name] for name in names})
+        [whole] = {decompressed(name, data) for name, data in files.values()}
+        packets = [packet.data for packet in read_pcapng(whole).packets]
+        self.assertEqual(packets, [udp_frame(number) for number in range(_PACKETS)])
+
+    def until_counted(self, expected: Counter[tuple[str, str]], down: str | None = None) -> None:
+        """
+        Wait until these attempts are counted, and no others but failed ones.
+
+        @param expected: how many, by destination and outcome.
+        @param down: the destination to which attempts failed.
+        """
+
+        def is_counted() -> bool | None:
+            url = f"http://127.0.0.1:{self.daemon.port}/metrics"
+            with urllib.request.urlopen(url, timeout=10) as answer:
+                series = parse(answer.read().decode())
+            found = {
+                (dict(labels)["destination"], dict(labels)["outcome"]): value
+                for (name, labels), value in series.items()
+                if name == _COUNTED and value
+            }
+            has_failed = found.pop((down, "spooled"), 0) >= 1 if down is not None else True
+            return (has_failed and found == expected) or None
+
+        self.daemon.until(is_counted, f"the metrics {expected}")
 
     def test_all(self) -> None:
-        """Each has the same bytes, its event and its metric."""
-        capture_id, events = self.capture("all")
-        files = self.files(capture_id, "all")
-        self.assertEqual({*files}, {*_ALL})
-        self.assertEqual(len({*files.values()}), 1)
+        """Each has the same packets in its own form, its event and its metric."""
+        capture_id, events = self.capture()
+        files = self.files(capture_id)
+        self.assert_same(files, *_FORMS)
         self.assertEqual(
             sorted((each["type"], each["data"]["destination"]) for each in events),
-            sorted(("pcapsvc.delivery.delivered", name) for name in _ALL),
+            sorted(("pcapsvc.delivery.delivered", name) for name in _FORMS),
         )
-        self.assertEqual(self.counts(), {(name, "delivered"): 1 for name in _ALL})
+        self.until_counted(Counter({(name, "delivered"): 1 for name in _FORMS}))
 
     def test_one_down(self) -> None:
-        """The others have the capture at once; the one that was down gets it after a restart."""
-
-        def cut(what: Cut | None) -> Callable[[], None]:
-            return lambda: setattr(self.relay, "cut", what)
-
+        """With one of them down, the others have the capture at once; that one has it after a restart."""
+        aside = self.directory / "aside"
         downs: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
-            "sftp": (self.sftp.end, self.sftp.start),
-            "cloudshark": (self.cloudshark.end, self.cloudshark.start),
-            "s3": (cut(Cut(sent_bytes=0)), cut(None)),
             "local": (
-                lambda: self.daemon.captures.rename(self.directory / "aside"),
-                lambda: (self.directory / "aside").rename(self.daemon.captures),
+                lambda: self.daemon.captures.rename(aside),
+                lambda: aside.rename(self.daemon.captures),
             ),
+            "cloudshark": (self.cloudshark.end, self.cloudshark.start),
+            "sftp": (self.sftp.end, self.sftp.start),
+            **{
+                name: (partial(_cut, relay, Cut(sent_bytes=0)), partial(_cut, relay, None))
+                for name, relay in self.relays.items()
+            },
         }
+        self.assertEqual({*downs}, {*_FORMS})
+        before: Counter[tuple[str, str]] = Counter()
         for down, (break_it, mend_it) in downs.items():
             break_it()
-            capture_id, events = self.capture(down)
-            others = {*_ALL} - {down}
-            files = self.files(capture_id, down)
-            self.assertEqual({*files}, others, down)
+            capture_id, events = self.capture()
+            others = [name for name in _FORMS if name != down]
+            self.assert_same(self.files(capture_id), *others)
             kinds = {each["data"]["destination"]: each["type"] for each in events}
             self.assertEqual(kinds.pop(down), "pcapsvc.delivery.spooled")
             self.assertEqual(kinds, dict.fromkeys(others, "pcapsvc.delivery.delivered"))
-            counts = self.counts()
-            self.assertGreaterEqual(counts[down, "spooled"], 1)
-            self.assertEqual({counts[name, "delivered"] for name in others}, {1})
+            self.until_counted(before + Counter({(name, "delivered"): 1 for name in others}), down)
             self.daemon.end()
             mend_it()
             self.daemon.start()
             self.daemon.logged(f"{capture_id}: delivered to {down}")
-            files = self.files(capture_id, down)
-            self.assertEqual({*files}, {*_ALL})
-            self.assertEqual(len({*files.values()}), 1)
-            self.daemon.restart()
+            self.assert_same(self.files(capture_id), *_FORMS)
+            before = Counter({(down, "delivered"): 1})
+            self.until_counted(before)
+
+
+def _cut(relay: Relay, cut: Cut | None) -> None:
+    relay.cut = cut
 
 
 def _read_events(stream: Any, events: list[dict[str, Any]]) -> None:
