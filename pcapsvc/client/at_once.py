@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import queue
+import threading
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 _MOST = 32
@@ -16,10 +17,37 @@ def at_once(ask: Callable[[Place], Answer], places: Iterable[Place]) -> Sequence
     """
     Call a function for each place, up to 32 at once.
 
+    The threads are daemons: Ctrl-C doesn't wait for them, as it would with L{concurrent.futures}.
+
     @return: what it returned, in the order of the places.
+
+    @raise Exception: what the function raises.
     """
-    found = list(places)
-    if len(found) < 2:
-        return [ask(place) for place in found]
-    with ThreadPoolExecutor(min(_MOST, len(found))) as pool:
-        return list(pool.map(ask, found))
+    numbered = list(enumerate(places))
+    if len(numbered) < 2:
+        return [ask(place) for _, place in numbered]
+    waiting: queue.SimpleQueue[tuple[int, Place]] = queue.SimpleQueue()
+    done: queue.SimpleQueue[tuple[int, Answer] | Exception] = queue.SimpleQueue()
+    for item in numbered:
+        waiting.put(item)
+
+    def run() -> None:
+        while True:
+            try:
+                number, place = waiting.get_nowait()
+            except queue.Empty:
+                return
+            try:
+                done.put((number, ask(place)))
+            except Exception as problem:  # noqa: BLE001 - it is raised in the waiting thread
+                done.put(problem)
+
+    for _ in range(min(_MOST, len(numbered))):
+        threading.Thread(target=run, daemon=True).start()
+    answers: dict[int, Answer] = {}
+    while len(answers) < len(numbered):
+        found = done.get()
+        if isinstance(found, Exception):
+            raise found
+        answers[found[0]] = found[1]
+    return [answers[number] for number, _ in numbered]

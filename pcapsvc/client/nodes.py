@@ -9,6 +9,7 @@ from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from pcapsvc.client.address import Address
 from pcapsvc.client.api import ApiProblem, NodeApi, capture_path
 from pcapsvc.client.at_once import at_once
 from pcapsvc.client.connections import Connections
@@ -69,15 +70,19 @@ def stop(options: Namespace) -> ExitStatus:
             raise Refused(str(problem)) from None
         return ExitStatus.DELIVERED
     body = stop_message(options.request, node_address(options) or {"node": "any"})
-    problems: list[ClientError] = []
     via = connections.needed_via()
-    for address in via:
+
+    def send(address: Address) -> ClientError | None:
         try:
-            if connections.transport(address).send(body) == 0:
-                raise NoAnswer(f"{address}: no node is subscribed to the channel")
+            if connections.transport(address).send(body) != 0:
+                return None
         except (NoAnswer, Refused) as problem:
-            problems.append(problem)
-            _complain(problem)
+            return problem
+        return NoAnswer(f"{address}: no node is subscribed to the channel")
+
+    problems = [each for each in at_once(send, via) if each is not None]
+    for each in problems:
+        _complain(each)
     return _status(problems, is_any_well=len(problems) < len(via))
 
 

@@ -207,7 +207,8 @@ class Request:
 
     def _is_to_be_stopped(self) -> bool:
         running = len({row.node for row in self._tally.running()})
-        if not running or not sys.stdin.isatty():
+        # It may be closed.
+        if not running or not os.isatty(0):
             return False
         print(f"Stop the captures on {counted(running, 'node')}? [y/N] ", end="", file=sys.stderr, flush=True)
         return sys.stdin.readline().strip().lower() in ("y", "yes")
@@ -215,11 +216,9 @@ class Request:
     def _stop(self, view: IView) -> None:
         address = {name: self._fields[name] for name in ("node", "nodere") if name in self._fields}
         body = stop_message(self._requestid, address)
-        for each in self._via:
-            try:
-                self._connections.transport(each).send(body)
-            except (NoAnswer, Refused) as problem:
-                view.note(str(problem))
+        for answer in at_once(lambda place: self._send_to(place, body), self._via):
+            if isinstance(answer, ClientError):
+                view.note(str(answer))
 
     def _send(self) -> int | None:
         """
@@ -229,7 +228,7 @@ class Request:
         """
         receivers: int | None = 0
         problems: list[NoAnswer] = []
-        answers: Sequence[int | ClientError | None] = at_once(self._send_to, self._via)
+        answers = at_once(lambda place: self._send_to(place, self._body), self._via)
         for address, answer in zip(self._via, answers, strict=True):
             if isinstance(answer, NoAnswer):
                 problems.append(answer)
@@ -243,10 +242,14 @@ class Request:
             raise problems[0]
         return receivers
 
-    def _send_to(self, address: Address) -> int | ClientError | None:
-        """In any thread: send it to one address. How many have received it, if that is known; or why not."""
+    def _send_to(self, address: Address, body: bytes) -> int | ClientError | None:
+        """
+        In any thread: send a message to one address.
+
+        @return: how many have received it, or L{None} if that isn't known; or why it is not sent.
+        """
         try:
-            return self._connections.transport(address).send(self._body)
+            return self._connections.transport(address).send(body)
         except Refused as refused:
             # Asked here, at once for all of them.
             self._name(address)

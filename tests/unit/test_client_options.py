@@ -7,6 +7,8 @@ import io
 import json
 import os
 import resource
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import Any
 from twisted.trial import unittest
 
 from pcapsvc.client.address import HttpAddress, RedisAddress
+from pcapsvc.client.api import ANSWER_SECONDS
 from pcapsvc.client.connections import Connections
 from pcapsvc.client.main import COMPRESSIONS, DIRECTIONS, FLAGS, main, parser
 from pcapsvc.client.message import check_message, encode
@@ -344,6 +347,22 @@ class OutputTests(OptionsTestCase):
         errors = running.stderr.read()
         running.stderr.close()
         self.assertEqual((running.wait(60), errors), (1, ""))
+
+    def test_interrupted(self) -> None:
+        """Ctrl-C doesn't wait for nodes that don't answer."""
+        places = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
+        via = []
+        for place in places:
+            self.addCleanup(place.close)
+            via += ["--via", f"http://127.0.0.1:{place.getsockname()[1]}"]
+        running = self.run_client("capture", *via, "-i", "lo", "--wait")
+        for place in places:
+            place.settimeout(60)
+            self.addCleanup(place.accept()[0].close)
+        running.send_signal(signal.SIGINT)
+        # Before a node is given up, which takes longer.
+        self.assertEqual(running.communicate(timeout=ANSWER_SECONDS - 5), ("", ""))
+        self.assertEqual(running.returncode, 130)
 
     def test_encoding(self) -> None:
         """What the encoding of the terminal doesn't have is replaced."""
