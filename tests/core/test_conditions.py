@@ -311,11 +311,15 @@ class BadValuesTests(Requests, unittest.SynchronousTestCase):
             "2001:db8::1",
             "10/8",
             "(1)||udp",
+            "0x50",
+            "not (0X1F90) or udp",
+            "192.0.2.0 mask 255.255.255.0",
         ):
             rule = self.problems(message(port=80, bpf=bpf))["bpf"]
             self.assertEqual(rule, "must say what its first value is, such as 'host 192.0.2.1' or 'port 80'")
         for bpf in (
             "1 = 1",
+            "0x50 < len",
             "80 < len",
             "(0x10 & ip[0]) != 0",
             "not udp",
