@@ -133,12 +133,13 @@ def without_queries(text: str) -> str:
 def without_values(message: str, fields: Iterable[str]) -> str:
     """
     A message in JSON in which the texts of these fields are hidden, in whatever case their names are; and of
-    others whatever looks like a query, as a name may be misspelt.
+    others whatever looks like a query, as a name may be misspelt. If there is a list or an object in place of
+    a text, all that follows is hidden.
     """
     names = "|".join(map(re.escape, fields))
     if not names:
         return message
-    field = rf'(?i)("(?:{names})"\s*:\s*)"(?:[^"\\]|\\.)*(?:"|\Z)'
+    field = rf'(?is)("(?:{names})"\s*:\s*)(?:"(?:[^"\\]|\\.)*(?:"|\Z)|[\[{{].*)'
     return _QUERY_LIKE.sub(rf"\1{HIDDEN}", re.sub(field, rf'\1"{HIDDEN}"', message))
 
 

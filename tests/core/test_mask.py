@@ -93,6 +93,8 @@ class MaskTests(unittest.SynchronousTestCase):
             ),
             ('{"puturl":"a","puturl":"b"}', f'{{"puturl":"{HIDDEN}","puturl":"{HIDDEN}"}}'),
             ('{"puturl": "unended', f'{{"puturl": "{HIDDEN}"'),
+            ('{"puturl": ["s", ["t"]], "a": 1}', f'{{"puturl": "{HIDDEN}"'),
+            ('{"puturl":\n{"s": 1}}', f'{{"puturl":\n"{HIDDEN}"'),
             ('{"puturl": null}', '{"puturl": null}'),
             ('{"put_url": "h/p?sig=x&y=z", "a": 1}', f'{{"put_url": "h/p?sig={HIDDEN}", "a": 1}}'),
             ('{"nodere": "(?i)^web-?1$"}', '{"nodere": "(?i)^web-?1$"}'),
