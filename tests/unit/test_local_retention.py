@@ -390,24 +390,34 @@ class FailureTests(RetentionCase):
         self.assertEqual(len(self.there()), 1)
 
     def test_a_list_that_cant_be_written(self) -> None:
-        """A capture that couldn't be noted is stored, and is noted later."""
-        destination = self.make(max_bytes=1500)
-        write = os.write
+        """
+        While the disk has no room for the list, captures are stored, and old ones are removed, which makes
+        room. What couldn't be noted, or only in part, is noted later.
+        """
+        for room in (0, 10):
+            destination = self.make(max_bytes=1500)
+            self.store(destination, 10 * room + 1)
+            write, left = os.write, [room]
 
-        def full(descriptor: int, data: bytes) -> int:
-            if os.readlink(f"/proc/self/fd/{descriptor}").endswith(LEDGER):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            return write(descriptor, data)
+            def full(descriptor: int, data: bytes, write: Any = write, left: list[int] = left) -> int:
+                if os.readlink(f"/proc/self/fd/{descriptor}").endswith(LEDGER):
+                    data, left[0] = data[: left[0]], 0
+                    if not data:
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                written: int = write(descriptor, data)
+                return written
 
-        self.patch(os, "write", full)
-        names = [self.store(destination, 1)]
-        self.patch(os, "write", write)
-        self.assertTrue(any(f"captures are missing in {LEDGER}" in line for line in self.messages()))
-        self.clock.advance(INTERVAL_SECONDS)
-        destination.stopService()
-        destination = self.make(max_bytes=1500)
-        names.append(self.store(destination, 2))
-        self.assertEqual(self.there(), names[1:])
+            self.patch(os, "write", full)
+            names = [self.store(destination, 10 * room + number) for number in (2, 3)]
+            self.assertEqual(self.there(), names[1:])
+            self.patch(os, "write", write)
+            self.assertTrue(any(f"{LEDGER}, can't be kept up to date" in line for line in self.messages()))
+            self.clock.advance(INTERVAL_SECONDS)
+            destination.stopService()
+            destination = self.make(max_bytes=1500)
+            names.append(self.store(destination, 10 * room + 4))
+            self.assertEqual(self.there(), names[2:])
+            destination.stopService()
 
     def test_no_directory(self) -> None:
         """A directory that is missing and comes back."""

@@ -36,6 +36,7 @@ _LOCK_SECONDS = 5.0
 # Not every file system has locks, or syncs.
 _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.EBADF})
 _NO_SYNC = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP})
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 _OPEN = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
@@ -55,9 +56,11 @@ class Ledger:
         # Those of captures whose files have no name yet, and those that are not in the file.
         self._nameless: set[str] = set()
         self._unwritten: dict[str, None] = {}
-        # What the file was when it was last read or written: its inode and size; and how many lines it has.
-        self._known: tuple[int, int] | None = None
+        # What the file was when it was last read or written: its device, inode and size; how many lines it has;
+        # and whether the last one has no end.
+        self._known: tuple[int, int, int] | None = None
         self._written = 0
+        self._is_torn = False
         self.notes = Shortcomings()
         self.bytes = 0
 
@@ -148,8 +151,8 @@ class Ledger:
                     found = os.stat(LEDGER, dir_fd=directory_fd, follow_symlinks=False)
                     if os.path.samestat(found, os.fstat(self._file)):
                         self._read()
-                        self._append([*self._unwritten])
-                        self._unwritten.clear()
+                        if self._append([*self._unwritten]):
+                            self._unwritten.clear()
                         yield
                         return
                 finally:
@@ -160,7 +163,7 @@ class Ledger:
     def _read(self) -> None:
         """Read the file, if it isn't known as it is."""
         found = os.fstat(self._file)
-        if self._known == (found.st_ino, found.st_size):
+        if self._known == (found.st_dev, found.st_ino, found.st_size):
             return
         lines: dict[str, None] = {}
         written = 0
@@ -177,10 +180,9 @@ class Ledger:
                     lines.pop(line[1:], None)
                 elif read_line(line) is not None:
                     lines[line] = None
-        if rest:
-            # A crash has left half of a line.
-            _write(self._file, b"\n")
-            written += 1
+        # A crash, or a full disk, has left half of a line.
+        self._is_torn = bool(rest)
+        written += self._is_torn
         for line in self._nameless:
             lines.pop(line, None)
         # What is named, but not written yet.
@@ -190,16 +192,32 @@ class Ledger:
         self.bytes = sum(file.size for file in files if file is not None)
         self._remember(written)
 
-    def _append(self, lines: list[str]) -> None:
+    def _append(self, lines: list[str]) -> bool:
+        """
+        Write lines.
+
+        @return: whether there was room for them. If there isn't, captures must be removed all the more.
+        """
         if not lines:
-            return
-        _write(self._file, "".join(f"{line}\n" for line in lines).encode("ascii"))
-        self._remember(self._written + len(lines))
-        _sync(self._file)
+            return True
+        text = "".join(f"{line}\n" for line in lines)
+        try:
+            _write(self._file, ("\n" * self._is_torn + text).encode("ascii"))
+            self._is_torn = False
+            self._remember(self._written + len(lines))
+            _sync(self._file)
+        except OSError as error:
+            if error.errno not in _NO_ROOM:
+                raise
+            # Perhaps a part of it was written.
+            self._known = None
+            self.notes.note(f"the list of captures, {LEDGER}, can't be kept up to date: {error.strerror}")
+            return False
+        return True
 
     def _remember(self, written: int) -> None:
         found = os.fstat(self._file)
-        self._known = (found.st_ino, found.st_size)
+        self._known = (found.st_dev, found.st_ino, found.st_size)
         self._written = written
 
     def _write_anew(self, directory_fd: int) -> None:
@@ -216,7 +234,8 @@ class Ledger:
             return
         sync_directory(directory_fd, self.notes)
         found = os.stat(LEDGER, dir_fd=directory_fd, follow_symlinks=False)
-        self._known, self._written = (found.st_ino, found.st_size), len(lines)
+        self._known, self._written = (found.st_dev, found.st_ino, found.st_size), len(lines)
+        self._is_torn = False
 
 
 def _check(directory_fd: int, file: int) -> None:
