@@ -43,7 +43,7 @@ _LEAST_CHARACTERS = 5
 # Up to this many bad values of a field are reported.
 _MOST_REPORTED = 20
 
-# A filter that begins with a number (perhaps a hexadecimal one, 0x50), an address or a network alone: it would
+# A filter that begins with a number (perhaps in hexadecimal: 0x50), an address or a network alone: it would
 # get the qualifier of the part before it.
 _BARE = re.compile(r"(?:[\s(!]|not\b)*[0-9a-fA-FxX.:/-]+[\s)]*(?:\Z|and\b|or\b|mask\b|&&|\|\|)")
 _ADDRESSES = (IPv4Address, IPv6Address)

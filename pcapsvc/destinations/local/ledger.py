@@ -56,8 +56,8 @@ class Ledger:
         # Those of captures whose files have no name yet, and those that are not in the file.
         self._nameless: set[str] = set()
         self._unwritten: dict[str, None] = {}
-        # What the file was when it was last read or written: its device, inode and size; how many lines it has;
-        # and whether the last one has no end.
+        # What the file was when it was last read or written: its device, inode and size. How many lines it
+        # has, and whether the last one has no end.
         self._known: tuple[int, int, int] | None = None
         self._written = 0
         self._is_torn = False
