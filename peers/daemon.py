@@ -73,7 +73,10 @@ class Daemon:
 
     @property
     def log(self) -> str:
-        """Everything it has logged so far."""
+        """
+        Everything it has logged so far. It writes its log in the background: what it has done may be logged
+        after it has answered.
+        """
         return self._process.log
 
     @property
@@ -188,6 +191,13 @@ class Daemon:
         return self.until(
             lambda: next((line for line in self.log.splitlines() if words in line), None), repr(words)
         )
+
+    def logged_times(self, words: str, count: int) -> int:
+        """Wait until C{words} are logged so many times, at least. Return how many times they are."""
+        found: int = self.until(
+            lambda: times if (times := self.log.count(words)) >= count else None, f"{count} times {words!r}"
+        )
+        return found
 
     def until(self, look: Callable[[], Any], what: str) -> Any:
         """Wait until C{look} returns something, and return it. Fail with the log if it takes too long."""

@@ -85,7 +85,7 @@ class MemoryLimitTests(SynchronousTestCase):
     def test_defaults(self) -> None:
         """By default, captures may not come to more than the group has room for."""
         daemon = self.daemon("maxbytes = 150000000")
-        self.assertIn("but this process may use 209715200 bytes of memory", daemon.log)
+        daemon.logged("but this process may use 209715200 bytes of memory")
         status, text = self.ask(daemon, bytes=150_000_000)
         self.assertEqual(status, 400, text)
         self.assertEqual(self.ask(daemon, bytes=50_000_000)[0], 202)
@@ -93,7 +93,7 @@ class MemoryLimitTests(SynchronousTestCase):
     def test_larger_setting(self) -> None:
         """A larger limit is a warning at the start, and is not used."""
         daemon = self.daemon(f"maxmemory = {1024 * _MIB}")
-        self.assertIn(f"maxmemory is {1024 * _MIB}, but this process may use {200 * _MIB} bytes", daemon.log)
+        daemon.logged(f"maxmemory is {1024 * _MIB}, but this process may use {200 * _MIB} bytes")
         status, text = self.ask(daemon, interface=["lo", "any"], bytes=90_000_000)
         self.assertEqual(status, 400, text)
 

@@ -327,5 +327,5 @@ class MainJobTests(SynchronousTestCase):
         )
         self.wire.send([udp_frame(number, port=53) for number in range(3)])
         daemon.done(capture)
-        self.assertEqual(daemon.log.count("UDP 192.0.2.1:40000 > 198.51.100.1:53, 128 bytes"), 3)
-        self.assertIn("request from http", daemon.log)
+        self.assertEqual(daemon.logged_times("UDP 192.0.2.1:40000 > 198.51.100.1:53, 128 bytes", 3), 3)
+        daemon.logged("request from http")

@@ -205,7 +205,7 @@ class ManholeDaemonTests(SynchronousTestCase):
         self.assertEqual((state["reason"], state["packets"], state["dropped"]), ("packets", 30_000, 0))
         found = [number_of(packet.data) for packet in read_packets(daemon.file_of(capture))]
         self.assertEqual(found, list(range(30_000)))
-        self.assertIn("does not read; disconnected", daemon.log)
+        daemon.logged("does not read; disconnected")
 
     # It measures lost packets.
     test_hangs_and_floods.needs_machine_alone = True  # type: ignore[attr-defined]

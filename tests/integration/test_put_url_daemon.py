@@ -76,7 +76,7 @@ class PutUrlDaemonTests(SynchronousTestCase):
         path = f"/dav/node-1-{self.wire.interface}-{state['id']}.pcap"
         self.assertEqual(deliveries["puturl"]["location"], f"https://localhost:{self.server.port}{path}")
         self.assertEqual(self.server.files(), {path: daemon.file_of(state["id"]).read_bytes()})
-        self.assertIn('"puturl": "<secret>"', daemon.log)
+        daemon.logged('"puturl": "<secret>"')
         self.assertEqual(set(self.deliveries(self.captured(daemon))), {"local"})
         self.assert_no_secret(daemon, state)
 

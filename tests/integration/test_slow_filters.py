@@ -128,7 +128,7 @@ class SlowFilterTests(SynchronousTestCase):
             problems.append(f"armed after {beside} s, alone after {alone} s")
         waiting.join()
         self.assertEqual(slow[0][0], 202, slow)
-        self.assertEqual(daemon.log.count("is used without optimization"), number + 1)
+        self.assertEqual(daemon.logged_times("is used without optimization", number + 1), number + 1)
         generator.wait(60)
         sent = json.loads(generator.log.splitlines()[-1])
         state = daemon.done(capture)

@@ -484,4 +484,5 @@ class FleetTests(SQSTestCase):
         # The duplicates have been delivered, and no other capture is running.
         self.assertEqual(150, proxy.forgotten)
         for daemon in daemons:
-            self.assertEqual(nodes.count(daemon.node), daemon.log.count("capturing on"))
+            count = nodes.count(daemon.node)
+            self.assertEqual(count, await threads.deferToThread(daemon.logged_times, "capturing on", count))
