@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import IO, Any
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -61,18 +62,16 @@ class TableView:
         self._drawn_at = now
         if not self._live.is_started:
             self._live.start()
-        self._live.update(captures_table(tally, now, self._console.width), refresh=True)
+        # One line less than there are: where the cursor is.
+        size = self._console.size
+        self._live.update(captures_table(tally, now, size.width, lines=size.height - 1), refresh=True)
 
     def close(self, tally: Tally, now: float) -> None:
-        """Draw the last state, and leave it there. Below are the locations and the reasons, in full."""
-        self._live.vertical_overflow = "visible"
-        if self._live.is_started:
-            self._live.update(captures_table(tally, now, self._console.width), refresh=True)
-            self._live.stop()
-            # Started again, it would draw over the last state.
-            self._live = self._new_live()
-        else:
-            self._console.print(captures_table(tally, now, self._console.width))
+        """Print the last state, all of it. Below are the locations and the reasons, in full."""
+        # What is drawn again and again can't be higher than the terminal, so it is removed before.
+        self._live.stop()
+        self._live = self._new_live()
+        self._console.print(captures_table(tally, now, self._console.width))
         self._drawn_at = float("-inf")
         for row in tally.rows:
             if where := words.where(row):
@@ -80,14 +79,18 @@ class TableView:
                 self._console.print(Text(f"{words.clean(place)}: {where}"), soft_wrap=True)
 
     def _new_live(self) -> Live:
-        return Live(console=self._console, auto_refresh=False, vertical_overflow="ellipsis")
+        return Live(console=self._console, auto_refresh=False, transient=True)
 
 
-def captures_table(tally: Tally, now: float, columns: int) -> Table | Text:
+def captures_table(
+    tally: Tally, now: float, columns: int, *, lines: int | None = None
+) -> Table | Text | Group:
     """
     The table, as it is now.
 
     @param columns: how wide the terminal is.
+    @param lines: how many lines there is room for; L{None} is enough. If it isn't, those that are over are
+        left out first, and the last line says how many they are.
     """
     if not tally.rows:
         return Text("waiting for answers …", "dim")
@@ -103,10 +106,19 @@ def captures_table(tally: Tally, now: float, columns: int) -> Table | Text:
             no_wrap=is_number or title in ("state", "limit"),
             justify="right" if is_number else "left",
         )
-    for row in tally.rows:
+    shown, others = tally.rows, Counter[str]()
+    if lines is not None and len(shown) >= lines:
+        ordered = sorted(shown, key=lambda row: row.is_over)
+        # The title and the last line are lines as well.
+        shown = ordered[: max(0, lines - 2)]
+        others.update(words.state(row, now) for row in ordered[len(shown) :])
+    for row in shown:
         cells = _cells(row, now, bar)
         table.add_row(*(cells[title] for title in titles))
-    return table
+    if not others:
+        return table
+    summary = ", ".join(f"{number} {state}" for state, number in others.most_common())
+    return Group(table, Text(f"… and {summary}", "dim", no_wrap=True, overflow="ellipsis"))
 
 
 def _cells(row: Row, now: float, bar: int) -> Mapping[str, Text]:

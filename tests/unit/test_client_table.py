@@ -11,6 +11,7 @@ from twisted.trial import unittest
 
 from pcapsvc.client.table import captures_table
 from scripts.picture import EVENTS, PICTURE, picture
+from tests.unit import client_case as case
 from tests.unit.client_case import accepted, busy, progress, started, tally, whole
 
 _LONG = "a-node-with-a-name-that-is-rather-long.example.org"
@@ -46,6 +47,30 @@ class TableTests(unittest.SynchronousTestCase):
             if columns >= 108:
                 self.assertIn("━━━─────── ", lines[0])
                 self.assertRegex(lines[0], r"^a-n\S+ +eth0 +capturing .* 30 % packets +30 ")
+
+    def test_too_many(self) -> None:
+        """If there are more than the terminal has lines, those that are over are counted in the last line."""
+        counted = tally(
+            *(each for number in range(10) for each in case.whole(f"web-{number:02}", f"a{number}")),
+            *(each for number in range(10, 13) for each in (accepted(f"web-{number}", f"b{number}"),)),
+            busy("web-13"),
+        )
+        for lines, expected in (
+            (15, 15),
+            (14, ["web-10", "web-11", "web-12", *(f"web-{number:02}" for number in range(9)), "… and"]),
+            (5, ["web-10", "web-11", "web-12", "… and"]),
+            (4, ["web-10", "web-11", "… and"]),
+            (1, ["… and"]),
+        ):
+            stream = io.StringIO()
+            console = Console(file=stream, width=120, highlight=False)
+            console.print(captures_table(counted, 0.0, 120, lines=lines))
+            shown = stream.getvalue().splitlines()
+            if isinstance(expected, int):
+                self.assertEqual(len(shown), expected)
+            else:
+                self.assertEqual([re.sub(r"(\S+( and)?) .*", r"\1", line) for line in shown[1:]], expected)
+        self.assertEqual(shown[-1].strip(), "… and 10 delivered, 3 starting, 1 busy")
 
     def test_no_color(self) -> None:
         """Without colours, the bar still shows how much is done."""
