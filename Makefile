@@ -7,6 +7,7 @@ TESTS ?= tests
 CHECKS ?= tests.core tests.unit tests.contracts.test_packet_system tests.fuzz
 SECONDS ?= 300
 EXAMPLES ?= 1000
+VALUES ?= 100000
 export PYTHON CONFIG
 
 .PHONY: help run test check lint fuzz fuzz-api bench picture wheel clean setup setup-check setup-dev
@@ -16,7 +17,7 @@ help:
 	@echo "make check   the tests that need neither servers nor root, and make lint: under a minute"
 	@echo "make test    the whole test suite, against real servers (TESTS=$(TESTS))"
 	@echo "make lint    ruff, mypy and the import contract"
-	@echo "make fuzz    fuzz the parsers of messages and of the configuration (SECONDS=$(SECONDS) each)"
+	@echo "make fuzz    fuzz the parsers of messages and of the configuration (SECONDS=$(SECONDS) each), and single fields (VALUES=$(VALUES) each)"
 	@echo "make fuzz-api  compare what the API answers with its OpenAPI document (EXAMPLES=$(EXAMPLES) for each operation)"
 	@echo "make bench   compare the capture engine with tcpdump"
 	@echo "make picture  draw the picture of pcapctl in the documentation again"
@@ -54,6 +55,7 @@ lint: setup-check
 
 fuzz:
 	@scripts/setup fuzz
+	PCAPSVC_FUZZ_VALUES=$(VALUES) .venv/bin/python -m tests.runner --patience 3600 tests.fuzz
 	.venv/bin/python -m tests.fuzz all --seconds $(SECONDS)
 
 fuzz-api: setup-dev

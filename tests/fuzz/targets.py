@@ -14,7 +14,9 @@ from pathlib import Path
 
 from pcapsvc.components import COMPONENTS
 from pcapsvc.core.allowed_hosts import parse_pattern
+from pcapsvc.core.compression import CHOICES
 from pcapsvc.core.errors import Problem, RequestRejected, SettingsError
+from pcapsvc.core.folder import PLACEHOLDERS
 from pcapsvc.core.node import NodeMatcher
 from pcapsvc.core.plan import NodeView, plan_captures
 from pcapsvc.core.put_url import PutUrlOptions, put_url_problems, several_captures_problem
@@ -31,34 +33,37 @@ from pcapsvc.settings import load_settings
 from pcapsvc.settings.interface import interface_keys
 
 _ALIASES = {"uplink": ("eth0", "eth1"), "inside": ("eth1",), "y": ()}
-_NODE = NodeView(
-    name="sensor1",
-    bounds=RequestBounds(
-        max_packets=50_000,
-        max_bytes=100_000_000,
-        max_timeout_seconds=300,
-        max_duration_seconds=3600,
-        max_snap_length=262_144,
-        max_filter_characters=512,
-        aliases=frozenset(_ALIASES),
-        options=(
-            OptionFields(
-                destination="s3",
-                structure=S3Options,
-                check=partial(
-                    check_options,
-                    allowed=frozenset({"bucket", "folder", "acl", "endpoint"}),
-                    endpoints=("https://s3.amazonaws.com",),
-                ),
-            ),
-            OptionFields(
-                destination="puturl",
-                structure=PutUrlOptions,
-                check=partial(put_url_problems, patterns=(parse_pattern("*.amazonaws.com"),), insecure=False),
-                check_several=several_captures_problem,
+#: The limits of the node to which messages are sent.
+BOUNDS = RequestBounds(
+    max_packets=50_000,
+    max_bytes=100_000_000,
+    max_timeout_seconds=300,
+    max_duration_seconds=3600,
+    max_snap_length=262_144,
+    max_filter_characters=512,
+    aliases=frozenset(_ALIASES),
+    formats=("pcap", "pcapng"),
+    options=(
+        OptionFields(
+            destination="s3",
+            structure=S3Options,
+            check=partial(
+                check_options,
+                allowed=frozenset({"bucket", "folder", "acl", "endpoint", "storageclass", "kmskeyid"}),
+                endpoints=("https://s3.amazonaws.com",),
             ),
         ),
+        OptionFields(
+            destination="puturl",
+            structure=PutUrlOptions,
+            check=partial(put_url_problems, patterns=(parse_pattern("*.amazonaws.com"),), insecure=False),
+            check_several=several_captures_problem,
+        ),
     ),
+)
+_NODE = NodeView(
+    name="sensor1",
+    bounds=BOUNDS,
     default_timeout_seconds=60,
     snap_length=512,
     interfaces_by_alias=_ALIASES,
@@ -163,6 +168,8 @@ _MESSAGES = (
     b' "packetdebug": true, "logrequest": false}',
     b'{"node": "sensor1", "interface": ["eth0"], "folder": "my/folder", "bucket": "my-bucket",'
     b' "acl": "public-read", "endpoint": "s3.amazonaws.com"}',
+    b'{"node": "any", "interface": ["lo"], "format": "pcapng", "compress": "zstd",'
+    b' "storageclass": "GLACIER_IR", "kmskeyid": "alias/captures", "folder": "{node}/{date}/{customer}"}',
     b'{"node": "sensor1", "interface": ["eth0", "eth1"], "puturl":'
     b' "https://b.s3.amazonaws.com/{node}/{interface}-{id}.pcap?sv=2024-11-04&sig=abc%3D"}',
     b'{"node": "any", "interface": ["lo"], "host": ["192.0.2.1", "2001:db8::1"], "net": "10.0.0.0/8",'
@@ -181,6 +188,9 @@ _CONFIGURATIONS = (
     b'[s3]\nupload = true\noverrides = ["bucket"]\nendpoints = ["https://[2001:db8::1]:9000"]\n'
     b'[kafka]\nlisten = true\nserver = ["[::1]:9092", "b:1"]\nsecurity_protocol = "SASL_PLAINTEXT"\n'
     b'sasl_mechanism = "PLAIN"\nsasl_plain_username = "u"\nsasl_plain_password = "p"\n',
+    b'[http]\nlisten = "tcp:1:interface=127.0.0.1"\n[local]\nmaxsize = 1\nmaxage = 1\n'
+    b'[puturl]\nallow = ["*.amazonaws.com", "[fd00::1]:*", "10.0.0.1:8443"]\ninsecure = true\n'
+    b'[webhook]\nupload = true\nurl = "https://[::1]:8443/a?b"\nsend = "event"\nsecret = "s3cr3ts3cr3t"\n',
 )
 
 _JSON = (
@@ -239,6 +249,8 @@ TARGETS: Mapping[str, Target] = {
             *S3_FIELDS,
             *_URLS,
             *_PLACES,
+            *(f'"{name}"' for name in (*BOUNDS.formats, *CHOICES)),
+            *(f"{{{name}}}" for name in PLACEHOLDERS),
         ),
         max_bytes=4096,
     ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+from dataclasses import replace
 from typing import Any
 
 from twisted.internet import reactor
@@ -72,7 +73,8 @@ class WebhookTests(TestCase):
         return Webhook(reactor, url=parse_http_url(self.base + path), **{**values, **changes})
 
     def artifact(self, **changes: Any) -> Any:
-        return make_artifact(self.content, **{"tags": "customer:Zoë,node:web 1", **changes})
+        artifact = make_artifact(self.content, **{"tags": "customer:Zoë,node:web 1", **changes})
+        return replace(artifact, started=1_700_000_000.25)
 
     async def refused(self, webhook: Webhook) -> DestinationError:
         error = await self.assertFailure(webhook.store(self.artifact()), DestinationError)
@@ -122,7 +124,7 @@ class WebhookTests(TestCase):
         document = json.loads(body)
         self.assertEqual(problems(document), [])
         self.assertEqual((document["type"], document["subject"]), ("pcapsvc.capture.file", "abc"))
-        self.assertEqual((document["id"], document["time"]), ("abc-webhook", "2023-11-14T22:13:20.000000Z"))
+        self.assertEqual((document["id"], document["time"]), ("abc-webhook", "2023-11-14T22:13:20.250000Z"))
         self.assertEqual(document["data"]["file"], "web1-eth0-1700000000-abc.pcap")
         self.assertEqual(document["data"]["bytes"], len(self.data))
         signature = hmac.new(SECRET.encode(), body, hashlib.sha256).hexdigest()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import io
-import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from http.client import responses
@@ -132,7 +131,8 @@ class Webhook:
             artifact.labels,
             artifact.capture_id,
             id=self._key_of(artifact),
-            time=_started(artifact),
+            # Not that of the attempt: the event is to be the same each time.
+            time=artifact.started or 0.0,
         )
         headers = {"Content-Type": _EVENT_MEDIA_TYPE}
         await self._post(artifact, partial(io.BytesIO, event.json), len(event.json), headers)
@@ -204,12 +204,6 @@ def _signature(key: bytes, file: BinaryIO) -> str:
         while chunk := file.read(_CHUNK_BYTES):
             signing.update(chunk)
     return signing.hexdigest()
-
-
-def _started(artifact: Artifact) -> float:
-    """When the capture began, as its name says: in seconds since the Unix epoch."""
-    found = re.search(rf"-([0-9]{{1,12}})-{re.escape(artifact.capture_id)}\.", artifact.name)
-    return float(found[1]) if found else 0.0
 
 
 def _check(response: Response, *, has_sent_all: bool) -> None:
