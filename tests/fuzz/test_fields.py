@@ -362,6 +362,7 @@ _KEYS: dict[str, tuple[str, ...]] = {
     "s3.compress": CHOICES,
     "cloudshark.compress": ("gzip", "none"),
     "puturl.allow": ("*.amazonaws.com",),
+    "puturl.compress": CHOICES,
     "webhook.url": ("https://hooks.example.org/a?b=c",),
     "webhook.send": ("capture", "event"),
     "webhook.secret": ("hush-hush",),

@@ -26,12 +26,12 @@ from tests.integration.test_forms import decompressed
 from tests.unit.test_metrics import parse
 
 _PACKETS = 20
-# How each destination has its files. What is put to a URL is compressed only if the request says so.
+# How each destination has its files.
 _FORMS = {
     "local": ".pcapng.zst",
     "cloudshark": ".pcapng.gz",
     "s3": ".pcapng.zst",
-    "puturl": ".pcapng",
+    "puturl": ".pcapng.gz",
     "webhook": ".pcapng",
     "sftp": ".pcapng.gz",
 }
@@ -77,7 +77,7 @@ class AllDestinationsTests(SynchronousTestCase):
             f'[s3]\nupload = true\naccessid = "{s3.access_key}"\naccesskey = "{s3.secret_key}"\n'
             f'endpoint = "http://127.0.0.1:{ports["s3"]}"\nbucket = "{s3.bucket}"\nregion = "us-east-1"\n'
             f'folder = "{{node}}"\ncompress = "zstd"\n'
-            f'[puturl]\nallow = {json.dumps(hosts)}\ncafile = "{self.server.ca_file}"\n'
+            f'[puturl]\nallow = {json.dumps(hosts)}\ncafile = "{self.server.ca_file}"\ncompress = "gzip"\n'
             f"[webhook]\nupload = true\n"
             f'url = "https://localhost:{ports["webhook"]}/hook?sig={self.server.signature}"\n'
             f'verify = "{self.server.ca_file}"\n'
@@ -102,7 +102,7 @@ class AllDestinationsTests(SynchronousTestCase):
                 interface=[self.wire.interface],
                 packets=_PACKETS,
                 bpf="udp port 9",
-                puturl=f"{server}/dav/{{node}}-{{id}}.pcapng?sig={self.server.signature}",
+                puturl=f"{server}/dav/{{node}}-{{id}}.pcapng.gz?sig={self.server.signature}",
             )
             self.wire.send([udp_frame(number) for number in range(_PACKETS)])
             self.daemon.done(capture_id)

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from msgspec import Meta, field
 
 from pcapsvc.core.allowed_hosts import HostPattern, parse_pattern
+from pcapsvc.core.compression import UNCOMPRESSED, CompressionChoice
 from pcapsvc.core.put_url import PutUrlOptions, put_url_problems, several_captures_problem
 from pcapsvc.core.request import OptionFields
-from pcapsvc.settings.kinds import CertificatesFile, Flag, Line, converted
+from pcapsvc.settings.kinds import CertificatesFile, Compress, Flag, Line, converted
 from pcapsvc.settings.section import BuildContext, DestinationSection
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class PutUrlSettings(DestinationSection, frozen=True, kw_only=True):
     @ivar allow: the hosts that they may name; none disables this.
     @ivar insecure: whether they may be URLs of http.
     @ivar ca_file: the path of the certificates to verify servers with; L{None} is the platform's.
+    @ivar compress: how captures are compressed.
     """
 
     name: ClassVar[str] = "puturl"
@@ -43,10 +45,15 @@ class PutUrlSettings(DestinationSection, frozen=True, kw_only=True):
     ] = ()
     insecure: Flag = False
     ca_file: CertificatesFile | None = field(name="cafile", default=None)
+    compress: Compress = UNCOMPRESSED
 
     def is_enabled(self) -> bool:
         """Whether requests may name any host."""
         return bool(self.allow)
+
+    def compression(self) -> CompressionChoice:
+        """As C{compress} says."""
+        return CompressionChoice(usual=self.compress)
 
     def option_fields(self) -> OptionFields:
         """The URL. Without C{allow} it is refused, rather than ignored: its sender waits for the capture."""
