@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from base64 import b64encode
 from pathlib import Path
 
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
@@ -14,7 +17,7 @@ from pcapsvc.destinations.sftp.destination import SFTP
 from pcapsvc.destinations.sftp.hostkey import HostKey, fingerprint, parse_host_key
 from pcapsvc.destinations.sftp.keyfile import UnusableKey, is_encrypted, read_key_file
 from pcapsvc.destinations.sftp.settings import SftpSettings
-from pcapsvc.destinations.sftp.ssh import Login, load_key
+from pcapsvc.destinations.sftp.ssh import Login, Session, load_key
 from pcapsvc.interfaces.delivery import IDestination
 from pcapsvc.testing import run_now
 from peers.requirement import require_command
@@ -207,6 +210,47 @@ class DestinationTests(SynchronousTestCase):
             [str(each) for each in destination.check({"folder": "f"})], ["folder: is not a known key"]
         )
         self.assertNotIn("hunter2", repr(destination))
+
+
+class GreetingTests(SynchronousTestCase):
+    """What a server says before its version."""
+
+    def make(self) -> Session:
+        """A connection that has just been made."""
+        login = Login(user="u", key=None, host_keys=(HostKey(kind="ssh-ed25519", blob=b""),))
+        clock = Clock()
+        session = Session(clock, login, most_received_bytes=1_000_000)
+        session.makeConnection(StringTransport())
+        self.addCleanup(session.connectionLost)
+        session.opened.addErrback(lambda _: None)
+        return session
+
+    def test_lines(self) -> None:
+        """Lines before the version are skipped, however they arrive (RFC 4253, section 4.2)."""
+        whole = b"Welcome\r\n\n to SSH-2.0\r\nSSH-2.0-x y\r\n"
+        for size in (1, 2, 9, 10, len(whole)):
+            session = self.make()
+            for at in range(0, len(whole), size):
+                session.dataReceived(whole[at : at + size])
+            self.assertEqual((session.otherVersionString, session.problem), (b"SSH-2.0-x y", None))
+
+    def test_too_long(self) -> None:
+        """A line that goes on and on is refused, in place of the version or as the version."""
+        for begins in (b"", b"a\n", b"SSH-2.0-"):
+            session = self.make()
+            for data in (begins, *[b"x" * 1000] * 5):
+                self.assertIsNone(session.problem)
+                session.dataReceived(data)
+            self.assertIn("does not speak the protocol", str(session.problem))
+
+    def test_cost(self) -> None:
+        """Many short lines take little time."""
+        session = self.make()
+        began = time.process_time()
+        for _ in range(10):
+            session.dataReceived(b"\n" * 65536)
+        self.assertLess(time.process_time() - began, 0.5)
+        self.assertIsNone(session.problem)
 
 
 class SftpSettingsTests(SettingsTestCase):

@@ -134,7 +134,7 @@ class SFTP:
         most = MOST_RECEIVED_BYTES + size // 100
         make = partial(Session, self._reactor, login, most_received_bytes=most)
         endpoint = HostnameEndpoint(self._reactor, self._host, self._port, timeout=CONNECT_SECONDS)
-        session: Any = await endpoint.connect(Factory.forProtocol(make))
+        session: Any = await endpoint.connect(_Connections.forProtocol(make))
         assert isinstance(session, Session)
         return session
 
@@ -153,6 +153,12 @@ class SFTP:
         except CancelledError:
             session.abort()
             raise
+
+
+class _Connections(Factory):
+    """One connection, of which nothing is logged but how the attempt ends."""
+
+    noisy = False
 
 
 class _Source:

@@ -41,6 +41,8 @@ SILENCE_SECONDS = 60.0
 CLOSE_SECONDS = 5.0
 #: What the server may send in all, in bytes, in addition to a hundredth of what it receives.
 MOST_RECEIVED_BYTES = 1024 * 1024
+# The longest line before the server says its version, and of that (RFC 4253, section 4.2: 255).
+_LONGEST_LINE_BYTES = 4096
 # The smallest packets that a server may insist on. With less, each write would be a hundred of them.
 _LEAST_PACKET_BYTES = 4096
 
@@ -230,6 +232,8 @@ class Session(Quiet, SSHClientTransport):
         self._reactor = reactor
         self._login = login
         self._left_bytes = most_received_bytes
+        # What has arrived before the server's version.
+        self._early = b""
         kinds = dict.fromkeys(key.kind for key in login.host_keys)
         self.supportedPublicKeys = [each for kind in kinds for each in SIGNATURES[kind]]
         self._is_logging_in = False
@@ -286,10 +290,28 @@ class Session(Quiet, SSHClientTransport):
             return
         if self._client is not None and not self._is_ending:
             self._arm(SILENCE_SECONDS)
+        if not self.gotVersion:
+            data, self._early = self._early + data, b""
+            data = self._without_greeting(data)
         try:
-            super().dataReceived(data)
+            if data:
+                super().dataReceived(data)
         except Exception as error:  # noqa: BLE001 - of whatever kind: the packet was malformed
             self.fail(f"sent a malformed packet ({type(error).__name__})", retryable=True)
+
+    def _without_greeting(self, data: bytes) -> bytes:
+        """
+        The line with the server's version, and what follows it; empty as long as it has not arrived. Conch
+        takes lines before it for packets, unless all of it arrives at once.
+        """
+        version = data if data.startswith(b"SSH-") else data[len(data.partition(b"\nSSH-")[0]) + 1 :]
+        if b"\n" in version:
+            return version
+        # The line that has begun.
+        self._early = data.rpartition(b"\n")[2]
+        if len(self._early) > _LONGEST_LINE_BYTES:
+            self.fail("does not speak the protocol as expected", retryable=True)
+        return b""
 
     def _arm(self, seconds: float) -> None:
         if self._timer is not None and self._timer.active():
