@@ -2,10 +2,9 @@
 What proves that an object was stored.
 
 A status of 200 proves nothing: the login page of a captive portal has it too, and often an C{ETag} of its
-own. An object's C{ETag} is the MD5 of its bytes, unless KMS encrypts it (S3 API Reference, "Object"). That
-of one that was uploaded in parts is made of the MD5s of these. It is
-the checksum of what the service received, so nobody else answers with it. Some services have other entity
-tags: then the object is asked for.
+own. An object's C{ETag} is the MD5 of its bytes, unless KMS encrypts it (S3 API Reference, "Object"). If it
+was uploaded in parts, its C{ETag} is made of their MD5s. Either is a checksum of what the service received,
+so nobody else answers with it. Some services have other entity tags: then the object is asked for.
 """
 
 from __future__ import annotations
