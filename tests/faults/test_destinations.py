@@ -10,15 +10,20 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from typing import Any
 
 from twisted.internet import reactor
 
 from pcapsvc.core.event import CaptureDelivered, DeliveryFailed, DeliverySpooled
+from pcapsvc.core.kept_file import Limits, SteadyClock
 from pcapsvc.destinations.cloudshark.destination import CloudShark
 from pcapsvc.destinations.local.destination import LocalDirectory
+from pcapsvc.destinations.local.ledger import LEDGER
+from pcapsvc.destinations.local.retention import Retention
 from pcapsvc.interfaces.delivery import IDestination
 from pcapsvc.interfaces.threads import RunInThread
+from pcapsvc.threads import Threads
 from peers.certificates import Authority
 from peers.cloudshark import (
     Behaviour,
@@ -35,6 +40,7 @@ from peers.cloudshark import (
 from peers.requirement import require, require_root
 from tests.faults.destination_case import NAME, FaultCase, named
 from tests.faults.house import House, left_as, possessions, until
+from tests.unit.logged import logged
 
 # What Twisted says of a reset.
 _RESET = "Connection to the other side was lost in a non-clean fashion"
@@ -107,6 +113,81 @@ class LocalDirectoryTests(FaultCase):
         await house.deliver(self.data)
         self.assertEqual(len(house.reported(CaptureDelivered)), 1)
         self.assertEqual(self.there(), [self.data])
+
+
+class LimitedLocalDirectoryTests(LocalDirectoryTests):
+    """The same, if old captures are removed; and what may go wrong with that."""
+
+    max_bytes = 1_200_000
+
+    def make(self, run_in_thread: RunInThread) -> IDestination:
+        # As in app.build: threads that deliveries don't need.
+        self.threads = Threads(reactor, most=1)
+        self.threads.startService()
+        return LocalDirectory(
+            directory=str(self.directory),
+            run_in_thread=run_in_thread,
+            retention=Retention(
+                reactor,
+                directory=str(self.directory),
+                limits=Limits(max_bytes=self.max_bytes),
+                run_in_thread=self.threads.run,
+                clock=SteadyClock(time.time, time.monotonic),
+            ),
+        )
+
+    def house(self, make: Any, **options: Any) -> House:
+        """A house whose destination is started and stopped with it, as by the daemon."""
+        made: list[Any] = []
+
+        def started(run_in_thread: RunInThread) -> IDestination:
+            made.append(make(run_in_thread))
+            made[-1].startService()
+            return made[-1]  # type: ignore[no-any-return]
+
+        house = super().house(started, **options)
+        stop = house.stop
+
+        async def stopped() -> None:
+            await stop()
+            for each in made:
+                if each.running:
+                    each.stopService()
+                    await self.threads.stopService()
+
+        house.stop = stopped  # type: ignore[method-assign]
+        self.addCleanup(stopped)
+        return house
+
+    def there(self) -> list[bytes]:
+        return [path.read_bytes() for path in self.directory.iterdir() if path.name != LEDGER]
+
+    async def test_read_only(self) -> None:
+        """On a read-only file system nothing is removed, which is logged once, until it is writable again."""
+        require_root("to mount a small file system")
+        mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(self.directory)]
+        require(subprocess.run(mount, check=False).returncode == 0, "a tmpfs can't be mounted")
+        self.addCleanup(subprocess.run, ["umount", str(self.directory)], check=True)
+        messages = logged(self)
+        house = self.house(self.make)
+        for node in ("one", "two"):
+            await house.deliver(self.data, named(node))
+        await house.stop()
+        subprocess.run(["mount", "-o", "remount,ro", str(self.directory)], check=True)
+        self.max_bytes = 500_000
+        house.start()
+        await until(lambda: any("can't be removed" in message for message in messages()))
+        await house.deliver(self.data)
+        self.assertEqual(house.spool.entries, 1)
+        self.assertEqual(len(self.there()), 2)
+        self.assertEqual(len([message for message in messages() if "can't be removed" in message]), 1)
+        await house.stop()
+        subprocess.run(["mount", "-o", "remount,rw", str(self.directory)], check=True)
+        house.start()
+        await house.emptied()
+        await until(lambda: self.there() == [self.data] and len(os.listdir(self.directory)) == 2)
+        self.assertIn(NAME, os.listdir(self.directory))
+        await house.stop()
 
 
 class CloudSharkTests(FaultCase):

@@ -7,7 +7,7 @@ import signal
 import subprocess
 from pathlib import Path
 
-from twisted.internet import reactor
+from twisted.internet import reactor, task
 from twisted.internet.defer import Deferred
 
 from pcapsvc.core.event import CaptureDelivered
@@ -132,7 +132,6 @@ class SftpTests(FaultCase):
     async def test_silence(self) -> None:
         """A server that answers nothing any more is given up before the time of the attempt is up."""
         self.patch(ssh, "SILENCE_SECONDS", 1.0)
-        self.patch(ssh, "LOGIN_SECONDS", 3.0)
         await self.trouble(
             Cut(sent_bytes=200_000, silently=True), "the server has not answered for 1 s", timeout=60.0
         )
@@ -197,6 +196,7 @@ class SftpTests(FaultCase):
         delivering = Deferred.fromCoroutine(house.deliver(self.data))
         await until(lambda: bool(self.server.sessions()))
         self.server.signal_sessions(signal.SIGSTOP)
+        await task.deferLater(reactor, 0.5)
         self.server.signal_sessions(signal.SIGCONT)
         await delivering
         await house.stop()

@@ -185,6 +185,11 @@ _CONFIGURATIONS = (
     b'[general]\nwritelocal = true\nlocaldir = "captures"\n[http]\nlisten = "unix:socket:mode=600"\n',
     b'[general]\nwritelocal = true\nlocaldir = "/tmp"\nnodename = "sensor-1"\n[redis]\nlisten = true\n'
     b'[delivery]\nspooldir = "spool"\ntimeout = 0\n[[interface]]\nname = "eth0"\nalias = ["main"]\n',
+    b'[general]\nwritelocal = true\nlocaldir = "/tmp"\n[local]\nmaxsize = 1\nmaxage = 2\n[http]\n'
+    b'listen = "unix:s:mode=600"\n[s3]\nfolder = "a/{node}/{{x}}"\nstorageclass = "GLACIER"\n'
+    b'kmskeyid = "alias/x"\n'
+    b'[sftp]\nhost = "h"\nuser = "u"\ndirectory = "/a/{date}"\nhostkey = ["ssh-ed25519 '
+    b'AAAAC3NzaC1lZDI1NTE5AAAAIF9h6rLqZE7x7Rk2bU2mvA0kE2Q3lVQJc7pT0s1yHkQe"]\n',
     b'[s3]\nupload = true\noverrides = ["bucket"]\nendpoints = ["https://[2001:db8::1]:9000"]\n'
     b'[kafka]\nlisten = true\nserver = ["[::1]:9092", "b:1"]\nsecurity_protocol = "SASL_PLAINTEXT"\n'
     b'sasl_mechanism = "PLAIN"\nsasl_plain_username = "u"\nsasl_plain_password = "p"\n',

@@ -43,7 +43,8 @@ class Sizes:
         @param held: whether parts are held in memory.
         """
         least = -(-size // MOST_PARTS)
-        step = max(self.held_part_bytes if held else self.part_bytes, -(-least // _MIB) * _MIB)
+        usual = self.held_part_bytes if held else self.part_bytes
+        step = usual if least <= usual else -(-least // _MIB) * _MIB
         return ((start, min(step, size - start)) for start in range(0, size, step))
 
 

@@ -96,9 +96,10 @@ def check_options(
             yield Problem(
                 path=field, value=shown(values[field]), rule="must not be set by a request on this node"
             )
-    if "folder" in values and (problem := problem_with(values["folder"])) is not None:
-        yield Problem(path="folder", value=shown(values["folder"]), rule=problem)
-    if "endpoint" in values and "endpoint" in allowed:
+    folder = values.get("folder")
+    if folder is not None and (problem := problem_with(folder)) is not None:
+        yield Problem(path="folder", value=shown(folder), rule=problem)
+    if values.get("endpoint") is not None and "endpoint" in allowed:
         yield from _check_endpoint(values["endpoint"], endpoints)
 
 

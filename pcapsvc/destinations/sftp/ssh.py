@@ -218,7 +218,7 @@ class Session(Quiet, SSHClientTransport):
     One connection.
 
     @ivar opened: fires with a L{Client}; fails with L{DestinationError}.
-    @ivar closed: fires when the connection is gone.
+    @ivar problem: why the connection is of no use; L{None} as long as it is.
     """
 
     ourVersionString = b"SSH-2.0-pcapsvc"
@@ -243,7 +243,6 @@ class Session(Quiet, SSHClientTransport):
         self._timer: IDelayedCall | None = None
         self.problem: DestinationError | None = None
         self.opened: Deferred[Client] = Deferred(lambda _: self.abort())
-        self.closed: Deferred[None] = Deferred()
 
     def __repr__(self) -> str:
         return "<Session>"
@@ -368,7 +367,6 @@ class Session(Quiet, SSHClientTransport):
         super().connectionLost(reason)
         if not self.opened.called:
             self.opened.errback(self.problem)
-        self.closed.callback(None)
 
 
 def _other_key(blob: bytes, expected: Sequence[HostKey]) -> str:
