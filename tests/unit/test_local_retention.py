@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import stat
 from typing import Any
 
 from twisted.internet import defer, task
@@ -418,6 +419,29 @@ class FailureTests(RetentionCase):
             names.append(self.store(destination, 10 * room + 4))
             self.assertEqual(self.there(), names[2:])
             destination.stopService()
+
+    def test_stale_links(self) -> None:
+        """
+        A file system may show the hidden name of a capture as a second link for a while. The capture is
+        counted and removed once it doesn't.
+        """
+        destination = self.make(max_bytes=2500)
+        real = os.stat
+
+        def stale(path: Any, **kwargs: Any) -> os.stat_result:
+            found = real(path, **kwargs)
+            if not str(path).startswith("web1-"):
+                return found
+            values = [*found]
+            values[stat.ST_NLINK] = 2
+            return os.stat_result(values)
+
+        self.patch(os, "stat", stale)
+        names = [self.store(destination, number) for number in range(4)]
+        self.assertEqual(self.there(), names)
+        self.patch(os, "stat", real)
+        self.clock.advance(INTERVAL_SECONDS)
+        self.assertEqual(self.there(), names[2:])
 
     def test_no_directory(self) -> None:
         """A directory that is missing and comes back."""

@@ -17,6 +17,9 @@ FILES_A_TURN, REMOVALS_A_TURN = 2000, 100
 _LOOK_SECONDS, _LOOK_SECONDS_IF_FULL = 600.0, 60.0
 # A file that has no name yet may still get it within this time, in seconds.
 _NAMELESS_SECONDS = 3600.0
+# Some file systems (FUSE, or those of servers) still show a file's hidden name as a second link for a while
+# after it is gone, in seconds. NFS has the longest while by default, with 60 (acregmax in nfs(5)).
+_LINKED_SECONDS = 120.0
 # After so many failures, the others are left for later.
 _MOST_FAILURES = 10
 
@@ -88,7 +91,10 @@ class Sweeper:
         gone = []
         for line in self._looking[-FILES_A_TURN:]:
             file = read_line(line)
-            if file is None or self._is_there(directory_fd, file):
+            if file is None:
+                continue
+            links = self._links(directory_fd, file)
+            if links == 1 or (links and self._may_seem_linked(file)):
                 continue
             if self._may_get_its_name(file):
                 self._ledger.overlook(line)
@@ -109,14 +115,18 @@ class Sweeper:
         """Whether another process may be about to do that."""
         return self._clock.age(file.written) < _NAMELESS_SECONDS
 
-    def _is_there(self, directory_fd: int, file: KeptFile) -> bool:
-        """Whether the file of a capture is there as it was written."""
+    def _may_seem_linked(self, file: KeptFile) -> bool:
+        """Whether a second link of a capture may be the hidden name that it had while it was written."""
+        return self._clock.age(file.written) < _LINKED_SECONDS
+
+    def _links(self, directory_fd: int, file: KeptFile) -> int:
+        """How many hard links the file of a capture has; 0 if it isn't there as it was written."""
         try:
             found = os.stat(file.name, dir_fd=directory_fd, follow_symlinks=False)
         except FileNotFoundError:
-            return False
+            return 0
         is_like = file.is_like(size=found.st_size, modified=found.st_mtime, owner=found.st_uid)
-        return is_like and stat.S_ISREG(found.st_mode) and found.st_nlink == 1
+        return found.st_nlink if is_like and stat.S_ISREG(found.st_mode) else 0
 
     def _remove(self, directory_fd: int) -> Swept:
         removals: list[Removal] = []
@@ -139,7 +149,12 @@ class Sweeper:
                 self._ledger.strike(struck, directory_fd)
                 return Swept(removals=tuple(removals), has_more=True, problems=tuple(problems))
             try:
-                if self._is_there(directory_fd, file):
+                links = self._links(directory_fd, file)
+                if links > 1 and self._may_seem_linked(file):
+                    # Another look will tell. Until then it doesn't count, so that no younger one makes room.
+                    size, number = size - file.size, number - 1
+                    continue
+                if links == 1:
                     os.unlink(file.name, dir_fd=directory_fd)
                     age = self._clock.age(file.written)
                     removals.append(Removal(name=file.name, size=file.size, age=age, reason=reason))
