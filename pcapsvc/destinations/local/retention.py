@@ -81,7 +81,7 @@ class Retention:
         return KeptFiles(files=len(self._ledger), bytes=self._ledger.bytes, removed=dict(self._counts))
 
     def record(self, directory_fd: int, name: str, found: os.stat_result) -> KeptFile | None:
-        """See L{Ledger.record}. Blocks, as a thread needs it."""
+        """See L{Ledger.record}. Call it in a thread."""
         return self._ledger.record(directory_fd, name, found)
 
     def settle(self, file: KeptFile, *, made: bool) -> None:
