@@ -19,12 +19,16 @@ class Cut:
     @ivar answered_bytes: or after so many of the server's.
     @ivar silently: nothing arrives any more, instead of a reset.
     @ivar greeting: what the client gets in place of the server's, for as long as it stays.
+    @ivar sent_bytes_per_second: how fast the client's bytes arrive, if they arrive slowly.
+    @ivar answered_bytes_per_second: how fast the server's do.
     """
 
     sent_bytes: int | None = None
     answered_bytes: int | None = None
     silently: bool = False
     greeting: bytes | None = None
+    sent_bytes_per_second: int | None = None
+    answered_bytes_per_second: int | None = None
 
 
 class Relay:
@@ -85,9 +89,10 @@ class Relay:
                 return
             with server:
                 server.settimeout(0.05)
-                back = threading.Thread(target=self._pass, args=(server, client, cut, cut.answered_bytes))
+                answers = (server, client, cut, cut.answered_bytes, cut.answered_bytes_per_second)
+                back = threading.Thread(target=self._pass, args=answers)
                 back.start()
-                self._pass(client, server, cut, cut.sent_bytes)
+                self._pass(client, server, cut, cut.sent_bytes, cut.sent_bytes_per_second)
                 back.join()
 
     def _greet(self, client: socket.socket, greeting: bytes) -> None:
@@ -99,11 +104,14 @@ class Relay:
             except OSError:
                 return
 
-    def _pass(self, one: socket.socket, other: socket.socket, cut: Cut, most: int | None) -> None:
+    def _pass(
+        self, one: socket.socket, other: socket.socket, cut: Cut, most: int | None, rate: int | None
+    ) -> None:
         passed = 0
+        chunk_bytes = _CHUNK_BYTES if rate is None else min(max(1, rate // 20), _CHUNK_BYTES)
         while not self._stopped.is_set():
             try:
-                data = one.recv(_CHUNK_BYTES)
+                data = one.recv(chunk_bytes)
             except TimeoutError:
                 continue
             except OSError:
@@ -112,6 +120,8 @@ class Relay:
                 _shut(one, other)
                 return
             passed += len(data)
+            if rate is not None:
+                self._stopped.wait(len(data) / rate)
             if most is not None and passed > most:
                 if cut.silently:
                     continue

@@ -129,6 +129,14 @@ class SftpTests(FaultCase):
         self.assertEqual(self.files(), sorted(named(f"node{number}") for number in range(3)))
         await self.assert_nothing_left()
 
+    async def test_reads_slowly(self) -> None:
+        """A server, or a network, that is too slow for the capture."""
+        await self.trouble(Cut(sent_bytes_per_second=100_000), "timed out after 2 s", timeout=2.0)
+
+    async def test_drips(self) -> None:
+        """Answers that never pause for long, and take too long all the same."""
+        await self.trouble(Cut(answered_bytes_per_second=200), "timed out after 2 s", timeout=2.0)
+
     async def test_silence(self) -> None:
         """A server that answers nothing any more is given up before the time of the attempt is up."""
         self.patch(ssh, "SILENCE_SECONDS", 1.0)
