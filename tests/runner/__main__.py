@@ -35,7 +35,7 @@ def _arguments() -> argparse.Namespace:
         "--processes",
         type=int,
         # Most of the time a test of the whole waits for a server.
-        default=3 * _PROCESSORS,
+        default=4 * _PROCESSORS,
         help="how many processes run at the same time, if the processors have the time for them "
         "(default: %(default)s)",
     )
