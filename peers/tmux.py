@@ -13,6 +13,8 @@ from pathlib import Path
 from peers.requirement import require_command
 
 _PATIENCE_SECONDS = 90.0
+# What is shown after the program.
+_ENDED = "exit status: "
 
 
 class Tmux:
@@ -34,11 +36,11 @@ class Tmux:
     ) -> None:
         """Start a program, whose last screen stays after it has ended."""
         variables = [f"{name}={value}" for name, value in environment.items() if name != "TERM"]
+        shown = ["sh", "-c", f'"$@"; echo "{_ENDED}$?"; exec sleep 1000', "sh", *command]
         self._run(
-            *("-f", os.devnull, "set-option", "-g", "remain-on-exit", "on", ";"),
-            *("set-option", "-g", "default-terminal", "tmux-256color", ";"),
+            *("-f", os.devnull, "set-option", "-g", "default-terminal", "tmux-256color", ";"),
             *("new-session", "-d", "-x", str(columns), "-y", str(rows), "-c", str(directory)),
-            shlex.join(["env", *variables, *command]),
+            shlex.join(["env", *variables, *shown]),
         )
 
     def screen(self) -> Sequence[str]:
@@ -56,12 +58,8 @@ class Tmux:
 
     def end(self) -> int:
         """Wait until the program has ended. Return its exit status."""
-        deadline = time.monotonic() + _PATIENCE_SECONDS
-        while not (status := self._run("display-message", "-p", "#{pane_dead_status}").strip()):
-            if time.monotonic() > deadline:
-                raise AssertionError("\n".join(["it goes on and on:", *self.screen()]))
-            time.sleep(0.1)
-        return int(status)
+        last = next(line for line in self.shows(_ENDED) if line.startswith(_ENDED))
+        return int(last.removeprefix(_ENDED))
 
     def stop(self) -> None:
         """End it all."""
