@@ -19,17 +19,28 @@ from twisted.trial.unittest import SynchronousTestCase
 from pcapsvc.core.allowed_hosts import BadHost, parse_host, parse_pattern
 from pcapsvc.core.artifact import Artifact
 from pcapsvc.core.compression import CHOICES
+from pcapsvc.core.errors import Problem
+from pcapsvc.core.fields import check_fields, fields_by_key
 from pcapsvc.core.folder import PLACEHOLDERS, folder_of, problem_with
 from pcapsvc.core.kept_file import KeptFile, Limits, SteadyClock
 from pcapsvc.core.labels import Labels
 from pcapsvc.core.request import CaptureRequest, parse_request
+from pcapsvc.destinations.cloudshark.settings import CloudSharkSettings
 from pcapsvc.destinations.local.ledger import LEDGER, Ledger
+from pcapsvc.destinations.local.settings import LocalSettings, RetentionSettings
 from pcapsvc.destinations.local.sweep import Sweeper
+from pcapsvc.destinations.puturl.settings import PutUrlSettings
 from pcapsvc.destinations.s3.destination import S3
 from pcapsvc.destinations.s3.options import STORAGE_CLASSES
+from pcapsvc.destinations.s3.settings import S3Settings
 from pcapsvc.destinations.sftp.hostkey import SIGNATURES, parse_host_key
+from pcapsvc.destinations.sftp.settings import SftpSettings
 from pcapsvc.destinations.sftp.ssh import load_key
 from pcapsvc.destinations.webhook.headers import RESERVED, read_headers
+from pcapsvc.destinations.webhook.settings import WebhookSettings
+from pcapsvc.settings.general import GeneralSettings
+from pcapsvc.settings.kinds import conversion_of
+from pcapsvc.settings.section import Section
 from tests.chance import chance
 from tests.fuzz import targets
 from tests.fuzz.values import VALUES, some_value
@@ -53,6 +64,21 @@ def as_toml(value: Any) -> str:
         return f"[{', '.join(map(as_toml, value))}]"
     text = json.dumps("" if value is None else value, ensure_ascii=False)
     return text.replace("\x7f", "\\u007f")
+
+
+def some_setting(random: Random, key: str, good: tuple[str, ...]) -> Any:
+    """A value of a key, as TOML may have it."""
+    value = as_json(random, some_value(random, good))
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 100:
+        return int(value)
+    if value in ("true", "false"):
+        return value == "true"
+    return [value] if key == "allow" else value
+
+
+def assert_one_line(problem: Problem) -> None:
+    """A problem can be logged."""
+    assert not any(each < " " or each in "\x7f\x85\u2028\u2029\u202e" for each in str(problem)), repr(problem)
 
 
 class RequestFieldTests(SynchronousTestCase):
@@ -159,11 +185,14 @@ class FolderTests(SynchronousTestCase):
         pieces = [f"{{{name}}}" for name in PLACEHOLDERS]
         accepted = 0
         for number in range(VALUES):
-            options = {} if number % 10 == 0 else {"folder": some_value(random, good, pieces)}
+            # None is what a capture that was spooled may have.
+            options: dict[str, Any] = (
+                {"folder": None} if number % 10 == 0 else {"folder": some_value(random, good, pieces)}
+            )
             if [*s3.check(options)]:
                 continue
             accepted += 1
-            template = options.get("folder", "pcaps/{node}/{customer}")
+            template = options["folder"] or ""
             artifact = self.artifact(random, options)
             found = folder_of(template, artifact)
             self.assert_within(found, template)
@@ -229,23 +258,43 @@ class ConfigurationTests(SynchronousTestCase):
     """The keys of destinations, and the files that they name."""
 
     def test_keys(self) -> None:
-        """Any values at all: the configuration is accepted, or every problem has the path of a key."""
+        """Each value of a key is accepted, or breaks a rule that can be logged. Nothing else is raised."""
         random = chance(self.id())
-        accepted = dict.fromkeys(_KEYS, 0)
-        for _ in range(VALUES):
-            # One is fuzzed, so that some are accepted.
-            fuzzed = random.choice([*_KEYS])
-            value = as_json(random, some_value(random, _KEYS[fuzzed]))
-            if isinstance(value, str) and value.isascii() and value.isdigit():
-                value = int(value)
-            elif fuzzed == "puturl.allow":
-                value = [value]
-            section, key = fuzzed.split(".")
-            tables = {section: "", "general": _GENERAL, "http": _HTTP}
-            tables[section] = f"{tables[section]}{key} = {as_toml(value)}\n"
-            text = "".join(f"[{name}]\n{keys}" for name, keys in tables.items())
-            accepted[fuzzed] += targets.settings(text.encode())
-        self.assertEqual([key for key, count in accepted.items() if not count], [])
+        for section, keys in _KEYS.items():
+            for key, good in keys.items():
+                field = fields_by_key(section)[key]
+                convert = conversion_of(field.type)
+                accepted = 0
+                for _ in range(VALUES):
+                    value = some_setting(random, key, good)
+                    values, problems = check_fields(section, {key: value})
+                    for problem in problems:
+                        assert_one_line(problem)
+                    if problems:
+                        continue
+                    try:
+                        if convert is not None and values[field.name] is not None:
+                            convert(values[field.name])
+                    except ValueError as error:
+                        assert_one_line(Problem(path=key, rule=str(error)))
+                        continue
+                    accepted += 1
+                self.assertGreater(accepted, 0, key)
+
+    def test_configurations(self) -> None:
+        """The same, within a whole configuration, which takes a hundred times as long."""
+        random = chance(self.id())
+        accepted = 0
+        for _ in range(max(200, VALUES // 100)):
+            section = random.choice([*_KEYS])
+            key = random.choice([*_KEYS[section]])
+            tables = {str(section.table): "", "general": _GENERAL, "http": _HTTP}
+            tables[str(section.table)] += (
+                f"{key} = {as_toml(some_setting(random, key, _KEYS[section][key]))}\n"
+            )
+            text = "".join(f"[{name}]\n{lines}" for name, lines in tables.items())
+            accepted += targets.settings(text.encode())
+        self.assertGreater(accepted, 0)
 
     def test_headers(self) -> None:
         """Whatever is in C{headersfile}: what is sent are names and values that end no line."""
@@ -353,25 +402,30 @@ def _rewrite(path: str, text: str) -> None:
 _GENERAL = "writelocal = true\nlocaldir = '/tmp'\n"
 _HTTP = "listen = 'tcp:1:interface=127.0.0.1'\n"
 # The keys that are fuzzed, with values that are accepted.
-_KEYS: dict[str, tuple[str, ...]] = {
-    "general.format": ("pcap", "pcapng"),
-    "general.localcompress": CHOICES,
-    "s3.folder": ("pcaps/{node}/{date}",),
-    "s3.storageclass": STORAGE_CLASSES,
-    "s3.kmskeyid": ("alias/captures",),
-    "s3.compress": CHOICES,
-    "cloudshark.compress": ("gzip", "none"),
-    "puturl.allow": ("*.amazonaws.com",),
-    "puturl.compress": CHOICES,
-    "webhook.url": ("https://hooks.example.org/a?b=c",),
-    "webhook.send": ("capture", "event"),
-    "webhook.secret": ("hush-hush",),
-    "webhook.compress": CHOICES,
-    "sftp.host": ("files.example.org", "::1"),
-    "sftp.user": ("captures",),
-    "sftp.hostkey": (_HOST_KEY,),
-    "sftp.directory": ("/srv/{node}", "captures/{date}"),
-    "sftp.compress": CHOICES,
-    "local.maxsize": ("1",),
-    "local.maxage": ("1",),
+_KEYS: dict[type[Section], dict[str, tuple[str, ...]]] = {
+    GeneralSettings: {"format": ("pcap", "pcapng"), "nanoseconds": ("true",)},
+    LocalSettings: {"localcompress": CHOICES},
+    RetentionSettings: {"maxsize": ("1",), "maxage": ("1",)},
+    CloudSharkSettings: {"compress": ("gzip", "none")},
+    S3Settings: {
+        "folder": ("pcaps/{node}/{date}",),
+        "storageclass": STORAGE_CLASSES,
+        "kmskeyid": ("alias/captures",),
+        "compress": CHOICES,
+    },
+    SftpSettings: {
+        "host": ("files.example.org", "::1"),
+        "port": ("22",),
+        "user": ("captures",),
+        "keyfile": ("/dev/zero", "/etc/passwd", "/proc/self/mem"),
+        "hostkey": (_HOST_KEY,),
+        "directory": ("/srv/{node}", "captures/{date}"),
+        "compress": CHOICES,
+    },
+    PutUrlSettings: {
+        "allow": ("*.amazonaws.com", "[fd00::1]:8443"),
+        "cafile": ("/dev/zero", "/etc/passwd"),
+        "compress": CHOICES,
+    },
+    WebhookSettings: {"send": ("capture", "event"), "verify": ("/dev/zero", "true"), "compress": CHOICES},
 }
