@@ -85,12 +85,14 @@ class PictureTests(unittest.SynchronousTestCase):
 
     def test_up_to_date(self) -> None:
         """It shows the table as it is now. C{make picture} draws it again."""
-        texts = [
-            re.findall(r">([^<]+)</text>", html.unescape(svg))
-            for svg in (PICTURE.read_text(), picture(EVENTS.read_text()))
-        ]
-        self.assertGreater(len(texts[0]), 20)
-        self.assertEqual(texts[0], texts[1])
+        drawn, expected = map(self.words, (PICTURE.read_text(), picture(EVENTS.read_text())))
+        self.assertGreater(len(drawn), 40)
+        self.assertEqual(drawn, expected)
+
+    def words(self, svg: str) -> list[str]:
+        """What can be read there. What is cut off is left out: versions of rich differ in widths."""
+        text = " ".join(re.findall(r">([^<]+)</text>", html.unescape(svg)))
+        return [word for word in text.split() if "…" not in word]
 
     def test_self_contained(self) -> None:
         """Whoever opens it fetches nothing."""
