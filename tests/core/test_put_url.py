@@ -97,6 +97,19 @@ BAD = {
 }
 
 
+def bounds_with(**checks: Any) -> RequestBounds:
+    """The bounds of requests that may have a URL."""
+    return RequestBounds(
+        max_packets=1,
+        max_bytes=1000,
+        max_timeout_seconds=1,
+        max_duration_seconds=1,
+        max_snap_length=1,
+        max_filter_characters=1,
+        options=(OptionFields(destination="puturl", structure=PutUrlOptions, **checks),),
+    )
+
+
 class PutUrlTests(SynchronousTestCase):
     """L{parse_put_url}."""
 
@@ -205,21 +218,7 @@ class ProblemTests(SynchronousTestCase):
 
     def test_never_shown(self) -> None:
         """No problem shows any of the query, whatever is wrong; not even if it isn't a URL."""
-        bounds = RequestBounds(
-            max_packets=1,
-            max_bytes=1,
-            max_timeout_seconds=1,
-            max_duration_seconds=1,
-            max_snap_length=1,
-            max_filter_characters=1,
-            options=(
-                OptionFields(
-                    destination="puturl",
-                    structure=PutUrlOptions,
-                    check=partial(put_url_problems, patterns=(), insecure=False),
-                ),
-            ),
-        )
+        bounds = bounds_with(check=partial(put_url_problems, patterns=(), insecure=False))
         self.assertEqual(bounds.secret_fields, ("puturl",))
         secret = "s3cr3ts3cr3t"
         for value in (
@@ -248,19 +247,7 @@ class ProblemTests(SynchronousTestCase):
 
     def test_several_by_alias(self) -> None:
         """Interfaces are counted as the node knows them."""
-        bounds = RequestBounds(
-            max_packets=1,
-            max_bytes=1000,
-            max_timeout_seconds=1,
-            max_duration_seconds=1,
-            max_snap_length=1,
-            max_filter_characters=1,
-            options=(
-                OptionFields(
-                    destination="puturl", structure=PutUrlOptions, check_several=several_captures_problem
-                ),
-            ),
-        )
+        bounds = bounds_with(check_several=several_captures_problem)
         node = NodeView(
             name="n",
             bounds=bounds,

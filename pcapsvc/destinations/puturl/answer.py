@@ -169,11 +169,11 @@ def _refusal(response: Response) -> tuple[str, bool]:
         return f"{words} ({code})", code_passes or passes
     if 200 <= status < 300:
         # 202 Accepted, for instance: it may have been stored, or not.
-        return "which doesn't say that the capture was stored", True
+        return "this doesn't mean that the capture was stored", True
     if 300 <= status < 400:
         # A captive portal goes away.
         return "a redirect, which is not followed", True
-    return _WORDS.get(status, "without a reason that is known"), passes
+    return _WORDS.get(status, "an error that is not known"), passes
 
 
 def _code(response: Response) -> str:
