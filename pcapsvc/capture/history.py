@@ -256,12 +256,7 @@ class HistoryRecorder:
 
     def _look_for_name(self) -> None:
         finding = self._find(self.interface)
-        finding.addCallbacks(
-            self.compare,
-            lambda failure: self._log.failure(
-                "looking for {interface} failed", failure, interface=self.interface
-            ),
-        )
+        finding.addCallbacks(self.compare, self._health.not_looked_for)
         finding.addBoth(lambda _: self._compare_later() if self._is_running else None)
 
     def compare(self, index: int | None) -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from pcapsvc.core.errors import CaptureUnavailable, PcapsvcError
 from pcapsvc.core.filter import FilterRejected
@@ -72,6 +73,11 @@ class HistoryHealth:
         """What was recorded is forgotten."""
         self._started = None
         self._outages.clear()
+
+    def not_looked_for(self, failure: Failure) -> None:
+        """The interface could not be looked for by its name. It is recorded nevertheless."""
+        if not isinstance(failure.value, OSError):
+            self._log.failure("looking for {interface} failed", failure, interface=self._interface)
 
     def works(self) -> None:
         """It is being recorded from here on."""

@@ -282,7 +282,11 @@ class PcapyHandle:
 
     def is_up(self) -> bool:
         """Whether the interface exists and is up: see L{IPacketHandle.is_up}."""
-        return self.index == ANY_INDEX or network_interfaces.is_up(self.index)
+        try:
+            return self.index == ANY_INDEX or network_interfaces.is_up(self.index)
+        except OSError:
+            # It can't be found out now. If it isn't up, the next read says so.
+            return True
 
     @property
     def is_gone(self) -> bool:
@@ -348,12 +352,12 @@ class PcapyHandle:
 
     def _become_promiscuous(self) -> None:
         # As libpcap does when it is asked to before it opens the interface.
-        try:
-            with socket.socket(fileno=os.dup(self.fileno())) as same:
-                membership = _MEMBERSHIP.pack(self.index, _PACKET_MR_PROMISC, 0, b"")
+        with socket.socket(fileno=os.dup(self.fileno())) as same:
+            membership = _MEMBERSHIP.pack(self.index, _PACKET_MR_PROMISC, 0, b"")
+            try:
                 same.setsockopt(_SOL_PACKET, _PACKET_ADD_MEMBERSHIP, membership)
-        except OSError as error:
-            raise CaptureUnavailable(self.interface, f"promiscuous mode: {error.strerror}") from None
+            except OSError as error:
+                raise CaptureUnavailable(self.interface, f"promiscuous mode: {error.strerror}") from None
 
     def compile(self, bpf: str) -> Program:
         """Compile a filter for this handle: see L{IPacketSystem.compile_now}."""

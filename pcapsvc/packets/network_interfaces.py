@@ -37,9 +37,10 @@ class Interface:
 _LONGEST_IOCTL_NAME = 15
 # sysfs(5): all interfaces, by their names.
 _SYSFS = Path("/sys/class/net")
-# netdevice(7): struct ifreq, the request for the flags, and that an interface is up.
+# netdevice(7): struct ifreq, with flags or with an index; requests; and that an interface is up.
 _IFREQ = struct.Struct("=16sH22x")
-_SIOCGIFFLAGS = 0x8913
+_IFREQ_INDEX = struct.Struct("=16si20x")
+_SIOCGIFNAME, _SIOCGIFFLAGS, _SIOCGIFINDEX = 0x8910, 0x8913, 0x8933
 _IFF_UP = 0x1
 
 # packet(7): struct sockaddr_ll.
@@ -89,35 +90,53 @@ def find_index(name: str) -> int | None:
     The index of the interface with this name, which may be an alternative one (ip-link(8), C{altname}).
 
     @return: L{None} if there is none.
+
+    @raise OSError: if that can't be found out, as there are no descriptors.
     """
-    if is_quick_to_find(name):
-        try:
-            return socket.if_nametoindex(name)
-        except OSError:
-            return None
-    return _find_long_name(os.fsencode(name))
+    if not is_quick_to_find(name):
+        return _find_long_name(os.fsencode(name))
+    answer = _ask(_SIOCGIFINDEX, _IFREQ_INDEX.pack(os.fsencode(name), 0))
+    return None if answer is None else int(_IFREQ_INDEX.unpack(answer)[1])
 
 
 def name_of(index: int) -> str | None:
-    """The name that an interface has now; L{None} if it is gone."""
-    try:
-        return socket.if_indextoname(index)
-    except OSError:
-        return None
+    """
+    The name that an interface has now; L{None} if it is gone.
+
+    @raise OSError: if that can't be found out, as there are no descriptors.
+    """
+    answer = _ask(_SIOCGIFNAME, _IFREQ_INDEX.pack(b"", index))
+    return None if answer is None else os.fsdecode(_IFREQ_INDEX.unpack(answer)[0].rstrip(b"\0"))
 
 
 def is_up(index: int) -> bool:
-    """Whether an interface is there and not down."""
+    """
+    Whether an interface is there and not down.
+
+    @raise OSError: if that can't be found out, as there are no descriptors.
+    """
     name = name_of(index)
-    if name is None:
+    answer = None if name is None else _ask(_SIOCGIFFLAGS, _IFREQ.pack(os.fsencode(name), 0))
+    if answer is None:
         return False
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as any_socket:
-        try:
-            answer = fcntl.ioctl(any_socket, _SIOCGIFFLAGS, _IFREQ.pack(os.fsencode(name), 0))
-        except OSError:
-            return False
     flags: int = _IFREQ.unpack(answer)[1]
     return bool(flags & _IFF_UP)
+
+
+def _ask(request: int, about: bytes) -> bytes | None:
+    """
+    Ask the kernel about an interface (netdevice(7)). The C library's and Python's own functions don't say
+    whether there is no such interface, or no descriptor to ask with.
+
+    @return: the answer; L{None} if there is no such interface.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as any_socket:
+        try:
+            return fcntl.ioctl(any_socket, request, about)
+        except OSError as error:
+            if error.errno in (errno.ENODEV, errno.ENXIO):
+                return None
+            raise
 
 
 def missed_packets(index: int, sysfs: Path = _SYSFS) -> int | None:
@@ -130,11 +149,11 @@ def missed_packets(index: int, sysfs: Path = _SYSFS) -> int | None:
 
     @return: L{None} if it is unknown.
     """
-    name = name_of(index)
-    if name is None:
-        return None
-    found = sysfs / name
     try:
+        name = name_of(index)
+        if name is None:
+            return None
+        found = sysfs / name
         missed = sum(
             int((found / "statistics" / each).read_text()) for each in ("rx_missed_errors", "rx_fifo_errors")
         )

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred, FirstError, gatherResults, succeed
+from twisted.internet.defer import Deferred, FirstError, execute, gatherResults, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -263,7 +263,7 @@ class PcapySystem(Service):
         if interface == ANY_INTERFACE:
             return succeed(ANY_INDEX)
         if is_quick_to_find(interface):
-            return succeed(find_index(interface))
+            return execute(find_index, interface)
         return self._run_in_thread(find_index, interface)
 
     async def _find(self, interface: str) -> Interface:

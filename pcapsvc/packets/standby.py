@@ -198,6 +198,8 @@ class StandbySystem(Service):
             index = await self._system.find(interface)
         except CancelledError:
             raise
+        except OSError:
+            return  # it can't be found out now
         except Exception as error:  # noqa: BLE001 - whatever it is, the handle is replaced
             index = None
             self._report(interface, error)

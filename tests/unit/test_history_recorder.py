@@ -308,6 +308,23 @@ class HistoryRecorderTests(RecorderCase):
         self.advance(1)
         self.assertEqual(self.kept(), [1, 2])
 
+    def test_not_looked_for(self) -> None:
+        """If it can't be found out which interface has the name, the one that is open is recorded."""
+        self.recorder = HistoryRecorder(
+            self.reactor,
+            self.system,
+            "mem0",
+            BOUNDS,
+            find=lambda name: fail(OSError(24, "Too many open files")),
+            hand_over_seconds=HAND_OVER,
+        )
+        messages = logged(self)
+        self.recorder.start()
+        handles = [*self.system.interfaces["mem0"].handles]
+        self.advance(60)
+        self.assertEqual((self.system.interfaces["mem0"].handles, len(handles)), (handles, 1))
+        self.assertEqual((self.recorder.state().problem, messages()), (None, []))
+
     def test_read_fails(self) -> None:
         """Whatever goes wrong in a read, recording begins anew, and no packet that was read is lost."""
         self.recorder.start()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import resource
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -26,6 +29,28 @@ class NetworkInterfaceTests(SynchronousTestCase):
         self.assertIsNone(name_of(2**31 - 1))
         self.assertFalse(is_up(2**31 - 1))
         self.assertIsNone(missed_packets(2**31 - 1))
+
+    def test_no_descriptors(self) -> None:
+        """Without descriptors it can't be found out whether there is an interface."""
+        before = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self.addCleanup(resource.setrlimit, resource.RLIMIT_NOFILE, before)
+        calls: tuple[tuple[Callable[..., object], object], ...] = (
+            (find_index, "lo"),
+            (find_index, "nosuch0"),
+            (find_index, "nosuch0" * 10),
+            (name_of, _LOOPBACK),
+            (is_up, _LOOPBACK),
+        )
+        errors = []
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, before[1]))
+        for function, value in calls:
+            try:
+                errors.append(function(value))
+            except OSError as error:
+                errors.append(error.errno)
+        missed = missed_packets(_LOOPBACK)
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        self.assertEqual((errors, missed), ([errno.EMFILE] * len(calls), None))
 
     def test_not_a_packet_socket(self) -> None:
         """A socket of another kind is bound to no interface."""

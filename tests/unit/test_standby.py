@@ -160,6 +160,15 @@ class StandbySystemTests(unittest.SynchronousTestCase):
         self.assertIs(handle, waiting)
         handle.close()
 
+    def test_not_looked_for(self) -> None:
+        """As long as it can't be found out which interface has a name, the handle is kept."""
+        [waiting] = self.memory.interfaces["mem0"].handles
+        self.patch(self.memory, "find", lambda name: fail(OSError(24, "Too many open files")))
+        self.clock.advance(CHECK_SECONDS)
+        self.clock.advance(CHECK_SECONDS)
+        self.assertFalse(waiting.closed)
+        self.failureResultOf(self.standby.open("mem0", snap_length=512, bpf=""), OSError)
+
     def test_no_longer_there(self) -> None:
         """A request for a name that no interface has any more is refused, whatever waits."""
         self.memory.rename("mem0", "mem2")
