@@ -90,7 +90,7 @@ class AllDestinationsTests(SynchronousTestCase):
         """
         A capture, until each delivery is decided.
 
-        @return: its id, and the events of its deliveries.
+        @return: its id, and the events of its deliveries. In no event and no line of the log is a signature.
         """
         events: list[dict[str, Any]] = []
         url = f"http://127.0.0.1:{self.daemon.port}/events"
@@ -107,7 +107,14 @@ class AllDestinationsTests(SynchronousTestCase):
             self.wire.send([udp_frame(number) for number in range(_PACKETS)])
             self.daemon.done(capture_id)
             listener.join(60)
-        return capture_id, [each for each in events if each["subject"] == capture_id]
+        for text in (json.dumps(events), self.daemon.log):
+            self.assertNotIn(self.server.signature, text)
+        deliveries = [each for each in events if "destination" in each["data"]]
+        return capture_id, [
+            each
+            for each in deliveries
+            if each["subject"] == capture_id and not each["type"].endswith("postponed")
+        ]
 
     def files(self, capture_id: str) -> dict[str, tuple[str, bytes]]:
         """The name and the bytes of what each destination has of a capture."""
@@ -214,7 +221,6 @@ def _read_events(stream: Any, events: list[dict[str, Any]]) -> None:
     for line in stream:
         if line.startswith(b"data: "):
             event = json.loads(line[6:])
+            events.append(event)
             if event["type"] == "pcapsvc.capture.done":
                 return
-            if "destination" in event["data"] and not event["type"].endswith("postponed"):
-                events.append(event)
