@@ -114,12 +114,16 @@ def _capture(command: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--alias", action="append", metavar="NAME", help="interfaces by their alias (repeatable)"
     )
-    what.add_argument("-c", "--packets", type=int, metavar="N", help="end after this many packets")
-    what.add_argument("--bytes", type=int, metavar="N", help="end at this size of the file, in bytes")
-    what.add_argument("--timeout", type=int, metavar="S", help="end after this many seconds without a packet")
-    what.add_argument("--duration", type=int, metavar="S", help="end after this many seconds")
-    what.add_argument("-s", "--snap", type=int, metavar="N", help="keep this many bytes of each packet")
-    what.add_argument("--before", type=int, metavar="S", help="begin with the packets of the last S seconds")
+    what.add_argument("-c", "--packets", type=_whole, metavar="N", help="end after this many packets")
+    what.add_argument("--bytes", type=_whole, metavar="N", help="end at this size of the file, in bytes")
+    what.add_argument(
+        "--timeout", type=_whole, metavar="S", help="end after this many seconds without a packet"
+    )
+    what.add_argument("--duration", type=_whole, metavar="S", help="end after this many seconds")
+    what.add_argument("-s", "--snap", type=_whole, metavar="N", help="keep this many bytes of each packet")
+    what.add_argument(
+        "--before", type=_whole, metavar="S", help="begin with the packets of the last S seconds"
+    )
     what.add_argument("--pastonly", action="store_true", help="with --before: only those")
     what.add_argument(
         "--beforeoptional", action="store_true", help="with --before: also without a history of the interface"
@@ -139,20 +143,21 @@ def _capture(command: argparse.ArgumentParser) -> None:
     _files(command)
     wait = command.add_argument_group("waiting")
     wait.add_argument("--wait", action="store_true", help="until every node that accepts is done")
-    wait.add_argument("--expect", type=int, metavar="N", help="wait until N nodes have answered")
-    wait.add_argument("--deadline", type=float, metavar="S", help="wait no longer than S seconds")
+    wait.add_argument("--expect", type=_whole, metavar="N", help="wait until N nodes have answered")
+    wait.add_argument("--deadline", type=_seconds, metavar="S", help="wait no longer than S seconds")
     wait.add_argument(
         "--no-progress", action="store_true", help="a line for each event, instead of the table"
     )
     wait.add_argument("--json", action="store_true", help="the events themselves, one on each line")
     command.add_argument(
-        "filter", nargs="*", metavar="FILTER", help="a BPF filter as well, see pcap-filter(7)"
+        "filter", nargs="*", metavar="FILTER", help="a BPF filter, see pcap-filter(7); it must match as well"
     )
 
 
 def _which_packets(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group(
-        "which packets", "Repeat an option for one or the other. Different ones must all match."
+        "which packets",
+        "Repeat an option to give several values: any of them matches.\nDifferent options must all match.",
     )
 
     def add(name: str, metavar: str | None, words: str, **settings: Any) -> None:
@@ -160,14 +165,29 @@ def _which_packets(command: argparse.ArgumentParser) -> None:
 
     add("host", "ADDRESS", "from or to this address")
     add("net", "NETWORK", "from or to this network, such as 192.0.2.0/24")
-    add("port", "N", "from or to this port of TCP, UDP or SCTP", type=int)
+    add("port", "N", "from or to this port of TCP, UDP or SCTP", type=_whole)
     add("portrange", "N-N", "from or to a port in this range")
     add("protocol", "NAME", "of this protocol: tcp, udp, icmp, icmp6, arp, …, or its number", type=_protocol)
     add("src", "ADDRESS", "from this address, address:port, [IPv6]:port or network")
     add("dst", "ADDRESS", "to this address, address:port, [IPv6]:port or network")
     add("flags", None, "TCP with this flag", type=str.lower, choices=FLAGS)
-    add("vlan", "N", "with the tag of this VLAN", type=int)
-    add("direction", None, "received, or sent, by the node", type=str.lower, choices=DIRECTIONS)
+    add("vlan", "N", "with the tag of this VLAN", type=_whole)
+    add("direction", None, "received (in) or sent (out) by the node", type=str.lower, choices=DIRECTIONS)
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        several = "; to give several values, repeat the option" if "," in text else ""
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number{several}") from None
+
+
+def _seconds(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
 
 
 def _protocol(text: str) -> str | int:
@@ -205,7 +225,7 @@ def _nodes(add: Callable[..., argparse.ArgumentParser]) -> None:
         "--state", choices=("capturing", "delivering", "done", "failed"), help="only captures in this state"
     )
     command.add_argument("--request", metavar="REQUESTID", help="only captures of this request")
-    command.add_argument("--limit", type=int, metavar="N", help="up to N captures of each node (100)")
+    command.add_argument("--limit", type=_whole, metavar="N", help="up to N captures of each node (100)")
     command.add_argument("--json", action="store_true", help="their states, one on each line")
 
     command = add("show", "nodes:show", "show the state of a capture")
@@ -252,7 +272,7 @@ def _extcap(add: Callable[..., argparse.ArgumentParser]) -> None:
     for name in ("--extcap-interface", "--extcap-version", "--extcap-capture-filter", "--fifo", "--filter"):
         command.add_argument(name)
     for name in ("--before", "--packets", "--bytes", "--duration", "--snap"):
-        command.add_argument(name, type=int)
+        command.add_argument(name, type=_whole)
     command.set_defaults(others_allowed=True)
     command = add("install-extcap", "installing:install_extcap", "let Wireshark list the nodes' interfaces")
     command.add_argument("--dir", metavar="DIRECTORY", help="where Wireshark looks for such programs")

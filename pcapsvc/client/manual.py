@@ -97,6 +97,8 @@ def _command(
             also += [title] if actions else []
             shared[title] |= {action.dest: action for action in actions}
             continue
+        if group.description:
+            yield from (".PP", _paragraph(group.description))
         yield from _options(actions)
     if also:
         yield from (".PP", f"It also has the options of {_text(' and '.join(also))} below.")
@@ -135,7 +137,7 @@ def _begin(sentence: str) -> str:
 def _sentence(words: str) -> str:
     """What stands beside an option, as a sentence."""
     first = words.partition(" ")[0]
-    return f"{first.capitalize() if first.isalpha() else first}{words[len(first) :]}."
+    return f"{first[:1].upper() if first.strip(',').isalpha() else first[:1]}{words[1:]}."
 
 
 def _paragraph(text: str) -> str:

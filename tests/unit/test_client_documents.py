@@ -166,3 +166,12 @@ class ManualTests(unittest.SynchronousTestCase):
         self.assertEqual(missing, set())
         described = re.findall(r"(?m)^ +(\d+) {2,}[A-Z]", text)
         self.assertEqual(described, [str(int(status)) for status in ExitStatus])
+
+    def test_sentences(self) -> None:
+        """What is said of an option is a sentence, and abbreviations in it stay as they are."""
+        page = manual_page(datetime.date(2026, 1, 2))
+        described = re.findall(r"(?m)^\.TP\n.*\n(.*)", page)
+        self.assertGreater(len(described), 40)
+        self.assertEqual([words for words in described if re.match(r"[a-z]+[ ,]", words)], [])
+        self.assertIn("TCP with this flag.", described)
+        self.assertIn("Repeat an option to give several values", page)

@@ -220,6 +220,19 @@ class RequestTests(OptionsTestCase):
             self.assertEqual(status, 2, words)
             self.assertTrue(errors)
 
+    def test_numbers(self) -> None:
+        """What is not a number is named; several in one option are recognised."""
+        for words, expected in (
+            (("-c", "many"), "argument -c/--packets: 'many' is not a whole number"),
+            (
+                ("--port", "80,443"),
+                "argument --port: '80,443' is not a whole number; to give several values, repeat the option",
+            ),
+            (("--deadline", "soon"), "argument --deadline: 'soon' is not a number"),
+        ):
+            status, errors = self.run_main("capture", *words)
+            self.assertEqual((status, errors.splitlines()[0]), (2, f"pcapctl capture: {expected}"))
+
     def test_missing(self) -> None:
         """What a request or a command lacks is said in options; what a profile adds is said to be its."""
         via = ("--via", "redis://127.0.0.1:1")
