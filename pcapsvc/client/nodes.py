@@ -44,11 +44,16 @@ def _capture_row(capture: Mapping[str, Any]) -> Sequence[str]:
         capture["state"],
         capture["node"],
         capture["interface"],
-        (capture["started"] or "")[:19],
+        _moment(capture["started"]),
         str(capture.get("packets", "")),
         size(capture.get("bytes") or 0),
         capture["bpf"] or "",
     )
+
+
+def _moment(time: str | None) -> str:
+    """A time of the API, which is in UTC, without fractions of a second."""
+    return f"{time[:19]}Z" if time else ""
 
 
 def show(options: Namespace) -> ExitStatus:

@@ -71,12 +71,13 @@ class TableView:
         # What is drawn again and again can't be higher than the terminal, so it is removed before.
         self._live.stop()
         self._live = self._new_live()
-        self._console.print(captures_table(tally, now, self._console.width))
+        if tally.rows:
+            self._console.print(captures_table(tally, now, self._console.width))
         self._drawn_at = float("-inf")
         for row in tally.rows:
-            if where := words.where(row):
-                place = row.node if row.interface is None else f"{row.node}:{row.interface}"
-                self._console.print(Text(f"{words.clean(place)}: {where}"), soft_wrap=True)
+            for text in (words.where(row), words.missing(row)):
+                if text:
+                    self._console.print(Text(f"{words.place(row)}: {text}"), soft_wrap=True)
 
     def _new_live(self) -> Live:
         return Live(console=self._console, auto_refresh=False, transient=True)

@@ -50,6 +50,7 @@ class Row:
     @ivar file: the name of the file; L{None} if it is unknown, or there is none.
     @ivar progress_seconds: how far apart its reports of progress are, at most.
     @ivar heard_at: when the last event about it arrived, in seconds of a monotonic clock.
+    @ivar missing: what is missing of the past that the request asked for, as events have it.
     @ivar fetched: where its file was saved by this program; L{None} if it wasn't.
     """
 
@@ -73,6 +74,7 @@ class Row:
     heard_at: float = 0.0
     progress_seconds: float | None = None
     has_stopped: bool = False
+    missing: Sequence[Mapping[str, Any]] = ()
     fetched: str | None = None
     fetch_problem: str | None = None
 
@@ -248,6 +250,9 @@ class Tally:
 
 
 def _capture(row: Row, what: str, data: Mapping[str, Any], now: float) -> None:
+    history = data.get("history")
+    if isinstance(history, dict) and isinstance(history.get("missing"), list) and not row.has_stopped:
+        row.missing = history["missing"]
     match what:
         case "started":
             _advance(row, "capturing")

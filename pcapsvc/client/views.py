@@ -52,7 +52,6 @@ class LineView:
     def close(self, tally: Tally, now: float) -> None:
         """The outcomes."""
         for row in tally.rows:
-            place = row.node if row.interface is None else f"{row.node}:{row.interface}"
             outcome = words.state(row, now)
             where = words.where(row)
             amount = (
@@ -61,7 +60,9 @@ class LineView:
                 else f" {counted(row.packets, 'packet')}, {words.size(row.bytes)}"
             )
             colon = ": " if where and where != "no packets" else ""
-            self._say(f"{words.clean(place)} {outcome}{amount}{colon}{where if colon else ''}")
+            self._say(f"{words.place(row)} {outcome}{amount}{colon}{where if colon else ''}")
+            if missing := words.missing(row):
+                self._say(f"{words.place(row)} {missing}")
 
     def _say(self, line: str) -> None:
         print(line, file=self._stream, flush=True)

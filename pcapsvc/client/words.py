@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote
 
@@ -10,6 +10,17 @@ from pcapsvc.client.tally import Row
 from pcapsvc.core.text import counted, one_line
 
 _LONGEST = 1000
+# Why a part of the past is missing: see docs/lookback.md.
+_MISSING = {
+    "too_short": "the history is shorter",
+    "size": "the history's memory was full",
+    "drops": "dropped by the kernel",
+    "down": "the interface was down",
+    "started": "recording began later",
+    "limit": "no room within the limits",
+    "snap": "packets may be cut",
+    "none": "no history is kept",
+}
 
 
 def size(number: float) -> str:
@@ -67,7 +78,12 @@ def _event_words(kind: str, data: Mapping[str, Any]) -> str:
                 most = f"the newest {most}"
             else:
                 most = f"up to {counted(limits['packets'], 'packet')}, {most}"
-            return clean(f"capturing {data['bpf'] or 'every packet'}, {most}")
+            if "timeout" in limits:
+                most += f", {duration(limits['timeout'])} idle"
+            lacks = missing_words(data["history"]["missing"]) if "history" in data else ""
+            return clean(
+                "; ".join(filter(None, (f"capturing {data['bpf'] or 'every packet'}, {most}", lacks)))
+            )
         case "capture.progress":
             return clean(f"{_amount(data)} in {duration(data['seconds'])}")
         case "capture.stopped":
@@ -97,6 +113,31 @@ def problem_words(problem: Mapping[str, Any]) -> str:
     """A problem with a request."""
     value = problem.get("value")
     return f"{problem['path']}{'' if value is None else f' = {value}'}: {problem['rule']}"
+
+
+def missing_words(missing: Sequence[Mapping[str, Any]]) -> str:
+    """What is missing of the past; empty if nothing is."""
+    parts = []
+    for each in missing:
+        amounts = [duration(each["seconds"])] if "seconds" in each else []
+        amounts += [counted(each["packets"], "packet")] if "packets" in each else []
+        why = _MISSING.get(each["reason"], each["reason"])
+        parts.append(f"{', '.join(amounts)} ({why})" if amounts else str(why))
+    return f"missing of the past: {', '.join(parts)}" if parts else ""
+
+
+def missing(row: Row) -> str:
+    """What a capture doesn't have of the past that it was to begin with; empty if it has all of it."""
+    try:
+        return clean(missing_words(row.missing))
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError):
+        # From a version to come.
+        return "some of the past is missing"
+
+
+def place(row: Row) -> str:
+    """The node and the interface of a row."""
+    return clean(row.node if row.interface is None else f"{row.node}:{row.interface}")
 
 
 def where(row: Row) -> str:

@@ -25,6 +25,7 @@ from pcapsvc.core.event import (
     RequestBusy,
     RequestRejected,
 )
+from pcapsvc.core.history import PastPackets
 from pcapsvc.core.labels import Labels
 from pcapsvc.core.recording import PacketCounts
 from pcapsvc.core.result import StartedCapture
@@ -65,7 +66,9 @@ def busy(node: str) -> dict[str, Any]:
     return event(node, RequestBusy(reason="too many captures"))
 
 
-def started(node: str, capture: str, rolling: RollingPackets | None = None) -> dict[str, Any]:
+def started(
+    node: str, capture: str, rolling: RollingPackets | None = None, past: PastPackets | None = None
+) -> dict[str, Any]:
     """A capture has started: up to 100 packets, for up to a minute; or a rolling one."""
     limits = CaptureLimits(max_packets=100, max_bytes=10_000, idle_seconds=20, duration_seconds=60)
     if rolling is not None:
@@ -76,6 +79,7 @@ def started(node: str, capture: str, rolling: RollingPackets | None = None) -> d
         limits=limits,
         started=1_700_000_000.0,
         link_type=1,
+        history=past,
         rolling=rolling,
     )
     return event(node, data, capture)
@@ -91,7 +95,7 @@ def progress(
     return event(node, data, capture)
 
 
-def stopped(node: str, capture: str, packets: int = 100) -> dict[str, Any]:
+def stopped(node: str, capture: str, packets: int = 100, past: PastPackets | None = None) -> dict[str, Any]:
     """It has stopped."""
     data = CaptureStopped(
         reason=StopReason.PACKETS,
@@ -99,6 +103,7 @@ def stopped(node: str, capture: str, packets: int = 100) -> dict[str, Any]:
         bytes=24 + packets,
         counts=PacketCounts(received=packets, dropped=0, interface_dropped=None),
         file="web-1-eth0-1-a.pcap" if packets else None,
+        history=past,
     )
     return event(node, data, capture)
 
@@ -129,9 +134,15 @@ def done(node: str, capture: str) -> dict[str, Any]:
     return event(node, CaptureDone(), capture)
 
 
-def whole(node: str, capture: str) -> list[dict[str, Any]]:
+def whole(node: str, capture: str, past: PastPackets | None = None) -> list[dict[str, Any]]:
     """All events of a capture for which all is well."""
-    return [make(node, capture) for make in (accepted, started, stopped, delivered, done)]
+    return [
+        accepted(node, capture),
+        started(node, capture, past=past),
+        stopped(node, capture, past=past),
+        delivered(node, capture),
+        done(node, capture),
+    ]
 
 
 def tally(*events: dict[str, Any], now: float = 0.0) -> Tally:

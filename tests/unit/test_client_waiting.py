@@ -14,6 +14,7 @@ from pcapsvc.client.table import TableView
 from pcapsvc.client.tally import SILENT_SECONDS, Tally
 from pcapsvc.client.views import JsonView, LineView
 from pcapsvc.client.waiting import NoFiles, Patience, Waiting
+from pcapsvc.core.history import Missing, MissingReason, PastPackets
 from tests.unit import client_case as case
 from tests.unit.client_case import REQUEST, MemoryEvents
 
@@ -87,7 +88,7 @@ class WaitingTests(unittest.SynchronousTestCase):
             lines,
             [
                 "22:13:20.000 web-1 accepted: a on eth0",
-                "22:13:20.000 web-1:eth0 a capturing udp, up to 100 packets, 10.0 kB, 1:00",
+                "22:13:20.000 web-1:eth0 a capturing udp, up to 100 packets, 10.0 kB, 1:00, 20 s idle",
                 "22:13:20.000 web-1:eth0 a stopped (packets): 100 packets, 124 B",
                 "22:13:20.000 web-1:eth0 a delivered to local: /captures/a.pcap",
                 "22:13:20.000 web-1:eth0 a done",
@@ -96,6 +97,51 @@ class WaitingTests(unittest.SynchronousTestCase):
                 "web-2 busy: [2J busy",
             ],
         )
+
+    def test_past_missing(self) -> None:
+        """What is missing of the past is said when the capture starts, and with its outcome."""
+        past = PastPackets(
+            seconds=600,
+            packets=3,
+            missing=(
+                Missing(reason=MissingReason.STARTED, seconds=596.2),
+                Missing(reason=MissingReason.DROPS, seconds=0.5, packets=7),
+                Missing(reason=MissingReason.SNAP),
+            ),
+        )
+        self.wait(*self.at(1.0, case.whole("web-1", "a", past)))
+        lines = self.output.getvalue().splitlines()
+        words = (
+            "missing of the past: 9:56 (recording began later), 0.5 s, 7 packets (dropped by the kernel),"
+            " packets may be cut"
+        )
+        self.assertTrue(lines[1].endswith(f", 20 s idle; {words}"), lines[1])
+        self.assertEqual(lines[-2:], [lines[-2], f"web-1:eth0 {words}"])
+        self.assertIn("delivered 100 packets", lines[-2])
+        stream = io.StringIO()
+        TableView(stream).close(case.tally(*case.whole("web-1", "a", past)), 0.0)
+        self.assertEqual(stream.getvalue().splitlines()[-1], f"web-1:eth0: {words}")
+
+    def test_whole_past(self) -> None:
+        """Nothing is said if nothing is missing."""
+        self.wait(*self.at(1.0, case.whole("web-1", "a", PastPackets(seconds=30, packets=3))))
+        self.assertNotIn("missing", self.output.getvalue())
+
+    def test_hostile_past(self) -> None:
+        """Whatever an event says of the past, the capture goes on, and the terminal isn't controlled."""
+        for history in (5, {}, {"missing": 5}, {"missing": [5]}, {"missing": [{"reason": "\x1b[2J"}]}):
+            events = case.whole("web-1", "a")
+            for event in events:
+                if event["type"].startswith("pcapsvc.capture.st"):
+                    event["data"]["history"] = history
+            self.assertEqual(self.wait(*self.at(1.0, events))[0], ExitStatus.DELIVERED)
+            self.assertNotIn("\x1b", self.output.getvalue())
+
+    def test_no_answers(self) -> None:
+        """If nobody has answered, there is no table at the end, and nothing says that answers are waited for."""
+        stream = io.StringIO()
+        TableView(stream).close(case.tally(), 0.0)
+        self.assertEqual(stream.getvalue(), "")
 
     def test_hostile_notes(self) -> None:
         """What else is said can't control the terminal either."""
