@@ -17,7 +17,7 @@ from pcapsvc.client.connections import Connections, NodeNames
 from pcapsvc.client.message import encode, stop_message
 from pcapsvc.client.profile import read_secret
 from pcapsvc.client.reader import EventReader
-from pcapsvc.client.status import ClientError, ExitStatus, NoAnswer, Refused, UsageProblem
+from pcapsvc.client.status import ClientError, ExitStatus, NoAnswer, NotMeant, Refused, UsageProblem
 from pcapsvc.client.tally import Tally
 from pcapsvc.client.views import IView, JsonView, LineView
 from pcapsvc.client.waiting import IFiles, NoFiles, Patience, Waiting
@@ -147,6 +147,7 @@ class Request:
         self._body = body
         self._names = NodeNames(connections)
         self._tally = Tally(requestid)
+        self._others = 0
 
     def send_only(self) -> ExitStatus:
         """Send it, and print its name, by which its events and captures are found."""
@@ -181,7 +182,10 @@ class Request:
 
     def _until_done(self, waiting: Waiting, view: IView) -> ExitStatus:
         try:
-            return waiting.run()
+            status = waiting.run()
+            if not self._tally.rows:
+                raise NoAnswer("no node has answered: none is meant, or none publishes its events")
+            return status
         except KeyboardInterrupt:
             view.close(self._tally, time.monotonic())
         except BrokenPipeError:
@@ -222,7 +226,7 @@ class Request:
 
     def _send(self) -> int | None:
         """
-        Send it everywhere. A node that refuses in its answer is counted.
+        Send it everywhere. A node that refuses in its answer is counted; one that isn't meant is left out.
 
         @raise NoAnswer: if it can't be sent anywhere.
         """
@@ -232,6 +236,9 @@ class Request:
         for address, answer in zip(self._via, answers, strict=True):
             if isinstance(answer, NoAnswer):
                 problems.append(answer)
+                if isinstance(answer, NotMeant):
+                    self._others += 1
+                    continue
                 self._tally.miss(str(address), str(answer).removeprefix(f"{address}: "))
             elif isinstance(answer, ClientError):
                 self._tally.refuse(self._name(address), str(answer))
@@ -278,7 +285,7 @@ class Request:
         if expect is not None:
             seconds = EXPECTED_SECONDS
         elif all(isinstance(each, HttpAddress) for each in self._via):
-            expect = len(self._via)
+            expect = len(self._via) - self._others
         elif "node" in self._fields:
             # Each subscriber is a node, unless somebody else listens.
             expect = receivers if self._fields["node"] == "any" else 1

@@ -45,3 +45,7 @@ class NoAnswer(ClientError):
     """Nobody answers, or the connection is lost."""
 
     status = ExitStatus.NO_ANSWER
+
+
+class NotMeant(NoAnswer):
+    """A node has answered that the message is for other nodes."""

@@ -209,6 +209,7 @@ class FleetTests(SynchronousTestCase):
                 (status, shown),
                 (words, ended),
             )
+            self.assertEqual("pcapctl: no node has answered" in ended.errors, not shown, ended)
         self.assertEqual(pcapctl(*self.options("--packets", "x")).status, 2)
 
     def test_terminal(self) -> None:

@@ -188,6 +188,14 @@ class FleetTests(SynchronousTestCase):
         for way in (empty, (*self.fleet.by_redis[:2], "--nodere", "^nobody")):
             ended = pcapctl(*self.words(way, "-c", "1"))
             self.assertEqual((ended.status, ended.lines), (4, []), ended)
+        ended = pcapctl(*self.words((*self.fleet.by_http[:4], "--node", "nobody"), "-c", "1"))
+        self.assertEqual((ended.status, ended.lines), (4, []), ended)
+        self.assertIn("the message is for other nodes", ended.errors)
+
+    def test_one_of_several(self) -> None:
+        """Of the nodes that are asked over HTTP, those that aren't meant are neither waited for nor shown."""
+        ended = pcapctl(*self.words((*self.fleet.by_http[:6], "--node", "node-01"), "-c", "5"))
+        self.assertEqual((ended.status, self.outcomes(ended)), (0, {"node-01": "delivered"}), ended)
 
     def test_stopped(self) -> None:
         """C{pcapctl stop} reaches the other nodes although one refuses or isn't there."""

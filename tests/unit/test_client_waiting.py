@@ -138,7 +138,7 @@ class WaitingTests(unittest.SynchronousTestCase):
             self.assertNotIn("\x1b", self.output.getvalue())
 
     def test_no_answers(self) -> None:
-        """If nobody has answered, there is no table at the end, and nothing says that answers are waited for."""
+        """If nobody has answered, nothing at the end says that answers are waited for."""
         stream = io.StringIO()
         TableView(stream).close(case.tally(), 0.0)
         self.assertEqual(stream.getvalue(), "")

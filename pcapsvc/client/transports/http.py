@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pcapsvc.client.api import ApiProblem, Body, NodeApi
-from pcapsvc.client.status import NoAnswer, Refused
+from pcapsvc.client.status import NoAnswer, NotMeant, Refused
 from pcapsvc.core.text import one_line
 
 # An event has its texts from a message of up to 64 KiB, or from servers; this is far above either.
 _LONGEST_LINE_BYTES = 16 * 1024 * 1024
+# The problem of a node that is not meant: see docs/messages.md.
+_NOT_MEANT = "/pcapsvc/problems/not-for-this-node"
 
 
 class HttpTransport:
@@ -23,11 +25,14 @@ class HttpTransport:
         """
         Post a message.
 
-        @raise Refused: if the node rejects it, is busy, or is not the one that is meant.
+        @raise Refused: if the node rejects it, or is busy.
+        @raise NotMeant: if it is for other nodes.
         """
         try:
             self._api.call("POST", "/captures", body)
         except ApiProblem as problem:
+            if problem.document.get("type") == _NOT_MEANT:
+                raise NotMeant(f"{self._api.address}: the message is for other nodes") from None
             listed = problem.document.get("problems")
             if not isinstance(listed, list) or not listed:
                 raise Refused(str(problem)) from None
