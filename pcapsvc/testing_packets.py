@@ -461,6 +461,8 @@ class MemorySieve:
     @ivar closed: whether it was closed.
     """
 
+    looks_beyond = False
+
     def __init__(self, program: MemoryProgram, snap_length: int) -> None:
         self._program = program
         self._snap_length = snap_length

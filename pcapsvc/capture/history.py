@@ -484,7 +484,7 @@ class HistoryRecorder:
                 dropped=dropped,
                 is_overtaken=taken.is_overtaken,
                 is_limited=taken.reason is not None,
-                snap_length=self.bounds.snap_length,
+                is_cut=reader.looks_beyond or self.bounds.snap_length < wanted.snap_length,
             )
 
         return take, report

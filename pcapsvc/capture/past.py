@@ -220,6 +220,11 @@ class PastReader:
         return self._event
 
     @property
+    def looks_beyond(self) -> bool:
+        """Whether the filter looks at bytes that aren't recorded."""
+        return self._sieve is not None and self._sieve.looks_beyond
+
+    @property
     def is_behind(self) -> bool:
         """Whether there may be more: see L{IPacketReader.is_behind}."""
         return self._gone is None and self._is_behind()

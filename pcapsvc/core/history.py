@@ -28,7 +28,7 @@ class MissingReason(Enum):
     STARTED = "started"
     #: A limit of the capture left room for the newest packets only.
     LIMIT = "limit"
-    #: The history keeps fewer bytes of each packet than the capture would.
+    #: The history keeps fewer bytes of each packet than the capture would, or than its filter looks at.
     SNAP = "snap"
     #: The interface has no history, and the request does without.
     NONE = "none"
@@ -263,7 +263,7 @@ def past_packets(
     dropped: int,
     is_overtaken: bool,
     is_limited: bool,
-    snap_length: int,
+    is_cut: bool,
 ) -> PastPackets:
     """
     What a capture got of the past, and what is missing of it.
@@ -273,7 +273,8 @@ def past_packets(
     @param dropped: how many packets the kernel had dropped since then.
     @param is_overtaken: whether the oldest were overwritten before they could be read.
     @param is_limited: whether a limit left room for the newest only.
-    @param snap_length: how much of each packet the history keeps, in bytes.
+    @param is_cut: whether the history keeps fewer bytes of each packet than the capture is to have, or than
+        its filter looks at.
     """
     missing = reach.missing(wanted.since, now)
     if dropped:
@@ -283,6 +284,6 @@ def past_packets(
         reason = MissingReason.LIMIT if is_limited else MissingReason.SIZE
         seconds = None if first is None else max(0.0, first - begins)
         missing.append(Missing(reason=reason, seconds=seconds))
-    if snap_length < wanted.snap_length:
+    if is_cut:
         missing.append(Missing(reason=MissingReason.SNAP))
     return PastPackets(seconds=wanted.seconds, first=first, packets=packets, missing=tuple(missing))

@@ -64,6 +64,8 @@ _COOKED_BYTES = {113: 16}
 # What the kernel takes out: 802.1Q and 802.1ad (linux/if_ether.h).
 _TAG_TYPES = (0x8100, 0x88A8)
 _LONGEST_JUMP = 255
+# The shortest header of IPv4 (RFC 791, section 3.1).
+_IPV4_BYTES = 20
 
 
 def for_recorded(program: Program, link_type: int) -> Program:
@@ -98,6 +100,24 @@ def for_recorded(program: Program, link_type: int) -> Program:
         (_GO_ON_AT, 0, 0, len(untagged)),
     ]
     return replace(program, instructions=_packed([*choice, *untagged, *tagged]))
+
+
+def looked_at_bytes(program: Program) -> int:
+    """
+    How many bytes of a packet a filter looks at. Where that depends on the packet, as the length of an IPv4
+    header does, the least number counts.
+    """
+    most = 0
+    instructions: list[_Instruction] = list(_INSTRUCTION.iter_unpack(program.instructions))
+    least = _IPV4_BYTES if any(_is_header_length(code) for code, _, _, _ in instructions) else 0
+    for code, _, _, number in instructions:
+        if _is_header_length(code):
+            most = max(most, number + 1)
+        elif _is_load_at(code, _ABS) and number < _ANCILLARY:
+            most = max(most, number + _SIZES[code & _SIZE])
+        elif _is_load_at(code, _IND) and number < _NEGATIVE:
+            most = max(most, number + _SIZES[code & _SIZE] + least)
+    return most
 
 
 def _packed(instructions: list[_Instruction]) -> bytes:

@@ -135,7 +135,13 @@ class IRecordWriter(Interface):
 
 
 class ISieve(Interface):
-    """Lets those packets of a recording pass that match a filter, cut to a snap length."""
+    """
+    Lets those packets of a recording pass that match a filter, cut to a snap length.
+
+    @ivar looks_beyond: whether the filter looks at bytes that the packets don't have, as they were cut.
+    """
+
+    looks_beyond: bool
 
     def sift(records: memoryview) -> tuple[int, memoryview]:
         """

@@ -141,4 +141,7 @@ class Listener:
 def unusable(path: str, endpoint: str, problem: BaseException | None) -> SettingsError:
     """The error that an endpoint can't be listened on."""
     rule = f"must be an endpoint that can be listened on ({str(problem) or type(problem).__name__})"
+    if isinstance(problem, OSError) and problem.filename is not None:
+        # Another file, such as /dev/null, which Twisted opens as a reserve.
+        rule = f"can't be listened on, as something else is missing: {problem.filename}: {problem.strerror}"
     return SettingsError([Problem(path=path, value=shown(endpoint), rule=rule)])

@@ -21,7 +21,7 @@ from pcapsvc.core.errors import CaptureUnavailable, PcapsvcError
 from pcapsvc.core.filter import FilterRejected, Program
 from pcapsvc.core.network_interface import NetworkInterface
 from pcapsvc.core.pcap_file import MICROSECOND_TICKS
-from pcapsvc.core.recorded_filter import for_recorded
+from pcapsvc.core.recorded_filter import for_recorded, looked_at_bytes
 from pcapsvc.core.text import one_line
 from pcapsvc.host.permission import open_packet_socket
 from pcapsvc.interfaces.capture import (
@@ -221,11 +221,13 @@ class PcapySystem(Service):
         """Filter packets that were recorded: see L{IPacketSystem.open_sieve}."""
 
         async def open_it() -> ISieve:
-            program = None
+            program, looks_beyond = None, False
             if bpf.strip():
                 netmask = _netmask_of(interface) if uses_netmask(bpf) else 0
                 kind = _kind(link_type, kept, netmask=netmask)
-                program = for_recorded(await self._compile(bpf, kind), link_type)
+                compiled = await self._compile(bpf, kind)
+                program = for_recorded(compiled, link_type)
+                looks_beyond = looked_at_bytes(compiled) > kept_length(link_type, kept)
             try:
                 return Sieve(
                     self._records(),
@@ -233,6 +235,7 @@ class PcapySystem(Service):
                     kept=kept_length(link_type, kept),
                     snap_length=kept_length(link_type, snap_length),
                     program=program,
+                    looks_beyond=looks_beyond,
                 )
             except LibpcapError as error:
                 raise FilterRejected(bpf, f"libpcap says: {one_line(str(error))}") from None

@@ -241,6 +241,7 @@ class Sieve:
     @param kept: the snap length of the packets, in bytes.
     @param snap_length: to which they are cut, in bytes.
     @param program: for recorded packets; L{None} lets all of them pass.
+    @param looks_beyond: see L{ISieve}.
 
     @raise OSError: if there is no memory or no descriptor for it.
     @raise LibpcapError: if the filter can't be used.
@@ -254,7 +255,9 @@ class Sieve:
         kept: int,
         snap_length: int,
         program: Program | None,
+        looks_beyond: bool = False,
     ) -> None:
+        self.looks_beyond = looks_beyond
         self._stages: list[_Stage] = []
         try:
             # The filter may look at what is cut off.

@@ -242,6 +242,26 @@ class WireTests(_Case):
         self.assertEqual(found[""], len(frames()))
         self.assertEqual([bpf for bpf in NETWORK if not found.get(bpf)], [])
 
+    async def test_beyond(self) -> None:
+        """It is known whether a filter looks at bytes that were cut off."""
+        for kept, bpf, expected in (
+            (96, "udp[100] = 1", True),
+            (96, "ip[100:4] = 1", True),
+            (96, "tcp port 80 or ether[96] = 1", True),
+            (96, "udp[60:4] = 1", True),
+            (96, "ether[95] = 1", False),
+            (96, "greater 1000", False),
+            (96, "tcp port 80", False),
+            (96, "ip6 and udp port 53 and src host 2001:db8::1", False),
+            (96, "vlan 7 and tcp[tcpflags] & tcp-syn != 0", False),
+            (40, "ip6 host 2001:db8::1", True),
+        ):
+            sieve = await self.system.open_sieve(
+                self.interface, link_type=1, kept=kept, snap_length=kept, bpf=bpf
+            )
+            sieve.close()
+            self.assertEqual(sieve.looks_beyond, expected, bpf)
+
     async def test_ethernet(self) -> None:
         """Filters for the link layer, and for VLANs."""
         found = await self.compare(ETHERNET)

@@ -16,7 +16,7 @@ from pcapsvc.core.errors import CaptureUnavailable
 from pcapsvc.core.filter import FilterRejected
 from pcapsvc.core.history import HistoryBounds, MissingReason, look_back
 from pcapsvc.interfaces.capture import IPacketHandle
-from pcapsvc.testing_packets import MemoryInterface, MemoryPacketSystem
+from pcapsvc.testing_packets import MemoryInterface, MemoryPacketSystem, MemorySieve
 from tests.unit.logged import logged
 
 EPOCH = 1_700_000_000.0
@@ -43,6 +43,7 @@ class RecorderCase(unittest.SynchronousTestCase):
 
     before_seconds: float = 10**5
     snap_length = 100
+    sieve: MemorySieve | None = None
 
     def setUp(self) -> None:
         """An interface, and a reactor; in the end nothing is left."""
@@ -103,7 +104,7 @@ class RecorderCase(unittest.SynchronousTestCase):
 
     def kept(self) -> list[int]:
         """The numbers of the packets that are remembered."""
-        reader = self.recorder.attach(None, 100, "")
+        reader = self.recorder.attach(self.sieve, 100, "")
         now = self.wall_clock()
         wanted = look_back(self.before_seconds, snap_length=self.snap_length, sent_at=None, now=now)
         take, self.report = self.recorder.look_back(reader, wanted, max_packets=10**9, max_bytes=10**9)
@@ -233,11 +234,17 @@ class HistoryRecorderTests(RecorderCase):
         self.assertEqual(self.kept(), list(range(20)))
 
     def test_cut(self) -> None:
-        """It is reported if the history keeps fewer bytes of a packet than the request asks for."""
+        """It is reported if the history keeps fewer bytes of a packet than the request needs."""
         self.recorder.start()
         self.advance(1)
         self.before_seconds = 0.5
         self.assertEqual(self.missing(), {})
+        self.system.filters["far"] = lambda data: False
+        self.sieve = MemorySieve(self.system.compile("far"), 100)
+        self.assertEqual(self.missing(), {})
+        self.patch(MemorySieve, "looks_beyond", True)
+        self.assertEqual(self.missing(), {MissingReason.SNAP: None})
+        self.sieve = None
         self.snap_length = 101
         self.assertEqual(self.missing(), {MissingReason.SNAP: None})
 

@@ -6,7 +6,26 @@ from twisted.internet.protocol import Factory
 from twisted.internet.testing import MemoryReactorClock
 from twisted.trial import unittest
 
-from pcapsvc.net.listen import BACKLOG, listening_endpoint
+from pcapsvc.net.listen import BACKLOG, listening_endpoint, unusable
+
+
+class UnusableTests(unittest.SynchronousTestCase):
+    """Why an endpoint can't be listened on."""
+
+    def test_reasons(self) -> None:
+        """A file that Twisted needs besides is named as what is missing."""
+        for problem, rule in (
+            (
+                OSError(98, "Address in use"),
+                "must be an endpoint that can be listened on ([Errno 98] Address in use)",
+            ),
+            (
+                FileNotFoundError(2, "No such file or directory", "/dev/null"),
+                "can't be listened on, as something else is missing: /dev/null: No such file or directory",
+            ),
+        ):
+            [found] = unusable("http.listen", "tcp:1", problem).problems
+            self.assertEqual(found.rule, rule)
 
 
 class BacklogTests(unittest.SynchronousTestCase):
