@@ -80,7 +80,7 @@ class AccessTests(PageTestCase):
         send(wire, 3)
         daemon.done(done)
         daemon.capture(interface=[wire.interface], bpf="udp", duration=300)
-        daemon.capture(interface=["lo"], duration=300)
+        daemon.capture(interface=["lo"], bpf="udp port 9", duration=300)
         return daemon
 
     def states(self, visitor: Visitor, daemon: Daemon) -> Iterator[str]:

@@ -125,7 +125,7 @@ class OutageTests(PageTestCase):
         """If the captures can't be listed at first, they are as soon as they can, and no event is lost."""
         wire = self.wire()
         daemon = self.daemon()
-        daemon.capture(interface=["lo"], duration=300)
+        daemon.capture(interface=["lo"], bpf="udp port 9", duration=300)
         visitor = self.visit(daemon, allowed="Failed to load resource")
         page = visitor.page
         expect(page.locator("#running .card")).to_have_count(1)
