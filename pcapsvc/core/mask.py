@@ -46,6 +46,9 @@ _LEAST_LETTERS = 5
 _WORD = re.compile(r"[^\s\"'<>]+")
 _SERVER = re.compile(r"(?i)https?(?::|%(?:25){0,3}3a)(?:\\{0,8}/|%(?:25){0,3}2f){2}")
 _QUERY = re.compile(r"(?i)\?|\\{1,8}u003f|%(?:25){0,3}3f")
+# In JSON, a character that needs no escape sequence and has one all the same: no quotation mark, and no
+# backslash. The backslash in front of it is not one that is escaped itself.
+_NEEDLESS = re.compile(r"(?<!\\)((?:\\\\)*)\\u00(?!22|5[cC]|7[fF])([2-7][0-9A-Fa-f])")
 # What looks like a query in a message, up to the end of its text.
 _QUERY_LIKE = re.compile(r"([?][^\s\"=?]{1,64}=)[^\"]*")
 
@@ -139,6 +142,7 @@ def without_values(message: str, fields: Iterable[str]) -> str:
     names = "|".join(map(re.escape, fields))
     if not names:
         return message
+    message = _NEEDLESS.sub(lambda found: found[1] + chr(int(found[2], 16)), message)
     field = rf'(?is)("(?:{names})"\s*:\s*)(?:"(?:[^"\\]|\\.)*(?:"|\Z)|[\[{{].*)'
     return _QUERY_LIKE.sub(rf"\1{HIDDEN}", re.sub(field, rf'\1"{HIDDEN}"', message))
 

@@ -95,6 +95,8 @@ class MaskTests(unittest.SynchronousTestCase):
             ('{"puturl": "unended', f'{{"puturl": "{HIDDEN}"'),
             ('{"puturl": ["s", ["t"]], "a": 1}', f'{{"puturl": "{HIDDEN}"'),
             ('{"puturl":\n{"s": 1}}', f'{{"puturl":\n"{HIDDEN}"'),
+            ('{"p\\u0075turl": "h\\u003a\\u002f/p\\u003fs"}', f'{{"puturl": "{HIDDEN}"}}'),
+            ('{"a": "\\\\u0075 \\u0022 \\u005c"}', '{"a": "\\\\u0075 \\u0022 \\u005c"}'),
             ('{"puturl": null}', '{"puturl": null}'),
             ('{"put_url": "h/p?sig=x&y=z", "a": 1}', f'{{"put_url": "h/p?sig={HIDDEN}", "a": 1}}'),
             ('{"nodere": "(?i)^web-?1$"}', '{"nodere": "(?i)^web-?1$"}'),
