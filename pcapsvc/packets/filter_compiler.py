@@ -121,14 +121,14 @@ class FilterCompiler(Service):
         """
         End all processes; what they were compiling fails with L{NodeBusy}.
 
-        @return: fires when all have been reaped.
+        @return: fires when all have been reaped. On cancel, they are not waited for.
         """
         super().stopService()  # type: ignore[no-untyped-call]
         self._stop_idling()
         self._ready = None
         for job in tuple(self._jobs.values()):
             job.stop(NodeBusy("the daemon is stopping"))
-        ended = DeferredList([worker.kill() for worker in tuple(self._workers)])
+        ended = DeferredList([worker.kill() for worker in tuple(self._workers)], consumeErrors=True)
         return ended.addCallback(lambda _: None)
 
     def compile(self, bpf: str, *, link_type: int, snap_length: int, netmask: int = 0) -> Deferred[Program]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 from twisted.internet.defer import CancelledError
 
 from pcapsvc.core.errors import NodeBusy
@@ -294,3 +296,16 @@ class FilterCompilerTests(FilterCase):
         for one in (hard, waiting, late, self.compile("after")):
             self.failureResultOf(one, NodeBusy)
         self.assertEqual(self.clock.alive, [])
+
+    def test_stop_without_time(self) -> None:
+        """If there is no time to wait for the processes, they are killed nevertheless; nothing is logged."""
+        self.compile("hard").addErrback(lambda _: None)
+        [process] = self.clock.alive
+        end = process.end
+        self.patch(process, "end", lambda: None)
+        stopping = self.compiler.stopService()
+        stopping.cancel()
+        gc.collect()
+        self.assertEqual(self.flushLoggedErrors(), [])
+        end()
+        self.successResultOf(stopping)
