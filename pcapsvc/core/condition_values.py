@@ -77,9 +77,16 @@ def read_address(text: str) -> Address:
 
     @raise BadValue: if it is none.
     """
-    if "/" in text and len(text) <= _LONGEST and _is_network(text):
-        raise BadValue("must be an address, and is a network: see 'net'")
-    return _address(text, "must be an IPv4 or IPv6 address; host names are not looked up")
+    rule = "must be an IPv4 or IPv6 address; host names are not looked up"
+    if len(text) <= _LONGEST:
+        if _is_address(text.partition("/")[0]) and "/" in text:
+            raise BadValue("must be an address, and is a network: see 'net'")
+        found = _WITH_PORT.fullmatch(text)
+        if found and _is_address(found[1] or found[2] or ""):
+            raise BadValue("must be an address without a port: see 'port', 'src' and 'dst'")
+        if text.startswith("[") and text.endswith("]") and _is_address(text[1:-1]):
+            raise BadValue("must be an address without brackets")
+    return _address(text, rule)
 
 
 def read_network(text: str) -> Network:
@@ -152,15 +159,17 @@ def read_port_range(text: str) -> tuple[int, int]:
     return int(first), int(last)
 
 
-def read_word(text: str, words: Mapping[str, object]) -> str:
+def read_word(text: str, words: Mapping[str, object], alternative: str = "") -> str:
     """
     Read one of several words, in any case.
+
+    @param alternative: what it might be instead, for the error.
 
     @raise BadValue: if it is none of them.
     """
     word = text.lower() if text.isascii() else text
     if word not in words:
-        raise BadValue(f"must be one of {', '.join(words)}")
+        raise BadValue(f"must be {alternative}one of {', '.join(words)}")
     return word
 
 
@@ -192,9 +201,9 @@ def _address(text: str, rule: str) -> Address:
     return address
 
 
-def _is_network(text: str) -> bool:
+def _is_address(text: str) -> bool:
     try:
-        read_network(text)
+        _address(text, "")
     except BadValue:
         return False
     return True

@@ -64,7 +64,7 @@ class ConditionFields(msgspec.Struct, frozen=True, kw_only=True):
 
     host: Annotated[str | _Texts, _one_or_more("an address")] | None = None
     net: Annotated[str | _Texts, _one_or_more("a network, such as 192.0.2.0/24")] | None = None
-    port: Annotated[int | _Numbers, _one_or_more(f"a port, 0 to {MOST_PORT}")] | None = None
+    port: Annotated[int | _Numbers, _one_or_more(f"a port number, 0 to {MOST_PORT}")] | None = None
     portrange: Annotated[str | _Texts, _one_or_more("a range of ports, such as 8000-8100")] | None = None
     protocol: (
         Annotated[
@@ -75,8 +75,8 @@ class ConditionFields(msgspec.Struct, frozen=True, kw_only=True):
     ) = None
     src: Annotated[str | _Texts, _one_or_more("an address, address:port or network")] | None = None
     dst: Annotated[str | _Texts, _one_or_more("an address, address:port or network")] | None = None
-    flags: Annotated[str | _Texts, _one_or_more("a flag of TCP")] | None = None
-    vlan: Annotated[int | _Numbers, _one_or_more(f"a VLAN's number, 0 to {MOST_VLAN}")] | None = None
+    flags: Annotated[str | _Texts, _one_or_more("a TCP flag, such as syn")] | None = None
+    vlan: Annotated[int | _Numbers, _one_or_more(f"a VLAN ID, 0 to {MOST_VLAN}")] | None = None
     direction: Annotated[str | _Texts, _one_or_more("a direction, in or out")] | None = None
 
 
@@ -187,18 +187,18 @@ def _bad_values(name: str, given: Any) -> Iterator[Problem]:
 def _read_protocol(value: str | int) -> str:
     """How pcap-filter(7) writes a protocol."""
     if isinstance(value, int):
-        return f"proto {check_number(value, MOST_PROTOCOL, 'a protocol')}"
-    return PROTOCOLS[read_word(value, PROTOCOLS)]
+        return f"proto {check_number(value, MOST_PROTOCOL, 'a protocol number')}"
+    return PROTOCOLS[read_word(value, PROTOCOLS, f"a number, 0 to {MOST_PROTOCOL}, or ")]
 
 
 _READERS: Mapping[str, Callable[[Any], Any]] = {
-    "vlan": lambda value: check_number(value, MOST_VLAN, "a VLAN's number"),
+    "vlan": lambda value: check_number(value, MOST_VLAN, "a VLAN ID"),
     "host": read_address,
     "net": read_network,
     "src": read_end,
     "dst": read_end,
     "protocol": _read_protocol,
-    "port": lambda value: check_number(value, MOST_PORT, "a port"),
+    "port": lambda value: check_number(value, MOST_PORT, "a port number"),
     "portrange": read_port_range,
     "flags": lambda value: read_word(value, FLAGS),
     "direction": lambda value: read_word(value, DIRECTIONS),

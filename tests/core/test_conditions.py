@@ -9,6 +9,7 @@ from typing import Any
 
 from twisted.trial import unittest
 
+from pcapsvc.core.condition_values import PROTOCOLS
 from pcapsvc.core.conditions import CONDITIONS
 from pcapsvc.core.errors import RequestRejected
 from pcapsvc.core.filter import names_needing_dns
@@ -202,6 +203,11 @@ class BadValuesTests(Requests, unittest.SynchronousTestCase):
         for name, value, rule in (
             ("host", "web-1", ADDRESS),
             ("host", "192.0.2.0/24", "must be an address, and is a network: see 'net'"),
+            ("host", "192.0.2.9/24", "must be an address, and is a network: see 'net'"),
+            ("host", "192.0.2.1:443", "must be an address without a port: see 'port', 'src' and 'dst'"),
+            ("host", "[2001:db8::1]:443", "must be an address without a port: see 'port', 'src' and 'dst'"),
+            ("host", "[2001:db8::1]", "must be an address without brackets"),
+            ("host", "web-1:443", ADDRESS),
             ("host", "fe80::1%eth0", "must have no zone (%)"),
             (
                 "host",
@@ -213,13 +219,14 @@ class BadValuesTests(Requests, unittest.SynchronousTestCase):
             ("net", "192.0.2.0/33", "must have a prefix length of 0 to 32 after the slash"),
             ("net", "2001:db8::/129", "must have a prefix length of 0 to 128 after the slash"),
             ("net", "192.0.2.1", "must be a network, such as 192.0.2.0/24 or 2001:db8::/32"),
-            ("port", 65536, "must be a port, 0 to 65535"),
-            ("port", -1, "must be a port, 0 to 65535"),
+            ("port", 65536, "must be a port number, 0 to 65535"),
+            ("port", -1, "must be a port number, 0 to 65535"),
             ("portrange", "90-80", "must begin with the lower port: 80-90"),
-            ("protocol", 256, "must be a protocol, 0 to 255"),
+            ("protocol", 256, "must be a protocol number, 0 to 255"),
+            ("protocol", "17", f"must be a number, 0 to 255, or one of {', '.join(PROTOCOLS)}"),
             ("dst", "192.0.2.1:65536", "must have a port of 0 to 65535"),
             ("flags", "sin", "must be one of fin, syn, rst, psh, ack, urg, ece, cwr"),
-            ("vlan", 4096, "must be a VLAN's number, 0 to 4095"),
+            ("vlan", 4096, "must be a VLAN ID, 0 to 4095"),
             ("direction", "inbound", "must be one of in, out"),
         ):
             for values in (value, [value]):
