@@ -12,6 +12,7 @@ from twisted.python.failure import Failure
 
 from pcapsvc.core.errors import (
     FAULT,
+    NO_SUCH_INTERFACE,
     CaptureForbidden,
     CaptureUnavailable,
     NodeBusy,
@@ -72,7 +73,7 @@ async def prepare_all(capturer: ICapturer, plans: Sequence[CapturePlan]) -> Prep
     seconds = sum(capture.compile_seconds for capture in captures) + sum(
         error.compile_seconds for error in errors if isinstance(error, FilterRejected)
     )
-    problems, verdict = _weighed(errors, plans[0].request.filter_field)
+    problems, verdict = _weighed(errors, plans)
     if verdict is None and not captures:
         verdict = Rejected(problems=problems)
     if verdict is not None:
@@ -83,13 +84,11 @@ async def prepare_all(capturer: ICapturer, plans: Sequence[CapturePlan]) -> Prep
 
 
 def _weighed(
-    errors: Sequence[BaseException], filter_field: str
+    errors: Sequence[BaseException], plans: Sequence[CapturePlan]
 ) -> tuple[tuple[Problem, ...], Rejected | Busy | None]:
-    """
-    The problems of single interfaces, and the verdict if the whole request fails.
-
-    @param filter_field: the field of the request that the filter is from.
-    """
+    """The problems of single interfaces, and the verdict if the whole request fails."""
+    filter_field = plans[0].request.filter_field
+    aliases = {plan.interface for plan in plans if plan.is_alias_too}
     problems: list[Problem] = []
     forbidden = False
     for error in errors:
@@ -98,7 +97,10 @@ def _weighed(
         if isinstance(error, RequestRejected):
             return (), Rejected(problems=error.problems)
         if isinstance(error, CaptureUnavailable) and not forbidden:
-            problems.append(Problem(path="interface", value=repr(error.interface), rule=error.reason))
+            rule = error.reason
+            if rule == NO_SUCH_INTERFACE and error.interface in aliases:
+                rule = f"{rule}; it is an alias: give it as 'alias'"
+            problems.append(Problem(path="interface", value=repr(error.interface), rule=rule))
             # It is the same on all interfaces.
             forbidden = isinstance(error, CaptureForbidden)
     for error in errors:

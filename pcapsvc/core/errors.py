@@ -110,6 +110,10 @@ class RequestRejected(_Problems):
     """The sender's fault: the request is wrong, and sending it again will not help."""
 
 
+#: Why an interface can't be captured on that doesn't exist.
+NO_SUCH_INTERFACE = "no such interface"
+
+
 class CaptureUnavailable(PcapsvcError):
     """
     The node's fault: it is not possible to capture on this interface now.

@@ -43,6 +43,7 @@ class CapturePlan:
     One capture on one interface, with all that it needs.
 
     @ivar alias: the alias by which the interface was asked for, or L{None}.
+    @ivar is_alias_too: whether an alias of this node has the name by which the interface was asked for.
     @ivar bpf: which packets, as a filter of pcap-filter(7); empty for every packet.
     @ivar snap_length: how much of each packet is captured, in bytes.
     @ivar options: what the request says about each destination that is enabled, as in L{CaptureRequest}.
@@ -68,6 +69,7 @@ class CapturePlan:
     format: str = "pcap"
     compressions: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[Problem, ...] = ()
+    is_alias_too: bool = False
 
     @property
     def labels(self) -> Labels:
@@ -143,6 +145,7 @@ def plan_captures(
             format=request.format or node.format,
             compressions=compressions(request.compress, node.compressions),
             warnings=warnings,
+            is_alias_too=alias is None and interface in node.interfaces_by_alias,
         )
         for interface, alias in interfaces.items()
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 import pcapy
 
-from pcapsvc.core.errors import CaptureForbidden, CaptureUnavailable
+from pcapsvc.core.errors import NO_SUCH_INTERFACE, CaptureForbidden, CaptureUnavailable
 from pcapsvc.core.filter import NOTHING, Program
 from pcapsvc.core.read_pace import Ring
 from pcapsvc.core.text import one_line
@@ -18,8 +18,6 @@ from pcapsvc.packets.libpcap import Libpcap
 from pcapsvc.packets.network_interfaces import ANY_INDEX, Interface, name_of
 from pcapsvc.packets.ring import BLOCK_BYTES
 
-#: Why an interface can't be captured on that doesn't exist.
-NO_SUCH_INTERFACE = "no such interface"
 #: The pseudo-interface that captures on all of them (pcap(3PCAP)).
 ANY_INTERFACE = "any"
 # How often an interface may be renamed while it is opened.

@@ -17,7 +17,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from pcapsvc.core.errors import CaptureUnavailable, PcapsvcError
+from pcapsvc.core.errors import NO_SUCH_INTERFACE, CaptureUnavailable, PcapsvcError
 from pcapsvc.core.filter import FilterRejected, Program
 from pcapsvc.core.network_interface import NetworkInterface
 from pcapsvc.core.pcap_file import MICROSECOND_TICKS
@@ -46,7 +46,7 @@ from pcapsvc.packets.interface_list import list_interfaces
 from pcapsvc.packets.kernel_filter import runs_on_cooked
 from pcapsvc.packets.libpcap import LibpcapError, kept_length
 from pcapsvc.packets.network_interfaces import ANY_INDEX, Interface, find_index, is_quick_to_find, name_of
-from pcapsvc.packets.opener import ANY_INTERFACE, NO_SUCH_INTERFACE, Opener
+from pcapsvc.packets.opener import ANY_INTERFACE, Opener
 from pcapsvc.packets.records import RecordFunctions, Sieve
 
 # Link types: LINKTYPE_ETHERNET, LINKTYPE_LINUX_SLL.

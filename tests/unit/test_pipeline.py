@@ -144,6 +144,13 @@ class JudgingTests(PipelineCase):
             [problem.rule for problem in verdict.problems], ["no such interface", "the interface is down"]
         )
 
+    def test_alias_as_interface(self) -> None:
+        """An alias in place of an interface is recognised."""
+        verdict = self.submit(interface=["both"], bytes=100)
+        assert isinstance(verdict, Rejected)
+        (problem,) = verdict.problems
+        self.assertEqual(problem.rule, "no such interface; it is an alias: give it as 'alias'")
+
     def test_new_interface(self) -> None:
         """Interfaces are looked up as a request comes."""
         self.assertIsInstance(self.submit(interface=["new0"], bytes=100), Rejected)
