@@ -128,11 +128,11 @@ function instance(template) {
   return [root, slots];
 }
 
-/** A link for a web address; text for any other location. */
+/** A link for a web address; text for any other location, and for a host alone: there is no capture to be seen. */
 function location_(text) {
   let address = null;
   try { address = new URL(text); } catch { /* a path */ }
-  if (address && (address.protocol === "http:" || address.protocol === "https:")) {
+  if (address && (address.protocol === "http:" || address.protocol === "https:") && address.pathname !== "/") {
     return el("a", { href: address.href, target: "_blank", rel: "noopener noreferrer", title: text }, address.host + address.pathname);
   }
   return el("span", { class: "path mono", title: text, translate: "no" }, text);
@@ -869,7 +869,8 @@ class Words {
     if (!Words.NUMBERS.includes(name)) return null;
     const value = Words.value(name);
     const wrong = [value].flat().find((one) => typeof one === "string");
-    return wrong === undefined ? null : `${wrong} is not a number.`;
+    if (wrong === undefined) return null;
+    return name === "port" && /^\d+-\d+$/.test(wrong) ? `${wrong} belongs in “Port range”.` : `${wrong} is not a number.`;
   }
 }
 
