@@ -5,6 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
+from shlex import quote
 
 from pcapsvc.client.address import (
     EVENTS,
@@ -37,6 +38,7 @@ class Connections:
     @ivar via: where requests are sent.
     @ivar reports: where events come from; empty if that is unknown.
     @ivar apis: the APIs of nodes that are known.
+    @ivar options: those that lead there again, on a command line. They have no secrets.
     """
 
     def __init__(self, options: Namespace, environment: Mapping[str, str]) -> None:
@@ -49,6 +51,9 @@ class Connections:
         given = vars(options).get
         self.profile = choose_profile(given("profile"), environment)
         self.via = [read_address(text) for text in given("via") or texts(self.profile.via)]
+        self.options = "".join(f"--via {quote(str(each))} " for each in self.via) if given("via") else ""
+        if name := given("profile"):
+            self.options = f"--profile {quote(name)} {self.options}"
         # An API that was given with the command replaces those of the profile, as --via does.
         named = given("api") or (() if given("via") else texts(self.profile.apis))
         patterns = [read_api(text) for text in named]

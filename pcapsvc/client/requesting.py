@@ -205,7 +205,7 @@ class Request:
         if running:
             print(
                 f"pcapctl: captures on {counted(running, 'node')} go on; to stop them:"
-                f" pcapctl stop --request {self._requestid}",
+                f" pcapctl stop {self._connections.options}--request {self._requestid}",
                 file=sys.stderr,
             )
 

@@ -254,7 +254,8 @@ class FleetTests(SynchronousTestCase):
         running.interrupt()
         ended = running.end()
         self.assertEqual(ended.status, 130)
-        self.assertIn("pcapctl stop --request", ended.errors)
+        again = f"pcapctl stop --via redis://127.0.0.1:{self.redis.port}/capture --request "
+        self.assertIn(again, ended.errors)
         states = node.request("GET", "/captures?state=capturing")[1]["captures"]
         self.assertEqual(len(states), 2)
 
