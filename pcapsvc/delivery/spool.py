@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -90,6 +91,11 @@ class Spool(Service):
     def entries(self) -> int:
         """How many captures wait here."""
         return sum(not entry.is_delivered for entry in self._inventory)
+
+    @property
+    def left(self) -> Mapping[str, int]:
+        """How many captures were left here and are not being attempted now, by destination."""
+        return Counter(entry.destination for entry in self._inventory if entry.state is State.SPOOLED)
 
     @property
     def size(self) -> int:

@@ -52,6 +52,7 @@ class NodeState(Service):
     def describe(self) -> dict[str, Any]:
         """The node as it is now, in values that JSON has."""
         node = self._node
+        left = {} if node.spool is None else node.spool.left
         return {
             **self._always,
             "started": _time(self._started),
@@ -68,7 +69,12 @@ class NodeState(Service):
                 for channel in node.channels.values()
             ],
             "destinations": [
-                {"name": name, "waiting": len(outbox.waiting), "compress": self._compress[name]}
+                {
+                    "name": name,
+                    "waiting": len(outbox.waiting),
+                    "spooled": left.get(name, 0),
+                    "compress": self._compress[name],
+                }
                 for name, outbox in node.outboxes.items()
             ],
             "spool": None

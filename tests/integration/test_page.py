@@ -123,6 +123,10 @@ class CaptureTests(PageTestCase):
             expect(destinations.last).to_have_attribute("data-state", "busy")
             page.reload()
             expect(destinations.last).to_have_attribute("data-state", "busy")
+            page.close()
+            daemon.restart()
+            destinations = self.visit(daemon).page.locator("#destinations li")
+            expect(destinations.locator(".muted")).to_have_text(["nothing waiting", "1 in the spool"])
 
     def test_mistakes(self) -> None:
         """What is wrong with a request is shown beside the field, before and after it is sent."""

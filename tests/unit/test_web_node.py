@@ -80,7 +80,7 @@ class NodeTests(HTTPTestCase, SettingsTestCase):
                     {"name": "http", "connected": False, "since": None, "problem": None},
                 ],
                 "channels": [],
-                "destinations": [{"name": "local", "waiting": 0, "compress": "none"}],
+                "destinations": [{"name": "local", "waiting": 0, "spooled": 0, "compress": "none"}],
                 "spool": None,
                 "captures": {"running": 0, "held_bytes": 0},
             },

@@ -360,17 +360,6 @@ class Model {
   running() { return [...this.captures.values()].filter((capture) => capture.isRunning).reverse(); }
   ended() { return [...this.captures.values()].filter((capture) => capture.hasEnded).reverse(); }
 
-  /** How many of these captures are in the spool, by destination. */
-  spooled() {
-    const found = new Map();
-    for (const { state } of this.captures.values()) {
-      for (const { destination, state: phase } of state.deliveries ?? []) {
-        if (phase === "spooled") found.set(destination, (found.get(destination) ?? 0) + 1);
-      }
-    }
-    return found;
-  }
-
   /** Replace what is known by the node's list, newest first; newer states that came as events stay. */
   load(states) {
     const before = this.captures;
@@ -705,8 +694,7 @@ class Summary {
 }
 
 class NodePanel {
-  /** @param spooled how many captures are in the spool, by destination. */
-  draw(node, spooled) {
+  draw(node) {
     const { name, version, started, limits = {}, sources = [], destinations = [], api } = node;
     setText($("node-name"), name);
     document.title = `${name} – pcapsvc`;
@@ -717,9 +705,8 @@ class NodePanel {
     this._fill($("node-facts"), facts.map(([key, value]) => el("div", {}, el("dt", {}, key), el("dd", {}, value ?? "–"))));
     this._fill($("sources"), sources.map((source) => this._state(
       source.name, source.connected ? "good" : "bad", source.connected ? "connected" : "not connected", source.problem)));
-    this._fill($("destinations"), destinations.length ? destinations.map(({ name: destination, waiting = 0 }) => {
-      const left = spooled.get(destination) ?? 0;
-      const words = [waiting && `${count(waiting)} waiting`, left && `${count(left)} in the spool`].filter(Boolean).join(", ");
+    this._fill($("destinations"), destinations.length ? destinations.map(({ name: destination, waiting = 0, spooled = 0 }) => {
+      const words = [waiting && `${count(waiting)} waiting`, spooled && `${count(spooled)} in the spool`].filter(Boolean).join(", ");
       return this._state(destination, words ? "busy" : "good", words || "nothing waiting");
     }) :
       [el("li", { class: "muted" }, "None is configured")]);
@@ -1269,7 +1256,7 @@ class Page {
     }
     $("open-start").disabled = false;
     $("columns").hidden = false;
-    this._panel.draw(this._node, this._model.spooled());
+    this._panel.draw(this._node);
     if (this._isStreaming && !this._early) this._isFine();
     this._drawSoon();
     return true;
@@ -1286,7 +1273,6 @@ class Page {
       this._isFine();
       for (const event of this._early ?? []) this._model.apply(event);
       this._early = null;
-      this._panel.draw(this._node, this._model.spooled());
       this._drawSoon();
     } catch (error) {
       this._failed(error);
