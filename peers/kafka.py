@@ -17,7 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from kafka import KafkaAdminClient, KafkaProducer
-from kafka.admin import NewPartitions, NewTopic
+from kafka.admin import (
+    ACL,
+    ACLOperation,
+    ACLPermissionType,
+    NewPartitions,
+    NewTopic,
+    ResourcePattern,
+    ResourceType,
+)
 from kafka.errors import KafkaError
 
 from pcapsvc.net.kafka.security import KafkaSecurity
@@ -134,6 +142,11 @@ class KafkaBroker:
             "listener.name.secure.ssl.keystore.location": str(store),
             "listener.name.secure.sasl.enabled.mechanisms": ",".join(logins).upper(),
             **{f"listener.name.secure.{name}.sasl.jaas.config": login for name, login in logins.items()},
+            # Everybody may do everything, but with topics that L{allow} was called for.
+            "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+            "allow.everyone.if.no.acl.found": "true",
+            "super.users": "User:ANONYMOUS",
+            "early.start.listeners": "CONTROLLER",
             "log.dirs": str(self._directory / "data"),
             "offsets.topic.replication.factor": "1",
             "offsets.topic.num.partitions": "1",
@@ -201,6 +214,20 @@ class KafkaBroker:
         """
         dotted = {key.replace("_", "."): value for key, value in settings.items()}
         self._administer("create_topics", [NewTopic(name, partitions, 1, topic_configs=dotted)])
+
+    def allow(self, topic: str, operation: str) -> None:
+        """
+        Let the user do something with a topic, as an access list says it: C{WRITE}. What was not allowed is
+        forbidden from then on, except on the plaintext port.
+        """
+        rule = ACL(
+            principal=f"User:{self.user}",
+            host="*",
+            operation=ACLOperation[operation],
+            permission_type=ACLPermissionType.ALLOW,
+            resource_pattern=ResourcePattern(ResourceType.TOPIC, topic),
+        )
+        self._administer("create_acls", [rule])
 
     def delete_topic(self, name: str) -> None:
         """Delete a topic."""

@@ -281,6 +281,20 @@ class KafkaTests(ChannelSuite, unittest.TestCase):
         await deferToThread(self.broker.create_topic, "nosuch")
         await self.until(lambda: self.channel.state().connected)
 
+    async def test_permission(self) -> None:
+        """A missing permission is known before there is an event."""
+        await self.stop()
+        await deferToThread(self.broker.allow, self.topic, "READ")
+        self.channel = self.make(self.publisher(sasl_mechanism="PLAIN"))
+        self.channel.startService()
+        await self.until(lambda: "no permission to write to topic" in (self.channel.state().problem or ""))
+        self.assertFalse(self.channel.state().connected)
+        await deferToThread(self.broker.allow, self.topic, "WRITE")
+        await self.until(lambda: self.channel.state().connected)
+        self.report(CaptureDone())
+        await self.published()
+        self.assertEqual(len(await self.received()), 1)
+
     async def test_login(self) -> None:
         """It logs in over TLS; a wrong password is told, but not shown."""
         await self.stop()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from threading import Event, Lock
 from typing import Any
 
@@ -79,14 +79,17 @@ class ClientMaker:
         if self._manager is not None and self._manager.refusal is not None:
             raise self._manager.refusal
 
-    def look_for_topic(self, topic: str, request_seconds: float) -> None:
+    def look_for_topic(self, topic: str, request_seconds: float, *, to_write: bool = False) -> None:
         """
         Request the partitions of a topic.
+
+        @param to_write: whether it must be permitted to write to it, as far as the brokers tell.
 
         @raise MissingTopic: if the topic does not exist.
         @raise kafka_errors.KafkaError: if the brokers refuse, or don't answer.
         """
         cluster = self.client.cluster
+        rights = _Rights(cluster) if to_write else None
         cluster.set_topics([topic])
         for _ in range(TOPIC_ATTEMPTS):
             # The library's own ways to request metadata may wait forever.
@@ -94,11 +97,46 @@ class ClientMaker:
             cluster.request_update().add_both(lambda _, answered=answered: answered.set())
             if not answered.wait(request_seconds):
                 raise kafka_errors.KafkaTimeoutError("no metadata of the topic")
-            if topic in cluster.unauthorized_topics:
+            is_forbidden = rights is not None and not rights.may_write(topic)
+            if is_forbidden or topic in cluster.unauthorized_topics:
                 raise kafka_errors.TopicAuthorizationFailedError({topic})
             if cluster.available_partitions_for_topic(topic):
                 return
         raise MissingTopic
+
+
+class _Rights:
+    """
+    What the brokers permit to do with topics. They tell it with the metadata, if they are asked to, from
+    version 2.3 on (KIP-430 of Apache Kafka). The library doesn't ask, and forgets the answer.
+
+    @param cluster: the library's memory of metadata. It asks from now on.
+    """
+
+    # AclOperation.java.
+    _WRITE, _DESCRIBE = 4, 8
+
+    def __init__(self, cluster: Any) -> None:
+        self._operations: dict[str, Collection[int]] = {}
+        self._request, self._update = cluster.metadata_request, cluster.update_metadata
+        cluster.metadata_request, cluster.update_metadata = self._asking, self._answered
+
+    def may_write(self, topic: str) -> bool:
+        """Whether it is permitted to write to a topic; also if that isn't known."""
+        operations = self._operations.get(topic, ())
+        # Who is told about a topic may be told about it: without that, it isn't an answer.
+        return self._DESCRIBE not in operations or self._WRITE in operations
+
+    def _asking(self) -> Any:
+        request = self._request()
+        request.include_topic_authorized_operations = True
+        return request
+
+    def _answered(self, metadata: Any) -> Any:
+        self._operations = {
+            each.name: getattr(each, "authorized_operations", None) or () for each in metadata.topics or ()
+        }
+        return self._update(metadata)
 
 
 def connection_configuration(

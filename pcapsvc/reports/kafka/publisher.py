@@ -91,7 +91,7 @@ class Producer:
                 metadata_max_age_ms=in_ms(METADATA_SECONDS),
                 reconnect_backoff_max_ms=in_ms(RECONNECT_SECONDS),
             )
-            self._maker.look_for_topic(self._topic, REQUEST_SECONDS)
+            self._maker.look_for_topic(self._topic, REQUEST_SECONDS, to_write=True)
         except BaseException:
             self.close()
             self._maker.raise_refusal()
