@@ -6,7 +6,8 @@ import contextlib
 import logging
 import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from pcapsvc.client.address import KafkaAddress
@@ -136,10 +137,30 @@ class KafkaEvents:
 def _client(**configuration: Any) -> Any:
     """The library's own client. Its setting that brokers are not to create topics has no effect otherwise."""
     from kafka.net.compat import KafkaNetClient
+    from kafka.net.manager import KafkaConnectionManager
+    from kafka.net.selector import NetworkSelector
 
-    client = KafkaNetClient(**configuration)
+    class Manager(KafkaConnectionManager):  # type: ignore[misc] # kafka-python has no types
+        async def _build_transport(self, *args: Any, **kwargs: Any) -> Any:
+            transport = await super()._build_transport(*args, **kwargs)
+            transport._sock_recv = partial(_data_before_the_end, transport._sock_recv)
+            return transport
+
+    net = NetworkSelector(**configuration)
+    client = KafkaNetClient(net=net, manager=Manager(net, **configuration), **configuration)
     client.cluster.config["allow_auto_create_topics"] = False
     return client
+
+
+def _data_before_the_end(
+    receive: Callable[[], tuple[bytes, Exception | None]],
+) -> tuple[bytes, Exception | None]:
+    """
+    Receive data. If it arrives together with the end of the connection, the end is for the next call: the
+    library would drop the data, which may say that the login is refused.
+    """
+    data, problem = receive()
+    return data, None if data else problem
 
 
 class _Refusals(logging.Handler):
