@@ -15,7 +15,7 @@ from pcapsvc.client.at_once import at_once
 from pcapsvc.client.connections import Connections
 from pcapsvc.client.message import stop_message
 from pcapsvc.client.requesting import node_address
-from pcapsvc.client.status import ClientError, ExitStatus, NoAnswer, Refused, UsageProblem
+from pcapsvc.client.status import ClientError, ExitStatus, NoAnswer, NotMeant, Refused, UsageProblem
 from pcapsvc.client.words import clean, duration, size
 
 # What a node answers: objects for JSON, and rows for a table.
@@ -86,9 +86,12 @@ def stop(options: Namespace) -> ExitStatus:
         return NoAnswer(f"{address}: no node is subscribed to the channel")
 
     problems = [each for each in at_once(send, via) if each is not None]
+    is_any_well = len(problems) < len(via)
+    if is_any_well:
+        problems = [each for each in problems if not isinstance(each, NotMeant)]
     for each in problems:
         _complain(each)
-    return _status(problems, is_any_well=len(problems) < len(via))
+    return _status(problems, is_any_well=is_any_well)
 
 
 def nodes(options: Namespace) -> ExitStatus:

@@ -196,6 +196,8 @@ class FleetTests(SynchronousTestCase):
         """Of the nodes that are asked over HTTP, those that aren't meant are neither waited for nor shown."""
         ended = pcapctl(*self.words((*self.fleet.by_http[:6], "--node", "node-01"), "-c", "5"))
         self.assertEqual((ended.status, self.outcomes(ended)), (0, {"node-01": "delivered"}), ended)
+        stopped = pcapctl("stop", *self.fleet.by_http[:6], "--node", "node-01", "--request", "a name")
+        self.assertEqual((stopped.status, stopped.errors), (0, ""), stopped)
 
     def test_stopped(self) -> None:
         """C{pcapctl stop} reaches the other nodes although one refuses or isn't there."""
