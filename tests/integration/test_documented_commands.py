@@ -10,11 +10,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
 from twisted.trial import unittest
 
-from peers.process import answers, free_port
+from peers.process import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 _PATIENCE_SECONDS = 30.0
@@ -77,7 +78,7 @@ class DocumentedCommandsTests(unittest.SynchronousTestCase):
         return words
 
     def start(self, command: str, directory: str) -> subprocess.Popen[bytes]:
-        """Start it in a directory, and wait until it listens."""
+        """Start it in a directory, and wait until it runs."""
         log = self.directory / "log"
         with log.open("wb") as file:
             process = subprocess.Popen(
@@ -91,11 +92,22 @@ class DocumentedCommandsTests(unittest.SynchronousTestCase):
         self.addCleanup(process.wait)
         self.addCleanup(process.kill)
         deadline = time.monotonic() + _PATIENCE_SECONDS
-        while not answers(self.port):
+        while not self.answers():
             if process.poll() is not None or time.monotonic() > deadline:
                 raise AssertionError(f"{command}: {log.read_text()}")
             time.sleep(0.02)
         return process
+
+    def answers(self) -> bool:
+        """Whether it answers: it listens a moment before it runs, and handles signals from then on only."""
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=_PATIENCE_SECONDS)
+        try:
+            connection.request("GET", "/healthz")
+            return connection.getresponse().status == 200
+        except (OSError, HTTPException):
+            return False
+        finally:
+            connection.close()
 
     def test_found(self) -> None:
         """There are commands with the configuration's path, and one with the application file."""
