@@ -16,8 +16,6 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
-from pcapsvc.interfaces.threads import RunInThread
-
 #: How many seconds a stop waits for threads that are still busy.
 STOP_SECONDS = 2.0
 
@@ -68,17 +66,6 @@ class DaemonThreadPool(ThreadPool):
         self.stop()
 
 
-def close_in_thread(run_in_thread: RunInThread, descriptor: int) -> None:
-    """Close a descriptor in a thread, because that may take a while; right here if there is none."""
-
-    def close_here(failure: Failure) -> None:
-        # After any other failure, a thread has closed it.
-        if isinstance(failure.value, NotRunning):
-            os.close(descriptor)
-
-    run_in_thread(os.close, descriptor).addErrback(close_here)
-
-
 class Threads(Service):
     """
     A pool of daemon threads, separate from the reactor's, so that a client that hangs delays
@@ -118,8 +105,14 @@ class Threads(Service):
         return result.addBoth(finished)
 
     def close_descriptor(self, descriptor: int) -> None:
-        """Close a descriptor in a thread: see L{close_in_thread}."""
-        close_in_thread(self.run, descriptor)
+        """Close a descriptor in a thread, because that may take a while; right here if there is none."""
+
+        def close_here(failure: Failure) -> None:
+            # After any other failure, a thread has closed it.
+            if isinstance(failure.value, NotRunning):
+                os.close(descriptor)
+
+        self.run(os.close, descriptor).addErrback(close_here)
 
     def startService(self) -> None:
         """Begin to accept work."""
