@@ -11,10 +11,11 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Generator
-from io import BufferedReader, RawIOBase
+from io import BufferedReader
 from typing import Any, BinaryIO
 
 from pcapsvc.core.recording import Content
+from pcapsvc.positioned_reader import SeekableReader
 
 #: Makes a file of another one, piece by piece. Pieces may be empty.
 Make = Callable[[BinaryIO], Generator[bytes]]
@@ -50,7 +51,7 @@ class GeneratedFile:
             self._close()
 
 
-class _Reader(RawIOBase):
+class _Reader(SeekableReader):
     """
     Makes a file while it is read. To go back is to begin again.
 
@@ -59,10 +60,10 @@ class _Reader(RawIOBase):
     """
 
     def __init__(self, source: BinaryIO, make: Make, size: int) -> None:
+        super().__init__()
         self._source = source
         self._make = make
         self._size = size
-        self._at = 0
         self._begin()
 
     def _begin(self) -> None:
@@ -71,11 +72,8 @@ class _Reader(RawIOBase):
         # Where the piece begins.
         self._made = 0
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
+    def end(self) -> int:
+        return self._size
 
     def readinto(self, buffer: Any) -> int:
         if self._at < self._made:
@@ -96,16 +94,6 @@ class _Reader(RawIOBase):
         buffer[: len(found)] = found
         self._at += len(found)
         return len(found)
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        at = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence] + offset
-        if at < 0:
-            raise ValueError(f"negative position: {at}")
-        self._at = at
-        return at
-
-    def tell(self) -> int:
-        return self._at
 
     def close(self) -> None:
         if not self.closed:

@@ -1,4 +1,4 @@
-"""A reader with a position of its own, whatever the offset of the file's descriptor is."""
+"""Readers with a position of their own."""
 
 from __future__ import annotations
 
@@ -7,22 +7,15 @@ from io import RawIOBase
 from typing import Any
 
 
-class PositionedReader(RawIOBase):
+class SeekableReader(RawIOBase):
     """
-    Reads a file from its first byte on. A descriptor's offset is not used, as its duplicates share it.
+    Reads a file from its first byte on, and from wherever its position is set to.
 
-    Subclasses say which descriptor that is, and where the file ends.
-
-    @param start: where it begins for the descriptor, in bytes.
+    Subclasses read, from C{_at} on, and say where the file ends.
     """
 
-    def __init__(self, start: int = 0) -> None:
-        self._start = start
+    def __init__(self) -> None:
         self._at = 0
-
-    def descriptor(self) -> int:
-        """The file's descriptor, asked for at each read."""
-        raise NotImplementedError
 
     def end(self) -> int:
         """The file's size, in bytes."""
@@ -34,11 +27,6 @@ class PositionedReader(RawIOBase):
     def seekable(self) -> bool:
         return True
 
-    def readinto(self, buffer: Any) -> int:
-        count = os.preadv(self.descriptor(), [buffer], self._start + self._at)
-        self._at += count
-        return count
-
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         at = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self.end()}[whence] + offset
         if at < 0:
@@ -48,3 +36,26 @@ class PositionedReader(RawIOBase):
 
     def tell(self) -> int:
         return self._at
+
+
+class PositionedReader(SeekableReader):
+    """
+    Reads a file by its descriptor, whose offset is not used, as its duplicates share it.
+
+    Subclasses say which descriptor that is.
+
+    @param start: where the file begins for the descriptor, in bytes.
+    """
+
+    def __init__(self, start: int = 0) -> None:
+        super().__init__()
+        self._start = start
+
+    def descriptor(self) -> int:
+        """The file's descriptor, asked for at each read."""
+        raise NotImplementedError
+
+    def readinto(self, buffer: Any) -> int:
+        count = os.preadv(self.descriptor(), [buffer], self._start + self._at)
+        self._at += count
+        return count
