@@ -50,6 +50,11 @@ _MAX_RECEIVED_BYTES = 256 * 1024
 # How many interim responses (1xx) may precede the final one.
 _MAX_INTERIM = 10
 
+# Request Timeout, Locked (RFC 4918), Too Early, Too Many Requests; and of 5xx all but Not Implemented and
+# HTTP Version Not Supported.
+_PASSING = frozenset({408, 423, 425, 429})
+_LASTING = frozenset({501, 505})
+
 _INTERIM = re.compile(rb"HTTP/1\.\d 1\d\d[ \r\n]")
 _END_OF_HEAD = re.compile(rb"\n\r?\n")
 
@@ -70,6 +75,11 @@ class Response:
     headers: Mapping[str, str]
     asked_seconds: float | None
     body: bytes
+
+    @property
+    def is_passing_error(self) -> bool:
+        """Whether the status is an error that may pass by itself."""
+        return self.code in _PASSING or (self.code >= 500 and self.code not in _LASTING)
 
 
 async def exchange(

@@ -17,11 +17,6 @@ from pcapsvc.net.http_client import Response
 # A new file, or a new version of one (RFC 9110, section 9.3.4; RFC 4918, section 9.7).
 _STORED = frozenset({200, 201, 204})
 
-# Request Timeout, Locked (RFC 4918), Too Early, Too Many Requests; and of 5xx all but Not Implemented and
-# HTTP Version Not Supported.
-_PASSING = frozenset({408, 423, 425, 429})
-_LASTING = frozenset({501, 505})
-
 _CODE = re.compile(rb"<Code>\s*([A-Za-z]{3,64})\s*</Code>")
 _EXPIRED = "the URL has expired"
 _KEY = "the key that signed the URL is not valid"
@@ -76,7 +71,7 @@ _WORDS = {
     415: "the server doesn't accept this type of file",
     423: "the file is locked",
     429: _LATER,
-    501: "the server knows no PUT",
+    501: "the server doesn't support PUT",
     503: _LATER,
     507: "the server has no room",
 }
@@ -156,7 +151,6 @@ def _md5_of(response: Response) -> bytes | None:
 def _refusal(response: Response) -> tuple[str, bool]:
     """Why a server refused, and whether that passes."""
     status, body = response.code, response.body
-    passes = status in _PASSING or (status >= 500 and status not in _LASTING)
     if _EXPIRED_WORDS in body:
         return _EXPIRED, False
     if _OUTSIDE_WORDS in body:
@@ -166,14 +160,14 @@ def _refusal(response: Response) -> tuple[str, bool]:
     code = _code(response)
     if code in _CODES:
         words, code_passes = _CODES[code]
-        return f"{words} ({code})", code_passes or passes
+        return f"{words} ({code})", code_passes or response.is_passing_error
     if 200 <= status < 300:
         # 202 Accepted, for instance: it may have been stored, or not.
         return "this doesn't mean that the capture was stored", True
     if 300 <= status < 400:
         # A captive portal goes away.
         return "a redirect, which is not followed", True
-    return _WORDS.get(status, "an error that is not known"), passes
+    return _WORDS.get(status, "an error that is not known"), response.is_passing_error
 
 
 def _code(response: Response) -> str:

@@ -30,10 +30,8 @@ from pcapsvc.threads import NotRunning
 _EVENT_MEDIA_TYPE = "application/cloudevents+json; charset=utf-8"
 _CHUNK_BYTES = 256 * 1024
 
-# Request Timeout, Conflict (which is what says that a request with this key is being worked on), Locked, Too
-# Early, Too Many Requests; and of 5xx all but Not Implemented and HTTP Version Not Supported.
-_PASSING = frozenset({408, 409, 423, 425, 429})
-_LASTING = frozenset({501, 505})
+# What says that a request with this key is being worked on: it passes, too.
+_CONFLICT = 409
 
 
 @implementer(IDestination)
@@ -221,7 +219,7 @@ def _check(response: Response, *, has_sent_all: bool) -> None:
         words, passes = "a redirect, which is not followed", True
     else:
         words = responses.get(code, "a status that is not known")
-        passes = code in _PASSING or (code >= 500 and code not in _LASTING)
+        passes = code == _CONFLICT or response.is_passing_error
     raise DestinationError(
         f"answered {code}: {words}", retryable=passes, retry_after_seconds=response.asked_seconds
     )
