@@ -7,10 +7,26 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
+from pcapsvc.client.status import ClientError
+
 _MOST = 32
 
 Place = TypeVar("Place")
 Answer = TypeVar("Answer")
+
+
+def start_thread(function: Callable[..., None], *arguments: object) -> threading.Thread:
+    """
+    Call a function in a thread that ends with the program.
+
+    @raise ClientError: if the system has no room for another one.
+    """
+    thread = threading.Thread(target=function, args=arguments, daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:
+        raise ClientError("the system permits no more threads") from None
+    return thread
 
 
 def at_once(ask: Callable[[Place], Answer], places: Iterable[Place]) -> Sequence[Answer]:
@@ -22,6 +38,7 @@ def at_once(ask: Callable[[Place], Answer], places: Iterable[Place]) -> Sequence
     @return: what it returned, in the order of the places.
 
     @raise Exception: what the function raises.
+    @raise ClientError: if no thread can be started.
     """
     numbered = list(enumerate(places))
     if len(numbered) < 2:
@@ -42,8 +59,13 @@ def at_once(ask: Callable[[Place], Answer], places: Iterable[Place]) -> Sequence
             except Exception as problem:  # noqa: BLE001 - it is raised in the waiting thread
                 done.put(problem)
 
-    for _ in range(min(_MOST, len(numbered))):
-        threading.Thread(target=run, daemon=True).start()
+    for number in range(min(_MOST, len(numbered))):
+        try:
+            start_thread(run)
+        except ClientError:
+            if not number:
+                raise
+            break
     answers: dict[int, Answer] = {}
     while len(answers) < len(numbered):
         found = done.get()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from argparse import Namespace
 from importlib.resources import files
 
+from pcapsvc.client.complaint import complain
 from pcapsvc.client.message import check_message
 from pcapsvc.client.status import ExitStatus, UsageProblem
 from pcapsvc.core.request import MAX_BODY_BYTES
@@ -27,14 +29,21 @@ def check_request(options: Namespace) -> ExitStatus:
         raise UsageProblem(f"{options.file}: {problem.strerror}") from None
     request = check_message(body)
     for warning in getattr(request, "warnings", ()):
-        print(f"pcapctl: {warning}", file=sys.stderr)
+        complain(str(warning))
     return ExitStatus.DELIVERED
 
 
 def check_config(options: Namespace) -> ExitStatus:
     """Check a configuration of the daemon, as the daemon does when it starts."""
-    done = subprocess.run([sys.executable, "-m", _DAEMON_CHECK, options.file], check=False)
+    # Nothing is imported from the current directory, which may be anybody's.
+    command = [sys.executable, "-P", "-m", _DAEMON_CHECK, options.file]
+    # At a Ctrl-C, it is ended from here, and has no traceback.
+    done = subprocess.run(command, check=False, preexec_fn=_ignore_interrupts)
     return ExitStatus.DELIVERED if done.returncode == 0 else ExitStatus.USAGE
+
+
+def _ignore_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def schema(options: Namespace) -> ExitStatus:

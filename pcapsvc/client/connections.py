@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from itertools import chain
 from shlex import quote
 
@@ -16,8 +17,9 @@ from pcapsvc.client.address import (
     read_address,
     read_api,
 )
-from pcapsvc.client.api import NodeApi
-from pcapsvc.client.credentials import Credentials
+from pcapsvc.client.api import ANSWER_SECONDS, NodeApi
+from pcapsvc.client.at_once import at_once
+from pcapsvc.client.credentials import Credentials, is_trusted
 from pcapsvc.client.profile import (
     PASSWORD_VARIABLE,
     TOKEN_VARIABLE,
@@ -28,6 +30,15 @@ from pcapsvc.client.profile import (
 from pcapsvc.client.status import ClientError, UsageProblem
 from pcapsvc.client.transport import ITransport
 from pcapsvc.core.mask import of_process
+from pcapsvc.core.text import has_surrogates
+
+# The options that a command needs again to get to the same nodes, and where they are.
+_AGAIN = (
+    ("profile", "profile"),
+    ("tokenfile", "token_file"),
+    ("passwordfile", "password_file"),
+    ("cafile", "ca_file"),
+)
 
 
 class Connections:
@@ -51,13 +62,15 @@ class Connections:
         given = vars(options).get
         self.profile = choose_profile(given("profile"), environment)
         self.via = [read_address(text) for text in given("via") or texts(self.profile.via)]
-        self.options = "".join(f"--via {quote(str(each))} " for each in self.via) if given("via") else ""
-        if name := given("profile"):
-            self.options = f"--profile {quote(name)} {self.options}"
+        again = [(name, str(given(key))) for name, key in _AGAIN if given(key)]
+        again += [("via", each.option) for each in self.via if given("via")]
+        self.options = "".join(f"--{name} {quote(value)} " for name, value in again)
         # An API that was given with the command replaces those of the profile, as --via does.
         named = given("api") or (() if given("via") else texts(self.profile.apis))
         patterns = [read_api(text) for text in named]
-        self.apis = [*self._http(self.via), *(each for each in patterns if "*" not in str(each))]
+        self._named_apis = [each for each in patterns if "*" not in str(each)]
+        self._is_api_given = bool(given("api")) and not (given("via") or given("reports"))
+        self.apis = [*self._http(self.via), *self._named_apis]
         self.reports = self._reports(
             given("reports") or (() if given("via") else texts(self.profile.reports))
         )
@@ -70,6 +83,10 @@ class Connections:
             ca_file=given("ca_file") or self.profile.cafile,
             trusted=tuple(map(str, trusted)),
         )
+        _check_secrets(self.credentials)
+        if self.credentials.ca_file is not None:
+            # Now, as it isn't the fault of any node.
+            self.credentials.trust()
         self._hide()
 
     def transport(self, address: Address) -> ITransport:
@@ -85,14 +102,14 @@ class Connections:
         if isinstance(address, SqsAddress):
             from pcapsvc.client.transports.sqs import SqsTransport
 
-            return SqsTransport(address)
+            return SqsTransport(address, self.credentials)
         from pcapsvc.client.transports.kafka import KafkaTransport
 
         return KafkaTransport(address, self.credentials)
 
-    def api(self, address: HttpAddress) -> NodeApi:
-        """The API of a node."""
-        return NodeApi(address, self.credentials)
+    def api(self, address: HttpAddress, *, answer_seconds: float = ANSWER_SECONDS) -> NodeApi:
+        """The API of a node, which has so long to answer: see L{NodeApi}."""
+        return NodeApi(address, self.credentials, answer_seconds=answer_seconds)
 
     def needed_via(self) -> Sequence[Address]:
         """
@@ -104,17 +121,19 @@ class Connections:
             raise UsageProblem("--via is missing, and there is no profile that has 'via'")
         return self.via
 
-    def needed_apis(self) -> Sequence[NodeApi]:
+    def needed_apis(self, *, answer_seconds: float = ANSWER_SECONDS) -> Sequence[NodeApi]:
         """
-        The APIs of the nodes.
+        The APIs of the nodes, which have so long to answer: see L{NodeApi}.
 
         @raise UsageProblem: if none is known.
         """
-        if not self.apis:
+        # Not those of the profile, if others are given with the command.
+        apis = self._named_apis if self._is_api_given else self.apis
+        if not apis:
             raise UsageProblem(
                 "this needs the HTTP API of the nodes: --api http(s)://HOST:PORT, or 'apis' in the profile"
             )
-        return [self.api(address) for address in dict.fromkeys(self.apis)]
+        return [self.api(address, answer_seconds=answer_seconds) for address in dict.fromkeys(apis)]
 
     def needed_reports(self) -> Sequence[Address]:
         """
@@ -122,11 +141,24 @@ class Connections:
 
         @raise UsageProblem: if that is unknown.
         """
-        if not self.reports and not self.via:
-            raise UsageProblem("--via or --reports is missing, and there is no profile that has one of them")
         if not self.reports:
             raise UsageProblem("--reports is missing: where do the nodes publish their events?")
         return self.reports
+
+    def watched(self) -> Sequence[Address]:
+        """
+        Where the events of all requests come from: the APIs of nodes, if those are what is given with the
+        command, or all that is known.
+
+        @raise UsageProblem: if that is unknown.
+        """
+        if self._named_apis and (self._is_api_given or not self.reports):
+            return list(dict.fromkeys(self._named_apis))
+        if not self.reports and not self.via:
+            raise UsageProblem(
+                "--via, --reports or --api is missing, and no profile says where events come from"
+            )
+        return self.needed_reports()
 
     def _reports(self, given: Iterable[str]) -> list[Address]:
         named = [read_address(text, default=EVENTS) for text in given]
@@ -155,27 +187,31 @@ class NodeNames:
         if address not in self._names:
             try:
                 name = self._connections.api(address).call("GET", "/node").get("name")
-            except ClientError:
+            except (ClientError, AttributeError):
                 name = None
             self._names[address] = name if isinstance(name, str) else None
         return self._names[address]
 
     def api(self, node: str, url: str | None) -> NodeApi:
         """
-        The API of a node.
+        The API of a node. One that is named by an option or the profile goes before what the node says: that
+        may be an address that only others can reach, and isn't sent the token.
 
         @param url: where it says that its API is.
 
         @raise ClientError: if it is unknown.
         """
-        if url is not None:
-            try:
-                return self._connections.api(read_api(url))
-            except UsageProblem:
-                pass
-        for address in self._connections.apis:
-            if self.name(address) == node:
+        said = None
+        with suppress(UsageProblem):
+            said = None if url is None else read_api(url)
+        if said is not None and is_trusted(said, self._connections.credentials.trusted):
+            return self._connections.api(said)
+        apis = self._connections.apis
+        for address, name in zip(apis, at_once(self.name, apis), strict=True):
+            if name == node:
                 return self._connections.api(address)
+        if said is not None:
+            return self._connections.api(said)
         raise ClientError(f"the API of {node} is unknown: neither its events nor --api say where it is")
 
 
@@ -183,3 +219,15 @@ def _secret(option: str | None, variable: str | None, key: str | None) -> str | 
     if option is not None:
         return read_secret(option)
     return variable or (None if key is None else read_secret(key))
+
+
+def _check_secrets(credentials: Credentials) -> None:
+    """
+    Check that secrets can be sent.
+
+    @raise UsageProblem: if one can't, without a part of it.
+    """
+    if not (credentials.token or "").isprintable():
+        raise UsageProblem("the token must consist of printable characters, in UTF-8")
+    if has_surrogates(credentials.password or ""):
+        raise UsageProblem("the password is not UTF-8")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
+import ssl
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field  # noqa: TID251 - secrets are left out of its repr
 
 from pcapsvc.client.address import HttpAddress
+from pcapsvc.client.status import UsageProblem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +30,24 @@ class Credentials:
     def token_for(self, address: HttpAddress) -> str | None:
         """The token, if an address may have it."""
         return self.token if is_trusted(address, self.trusted) else None
+
+    @property
+    def ca_path(self) -> str | None:
+        """The path of the file of certificates; L{None} if there is none."""
+        return None if self.ca_file is None else os.path.expanduser(self.ca_file)
+
+    def trust(self) -> ssl.SSLContext:
+        """
+        What servers are verified with.
+
+        @raise UsageProblem: if the file of certificates can't be used.
+        """
+        try:
+            return ssl.create_default_context(cafile=self.ca_path)
+        except ssl.SSLError:
+            raise UsageProblem(f"{self.ca_file}: has no certificates (PEM)") from None
+        except (OSError, ValueError) as problem:
+            raise UsageProblem(f"{self.ca_file}: {getattr(problem, 'strerror', 'not a path')}") from None
 
 
 def is_trusted(address: HttpAddress, patterns: Iterable[str]) -> bool:

@@ -10,24 +10,28 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
+import stat
 import uuid
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import quote, unquote
 
 from pcapsvc import __version__
 from pcapsvc.client.api import ApiProblem, NodeApi, capture_path
 from pcapsvc.client.at_once import at_once
+from pcapsvc.client.complaint import complain
 from pcapsvc.client.connections import Connections
 from pcapsvc.client.message import encode
 from pcapsvc.client.profile import configuration_file, load_profiles
-from pcapsvc.client.status import ClientError, ExitStatus, UsageProblem
+from pcapsvc.client.status import ClientError, ExitStatus, NoAnswer, UsageProblem
 from pcapsvc.client.streaming import copy_packets
 from pcapsvc.client.words import clean
 
 _PREFIX = "pcapctl"
+# Wireshark starts only once all interfaces are listed.
+_LIST_SECONDS = 3.0
 
 # The form: the option, its type, its title, and what it means.
 _FORM = (
@@ -77,27 +81,35 @@ def _list_interfaces() -> ExitStatus:
     found: list[tuple[str, NodeApi]] = []
     for profile in load_profiles(configuration_file(os.environ))[0]:
         try:
-            found += [(profile, api) for api in _connections(profile).needed_apis()]
+            apis = _connections(profile).needed_apis(answer_seconds=_LIST_SECONDS)
+            found += [(profile, api) for api in apis]
         except ClientError as problem:
-            print(f"pcapctl: {profile}: {problem}", file=sys.stderr)
+            complain(f"{profile}: {problem}")
     if not found:
         return ExitStatus.DELIVERED
-    for lines in at_once(_interface_lines, found):
-        for line in lines:
-            print(line)
+    for answered in at_once(_interface_lines, found):
+        if isinstance(answered, ClientError):
+            complain(str(answered))
+        else:
+            print("".join(f"{line}\n" for line in answered), end="")
     return ExitStatus.DELIVERED
 
 
-def _interface_lines(place: tuple[str, NodeApi]) -> Sequence[str]:
+def _interface_lines(place: tuple[str, NodeApi]) -> Sequence[str] | ClientError:
     profile, api = place
     try:
-        node = str(api.call("GET", "/node")["name"])
-        interfaces = [each for each in api.call("GET", "/interfaces")["interfaces"] if each["up"]]
-    except (ClientError, KeyError, TypeError) as problem:
-        print(f"pcapctl: {problem}", file=sys.stderr)
-        return []
+        with _read_as_a_node(api):
+            node = str(api.call("GET", "/node")["name"])
+            return _lines(profile, node, api.call("GET", "/interfaces")["interfaces"])
+    except ClientError as problem:
+        return problem
+
+
+def _lines(profile: str, node: str, interfaces: Iterable[Mapping[str, Any]]) -> Sequence[str]:
     lines = []
     for each in interfaces:
+        if not each["up"]:
+            continue
         value = ":".join([_PREFIX, *(quote(part, safe="") for part in (profile, node, each["name"]))])
         display = _without_braces(f"{each['name']} on {node} ({profile})")
         lines.append(f"interface {{value={value}}}{{display={display}}}")
@@ -112,8 +124,11 @@ def _capture(options: Namespace, api: NodeApi, node: str, interface: str) -> Exi
         try:
             # Wireshark has it open for reading, or will have.
             descriptor = os.open(options.fifo, os.O_WRONLY)
-            body = encode(_fields(options, api.call("GET", "/node"), node, interface))
-            capture_id = api.call("POST", "/captures", body)["captures"][0]["id"]
+            if stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise UsageProblem(f"{options.fifo} is a regular file, and is not replaced")
+            with _read_as_a_node(api):
+                body = encode(_fields(options, api.call("GET", "/node"), node, interface))
+                capture_id = str(api.call("POST", "/captures", body)["captures"][0]["id"])
             copy_packets(api, capture_id, descriptor)
         finally:
             signals.ignore()
@@ -146,9 +161,23 @@ def _fields(options: Namespace, about: Mapping[str, Any], node: str, interface: 
 
 def _check_filter(api: NodeApi, interface: str, bpf: str) -> ExitStatus:
     answer = api.call("POST", "/filters", json.dumps({"bpf": bpf, "interface": interface}).encode())
-    for problem in answer.get("problems", ()):
-        print(clean(problem["rule"]))
+    with _read_as_a_node(api):
+        for problem in answer.get("problems", ()):
+            print(clean(problem["rule"]))
     return ExitStatus.DELIVERED
+
+
+@contextmanager
+def _read_as_a_node(api: NodeApi) -> Iterator[None]:
+    """
+    Read what a node answers.
+
+    @raise NoAnswer: if it has another shape.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError, ValueError):
+        raise NoAnswer(f"{api.address} does not answer as a node does") from None
 
 
 def _end(api: NodeApi, capture_id: str) -> None:
@@ -172,7 +201,8 @@ def _connections(profile: str) -> Connections:
 
 def _api_of(profile: str, node: str) -> NodeApi:
     """The API of a node of a profile."""
-    apis = _connections(profile).needed_apis()
+    connections = _connections(profile)
+    apis = connections.needed_apis(answer_seconds=_LIST_SECONDS)
 
     def name(api: NodeApi) -> Any:
         try:
@@ -182,7 +212,7 @@ def _api_of(profile: str, node: str) -> NodeApi:
 
     for api, found in zip(apis, at_once(name, apis), strict=True):
         if found == node:
-            return api
+            return connections.api(api.address)
     raise ClientError(f"no node that answers is named {clean(node)}")
 
 
@@ -200,8 +230,10 @@ class _Signals:
 
     def __init__(self) -> None:
         self._is_armed = True
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._end)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            # nohup has it ignored.
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._end)
 
     def ignore(self) -> None:
         """From now on, go on."""

@@ -7,21 +7,31 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
+from shlex import quote
 
 from pcapsvc.client.status import ExitStatus, UsageProblem
 
 #: Since this version, it is not beside the configuration any more (the release notes of Wireshark 4.2).
 _MOVED = (4, 2)
+# In the first line, the path of an interpreter ends at a blank, and at the length of the line (execve(2): 127
+# bytes in kernels before 5.1). Otherwise sh starts Python, which takes what is for sh as a text.
+_LONGEST_FIRST_LINE = 127
+_BY_SHELL = """\
+#!/bin/sh
+'''exec' {python} "$0" "$@"
+' '''
+"""
 _SCRIPT = """\
-#!{python}
 import sys
 
-from pcapsvc.client.main import main
+from pcapsvc.client.__main__ import run
 
-sys.exit(main(["extcap", *sys.argv[1:]]))
+sys.argv[1:1] = ["extcap"]
+sys.exit(run())
 """
 
 
@@ -32,14 +42,26 @@ def install_extcap(options: Namespace) -> ExitStatus:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         # Not in place: Wireshark may be running it.
-        part = path.with_name(".pcapctl.part")
-        part.write_text(_SCRIPT.format(python=sys.executable))
-        part.chmod(0o755)
-        part.replace(path)
+        descriptor, part = tempfile.mkstemp(prefix=".pcapctl-", dir=directory)
+        try:
+            with os.fdopen(descriptor, "w") as file:
+                file.write(_beginning(sys.executable) + _SCRIPT)
+                os.fchmod(descriptor, 0o755)
+            os.replace(part, path)
+        except BaseException:
+            os.unlink(part)
+            raise
     except OSError as problem:
         raise UsageProblem(f"{path}: {problem.strerror}") from None
     print(path)
     return ExitStatus.DELIVERED
+
+
+def _beginning(python: str) -> str:
+    line = f"#!{python}\n"
+    if len(os.fsencode(line)) <= _LONGEST_FIRST_LINE and not re.search(r"\s", python):
+        return line
+    return _BY_SHELL.format(python=quote(python))
 
 
 def extcap_directory(environment: Mapping[str, str], version: tuple[int, int] | None) -> Path:
@@ -50,7 +72,7 @@ def extcap_directory(environment: Mapping[str, str], version: tuple[int, int] | 
     """
     if environment.get("WIRESHARK_EXTCAP_DIR"):
         return Path(environment["WIRESHARK_EXTCAP_DIR"])
-    home = Path(environment.get("HOME", "/"))
+    home = Path(environment.get("HOME") or "/")
     if version is None or version >= _MOVED:
         return home / ".local" / "lib" / "wireshark" / "extcap"
     configuration = environment.get("XDG_CONFIG_HOME")

@@ -10,6 +10,7 @@ import argparse
 import importlib
 import io
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -44,6 +45,7 @@ _VIA = (
 #: What C{--flags} and C{--direction} may be; likewise.
 FLAGS = ("fin", "syn", "rst", "psh", "ack", "urg", "ece", "cwr")
 DIRECTIONS = ("in", "out")
+_SEVERAL = "; to give several values, repeat the option"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -56,6 +58,21 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Say what is wrong, in one line, and where the options are described."""
         self.exit(2, f"{self.prog}: {message}\nTry '{self.prog} --help'.\n")
+
+
+class _Once(argparse.Action):
+    """An option that selects. Of two values, one would be ignored, and others like it may be repeated."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        options: argparse.Namespace,
+        value: Any,
+        name: str | None = None,
+    ) -> None:
+        if getattr(options, self.dest) is not None:
+            raise argparse.ArgumentError(self, "can't be repeated")
+        setattr(options, self.dest, value)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -81,7 +98,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _connection(command: argparse.ArgumentParser, *, via: bool = True, reports: bool = False) -> None:
     group = command.add_argument_group("connection")
-    group.add_argument("--profile", metavar="NAME", help="the profile in pcapctl.toml")
+    group.add_argument("--profile", type=_text, metavar="NAME", help="the profile in pcapctl.toml")
     if via:
         group.add_argument("--via", action="append", metavar="URL", help=_VIA)
     if reports:
@@ -89,17 +106,27 @@ def _connection(command: argparse.ArgumentParser, *, via: bool = True, reports: 
             "--reports", action="append", metavar="URL", help="where events come from, if not beside --via"
         )
     group.add_argument("--api", action="append", metavar="URL", help="the HTTP API of a node (repeatable)")
-    group.add_argument("--tokenfile", dest="token_file", metavar="FILE", help="the token for HTTP")
     group.add_argument(
-        "--passwordfile", dest="password_file", metavar="FILE", help="the password for Redis or Kafka"
+        "--tokenfile", dest="token_file", type=_text, metavar="FILE", help="the token for HTTP"
     )
-    group.add_argument("--cafile", dest="ca_file", metavar="FILE", help="the certificates to trust (PEM)")
+    group.add_argument(
+        "--passwordfile",
+        dest="password_file",
+        type=_text,
+        metavar="FILE",
+        help="the password for Redis or Kafka",
+    )
+    group.add_argument(
+        "--cafile", dest="ca_file", type=_text, metavar="FILE", help="the certificates to trust (PEM)"
+    )
 
 
 def _address(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("nodes")
-    group.add_argument("--node", metavar="NAME", help="the node of this name")
-    group.add_argument("--nodere", metavar="RE", help="the nodes whose names match (RE2)")
+    group.add_argument("--node", type=_text, action=_Once, metavar="NAME", help="the node of this name")
+    group.add_argument(
+        "--nodere", type=_text, action=_Once, metavar="RE", help="the nodes whose names match (RE2)"
+    )
     group.add_argument("--all", action="store_true", help="every node")
 
 
@@ -131,7 +158,11 @@ def _capture(command: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--rolling", action="store_true", help="keep only the newest packets, until the captures are stopped"
     )
-    what.add_argument("--format", metavar="NAME", help="the format of the delivered files: pcap or pcapng")
+    what.add_argument(
+        "--format",
+        metavar="NAME",
+        help="the format of the files at the destinations: pcap or pcapng (-w saves pcap)",
+    )
     what.add_argument(
         "--compress",
         choices=COMPRESSIONS,
@@ -143,7 +174,7 @@ def _capture(command: argparse.ArgumentParser) -> None:
     _files(command)
     wait = command.add_argument_group("waiting")
     wait.add_argument("--wait", action="store_true", help="until every node that accepts is done")
-    wait.add_argument("--expect", type=_whole, metavar="N", help="wait until N nodes have answered")
+    wait.add_argument("--expect", type=_positive, metavar="N", help="wait until N nodes have answered")
     wait.add_argument("--deadline", type=_seconds, metavar="S", help="wait no longer than S seconds")
     wait.add_argument(
         "--no-progress", action="store_true", help="a line for each event, instead of the table"
@@ -161,6 +192,7 @@ def _which_packets(command: argparse.ArgumentParser) -> None:
     )
 
     def add(name: str, metavar: str | None, words: str, **settings: Any) -> None:
+        settings = {"type": _one, **settings}
         group.add_argument(f"--{name}", action="append", metavar=metavar, help=words, **settings)
 
     add("host", "ADDRESS", "from or to this address")
@@ -170,27 +202,59 @@ def _which_packets(command: argparse.ArgumentParser) -> None:
     add("protocol", "NAME", "of this protocol: tcp, udp, icmp, icmp6, arp, …, or its number", type=_protocol)
     add("src", "ADDRESS", "from this address, address:port, [IPv6]:port or network")
     add("dst", "ADDRESS", "to this address, address:port, [IPv6]:port or network")
-    add("flags", None, "TCP with this flag", type=str.lower, choices=FLAGS)
+    add("flags", None, "TCP with this flag", type=_choice, choices=FLAGS)
     add("vlan", "N", "with the tag of this VLAN", type=_whole)
-    add("direction", None, "received (in) or sent (out) by the node", type=str.lower, choices=DIRECTIONS)
+    add("direction", None, "received (in) or sent (out) by the node", type=_choice, choices=DIRECTIONS)
+
+
+def _text(text: str) -> str:
+    """
+    A text. An empty one is perhaps a variable that isn't set, and must not stand for all nodes, or for what
+    is in a profile.
+    """
+    if not text:
+        raise argparse.ArgumentTypeError("must not be empty")
+    return text
 
 
 def _whole(text: str) -> int:
     try:
         return int(text)
     except ValueError:
-        several = "; to give several values, repeat the option" if "," in text else ""
+        several = _SEVERAL if "," in text else ""
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number{several}") from None
+
+
+def _positive(text: str) -> int:
+    number = _whole(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is less than 1")
+    return number
 
 
 def _seconds(text: str) -> float:
     try:
-        return float(text)
+        seconds = float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+    # Nothing is later than NaN.
+    if not 0 <= seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time that can pass")
+    return seconds
+
+
+def _one(text: str) -> str:
+    if "," in text:
+        raise argparse.ArgumentTypeError(f"{text!r} is not one value{_SEVERAL}")
+    return text
+
+
+def _choice(text: str) -> str:
+    return _one(text).lower()
 
 
 def _protocol(text: str) -> str | int:
+    text = _one(text)
     return int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else text
 
 
@@ -206,6 +270,7 @@ def _files(command: argparse.ArgumentParser) -> None:
     file.add_argument(
         "--puturl",
         dest="put_url",
+        type=_text,
         metavar="URL",
         help="where the nodes put the captures: {node}, {interface} and {id} in its path are filled in;"
         " every user of this host can see it here",
@@ -213,41 +278,47 @@ def _files(command: argparse.ArgumentParser) -> None:
     file.add_argument(
         "--puturl-file",
         dest="put_url_file",
+        type=_text,
         metavar="FILE",
         help="a file with this URL; or set PCAPCTL_PUTURL",
     )
 
 
 def _nodes(add: Callable[..., argparse.ArgumentParser]) -> None:
+    def request(words: str) -> None:
+        command.add_argument("--request", type=_text, action=_Once, metavar="REQUESTID", help=words)
+
     command = add("list", "nodes:list_captures", "list running and past captures")
     _connection(command)
     command.add_argument(
-        "--state", choices=("capturing", "delivering", "done", "failed"), help="only captures in this state"
+        "--state",
+        action=_Once,
+        choices=("capturing", "delivering", "done", "failed"),
+        help="only captures in this state",
     )
-    command.add_argument("--request", metavar="REQUESTID", help="only captures of this request")
+    request("only captures of this request")
     command.add_argument("--limit", type=_whole, metavar="N", help="up to N captures of each node (100)")
     command.add_argument("--json", action="store_true", help="their states, one on each line")
 
     command = add("show", "nodes:show", "show the state of a capture")
     _connection(command)
-    command.add_argument("id", metavar="ID")
+    command.add_argument("id", type=_text, metavar="ID")
 
     command = add("stop", "nodes:stop", "stop a capture, or all captures of a request")
     _connection(command)
     _address(command)
-    command.add_argument("id", nargs="?", metavar="ID")
-    command.add_argument("--request", metavar="REQUESTID", help="all captures of this request")
+    command.add_argument("id", type=_text, nargs="?", metavar="ID")
+    request("all captures of this request")
 
     command = add("watch", "watching:watch", "show events as they happen")
     _connection(command, reports=True)
-    command.add_argument("--request", metavar="REQUESTID", help="only events about this request")
-    command.add_argument("--node", action="append", metavar="NAME", help="only of this node (repeatable)")
-    command.add_argument(
-        "-i", "--interface", action="append", metavar="NAME", help="only about this interface"
-    )
-    command.add_argument(
-        "--type", action="append", metavar="TYPE", help="only of this type, such as delivery or capture.done"
-    )
+    request("only events about this request")
+    for names, metavar, words in (
+        (("--node",), "NAME", "only of this node (repeatable)"),
+        (("-i", "--interface"), "NAME", "only about this interface (repeatable)"),
+        (("--type",), "TYPE", "only of this type, such as delivery or capture.done (repeatable)"),
+    ):
+        command.add_argument(*names, type=_text, action="append", metavar=metavar, help=words)
     command.add_argument("--progress", action="store_true", help="the progress of captures as well")
     command.add_argument("--json", action="store_true", help="the events themselves, one on each line")
 
@@ -259,9 +330,9 @@ def _nodes(add: Callable[..., argparse.ArgumentParser]) -> None:
 
 def _checks(add: Callable[..., argparse.ArgumentParser]) -> None:
     command = add("check-config", "checking:check_config", "check a configuration of the daemon")
-    command.add_argument("file", metavar="FILE")
+    command.add_argument("file", type=_text, metavar="FILE")
     command = add("check-request", "checking:check_request", "check a request")
-    command.add_argument("file", metavar="FILE", help="the message in JSON; - for standard input")
+    command.add_argument("file", type=_text, metavar="FILE", help="the message in JSON; - for standard input")
     add("schema", "checking:schema", "print the JSON schema of events")
 
 
@@ -275,7 +346,9 @@ def _extcap(add: Callable[..., argparse.ArgumentParser]) -> None:
         command.add_argument(name, type=_whole)
     command.set_defaults(others_allowed=True)
     command = add("install-extcap", "installing:install_extcap", "let Wireshark list the nodes' interfaces")
-    command.add_argument("--dir", metavar="DIRECTORY", help="where Wireshark looks for such programs")
+    command.add_argument(
+        "--dir", type=_text, metavar="DIRECTORY", help="where Wireshark looks for such programs"
+    )
 
 
 def _shell(add: Callable[..., argparse.ArgumentParser]) -> None:
@@ -286,32 +359,58 @@ def _shell(add: Callable[..., argparse.ArgumentParser]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run pcapctl. Return its exit status."""
+    _open_missing_streams()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # Names, and the help, may have characters that the terminal's encoding doesn't have.
+            stream.reconfigure(errors="replace")
     known = parser()
     options, others = known.parse_known_args(arguments)
     # Versions of Wireshark differ in what they add to a call.
     if others and not getattr(options, "others_allowed", False):
-        known.error(f"unrecognized arguments: {' '.join(others)}; options come before the filter")
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            # The names of nodes and files may have characters that the terminal's encoding doesn't have.
-            stream.reconfigure(errors="replace")
+        hint = "; options come before the filter" if hasattr(options, "filter") else ""
+        known.error(f"unrecognized arguments: {' '.join(others)}{hint}")
     module, _, function = options.run.partition(":")
+    from pcapsvc.client.complaint import complain
     from pcapsvc.client.status import ClientError, ExitStatus
 
     try:
-        status = getattr(importlib.import_module(f"pcapsvc.client.{module}"), function)(options)
+        run = getattr(importlib.import_module(f"pcapsvc.client.{module}"), function)
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+            # Until now, it ended the program.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        status = run(options)
         sys.stdout.flush()
         return int(status)
     except ClientError as problem:
-        print(f"pcapctl: {problem}", file=sys.stderr)
+        complain(str(problem))
         return int(problem.status)
     except KeyboardInterrupt:
         return int(ExitStatus.INTERRUPTED)
     except BrokenPipeError:
         # The reader has had enough, and not got everything. Python would complain once more when it exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
+        return int(ExitStatus.PARTLY)
+    except MemoryError:
+        complain("out of memory")
+        return int(ExitStatus.PARTLY)
+    except OSError as problem:
+        # Such as a full disk, to which the output goes.
+        complain(problem.strerror or str(problem))
+        _discard_output()
         return int(ExitStatus.PARTLY)
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _open_missing_streams() -> None:
+    """
+    Open the null device in place of standard streams that were closed. Without them, what is for one of these
+    would go to another, or to a connection that has its number.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            # It gets the lowest number that is free.
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - it stays open
+
+
+def _discard_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

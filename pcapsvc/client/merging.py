@@ -10,8 +10,9 @@ from __future__ import annotations
 import heapq
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import BinaryIO
+
+import msgspec
 
 from pcapsvc.client.pcapng_packets import MAGIC, PcapngPackets, open_pcapng
 from pcapsvc.client.status import ClientError
@@ -25,10 +26,11 @@ from pcapsvc.core.pcap_file import (
 
 # The rest of the field is about the frame check sequence.
 _LINK_TYPE = 0xFFFF
+# Of time stamps: the field has 32 bits.
+_LAST_SECOND = 2**32 - 1
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Input:
+class _Input(msgspec.Struct, frozen=True, kw_only=True):
     """
     A file, behind its header.
 
@@ -91,8 +93,10 @@ def merge(inputs: Sequence[tuple[str, BinaryIO]], output: BinaryIO) -> int:
     output.write(struct.pack("<IHHiIII", magic, 2, 4, 0, 0, longest, first.link))
     layout, packets = struct.Struct("<IIII"), 0
     streams = [file.records(number) for number, file in enumerate(files)]
-    for stamp, _, length, data in heapq.merge(*streams, key=lambda record: record[:2]):
+    for stamp, number, length, data in heapq.merge(*streams, key=lambda record: record[:2]):
         seconds, rest = divmod(stamp, 1_000_000_000)
+        if seconds > _LAST_SECOND:
+            raise ClientError(f"{files[number].name} is broken: it has a packet from after the year 2105")
         output.write(layout.pack(seconds, rest // scale, len(data), length))
         output.write(data)
         packets += 1

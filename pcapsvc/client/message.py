@@ -74,7 +74,9 @@ def encode(fields: Mapping[str, Any], name: str = "the request") -> bytes:
 
     @raise UsageProblem: if a node would reject it.
     """
-    body = json.dumps({name: value for name, value in fields.items() if value is not None}).encode()
+    given = {name: value for name, value in fields.items() if value is not None}
+    # TOML has dates and times, which are texts in JSON.
+    body = json.dumps(given, default=str).encode()
     check_message(body, name)
     return body
 

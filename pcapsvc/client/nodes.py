@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,11 +10,12 @@ from typing import Any
 from pcapsvc.client.address import Address
 from pcapsvc.client.api import ApiProblem, NodeApi, capture_path
 from pcapsvc.client.at_once import at_once
+from pcapsvc.client.complaint import complain
 from pcapsvc.client.connections import Connections
 from pcapsvc.client.message import stop_message
 from pcapsvc.client.requesting import node_address
 from pcapsvc.client.status import ClientError, ExitStatus, NoAnswer, NotMeant, Refused, UsageProblem
-from pcapsvc.client.words import clean, duration, size
+from pcapsvc.client.words import clean, duration, json_text, size
 
 # What a node answers: objects for JSON, and rows for a table.
 _Answer = tuple[Sequence[Any], Sequence[Sequence[str]]]
@@ -59,7 +58,7 @@ def _moment(time: str | None) -> str:
 def show(options: Namespace) -> ExitStatus:
     """C{pcapctl show ID}: its state, as the node reports it."""
     api = _api_of(Connections(options, os.environ), options.id)
-    print(json.dumps(api.call("GET", capture_path(options.id)), indent=2))
+    print(json_text(api.call("GET", capture_path(options.id)), indent=2))
     return ExitStatus.DELIVERED
 
 
@@ -69,11 +68,16 @@ def stop(options: Namespace) -> ExitStatus:
     if (options.id is None) == (options.request is None):
         raise UsageProblem("give the id of a capture, or --request and the requestid of a request")
     if options.id is not None:
+        if node_address(options):
+            raise UsageProblem("--node, --nodere and --all go with --request, not with the id of a capture")
         try:
             _api_of(connections, options.id).call("DELETE", capture_path(options.id))
         except ApiProblem as problem:
             raise Refused(str(problem)) from None
         return ExitStatus.DELIVERED
+    if options.api:
+        # Those who name some nodes by it don't mean all of them.
+        raise UsageProblem("--api has no effect with --request, which is sent through --via")
     body = stop_message(options.request, node_address(options) or {"node": "any"})
     via = connections.needed_via()
 
@@ -90,7 +94,7 @@ def stop(options: Namespace) -> ExitStatus:
     if is_any_well:
         problems = [each for each in problems if not isinstance(each, NotMeant)]
     for each in problems:
-        _complain(each)
+        complain(str(each))
     return _status(problems, is_any_well=is_any_well)
 
 
@@ -163,16 +167,17 @@ def _print_answers(
     for answered in at_once(answer, apis):
         if isinstance(answered, ClientError):
             problems.append(answered)
-            _complain(answered)
+            complain(str(answered))
         else:
             items += answered[0]
             rows += answered[1]
+    is_any_well = len(problems) < len(apis)
     if options.json:
         for item in items:
-            print(json.dumps(item, separators=(",", ":")))
-    else:
+            print(json_text(item))
+    elif is_any_well:
         _print_table(titles, rows)
-    return _status(problems, is_any_well=len(problems) < len(apis))
+    return _status(problems, is_any_well=is_any_well)
 
 
 def _status(problems: Sequence[ClientError], *, is_any_well: bool) -> ExitStatus:
@@ -186,25 +191,26 @@ def _status(problems: Sequence[ClientError], *, is_any_well: bool) -> ExitStatus
 
 def _api_of(connections: Connections, capture_id: str) -> NodeApi:
     """The API of the node that knows a capture."""
-    problems: list[ClientError] = []
-    for api in connections.needed_apis():
+
+    def ask(api: NodeApi) -> ClientError | None:
         try:
             api.call("GET", capture_path(capture_id))
+        except ClientError as problem:
+            return problem
+        return None
+
+    apis = connections.needed_apis()
+    problems = []
+    for api, problem in zip(apis, at_once(ask, apis), strict=True):
+        if problem is None:
             return api
-        except ApiProblem as problem:
-            if problem.code != 404:
-                problems.append(problem)
-        except NoAnswer as problem:
+        if not isinstance(problem, ApiProblem) or problem.code != 404:
             problems.append(problem)
     for each in problems:
-        _complain(each)
+        complain(str(each))
     if problems and all(isinstance(problem, NoAnswer) for problem in problems):
         raise NoAnswer(f"no node that answers knows a capture {clean(capture_id)}")
     raise Refused(f"no node knows a capture {clean(capture_id)}")
-
-
-def _complain(problem: ClientError) -> None:
-    print(f"pcapctl: {problem}", file=sys.stderr)
 
 
 def _print_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

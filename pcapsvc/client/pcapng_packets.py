@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import BinaryIO
+
+import msgspec
 
 from pcapsvc.client.status import ClientError
 from pcapsvc.core.pcap_file import LARGEST_SNAP_BYTES
@@ -27,8 +28,7 @@ _RESOLUTION, _USUAL_DIGITS, _MOST_DIGITS = 9, 6, 9
 _PACKET = "IIIII"
 
 
-@dataclass(frozen=True, kw_only=True)
-class PcapngPackets:
+class PcapngPackets(msgspec.Struct, frozen=True, kw_only=True):
     """
     A file, behind the description of its interface.
 

@@ -21,9 +21,12 @@ from pcapsvc.core.text import one_line
 TOKEN_VARIABLE, PASSWORD_VARIABLE = "PCAPCTL_TOKEN", "PCAPCTL_PASSWORD"
 PROFILE_VARIABLE = "PCAPCTL_PROFILE"
 
+# A device, such as /dev/zero, may not come to an end.
+_MOST_FILE_BYTES = 1024 * 1024
+
 
 Texts = Annotated[tuple[str, ...] | str, Meta(description="text, or a list of texts")]
-FilePath = Annotated[str, Meta(description="the path of a file")]
+FilePath = Annotated[str, Meta(min_length=1, description="the path of a file")]
 
 
 class Profile(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,7 +56,7 @@ def configuration_file(environment: Mapping[str, str]) -> Path:
     """Where the configuration is, whether it exists or not."""
     home = environment.get("XDG_CONFIG_HOME") or ""
     # The XDG Base Directory Specification: a relative path is invalid, and is to be ignored.
-    directory = Path(home) if os.path.isabs(home) else Path(environment.get("HOME", "/")) / ".config"
+    directory = Path(home) if os.path.isabs(home) else Path(environment.get("HOME") or "/") / ".config"
     return directory / "pcapctl.toml"
 
 
@@ -66,11 +69,16 @@ def load_profiles(path: Path) -> tuple[Mapping[str, Profile], str | None]:
     @raise UsageProblem: with everything that is wrong with it.
     """
     try:
-        document = tomllib.loads(path.read_text("utf-8-sig"))
+        document = tomllib.loads(_text_in(path))
     except FileNotFoundError:
         return {}, None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as problem:
         raise UsageProblem(f"{path}: {problem}") from None
+    except RecursionError:
+        raise UsageProblem(f"{path}: is nested too deeply") from None
+    except ValueError:
+        # Python's limit (the Standard Library, "Integer string conversion length limitation").
+        raise UsageProblem(f"{path}: a number has too many digits") from None
     problems: list[Problem] = []
     profiles: dict[str, Profile] = {}
     tables = document.pop("profiles", {})
@@ -86,8 +94,11 @@ def load_profiles(path: Path) -> tuple[Mapping[str, Profile], str | None]:
         values, found = check_fields(Profile, table, prefix=f"profiles.{name}.", secrets=_MAY_HAVE_SECRETS)
         problems += found
         if not found:
-            profiles[name] = Profile(**values)
-    if default is not None and default not in tables:
+            profile = Profile(**values)
+            # In any case, a key is the field that an option may replace.
+            defaults = {key.lower(): value for key, value in profile.defaults.items()}
+            profiles[name] = msgspec.structs.replace(profile, defaults=defaults)
+    if default is not None and (not isinstance(default, str) or default not in tables):
         problems.append(Problem(path="default", rule="must be the name of a profile"))
     if problems:
         raise UsageProblem(f"{path}: " + "; ".join(map(str, problems)))
@@ -102,7 +113,8 @@ def choose_profile(name: str | None, environment: Mapping[str, str]) -> Profile:
     """
     path = configuration_file(environment)
     profiles, default = load_profiles(path)
-    name = name or environment.get(PROFILE_VARIABLE) or default
+    if name is None:
+        name = environment.get(PROFILE_VARIABLE) or default
     if name is None:
         return Profile()
     if name not in profiles:
@@ -130,10 +142,20 @@ def read_secret(path: str) -> str:
     @raise UsageProblem: if it can't be read, or has more lines than one.
     """
     try:
-        text = Path(path).expanduser().read_text("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as problem:
-        raise UsageProblem(f"{path}: {getattr(problem, 'strerror', None) or 'not UTF-8'}") from None
+        text = _text_in(Path(os.path.expanduser(path)))
+    except UnicodeDecodeError:
+        raise UsageProblem(f"{path}: not UTF-8") from None
+    except (OSError, ValueError) as problem:
+        raise UsageProblem(f"{path}: {getattr(problem, 'strerror', None) or 'not a path'}") from None
     lines = text.splitlines()
     if len(lines) != 1 or not lines[0]:
         raise UsageProblem(f"{path}: must have one line, the secret")
     return lines[0]
+
+
+def _text_in(path: Path) -> str:
+    with path.open("rb") as file:
+        content = file.read(_MOST_FILE_BYTES + 1)
+    if len(content) > _MOST_FILE_BYTES:
+        raise UsageProblem(f"{path}: is longer than {_MOST_FILE_BYTES} bytes")
+    return content.decode("utf-8-sig")

@@ -13,6 +13,7 @@ from typing import Any
 
 from pcapsvc.client.address import Address, HttpAddress, SqsAddress
 from pcapsvc.client.at_once import at_once
+from pcapsvc.client.complaint import complain, show
 from pcapsvc.client.connections import Connections, NodeNames
 from pcapsvc.client.message import encode, stop_message
 from pcapsvc.client.profile import read_secret
@@ -153,7 +154,7 @@ class Request:
         """Send it, and print its name, by which its events and captures are found."""
         receivers = self._send()
         for row in self._tally.rows:
-            print(f"pcapctl: {clean(row.node)}: {row.words}", file=sys.stderr)
+            complain(f"{clean(row.node)}: {clean(row.words)}")
         if self._tally.rows and len(self._tally.rows) == len(self._via):
             return self._tally.status(missing=self._tally.unreached)
         print(self._requestid)
@@ -168,17 +169,25 @@ class Request:
         reader = None
         try:
             # Before it is sent: nothing may be missed.
-            reader = EventReader(self._connections, self._connections.needed_reports(), self._requestid)
+            reader = self._reader()
             receivers = self._send()
             if receivers == 0 and options.expect is None and options.deadline is None:
                 raise NoAnswer("nobody has received the request: no node is subscribed to the channel")
-            patience = self._patience(options, receivers)
+            patience = patience_of(options, self._fields, self._via, receivers, others=self._others)
             waiting = Waiting(self._tally, reader, view, files, patience, time.monotonic)
             return self._until_done(waiting, view)
         finally:
             files.close()
             if reader is not None:
                 reader.close()
+
+    def _reader(self) -> EventReader:
+        places = self._connections.needed_reports()
+        try:
+            return EventReader(self._connections, places, self._requestid)
+        except ClientError as problem:
+            words = f"nothing was requested, as the events can't be read: {problem}"
+            raise type(problem)(words) from None
 
     def _until_done(self, waiting: Waiting, view: IView) -> ExitStatus:
         try:
@@ -196,25 +205,24 @@ class Request:
                 self._stop(view)
                 waiting.run()
         except KeyboardInterrupt:
-            print("", file=sys.stderr)
+            show("\n")
         self._say_what_runs()
         return ExitStatus.INTERRUPTED
 
     def _say_what_runs(self) -> None:
         running = len({row.node for row in self._tally.running()})
         if running:
-            print(
-                f"pcapctl: captures on {counted(running, 'node')} go on; to stop them:"
-                f" pcapctl stop {self._connections.options}--request {self._requestid}",
-                file=sys.stderr,
-            )
+            complain(f"captures on {counted(running, 'node')} go on; to stop them: {self._how_to_stop()}")
+
+    def _how_to_stop(self) -> str:
+        return f"pcapctl stop {self._connections.options}--request {self._requestid}"
 
     def _is_to_be_stopped(self) -> bool:
         running = len({row.node for row in self._tally.running()})
         # It may be closed.
         if not running or not os.isatty(0):
             return False
-        print(f"Stop the captures on {counted(running, 'node')}? [y/N] ", end="", file=sys.stderr, flush=True)
+        show(f"Stop the captures on {counted(running, 'node')}? [y/N] ")
         return sys.stdin.readline().strip().lower() in ("y", "yes")
 
     def _stop(self, view: IView) -> None:
@@ -232,7 +240,11 @@ class Request:
         """
         receivers: int | None = 0
         problems: list[NoAnswer] = []
-        answers = at_once(lambda place: self._send_to(place, self._body), self._via)
+        try:
+            answers = at_once(lambda place: self._send_to(place, self._body), self._via)
+        except KeyboardInterrupt:
+            complain(f"nodes may have the request; to stop its captures: {self._how_to_stop()}")
+            raise
         for address, answer in zip(self._via, answers, strict=True):
             if isinstance(answer, NoAnswer):
                 problems.append(answer)
@@ -280,20 +292,35 @@ class Request:
 
         return Fetcher(self._names, options.write, merged=options.merge)
 
-    def _patience(self, options: Namespace, receivers: int | None) -> Patience:
-        expect, seconds = options.expect, ANSWER_SECONDS
-        if expect is not None:
-            seconds = EXPECTED_SECONDS
-        elif all(isinstance(each, HttpAddress) for each in self._via):
-            expect = len(self._via) - self._others
-        elif "node" in self._fields:
-            # Each subscriber is a node, unless somebody else listens.
-            expect = receivers if self._fields["node"] == "any" else 1
-        if any(isinstance(each, SqsAddress) for each in self._via):
-            seconds = max(seconds, QUEUE_ANSWER_SECONDS)
-        if options.deadline is not None:
-            seconds = options.deadline
-        return Patience(expect=expect, answer_seconds=seconds, deadline_seconds=options.deadline)
+
+def patience_of(
+    options: Namespace,
+    fields: Mapping[str, Any],
+    via: Sequence[Address],
+    receivers: int | None,
+    *,
+    others: int = 0,
+) -> Patience:
+    """
+    How long to wait for a request.
+
+    @param receivers: how many have received it; L{None} if that isn't known.
+    @param others: how many addresses of C{via} it does not mean.
+    """
+    expect, seconds = options.expect, ANSWER_SECONDS
+    if expect is not None:
+        seconds = EXPECTED_SECONDS
+    elif all(isinstance(each, HttpAddress) for each in via):
+        expect = len(via) - others
+    elif "node" in fields:
+        # Each subscriber is a node, unless somebody else listens.
+        expect = receivers if fields["node"] == "any" else 1
+    if any(isinstance(each, SqsAddress) for each in via):
+        seconds = max(seconds, QUEUE_ANSWER_SECONDS)
+    if options.deadline is not None and expect is not None:
+        # Not if nobody knows who is missing: all that have answered may be done long before.
+        seconds = options.deadline
+    return Patience(expect=expect, answer_seconds=seconds, deadline_seconds=options.deadline)
 
 
 def _end(number: int, frame: object) -> None:

@@ -8,18 +8,22 @@ nothing for 30 s. The rest is requested once it reads on, as long as the node ha
 from __future__ import annotations
 
 import os
+import re
 import threading
 import time
 from collections.abc import Callable
 
 from pcapsvc.client.api import ApiProblem, Body, NodeApi, capture_path
+from pcapsvc.client.at_once import start_thread
+from pcapsvc.client.capture_file import read_capture
 from pcapsvc.client.connections import NodeNames
-from pcapsvc.client.decompressing import decompressed
 from pcapsvc.client.status import ClientError, NoAnswer
 from pcapsvc.client.tally import Row, Tally
+from pcapsvc.client.waiting import UNFINISHED
 from pcapsvc.core.artifact import PCAP_MEDIA_TYPE
 
 _CHUNK_BYTES = 64 * 1024
+_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-[0-9]+/([0-9]+|\*)")
 _POLL_SECONDS = 0.1
 # How often a node that doesn't answer is tried again, a second apart.
 _ATTEMPTS = 10
@@ -49,8 +53,7 @@ class Streamer:
                 continue
             if self._row is None:
                 self._row = row
-                self._thread = threading.Thread(target=self._run, args=(row, row.capture_id), daemon=True)
-                self._thread.start()
+                self._thread = start_thread(self._run, row, row.capture_id)
             elif row.capture_id != self._row.capture_id and row.capture_id not in self._others:
                 self._others.add(row.capture_id)
                 self._note(f"only one capture is streamed, and not {row.capture_id} on {row.node}")
@@ -60,7 +63,9 @@ class Streamer:
         return self._thread is not None and self._thread.is_alive()
 
     def finish(self) -> None:
-        """Nothing is left to do."""
+        """What is still being copied won't be."""
+        if self._row is not None and self.is_busy():
+            self._row.fetch_problem = UNFINISHED
 
     def close(self) -> None:
         """Nothing is left behind."""
@@ -82,8 +87,15 @@ class Streamer:
             # As tcpdump ends when its reader does.
             row.fetched = "standard output"
             self.stop()
-        except (ClientError, OSError) as problem:
+        except OSError as problem:
+            # Such as a full disk: the packets go nowhere.
+            row.fetch_problem = problem.strerror or str(problem)
+            self.stop()
+        except ClientError as problem:
             row.fetch_problem = str(problem)
+        except BaseException:
+            row.fetch_problem = "internal error"
+            raise
 
 
 def copy_packets(api: NodeApi, capture_id: str, descriptor: int) -> None:
@@ -113,9 +125,12 @@ def copy_packets(api: NodeApi, capture_id: str, descriptor: int) -> None:
             if not _is_pcap(body):
                 body.close()
                 raise ClientError("the reader was too slow: the node has the packets in another file only")
-            size = body.headers.get("Content-Range", "").rpartition("/")[2]
+            part = _CONTENT_RANGE.fullmatch(body.headers.get("Content-Range", ""))
+            if part is None or int(part[1]) != done:
+                body.close()
+                raise ClientError("the node did not send the rest of the packets, but something else")
             done, failures = _pass_on(body, done, descriptor), 0
-            if size == str(done):
+            if part[2] == str(done):
                 return
         except _CutOff as cut:
             done = cut.done
@@ -138,10 +153,10 @@ def _size_of_ended(api: NodeApi, capture_id: str) -> int | None:
     """How large the file of a capture is, in bytes; L{None} if it isn't known, or the capture still runs."""
     try:
         state = api.call("GET", capture_path(capture_id))
-    except ClientError:
+        is_running, size = state.get("state") == "capturing", state.get("bytes")
+    except (ClientError, AttributeError):
         return None
-    size = state.get("bytes")
-    return None if state.get("state") == "capturing" or not isinstance(size, int) else size
+    return None if is_running or not isinstance(size, int) else size
 
 
 def _is_pcap(body: Body) -> bool:
@@ -152,7 +167,7 @@ def _is_pcap(body: Body) -> bool:
 def _pass_on_file(body: Body, descriptor: int) -> None:
     """Write a file that the node has no longer in memory, decompressed."""
     try:
-        for data in decompressed(body, body.headers.get("Content-Type", "")):
+        for data in read_capture(body):
             _write(data, descriptor)
     finally:
         body.close()
@@ -174,8 +189,10 @@ def _pass_on(body: Body, done: int, descriptor: int) -> int:
 
     @raise _CutOff: if the connection was lost.
     """
+    # The beginning is checked.
+    pieces = iter(lambda: body.read(_CHUNK_BYTES), b"") if done else read_capture(body)
     try:
-        while data := body.read(_CHUNK_BYTES):
+        for data in pieces:
             _write(data, descriptor)
             done += len(data)
     except NoAnswer:

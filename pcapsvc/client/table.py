@@ -18,6 +18,7 @@ _STYLES = {
     "starting": "dim",
     "capturing": "cyan",
     "delivering": "yellow",
+    "fetched": "yellow",
     "delivered": "green",
     "nothing": "green",
     "spooled": "yellow",
@@ -33,6 +34,8 @@ _LAYOUTS = (
     (52, 0, ("node", "interface", "state", "limit", "packets")),
     (0, 0, ("node", "state", "limit")),
 )
+# If nobody says how large the terminal is.
+_UNKNOWN_COLUMNS, _UNKNOWN_LINES = 80, 25
 _UNITS = {"packets": "packets", "bytes": "size", "duration": "time"}
 
 
@@ -45,6 +48,11 @@ class TableView:
 
     def __init__(self, stream: IO[str]) -> None:
         self._console = Console(file=stream, highlight=False)
+        # What COLUMNS and LINES say is taken as it is. Otherwise the terminal is asked each time.
+        if self._console.width == 0:
+            self._console.width = _UNKNOWN_COLUMNS
+        if self._console.height == 0:
+            self._console.height = _UNKNOWN_LINES
         self._live = self._new_live()
         self._drawn_at = float("-inf")
 

@@ -7,9 +7,11 @@ Events may arrive twice, late, or in another order (see docs/events.md), so a st
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 from urllib.parse import unquote
+
+import msgspec
 
 from pcapsvc.client.status import ExitStatus
 from pcapsvc.core.text import one_line
@@ -21,9 +23,19 @@ SILENT_SECONDS = 15.0
 SILENT_TIMES = 3
 #: How much longer than its limit a capture may take, if it doesn't report its progress.
 GRACE_SECONDS = 30.0
+#: How many captures and refusals are counted, and how many destinations of each. A server may lie for hours.
+MOST_ROWS = 10_000
+MOST_DESTINATIONS = 100
+#: How many of the latest events are recognized if they arrive twice.
+MOST_SEEN = 50_000
 
 # Numbers in events are smaller.
 _LARGEST = 2**63
+# Of a text, in characters. Names longer than that are of no node, interface or capture.
+_LONGEST = 1000
+_LONGEST_NAME = 300
+_MOST_MISSING = 20
+_MOST_PROBLEMS = 100
 # Later ones win.
 _STATES = ("accepted", "capturing", "delivering", "done", "failed")
 _REFUSED = ("rejected", "busy")
@@ -33,8 +45,7 @@ _LIMITS = ("packets", "bytes", "duration")
 _OUTCOMES = ("postponed", "spooled", "failed", "delivered")
 
 
-@dataclass(kw_only=True)
-class Row:
+class Row(msgspec.Struct, kw_only=True):
     """
     One capture; or a node, or one of its interfaces, that refuses; or a node that can't be reached.
 
@@ -52,6 +63,7 @@ class Row:
     @ivar heard_at: when the last event about it arrived, in seconds of a monotonic clock.
     @ivar missing: what is missing of the past that the request asked for, as events have it.
     @ivar fetched: where its file was saved by this program; L{None} if it wasn't.
+    @ivar is_to_merge: whether it was fetched, to become a part of one file that isn't there yet.
     """
 
     node: str
@@ -60,7 +72,7 @@ class Row:
     state: str = "accepted"
     words: str | None = None
     api: str | None = None
-    limits: Mapping[str, float] = field(default_factory=dict)
+    limits: Mapping[str, float] = msgspec.field(default_factory=dict)
     packets: int = 0
     captured: int = 0
     bytes: int = 0
@@ -69,13 +81,14 @@ class Row:
     dropped: int | None = None
     reason: str | None = None
     file: str | None = None
-    deliveries: dict[str, tuple[str, str]] = field(default_factory=dict)
+    deliveries: dict[str, tuple[str, str]] = msgspec.field(default_factory=dict)
     began_at: float | None = None
     heard_at: float = 0.0
     progress_seconds: float | None = None
     has_stopped: bool = False
     missing: Sequence[Mapping[str, Any]] = ()
     fetched: str | None = None
+    is_to_merge: bool = False
     fetch_problem: str | None = None
 
     @property
@@ -134,12 +147,16 @@ class Row:
 class Tally:
     """
     @param requestid: that of the request. Other events are ignored.
+
+    @ivar ignored: how many captures, refusals and outcomes were not counted, as there were too many.
     """
 
     def __init__(self, requestid: str) -> None:
         self._requestid = requestid
         self._rows: dict[tuple[str, str], Row] = {}
-        self._seen: set[str] = set()
+        # Of their ids, which may have any length, the hashes: those of different texts differ.
+        self._seen: dict[int, None] = {}
+        self.ignored = 0
 
     @property
     def rows(self) -> Sequence[Row]:
@@ -178,30 +195,42 @@ class Tally:
         try:
             data, kind = event["data"], str(event["type"]).removeprefix("pcapsvc.")
             node = unquote(str(event["source"]).rpartition("/")[2])
-            if data.get("requestid") != self._requestid or event["id"] in self._seen:
+            if data.get("requestid") != self._requestid or not self._is_new(event["id"]):
                 return None
-            self._seen.add(event["id"])
-            return self._add(kind, node, event.get("subject"), data, now)
+            return self._add(kind, _name(node), event.get("subject"), data, now)
+        except _TooMany:
+            self.ignored += 1
+            return None
         except (KeyError, TypeError, AttributeError, ValueError):
             # It is not one of ours, or from a version to come.
             return None
 
+    def _is_new(self, event_id: object) -> bool:
+        known = hash(str(event_id))
+        if known in self._seen:
+            return False
+        self._seen[known] = None
+        if len(self._seen) > MOST_SEEN:
+            del self._seen[next(iter(self._seen))]
+        return True
+
     def _add(
         self, kind: str, node: str, subject: str | None, data: Mapping[str, Any], now: float
     ) -> Row | None:
-        api = None if data.get("api") is None else str(data["api"])
+        api = None if data.get("api") is None else _name(data["api"])
         if kind == "request.accepted":
             return self._accepted(node, data, api, now)
         if kind in ("request.rejected", "request.busy"):
-            row = self._row(node, "")
+            row = self._counted(node, "")
             row.state = kind.removeprefix("request.")
-            row.words = str(data.get("reason") or "; ".join(map(_words, data.get("problems", ()))))
+            problems = islice(data.get("problems", ()), _MOST_PROBLEMS)
+            row.words = _text(data.get("reason") or "; ".join(map(_words, problems)))
             row.api, row.heard_at = api or row.api, now
             return row
         if not isinstance(subject, str):
             return None
-        row = self._row(node, subject)
-        row.capture_id, row.interface = subject, str(data.get("interface") or row.interface or "")
+        row = self._counted(node, _name(subject))
+        row.capture_id, row.interface = subject, _name(data.get("interface") or row.interface or "")
         row.api, row.heard_at = api or row.api, now
         area, _, what = kind.partition(".")
         if area == "delivery":
@@ -213,14 +242,20 @@ class Tally:
     def _accepted(self, node: str, data: Mapping[str, Any], api: str | None, now: float) -> Row | None:
         row = None
         for each in data["captures"]:
-            row = self._row(node, str(each["id"]))
-            row.capture_id, row.interface = str(each["id"]), str(each["interface"])
+            capture_id, interface = _name(each["id"]), _name(each["interface"])
+            row = self._counted(node, capture_id)
+            row.capture_id, row.interface = capture_id, interface
             row.api, row.heard_at = api, now
         for number, problem in enumerate(data.get("problems", ())):
-            refused = self._row(node, f" {number}")
+            refused = self._counted(node, f" {number}")
             refused.state, refused.words, refused.heard_at = "rejected", _words(problem), now
             row = row or refused
         return row
+
+    def _counted(self, node: str, key: str) -> Row:
+        if (node, key) not in self._rows and len(self._rows) >= MOST_ROWS:
+            raise _TooMany
+        return self._row(node, key)
 
     def _row(self, node: str, key: str) -> Row:
         return self._rows.setdefault((node, key), Row(node=node))
@@ -244,7 +279,7 @@ class Tally:
             return ExitStatus.NO_ANSWER
         if all(row.is_refused for row in rows):
             return ExitStatus.PARTLY if missing > 0 else ExitStatus.REJECTED
-        if missing <= 0 and all(row.is_delivered for row in rows):
+        if missing <= 0 and not self.ignored and all(row.is_delivered for row in rows):
             return ExitStatus.DELIVERED
         return ExitStatus.PARTLY
 
@@ -252,7 +287,7 @@ class Tally:
 def _capture(row: Row, what: str, data: Mapping[str, Any], now: float) -> None:
     history = data.get("history")
     if isinstance(history, dict) and isinstance(history.get("missing"), list) and not row.has_stopped:
-        row.missing = history["missing"]
+        row.missing = [_plain(each) for each in history["missing"][:_MOST_MISSING]]
     match what:
         case "started":
             _advance(row, "capturing")
@@ -269,12 +304,12 @@ def _capture(row: Row, what: str, data: Mapping[str, Any], now: float) -> None:
         case "stopped":
             packets, size, dropped = _counts(data)
             _advance(row, "delivering")
-            row.has_stopped, row.reason = True, str(data.get("reason") or "")
-            row.file = None if data.get("file") is None else str(data["file"])
+            row.has_stopped, row.reason = True, _text(data.get("reason") or "")
+            row.file = None if data.get("file") is None else _text(data["file"])
             row.packets, row.bytes, row.dropped, row.rate = packets, size, dropped, None
         case "failed":
             _advance(row, "failed")
-            row.words = str(data.get("problem"))
+            row.words = _text(data.get("problem"))
         case "done":
             _advance(row, "done")
 
@@ -312,15 +347,48 @@ def _deliver(row: Row, what: str, data: Mapping[str, Any]) -> None:
     if what not in _OUTCOMES:
         return
     _advance(row, "delivering")
-    destination = str(data["destination"])
+    destination = _name(data["destination"])
     known = row.deliveries.get(destination)
+    if known is None and len(row.deliveries) >= MOST_DESTINATIONS:
+        raise _TooMany
     if known is None or _OUTCOMES.index(known[0]) <= _OUTCOMES.index(what):
-        row.deliveries[destination] = (what, str(data.get("location") or data.get("problem") or ""))
+        row.deliveries[destination] = (what, _text(data.get("location") or data.get("problem") or ""))
 
 
 def _advance(row: Row, state: str) -> None:
     if row.state not in _STATES or _STATES.index(state) > _STATES.index(row.state):
         row.state = state
+
+
+class _TooMany(Exception):
+    """There is no room for another one."""
+
+
+def _name(value: object) -> str:
+    """
+    What is not shown alone, but compared and asked for.
+
+    @raise ValueError: if it's too long to be a name.
+    """
+    text = str(value)
+    if len(text) > _LONGEST_NAME:
+        raise ValueError("too long")
+    return text
+
+
+def _text(value: object) -> str:
+    """What is only shown. Secrets are hidden before it is cut, since half of one is not recognized."""
+    return one_line(str(value), most=_LONGEST)
+
+
+def _plain(missing: object) -> Mapping[str, Any]:
+    """A part of the past that is missing, with what is shown of it; nothing if it is something else."""
+    known = missing if isinstance(missing, dict) else {}
+    reason = known.get("reason")
+    numbers = {
+        name: value for name in ("seconds", "packets") if isinstance(value := known.get(name), int | float)
+    }
+    return {"reason": _text(reason), **numbers} if isinstance(reason, str) else {}
 
 
 def _words(problem: Mapping[str, Any]) -> str:

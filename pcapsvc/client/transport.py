@@ -42,5 +42,6 @@ class ITransport(Protocol):
         @param requestid: only those about requests of this name, if the transport can tell. L{None} is all.
 
         @raise NoAnswer: if they can't be read.
+        @raise Refused: if the node refuses.
         """
         ...

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Mapping
 from typing import IO, Any, Protocol
 
 from pcapsvc.client import words
+from pcapsvc.client.complaint import complain
+from pcapsvc.client.status import NoAnswer
 from pcapsvc.client.tally import Tally
 from pcapsvc.core.text import counted
 
@@ -44,7 +44,7 @@ class LineView:
 
     def note(self, text: str) -> None:
         """A line on standard error."""
-        print(f"pcapctl: {words.clean(text)}", file=sys.stderr, flush=True)
+        complain(words.clean(text))
 
     def show(self, tally: Tally, now: float) -> None:
         """Nothing: the events say it."""
@@ -76,11 +76,16 @@ class JsonView:
 
     def event(self, event: Mapping[str, Any]) -> None:
         """A line of JSON."""
-        print(json.dumps(event, separators=(",", ":")), file=self._stream, flush=True)
+        try:
+            line = words.json_text(event)
+        except NoAnswer as problem:
+            self.note(f"an event is not shown: {problem}")
+            return
+        print(line, file=self._stream, flush=True)
 
     def note(self, text: str) -> None:
         """A line on standard error."""
-        print(f"pcapctl: {words.clean(text)}", file=sys.stderr, flush=True)
+        complain(words.clean(text))
 
     def show(self, tally: Tally, now: float) -> None:
         """Nothing: the events say it."""

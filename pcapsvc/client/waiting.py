@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, Protocol
 
-from pcapsvc.client.status import ExitStatus
-from pcapsvc.client.tally import Tally
+import msgspec
+
+from pcapsvc.client.status import ClientError, ExitStatus
+from pcapsvc.client.tally import MOST_ROWS, Tally
 from pcapsvc.client.views import IView
+from pcapsvc.core.text import counted
+
+#: Why a file isn't there that was still being saved at the end of the wait.
+UNFINISHED = "not finished at the deadline"
 
 _TURN_SECONDS = 0.2
 
@@ -34,7 +39,7 @@ class IFiles(Protocol):
 
     def finish(self) -> None:
         """
-        Everything is saved, or never will be.
+        Everything is saved, or never will be: what is still being saved, at a deadline, has a problem.
 
         @raise ClientError: if what is left to do fails.
         """
@@ -62,8 +67,7 @@ class NoFiles:
         """Nothing."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Patience:
+class Patience(msgspec.Struct, frozen=True, kw_only=True):
     """
     How long to wait.
 
@@ -100,6 +104,7 @@ class Waiting:
         self._patience = patience
         self._clock = clock
         self._began = clock()
+        self._has_ignored = False
 
     def run(self) -> ExitStatus:
         """Wait. May be called again after an interruption."""
@@ -109,11 +114,15 @@ class Waiting:
                     self._view.note(item)
                 elif self._tally.add(item, self._clock()) is not None:
                     self._view.event(item)
+            if self._tally.ignored and not self._has_ignored:
+                self._has_ignored = True
+                self._view.note(
+                    f"more than {MOST_ROWS:,} captures, or too many destinations: others are ignored"
+                )
             self._files.update(self._tally)
             now = self._clock()
             if self._is_over(now):
-                self._view.close(self._tally, now)
-                self._files.finish()
+                self._finish(now)
                 return self.status()
             self._view.show(self._tally, now)
 
@@ -121,6 +130,18 @@ class Waiting:
         """What to exit with now."""
         expect = self._patience.expect
         return self._tally.status(missing=0 if expect is None else expect - len(self._tally.nodes))
+
+    def _finish(self, now: float) -> None:
+        """Show the outcomes, once it is known where the files are."""
+        try:
+            self._files.finish()
+        except ClientError:
+            self._view.close(self._tally, now)
+            raise
+        self._view.close(self._tally, now)
+        if self._tally.ignored:
+            ignored = counted(self._tally.ignored, "event")
+            self._view.note(f"ignored in all: {ignored} of further captures or destinations")
 
     def _is_over(self, now: float) -> bool:
         patience, spent = self._patience, now - self._began

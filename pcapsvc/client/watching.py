@@ -18,7 +18,7 @@ from pcapsvc.client.views import JsonView, LineView
 def watch(options: Namespace) -> ExitStatus:
     """Run the command, until it is interrupted."""
     connections = Connections(options, os.environ)
-    reader = EventReader(connections, connections.needed_reports(), options.request)
+    reader = EventReader(connections, connections.watched(), options.request)
     view = JsonView(sys.stdout) if options.json else LineView(sys.stdout)
     try:
         while True:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote
 
+from pcapsvc.client.status import NoAnswer
 from pcapsvc.client.tally import Row
+from pcapsvc.core.mask import of_process
 from pcapsvc.core.text import counted, one_line
 
 _LONGEST = 1000
+_JSON_STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 # Why a part of the past is missing: see docs/lookback.md.
 _MISSING = {
     "too_short": "the history is shorter",
@@ -44,6 +49,19 @@ def duration(seconds: float) -> str:
 def clean(text: object) -> str:
     """A text from outside, for a terminal."""
     return one_line(str(text), most=_LONGEST)
+
+
+def json_text(value: object, *, indent: int | None = None) -> str:
+    """
+    What a server has sent, as JSON in ASCII, without the secrets that it may repeat.
+
+    @raise NoAnswer: if it can't be written as JSON.
+    """
+    try:
+        text = json.dumps(value, indent=indent, separators=None if indent else (",", ":"), allow_nan=False)
+    except (ValueError, RecursionError):
+        raise NoAnswer("what was sent is nested too deeply, or has a number that JSON doesn't have") from None
+    return _JSON_STRING.sub(lambda found: json.dumps(of_process(json.loads(found[0]))), text)
 
 
 def event_line(event: Mapping[str, Any]) -> str:
@@ -161,7 +179,8 @@ def where_briefly(row: Row) -> str:
     """The same, in few words: the destinations, and how each of them is."""
     if row.capture_id is None or row.state == "failed" or (row.has_stopped and row.file is None):
         return where(row)
-    parts = ["fetched"] if row.fetched else ["not fetched"] if row.fetch_problem else []
+    is_fetched = row.fetched or row.is_to_merge
+    parts = ["fetched"] if is_fetched else ["not fetched"] if row.fetch_problem else []
     for destination, (outcome, _) in row.deliveries.items():
         parts.append(destination if outcome == "delivered" else f"{destination}: {outcome}")
     return clean(", ".join(parts))
@@ -175,6 +194,8 @@ def state(row: Row, now: float) -> str:
         if row.is_delivered:
             return "nothing" if row.has_stopped and row.file is None else "delivered"
         states = {each for each, _ in row.deliveries.values()}
+        if row.is_to_merge and not states:
+            return "fetched"
         if row.fetch_problem is not None and states <= {"delivered"}:
             return "not fetched"
         return "spooled" if states and states <= {"spooled", "delivered"} else "not delivered"

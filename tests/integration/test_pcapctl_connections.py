@@ -10,6 +10,7 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from pcapsvc.bounded.kafka_batches import MAX_BATCH_BYTES
 from pcapsvc.client.address import read_address, read_api
 from pcapsvc.client.api import NodeApi
 from pcapsvc.client.credentials import Credentials
@@ -21,6 +22,8 @@ from pcapsvc.client.transports.redis import RedisTransport
 from peers.process import OwnProcess
 from peers.redis import RedisServer
 from tests.integration.kafka_case import shared_broker
+
+shared_peer = "Kafka broker"
 
 _PASSWORD = "hunter2 é hunter2"
 
@@ -59,7 +62,11 @@ class ConnectionsTests(SynchronousTestCase):
             self.pass_on(RedisTransport(read_address(url), trusting))  # type: ignore[arg-type]
         for url, credentials, words in (
             (f"rediss://me:hunter2@{place}", trusting, "AUTH was refused (WRONGPASS)"),
-            (f"rediss://me@{place}", Credentials(password=_PASSWORD), "certificate verify failed"),
+            (
+                f"rediss://me@{place}",
+                Credentials(password=_PASSWORD),
+                "TLS failed: self-signed certificate",
+            ),
             (f"rediss://{place}", Credentials(ca_file=trusting.ca_file), "NOAUTH"),
         ):
             self.refused(RedisTransport(read_address(url), credentials), words)  # type: ignore[arg-type]
@@ -88,9 +95,24 @@ class ConnectionsTests(SynchronousTestCase):
             self.pass_on(KafkaTransport(read_address(url), trusting))  # type: ignore[arg-type]
         wrong = f"kafkas://{broker.user}:hunter2@{broker.secure_server}/pcapctl-secure"
         self.refused(KafkaTransport(read_address(wrong), trusting), "authentication failed")  # type: ignore[arg-type]
-        missing = KafkaTransport(read_address(f"kafka://{broker.server}/nosuch"), Credentials())  # type: ignore[arg-type]
-        self.refused(missing, "nosuch")
-        self.assertNotIn("nosuch", broker.topics())
+        missing = KafkaTransport(read_address(f"kafka://{broker.server}/nosuch-requests"), Credentials())  # type: ignore[arg-type]
+        self.refused(missing, "nosuch-requests")
+        self.assertNotIn("nosuch-requests", broker.topics())
+
+    def test_kafka_batches(self) -> None:
+        """A message that decompresses to too much is not read, and the next one is."""
+        broker, topic = shared_broker(), "pcapctl-batches"
+        broker.create_topic(topic, 1)
+        transport = KafkaTransport(read_address(f"kafka://{broker.server}/{topic}"), Credentials())  # type: ignore[arg-type]
+        stream = transport.events(None)
+        self.addCleanup(stream.close)
+        producer = broker.producer(compression_type="zstd", max_request_size=1 << 30)
+        try:
+            producer.send(topic, bytes(MAX_BATCH_BYTES + 1)).get(60)
+            producer.send(topic, b"after").get(60)
+        finally:
+            producer.close(60)
+        self.assertEqual(next(iter(stream)), b"after")
 
     def test_unix_socket(self) -> None:
         """A node at a unix socket: requests, events, and what was missed while the stream was closed."""

@@ -67,8 +67,7 @@ class SavedTests(FilesTestCase):
     def test_terminated(self) -> None:
         """If pcapctl is terminated, it leaves no unfinished files behind."""
         running = Running(*self.options("--duration", "60", "-w", str(self.directory / "%n.pcap"), "udp"))
-        while " capturing " not in running.first_line():
-            pass
+        running.line_with(" capturing ")
         self.assertEqual(len(list(self.directory.iterdir())), 1)
         running.terminate()
         self.assertEqual((running.end().status, list(self.directory.iterdir())), (143, []))

@@ -167,8 +167,7 @@ class FleetTests(SynchronousTestCase):
         """One is killed midway: 1. Without it, those that are asked over HTTP deliver, and it has a line."""
         killed = self.fleet.daemons[0]
         running = Running(*self.words(self.fleet.by_redis, "--duration", "5"))
-        while not re.search(r"node-01:\S+ \S+ capturing", running.first_line()):
-            pass
+        running.line_with(r"node-01:\S+ \S+ capturing")
         killed.signal(signal.SIGKILL)
         ended = running.end()
         states = self.outcomes(ended)

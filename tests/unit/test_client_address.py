@@ -64,6 +64,28 @@ class AddressTests(unittest.SynchronousTestCase):
             "unix:hunter2",
             "http://hunter2@h",
             "http://h/hunter2",
+            "http://h#hunter2",
+            "http://h:0",
+            "redis://h:0",
+            "redis://u:hunter2/3@h",
+            "redis://u:1/hunter2@h",
+            "redis://u:1#hunter2@h",
+            "redis://u:hunter2\u2100@h",
+            "kafkas://u:1/hunter2@h:1",
+            "sqs:https://u:hunter2@q.example/1/x",
+            "http://hunter2 h",
+            "redis://hunter2\x1bh",
+            "kafka://hunter2 h:1",
+            "sqs:http://hunter2\x00h/1",
+            "sqs:https://h:99999/hunter2",
+            "redis://h/hunter#2",
+            "redis://h/c?sasl=hunter2",
+            "kafka://h:1/t#hunter2",
+            "kafka://h:1/t?mechanism=hunter2",
+            "kafka://h:1/t?sasl=",
+            "kafka://u:hunter2@h:1/t?sasl=",
+            "kafka://h:1/t?sasl=SCRAM-SHA-256",
+            "kafka://:hunter2@h:1/t",
         ):
             error = self.assertRaises(UsageProblem, read_address, text)
             self.assertNotIn("hunter2", str(error))
@@ -74,6 +96,26 @@ class AddressTests(unittest.SynchronousTestCase):
         for text in ("redis://u:hunter2@h/c", "kafka://u:hunter2@h:1/c"):
             address = read_address(text)
             self.assertNotIn("hunter2", f"{address} {address!r}")
+        for text in ("redis://h:1/a%23b%20%C3%A9%40c", "kafka://h:1/a%3Fb"):
+            self.assertEqual(str(read_address(text)), text)
+
+    def test_again(self) -> None:
+        """What an address is given with again leads to the same place, as the same user."""
+        for text in (
+            "rediss://a%40b:hunter2@h/c%23d",
+            "redis://:hunter2@[::1]:7/c",
+            "kafkas://u:hunter2@h:1,i:2/c%3Fd?sasl=scram-sha-256",
+            "kafka://u@h:1",
+            "sqs:https://h/1/q",
+            "https://h",
+            "unix:/a b",
+        ):
+            address = read_address(text)
+            again = {**vars(read_address(address.option))}
+            # It is given in another way.
+            again |= {name: value for name, value in vars(address).items() if name == "password"}
+            self.assertEqual(again, vars(address), text)
+            self.assertNotIn("hunter2", address.option)
 
     def test_trusted(self) -> None:
         """A token is sent to what the user has named: in a pattern, an asterisk is within one label."""

@@ -7,12 +7,31 @@ import threading
 from twisted.trial import unittest
 
 from pcapsvc.client.at_once import at_once
+from pcapsvc.client.status import ClientError
 
 _PATIENCE_SECONDS = 30.0
 
 
 class AtOnceTests(unittest.SynchronousTestCase):
     """A function that is called for each of several places."""
+
+    def test_few_threads(self) -> None:
+        """If the system permits few threads, they ask all places; if it permits none, that is the error."""
+        start = threading.Thread.start
+        for permitted in (1, 2, 0):
+            left = [permitted]
+
+            def limited(thread: threading.Thread, left: list[int] = left) -> None:
+                left[0] -= 1
+                if left[0] < 0:
+                    raise RuntimeError("can't start new thread")
+                start(thread)
+
+            self.patch(threading.Thread, "start", limited)
+            if permitted:
+                self.assertEqual(at_once(str, range(100)), [str(place) for place in range(100)])
+            else:
+                self.assertRaises(ClientError, at_once, str, range(100))
 
     def test_order(self) -> None:
         """The answers are in the order of the places, whichever comes first."""

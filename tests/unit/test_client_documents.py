@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 from twisted.trial import unittest
@@ -18,6 +19,7 @@ from pcapsvc.client.manual import manual_page
 from pcapsvc.client.status import ExitStatus
 from peers.requirement import require_command
 from peers.terminal import Terminal
+from tests.unit.documents import ROOT
 
 # What is typed, and what it may be completed to.
 _CASES = (
@@ -28,6 +30,10 @@ _CASES = (
     (("list", "--profile", ""), {"prod", "lab"}),
     (("capture", "-w", "pac"), {"packets.pcap"}),
     (("completion", ""), {"bash", "zsh", "fish"}),
+    (("capture", "--protocol", "icm"), {"icmp", "icmp6"}),
+    (("capture", "--format", "pcapn"), {"pcapng"}),
+    (("watch", "--type", "capture.f"), {"capture.failed", "capture.file"}),
+    (("watch", "--type", "req"), {"request", "request.accepted", "request.busy", "request.rejected"}),
 )
 _BASH = """\
 . {script}
@@ -37,6 +43,64 @@ COMP_CWORD=$#
 $command pcapctl "${{COMP_WORDS[COMP_CWORD]}}" "${{COMP_WORDS[COMP_CWORD-1]}}"
 printf '%s\\n' "${{COMPREPLY[@]}}"
 """
+
+
+# What the build does, if no other packages are installed than those that are named.
+_BUILD = """
+import datetime, sys
+from importlib.metadata import packages_distributions
+
+for module, packages in packages_distributions().items():
+    if not {*sys.argv[1:]}.intersection(packages):
+        sys.modules.setdefault(module, None)
+from pcapsvc.client.completion import PATHS, completion_script
+from pcapsvc.client.manual import manual_page
+
+print(manual_page(datetime.date(2001, 2, 3)), *map(completion_script, PATHS))
+"""
+
+
+class BuildTests(unittest.SynchronousTestCase):
+    """They are made when the package is built."""
+
+    def test_requirements(self) -> None:
+        """That needs no other packages than those that are installed then."""
+        requires = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
+        packages = [re.match(r"[\w-]+", each)[0] for each in requires]  # type: ignore[index]
+        done = subprocess.run(
+            [sys.executable, "-c", _BUILD, "pcapsvc", *packages],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+
+
+class EncodingTests(unittest.SynchronousTestCase):
+    """A terminal whose encoding isn't UTF-8."""
+
+    def run_in_ascii(self, *words: str) -> subprocess.CompletedProcess[bytes]:
+        """Run pcapctl. Otherwise Python uses UTF-8 in the locale C (PEP 538, PEP 540)."""
+        return subprocess.run(
+            [sys.executable, "-m", "pcapsvc.client", *words],
+            env={**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+
+    def test_help(self) -> None:
+        """The help is printed as far as the terminal has its characters."""
+        done = self.run_in_ascii("capture", "--help")
+        self.assertEqual((done.returncode, done.stderr), (0, b""))
+        self.assertIn(b"--nodere", done.stdout)
+
+    def test_completion(self) -> None:
+        """So are the scripts for shells, if they are installed."""
+        done = self.run_in_ascii("completion", "fish")
+        self.assertIn((done.returncode, b"Traceback" in done.stderr), [(0, False), (ExitStatus.USAGE, False)])
 
 
 class CompletionTests(unittest.SynchronousTestCase):
@@ -54,7 +118,7 @@ class CompletionTests(unittest.SynchronousTestCase):
         programs = self.directory / "bin"
         programs.mkdir()
         program = programs / "pcapctl"
-        program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m pcapsvc.client.main "$@"\n')
+        program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m pcapsvc.client "$@"\n')
         program.chmod(0o755)
         self.environment = {
             "PATH": f"{programs}:{os.environ.get('PATH', os.defpath)}",
@@ -86,6 +150,23 @@ class CompletionTests(unittest.SynchronousTestCase):
             script = _BASH.format(script=self.directory / PATHS["bash"])
             printed = self.run_shell(bash, "--norc", "-c", script, "bash", *words)
             self.assertEqual(set(printed.splitlines()), expected, words)
+
+    def test_odd_profiles(self) -> None:
+        """
+        The name of a profile is completed as it is to be typed, in bash and fish, and nothing in it is run.
+        """
+        names = ("$(touch ran)", "`touch ran`", "two words", "it's", "*")
+        profiles = "".join(f'[profiles."{name}"]\n' for name in names)
+        (self.directory / "pcapctl.toml").write_text(profiles)
+        bash, fish = require_command("bash", "bash"), require_command("fish", "fish")
+        script = _BASH.format(script=self.directory / PATHS["bash"])
+        for typed, expected in (("", set(names)), ("tw", {"two words"}), ("two\\ w", {"two words"})):
+            printed = self.run_shell(bash, "--norc", "-c", script, "bash", "list", "--profile", typed)
+            self.assertEqual({each for line in printed.splitlines() for each in shlex.split(line)}, expected)
+        path = f"set fish_complete_path {shlex.quote(str((self.directory / PATHS['fish']).parent))}"
+        printed = self.run_shell(fish, "-c", f"{path}; complete -C 'pcapctl list --profile '")
+        self.assertEqual({line.partition("\t")[0] for line in printed.splitlines()}, set(names))
+        self.assertFalse((self.directory / "ran").exists())
 
     def test_fish(self) -> None:
         """In fish as well."""

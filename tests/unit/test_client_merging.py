@@ -93,6 +93,16 @@ class MergeTests(unittest.SynchronousTestCase):
         for wrong in (pcapng([], digits=10), whole[:64].replace(b"\x20\0\0\0", b"\xff" * 4)):
             self.assertRaises(ClientError, self.merged, wrong)
 
+    def test_late(self) -> None:
+        """A packet that is too late for the time stamps of a pcap file is refused, in either format."""
+        late = pcapng([(2**32 * 10**9, b"abc", 60)])
+        carried = pcap([]) + struct.pack("<IIII", 2**32 - 1, 10**6, 0, 60)
+        for broken in (late, carried):
+            error = self.assertRaises(ClientError, self.merged, pcap([]), broken)
+            self.assertIn("file 1 is broken", str(error))
+        latest = [((2**32 - 1) * 10**9 + 999_999_000, b"abc", 60)]
+        self.assertEqual(self.merged(pcapng(latest)), pcap(latest))
+
     def test_link_types(self) -> None:
         """Link types must not differ; the error names two files."""
         error = self.assertRaises(ClientError, self.merged, pcap([]), pcap([], link=113))

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
+import datetime
 import json
 import os
-import resource
+import shlex
 import signal
 import socket
 import subprocess
@@ -14,62 +13,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from twisted.trial import unittest
-
 from pcapsvc.client.address import HttpAddress, RedisAddress
 from pcapsvc.client.api import ANSWER_SECONDS
 from pcapsvc.client.connections import Connections
 from pcapsvc.client.main import COMPRESSIONS, DIRECTIONS, FLAGS, main, parser
 from pcapsvc.client.message import check_message, encode
-from pcapsvc.client.profile import choose_profile, configuration_file
-from pcapsvc.client.requesting import request_fields
-from pcapsvc.client.status import UsageProblem
+from pcapsvc.client.profile import choose_profile, configuration_file, read_secret
+from pcapsvc.client.status import ExitStatus, UsageProblem
 from pcapsvc.core import condition_values as core
 from pcapsvc.core.compression import CHOICES
 from pcapsvc.core.conditions import CONDITIONS
 from pcapsvc.core.mask import of_process
+from tests.unit.options_case import OptionsTestCase
 
 _SECRET = "hunter2-hunter2"
-
-
-class OptionsTestCase(unittest.SynchronousTestCase):
-    """A configuration of its own."""
-
-    def setUp(self) -> None:
-        """A directory for the configuration."""
-        self.home = Path(self.mktemp()).absolute()
-        self.home.mkdir()
-        self.environment = {"XDG_CONFIG_HOME": str(self.home), "HOME": "/nonexistent"}
-        self.addCleanup(of_process.hide, ())
-
-    def configure(self, text: str) -> None:
-        """Write the configuration."""
-        (self.home / "pcapctl.toml").write_text(text)
-
-    def file(self, text: str) -> str:
-        """A file with this text."""
-        path = self.home / "a file"
-        path.write_text(text)
-        return str(path)
-
-    def connections(self, *words: str) -> Connections:
-        """The connections of C{pcapctl capture} with these options."""
-        return Connections(parser().parse_args(["capture", *words]), self.environment)
-
-    def fields(self, *words: str, defaults: dict[str, Any] | None = None) -> dict[str, Any]:
-        """The fields of the request of C{pcapctl capture} with these options."""
-        return request_fields(parser().parse_args(["capture", *words]), defaults or {}, self.environment)
-
-    def run_main(self, *words: str) -> tuple[int, str]:
-        """Run pcapctl: its status, and what it writes to standard error."""
-        errors = io.StringIO()
-        self.patch(os, "environ", {**os.environ, **self.environment})
-        with contextlib.redirect_stderr(errors):
-            try:
-                status = main(words)
-            except SystemExit as exited:
-                status = int(exited.code or 0)
-        return status, errors.getvalue()
 
 
 class RequestTests(OptionsTestCase):
@@ -153,6 +110,11 @@ class RequestTests(OptionsTestCase):
             )
             self.assertEqual((status, words[1] in errors), (2, True))
 
+    def test_dates(self) -> None:
+        """A date among the defaults, which TOML has, is a text."""
+        fields = {"node": "a", "interface": ["x"], "customer": datetime.date(2026, 1, 2)}
+        self.assertEqual(json.loads(encode(fields))["customer"], "2026-01-02")
+
     def test_defaults(self) -> None:
         """An option replaces a default; another way to name nodes or interfaces replaces both."""
         defaults = {"nodere": "^a", "interface": ["eth0"], "packets": 5, "bpf": "udp"}
@@ -215,13 +177,27 @@ class RequestTests(OptionsTestCase):
             ("list",),
             ("stop", "--api", "http://127.0.0.1:1"),
             ("check-request", "/nonexistent"),
+            *(
+                ("capture", "--via", "http://127.0.0.1:1", "-i", "lo", option, "")
+                for option in ("--tokenfile", "--passwordfile", "--cafile", "--puturl-file", "-w")
+            ),
         ):
             status, errors = self.run_main(*words)
             self.assertEqual(status, 2, words)
             self.assertTrue(errors)
 
+    def test_unknown_options(self) -> None:
+        """What isn't an option may be one that follows the filter, if there is one."""
+        for words, expected in (
+            (("capture", "-i", "lo", "udp", "-z"), "arguments: -z; options come before the filter\n"),
+            (("list", "-z"), "arguments: -z\n"),
+        ):
+            status, errors = self.run_main(*words)
+            self.assertEqual(status, 2)
+            self.assertIn(expected, errors)
+
     def test_numbers(self) -> None:
-        """What is not a number is named; several in one option are recognised."""
+        """What is not a number is named; several in one option are recognized."""
         for words, expected in (
             (("-c", "many"), "argument -c/--packets: 'many' is not a whole number"),
             (
@@ -229,6 +205,18 @@ class RequestTests(OptionsTestCase):
                 "argument --port: '80,443' is not a whole number; to give several values, repeat the option",
             ),
             (("--deadline", "soon"), "argument --deadline: 'soon' is not a number"),
+            (
+                ("--flags", "syn,ack"),
+                "argument --flags: 'syn,ack' is not one value; to give several values, repeat the option",
+            ),
+            (
+                ("--protocol", "tcp,udp"),
+                "argument --protocol: 'tcp,udp' is not one value; to give several values, repeat the option",
+            ),
+            (
+                ("--host", "::1,::2"),
+                "argument --host: '::1,::2' is not one value; to give several values, repeat the option",
+            ),
         ):
             status, errors = self.run_main("capture", *words)
             self.assertEqual((status, errors.splitlines()[0]), (2, f"pcapctl capture: {expected}"))
@@ -240,7 +228,7 @@ class RequestTests(OptionsTestCase):
         for words, expected in (
             (("capture", *via), "--node, --nodere or --all, and -i or --alias must be given"),
             (("capture", *via, "--all"), "-i or --alias must be given"),
-            (("watch",), "--via or --reports is missing, and there is no profile that has one of them"),
+            (("watch",), "--via, --reports or --api is missing, and no profile says where events come from"),
             (
                 ("capture", "--profile", "a", "--all", "-i", "lo"),
                 "the request, with the defaults of the profile, is not valid:\n"
@@ -263,6 +251,36 @@ class RequestTests(OptionsTestCase):
         self.assertEqual(main(["check-config", good]), 0)
         self.assertEqual(main(["check-config", self.file("[general]\nmaxpackets = 'x'\n")]), 2)
 
+    def test_check_elsewhere(self) -> None:
+        """A module in the current directory is not run: it may be anybody's."""
+        directory = Path(self.mktemp()).absolute()
+        directory.mkdir()
+        for name in ("grp", "pcapsvc"):
+            (directory / f"{name}.py").write_text("raise SystemExit('planted')")
+        (directory / "c.toml").write_text("")
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "pcapsvc.client", "check-config", "c.toml"],
+            cwd=directory,
+            env={**os.environ, **self.environment},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        self.assertNotIn("planted", done.stderr)
+        self.assertIn("the configuration has problems", done.stderr)
+
+    def test_check_interrupted(self) -> None:
+        """Ctrl-C is for pcapctl alone: the process that checks a configuration is ended by it."""
+        program = "import signal, sys; sys.exit(signal.getsignal(signal.SIGINT) is not signal.SIG_IGN)"
+        run = subprocess.run
+
+        def look(_: Any, **more: Any) -> Any:
+            return run([sys.executable, "-c", program], **more)
+
+        self.patch(subprocess, "run", look)
+        self.assertEqual(self.run_main("check-config", "x"), (0, ""))
+
 
 class ConfigurationTests(OptionsTestCase):
     """Profiles, secrets and the environment."""
@@ -271,7 +289,7 @@ class ConfigurationTests(OptionsTestCase):
         """A profile is chosen by option, environment or default; an option replaces what it has."""
         self.configure(
             'default = "a"\n[profiles.a]\nvia = "redis://h"\napis = ["http://web-1:8480"]\n'
-            "[profiles.a.defaults]\npackets = 5\n"
+            "[profiles.a.defaults]\npackets = 5\nNode = 'x'\n"
             '[profiles.b]\nvia = ["http://x:1"]\nreports = "redis://h"\n'
         )
         first = self.connections()
@@ -280,12 +298,55 @@ class ConfigurationTests(OptionsTestCase):
             first.reports, [RedisAddress(host="h", port=6379, channel="capture-events", tls=False)]
         )
         self.assertEqual(first.apis, [HttpAddress(host="web-1", port=8480)])
-        self.assertEqual(first.profile.defaults, {"packets": 5})
+        self.assertEqual(first.profile.defaults, {"packets": 5, "node": "x"})
         self.environment["PCAPCTL_PROFILE"] = "b"
         second = self.connections()
         self.assertEqual((str(second.via[0]), str(second.reports[0])), ("http://x:1", str(first.reports[0])))
         self.assertEqual(self.connections("--profile", "a").via, first.via)
         self.assertEqual(self.connections("--via", "http://y:1").reports, [HttpAddress(host="y", port=1)])
+
+    def test_apis(self) -> None:
+        """Nodes are looked at that are given with the command, or else those of the profile."""
+        self.configure('[profiles.a]\nvia = "http://x:1"\napis = ["http://y:1", "http://*.z:1"]\n')
+        for words, expected in (
+            ((), ["http://x:1", "http://y:1"]),
+            (("--api", "http://b:1", "--api", "http://b:1"), ["http://b:1"]),
+            (("--via", "http://b:1"), ["http://b:1"]),
+            (("--via", "http://b:1", "--api", "http://c:1"), ["http://b:1", "http://c:1"]),
+        ):
+            found = self.connections("--profile", "a", *words)
+            self.assertEqual([str(api.address) for api in found.needed_apis()], expected, words)
+        self.assertRaises(UsageProblem, self.connections("--api", "http://*.z:1").needed_apis)
+
+    def test_again(self) -> None:
+        """Other commands get to the same nodes with the same profile, addresses, users and files."""
+        self.configure('[profiles.a]\nvia = "http://x:1"\n')
+        secret = self.file("s")
+        words = ("--profile", "a", "--tokenfile", secret, "--passwordfile", secret)
+        self.assertEqual(shlex.split(self.connections(*words).options), [*words])
+        words = ("--tokenfile", secret, "--via", "redis://u@h:6379/c", "--via", "http://x:1")
+        self.assertEqual(shlex.split(self.connections(*words).options), [*words])
+
+    def test_watched(self) -> None:
+        """Events are read from the APIs if they are given with the command, or if nothing else is known."""
+        self.configure(
+            '[profiles.a]\nvia = "redis://h"\napis = ["http://web-1:8480"]\n'
+            '[profiles.b]\nvia = "http://x:1"\n[profiles.c]\napis = ["http://web-1:8480"]\n'
+        )
+        api = ("--api", "http://web-2:1", "--api", "http://web-3:1", "--api", "http://web-2:1")
+        given = ["http://web-2:1", "http://web-3:1"]
+        for words, expected in (
+            (api, given),
+            (("--profile", "a", *api), given),
+            (("--profile", "b", *api), given),
+            (("--profile", "a"), ["redis://h:6379/capture-events"]),
+            (("--profile", "c"), ["http://web-1:8480"]),
+            (("--via", "redis://i", *api), ["redis://i:6379/capture-events"]),
+            (("--reports", "redis://i", *api), ["redis://i:6379/capture-events"]),
+        ):
+            options = parser().parse_args(["watch", *words])
+            found = Connections(options, self.environment).watched()
+            self.assertEqual([str(each) for each in found], expected, words)
 
     def test_wrong(self) -> None:
         """Everything that is wrong with a configuration is reported, without its values if they are URLs."""
@@ -298,6 +359,37 @@ class ConfigurationTests(OptionsTestCase):
         self.assertNotIn(_SECRET, error)
         self.configure("[")
         self.assertRaises(UsageProblem, choose_profile, None, self.environment)
+
+    def test_certificates(self) -> None:
+        """A file of certificates that can't be used is wrong usage, however the nodes are reached."""
+        for path, words in (("/nonexistent", "No such file"), (self.file("none"), "has no certificates")):
+            for command in (
+                ["list", "--api", "https://127.0.0.1:1"],
+                ["capture", "--all", "-i", "lo", "--via", "rediss://127.0.0.1:1"],
+                ["capture", "--all", "-i", "lo", "--via", "kafkas://127.0.0.1:1"],
+            ):
+                status, errors = self.run_main(*command, "--cafile", path)
+                self.assertEqual((status, errors.count(path)), (ExitStatus.USAGE, 1), errors)
+                self.assertIn(words, errors)
+
+    def test_endless_files(self) -> None:
+        """A file that doesn't come to an end is not read to it."""
+        error = self.assertRaises(UsageProblem, read_secret, "/dev/zero")
+        self.assertEqual(str(error), "/dev/zero: is longer than 1048576 bytes")
+        (self.home / "pcapctl.toml").symlink_to("/dev/zero")
+        error = self.assertRaises(UsageProblem, choose_profile, None, self.environment)
+        self.assertIn("is longer than", str(error))
+
+    def test_unreadable(self) -> None:
+        """What the library can't read is reported, whatever it raises."""
+        for text, words in (
+            ("a = " + "[" * 5000, "nested too deeply"),
+            ("a = " + "9" * 5000, "too many digits"),
+            ('default = ["a"]\n[profiles.a]', "default: must be the name of a profile"),
+        ):
+            self.configure(text)
+            error = self.assertRaises(UsageProblem, choose_profile, None, self.environment)
+            self.assertIn(words, str(error))
 
     def test_place(self) -> None:
         """The configuration is where the XDG Base Directory Specification has it."""
@@ -342,10 +434,11 @@ class ConfigurationTests(OptionsTestCase):
 class OutputTests(OptionsTestCase):
     """What is written, and to whom."""
 
-    def run_client(self, *words: str, **variables: str) -> subprocess.Popen[str]:
-        """Run pcapctl in a process of its own."""
+    def run_client(self, *words: str, redirection: str = "", **variables: str) -> subprocess.Popen[str]:
+        """Run pcapctl in a process of its own, started by a shell."""
+        command = [sys.executable, "-m", "pcapsvc.client", *words]
         return subprocess.Popen(
-            [sys.executable, "-m", "pcapsvc.client.main", *words],
+            ["sh", "-c", f'exec "$0" "$@" {redirection}', *command],
             env={**os.environ, **self.environment, **variables},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -377,43 +470,27 @@ class OutputTests(OptionsTestCase):
         self.assertEqual(running.communicate(timeout=ANSWER_SECONDS - 5), ("", ""))
         self.assertEqual(running.returncode, 130)
 
+    def test_full(self) -> None:
+        """If the output can't be written, that is the error."""
+        self.configure("[profiles.a]\n")
+        running = self.run_client("profiles", redirection=">/dev/full")
+        self.assertEqual(running.communicate(timeout=60)[1], "pcapctl: No space left on device\n")
+        self.assertEqual(running.returncode, 1)
+
+    def test_closed(self) -> None:
+        """Standard streams may be closed. What was for one of them goes nowhere, and so not to another."""
+        self.configure("[profiles.a]\n")
+        for redirection in ("<&-", ">&-", "2>&-", "<&- >&- 2>&-"):
+            running = self.run_client("profiles", redirection=redirection)
+            expected = "" if " >&-" in f" {redirection}" else "a\n"
+            self.assertEqual(running.communicate(timeout=60), (expected, ""), redirection)
+            self.assertEqual(running.returncode, 0, redirection)
+        running = self.run_client("list", "--api", "http://127.0.0.1:1", redirection="2>&-")
+        self.assertEqual(running.communicate(timeout=60), ("", ""))
+        self.assertEqual(running.returncode, 4)
+
     def test_encoding(self) -> None:
         """What the encoding of the terminal doesn't have is replaced."""
         self.configure('[profiles."b\u00fcro"]\n')
         output, errors = self.run_client("profiles", PYTHONIOENCODING="ascii").communicate(timeout=60)
         self.assertEqual((output, errors), ("b?ro\n", ""))
-
-
-class StartTests(unittest.SynchronousTestCase):
-    """How soon pcapctl is there."""
-
-    def test_imports(self) -> None:
-        """Help imports nothing but the options; without a terminal, a capture imports no table."""
-        help_only = {"msgspec", "rich", "boto3", "kafka", "twisted", "http.client", "pcapsvc.client.tally"}
-        self.assertEqual(self.imported("from pcapsvc.client.main import parser; parser()") & help_only, set())
-        for module in ("requesting", "nodes", "watching", "transports.redis", "transports.http"):
-            found = self.imported(f"import pcapsvc.client.{module}")
-            self.assertEqual(found & {"rich", "boto3", "kafka", "twisted"}, set(), module)
-
-    def imported(self, code: str) -> set[str]:
-        """What a program imports."""
-        program = f"{code}\nimport json, sys\nprint(json.dumps(list(sys.modules)))"
-        done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
-        return set(json.loads(done.stdout))
-
-    def test_speed(self) -> None:
-        """Help takes no more than ten times the processor time of a Python that does nothing."""
-        nothing = self.seconds("pass")
-        quiet = "import io, sys; sys.stdout = io.StringIO()\n"
-        shown = self.seconds(f"{quiet}from pcapsvc.client.main import main; main(['--help'])")
-        self.assertLess(shown, 10 * nothing)
-
-    def seconds(self, code: str) -> float:
-        """The least processor time of five runs."""
-        times = []
-        for _ in range(5):
-            before = resource.getrusage(resource.RUSAGE_CHILDREN)
-            subprocess.run([sys.executable, "-c", code], check=True)
-            after = resource.getrusage(resource.RUSAGE_CHILDREN)
-            times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-        return min(times)

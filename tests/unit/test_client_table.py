@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import html
 import io
+import os
 import re
 
 from rich.console import Console
 from twisted.trial import unittest
 
-from pcapsvc.client.table import captures_table
+from pcapsvc.client.table import TableView, captures_table
 from scripts.picture import EVENTS, PICTURE, picture
 from tests.unit import client_case as case
 from tests.unit.client_case import accepted, busy, progress, started, tally, whole
@@ -47,6 +48,19 @@ class TableTests(unittest.SynchronousTestCase):
             if columns >= 108:
                 self.assertIn("━━━─────── ", lines[0])
                 self.assertRegex(lines[0], r"^a-n\S+ +eth0 +capturing .* 30 % packets +30 ")
+
+    def test_unknown_size(self) -> None:
+        """COLUMNS=0 and LINES=0 don't say how large the terminal is, so it is taken for a usual one."""
+        self.patch(os, "environ", {**os.environ, "COLUMNS": "0", "LINES": "0"})
+        stream = io.StringIO()
+        view = TableView(stream)
+        view.note("a note")
+        view.close(tally(*whole("web-1", "a")), 0.0)
+        note, title, line, where = stream.getvalue().splitlines()
+        self.assertEqual((note, title.split()[:3]), ("a note", ["node", "interface", "state"]))
+        self.assertEqual(
+            (line.split()[:3], where), (["web-1", "eth0", "delivered"], "web-1:eth0: /captures/a.pcap")
+        )
 
     def test_too_many(self) -> None:
         """If there are more than the terminal has lines, those that are over are counted in the last line."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 
+import msgspec
 from twisted.trial import unittest
 
+from pcapsvc.client import tally as client_tally
 from pcapsvc.client.status import ExitStatus
 from pcapsvc.client.tally import GRACE_SECONDS, LATE_SECONDS, SILENT_SECONDS
 from pcapsvc.client.words import event_line
@@ -70,10 +72,10 @@ class StatusTests(unittest.SynchronousTestCase):
 
     def test_some_interfaces(self) -> None:
         """An interface that can't be captured on is refused, and the others go on."""
-        problem = Problem(path="interface", value="'eth9'", rule="no such interface")
+        problem = Problem(path="interface", value='"eth9"', rule="no such interface")
         counted = tally(case.accepted("web-1", "a", problems=(problem,)), *case.whole("web-1", "a")[1:])
         self.assertEqual([row.state for row in counted.rows], ["rejected", "done"])
-        self.assertEqual(counted.rows[0].words, "interface = 'eth9': no such interface")
+        self.assertEqual(counted.rows[0].words, 'interface = "eth9": no such interface')
         self.assertEqual((counted.status(), counted.nodes), (ExitStatus.PARTLY, {"web-1"}))
 
 
@@ -181,3 +183,51 @@ class ProgressTests(unittest.SynchronousTestCase):
         self.assertTrue(counted.is_settled(LATE_SECONDS + 0.1))
         counted.add(case.delivered("web-1", "a"), 1.0)
         self.assertTrue(counted.is_settled(1.0))
+
+
+class BoundsTests(unittest.SynchronousTestCase):
+    """A server may report new things for hours."""
+
+    def test_rows(self) -> None:
+        """Captures and refusals that are too many are ignored, and then not everything is delivered."""
+        self.patch(client_tally, "MOST_ROWS", 3)
+        well = [each for name in "abc" for each in case.whole("web-1", name)]
+        counted = tally(*well)
+        self.assertEqual((counted.ignored, counted.status()), (0, ExitStatus.DELIVERED))
+        counted = tally(*well, case.accepted("web-1", "d", "e"), case.busy("web-2"), case.done("web-1", "f"))
+        self.assertEqual([row.capture_id for row in counted.rows], ["a", "b", "c"])
+        self.assertEqual((counted.ignored, counted.status()), (3, ExitStatus.PARTLY))
+
+    def test_destinations(self) -> None:
+        """So are destinations of a capture. Those that are known go on to be counted."""
+        self.patch(client_tally, "MOST_DESTINATIONS", 2)
+        counted = tally(*(case.undelivered("web-1", "a", name) for name in ("x", "y", "z")))
+        counted.add(case.delivered("web-1", "a", "x"), 0.0)
+        [row] = counted.rows
+        self.assertEqual(
+            {name: state for name, (state, _) in row.deliveries.items()}, {"x": "delivered", "y": "failed"}
+        )
+        self.assertEqual(counted.ignored, 1)
+
+    def test_repeated(self) -> None:
+        """An event that arrives twice is recognized, but for an old one."""
+        self.patch(client_tally, "MOST_SEEN", 2)
+        counted = tally()
+        first, *others = (case.busy(f"web-{number}") for number in range(3))
+        found = [counted.add(event, 0.0) is not None for event in (first, first, *others, others[-1], first)]
+        self.assertEqual(found, [True, False, True, True, False, True])
+
+    def test_texts(self) -> None:
+        """Long texts are cut off; what has a long name is nothing that is known."""
+        long = "x" * 100_000
+        for event, path in (
+            (case.failed("web-1", "a"), "problem"),
+            (case.busy("web-1"), "reason"),
+            (case.undelivered("web-1", "a"), "problem"),
+            (case.stopped("web-1", "a"), "file"),
+        ):
+            event["data"][path] = long
+            [row] = tally(event).rows
+            self.assertLess(len(msgspec.json.encode(row)), 5000)
+        for event in (case.done("web-1", long), case.busy(long), case.undelivered("web-1", "a", long)):
+            self.assertLess(len(msgspec.json.encode(tally(event).rows)), 5000)

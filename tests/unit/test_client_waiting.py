@@ -9,7 +9,12 @@ from typing import Any
 
 from twisted.trial import unittest
 
-from pcapsvc.client.status import ExitStatus
+from pcapsvc.client import tally as client_tally
+from pcapsvc.client import waiting as client_waiting
+from pcapsvc.client.address import read_address
+from pcapsvc.client.main import parser
+from pcapsvc.client.requesting import ANSWER_SECONDS, node_address, patience_of
+from pcapsvc.client.status import ClientError, ExitStatus
 from pcapsvc.client.table import TableView
 from pcapsvc.client.tally import SILENT_SECONDS, Tally
 from pcapsvc.client.views import JsonView, LineView
@@ -17,6 +22,21 @@ from pcapsvc.client.waiting import NoFiles, Patience, Waiting
 from pcapsvc.core.history import Missing, MissingReason, PastPackets
 from tests.unit import client_case as case
 from tests.unit.client_case import REQUEST, MemoryEvents
+
+
+class LateFiles(NoFiles):
+    """Files whose place is known at the end only, whether all is well then or not."""
+
+    def __init__(self, tally: Tally, problem: ClientError | None) -> None:
+        self._tally = tally
+        self._problem = problem
+
+    def finish(self) -> None:
+        """Now it is known."""
+        for row in self._tally.rows:
+            row.fetched = "all.pcap"
+        if self._problem is not None:
+            raise self._problem
 
 
 class WaitingTests(unittest.SynchronousTestCase):
@@ -61,10 +81,40 @@ class WaitingTests(unittest.SynchronousTestCase):
         """Nobody answers."""
         self.assertEqual(self.wait(), (ExitStatus.NO_ANSWER, 5))
 
+    def test_too_many(self) -> None:
+        """Captures that are too many are ignored, which is said once, and how many in the end."""
+        for module in (client_tally, client_waiting):
+            self.patch(module, "MOST_ROWS", 1)
+        errors = io.StringIO()
+        self.patch(sys, "stderr", errors)
+        script = [
+            *self.at(1.0, case.whole("web-1", "a")),
+            *self.at(0.5, [case.busy("x"), case.busy("y"), case.busy("z")]),
+        ]
+        self.wait(*script, answers=2.0)
+        self.assertEqual(
+            errors.getvalue(),
+            "pcapctl: more than 1 captures, or too many destinations: others are ignored\n"
+            "pcapctl: ignored in all: 7 events of further captures or destinations\n",
+        )
+
     def test_deadline(self) -> None:
         """The deadline ends it, whatever is still running."""
         script = self.at(1.0, case.whole("web-1", "a")[:2])
         self.assertEqual(self.wait(*script, answers=20.0, deadline=20.0), (ExitStatus.PARTLY, 20))
+
+    def test_long_deadline(self) -> None:
+        """If the number of nodes is unknown, answers take no longer because the deadline is far away."""
+        via = [read_address("redis://h")]
+        for words, expect, seconds in (
+            (("--nodere", "^web"), None, ANSWER_SECONDS),
+            (("--nodere", "^web", "--expect", "2"), 2, 600.0),
+            (("--node", "web-1"), 1, 600.0),
+        ):
+            options = parser().parse_args(["capture", "--deadline", "600", *words])
+            patience = patience_of(options, node_address(options), via, 5)
+            expected = Patience(expect=expect, answer_seconds=seconds, deadline_seconds=600.0)
+            self.assertEqual(patience, expected, words)
 
     def test_killed(self) -> None:
         """A node that falls silent is not waited for any longer."""
@@ -97,6 +147,21 @@ class WaitingTests(unittest.SynchronousTestCase):
                 "web-2 busy: [2J busy",
             ],
         )
+
+    def test_files(self) -> None:
+        """The outcomes are shown once the files are finished, and also if they can't be."""
+        for problem in (None, ClientError("can't be merged")):
+            events = MemoryEvents(*self.at(1.0, case.whole("web-1", "a")))
+            output, tally = io.StringIO(), Tally(REQUEST)
+            patience = Patience(expect=1, answer_seconds=5.0, deadline_seconds=None)
+            files = LateFiles(tally, problem)
+            waiting = Waiting(tally, events, LineView(output), files, patience, events.clock)
+            if problem is None:
+                self.assertEqual(waiting.run(), ExitStatus.DELIVERED)
+            else:
+                self.assertRaises(ClientError, waiting.run)
+            outcome = "web-1:eth0 delivered 100 packets, 124 B: all.pcap; /captures/a.pcap"
+            self.assertEqual(output.getvalue().splitlines()[5:], [outcome])
 
     def test_past_missing(self) -> None:
         """What is missing of the past is said when the capture starts, and with its outcome."""

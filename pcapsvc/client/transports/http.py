@@ -41,14 +41,18 @@ class HttpTransport:
         return 1
 
     def events(self, requestid: str | None) -> HttpEvents:
-        """Open a stream; if one was open before, with what was missed meanwhile."""
+        """
+        Open a stream; if one was open before, with what was missed meanwhile.
+
+        @raise Refused: if the node answers with an error.
+        """
         headers = {} if self._last_id is None else {"Last-Event-ID": self._last_id}
         try:
             answer = self._api.open(
                 "GET", "/events", query={"requestid": requestid}, headers=headers, forever=True
             )
         except ApiProblem as problem:
-            raise NoAnswer(str(problem)) from None
+            raise Refused(str(problem)) from None
         return HttpEvents(self, self._api, answer)
 
     def seen(self, event_id: str) -> None:

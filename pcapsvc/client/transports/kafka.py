@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import ssl
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 from pcapsvc.client.address import KafkaAddress
 from pcapsvc.client.credentials import Credentials
-from pcapsvc.client.status import NoAnswer
+from pcapsvc.client.lost import tls_words
+from pcapsvc.client.status import NoAnswer, not_understood
 from pcapsvc.core.text import one_line
 
 _BOOTSTRAP_MS = 10_000
@@ -83,6 +83,8 @@ class KafkaTransport:
         return KafkaEvents(self._address, consumer, self._refusals)
 
     def _configuration(self) -> dict[str, Any]:
+        from pcapsvc.client.kafka_client import make_client
+
         address, credentials = self._address, self._credentials
         password = address.password if address.password is not None else credentials.password
         logs_in = address.username is not None
@@ -90,14 +92,14 @@ class KafkaTransport:
         configuration: dict[str, Any] = {
             "bootstrap_servers": list(address.servers),
             "client_id": "pcapctl",
-            "kafka_client": _client,
+            "kafka_client": partial(make_client, self._refusals.failed),
             "metrics_enabled": False,
             "security_protocol": protocol,
             "bootstrap_timeout_ms": _BOOTSTRAP_MS,
             "request_timeout_ms": _REQUEST_MS,
         }
         if address.tls:
-            configuration["ssl_context"] = ssl.create_default_context(cafile=credentials.ca_file)
+            configuration["ssl_context"] = credentials.trust()
         if logs_in:
             configuration |= {
                 "sasl_mechanism": address.mechanism,
@@ -134,45 +136,23 @@ class KafkaEvents:
         self._closed.set()
 
 
-def _client(**configuration: Any) -> Any:
-    """The library's own client. Its setting that brokers are not to create topics has no effect otherwise."""
-    from kafka.net.compat import KafkaNetClient
-    from kafka.net.manager import KafkaConnectionManager
-    from kafka.net.selector import NetworkSelector
-
-    class Manager(KafkaConnectionManager):  # type: ignore[misc] # kafka-python has no types
-        async def _build_transport(self, *args: Any, **kwargs: Any) -> Any:
-            transport = await super()._build_transport(*args, **kwargs)
-            transport._sock_recv = partial(_data_before_the_end, transport._sock_recv)
-            return transport
-
-    net = NetworkSelector(**configuration)
-    client = KafkaNetClient(net=net, manager=Manager(net, **configuration), **configuration)
-    client.cluster.config["allow_auto_create_topics"] = False
-    return client
-
-
-def _data_before_the_end(
-    receive: Callable[[], tuple[bytes, Exception | None]],
-) -> tuple[bytes, Exception | None]:
-    """
-    Receive data. If it arrives together with the end of the connection, the end is for the next call: the
-    library would drop the data, which may say that the login is refused.
-    """
-    data, problem = receive()
-    return data, None if data else problem
-
-
 class _Refusals(logging.Handler):
     """
-    Notices that a login is refused. The library only logs that, and tries again until it gives up.
+    Notices that a connection is refused, or a login. The library only logs that, and tries again until it
+    gives up.
 
-    @ivar is_refused: whether one was.
+    @ivar is_refused: whether a login was.
+    @ivar connecting: why the latest connection was not made, if one was not.
     """
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self.is_refused = False
+        self.connecting: Exception | None = None
+
+    def failed(self, problem: Exception) -> None:
+        """Remember why a connection was not made."""
+        self.connecting = problem
 
     def emit(self, record: logging.LogRecord) -> None:
         """Look at a message. It may repeat what was sent, and is not kept."""
@@ -182,13 +162,20 @@ class _Refusals(logging.Handler):
 @contextlib.contextmanager
 def _problems(address: KafkaAddress, refusals: _Refusals) -> Iterator[None]:
     """Turns what the library raises into L{NoAnswer}."""
-    from kafka.errors import KafkaError
+    from kafka.errors import KafkaError, KafkaTimeoutError
 
     try:
         yield
+    except NoAnswer:
+        raise
     except (KafkaError, OSError, ValueError) as problem:
         if refusals.is_refused:
             raise NoAnswer(f"{address}: authentication failed") from None
+        if isinstance(problem, KafkaTimeoutError) and refusals.connecting is not None:
+            problem = refusals.connecting
         # An authentication error may repeat what was sent.
-        words = one_line(str(problem)) or type(problem).__name__
+        kind = type(problem).__name__
+        words = tls_words(problem) or one_line(str(problem).removeprefix(f"{kind}: ")) or kind
         raise NoAnswer(f"{address}: {words}") from None
+    except Exception as problem:  # noqa: BLE001 - of whatever kind
+        raise not_understood(address, problem) from None

@@ -6,20 +6,23 @@ Four commands need no library. The daemon's is for Twisted, which takes longer t
 
 from __future__ import annotations
 
-import contextlib
+import io
 import socket
-import ssl
 import threading
 from collections.abc import Iterator
 
 from pcapsvc.client.address import RedisAddress
 from pcapsvc.client.credentials import Credentials
 from pcapsvc.client.keepalive import keep_alive
+from pcapsvc.client.lost import words_of
 from pcapsvc.client.status import NoAnswer
+from pcapsvc.client.timed import TimedReader
 from pcapsvc.core.text import one_line
 
 _ANSWER_SECONDS = 10.0
-_LONGEST_BYTES = 512 * 1024 * 1024
+# The largest reply: the bytes of all its strings, and the number of its values.
+_LONGEST_BYTES = 64 * 1024 * 1024
+_MOST_VALUES = 64
 
 Reply = int | bytes | None | list["Reply"]
 
@@ -37,18 +40,28 @@ class Connection:
 
     def __init__(self, address: RedisAddress, credentials: Credentials) -> None:
         self._address = address
+        self._left_bytes = self._left_values = 0
         password = address.password if address.password is not None else credentials.password
+        trust = credentials.trust() if address.tls else None
         try:
             self._socket = socket.create_connection((address.host, address.port), timeout=_ANSWER_SECONDS)
-            if address.tls:
-                trust = ssl.create_default_context(cafile=credentials.ca_file)
-                self._socket = trust.wrap_socket(self._socket, server_hostname=address.host)
-            self._stream = self._socket.makefile("rwb")
         except (OSError, ValueError) as problem:
             raise self._lost(problem) from None
-        if password is not None:
-            login = [address.username, password] if address.username else [password]
-            self.call("AUTH", *login)
+        try:
+            if trust is not None:
+                self._socket = trust.wrap_socket(self._socket, server_hostname=address.host)
+        except (OSError, ValueError) as problem:
+            self._socket.close()
+            raise self._lost(problem) from None
+        self._reader = TimedReader(self._socket, _ANSWER_SECONDS)
+        self._stream = io.BufferedReader(self._reader)
+        try:
+            if password is not None:
+                login = [address.username, password] if address.username else [password]
+                self.call("AUTH", *login)
+        except NoAnswer:
+            self.close()
+            raise
 
     def call(self, *words: str | bytes) -> Reply:
         """Send a command. Return the answer."""
@@ -58,21 +71,24 @@ class Connection:
         except _Refused as problem:
             # The server's words to AUTH may repeat the password.
             said = str(problem).split(" ", 1)[0] if words[0] == "AUTH" else str(problem)
-            raise NoAnswer(f"{self._address}: {words[0]!s} was refused ({one_line(said)})") from None
+            raise self.refused(str(words[0]), said) from None
 
     def say(self, *words: str | bytes) -> None:
         """Send a command."""
         raw = [word.encode() if isinstance(word, str) else word for word in words]
+        command = [b"*%d\r\n" % len(raw), *(b"$%d\r\n%s\r\n" % (len(word), word) for word in raw)]
         try:
-            self._stream.write(b"*%d\r\n" % len(raw))
-            self._stream.writelines(b"$%d\r\n%s\r\n" % (len(word), word) for word in raw)
-            self._stream.flush()
+            self._socket.settimeout(_ANSWER_SECONDS)
+            self._socket.sendall(b"".join(command))
         except (OSError, ValueError) as problem:
             raise self._lost(problem) from None
 
     def reply(self) -> Reply:
         """Wait for an answer."""
         try:
+            if self._reader.until is not None:
+                self._reader.limit(_ANSWER_SECONDS)
+            self._left_bytes, self._left_values = _LONGEST_BYTES, _MOST_VALUES
             return self._read()
         except (OSError, ValueError, RecursionError) as problem:
             raise self._lost(problem) from None
@@ -80,13 +96,12 @@ class Connection:
     def wait_forever(self) -> None:
         """Wait for answers as long as the server is there: the kernel asks it."""
         keep_alive(self._socket)
+        self._reader.until = None
         self._socket.settimeout(None)
 
     def close(self) -> None:
         """From any thread: close it."""
-        with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
-        self._socket.close()
+        self._reader.disconnect()
 
     def _read(self) -> Reply:
         line = self._stream.readline(64 * 1024)
@@ -108,17 +123,24 @@ class Connection:
         if size < 0:
             return None
         if kind == b"*":
-            return [self._read() for _ in range(size)]
-        if size > _LONGEST_BYTES:
+            self._left_values -= size
+        else:
+            self._left_bytes -= size
+        if min(self._left_bytes, self._left_values) < 0:
             raise ValueError("it does not answer as Redis does")
+        if kind == b"*":
+            return [self._read() for _ in range(size)]
         raw = self._stream.read(size + 2)
         if len(raw) != size + 2:
             raise ConnectionError("the server closed the connection")
         return raw[:-2]
 
+    def refused(self, what: str, said: str) -> NoAnswer:
+        """The error for something that the server refuses, with what it said."""
+        return NoAnswer(f"{self._address}: {what} was refused ({one_line(said)})")
+
     def _lost(self, problem: Exception) -> NoAnswer:
-        words = getattr(problem, "strerror", None) or str(problem) or type(problem).__name__
-        return NoAnswer(f"{self._address}: {one_line(str(words))}")
+        return NoAnswer(f"{self._address}: {words_of(problem)}")
 
 
 class RedisTransport:
@@ -164,6 +186,8 @@ class RedisEvents:
                 if self._closed.is_set():
                     return
                 raise
+            except _Refused as problem:
+                raise self._connection.refused("the subscription", str(problem)) from None
             if isinstance(reply, list) and len(reply) == 3 and reply[0] == b"message":
                 body = reply[2]
                 if isinstance(body, bytes):

@@ -11,11 +11,16 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pcapsvc.client.address import SqsAddress
-from pcapsvc.client.status import NoAnswer
+from pcapsvc.client.credentials import Credentials
+from pcapsvc.client.lost import tls_words
+from pcapsvc.client.status import NoAnswer, not_understood
 from pcapsvc.core.text import one_line
 
 _CONNECT_SECONDS = 5
 _WAIT_SECONDS = 5
+# How long an answer may take, and how long it may be. Ten messages have up to 256 KiB each.
+_ANSWER_SECONDS = _WAIT_SECONDS + 10
+_MOST_ANSWER_BYTES = 16 * 1024 * 1024
 # How long an event of somebody else's is hidden from this reader, and from its own.
 _HIDDEN_SECONDS = 2
 
@@ -26,8 +31,9 @@ _AMAZON = re.compile(r"(?:\A|\.)sqs(?:-fips)?\.(?P<region>[a-z0-9-]+)\.")
 class SqsTransport:
     """A queue. See L{pcapsvc.client.transport.ITransport}."""
 
-    def __init__(self, address: SqsAddress) -> None:
+    def __init__(self, address: SqsAddress, credentials: Credentials) -> None:
         self._address = address
+        self._credentials = credentials
 
     def send(self, body: bytes) -> int | None:
         """Send a message."""
@@ -52,20 +58,26 @@ class SqsTransport:
         import boto3.session
         from botocore.config import Config
 
+        from pcapsvc.bounded.boto_answers import bound_answers
+
         parts = urlsplit(self._address.url)
         session = boto3.session.Session()
         amazon = _AMAZON.search(parts.hostname or "")
-        return session.client(
+        client = session.client(
             "sqs",
+            # If no file is named, the library looks for one, as Amazon's tools do.
+            verify=self._credentials.ca_path,
             endpoint_url=f"{parts.scheme}://{parts.netloc}",
             # Signatures need a region. Services without regions expect this one.
             region_name=(amazon and amazon["region"]) or session.region_name or "us-east-1",
             config=Config(
                 connect_timeout=_CONNECT_SECONDS,
-                read_timeout=_WAIT_SECONDS + 10,
+                read_timeout=_ANSWER_SECONDS,
                 retries={"mode": "standard", "total_max_attempts": 2},
             ),
         )
+        bound_answers(client, most_bytes=_MOST_ANSWER_BYTES, seconds=_ANSWER_SECONDS)
+        return client
 
 
 class SqsEvents:
@@ -88,7 +100,8 @@ class SqsEvents:
                 self._batch("delete_message_batch", ours)
                 others = [message for message in messages if message not in ours]
                 self._batch("change_message_visibility_batch", others, VisibilityTimeout=_HIDDEN_SECONDS)
-            yield from (message["Body"].encode() for message in ours)
+            # Half of a surrogate pair in one of them must not cost the others.
+            yield from (message["Body"].encode("utf-8", "surrogatepass") for message in ours)
 
     def close(self) -> None:
         """End it, after the poll that is under way."""
@@ -116,7 +129,14 @@ def _problems(address: SqsAddress) -> Iterator[None]:
     """Turns what the library raises into L{NoAnswer}."""
     from botocore.exceptions import BotoCoreError, ClientError
 
+    from pcapsvc.bounded.boto_answers import connection_words, why_cut_off
+
     try:
         yield
+    except NoAnswer:
+        raise
     except (BotoCoreError, ClientError, OSError) as problem:
-        raise NoAnswer(f"{address}: {one_line(str(problem))}") from None
+        words = why_cut_off(problem) or tls_words(problem) or connection_words(problem)
+        raise NoAnswer(f"{address}: {one_line(words)}") from None
+    except Exception as problem:  # noqa: BLE001 - of whatever kind
+        raise not_understood(address, problem) from None

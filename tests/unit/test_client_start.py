@@ -1,0 +1,81 @@
+"""What pcapctl costs before it does anything."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from types import ModuleType
+from typing import Any
+from unittest import mock
+
+from twisted.trial import unittest
+
+from pcapsvc.client import profile
+from pcapsvc.client.__main__ import run
+
+
+class StartTests(unittest.SynchronousTestCase):
+    """How soon pcapctl is there."""
+
+    def test_help(self) -> None:
+        """Help imports nothing of ours but the options, and little of the standard library."""
+        quiet = "import io, sys; sys.stdout = io.StringIO()"
+        run = "from pcapsvc.client.main import main\ntry: main(['--help'])\nexcept SystemExit: pass"
+        found = self.imported(f"{quiet}\n{run}\nsys.stdout = sys.__stdout__")
+        ours = {name for name in found if name.startswith("pcapsvc")}
+        self.assertEqual(ours, {"pcapsvc", "pcapsvc.client", "pcapsvc.client.main"})
+        costly = {"msgspec", "rich", "boto3", "kafka", "twisted", "http.client", "ssl", "subprocess"}
+        self.assertEqual(found & costly, set())
+
+    def test_imports(self) -> None:
+        """Without a terminal, a capture imports no table; and each transport only its own library."""
+        for module in ("requesting", "nodes", "watching", "transports.redis", "transports.http"):
+            found = self.imported(f"import pcapsvc.client.{module}")
+            self.assertEqual(found & {"rich", "boto3", "kafka", "twisted"}, set(), module)
+
+    def imported(self, code: str) -> set[str]:
+        """What a program imports."""
+        program = f"{code}\nimport json, sys\nprint(json.dumps(list(sys.modules)))"
+        done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+        return set(json.loads(done.stdout))
+
+
+class InterruptionTests(unittest.SynchronousTestCase):
+    """Ctrl-C, at the beginning and at the end of pcapctl."""
+
+    def setUp(self) -> None:
+        """As Python begins."""
+        self.addCleanup(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT))
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        self.found: list[Any] = []
+
+    def look(self, *_: Any) -> int:
+        """Note what a Ctrl-C does."""
+        self.found.append(signal.getsignal(signal.SIGINT))
+        raise KeyboardInterrupt
+
+    def test_imports(self) -> None:
+        """It ends the process at once while modules are imported, and when everything is done."""
+        test = self
+
+        class Module(ModuleType):
+            @property
+            def main(self) -> None:
+                test.look()
+
+        with mock.patch.dict(sys.modules, {"pcapsvc.client.main": Module("main")}):
+            self.assertEqual(run(), 130)
+        self.assertEqual([*self.found, signal.getsignal(signal.SIGINT)], [signal.SIG_DFL, signal.SIG_DFL])
+
+    def test_command(self) -> None:
+        """A command can handle it; and what ignored it before goes on to do so."""
+        self.patch(profile, "print_profiles", self.look)
+        self.patch(sys, "argv", ["pcapctl", "profiles"])
+        self.assertEqual(run(), 130)
+        self.assertIs(signal.getsignal(signal.SIGINT), signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        self.assertEqual(run(), 130)
+        self.assertIs(signal.getsignal(signal.SIGINT), signal.SIG_IGN)
+        self.assertEqual(self.found, [signal.default_int_handler, signal.SIG_IGN])
