@@ -36,7 +36,7 @@ def _servers(given: tuple[str, ...]) -> tuple[str, ...]:
         host, colon, port = server.rpartition(":")
         bare = ":" not in host or (host.startswith("[") and host.endswith("]"))
         if not (colon and host and bare and re.fullmatch(r"[0-9]{1,5}", port) and 0 < int(port) < 65536):
-            raise ValueError('must be a list of servers, each "HOST:PORT", or "[ADDRESS]:PORT" for IPv6')
+            raise ValueError('must be "HOST:PORT", or "[ADDRESS]:PORT" for IPv6')
     return servers
 
 

@@ -12,11 +12,13 @@ from typing import Any, Self
 from kafka.errors import SaslAuthenticationFailedError
 from twisted.internet import threads
 
+from pcapsvc.bounded.kafka_batches import MAX_BATCH_BYTES
 from pcapsvc.net.kafka.security import KafkaSecurity
 from pcapsvc.sources.kafka.connection import Connection
-from pcapsvc.sources.kafka.decompress import MAX_BATCH_BYTES
 from peers.certificates import LABELS, Authority, labelled
 from tests.integration.kafka_case import KafkaTestCase
+
+shared_peer = "Kafka broker"
 
 #: How fast requests are sent in a stream.
 A_SECOND = 150

@@ -2,13 +2,76 @@
 
 from __future__ import annotations
 
+import time
+
+from kafka.coordinator.consumer import ConsumerCoordinator
 from twisted.internet import defer, threads
 
 from pcapsvc.core.result import Accepted, Busy, Verdict
+from pcapsvc.net.kafka.security import KafkaSecurity
+from pcapsvc.sources.kafka.connection import Connection
 from pcapsvc.sources.kafka.reader import MOST_UNDECIDED
 from tests.integration.kafka_case import KafkaTestCase
 
+shared_peer = "Kafka broker"
+
 ACCEPTED = Accepted(captures=())
+
+
+class ShortPollTests(KafkaTestCase):
+    """Polls that are shorter than it takes to join the group, as on a busy machine."""
+
+    def connection(self) -> Connection:
+        """A member of the group, which is not open yet."""
+        connection = Connection(
+            [self.broker.server], self.topic, group=self.topic, client_id="test", security=KafkaSecurity()
+        )
+        self.addCleanup(threads.deferToThread, connection.close)
+        return connection
+
+    async def test_joins(self) -> None:
+        """The node joins all the same: an attempt that has ended between two polls is not begun again."""
+        self.broker.create_topic(self.topic, 2)
+        connection = self.connection()
+
+        def join() -> None:
+            connection.open()
+            connection.subscribe()
+            until = time.monotonic() + 60
+            while len(connection.assignment()) < 2:
+                self.assertLess(time.monotonic(), until)
+                connection.poll(0.001, 1)
+                time.sleep(0.3)
+
+        await threads.deferToThread(join)
+
+    async def test_goes_on_with_what_it_began(self) -> None:
+        """If the reason to join again is gone before that has ended, the node still reads afterwards."""
+        self.broker.create_topic(self.topic, 1)
+        reasons: list[bool] = []
+        need_rejoin = ConsumerCoordinator.need_rejoin
+        self.patch(
+            ConsumerCoordinator,
+            "need_rejoin",
+            lambda this: need_rejoin(this) or bool(reasons and reasons.pop()),
+        )
+        connection = self.connection()
+
+        def read() -> None:
+            connection.open()
+            connection.subscribe()
+            until = time.monotonic() + 60
+            while not connection.assignment():
+                self.assertLess(time.monotonic(), until)
+                connection.poll(0.5, 1)
+            # A poll looks twice whether there is one.
+            reasons.extend([True, True])
+            connection.poll(0.001, 1)
+            self.broker.produce(self.topic, [b"after"])
+            while not connection.poll(0.5, 1):
+                self.assertLess(time.monotonic(), until)
+
+        await threads.deferToThread(read)
 
 
 class SlowVerdictTests(KafkaTestCase):

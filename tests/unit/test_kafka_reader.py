@@ -189,6 +189,11 @@ class ReaderTests(ReaderTestCase):
         self.reader.read()
         self.assertEqual([("assign", {ZERO: 10, ONE: 20})], self.broker.calls)
 
+    def test_few_at_once(self) -> None:
+        """Few messages are read at once: it takes a while to accept or refuse each."""
+        self.reader.read()
+        self.assertTrue(all(0 < most < 30 for _, most in self.broker.polls), self.broker.polls)
+
     def test_messages(self) -> None:
         """A message is the value of a record, with its time. The key is ignored."""
         self.broker.batches.append(
@@ -278,6 +283,18 @@ class ReaderTests(ReaderTestCase):
         self.assertEqual(
             [b"new", b"newer"], self.bodies({ZERO: [kept, new]}, {ZERO: [Record(12, b"newer", second)]})
         )
+
+    def test_a_record_from_the_future(self) -> None:
+        """A time stamp in the future hides no new record of a partition that lost its end."""
+        self.bodies({ZERO: [Record(10, b"a"), Record(11, b"b", int(BEGAN * 1000) + 10**12)]})
+        self.now += 60
+        new = Record(11, b"new", int(self.now * 1000))
+        self.assertEqual([b"new"], self.bodies({ZERO: [Record(10, b"a"), new]}))
+
+    def test_nothing_from_the_future_twice(self) -> None:
+        """A record that has a time stamp in the future is skipped if it comes again."""
+        future = Record(10, b"a", int(BEGAN * 1000) + 10**12)
+        self.assertEqual([b"a"], self.bodies({ZERO: [future]}, {ZERO: [future]}))
 
     def test_a_topic_created_again(self) -> None:
         """A topic of the same name, created again, is read from its beginning."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ssl
 from threading import Lock
 from typing import Any
 
@@ -10,15 +9,10 @@ from kafka import errors as kafka_errors
 from kafka.net.compat import KafkaNetClient
 from kafka.net.inet import KafkaNetSocket, create_connection
 from kafka.net.manager import KafkaConnectionManager
-from kafka.net.transport import KafkaSSLTransport, KafkaTCPTransport
 
+from pcapsvc.bounded.kafka_transport import make_transport
 from pcapsvc.net.kafka.token import UnusableToken
 
-#: How much is read from a connection before it is looked at.
-READ_BYTES = 1024 * 1024
-
-_CHUNK_BYTES = 64 * 1024
-_NOTHING_YET = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 _REFUSALS = (
     kafka_errors.AuthorizationError,
     kafka_errors.SaslAuthenticationFailedError,
@@ -50,45 +44,6 @@ class _ClosingSocket(KafkaNetSocket):  # type: ignore[misc] # kafka-python has n
             raise
 
 
-class _Bounded:
-    """
-    Reads no more at once than L{READ_BYTES}. The library reads on while more arrives, whatever the protocol
-    thinks of it.
-
-    It also delivers the data that arrives together with the end of a connection, before the end itself. The
-    library drops that data, which may say why authentication failed.
-    """
-
-    _sock: Any
-
-    def _sock_recv(self) -> tuple[bytes, Exception | None]:
-        received = bytearray()
-        # Data that TLS has decrypted already would not wake the selector.
-        while len(received) < READ_BYTES or self._decrypted():
-            try:
-                data = self._sock.recv(_CHUNK_BYTES)
-            except _NOTHING_YET:
-                break
-            except Exception as problem:  # noqa: BLE001 - as the library does
-                return bytes(received), None if received else kafka_errors.KafkaConnectionError(problem)
-            if not data:
-                closed = kafka_errors.KafkaConnectionError("socket disconnected")
-                return bytes(received), None if received else closed
-            received += data
-        return bytes(received), None
-
-    def _decrypted(self) -> int:
-        return self._sock.pending() if isinstance(self._sock, ssl.SSLSocket) else 0
-
-
-class _TCPTransport(_Bounded, KafkaTCPTransport):  # type: ignore[misc] # kafka-python has no types
-    pass
-
-
-class _SSLTransport(_Bounded, KafkaSSLTransport):  # type: ignore[misc] # kafka-python has no types
-    pass
-
-
 class Client(KafkaNetClient):  # type: ignore[misc] # kafka-python has no types
     """Can be closed by several threads at once; the library's own raises in one of them."""
 
@@ -115,7 +70,7 @@ class Manager(KafkaConnectionManager):  # type: ignore[misc] # kafka-python has 
         # The consumer's own setting for this has no effect: brokers would create the topic.
         self.cluster.config["allow_auto_create_topics"] = False
 
-    async def _build_transport(self, node: Any, timeout_at: float | None = None) -> Any:
+    async def _build_transport(self, node: Any, timeout_at: float) -> Any:
         # If it fails, the library's own leaks the socket: one for each attempt during an outage.
         plain = await create_connection(
             self._net,
@@ -125,20 +80,10 @@ class Manager(KafkaConnectionManager):  # type: ignore[misc] # kafka-python has 
             proxy_url=f"{_ClosingSocket.SCHEMES[0]}://",
             timeout_at=timeout_at,
         )
-        if self.ssl_enabled:
-            context = self.config["ssl_context"]
-            transport = _SSLTransport(self._net, plain, host=node.host, ssl_context=context)
-        else:
-            transport = _TCPTransport(self._net, plain, host=node.host)
         try:
-            await transport.handshake()
-        except Exception as problem:  # noqa: BLE001 - as the library does
-            transport.abort(problem)
+            return await make_transport(self, node, plain, timeout_at)
+        except kafka_errors.KafkaError:
             raise kafka_errors.KafkaConnectionError("the handshake failed") from None
-        except BaseException:
-            transport.abort()
-            raise
-        return transport
 
     async def _connect(
         self, node: Any, conn: Any, reset_backoff_on_connect: bool = True, timeout_at: float | None = None

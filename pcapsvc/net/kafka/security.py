@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import ssl
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass  # noqa: TID251 - secrets are left out of its repr
 
 from pcapsvc.net.pem import read_certificates
 

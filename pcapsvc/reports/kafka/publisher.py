@@ -107,7 +107,7 @@ class Producer:
         arrived: list[Report] = []
         refused: list[Report] = []
         problem: Exception | None = None
-        for report, sent in [(report, self._sent(report)) for report in reports]:
+        for report, sent in self._send_all(reports):
             try:
                 if isinstance(sent, Exception):
                     raise sent
@@ -121,6 +121,16 @@ class Producer:
             self._maker.raise_refusal()
             raise problem
         return Published(arrived=arrived, refused=refused)
+
+    def _send_all(self, reports: Sequence[Report]) -> list[tuple[Report, Any]]:
+        """Events that were sent, and what became of each: see L{_sent}."""
+        sent: list[tuple[Report, Any]] = []
+        for report in reports:
+            sent.append((report, self._sent(report)))
+            # The topic is gone, or the producer's memory is full. Each of the others would wait as long.
+            if isinstance(sent[-1][1], kafka_errors.KafkaTimeoutError):
+                break
+        return sent
 
     def _sent(self, report: Report) -> Any:
         """The future of an event's confirmation, or why it could not be sent."""

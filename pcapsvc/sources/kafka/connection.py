@@ -11,6 +11,7 @@ from kafka import ConsumerRebalanceListener, KafkaConsumer, OffsetAndMetadata, T
 from kafka.coordinator.assignors.range import RangePartitionAssignor
 from kafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 
+from pcapsvc.bounded import kafka_batches
 from pcapsvc.net.kafka.client import (
     BOOTSTRAP_SECONDS,
     METADATA_SECONDS,
@@ -22,7 +23,6 @@ from pcapsvc.net.kafka.client import (
 )
 from pcapsvc.net.kafka.problems import MissingTopic
 from pcapsvc.net.kafka.security import KafkaSecurity, reach_any, tls_context
-from pcapsvc.sources.kafka import decompress
 
 #: How long a node of a consumer group may be silent before others get its partitions. Brokers allow 6 s and
 #: more (group.min.session.timeout.ms); kafka-python's default is three times as long as this.
@@ -82,6 +82,29 @@ class _Losses(ConsumerRebalanceListener):  # type: ignore[misc] # kafka-python h
             return lost
 
 
+class _UnseenJoin:
+    """
+    An attempt to join the consumer group that a poll didn't wait for to its end.
+
+    The client would drop one that has ended before the next poll, and begin another, which has all nodes join
+    again: without end, if polls are shorter than that takes. So this one never seems to have ended. Whoever
+    waits for it has its result at once.
+
+    @param attempt: a future of the client.
+    """
+
+    is_done = False
+
+    def __init__(self, attempt: Any) -> None:
+        self._attempt = attempt
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._attempt, name)
+
+    def __await__(self) -> Any:
+        return self._attempt.__await__()
+
+
 class Connection:
     """
     A consumer of one topic. All methods except L{abort} are called in one thread, and block it for up to some
@@ -128,7 +151,7 @@ class Connection:
         @raise UnusableCertificates: if the file of CA certificates can't be used.
         @raise OSError: if another file of L{KafkaSecurity} can't be used.
         """
-        decompress.bound()
+        kafka_batches.bound()
         context = tls_context(self._security)
         # Not left to the client: it would say why it failed only in its own log, and keep trying for the
         # whole bootstrap time-out.
@@ -238,9 +261,21 @@ class Connection:
                 timeout_ms=in_ms(timeout_seconds), max_records=most or 1
             )
         finally:
+            self._keep_join()
             # The group may have taken some away.
             self._consumer.resume(*(self.assignment() & self._consumer.paused()))
         return polled
+
+    def _keep_join(self) -> None:
+        coordinator = self._consumer._coordinator
+        attempt = coordinator._join_task
+        if attempt is None:
+            return
+        if not isinstance(attempt, _UnseenJoin):
+            coordinator._join_task = _UnseenJoin(attempt)
+        # The client wouldn't go on with it, and never read again, if what it was begun for is over: metadata
+        # that lacked a partition for a moment.
+        coordinator.request_rejoin()
 
     def end_offsets(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, int]:
         """The offset of the next record of each partition."""
@@ -273,7 +308,7 @@ class Connection:
 
     def skipped(self) -> int:
         """How many batches of records were skipped since the last call, because they become too long."""
-        return decompress.skipped.take()
+        return kafka_batches.skipped.take()
 
     def unreadable(self) -> TopicPartition | None:
         """

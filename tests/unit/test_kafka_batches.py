@@ -9,8 +9,8 @@ from kafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchB
 from kafka.record.util import encode_varint
 from twisted.trial import unittest
 
-from pcapsvc.sources.kafka import decompress
-from pcapsvc.sources.kafka.decompress import MAX_BATCH_BYTES
+from pcapsvc.bounded import kafka_batches
+from pcapsvc.bounded.kafka_batches import MAX_BATCH_BYTES
 
 _CODECS = {
     "gzip": DefaultRecordBatch.CODEC_GZIP,
@@ -78,11 +78,11 @@ def batch_of(*records: bytes, control: bool = False) -> DefaultRecordBatch:
 
 
 class DecompressTests(unittest.SynchronousTestCase):
-    """L{decompress.bound} limits what kafka-python makes of a batch."""
+    """L{kafka_batches.bound} limits what kafka-python makes of a batch."""
 
     def setUp(self) -> None:
-        decompress.bound()
-        decompress.skipped.take()
+        kafka_batches.bound()
+        kafka_batches.skipped.take()
 
     def test_usual(self) -> None:
         """Batches of every codec are read as before."""
@@ -90,7 +90,7 @@ class DecompressTests(unittest.SynchronousTestCase):
         for name, codec in _CODECS.items():
             found = [record.value for record in batch(codec, *values)]
             self.assertEqual([bytes(value) for value in found], values, name)
-        self.assertEqual(decompress.skipped.take(), 0)
+        self.assertEqual(kafka_batches.skipped.take(), 0)
 
     def test_too_long(self) -> None:
         """A batch that becomes too long is empty, and counted."""
@@ -98,7 +98,7 @@ class DecompressTests(unittest.SynchronousTestCase):
             received = batch(codec, b"one", bytes(MAX_BATCH_BYTES))
             self.assertEqual(list(received), [], name)
             self.assertEqual(received.next_offset, 2)
-            self.assertEqual(decompress.skipped.take(), 1, name)
+            self.assertEqual(kafka_batches.skipped.take(), 1, name)
 
     def test_headers(self) -> None:
         """Headers are not read: a batch of some hundred bytes may have millions, and nobody needs them."""
@@ -125,5 +125,5 @@ class DecompressTests(unittest.SynchronousTestCase):
 
     def test_again(self) -> None:
         """To bound it twice changes nothing."""
-        decompress.bound()
+        kafka_batches.bound()
         self.assertEqual(len(list(batch(_CODECS["gzip"], b"one"))), 1)

@@ -1,0 +1,1 @@
+"""Limits of what client libraries read, for the daemon and pcapctl alike."""
