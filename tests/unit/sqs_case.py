@@ -10,6 +10,8 @@ from twisted.internet import defer
 from twisted.internet.task import Clock
 from twisted.logger import formatEvent, globalLogPublisher
 from twisted.trial import unittest
+from urllib3.connection import HTTPConnection
+from urllib3.exceptions import NewConnectionError
 
 from pcapsvc.core.result import NotForThisNode
 from pcapsvc.sources.polling import CLEAN_UP_SECONDS, STOP_SECONDS
@@ -189,6 +191,8 @@ def refusal(code: str, text: str = "no") -> exceptions.ClientError:
     )
 
 
-def unreachable() -> exceptions.EndpointConnectionError:
+def unreachable(reason: OSError | None = None) -> exceptions.EndpointConnectionError:
     """The error of a service that can't be reached."""
-    return exceptions.EndpointConnectionError(endpoint_url=URL)
+    inner = NewConnectionError(HTTPConnection("sqs.example"), str(reason))
+    inner.__cause__ = reason
+    return exceptions.EndpointConnectionError(endpoint_url=URL, error=inner)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import threading
+import tracemalloc
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 from typing import Any
 
 from botocore.exceptions import ClientError
 from twisted.trial.unittest import SynchronousTestCase
 
-from pcapsvc.net.sqs.answer import ForeignAnswer
+from pcapsvc.net.sqs.answer import ForeignAnswer, check_answer
 from pcapsvc.net.sqs.client import described, make_boto3_client
 from pcapsvc.sources.sqs.queue import Message, Queue, Step
 
@@ -107,6 +109,15 @@ class AnswerTests(SynchronousTestCase):
         self.assertEqual(received.malformed, len(odd))
         self.assertTrue(self.queue.take())
 
+    def test_halves_of_surrogate_pairs(self) -> None:
+        """Text that isn't Unicode, of any message, doesn't keep the others from being received."""
+        fine = {"MessageId": "m", "ReceiptHandle": "r", "Body": "\\ud800"}
+        attribute = {**fine, "MessageAttributes": {"a": {"StringValue": "\udc00"}}}
+        self.answer({"Messages": [fine, {**fine, "Body": "x\ud800"}, attribute]})
+        bodies = [message.body for message in self.queue.receive().messages]
+        self.assertEqual(["\\ud800", "x\ufffd", "\\ud800"], bodies)
+        self.assertTrue(self.queue.take())
+
     def test_odd_attributes(self) -> None:
         """Attributes of the wrong type are as good as none."""
         fine = {"MessageId": "m", "ReceiptHandle": "r", "Body": "x"}
@@ -132,6 +143,67 @@ class AnswerTests(SynchronousTestCase):
             self.answer(body, 400)
             problem = self.assertRaises(ClientError, self.queue.receive)
             self.assertEqual(described(problem)[1], words)
+
+    def test_long_error(self) -> None:
+        """Of a long text of an error, the beginning is reported, whatever its notation."""
+        for body in (
+            json.dumps({"__type": "x#AccessDenied", "message": "é" * 5000}).encode(),
+            json.dumps({"__type": "x#AccessDenied", "message": "é" * 5000}, ensure_ascii=False).encode(),
+            ("é" * 5000).encode(),
+        ):
+            response = {"status_code": 400, "headers": {}, "body": body}
+            check_answer(None, response)
+            self.assertEqual(json.loads(response["body"])["message"], "é" * 4096)
+
+    def test_what_is_skipped(self) -> None:
+        """
+        Of what isn't used, no object is made, wherever it is: a library would hold Python's lock for seconds.
+        """
+        operation = SimpleNamespace(output_shape=SimpleNamespace(members={"Messages": None}))
+        many = b"[" + b"[]," * 300_000 + b"[]]"
+        keys = b"".join(b'"%d":[],' % number for number in range(80_000))
+        for status, body in (
+            (200, b'{"Messages": ' + many + b"}"),
+            (200, b'{"Messages": [{"MessageId": ' + many + b"}]}"),
+            (200, b'{"Messages": [{"MessageId": "a", "Attributes": {"SentTimestamp": ' + many + b"}}]}"),
+            (200, b'{"Messages": [], "more": ' + many + b"}"),
+            (200, b"{" + keys + b'"Messages": []}'),
+            (400, b'{"message": ' + many + b"}"),
+            (400, b"{" + keys + b'"message": "no"}'),
+        ):
+            response = {"status_code": status, "headers": {}, "body": body}
+            tracemalloc.start()
+            try:
+                check_answer(operation, response)
+                self.assertLess(tracemalloc.get_traced_memory()[1], 5 * len(body))
+            finally:
+                tracemalloc.stop()
+            self.assertLess(len(response["body"]), 2000)
+
+    def test_more_than_ten(self) -> None:
+        """No answer has more than ten messages. Any others are skipped."""
+        self.answer(
+            {"Messages": [{"MessageId": str(n), "ReceiptHandle": "r", "Body": "x"} for n in range(12)]}
+        )
+        self.assertEqual(len(self.queue.receive().messages), 10)
+        self.assertTrue(self.queue.take())
+
+    def test_passing_failures(self) -> None:
+        """An entry that fails because there is too much to do, or because of KMS, is tried again."""
+        message = Message(message_id="a", receipt="a", body="", sent_at=None, received_times=1)
+        step = Step(message=message, hide_seconds=None)
+        for code, passes in (
+            ("ReceiptHandleIsInvalid", False),
+            ("AWS.SimpleQueueService.NonExistentQueue", False),
+            ("RequestThrottled", True),
+            ("ThrottlingException", True),
+            ("KMS.ThrottlingException", True),
+            ("KmsThrottled", True),
+            ("KMS.AccessDeniedException", True),
+            ("AWS.SimpleQueueService.OverLimit", True),
+        ):
+            self.answer({"Failed": [{"Id": "0", "SenderFault": True, "Code": code}]})
+            self.assertEqual(self.queue.settle([step]), [step] if passes else [], code)
 
     def test_odd_settlement(self) -> None:
         """What an answer doesn't clearly report as done is tried again."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 from botocore import exceptions
 from twisted.trial import unittest
 
@@ -84,6 +86,14 @@ class SettleTests(SQSTestCase):
 class OutageTests(SQSTestCase):
     """The service can't be reached, or refuses."""
 
+    def test_reason(self) -> None:
+        """It is logged why there was no connection."""
+        self.poll()
+        self.logged()
+        self.poll_fails(unreachable(OSError(errno.EMFILE, "Too many open files")))
+        words = f'SQS {URL}: Could not connect to the endpoint URL: "{URL}"'
+        self.assertEqual([f"warn: {words}: Too many open files; retrying"], self.logged())
+
     def test_told_once(self) -> None:
         """An outage is logged once, and so is its end."""
         self.poll()
@@ -141,6 +151,19 @@ class OutageTests(SQSTestCase):
         self.assertEqual(3, self.clients)
         warning, _ = self.logged()
         self.assertIn("Unable to locate credentials", warning)
+
+    def test_outdated_credentials(self) -> None:
+        """So is one whose credentials the service calls outdated: a profile may have new ones by now."""
+        codes = ("ExpiredToken", "ExpiredTokenException", "InvalidClientTokenId", "SignatureDoesNotMatch")
+        self.poll_fails(*(refusal(code) for code in codes))
+        self.poll()
+        self.assertEqual(1 + len(codes), self.clients)
+
+    def test_access_denied(self) -> None:
+        """A client whose credentials are valid, but not sufficient, is kept."""
+        self.poll_fails(refusal("AccessDenied"))
+        self.poll()
+        self.assertEqual(1, self.clients)
 
     def test_unforeseen(self) -> None:
         """An unexpected error doesn't end the polls; its message, maybe with a secret, is not logged."""

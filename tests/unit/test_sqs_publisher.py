@@ -26,11 +26,13 @@ class Client:
 
     @ivar requests: the entries of each request.
     @ivar outcomes: how the next requests end: an error, or the results of single entries by their place.
+    @ivar code: of the entries that fail.
     """
 
     def __init__(self) -> None:
         self.requests: list[list[dict[str, Any]]] = []
         self.outcomes: list[Exception | dict[int, bool | None]] = []
+        self.code = "InvalidMessageContents"
         self.closed = False
 
     def send_message_batch(self, *, QueueUrl: str, Entries: list[dict[str, Any]]) -> dict[str, Any]:
@@ -40,7 +42,9 @@ class Client:
         if isinstance(outcome, Exception):
             raise outcome
         failed = [
-            {"Id": str(place), "SenderFault": fault} for place, fault in outcome.items() if fault is not None
+            {"Id": str(place), "SenderFault": fault, "Code": self.code}
+            for place, fault in outcome.items()
+            if fault is not None
         ]
         done = [{"Id": entry["Id"]} for place, entry in enumerate(Entries) if place not in outcome]
         return {"Successful": done, **({"Failed": failed} if failed else {})}
@@ -120,6 +124,13 @@ class SqsPublisherTests(unittest.SynchronousTestCase):
         reports = about("abc", 2)
         self.client.outcomes = [{0: True, 1: True}]
         self.assert_published(reports, [], reports)
+
+    def test_throttled(self) -> None:
+        """Throttling counts as the sender's fault, and passes: the event is left over."""
+        reports = about("abc", 3)
+        self.client.code = "KMS.ThrottlingException"
+        self.client.outcomes = [{1: True}]
+        self.assert_published(reports, [reports[0], reports[2]])
 
     def test_an_error(self) -> None:
         """An error is raised if nothing has arrived."""

@@ -14,6 +14,7 @@ from pcapsvc.sources.sqs.settler import SETTLE_PAUSES_SECONDS
 from pcapsvc.sources.sqs.source import (
     BUSY_SECONDS,
     HIDDEN_SECONDS,
+    IDLE_SECONDS,
     MOST_OUTSTANDING,
     RELEASE_MOST_SECONDS,
     RELEASE_ROUNDS,
@@ -151,6 +152,7 @@ class VerdictTests(SQSTestCase):
         for copy in copies:
             self.client.messages.append([copy])
             self.thread.step()
+            self.clock.advance(IDLE_SECONDS)
         [verdict] = verdicts
         self.assertEqual(self.thread.settling(), 0)
         verdict.callback(Busy(reason="full"))
@@ -337,6 +339,8 @@ class MessageTests(SQSTestCase):
             '{"Type": "Notification", "Message": "x"',
             '{"Type": "Notification", "Message": "x", "y": ' + "[" * 5000,
             '{"y": "\ud800", "Type": "Notification", "Message": "x"}',
+            # Longer than any that has a request in it.
+            '{"Type": "Notification", "Message": "x", "y": ' + f"[{'[], ' * 110_000}[]]" + "}",
         ):
             self.assertEqual(body.encode("utf-8", "surrogatepass"), self.submitted(body)[0])
 
@@ -356,6 +360,22 @@ class AgainTests(SQSTestCase):
         self.poll(message("a", receipt="1"), message("a", receipt="2"))
         self.assertEqual([["1", "2"]], self.client.deleted)
         self.assertEqual(1, len(self.sink.submitted))
+
+    def test_again_and_again(self) -> None:
+        """A queue that answers with nothing new is polled less and less often, down to once a second."""
+        waited = []
+        for _ in range(40):
+            self.poll(message("a"))
+            began = self.clock.seconds()
+            while not self.thread.work:
+                self.clock.advance(1 / 64)
+            waited.append(self.clock.seconds() - began)
+        self.assertEqual([0.0, 0.0], waited[:2])
+        self.assertEqual(sorted(waited), waited)
+        self.assertEqual(IDLE_SECONDS, waited[-1])
+        self.poll(message("b"))
+        self.assertEqual(1, len(self.thread.work))
+        self.assertEqual(2, len(self.sink.submitted))
 
     def test_after_a_restart(self) -> None:
         """Accepted messages are remembered when the source stops and starts."""

@@ -17,7 +17,7 @@ _CONNECT_SECONDS = 5
 
 #: The longest answer that is read. The messages in one have up to 1 MiB together ("Amazon SQS message
 #: quotas"), and up to three times as much in JSON.
-MAX_ANSWER_BYTES = 8 * 1024 * 1024
+MAX_ANSWER_BYTES = 4 * 1024 * 1024
 
 # "Amazon SQS endpoints and quotas" in the AWS General Reference: current and legacy endpoints.
 _AMAZON = re.compile(
@@ -26,6 +26,20 @@ _AMAZON = re.compile(
 )
 # An endpoint of PrivateLink: requests must go to its own host.
 _PRIVATE = re.compile(r"\.sqs\.(?P<region>[a-z0-9-]+)\.vpce\.amazonaws\.com(?:\.cn)?\Z")
+
+# Credentials that are outdated (SQS API Reference, "Common error types"), and how SQS's JSON protocol and
+# compatible services call them.
+_STALE_CODES = frozenset(
+    {
+        "ExpiredToken",
+        "ExpiredTokenException",
+        "InvalidAccessKeyId",
+        "InvalidClientTokenId",
+        "InvalidSecurity",
+        "SignatureDoesNotMatch",
+        "UnrecognizedClientException",
+    }
+)
 
 
 class Unsettled(Exception):
@@ -72,13 +86,13 @@ def make_boto3_client(
     @param read_seconds: how long the service may be silent before or within an answer, and how long the whole
         answer may take.
     """
-    import boto3.session
     from botocore.config import Config
 
-    from pcapsvc.net.boto_exchange import bound_answers
+    from pcapsvc.bounded.boto_answers import bound_answers
+    from pcapsvc.net.boto_session import boto_session
 
     region, endpoint = locate(url, region, endpoint_url(endpoint) if endpoint else None)
-    session = boto3.session.Session(aws_access_key_id=access_id, aws_secret_access_key=access_key)
+    session = boto_session(access_id, access_key)
     client = session.client(
         "sqs",
         endpoint_url=endpoint,
@@ -101,15 +115,17 @@ def is_stale(problem: Exception) -> bool:
     """Whether a call failed because the service had closed a connection that was kept for it."""
     from botocore.exceptions import ConnectionClosedError
 
-    from pcapsvc.net.boto_exchange import why_cut_off
+    from pcapsvc.bounded.boto_answers import why_cut_off
 
     return isinstance(problem, ConnectionClosedError) and why_cut_off(problem) is None
 
 
 def lacks_credentials(problem: Exception) -> bool:
-    """Whether a call failed because no credentials were found."""
+    """Whether a call failed because no credentials were found, or the service says that they are outdated."""
     from botocore import exceptions
 
+    if isinstance(problem, exceptions.ClientError):
+        return problem.response.get("Error", {}).get("Code") in _STALE_CODES
     return isinstance(problem, exceptions.NoCredentialsError | exceptions.CredentialRetrievalError)
 
 
@@ -117,7 +133,7 @@ def described(problem: Exception) -> tuple[str, str]:
     """The kind of a problem, which is logged once, and the problem in words."""
     from botocore import exceptions
 
-    from pcapsvc.net.boto_exchange import why_cut_off
+    from pcapsvc.bounded.boto_answers import connection_words, why_cut_off
 
     if (limit := why_cut_off(problem)) is not None:
         return "limit", limit
@@ -132,6 +148,6 @@ def described(problem: Exception) -> tuple[str, str]:
     if isinstance(problem, exceptions.HTTPClientError | OSError):
         return "connection", str(problem)
     if isinstance(problem, exceptions.BotoCoreError | Unsettled | ForeignAnswer):
-        return type(problem).__name__, str(problem)
+        return type(problem).__name__, connection_words(problem)
     # Its own words may contain a secret, or anything that a server sent.
     return "unexpected", f"unexpected error ({type(problem).__name__})"

@@ -18,6 +18,7 @@ from zope.interface import implementer
 from pcapsvc.core.report_queue import Report
 from pcapsvc.interfaces.reports import IPublisher, Published
 from pcapsvc.interfaces.threads import RunInThread
+from pcapsvc.net.sqs.answer import has_failed_for_good
 from pcapsvc.net.sqs.client import described, make_boto3_client
 from pcapsvc.reports.channel import never_lost
 
@@ -146,7 +147,8 @@ class SqsPublisher:
             except Exception as problem:  # noqa: BLE001 - whatever it is, the rest is sent later
                 return arrived, refused, problem
             done = {entry.get("Id") for entry in answer.get("Successful") or ()}
-            hopeless = {entry.get("Id") for entry in answer.get("Failed") or () if entry.get("SenderFault")}
+            failed = filter(has_failed_for_good, answer.get("Failed") or ())
+            hopeless = {entry.get("Id") for entry in failed}
             arrived += [report for number, report in enumerate(batch) if str(number) in done]
             refused += [report for number, report in enumerate(batch) if str(number) in hopeless - done]
             if len(done | hopeless) < len(batch):

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import msgspec
 
+from pcapsvc.core.request import MAX_BODY_BYTES
+
 _MAX_ENVELOPE_ID_CHARACTERS = 200
+# The longest message takes six times as many if each is an escape sequence. What is beside it in an envelope
+# takes two thousand.
+_MAX_ENVELOPE_CHARACTERS = 6 * MAX_BODY_BYTES + 16 * 1024
 
 
 class _Envelope(msgspec.Struct):
@@ -19,8 +24,12 @@ _read_envelope = msgspec.json.Decoder(_Envelope).decode
 
 
 def unwrapped(body: str) -> tuple[str, str | None]:
-    """The message itself, and the id of the SNS envelope that it was in; L{None} without one."""
-    if '"Notification"' not in body:
+    """
+    The message itself, and the id of the SNS envelope that it was in; L{None} without one.
+
+    What is longer than the envelope of any request is left as it is: nobody needs to know what is in it.
+    """
+    if len(body) > _MAX_ENVELOPE_CHARACTERS or '"Notification"' not in body:
         return body, None
     try:
         envelope = _read_envelope(body)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 from twisted.internet import defer, task
 
 from pcapsvc.sources.sqs.queue import Message
 
 
-@dataclass(kw_only=True, eq=False)
-class Submitted:
+class Submitted(msgspec.Struct, kw_only=True, eq=False):
     """
     A message that was submitted, and whose verdict is awaited.
 
@@ -24,7 +23,7 @@ class Submitted:
     keys: Sequence[str]
     copies: list[Message]
     verdict: defer.Deferred[Any]
-    settled: defer.Deferred[None] = field(default_factory=defer.Deferred)
+    settled: defer.Deferred[None] = msgspec.field(default_factory=defer.Deferred)
 
 
 class Outstanding:

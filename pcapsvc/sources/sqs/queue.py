@@ -9,9 +9,11 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
+from pcapsvc.net.sqs.answer import has_failed_for_good
 from pcapsvc.net.sqs.client import is_stale, lacks_credentials
 
 # Ids are remembered and logged ("Amazon SQS queue and message identifiers": up to 100 characters).
@@ -20,8 +22,7 @@ _MAX_ID_CHARACTERS = 1024
 _MAX_RECEIPT_CHARACTERS = 8192
 
 
-@dataclass(frozen=True, kw_only=True)
-class Message:
+class Message(msgspec.Struct, frozen=True, kw_only=True):
     """
     A message that was received.
 
@@ -36,8 +37,7 @@ class Message:
     received_times: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class Received:
+class Received(msgspec.Struct, frozen=True, kw_only=True):
     """
     The result of a poll.
 
@@ -48,8 +48,7 @@ class Received:
     malformed: int = 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Step:
+class Step(msgspec.Struct, frozen=True, kw_only=True):
     """
     What happens to a message in the queue.
 
@@ -185,7 +184,7 @@ class Queue:
             )
         except Exception as problem:
             if self._client is not None and lacks_credentials(problem):
-                # A client that found no credentials never looks again.
+                # A client that found none never looks again, and one that found a profile's keeps them.
                 self._client.close()
                 self._client = None
             raise
@@ -210,8 +209,8 @@ def _entries(steps: Sequence[Step]) -> list[dict[str, Any]]:
 def _worth_another_try(answer: Any, steps: Sequence[Step]) -> list[Step]:
     """Those that the answer reports neither as done, nor as impossible."""
     settled = {done.get("Id") for done in answer.get("Successful") or ()}
-    # SenderFault means that the receipt is no longer valid: the message is deleted, or another node has it.
-    settled |= {failed.get("Id") for failed in answer.get("Failed") or () if failed.get("SenderFault")}
+    # The receipt is no longer valid: the message is deleted, or another node has it.
+    settled |= {failed.get("Id") for failed in filter(has_failed_for_good, answer.get("Failed") or ())}
     return [step for number, step in enumerate(steps) if str(number) not in settled]
 
 

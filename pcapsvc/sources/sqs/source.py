@@ -60,6 +60,11 @@ STAND_BACK_SECONDS = (0.03, 2.0)
 #: The range of the visibility timeout of a message that is returned because the node is busy.
 BUSY_SECONDS = (5, 15)
 
+#: How long a node pauses after a poll that returned nothing but messages that it knows, for each such poll in
+#: sequence; never above L{IDLE_SECONDS}. A queue that doesn't delete what it says it deletes would otherwise
+#: be polled, and its messages logged, hundreds of times a second.
+REPEAT_SECONDS = 0.05
+
 #: How many submitted messages may not be settled yet. Until there are fewer, no more are received: the
 #: pipeline prepares up to 128 requests of a source (L{pcapsvc.judge.MOST_PENDING}), and other nodes may have
 #: room.
@@ -166,6 +171,8 @@ class SQSSource(service.Service):
         self._pause: defer.Deferred[None] | None = None
         self._polled_at = 0.0
         self._empty_polls = 0
+        # Polls since the last one with a message that was not known.
+        self._repeats = 0
         # Whether the latest messages could be deleted or returned.
         self._settles = True
 
@@ -189,7 +196,7 @@ class SQSSource(service.Service):
             hide_seconds=self._hidden_seconds / 2,
         )
         self._polled_at = self._reactor.seconds()
-        self._empty_polls = 0
+        self._empty_polls = self._repeats = 0
         self._settles = True
         self._poller = Poller(
             self._reactor,
@@ -261,7 +268,10 @@ class SQSSource(service.Service):
             )
         if messages:
             self._empty_polls = 0
+            self._repeats += 1
             await self._judge_all(messages)
+            if self._repeats > 1:
+                await self._wait(min(IDLE_SECONDS, REPEAT_SECONDS * self._repeats))
         if self._settles:
             self._outage.ended("listening")
         if not messages:
@@ -319,6 +329,7 @@ class SQSSource(service.Service):
             )
             return Busy(reason="it failed")
 
+        self._repeats = 0
         return defer.maybeDeferred(
             self._sink.submit,
             Request(source=self.name, body=body.encode("utf-8", "surrogatepass"), sent_at=message.sent_at),
