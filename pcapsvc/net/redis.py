@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from twisted.internet import error
-from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
+from twisted.internet.endpoints import wrapClientTLS
 from twisted.internet.interfaces import IStreamClientEndpoint
 
-from pcapsvc.core.errors import Problem, SettingsError
+from pcapsvc.core.errors import Problem, SettingsError, shown
+from pcapsvc.net.named_endpoint import NamedEndpoint
 from pcapsvc.net.pem import UnusableCertificates
 
 #: How long a server has to accept a connection. TCP itself retries at growing intervals: once the network is
@@ -17,6 +18,10 @@ CONNECT_SECONDS = 5.0
 
 #: How long a server has to answer.
 ANSWER_SECONDS = 5.0
+
+# How much is read in one turn of the reactor: a request for this node takes it up to 0.4 ms until it is
+# accepted or refused, and is 70 bytes long at least. Less costs those for other nodes a quarter more.
+_READ_BYTES = 3 * 1024
 
 
 class Unusable(Exception):
@@ -41,7 +46,9 @@ def redis_endpoint(
 
     @raise SettingsError: if C{ca_file} can't be used, or no certificate can be valid for C{host}.
     """
-    plain: IStreamClientEndpoint = HostnameEndpoint(reactor, host, port, timeout=CONNECT_SECONDS)
+    plain: IStreamClientEndpoint = NamedEndpoint(
+        reactor, host, port, timeout_seconds=CONNECT_SECONDS, read_bytes=_READ_BYTES
+    )
     if not tls:
         return plain
     # Without TLS, OpenSSL is not imported.
@@ -51,11 +58,11 @@ def redis_endpoint(
         creator = verified_tls(host, ca_file)
     except UnusableCertificates as problem:
         raise SettingsError(
-            [Problem(path=f"{table}.cafile", value=repr(ca_file), rule=problem.rule)]
+            [Problem(path=f"{table}.cafile", value=shown(ca_file), rule=problem.rule)]
         ) from problem
     except ValueError as problem:
         rule = f"must be a name that a certificate can have ({problem})"
-        raise SettingsError([Problem(path=f"{table}.host", value=repr(host), rule=rule)]) from problem
+        raise SettingsError([Problem(path=f"{table}.host", value=shown(host), rule=rule)]) from problem
     wrapped: IStreamClientEndpoint = wrapClientTLS(creator, plain)
     return wrapped
 

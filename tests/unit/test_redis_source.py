@@ -7,6 +7,7 @@ from pathlib import Path
 
 from twisted.internet import defer, error
 from twisted.internet.task import Clock
+from twisted.internet.testing import MemoryReactorClock
 from twisted.trial import unittest
 
 from pcapsvc.core.errors import SettingsError
@@ -381,6 +382,24 @@ class StopTests(RedisTestCase):
         self.source.startService()
         self.subscribe().say(message(b"x"))
         self.assertEqual(self.bodies(), [b"x"])
+
+
+class TurnTests(unittest.SynchronousTestCase):
+    """What is processed in one turn of the reactor."""
+
+    def test_read_size(self) -> None:
+        """Little is read at once: it may be hundreds of requests, each of which takes a while to refuse."""
+        reactor, sink = MemoryReactorClock(), MemorySink()
+        source = RedisSource(reactor, sink, host="192.0.2.1", port=6379, channel="capture")
+        source.startService()
+        [(_, _, factory, *_)] = reactor.tcpClients
+        transport = Transport(factory.buildProtocol(None))
+        transport.protocol.makeConnection(transport)
+        transport.say(SUBSCRIBED)
+        asked = message(b'{"node":"n","interface":["eth0"]}')
+        transport.say((asked * 2000)[: transport.bufferSize])  # type: ignore[attr-defined]
+        self.assertTrue(0 < len(sink.submitted) < 50, len(sink.submitted))
+        self.successResultOf(source.stopService())
 
 
 class CertificateTests(unittest.SynchronousTestCase):

@@ -44,8 +44,8 @@ class RedisSettings(RedisServerSection, SourceSection, frozen=True, kw_only=True
         return self.listen
 
     def uses_twisted_tls(self) -> bool:
-        """Always, because its client library imports it."""
-        return True
+        """If the connection is encrypted."""
+        return self.tls
 
     def build(self, context: BuildContext, sink: IRequestSink) -> IRequestSource:
         """The source."""

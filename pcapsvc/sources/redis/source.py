@@ -17,7 +17,6 @@ from twisted.internet import defer, error, task
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from txredisapi import ResponseError
 from zope.interface import implementer
 
 from pcapsvc.core.line_limit import LineLimit
@@ -29,6 +28,7 @@ from pcapsvc.net.lost import unshared
 from pcapsvc.net.outages import RETRY_SECONDS, Backoff, Outage
 from pcapsvc.net.redis import ANSWER_SECONDS, Refused, Silent, described, redis_endpoint
 from pcapsvc.sources.redis.frames import MAX_MESSAGE_BYTES
+from pcapsvc.sources.redis.library import ResponseError
 from pcapsvc.sources.redis.subscriber import SubscriberFactory
 
 #: How often the server is sent a PING.

@@ -7,11 +7,11 @@ from typing import Any
 
 from twisted.internet import defer, error, protocol
 from twisted.python.failure import Failure
-from txredisapi import ResponseError, SubscriberProtocol
 
 from pcapsvc.core.text import one_line
 from pcapsvc.net.redis import ProtocolError, Silent, Unusable
 from pcapsvc.sources.redis.frames import Frames
+from pcapsvc.sources.redis.library import ResponseError, SubscriberProtocol
 
 #: How much later than due an answer is judged missing, so that what has arrived by then is read first.
 GRACE_SECONDS = 0.1
