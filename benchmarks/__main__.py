@@ -60,6 +60,8 @@ def main(words: list[str]) -> int:
     # A signal is an exception, so that every process and namespace is cleaned up.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Some environments set it. The modules of an installed daemon are compiled.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     # All files are in memory, because the disk is not what is measured.
     if _MEMORY.is_dir() and os.access(_MEMORY, os.W_OK):
         tempfile.tempdir = str(_MEMORY)

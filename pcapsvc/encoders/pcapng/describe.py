@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from pcapsvc.core.pcapng_file import interface_description, interface_statistics, section_header
 from pcapsvc.core.recording import Recording
 
 
-@dataclass(frozen=True, kw_only=True)
-class Origin:
+class Origin(msgspec.Struct, frozen=True, kw_only=True):
     """
     Where files come from.
 
@@ -29,15 +28,24 @@ def before_packets(
     """
     The blocks before the packets: the section header, and the description of the interface.
 
+    Wireshark's window shows no comment but that of the section, an alias in place of the name, and a filter
+    only up to a C{<}. So the section repeats what is said of the interface.
+
     @param link_type: as in the recording's file. So is C{snap_length}, in bytes.
     @param digits: how many decimal digits its time stamps have after the second.
     """
     plan = recording.plan
+    comment = _comment(recording)
+    section_comment = (
+        f"node: {plan.node}\ninterface: {plan.interface}\ncapture: {recording.capture_id}\n{comment}"
+    )
+    if plan.bpf:
+        section_comment += f"\nfilter: {plan.bpf}"
     header = section_header(
         hardware=origin.hardware,
         operating_system=origin.operating_system,
         application=origin.application,
-        comment=f"node: {plan.node}\ncapture: {recording.capture_id}",
+        comment=section_comment,
     )
     return header, interface_description(
         link_type=link_type,
@@ -46,7 +54,7 @@ def before_packets(
         description=plan.alias,
         bpf=plan.bpf,
         digits=digits,
-        comment=_comment(recording),
+        comment=comment,
     )
 
 

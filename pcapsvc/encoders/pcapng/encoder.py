@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Generator, Iterator
+from array import array
+from collections.abc import Generator
 from contextlib import closing
-from io import BufferedIOBase
-from mmap import mmap
+from io import BufferedReader
 from typing import Any, BinaryIO, cast
 
 from twisted.internet.defer import CancelledError, Deferred, DeferredLock
@@ -19,58 +18,34 @@ from pcapsvc.core.pcap_file import FILE_HEADER_BYTES, read_file_header
 from pcapsvc.core.pcapng_file import BLOCK_END_BYTES
 from pcapsvc.core.recording import Content, Recording
 from pcapsvc.encoders.pcapng.describe import Origin, after_packets, before_packets
-from pcapsvc.encoders.pcapng.packet_blocks import PacketBlocks, find_packets, measure_packets
 from pcapsvc.generated_file import GeneratedFile
 from pcapsvc.interfaces.delivery import IEncoder
 from pcapsvc.interfaces.threads import RunInThread
-from pcapsvc.memory_file import MemoryFile
+from pcapsvc.positioned_reader import PositionedReader
 
 #: How many threads the encoder needs.
 THREADS = 1
 
-# How much of a recording is read at once, in bytes: more than the largest packet, and so little that the
-# processor's cache still has it when it is written.
-_READ_BYTES = 512 << 10
-
-
-class _Records:
-    """
-    Reads the packets of a recording, from behind its header.
-
-    @ivar memory: where they are read into.
-    """
-
-    def __init__(self, reader: BinaryIO) -> None:
-        self._reader = cast(BufferedIOBase, reader)
-        self.memory = mmap(-1, _READ_BYTES)
-
-    def __iter__(self) -> Iterator[tuple[memoryview, list[int]]]:
-        """
-        What is in memory: whole packets, and perhaps a part of the next one. Whoever takes it says in the
-        list where the whole ones end.
-
-        @raise ValueError: if the last packet is not whole.
-        """
-        unread = 0
-        with memoryview(self.memory) as view:
-            while count := self._reader.readinto(view[unread:]):
-                unread += count
-                ends: list[int] = []
-                yield view[:unread], ends
-                [end] = ends
-                view[: unread - end] = view[end:unread]
-                unread -= end
-        if unread:
-            raise ValueError("the recording ends within a packet")
+#: How many packets' sizes are remembered, at four bytes each: those of a whole capture in nearly all cases.
+#: There may be a few thousand more, as so many are found at once.
+MOST_REMEMBERED = 1 << 20
 
 
 class _Encoding:
-    """The encoding of one recording, in threads: any number of times, and each time the same."""
+    """
+    The encoding of one recording, in threads: any number of times, and each time the same.
+
+    To find the sizes of packets is to read them all, so they are remembered for those who read the file, up
+    to a number. Sizes of later packets are found again.
+    """
 
     def __init__(self, recording: Recording, origin: Origin) -> None:
         self._recording = recording
         self._origin = origin
         self._is_cancelled = False
+        self._remembered = array("I")
+        # Where the packets end whose sizes are remembered.
+        self._remembered_end = FILE_HEADER_BYTES
 
     def cancel(self) -> None:
         """Have L{measure} end soon. This is called in another thread."""
@@ -87,17 +62,22 @@ class _Encoding:
         @raise CancelledError: if that was asked for.
         """
         with closing(reader):
-            section, interface, statistics, _ = self._other_blocks(reader)
-            size = len(section) + len(interface) + len(statistics)
-            for records, ends in _Records(reader):
+            # Imported here and below, in the thread: most nodes make no such files.
+            from pcapsvc.encoders.pcapng.packet_blocks import added_bytes, packet_sizes
+
+            source = _unbuffered(reader)
+            section, interface, statistics, _ = self._other_blocks(source)
+            size, end = len(section) + len(interface) + len(statistics), FILE_HEADER_BYTES
+            for sizes, end in packet_sizes(source, FILE_HEADER_BYTES):
                 if self._is_cancelled:
                     raise CancelledError
-                end, blocks_bytes = measure_packets(records)
-                ends.append(end)
-                size += blocks_bytes
-            return size
+                size += added_bytes(sizes)
+                if len(self._remembered) < MOST_REMEMBERED:
+                    self._remembered += sizes
+                    self._remembered_end = end
+            return size + end - FILE_HEADER_BYTES
 
-    def make(self, reader: BinaryIO) -> Generator[bytes]:
+    def make(self, reader: BinaryIO) -> Generator[bytes | memoryview]:
         """
         Make the file, piece by piece.
 
@@ -106,29 +86,29 @@ class _Encoding:
         @raise OSError: if it can't be read, or if there is no memory for the piece in hand.
         @raise ValueError: if it is damaged.
         """
-        section, interface, statistics, digits = self._other_blocks(reader)
+        from pcapsvc.encoders.pcapng.packet_blocks import PacketBlocks, packet_sizes
+
+        source = _unbuffered(reader)
+        section, interface, statistics, digits = self._other_blocks(source)
         # The end of each block is written with the beginning of the next one.
         yield section + interface[:-BLOCK_END_BYTES]
-        source = _Records(reader)
-        blocks = PacketBlocks(source.memory, ticks_per_second=10**digits, length_before=len(interface))
-        # writev(2) puts blocks together, in a file.
-        with closing(MemoryFile("pcapsvc-pcapng")) as scratch:
-            for records, ends in source:
-                at = size = 0
-                os.lseek(scratch.descriptor, 0, os.SEEK_SET)
-                while (found := find_packets(records, at)).starts:
-                    size += blocks.prepare(found)
-                    blocks.write(scratch.descriptor)
-                    at = found.end
-                ends.append(at)
-                yield os.pread(scratch.descriptor, size, 0)
-        yield blocks.end() + statistics
+        blocks = PacketBlocks(
+            source, FILE_HEADER_BYTES, ticks_per_second=10**digits, length_before=len(interface)
+        )
+        with closing(blocks):
+            yield from blocks.make(self._remembered)
+            if blocks.at != self._remembered_end:
+                raise OSError("the recording has become shorter")
+            for sizes, _ in packet_sizes(source, self._remembered_end):
+                yield from blocks.make(sizes)
+            yield blocks.end() + statistics
 
-    def _other_blocks(self, reader: BinaryIO) -> tuple[bytes, bytes, bytes, int]:
+    def _other_blocks(self, source: PositionedReader) -> tuple[bytes, bytes, bytes, int]:
         """
         The section header, the interface description, the statistics; and how many digits time stamps have.
         """
-        recorded = read_file_header(reader.read(FILE_HEADER_BYTES))
+        source.seek(0)
+        recorded = read_file_header(source.read(FILE_HEADER_BYTES) or b"")
         section, interface = before_packets(
             self._recording,
             self._origin,
@@ -137,6 +117,13 @@ class _Encoding:
             digits=recorded.digits,
         )
         return section, interface, after_packets(self._recording, digits=recorded.digits), recorded.digits
+
+
+def _unbuffered(reader: BinaryIO) -> PositionedReader:
+    """What the reader of a recording reads: a recording is in memory."""
+    raw = cast(BufferedReader, reader).raw
+    assert isinstance(raw, PositionedReader)
+    return raw
 
 
 @implementer(IEncoder)

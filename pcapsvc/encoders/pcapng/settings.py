@@ -24,7 +24,7 @@ class PcapngSettings(EncoderSection, frozen=True, kw_only=True):
 
         host = os.uname()
         return PcapngEncoder(
-            context.threads(THREADS),
+            context.patient_threads(THREADS),
             origin=Origin(
                 hardware=host.machine,
                 operating_system=f"{host.sysname} {host.release}",
