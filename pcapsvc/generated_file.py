@@ -17,8 +17,8 @@ from typing import Any, BinaryIO
 from pcapsvc.core.recording import Content
 from pcapsvc.positioned_reader import SeekableReader
 
-#: Makes a file of another one, piece by piece. Pieces may be empty.
-Make = Callable[[BinaryIO], Generator[bytes]]
+#: Makes a file of another one, piece by piece. Pieces may be empty, and may change when the next one is made.
+Make = Callable[[BinaryIO], Generator[bytes | memoryview]]
 
 
 class GeneratedFile:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 from collections.abc import Callable
 from io import BufferedReader
@@ -65,7 +66,7 @@ class MemoryFile:
         """Up to C{count} bytes from C{offset} on. The descriptor's offset is not used."""
         return os.pread(self.descriptor, count, self._start + offset)
 
-    def write_at(self, offset: int, data: bytes) -> None:
+    def write_at(self, offset: int, data: bytes | memoryview) -> None:
         """
         Write somewhere. The descriptor's offset is not used.
 
@@ -87,6 +88,10 @@ class MemoryFile:
         """From here on, the file begins there, and what precedes it is lost."""
         self._start = offset
         self.free(offset)
+
+    def truncate(self, end: int) -> None:
+        """Leave out, and free, all but the first C{end} bytes."""
+        os.ftruncate(self.descriptor, self._start + end)
 
     def reserve(self, end: int, *, more: int) -> None:
         """
@@ -111,9 +116,10 @@ class MemoryFile:
 
     def _allocate(self, mode: int, start: int, end: int) -> None:
         # fallocate(2): the standard library has only posix_fallocate(3), which changes the file's size.
-        if _fallocate(self.descriptor, mode, start, end - start) != 0:
-            code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code))
+        while _fallocate(self.descriptor, mode, start, end - start) != 0:
+            # A signal interrupts it, and nothing else would try again.
+            if (code := ctypes.get_errno()) != errno.EINTR:
+                raise OSError(code, os.strerror(code))
 
     def close(self) -> None:
         """Free the memory. Readers that are open stay readable. A second call does nothing."""

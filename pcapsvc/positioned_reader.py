@@ -2,9 +2,35 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+from array import array
 from io import RawIOBase
 from typing import Any
+
+_preadv = ctypes.CDLL(None, use_errno=True).preadv
+_preadv.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_int64)
+_preadv.restype = ctypes.c_ssize_t
+
+
+def scatter(descriptor: int, places: array[int], count: int, offset: int) -> int:
+    """
+    Read a file to many places in memory (preadv(2)). C{os.preadv} needs an object for each of them.
+
+    @param places: the address and the size of each, one after the other, as unsigned longs.
+    @param count: how many of them are read to, up to 1024.
+    @param offset: where the file is read, in bytes.
+
+    @return: how many bytes were read.
+
+    @raise OSError: if it can't be read.
+    """
+    address, _ = places.buffer_info()
+    read: int = _preadv(descriptor, address, count, offset)
+    if read < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return read
 
 
 class SeekableReader(RawIOBase):
@@ -59,3 +85,7 @@ class PositionedReader(SeekableReader):
         count = os.preadv(self.descriptor(), [buffer], self._start + self._at)
         self._at += count
         return count
+
+    def scatter(self, places: array[int], count: int, offset: int) -> int:
+        """Read to many places in memory: see L{scatter}. The position is not used."""
+        return scatter(self.descriptor(), places, count, self._start + offset)

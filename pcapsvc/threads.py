@@ -11,13 +11,19 @@ from typing import Any
 from twisted.application.service import MultiService, Service
 from twisted.internet.defer import Deferred, DeferredList, fail
 from twisted.internet.interfaces import IReactorFromThreads, IReactorTime
+from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
+from pcapsvc.interfaces.threads import RunInThread
+
 #: How many seconds a stop waits for threads that are still busy.
 STOP_SECONDS = 2.0
+# After how many seconds patient work looks for a thread again, and how often.
+_RETRY_SECONDS = 1.0
+_MOST_RETRIES = 300
 
 
 class IThreadReactor(IReactorFromThreads, IReactorTime):
@@ -183,3 +189,31 @@ class ThreadPools(MultiService):
         pool = Threads(self._reactor, most=most)
         pool.setServiceParent(self)  # type: ignore[no-untyped-call]
         return pool
+
+
+def patient(run_in_thread: RunInThread, reactor: IReactorTime) -> RunInThread:
+    """
+    Have work wait for up to five minutes until a thread can be started, rather than fail with L{NoThread} at
+    once: for work on a capture, which would be lost otherwise.
+
+    @return: what it returns fires as that of L{Threads.run}. On cancel while it waits, nothing is called.
+    """
+    log, is_logged = Logger(), False
+
+    async def run(function: Callable[..., Any], *args: Any) -> Any:
+        nonlocal is_logged
+        for _ in range(_MOST_RETRIES):
+            try:
+                result = await run_in_thread(function, *args)
+                is_logged = False
+                return result
+            except NoThread as error:
+                if not is_logged:
+                    is_logged = True
+                    log.warn(
+                        "captures are waiting for a thread to encode or compress them: {why}", why=str(error)
+                    )
+                await deferLater(reactor, _RETRY_SECONDS)
+        return await run_in_thread(function, *args)
+
+    return lambda function, *args: Deferred.fromCoroutine(run(function, *args))

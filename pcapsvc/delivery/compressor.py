@@ -218,7 +218,7 @@ class _HeldFile:
     def is_closed(self) -> bool:
         return self._file.descriptor < 0
 
-    def add(self, piece: bytes) -> bool:
+    def add(self, piece: bytes | memoryview) -> bool:
         """Write at the end. Return whether there was memory for it."""
         with self._lock:
             if self.is_closed:

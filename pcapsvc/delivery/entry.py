@@ -40,10 +40,12 @@ L{ImpossibleTransition}.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
+
+import msgspec
 
 from pcapsvc.core.labels import Labels
 
@@ -234,14 +236,18 @@ _IN_MEMORY = frozenset(
 )
 _VANISHED = frozenset({State.VANISHED_WAITING, State.VANISHED_ATTEMPTING, State.VANISHED_BACKING_OFF})
 _TAKEN = _VANISHED | {State.SPOOLED_WAITING, State.SPOOLED_ATTEMPTING, State.SPOOLED_BACKING_OFF}
+#: In these, the destination has the capture, removed from the spool or not.
+DELIVERED = frozenset({State.REMOVING, State.UNREMOVED, State.DELIVERED})
+
+#: How many entries there are, by destination and state.
+Tally = Counter[tuple[str, State]]
 
 
 class ImpossibleTransition(AssertionError):
     """Something happened to an entry that can't happen in its state: a bug."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SpooledCapture:
+class SpooledCapture(msgspec.Struct, frozen=True, kw_only=True):
     """
     What is in the spool of an entry.
 
@@ -269,6 +275,7 @@ class Entry:
 
     __slots__ = (
         "_state",
+        "_tally",
         "attempts",
         "capture_id",
         "destination",
@@ -291,6 +298,7 @@ class Entry:
     ) -> None:
         """A new one, or, if C{spooled}, one that was found in the spool."""
         self._state = State.NEW if spooled is None else State.SPOOLED
+        self._tally: Tally | None = None
         self.capture_id = capture_id
         self.destination = destination
         self.options = options
@@ -319,8 +327,20 @@ class Entry:
         new = TRANSITIONS[self._state].get(what)
         if new is None:
             raise ImpossibleTransition(f"{self!r}: {what.name}")
+        self._count(-1)
         self._state = new
+        self._count(1)
         return new
+
+    def count_in(self, tally: Tally | None) -> None:
+        """Be counted in a tally from now on, in place of the one before; L{None} is in none."""
+        self._count(-1)
+        self._tally = tally
+        self._count(1)
+
+    def _count(self, by: int) -> None:
+        if self._tally is not None:
+            self._tally[self.destination, self._state] += by
 
     @property
     def is_in_memory(self) -> bool:
@@ -345,4 +365,4 @@ class Entry:
     @property
     def is_delivered(self) -> bool:
         """Whether the destination has it, removed from the spool or not."""
-        return self._state in (State.REMOVING, State.UNREMOVED, State.DELIVERED)
+        return self._state in DELIVERED

@@ -31,8 +31,9 @@ import secrets
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, BinaryIO
+
+import msgspec
 
 from pcapsvc import durable
 from pcapsvc.core.artifact import Artifact
@@ -64,8 +65,7 @@ _NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL})
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 
 
-@dataclass(frozen=True, kw_only=True)
-class QuarantinedEntry:
+class QuarantinedEntry(msgspec.Struct, frozen=True, kw_only=True):
     """
     Something in quarantine.
 
@@ -78,8 +78,7 @@ class QuarantinedEntry:
     written: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class Found:
+class Found(msgspec.Struct, frozen=True, kw_only=True):
     """
     What is in the directory.
 
@@ -175,9 +174,11 @@ class SpoolFolder:
             return False
         return os.path.samestat(there, os.fstat(self._lock))
 
-    def open(self) -> Found:
+    def open(self, is_ended: Callable[[], bool]) -> Found | None:
         """
         Lock the directory for this process, and list it.
+
+        @return: what is in it; L{None} if C{is_ended} has become true, as the list is of no use then.
 
         @raise SpoolError: if it can't be used, others may write to it, or another process uses it.
         """
@@ -190,7 +191,7 @@ class SpoolFolder:
                     _NO_LOCKS, "it has no locks: make sure that only one process uses it"
                 ):
                     fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                found = self._list()
+                found = self._list(is_ended)
                 self._try_out()
                 return found
             except BlockingIOError:
@@ -356,7 +357,7 @@ class SpoolFolder:
                 f" to it; it belongs to {found.st_uid}, and its mode is {stat.S_IMODE(found.st_mode):04o}"
             )
 
-    def _list(self) -> Found:
+    def _list(self, is_ended: Callable[[], bool]) -> Found | None:
         entries: list[SpoolEntry] = []
         damaged: list[tuple[str, str]] = []
         unreadable: list[tuple[str, str]] = []
@@ -366,6 +367,8 @@ class SpoolFolder:
             # Moved out of the way, it is quarantined below.
             os.rename(broken, self._in(_NEW + secrets.token_hex(8)))
         for name in sorted(os.listdir(self._path)):
+            if is_ended():
+                return None
             try:
                 try:
                     if name.startswith(_GONE):
@@ -381,9 +384,12 @@ class SpoolFolder:
                     damaged.append((name, str(error)))
             except OSError as error:
                 unreadable.append((name, error.strerror or str(error)))
+        quarantined = tuple(self._quarantined(name) for name in _names_in(broken) if not is_ended())
+        if is_ended():
+            return None
         return Found(
             entries=tuple(entries),
-            quarantined=tuple(self._quarantined(name) for name in _names_in(broken)),
+            quarantined=quarantined,
             damaged=tuple(damaged),
             unreadable=tuple(unreadable),
             leftovers=tuple(leftovers),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from operator import attrgetter
 
-from pcapsvc.delivery.entry import Entry, SpooledCapture, State
+from pcapsvc.delivery.entry import Entry, SpooledCapture, State, Tally
 from pcapsvc.delivery.folder import QuarantinedEntry
 
 #: What an entry uses of the disk beside its capture, in bytes: two directories' blocks and a manifest.
@@ -20,10 +21,12 @@ class Inventory:
     @param entries: those that were found. Their age is by L{SpooledCapture.since}, not by their names:
         those are by the wall clock, which may have been set in between.
     @ivar size: what everything uses of the disk, in bytes.
+    @ivar tally: how many entries there are, by destination and state.
     """
 
     def __init__(self, entries: Iterable[Entry] = (), quarantined: Iterable[QuarantinedEntry] = ()) -> None:
         self._entries: dict[str, Entry] = {}
+        self.tally: Tally = Counter()
         self._quarantined = {one.name: one for one in quarantined}
         self.size = sum(map(_quarantined_size, self._quarantined.values()))
         for entry in sorted(entries, key=lambda entry: (spooled(entry).since, spooled(entry).name)):
@@ -36,12 +39,14 @@ class Inventory:
     def add(self, entry: Entry) -> None:
         """Add an entry that was just written: it is the newest."""
         self._entries[spooled(entry).name] = entry
+        entry.count_in(self.tally)
         self.size += spooled(entry).size
 
     def remove(self, entry: Entry) -> None:
         """Remove an entry. Nothing happens if it is not in the inventory."""
         if self.has(entry):
             del self._entries[spooled(entry).name]
+            entry.count_in(None)
             self.size -= spooled(entry).size
 
     def has(self, entry: Entry) -> bool:

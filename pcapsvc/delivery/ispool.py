@@ -60,3 +60,9 @@ class ISpool(Interface):
 
         @return: fires when that is done, or failed, which is logged. Never fails.
         """
+
+    def end_listing() -> None:
+        """
+        End the listing of the directory, if it is still in progress: a stop has begun. Captures can still be
+        written.
+        """

@@ -11,9 +11,9 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any, TypeVar
 
+from msgspec.structs import replace
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred, DeferredList
 from twisted.internet.interfaces import IReactorTime
@@ -34,6 +34,7 @@ from pcapsvc.core.event import (
 )
 from pcapsvc.core.result import Receipt
 from pcapsvc.core.retry import RetryPolicy, honoured_seconds
+from pcapsvc.delivery.disk_wait import LONGEST_HOLD_SECONDS, DiskWait
 from pcapsvc.delivery.entry import Entry, Input, State
 from pcapsvc.delivery.ispool import ISpool
 from pcapsvc.delivery.slots import Slots
@@ -46,10 +47,6 @@ _T = TypeVar("_T")
 _NOT_ATTEMPTED = "the daemon stopped before an attempt completed"
 _INTERRUPTED = "the process ended before it was delivered"
 _VANISHED = "no longer in the spool"
-
-#: How long the spool's disk may take before the first attempt, in seconds, including everything that
-#: already waits for the disk. If it takes longer, it hangs or is overloaded, and the destination may be fine.
-LONGEST_HOLD_SECONDS = 30.0
 
 # A destination that is down for long is tried that many intervals apart.
 _LONGEST_DELAY_INTERVALS = 30
@@ -114,6 +111,7 @@ class Outbox(Service):
     @param events: makes the events.
     @param spool: L{None} if there is none: then a capture is lost after its last attempt.
     @param spool_first: whether captures are written to the spool before their first attempt.
+    @param stop_wait_seconds: how long a capture may wait for the spool's disk once a stop has begun.
     @param wall_clock: returns the time in seconds since the Unix epoch.
     @param chance: returns a random number from 0 to 1, for the jitter.
     """
@@ -133,6 +131,7 @@ class Outbox(Service):
         events: EventFactory,
         spool: ISpool | None = None,
         spool_first: bool = False,
+        stop_wait_seconds: float = LONGEST_HOLD_SECONDS,
         wall_clock: Callable[[], float] = time.time,
         chance: Callable[[], float] = random.random,
     ) -> None:
@@ -156,6 +155,7 @@ class Outbox(Service):
         self._events = events
         self._spool = spool
         self._spool_first = spool_first
+        self._disk_wait = DiskWait(reactor, stop_seconds=stop_wait_seconds)
         self._wall_clock = wall_clock
         self._chance = chance
         self._deliveries: dict[Deferred[None], Entry] = {}
@@ -195,19 +195,26 @@ class Outbox(Service):
     def hurry(self) -> None:
         """
         Make no further attempts from memory, and leave what is not delivered to the spool: see L{IHurriable}.
-        Without a spool nothing changes, as attempts are all that a capture has.
+        What its disk doesn't accept has an attempt first. Without a spool nothing changes, as attempts are
+        all that a capture has.
         """
         if self._spool is not None:
             self._memory.close()
             self._memory.cancel()
+            self._disk_wait.hurry()
 
     def open_spool(self) -> None:
         """Allow attempts from the spool."""
         self._spooled.open()
+        self._disk_wait.restore()
 
     def close_spool(self) -> None:
-        """Begin no further attempts from the spool. Those that go on are completed."""
+        """
+        A stop has begun: begin no further attempts from the spool, and wait less long for its disk. Attempts
+        that go on are completed.
+        """
         self._spooled.close()
+        self._disk_wait.shorten()
 
     def cancel_from_spool(self) -> None:
         """Cancel the attempts from the spool. Their captures stay there."""
@@ -285,7 +292,7 @@ class Outbox(Service):
             return artifact
         entry.on(Input.WRITE_AHEAD)
         try:
-            written = await self._in_time(self._spool.write(entry, artifact, _INTERRUPTED))
+            written = await self._disk_wait.limit(self._spool.write(entry, artifact, _INTERRUPTED))
         except SpoolError as error:
             entry.on(Input.NOT_WRITTEN)
             self._log.warn(
@@ -306,13 +313,16 @@ class Outbox(Service):
         @return: the last error, if it is not delivered.
         """
         error = DestinationError(_NOT_ATTEMPTED, retryable=True)
-        while not side.is_closed():
+        while (is_needed := self._is_needed(entry)) or not side.is_closed():
+            attempt = Deferred.fromCoroutine(self._attempt(entry, artifact))
             try:
-                receipt, seconds = await side.wait(Deferred.fromCoroutine(self._attempt(entry, artifact)))
+                receipt, seconds = await (attempt if is_needed else side.wait(attempt))
             except DestinationError as last:
                 error = last
+                if is_needed and side.is_closed():
+                    break
             except CancelledError:
-                if not side.is_closed():
+                if is_needed or not side.is_closed():
                     raise
                 break
             else:
@@ -331,6 +341,14 @@ class Outbox(Service):
                 break
             entry.on(Input.RETRY)
         return error
+
+    def _is_needed(self, entry: Entry) -> bool:
+        """
+        Whether an attempt is needed even in a hurry: the spool did not accept the entry, and would not do so
+        now.
+        """
+        is_refused = self._spool is not None and self._spool_first and entry.is_in_memory
+        return is_refused and (self._memory.is_closed() or self._disk_wait.is_hanging)
 
     async def _attempt(self, entry: Entry, artifact: Artifact) -> tuple[Receipt, float]:
         """
@@ -401,7 +419,7 @@ class Outbox(Service):
         if entry.on(Input.DELIVER) is State.REMOVING:
             # Before anything else: no restart may find it again.
             try:
-                await self._in_time(self._the_spool().remove(entry))
+                await self._disk_wait.limit(self._the_spool().remove(entry))
             except CancelledError:
                 pass  # it is delivered, nevertheless
             except SpoolError as error:
@@ -458,10 +476,6 @@ class Outbox(Service):
         entry.attempts = 0
         entry.due = self._reactor.seconds() + max(self._spool_interval, honoured_seconds(asked_seconds))
 
-    def _in_time(self, work: Deferred[_T]) -> Deferred[_T]:
-        """Work of the spool's disk, with a time limit. L{SpoolError} if it takes longer."""
-        return work.addTimeout(LONGEST_HOLD_SECONDS, self._reactor, _disk_too_slow)
-
     def _the_spool(self) -> ISpool:
         if self._spool is None:
             raise AssertionError("there is no spool")
@@ -478,10 +492,4 @@ def _timed_out(result: Any, seconds: float) -> Any:
     if isinstance(result, Failure):
         raise DestinationError(f"timed out after {seconds:g} s", retryable=True)
     # It completed just in time.
-    return result
-
-
-def _disk_too_slow(result: Any, seconds: float) -> Any:
-    if isinstance(result, Failure):
-        raise SpoolError(f"its disk takes longer than {seconds:g} s")
     return result

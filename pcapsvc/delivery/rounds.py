@@ -62,6 +62,7 @@ class Rounds(Service):
         """
         super().stopService()  # type: ignore[no-untyped-call]
         self._stopping = True
+        self._spool.end_listing()
         for outbox in self._outboxes:
             outbox.close_spool()
         for pause in list(self._pauses):

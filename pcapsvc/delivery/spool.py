@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
 
+from msgspec.structs import replace
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from zope.interface import implementer
 
 from pcapsvc.core.artifact import Artifact
 from pcapsvc.core.errors import SpoolError
 from pcapsvc.core.event import DeliveryFailed, EventFactory
+from pcapsvc.core.kept_file import SteadyClock
 from pcapsvc.core.spool_entry import SpoolEntry
 from pcapsvc.core.text import counted, one_line
 from pcapsvc.delivery.access import ExclusiveAccess
-from pcapsvc.delivery.entry import Entry, Input, SpooledCapture, State
+from pcapsvc.delivery.entry import DELIVERED, Entry, Input, SpooledCapture, State
 from pcapsvc.delivery.folder import Damaged, Found, QuarantinedEntry, SpoolFolder
 from pcapsvc.delivery.inventory import ENTRY_BYTES, Inventory, spooled
 from pcapsvc.delivery.ispool import ISpool
@@ -29,6 +30,9 @@ from pcapsvc.interfaces.threads import RunInThread
 
 #: How many threads it can use: one writes, the others read, one for each route of each destination.
 SPOOL_THREADS = 5
+
+# How many are looked at in one turn of the reactor, when there may be tens of thousands.
+_ENTRIES_PER_TURN = 1000
 
 _VANISHED = "no longer in the spool"
 
@@ -72,9 +76,12 @@ class Spool(Service):
         self.max_bytes = max_bytes
         self._max_age = max_age_seconds
         self._wall_clock = wall_clock
+        self._clock = SteadyClock(wall_clock, reactor.seconds)
         self._inventory = Inventory()
         # Whether the directory has been listed since the start.
         self._is_listed = False
+        # Whether it is of no use to list it any more.
+        self._is_ending = False
         # Entries that vanished while they were taken, by their names.
         self._vanished: dict[str, Entry] = {}
         self._logged: set[str] = set()
@@ -90,17 +97,24 @@ class Spool(Service):
     @property
     def entries(self) -> int:
         """How many captures wait here."""
-        return sum(not entry.is_delivered for entry in self._inventory)
+        counts = self._inventory.tally.items()
+        return sum(count for (_, state), count in counts if state not in DELIVERED)
 
     @property
     def left(self) -> Mapping[str, int]:
         """How many captures were left here and are not being attempted now, by destination."""
-        return Counter(entry.destination for entry in self._inventory if entry.state is State.SPOOLED)
+        counts = self._inventory.tally.items()
+        return {destination: count for (destination, state), count in counts if state is State.SPOOLED}
 
     @property
     def size(self) -> int:
         """How much of the disk everything uses, in bytes, including the quarantine."""
         return self._inventory.size
+
+    def startService(self) -> None:
+        """Begin."""
+        super().startService()  # type: ignore[no-untyped-call]
+        self._is_ending = False
 
     def stopService(self) -> Deferred[None]:
         """
@@ -109,7 +123,12 @@ class Spool(Service):
         @return: fires when what was being written is on disk.
         """
         super().stopService()  # type: ignore[no-untyped-call]
+        self.end_listing()
         return Deferred.fromCoroutine(self._stop())
+
+    def end_listing(self) -> None:
+        """See L{ISpool.end_listing}."""
+        self._is_ending = True
 
     async def _stop(self) -> None:
         async with self._access.alone():
@@ -271,13 +290,14 @@ class Spool(Service):
     async def _tidy(self) -> None:
         try:
             async with self._open_folder():
-                for entry in self._inventory:
+                for number, entry in enumerate(self._inventory, 1):
+                    if number % _ENTRIES_PER_TURN == 0:
+                        await deferLater(self._reactor, 0)
                     too_old = self._reactor.seconds() - spooled(entry).since > self._max_age
                     if too_old or entry.state is State.UNREMOVED:
                         await self._take_away(entry, f"it could not be delivered within {self._max_age:g} s")
-                now = self._wall_clock()
                 for quarantined in self._inventory.quarantined():
-                    if now - quarantined.written > self._max_age:
+                    if self._clock.age(quarantined.written) > self._max_age:
                         await self._remove_quarantined(quarantined)
         except SpoolError as error:
             self._log_once(error)
@@ -347,19 +367,27 @@ class Spool(Service):
                 await self._open()
             yield
 
+    def _list(self) -> tuple[Found, Sequence[Entry]] | None:
+        """In a thread, as there may be tens of thousands: open the directory, and make the entries."""
+        found = self._folder.open(lambda: self._is_ending)
+        return None if found is None else (found, [self._entry(one) for one in found.entries])
+
     async def _open(self) -> None:
         try:
-            found: Found = await self._access.run_alone(
-                self._folder.open, undo=lambda found: self._folder.close()
+            listed: tuple[Found, Sequence[Entry]] | None = await self._access.run_alone(
+                self._list, undo=lambda listed: self._folder.close()
             )
         except SpoolError as error:
             self._log_once(error)
             raise
         self._logged.clear()
         self._log_shortcomings()
+        if listed is None:
+            return
+        found, entries = listed
         self._is_listed = True
         before = self._inventory
-        entries = [self._known(before, one.entry_name) or self._entry(one) for one in found.entries]
+        entries = [self._known(before, spooled(entry).name) or entry for entry in entries]
         self._inventory = Inventory(entries, found.quarantined)
         for entry in before:
             if not self._inventory.has(entry):

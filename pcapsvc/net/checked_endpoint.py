@@ -18,13 +18,13 @@ from twisted.internet.interfaces import (
     IAddress,
     IHostnameResolver,
     IHostResolution,
-    IReactorPluggableNameResolver,
     IResolutionReceiver,
     IStreamClientEndpoint,
 )
 from zope.interface import implementer
 
 from pcapsvc.core.public_address import Address
+from pcapsvc.net.names import ReactorWithResolver, problem_of
 
 
 class AddressRefused(Exception):
@@ -41,6 +41,7 @@ async def checked_endpoint(
 
     @raise AddressRefused: if one of them isn't. It doesn't say which: what names mean here may be internal.
     @raise DNSLookupError: if there is none.
+    @raise OSError: if it can't be looked up now.
     """
     found = await _look_up(reactor, str(host), port)
     if not found:
@@ -48,7 +49,9 @@ async def checked_endpoint(
     if not all(is_allowed(_address(each)) for each in found):
         raise AddressRefused
     # The name has no meaning any more: whatever is asked for, it is these addresses.
-    endpoint: IStreamClientEndpoint = HostnameEndpoint(_Pinned(reactor, found), found[0].host, port)
+    endpoint: IStreamClientEndpoint = HostnameEndpoint(
+        ReactorWithResolver(reactor, _Pinned(found)), found[0].host, port
+    )
     return endpoint
 
 
@@ -61,6 +64,9 @@ async def _look_up(reactor: Any, host: str, port: int) -> list[Any]:
     receiver = _Receiver()
     reactor.nameResolver.resolveHostName(receiver, host, port)
     await receiver.done
+    problem = problem_of(receiver.resolution)
+    if problem is not None:
+        raise problem
     return receiver.addresses
 
 
@@ -70,11 +76,11 @@ class _Receiver:
 
     def __init__(self) -> None:
         self.addresses: list[Any] = []
-        self._resolution: IHostResolution | None = None
+        self.resolution: IHostResolution | None = None
         self.done: Deferred[None] = Deferred(lambda _: self._cancel())
 
     def resolutionBegan(self, resolutionInProgress: IHostResolution) -> None:
-        self._resolution = resolutionInProgress
+        self.resolution = resolutionInProgress
 
     def addressResolved(self, address: IAddress) -> None:
         self.addresses.append(address)
@@ -86,24 +92,16 @@ class _Receiver:
     def _cancel(self) -> None:
         # Complete from here on: the resolver may say so as well.
         self.resolutionComplete = lambda: None  # type: ignore[method-assign]
-        if self._resolution is not None:
-            self._resolution.cancel()
+        if self.resolution is not None:
+            self.resolution.cancel()
 
 
-@implementer(IReactorPluggableNameResolver, IHostnameResolver)
+@implementer(IHostnameResolver)
 class _Pinned:
-    """A reactor for which every name has the same addresses, that are known already."""
+    """A resolver for which every name has the same addresses, that are known already."""
 
-    def __init__(self, reactor: Any, addresses: Sequence[IAddress]) -> None:
-        self._reactor = reactor
+    def __init__(self, addresses: Sequence[IAddress]) -> None:
         self._addresses = addresses
-        self.nameResolver = self
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._reactor, name)
-
-    def installNameResolver(self, resolver: IHostnameResolver) -> IHostnameResolver:
-        raise NotImplementedError
 
     def resolveHostName(
         self,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from pcapsvc.core.source_state import SourceState
 from pcapsvc.core.text import one_line

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IConsumer
@@ -10,15 +10,7 @@ from twisted.web.iweb import IBodyProducer
 from zope.interface import implementer
 
 from pcapsvc.interfaces.threads import RunInThread
-
-_CHUNK_BYTES = 256 * 1024
-
-
-class IDigest(Protocol):
-    """What a checksum is computed with, as those of hashlib and hmac."""
-
-    def update(self, data: bytes, /) -> None:
-        """Go on with these bytes."""
+from pcapsvc.net.threaded_file import CHUNK_BYTES, IDigest, ThreadedFile
 
 
 @implementer(IBodyProducer)
@@ -34,13 +26,9 @@ class FileBody:
         self, file: BinaryIO, size: int, run_in_thread: RunInThread, digest: IDigest | None = None
     ) -> None:
         self.length = size
-        self._file = file
+        self._file = ThreadedFile(file, run_in_thread, digest)
         self._left = size
-        self._run_in_thread = run_in_thread
-        self._digest = digest
         self._stopped = False
-        self._closing = False
-        self._reading = False
         self._resumed: Deferred[None] | None = None
 
     @property
@@ -66,7 +54,7 @@ class FileBody:
                 await self._resumed
             if self._is_stopped():
                 break
-            chunk = await self._read()
+            chunk = await self._file.read(min(CHUNK_BYTES, self._left))
             if self._is_stopped():
                 break
             if not chunk:
@@ -77,22 +65,6 @@ class FileBody:
     def _is_stopped(self) -> bool:
         # Not the attribute: mypy would take it for unchanged across an await.
         return self._stopped
-
-    async def _read(self) -> bytes:
-        self._reading = True
-        try:
-            chunk: bytes = await self._run_in_thread(self._read_chunk, min(_CHUNK_BYTES, self._left))
-            return chunk
-        finally:
-            self._reading = False
-            if self._closing:
-                self._close()
-
-    def _read_chunk(self, size: int) -> bytes:
-        chunk = self._file.read(size)
-        if self._digest is not None:
-            self._digest.update(chunk)
-        return chunk
 
     def pauseProducing(self) -> None:
         if self._resumed is None:
@@ -109,10 +81,4 @@ class FileBody:
 
     def close(self) -> None:
         """Close the file, once it is not being read."""
-        self._closing = True
-        if not self._reading:
-            self._close()
-
-    def _close(self) -> None:
-        # Threads that don't run are no reason to keep it open.
-        self._run_in_thread(self._file.close).addErrback(lambda _: self._file.close())
+        self._file.close()

@@ -19,9 +19,9 @@ def request_rejected(problems: Sequence[Problem]) -> HTTPProblem:
     return _invalid(problems, type=REJECTED, title="Request rejected")
 
 
-def bad_parameter(problem: Problem) -> HTTPProblem:
-    """The answer to a wrong parameter in the query of a URL."""
-    return _invalid([problem], type=BAD_PARAMETERS, title="Bad parameters")
+def bad_parameters(problems: Sequence[Problem]) -> HTTPProblem:
+    """The answer to wrong parameters in the query of a URL."""
+    return _invalid(problems, type=BAD_PARAMETERS, title="Bad parameters")
 
 
 def busy(reason: str, *, retry_after_seconds: int) -> HTTPProblem:

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, ClassVar
 
+import msgspec
 from twisted.web import http, resource
 from twisted.web.error import UnsupportedMethod
 from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer
@@ -27,8 +27,7 @@ from pcapsvc.core.role import Role
 PROBLEM_JSON = "application/problem+json"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """
     An answer.
 
@@ -42,7 +41,7 @@ class Answer:
     status: int = 200
     media_type: str
     body: bytes | IBodyProducer
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = msgspec.field(default_factory=dict)
 
     @classmethod
     def json(

@@ -102,7 +102,16 @@ class _Channel(http.HTTPChannel):
             self._pace()
         else:
             super().rawDataReceived(data)
+            self._limit_chunk()
             self._pace()
+
+    def _limit_chunk(self) -> None:
+        """Refuse a chunk that is announced to be too long, before it arrives."""
+        decoder: Any = self._transferDecoder
+        if not self.refused and getattr(decoder, "state", None) == "BODY":
+            received_bytes = self.requests[-1].content.tell()
+            if received_bytes + decoder.length > self.factory.max_body_bytes:
+                self.refuse_body()
 
     def setLineMode(self, extra: bytes = b"") -> None:
         """Go on to the next request, when it is its turn and the client reads its answers."""

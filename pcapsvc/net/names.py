@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import Any, Literal
 
 from twisted.application.service import Service
@@ -27,7 +28,13 @@ from zope.interface import implementer
 
 from pcapsvc.interfaces.threads import RunInThread
 
+#: How many addresses of a name are used. A name may have thousands: each would be looked at, and connected
+#: to as long as none answers.
+MOST_ADDRESSES = 32
+
 _KINDS = {"TCP": socket.SOCK_STREAM, "UDP": socket.SOCK_DGRAM}
+# What getaddrinfo(3) says of a name that doesn't exist, or has no addresses.
+_NOT_FOUND = frozenset({socket.EAI_NONAME, socket.EAI_NODATA})
 _TYPES: dict[int, type[IPv4Address | IPv6Address]] = {
     socket.AF_INET: IPv4Address,
     socket.AF_INET6: IPv6Address,
@@ -65,7 +72,8 @@ class NameLookups(Service):
 @implementer(IHostnameResolver)
 class ThreadedResolver:
     """
-    Looks up names by getaddrinfo(3). A name that isn't found has no addresses.
+    Looks up names by getaddrinfo(3). A name that isn't found has no addresses. Of others, the first
+    L{MOST_ADDRESSES} of the wanted types are reported.
 
     @param run_in_thread: in threads that don't keep the process alive.
     """
@@ -84,19 +92,22 @@ class ThreadedResolver:
         transportSemantics: str = "TCP",
     ) -> IHostResolution:
         """See L{IHostnameResolver}. What is an address already needs no thread, and fires at once."""
-        resolution = _Resolution(hostName)
+        resolution = Resolution(hostName)
         resolutionReceiver.resolutionBegan(resolution)
         wanted = tuple(_TYPES.values()) if addressTypes is None else tuple(addressTypes)
         looking = self._look_up(hostName, portNumber, wanted, transportSemantics)
-        resolution.end = Deferred.fromCoroutine(self._report(looking, resolutionReceiver))
+        resolution.end = Deferred.fromCoroutine(self._report(looking, resolution, resolutionReceiver))
         return resolution
 
-    async def _report(self, looking: Any, receiver: IResolutionReceiver) -> None:
+    async def _report(self, looking: Any, resolution: Resolution, receiver: IResolutionReceiver) -> None:
         try:
             for address in await looking:
                 receiver.addressResolved(address)
-        except (OSError, UnicodeError, CancelledError):
-            pass  # not found, or not a name
+        except OSError as error:
+            if error.errno not in _NOT_FOUND:
+                resolution.problem = error
+        except (UnicodeError, CancelledError):
+            pass  # not a name, or not wanted any more
         except Exception:  # noqa: BLE001 - whoever connects is waiting
             self._log.failure("internal error in a look-up")
         receiver.resolutionComplete()
@@ -106,13 +117,29 @@ class ThreadedResolver:
     ) -> Iterable[IPv4Address | IPv6Address]:
         families = [family for family, kind in _TYPES.items() if kind in wanted]
         family = families[0] if len(families) == 1 else socket.AF_UNSPEC
-        arguments = (host, port, family, _KINDS[transport])
+        # Python would encode text as an internationalized name, ASCII or not, and load tables for that.
+        name = host.encode() if host.isascii() else host
+        arguments = (name, port, family, _KINDS[transport])
         if isIPAddress(host) or isIPv6Address(host.partition("%")[0]):
             found = socket.getaddrinfo(*arguments, flags=socket.AI_NUMERICHOST)
         else:
-            found = await self._run_in_thread(socket.getaddrinfo, *arguments)
+            found = await self._in_thread(arguments)
         kind: Literal["TCP", "UDP"] = "UDP" if transport == "UDP" else "TCP"
-        return [_TYPES[each[0]](kind, *_with_zone(each[4])) for each in found if each[0] in families]
+        used = islice((each for each in found if each[0] in families), MOST_ADDRESSES)
+        return [_TYPES[each[0]](kind, *_with_zone(each[4])) for each in used]
+
+    async def _in_thread(self, arguments: tuple[Any, ...]) -> list[Any]:
+        is_wanted = True
+
+        def look_up() -> list[Any]:
+            # It may have waited for a thread until nobody waited for it.
+            return socket.getaddrinfo(*arguments) if is_wanted else []
+
+        try:
+            found: list[Any] = await self._run_in_thread(look_up)
+            return found
+        finally:
+            is_wanted = False
 
 
 def _with_zone(address: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -125,15 +152,33 @@ def _with_zone(address: tuple[Any, ...]) -> tuple[Any, ...]:
     return address
 
 
+@implementer(IReactorPluggableNameResolver)
+class ReactorWithResolver:
+    """A reactor that looks up names by another resolver, for one user of it."""
+
+    def __init__(self, reactor: Any, resolver: IHostnameResolver) -> None:
+        self._reactor = reactor
+        self.nameResolver = resolver
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._reactor, name)
+
+    def installNameResolver(self, resolver: IHostnameResolver) -> IHostnameResolver:
+        raise NotImplementedError
+
+
 @implementer(IHostResolution)
-class _Resolution:
+class Resolution:
     """
     A look-up in progress.
 
     @ivar end: fires when it is complete.
+    @ivar problem: why it could not be made: no descriptors, no threads, or name servers that don't answer;
+        L{None} otherwise, also if there is no such name.
     """
 
     end: Deferred[None]
+    problem: OSError | None = None
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -141,3 +186,8 @@ class _Resolution:
     def cancel(self) -> None:
         """Wait for it no longer: it is complete, without any address."""
         self.end.cancel()
+
+
+def problem_of(resolution: IHostResolution | None) -> OSError | None:
+    """Why a look-up could not be made; L{None} if it could be, or if that isn't known."""
+    return resolution.problem if isinstance(resolution, Resolution) else None

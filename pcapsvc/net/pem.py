@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
+from pcapsvc.core.errors import NO_ROOM
 from pcapsvc.regular_file import read_regular_file
 
 _MAX_BYTES = 1024 * 1024
@@ -38,11 +39,13 @@ class UnusableCertificates(Exception):
     A file of certificates can't be used.
 
     @ivar rule: the rule that the file breaks; continues from its path.
+    @ivar passes: whether that may pass by itself: if there was no room to read it.
     """
 
-    def __init__(self, path: str, rule: str) -> None:
+    def __init__(self, path: str, rule: str, *, passes: bool = False) -> None:
         super().__init__(f"{path}: {rule}")
         self.rule = rule
+        self.passes = passes
 
 
 def read_certificates(path: str, parse: Callable[[bytes], Parsed]) -> list[Parsed]:
@@ -82,7 +85,8 @@ def _read(path: str) -> bytes:
     try:
         content = read_regular_file(path, _MAX_BYTES + 1)
     except OSError as error:
-        raise UnusableCertificates(path, f"must be a file that can be read ({error.strerror})") from None
+        rule = f"must be a file that can be read ({error.strerror})"
+        raise UnusableCertificates(path, rule, passes=error.errno in NO_ROOM) from None
     except ValueError:
         raise UnusableCertificates(path, "must be a file that can be read (this is not a path)") from None
     if len(content) > _MAX_BYTES:

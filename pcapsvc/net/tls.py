@@ -10,6 +10,7 @@ from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.ssl import (
+    AcceptableCiphers,
     Certificate,
     CertificateOptions,
     optionsForClientTLS,
@@ -19,6 +20,14 @@ from twisted.protocols.tls import TLSMemoryBIOFactory
 from zope.interface import implementer
 
 from pcapsvc.net.pem import read_certificates
+
+# Twisted's without DHE: its group is the server's choice, any 10,000 bits, in which a key exchange takes
+# 0.7 s, on the reactor. TLS 1.3 knows certain groups only.
+_OPTIONS = {
+    "acceptableCiphers": AcceptableCiphers.fromOpenSSLCipherString(  # type: ignore[no-untyped-call]
+        "ECDH+AESGCM:ECDH+CHACHA20:ECDH+AES256:ECDH+AES128:RSA+AESGCM:RSA+AES:!aNULL:!MD5:!DSS"
+    )
+}
 
 
 def verified_tls(host: str, ca_file: str | None = None) -> IOpenSSLClientConnectionCreator:
@@ -35,9 +44,9 @@ def verified_tls(host: str, ca_file: str | None = None) -> IOpenSSLClientConnect
     @raise ValueError: if no certificate can be valid for C{host}.
     """
     if ca_file is None:
-        return _loaded(optionsForClientTLS(host))
+        return _loaded(optionsForClientTLS(host, extraCertificateOptions=_OPTIONS))
     trust = trustRootFromCertificates(read_certificates(ca_file, _parse))  # type: ignore[no-untyped-call]
-    return _loaded(_Anchored(optionsForClientTLS(host, trustRoot=trust)))
+    return _loaded(_Anchored(optionsForClientTLS(host, trustRoot=trust, extraCertificateOptions=_OPTIONS)))
 
 
 def _loaded(creator: IOpenSSLClientConnectionCreator) -> IOpenSSLClientConnectionCreator:
@@ -80,7 +89,7 @@ class UnverifiedTLS:
         self._host = host
 
     def clientConnectionForTLS(self, tlsProtocol: Any) -> SSL.Connection:
-        connection = SSL.Connection(CertificateOptions(verify=False).getContext(), None)
+        connection = SSL.Connection(CertificateOptions(verify=False, **_OPTIONS).getContext(), None)
         if not (isIPAddress(self._host) or isIPv6Address(self._host)):
             # RFC 6066, section 3: a server name is never an address.
             connection.set_tlsext_host_name(self._host.encode("idna"))

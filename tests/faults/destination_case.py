@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import resource
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 from twisted.internet import reactor, task
+from twisted.internet.defer import Deferred
 from twisted.trial.unittest import TestCase
 
 from pcapsvc.core.event import CaptureDelivered, DeliveryFailed, DeliverySpooled
 from pcapsvc.interfaces.delivery import IDestination
 from pcapsvc.interfaces.threads import RunInThread
-from tests.faults.house import House, memory_bytes
+from tests.faults.house import House, memory_bytes, possessions, until
 
 # Far less than the thirty captures of a megabyte.
 _MOST_KEPT_BYTES = 8_000_000
@@ -22,8 +26,29 @@ NAME = "web1-eth0-1700000000-abc.pcap"
 
 
 def named(node: str) -> str:
-    """The name of a file of another node."""
-    return NAME.replace("web1", node)
+    """The name of a file of another node, and of a capture with an id of its own."""
+    return f"{node}-eth0-1700000000-{node}.pcap"
+
+
+@contextmanager
+def _limited(descriptors: int) -> Iterator[None]:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def _only(free: int) -> AbstractContextManager[None]:
+    """Leave this process only so many descriptors."""
+    unused = (number for number in itertools.count() if not os.path.lexists(f"/proc/self/fd/{number}"))
+    return _limited(next(itertools.islice(unused, free, None)))
+
+
+def no_descriptors() -> AbstractContextManager[None]:
+    """Leave this process none, not even in place of those that it closes."""
+    return _limited(3)
 
 
 class FaultCase(TestCase):
@@ -91,6 +116,27 @@ class FaultCase(TestCase):
             self.assertIn(words, problem)
         await house.stop()
 
+    async def few_descriptors(self, needed: int) -> None:
+        """
+        An attempt for which there are too few descriptors fails, and says why; the next one succeeds.
+
+        @param needed: how many an attempt needs at once.
+        """
+        sockets = possessions()["socket"]
+        for free in range(needed):
+            house = self.house(self.make, attempts=10)
+            # From here on, no module is missing, and no thread.
+            await house.deliver(self.data, named(f"first{free}"))
+            await until(lambda: possessions()["socket"] == sockets)
+            # One is for the capture itself.
+            with _only(1 + free):
+                delivering = Deferred.fromCoroutine(house.deliver(self.data, named(f"node{free}")))
+                await until(lambda house=house: bool(house.problems))  # type: ignore[misc]
+            await delivering
+            self.assertIn("Too many open files", house.problems[0])
+            self.assertEqual(len(house.reported(CaptureDelivered)), 2, house.problems)
+            await house.stop()
+
     def empty_spool(self) -> None:
         """For another house."""
         shutil.rmtree(self.path / "spool")
@@ -100,3 +146,22 @@ class FaultCase(TestCase):
         self.assertEqual(len(times), 2)
         self.assertGreaterEqual(times[1] - times[0], 1.0)
         self.assertLess(times[1] - times[0], 4.0)
+
+
+class TLSServerCase(FaultCase):
+    """A server that speaks TLS, and the file with the certificate to verify it by."""
+
+    server: Any
+
+    async def setUp(self) -> None:  # type: ignore[override]
+        await super().setUp()
+        self.server = self.make_server()
+        self.addCleanup(self.server.stop)
+        self.server.start()
+        self.ca_file = self.path / "ca.pem"
+        self.ca_file.write_bytes(self.server.ca_file.read_bytes())
+        self.before = possessions()
+
+    def make_server(self) -> Any:
+        """The server."""
+        raise NotImplementedError

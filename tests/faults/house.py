@@ -27,6 +27,7 @@ from pcapsvc.delivery.spool import SPOOL_THREADS, Spool
 from pcapsvc.interfaces.delivery import IDestination
 from pcapsvc.interfaces.threads import RunInThread
 from pcapsvc.lifecycle import OrderedServices
+from pcapsvc.net.names import NameLookups
 from pcapsvc.testing import MemoryReporter, event_factory
 from pcapsvc.threads import Threads
 from tests.unit.contents import MemfdContent, make_artifact, resident_bytes
@@ -73,6 +74,7 @@ class House:
         """Start it, as after a start of the daemon."""
         self.reporter, events = MemoryReporter(), event_factory(wall_clock=time.time)
         theirs, ours = Threads(reactor, most=_DESTINATION_THREADS), Threads(reactor, most=SPOOL_THREADS)
+        lookups = Threads(reactor)
         # Those that are done are taken out by other threads.
         busy: deque[None] = deque()
 
@@ -111,7 +113,9 @@ class House:
         )
         rounds = Rounds(reactor, self.spool, [self.outbox], interval_seconds=self._retry_seconds)
         self._services = OrderedServices(
-            reactor, [[rounds], self.outbox, self.spool, [theirs, ours]], stop_timeout_seconds=10
+            reactor,
+            [[rounds], self.outbox, self.spool, [theirs, ours, lookups, NameLookups(reactor, lookups.run)]],
+            stop_timeout_seconds=10,
         )
         self._services.startService()
         self.running = True
@@ -128,6 +132,7 @@ class House:
         try:
             artifact = make_artifact(
                 content,
+                capture_id=name.removesuffix(".pcap").rpartition("-")[2],
                 name=name,
                 tags="customer:Zoë",
                 destination=self.outbox.destination,

@@ -8,28 +8,31 @@ from typing import Any
 from pcapsvc.core.event import CaptureDelivered, DeliverySpooled
 from peers.certificates import Authority
 from peers.put import Behaviour, PutServer, answer, drip, flood, forget, hang, reset, slow, store
-from tests.faults.destination_case import FaultCase, named
-from tests.faults.house import House, left_as, possessions
+from tests.faults.destination_case import TLSServerCase, named
+from tests.faults.house import House, left_as
 
 # What Twisted says of a reset.
 _RESET = "Connection to the other side was lost in a non-clean fashion"
 
 
-class HttpDestinationCase(FaultCase):
+class HttpDestinationCase(TLSServerCase):
     """
     A server, and what it has.
 
     Each subclass says what it has for the captures of the node C{first}, C{node0} and so on: L{files}.
+
+    @cvar slow_bytes_per_second: too slow for what is sent of 8 MB.
+    @cvar descriptors: how many an attempt needs at once: for the capture, and for look-ups, certificates or a
+        connection.
     """
 
-    async def setUp(self) -> None:  # type: ignore[override]
-        await super().setUp()
-        self.server = PutServer()
-        self.addCleanup(self.server.stop)
-        self.server.start()
-        self.ca_file = self.path / "ca.pem"
-        self.ca_file.write_bytes(self.server.ca_file.read_bytes())
-        self.before = possessions()
+    slow_bytes_per_second = 1_000_000
+    descriptors = 2
+    server: PutServer
+
+    def make_server(self) -> PutServer:
+        """The server."""
+        return PutServer()
 
     def house(self, make: Any, **options: Any) -> House:
         """A house whose captures say what is to be said of the destination."""
@@ -134,7 +137,7 @@ class HttpFaults:
     async def test_reads_slowly(self: Any) -> None:
         """A server that reads too slowly."""
         self.data = os.urandom(8_000_000)
-        await self.trouble(slow(1_000_000), "timed out after 2 s", timeout_seconds=2.0)
+        await self.trouble(slow(self.slow_bytes_per_second), "timed out after 2 s", timeout_seconds=2.0)
 
     async def test_endless_answers(self: Any) -> None:
         """An answer that never ends is cut off."""
@@ -164,6 +167,13 @@ class HttpFaults:
             self.server.behave(behaviour)
             await self.costs_no_memory(words)
             self.empty_spool()
+        await left_as(self.before)
+
+    async def test_few_descriptors(self: Any) -> None:
+        """Fewer descriptors than an attempt needs."""
+        await self.few_descriptors(self.descriptors)
+        wanted = [f"{name}{free}" for name in ("first", "node") for free in range(self.descriptors)]
+        self.assertEqual(self.files(), dict.fromkeys(wanted, self.data))
         await left_as(self.before)
 
     async def test_gone(self: Any) -> None:

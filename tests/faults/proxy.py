@@ -45,20 +45,29 @@ def answer(status: int, code: str, *headers: str) -> bytes:
 
 class FaultyProxy:
     """
-    The proxy, on a free port of 127.0.0.1. Each request has its own connection.
+    The proxy, on a free port. Each request has its own connection.
 
     @ivar fault: what happens to requests from now on; L{None} passes them on.
     @ivar times: the times of the requests, in seconds of the monotonic clock.
+    @ivar answered: how many of them the server has answered.
     """
 
-    def __init__(self, port: int, certificate: tuple[Path, Path] | None = None, at: int = 0) -> None:
+    def __init__(
+        self,
+        port: int,
+        certificate: tuple[Path, Path] | None = None,
+        host: str = "127.0.0.1",
+        at: int = 0,
+    ) -> None:
         """
         @param port: the server's port on 127.0.0.1.
+        @param host: the address that the proxy listens on.
         @param at: the proxy's own port; 0 is a free one.
         @param certificate: the files of a certificate and its key, for TLS.
         """
         self.fault: Fault | None = None
         self.times: list[float] = []
+        self.answered = 0
         self._behind = port
         self._stopped = threading.Event()
         self._context: ssl.SSLContext | None = None
@@ -79,7 +88,7 @@ class FaultyProxy:
             daemon_threads = False
             block_on_close = True
 
-        self._server = Server(("127.0.0.1", at), Handler)
+        self._server = Server((host, at), Handler)
         self.port: int = self._server.server_address[1]
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
 
@@ -97,11 +106,16 @@ class FaultyProxy:
         self._thread.join()
 
     def _serve(self, client: socket.socket) -> None:
+        if self._context is None:
+            self._answer(client)
+            return
+        client.settimeout(20)
+        # The server closes the one that it knows, which is empty from here on.
+        with self._context.wrap_socket(client, server_side=True) as secured:
+            self._answer(secured)
+
+    def _answer(self, client: socket.socket) -> None:
         client.settimeout(0.1)
-        if self._context is not None:
-            client.settimeout(5)
-            client = self._context.wrap_socket(client, server_side=True)
-            client.settimeout(0.1)
         read = self._reader(client)
         head = b""
         while not head.endswith(b"\r\n\r\n"):
@@ -170,7 +184,8 @@ class FaultyProxy:
             answered = bytearray()
             while data := server.recv(65536):
                 answered += data
-            return bytes(answered)
+        self.answered += 1
+        return bytes(answered)
 
 
 def _reset(client: socket.socket) -> None:

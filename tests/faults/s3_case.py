@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import botocore.session
 
 from pcapsvc.destinations.s3.destination import S3
+from pcapsvc.destinations.s3.multipart import Sizes
 from pcapsvc.interfaces.delivery import IDestination
 from pcapsvc.interfaces.threads import RunInThread
 from peers.certificates import Authority
@@ -18,13 +20,24 @@ from tests.faults.proxy import Fault, FaultyProxy
 #: What botocore says of a reset.
 RESET = "Connection was closed before we received a valid response"
 
+#: The service refuses smaller parts, except for the last one.
+PART_BYTES = 5 << 20
+
+
+def in_parts() -> dict[str, Any]:
+    """The option with which captures of more than a megabyte are uploaded in small parts."""
+    return {"sizes": Sizes(single_bytes=1_000_000, part_bytes=PART_BYTES)}
+
 
 class S3FaultCase(FaultCase):
     """
     S3, with signatures.
 
+    @ivar host: where the destination looks for it.
     @ivar options: of the destination, in addition.
     """
+
+    host = "127.0.0.1"
 
     def __init__(self, methodName: str) -> None:
         super().__init__(methodName)
@@ -42,7 +55,7 @@ class S3FaultCase(FaultCase):
         self.before = possessions()
         self.proxies: list[FaultyProxy] = []
         self.proxy = self.proxied()
-        self.endpoint = f"http://127.0.0.1:{self.proxy.port}"
+        self.endpoint = f"http://{self.host}:{self.proxy.port}"
         self.credentials: dict[str, str | None] = {
             "access_id": self.server.access_key,
             "access_key": self.server.secret_key,
@@ -50,11 +63,21 @@ class S3FaultCase(FaultCase):
 
     def proxied(self, **options: Any) -> FaultyProxy:
         """A proxy before the server."""
-        proxy = FaultyProxy(int(self.server.endpoint.rpartition(":")[2]), **options)
+        proxy = self.make_proxy(int(self.server.endpoint.rpartition(":")[2]), **options)
         proxy.start()
         self.addCleanup(proxy.stop)
         self.proxies.append(proxy)
         return proxy
+
+    def make_proxy(self, port: int, **options: Any) -> FaultyProxy:
+        """A proxy before a port of 127.0.0.1."""
+        return FaultyProxy(port, **options)
+
+    def over_tls(self) -> None:
+        """Reach the server over TLS, with a certificate that is trusted."""
+        self.patch(os, "environ", {**os.environ, "AWS_CA_BUNDLE": str(self.authority_file)})
+        self.proxy = self.proxied(certificate=self.files)
+        self.endpoint = f"https://127.0.0.1:{self.proxy.port}"
 
     def make(self, run_in_thread: RunInThread) -> IDestination:
         return S3(

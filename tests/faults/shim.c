@@ -4,8 +4,10 @@
  * SHIM_PREFIX   the calls below are affected for paths that begin with this
  * SHIM_TRIGGER  only while this file exists
  * SHIM_DELAY    milliseconds by which opening, reading, and looking at a file is delayed
+ * SHIM_HELD     the call that was delayed is appended to this file, if it was made by the first thread
  * SHIM_FSYNC    errno of fsync(2) for directories
  * SHIM_FCHMOD   errno of fchmod(2)
+ * SHIM_FALLOCATE errno of every other call of fallocate(2)
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -39,13 +41,20 @@ static int affected_descriptor(int descriptor)
     return affected(path);
 }
 
-static void delay(void)
+static void delay(const char *call)
 {
-    const char *ms = getenv("SHIM_DELAY");
-    if (ms) {
-        struct timespec time = {atol(ms) / 1000, atol(ms) % 1000 * 1000000};
-        nanosleep(&time, NULL);
+    const char *ms = getenv("SHIM_DELAY"), *held = getenv("SHIM_HELD");
+    if (!ms)
+        return;
+    if (held && syscall(SYS_gettid) == getpid()) {
+        int file = syscall(SYS_openat, AT_FDCWD, held, O_WRONLY | O_CREAT | O_APPEND, 0600);
+        if (file >= 0) {
+            dprintf(file, "%s\n", call);
+            close(file);
+        }
     }
+    struct timespec time = {atol(ms) / 1000, atol(ms) % 1000 * 1000000};
+    nanosleep(&time, NULL);
 }
 
 static int refused(const char *name)
@@ -65,7 +74,7 @@ static int refused(const char *name)
         va_end(more); \
         REAL(name); \
         if (affected(path)) \
-            delay(); \
+            delay(#name); \
         return real(path, flags, mode); \
     }
 OPEN(open)
@@ -80,7 +89,7 @@ OPEN(open64)
         va_end(more); \
         REAL(name); \
         if (affected(path) || (path[0] != '/' && affected_descriptor(directory))) \
-            delay(); \
+            delay(#name); \
         return real(directory, path, flags, mode); \
     }
 OPENAT(openat)
@@ -91,7 +100,7 @@ OPENAT(openat64)
     { \
         REAL(name); \
         if (affected(path)) \
-            delay(); \
+            delay(#name); \
         return real(path, found); \
     }
 LOOK(stat, stat)
@@ -103,7 +112,7 @@ ssize_t read(int descriptor, void *buffer, size_t size)
 {
     REAL(read);
     if (affected_descriptor(descriptor))
-        delay();
+        delay("read");
     return real(descriptor, buffer, size);
 }
 
@@ -111,7 +120,7 @@ ssize_t preadv64v2(int descriptor, const struct iovec *parts, int count, off64_t
 {
     REAL(preadv64v2);
     if (affected_descriptor(descriptor))
-        delay();
+        delay("preadv64v2");
     return real(descriptor, parts, count, offset, flags);
 }
 
@@ -147,4 +156,16 @@ int chmod(const char *path, mode_t mode)
         return -1;
     }
     return real(path, mode);
+}
+
+int fallocate(int descriptor, int mode, off_t offset, off_t size)
+{
+    REAL(fallocate);
+    static int calls;
+    int error = refused("SHIM_FALLOCATE");
+    if (error && affected_descriptor(descriptor) && calls++ % 2 == 0) {
+        errno = error;
+        return -1;
+    }
+    return real(descriptor, mode, offset, size);
 }

@@ -37,11 +37,12 @@ class Shim:
     """
 
     def __init__(self, folder: Path, prefix: Path, **settings: str) -> None:
-        self._trigger = folder / "trigger"
+        self._trigger, self._held = folder / "trigger", folder / "held"
         variables = {
             "LD_PRELOAD": str(built_shim(folder)),
             "SHIM_PREFIX": str(prefix),
             "SHIM_TRIGGER": str(self._trigger),
+            "SHIM_HELD": str(self._held),
             **settings,
         }
         self.wrapper = ("env", *(f"{name}={value}" for name, value in variables.items()))
@@ -53,3 +54,7 @@ class Shim:
     def end(self) -> None:
         """Let the disk work again."""
         self._trigger.unlink(missing_ok=True)
+
+    def held(self) -> list[str]:
+        """The calls that have held up a program's first thread, in which its reactor runs."""
+        return self._held.read_text().splitlines() if self._held.exists() else []

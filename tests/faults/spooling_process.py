@@ -16,9 +16,9 @@ import os
 import random
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
+from msgspec.structs import replace
 from twisted.internet import defer, task
 from zope.interface import implementer
 

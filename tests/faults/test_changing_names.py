@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -16,6 +17,7 @@ from unittest import SkipTest
 from twisted.trial.unittest import SynchronousTestCase
 
 from peers.daemon import Daemon
+from peers.process import free_port
 
 _NAME = "changing.example"
 # One that is allowed, where nobody listens, and one that is not, where somebody does.
@@ -25,7 +27,7 @@ _CAPTURES = 8
 
 class NameServer:
     """
-    Answers each question for an address with the next one of several.
+    Answers each question for an address with the next one of several, and none about what is slow.
 
     @ivar answered: its answers.
     """
@@ -37,10 +39,15 @@ class NameServer:
         # A loopback address of this process's own (RFC 1122, section 3.2.1.3).
         self.address = f"127.54.{os.getpid() >> 8 & 255}.{os.getpid() & 255}"
         self._socket.bind((self.address, 53))
-        threading.Thread(target=self._serve, daemon=True).start()
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
 
     def stop(self) -> None:
         """Answer no more."""
+        # This wakes the thread, although there is no connection.
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
         self._socket.close()
 
     def _serve(self) -> None:
@@ -49,7 +56,10 @@ class NameServer:
                 query, client = self._socket.recvfrom(512)
             except OSError:
                 return
-            self._socket.sendto(self._answer(query), client)
+            if not query:
+                return
+            if b"slow" not in query:
+                self._socket.sendto(self._answer(query), client)
 
     def _answer(self, query: bytes) -> bytes:
         """RFC 1035, section 4: the question, and for type A one answer, which may not be kept."""
@@ -72,7 +82,7 @@ class ChangingNameTests(SynchronousTestCase):
         self.names = NameServer((_ALLOWED, _OTHER))
         self.addCleanup(self.names.stop)
         path = Path(self.mktemp()).absolute()
-        path.write_text(f"nameserver {self.names.address}\noptions timeout:5 attempts:1\n")
+        path.write_text(f"nameserver {self.names.address}\noptions timeout:20 attempts:2\n")
         cover = 'mount --bind "$0" /etc/resolv.conf && exec "$@"'
         self.wrapper = ["unshare", "--mount", "--propagation", "private", "sh", "-c", cover, str(path)]
         if subprocess.run([*self.wrapper, "true"], check=False, capture_output=True).returncode != 0:
@@ -100,3 +110,19 @@ class ChangingNameTests(SynchronousTestCase):
             self.assertRaises(BlockingIOError, self.listener.accept)
         self.assertEqual(set(self.names.answered), {_ALLOWED, _OTHER})
         self.assertTrue(any("has an address that is not public" in problem for problem in problems), problems)
+
+    def test_slow(self) -> None:
+        """While the hosts of requests are looked up in vain, those of the configuration are found."""
+        daemon = Daemon(
+            '[puturl]\nallow = ["*.slow.example"]\n'
+            f'[webhook]\nupload = true\nurl = "http://{_NAME}:{free_port()}/"\n'
+            "[delivery]\nattempts = 1000\nfirstdelay = 1\nmaxdelay = 1\ntimeout = 2\n"
+        )
+        self.addCleanup(daemon.stop)
+        daemon.start(*self.wrapper)
+        request = {"interface": ["lo"], "packets": 1, "timeout": 30}
+        for number in range(20):
+            daemon.capture(puturl=f"https://a{number}.slow.example/file", **request)
+        daemon.logged_times("to puturl failed", 20)
+        capture = daemon.capture(**request)
+        self.assertIn("refused", daemon.logged(f"{capture}: delivery attempt 1 to webhook failed"))

@@ -17,7 +17,6 @@ from twisted.internet import reactor
 
 from pcapsvc.core.event import CaptureDelivered, DeliveryFailed, DeliverySpooled
 from pcapsvc.core.kept_file import Limits, SteadyClock
-from pcapsvc.destinations.cloudshark.destination import CloudShark
 from pcapsvc.destinations.local.destination import LocalDirectory
 from pcapsvc.destinations.local.ledger import LEDGER
 from pcapsvc.destinations.local.retention import Retention
@@ -27,7 +26,6 @@ from pcapsvc.threads import Threads
 from peers.certificates import Authority
 from peers.cloudshark import (
     Behaviour,
-    CloudSharkServer,
     accept,
     answer,
     drip,
@@ -38,6 +36,7 @@ from peers.cloudshark import (
     slow,
 )
 from peers.requirement import require, require_root
+from tests.faults.cloudshark_case import CloudSharkCase
 from tests.faults.destination_case import NAME, FaultCase, named
 from tests.faults.house import House, left_as, possessions, until
 from tests.unit.logged import logged
@@ -104,6 +103,14 @@ class LocalDirectoryTests(FaultCase):
         await house.deliver(self.data[:1000], named("small"))
         self.assertEqual(house.spool.entries, 1)
         await house.stop()
+        await left_as(self.before)
+
+    async def test_few_descriptors(self) -> None:
+        """An attempt needs two at a time: one for the capture, and one for the file."""
+        self.data = os.urandom(200_000)
+        await self.few_descriptors(2)
+        self.assertEqual([len(data) for data in self.there()], [len(self.data)] * 4)
+        self.assertEqual({*self.there()}, {self.data})
         await left_as(self.before)
 
     async def test_arrived_before(self) -> None:
@@ -190,29 +197,8 @@ class LimitedLocalDirectoryTests(LocalDirectoryTests):
         await house.stop()
 
 
-class CloudSharkTests(FaultCase):
+class CloudSharkTests(CloudSharkCase):
     """CloudShark, over TLS."""
-
-    async def setUp(self) -> None:  # type: ignore[override]
-        await super().setUp()
-        self.server = CloudSharkServer()
-        self.addCleanup(self.server.stop)
-        self.server.start()
-        self.ca_file = self.path / "ca.pem"
-        self.ca_file.write_bytes(self.server.ca_file.read_bytes())
-        self.token = self.server.token
-        self.before = possessions()
-
-    def make(self, run_in_thread: RunInThread) -> IDestination:
-        return CloudShark(
-            reactor,
-            run_in_thread=run_in_thread,
-            scheme="https",
-            host=self.server.host,
-            port=self.server.port,
-            token=self.token,
-            verify=str(self.ca_file),
-        )
 
     async def trouble(
         self, behaviour: Behaviour, words: str, *, arrives: bool = False, timeout_seconds: float = 20.0
@@ -242,10 +228,6 @@ class CloudSharkTests(FaultCase):
         self.assertEqual(self.server.captures(), [named("first"), NAME])
         self.assertEqual({upload.data for upload in self.uploads()}, {self.data})
         await left_as(self.before)
-
-    def uploads(self) -> list[Any]:
-        """What reached the server completely, whatever it answered."""
-        return [upload for upload in self.server.uploads() if upload.filename is not None]
 
     async def test_internal_error(self) -> None:
         """500."""
@@ -346,6 +328,14 @@ class CloudSharkTests(FaultCase):
             self.server.behave(behaviour)
             await self.costs_no_memory(words)
             self.empty_spool()
+        await left_as(self.before)
+
+    async def test_few_descriptors(self) -> None:
+        """An attempt needs two at a time: one for certificates or the connection, and one for the capture."""
+        await self.few_descriptors(2)
+        wanted = sorted(map(named, ("first0", "node0", "first1", "node1")))
+        self.assertEqual(sorted(map(str, self.server.captures())), wanted)
+        self.assertEqual({upload.data for upload in self.uploads()}, {self.data})
         await left_as(self.before)
 
     async def test_gone(self) -> None:

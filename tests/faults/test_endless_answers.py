@@ -112,7 +112,7 @@ class EndlessTests(SynchronousTestCase):
             f'[sqs]\nlisten = true\nurl = "http://127.0.0.1:{server.port}/1/captures"\n'
             'accessid = "AKIAEXAMPLE"\naccesskey = "s3cret-key-of-this-test"'
         )
-        self.assertIn("an answer is longer than 8388608 bytes", daemon.logged("SQS http://127.0.0.1"))
+        self.assertIn("an answer is longer than 4194304 bytes", daemon.logged("SQS http://127.0.0.1"))
         time.sleep(3)
         self.assertLess(_highest_bytes(daemon), 200 * _MEBIBYTE)
         self.assertEqual(daemon.request("GET", "/captures/none")[0], 404)

@@ -26,7 +26,7 @@ from tests.unit.event_schema import problems
 
 CAPTURES = 1000
 #: How many events wait for a channel: fewer than there are during a fault.
-QUEUE = 2000
+QUEUE = 500
 #: How often the progress of each capture is reported. Every second, brokers and readers would keep the
 #: machine busy with nothing else.
 PROGRESS_SECONDS = 10
@@ -273,8 +273,9 @@ class EventBrokersTests(SynchronousTestCase):
             (self.kill, self.revive),
         ):
             took[begin.__name__] = self.run_captures(begin, end)
-        # How busy the machine is with other things may have changed in the meantime.
-        usual = max(usual, self.run_captures(lambda: None, lambda: None))
+        if max(took.values()) >= usual * 2 + SLACK_SECONDS:
+            # How busy the machine is with other things may have changed in the meantime.
+            usual = max(usual, self.run_captures(lambda: None, lambda: None))
         for name, seconds in took.items():
             self.assertLess(seconds, usual * 2 + SLACK_SECONDS, name)
         state = self.settled()

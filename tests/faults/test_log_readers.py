@@ -24,7 +24,7 @@ from peers.process import free_port
 ROOT = Path(__file__).resolve().parents[2]
 # fcntl(2), F_SETPIPE_SZ: the module doesn't know it in every version.
 _F_SETPIPE_SZ = 1031
-_PATIENCE_SECONDS = 30.0
+_PATIENCE_SECONDS = 60.0
 # At least so many of them are logged. The others are counted, as there are too many in a second.
 _LOGGED = 15
 #: Refused with a line of some 400 characters each.

@@ -5,58 +5,16 @@ together with its URL, which nobody else can read.
 
 from __future__ import annotations
 
-import stat
-
-from twisted.internet import reactor
-
-from pcapsvc.core.allowed_hosts import parse_pattern
-from pcapsvc.destinations.puturl.destination import PutUrlDestination
-from pcapsvc.interfaces.delivery import IDestination
-from pcapsvc.interfaces.threads import RunInThread
 from peers.put import answer, store
-from tests.faults.house import House, left_as
-from tests.faults.http_destination import HttpDestinationCase, HttpFaults
+from tests.faults.house import left_as
+from tests.faults.http_destination import HttpFaults
+from tests.faults.put_url_case import PutUrlCase
 
 _EXPIRED = "<Error><Code>AccessDenied</Code><Message>Request has expired</Message></Error>"
 
 
-class PutUrlTests(HttpFaults, HttpDestinationCase):
+class PutUrlTests(HttpFaults, PutUrlCase):
     """URLs, over TLS."""
-
-    signature: str | None = None
-
-    def make(self, run_in_thread: RunInThread) -> IDestination:
-        port = self.server.port
-        patterns = (f"localhost:{port}", f"127.0.0.1:{port}", f"[::1]:{port}")
-        return PutUrlDestination(
-            reactor,
-            run_in_thread=run_in_thread,
-            patterns=[*map(parse_pattern, patterns)],
-            insecure=False,
-            ca_file=str(self.ca_file),
-            node="web1",
-        )
-
-    def options(self, name: str) -> dict[str, str]:
-        """Each has a URL of its own."""
-        url = self.server.url(f"dav/{name.partition('-')[0]}-{{id}}.pcap")
-        return {"puturl": url.replace(self.server.signature, self.signature or self.server.signature)}
-
-    def files(self) -> dict[str, bytes]:
-        """By the node in the URL."""
-        return {
-            path.removeprefix("/dav/").removesuffix("-abc.pcap"): data
-            for path, data in self.server.files().items()
-        }
-
-    def assert_secret_kept(self, house: House) -> None:
-        """The URL is in the spool as it was, for this user only; its query is in nothing that is reported."""
-        signature = self.signature or self.server.signature
-        [manifest] = (self.path / "spool").glob("*/manifest.json")
-        self.assertIn(signature, manifest.read_text())
-        self.assertEqual(stat.S_IMODE(manifest.stat().st_mode), 0o600)
-        self.assertEqual(stat.S_IMODE(manifest.parent.stat().st_mode), 0o700)
-        self.assertNotIn(signature, repr(house.reporter.data))
 
     async def test_captive_portal(self) -> None:
         """200 with a page."""

@@ -26,8 +26,9 @@ from tests.chance import SEED, VARIABLE, chance
 
 _ROUNDS = 8
 _STOP_SECONDS = 4
-# The longest time that a daemon has work before its end.
-_WORK_SECONDS = 1.0
+# The most captures that a daemon has begun before its end, and how long after that it is at the latest.
+_MOST_BEGUN = 30
+_MOMENT_SECONDS = 0.1
 # The longest time from the beginning of a stop to a second signal.
 _HURRY_SECONDS = 0.5
 _PATIENCE_SECONDS = 60.0
@@ -81,12 +82,15 @@ class RandomEndCase(SynchronousTestCase):
             self.wire.send([udp_frame(number) for number in range(own.randint(0, 3))])
 
     def end_at_random(self, daemon: Daemon, *numbers: int) -> int:
-        """Give it work, for a while, and then these signals. Its exit status."""
+        """Give it work, until it has begun with some of it, and then these signals. Its exit status."""
         stopped = threading.Event()
         worker = threading.Thread(target=self.work, args=(daemon, stopped, self.chance.random()))
         worker.start()
         try:
-            time.sleep(self.chance.uniform(0, _WORK_SECONDS))
+            # By what it has done, and not by time: on a busy machine it would get nothing done.
+            enough = self.chance.randint(0, _MOST_BEGUN)
+            daemon.until(lambda: daemon.log.count(": capturing on") >= enough or None, f"{enough} captures")
+            time.sleep(self.chance.uniform(0, _MOMENT_SECONDS))
             for number in numbers:
                 daemon.signal(number)
                 time.sleep(self.chance.uniform(0, _HURRY_SECONDS))

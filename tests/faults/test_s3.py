@@ -83,9 +83,7 @@ class S3Tests(S3FaultCase):
 
     async def test_drips_over_tls(self) -> None:
         """So it is over TLS, with a certificate that is trusted."""
-        self.patch(os, "environ", {**os.environ, "AWS_CA_BUNDLE": str(self.authority_file)})
-        self.proxy = self.proxied(certificate=self.files)
-        self.endpoint = f"https://127.0.0.1:{self.proxy.port}"
+        self.over_tls()
         await self.trouble(
             Fault(answer_bytes_per_second=10), "timed out after 2 s", arrives=True, timeout_seconds=2.0
         )
@@ -105,10 +103,18 @@ class S3Tests(S3FaultCase):
         house = self.house(self.make)
         self.proxy.stop()
         await self.spooled(house)
-        self.assertIn("Could not connect to the endpoint URL", house.problems[0])
+        self.assertRegex(house.problems[0], 'Could not connect to the endpoint URL: ".*": Connection refused')
         self.proxied(at=self.proxy.port)
         await self.delivered_in_the_end(house)
         self.assert_there()
+        await self.assert_nothing_left()
+
+    async def test_few_descriptors(self) -> None:
+        """An attempt needs two at a time: one for the capture, and one for the connection."""
+        await self.few_descriptors(2)
+        self.assertEqual(self.keys(), sorted(map(named, ("first0", "node0", "first1", "node1"))))
+        for key in self.keys():
+            self.assertEqual(self.server.get(key)[0], self.data)
         await self.assert_nothing_left()
 
     async def test_memory(self) -> None:

@@ -12,72 +12,27 @@ from twisted.internet.defer import Deferred
 
 from pcapsvc.core.event import CaptureDelivered
 from pcapsvc.destinations.sftp import ssh
-from pcapsvc.destinations.sftp.destination import SFTP
-from pcapsvc.destinations.sftp.hostkey import parse_host_key
-from pcapsvc.interfaces.delivery import IDestination
-from pcapsvc.interfaces.threads import RunInThread
 from peers.requirement import require, require_root
 from peers.ssh import SftpServer
-from tests.faults.destination_case import NAME, FaultCase, named
-from tests.faults.house import House, left_as, possessions, until
+from tests.faults.destination_case import NAME, named
+from tests.faults.house import until
 from tests.faults.relay import Cut, Relay
-from tests.unit.logged import logged
+from tests.faults.sftp_case import SftpFaultCase
 
 
-class SftpTests(FaultCase):
-    """OpenSSH's sshd."""
+class SftpTests(SftpFaultCase):
+    """With a relay before it."""
 
     async def setUp(self) -> None:  # type: ignore[override]
         await super().setUp()
-        self.server = SftpServer()
-        self.addCleanup(self.server.stop)
-        self.server.start()
-        self.directory = self.server.directory / "captures"
-        self.host_key = self.server.host_keys["ed25519"]
-        self.key_file = self.server.key_file
-        self.messages = logged(self)
-        self.before = possessions()
         self.relay = Relay(self.server.port)
         self.addCleanup(self.relay.stop)
         self.relay.start()
-
-    def make(self, run_in_thread: RunInThread) -> IDestination:
-        return SFTP(
-            reactor,
-            run_in_thread=run_in_thread,
-            host="127.0.0.1",
-            port=self.relay.port,
-            user=self.server.user,
-            key_file=str(self.key_file),
-            host_keys=(parse_host_key(self.host_key),),
-            directory=str(self.directory),
-        )
-
-    def files(self) -> list[str]:
-        """The names of what is there, temporary files included."""
-        return sorted(os.listdir(self.directory)) if self.directory.exists() else []
-
-    def assert_there(self) -> None:
-        """The server has the capture, once, and nothing else."""
-        self.assertEqual(self.files(), [NAME])
-        self.assertEqual((self.directory / NAME).read_bytes(), self.data)
-
-    async def mended(self, house: House, *, restart: bool = False) -> None:
-        """What an operator has fixed is attempted again, immediately after a restart."""
-        if restart:
-            await house.stop()
-            house.start()
-        await self.delivered_in_the_end(house)
-        self.assert_there()
-        await self.assert_nothing_left()
+        self.port = self.relay.port
 
     async def assert_nothing_left(self) -> None:
-        """Descriptors and threads are as they were, and nothing of the key was said."""
         self.relay.stop()
-        await left_as(self.before)
-        secret = self.server.key_file.read_text().splitlines()[2]
-        for message in self.messages():
-            self.assertNotIn(secret, message)
+        await super().assert_nothing_left()
 
     async def trouble(self, cut: Cut, words: str, *, arrives: bool = False, timeout: float = 20.0) -> None:
         """Failures until the capture is in the spool, and then none."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import socket
+from pathlib import Path
 
 from twisted.trial import unittest
 
 from peers.daemon import Daemon
 from peers.process import free_port
+from tests.faults.shim import Shim
 
 # By default each of them ends a process (signal(7)). The last two are real-time signals.
 IGNORED = (
@@ -33,11 +36,11 @@ STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGPWR, signal
 class SignalTests(unittest.SynchronousTestCase):
     """The daemon, with a capture that runs."""
 
-    def start(self) -> tuple[Daemon, str, int]:
+    def start(self, *wrapper: str) -> tuple[Daemon, str, int]:
         """A daemon with a capture that has a packet, its id, and the port whose packets it captures."""
         daemon = Daemon()
         self.addCleanup(daemon.stop)
-        daemon.start()
+        daemon.start(*wrapper)
         port = free_port()
         capture = daemon.capture(interface=["lo"], bpf=f"udp port {port}", packets=100, timeout=60)
         self.send(port)
@@ -68,3 +71,15 @@ class SignalTests(unittest.SynchronousTestCase):
             daemon.signal(number)
             self.assertEqual(0, daemon.wait(), number)
             self.assertGreater(daemon.file_of(capture).stat().st_size, 24)
+
+    def test_during_reservation(self) -> None:
+        """A signal that interrupts a reservation of memory, as fallocate(2) permits, fails no capture."""
+        path = Path(self.mktemp()).absolute()
+        path.mkdir()
+        shim = Shim(path, Path("/memfd:"), SHIM_FALLOCATE=str(int(errno.EINTR)))
+        shim.begin()
+        daemon, capture, port = self.start(*shim.wrapper)
+        self.send(port)
+        daemon.until(lambda: daemon.request("GET", f"/captures/{capture}")[1]["packets"] == 2 or None, "both")
+        self.assertEqual(200, daemon.request("DELETE", f"/captures/{capture}")[0])
+        self.assertEqual("delivered", daemon.done(capture)["deliveries"][0]["state"])

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gc
 import socket
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 from twisted.internet import defer, reactor
 from twisted.internet.protocol import Protocol
-from twisted.internet.task import deferLater
+from twisted.internet.task import Cooperator, deferLater
 from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.http import Request
@@ -17,10 +19,40 @@ from zope.interface.verify import verifyObject
 
 from pcapsvc.core.errors import DestinationError
 from pcapsvc.destinations.cloudshark.destination import CloudShark
+from pcapsvc.destinations.cloudshark.form import Form
 from pcapsvc.interfaces.delivery import IDestination
 from pcapsvc.testing import run_now
 from tests.unit.cloudshark_case import TOKEN, TOKEN_IN_URL, CloudSharkCase, QuietSite, Ssh, refusal
 from tests.unit.contents import MemfdContent, make_artifact
+
+
+class FormTests(SynchronousTestCase):
+    """L{Form}."""
+
+    def test_resumed_after_the_capture(self) -> None:
+        """The connection pauses the form with the end of the capture, and resumes it before what follows."""
+        content = MemfdContent(b"packets")
+        self.addCleanup(content.close)
+        steps: list[Callable[[], object]] = []
+        one_at_a_time = Cooperator(lambda: lambda: True, steps.append)
+        form = Form(make_artifact(content), run_in_thread=run_now, cooperator=one_at_a_time)
+        self.addCleanup(form.close)
+        sent = bytearray()
+
+        def write(data: bytes) -> None:
+            sent.extend(data)
+            if data == b"packets":
+                form.pauseProducing()
+
+        done = form.startProducing(SimpleNamespace(write=write))
+        while not form.has_sent_file:
+            steps.pop(0)()
+        form.resumeProducing()
+        self.assertNoResult(done)
+        while steps:
+            steps.pop(0)()
+        self.successResultOf(done)
+        self.assertEqual(len(sent), form.length)
 
 
 class CloudSharkTests(CloudSharkCase):
@@ -84,11 +116,11 @@ class CloudSharkTests(CloudSharkCase):
         self.assertLess(len(str(await self.refused())), 400)
 
     async def test_retryable(self) -> None:
-        """408, 429 and 5xx may be tried again; other answers not."""
-        for code in (408, 429, 500, 502, 503, 599):
+        """Answers that may pass may be tried again; others not."""
+        for code in (408, 423, 425, 429, 500, 502, 503, 599):
             self.server.answer = refusal(code, "no")
             self.assertTrue((await self.refused()).retryable)
-        for code in (400, 403, 404, 413, 301, 201):
+        for code in (400, 403, 404, 413, 501, 505, 301, 201):
             self.server.answer = refusal(code, "no")
             self.assertFalse((await self.refused()).retryable)
 
@@ -168,9 +200,9 @@ class CloudSharkTests(CloudSharkCase):
 
     async def test_endless_headers(self) -> None:
         """Nor of its headers, and of what comes before it."""
-        for start, more in (
-            (b"HTTP/1.1 200 OK\r\n", b"X: " + b"y" * 1000 + b"\r\n"),
-            (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+        for start, more, problem in (
+            (b"HTTP/1.1 200 OK\r\n", b"X: " + b"y" * 1000 + b"\r\n", "longer than 16384 bytes"),
+            (b"", b"HTTP/1.1 100 Continue\r\n\r\n", "more than 10 interim responses"),
         ):
 
             class Chatterbox(Protocol):
@@ -191,10 +223,7 @@ class CloudSharkTests(CloudSharkCase):
 
             error = await self.refused(port=self.listen(Chatterbox))
             self.assertTrue(error.retryable)
-            limit = (
-                "more than 10 interim responses" if more.startswith(b"HTTP") else "longer than 262144 bytes"
-            )
-            self.assertIn(limit, str(error))
+            self.assertIn(problem, str(error))
             [connection] = self.connections
             self.assertLess(connection.written, 50_000_000)  # type: ignore[attr-defined]
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
+from msgspec.structs import replace
 from twisted.internet import defer
 from twisted.web.http import Request
 from twisted.web.server import NOT_DONE_YET
@@ -67,7 +67,7 @@ class SearchTests(CloudSharkCase):
         for answer in (
             refusal(401, "not permitted"),
             refusal(404, "no"),
-            refusal(500, "no"),
+            refusal(501, "no"),
             lambda request: b"<html>",
             lambda request: {"captures": None},
         ):
@@ -98,6 +98,16 @@ class SearchTests(CloudSharkCase):
         self.assertEqual((error.retryable, error.retry_after_seconds), (True, 17.0))
         self.assertIn("answered 503: slow down", str(error))
         self.assertEqual(self.methods, [b"GET"])
+
+    async def test_passing(self) -> None:
+        """It may be there if the server can't tell for now: that is asked again, and nothing is uploaded."""
+        for code in (408, 423, 425, 429, 500, 502, 503, 504):
+            self.server.requests.clear()
+            self.server.search = refusal(code, "not now")
+            error = await self.assertFailure(defer.ensureDeferred(self.again()), DestinationError)
+            self.assertTrue(error.retryable, code)
+            self.assertIn(f"answered {code}: not now", str(error))
+            self.assertEqual(self.methods, [b"GET"])
 
     async def test_gone(self) -> None:
         """A connection that is lost while it is asked may be tried again."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
+from msgspec.structs import replace
 
 from pcapsvc.core.errors import Problem
 from pcapsvc.core.fields import check_fields
@@ -52,8 +52,8 @@ class RequestTests(PipelineCase):
     def node(self) -> NodeView:
         """A node that delivers by mail, too."""
         node = super().node()
-        bounds = dataclasses.replace(node.bounds, options=(*BOUNDS.options, self.mail))
-        return dataclasses.replace(node, bounds=bounds)
+        bounds = replace(node.bounds, options=(*BOUNDS.options, self.mail))
+        return replace(node, bounds=bounds)
 
     def test_carried(self) -> None:
         """What a message says of a destination is in its artifact; a shared field is an option of each."""
@@ -89,7 +89,7 @@ class RequestTests(PipelineCase):
         self.assertIsInstance(self.submit(interface=["mem0"], recipients=""), Rejected)
 
     def test_unknown_key(self) -> None:
-        """Its fields are known, so a misspelt one is recognised."""
+        """Its fields are known, so a misspelt one is recognized."""
         verdict = self.submit(interface=["mem0"], recipient=["a@example.org"])
         assert isinstance(verdict, Rejected)
         self.assertIn("did you mean 'recipients'?", str(verdict.problems[0]))
@@ -98,7 +98,7 @@ class RequestTests(PipelineCase):
 class DisabledTests(RequestTests):
     """The same, on a node that doesn't deliver to it."""
 
-    mail = dataclasses.replace(MAIL, check=None)
+    mail = replace(MAIL, check=None)
 
     def test_carried(self) -> None:
         """Its fields have no effect."""
@@ -121,5 +121,5 @@ class ConflictTests(PipelineCase):
         for field in ("folder", "packets"):
             structure = msgspec.defstruct("Other", [(field, Positive | None, None)])
             other = OptionFields(destination="other", structure=structure)
-            error = self.assertRaises(TypeError, dataclasses.replace, BOUNDS, options=(MAIL, other))
+            error = self.assertRaises(TypeError, replace, BOUNDS, options=(MAIL, other))
             self.assertIn(f"other: {field!r}", str(error))

@@ -172,7 +172,7 @@ class HistoryRecorderTests(RecorderCase):
         """That its filter can't be used is reported by the name that the filter has in the configuration."""
         self.system.opening = lambda: fail(FilterRejected("udp and (", "syntax error"))
         self.recorder.start()
-        self.assertEqual(self.recorder.state().problem, "historyfilter = 'udp and (': syntax error")
+        self.assertEqual(self.recorder.state().problem, 'historyfilter = "udp and (": syntax error')
 
     def test_stopped_while_it_is_opened(self) -> None:
         """Nothing is left if it is stopped then."""
@@ -265,7 +265,15 @@ class HistoryRecorderTests(RecorderCase):
         self.assertTrue(75 <= down < 120, down)
 
     def test_clock_set_back(self) -> None:
-        """What is missing, and how far back it reaches, is known even if the clock was set back."""
+        """What is missing, how far back it reaches, and what a request gets, is the same as before."""
+        self.assert_same_if_set(-3600)
+
+    def test_clock_set_forward(self) -> None:
+        """Likewise."""
+        self.assert_same_if_set(3600)
+
+    def assert_same_if_set(self, step: float) -> None:
+        """Set the clock by some seconds: packets are no older for it."""
         self.before_seconds = 8
         self.recorder = self.make(HistoryBounds(seconds=60, size_bytes=4 << 20, snap_length=1 << 18))
         self.recorder.start()
@@ -282,12 +290,21 @@ class HistoryRecorderTests(RecorderCase):
         self.advance(1)
         missing = self.missing()
         self.assertEqual(set(missing), {MissingReason.SIZE, MissingReason.DOWN})
-        self.epoch -= 3600
+        packets = self.taken.packets
+        self.assertTrue(packets)
+        self.epoch += step
         self.assertEqual(
             {reason: round(seconds or 0, 1) for reason, seconds in self.missing().items()},
             {reason: round(seconds or 0, 1) for reason, seconds in missing.items()},
         )
+        self.assertEqual(self.taken.packets, packets)
         self.assertEqual(round(self.recorder.state().seconds, 1), round(before.seconds + 2, 1))
+        # What arrives from here on has other time stamps, and follows in the same file.
+        self.arrive(77)
+        self.advance(1)
+        self.before_seconds = 9
+        self.kept()
+        self.assertEqual(self.taken.packets, packets + 1)
 
     def test_other_kind(self) -> None:
         """If an interface of another link type comes back, what was recorded is forgotten."""
@@ -303,13 +320,19 @@ class HistoryRecorderTests(RecorderCase):
         self.assertEqual((self.kept(), self.recorder.link_type), ([2], 12))
 
     def test_renamed(self) -> None:
-        """An interface that is renamed is not recorded any more; another one with its name is."""
+        """
+        From the moment at which an interface is renamed, it is not recorded any more; another one with its
+        name is.
+        """
         self.recorder.start()
         self.arrive(1)
         self.advance(1)
         self.system.rename("mem0", "mem1")
         self.system.interfaces["mem0"] = MemoryInterface()
-        self.advance(7)
+        self.system.deliver("mem1", (8).to_bytes(60, "big"))
+        self.advance(0.1)
+        self.assertEqual(self.recorder.state().problem, "the interface was renamed")
+        self.advance(2)
         self.system.deliver("mem1", (9).to_bytes(60, "big"))
         self.arrive(2)
         self.advance(1)

@@ -52,7 +52,7 @@ class HistorySettingsTests(SettingsTestCase):
         empty = {"historysnap": "", "historyfilter": ""}
         self.assertEqual(self.bounds(LEAST + interface(history="", **empty)), {})
         self.assertEqual([*self.bounds(LEAST + interface(history=9, **empty))], ["eth0"])
-        self.assertIn("[0].historysize = ''", self.only_problem(LEAST + interface(history=9, historysize="")))
+        self.assertIn('[0].historysize = ""', self.only_problem(LEAST + interface(history=9, historysize="")))
         self.assertIn("interface[0].foo: is not a known key", self.only_problem(LEAST + interface(foo="")))
 
     def test_bounds_of_numbers(self) -> None:
@@ -61,7 +61,7 @@ class HistorySettingsTests(SettingsTestCase):
         for value in (0, -1, 604_801, 1.5, "60"):
             self.assertEqual(
                 self.only_problem(LEAST + interface(history=value)),
-                f"interface[0].history = {value!r}: {rule}",
+                f"interface[0].history = {json.dumps(value)}: {rule}",
             )
         size = self.only_problem(LEAST + interface(history=1, historysize=4 * MIB - 1))
         self.assertIn(
@@ -82,10 +82,10 @@ class HistorySettingsTests(SettingsTestCase):
     def test_filter(self) -> None:
         """A filter is checked as that of a request, at its own path."""
         for bpf, problem in (
-            ("host nosuch", "= 'nosuch': is neither a keyword of pcap-filter(7) nor an address"),
-            ("ip protochain 6", "= 'protochain': can't be used: the kernel can't run it"),
+            ("host nosuch", '= "nosuch": is neither a keyword of pcap-filter(7) nor an address'),
+            ("ip protochain 6", "= \"protochain\": can't be used: the kernel can't run it"),
             ("tcp " * 200, ": must have up to 512 characters on this node, and has 800"),
-            ("a\x01b", "= 'a\\x01b': must be a filter without control characters"),
+            ("a\x01b", '= "a\\u0001b": must be a filter without control characters'),
         ):
             text = LEAST + interface("lo") + '[[interface]]\nname = "eth0"\nhistory = 5\n'
             text += 'historyfilter = "' + bpf.replace("\x01", "\\u0001") + '"\n'
@@ -104,7 +104,7 @@ class HistorySettingsTests(SettingsTestCase):
         """An interface has one history."""
         self.assertEqual(
             self.only_problem(LEAST + interface(history=5) + interface(history=6)),
-            "interface[1].name = 'eth0': must not be given twice",
+            'interface[1].name = "eth0": must not be given twice',
         )
 
     def test_memory(self) -> None:

@@ -54,6 +54,12 @@ class BoundTests(HTTPTestCase):
         self.assert_refused(self.say(head + chunk * 3), 413)
         self.assert_refused(self.say(head + chunk * 3 + b"0\r\n\r\n"), 413)
 
+    def test_long_chunk(self) -> None:
+        """So is a chunk that is announced to be longer, before it arrives."""
+        head = b"POST /captures HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+        self.assert_refused(self.say(head + b"%x\r\n" % (MAX_BODY_BYTES + 1)), 413)
+        self.assert_refused(self.say(head + b"1\r\na\r\n%x\r\nb" % MAX_BODY_BYTES), 413)
+
     def test_nonsense(self) -> None:
         """Anything but HTTP gets a problem document."""
         for raw in (
@@ -262,6 +268,20 @@ class StrangerTests(HTTPTestCase):
         self.assertEqual({Response(client.value()).code for client in clients}, {200})
         self.assertFalse(self.endpoint.port.is_paused)
 
+    def test_refused_make_room(self) -> None:
+        """Connections that were refused are closed before others, however much more they have sent."""
+        theirs = range(self.FROM_ONE_ADDRESS - 1)
+        clients = [self.connect(address=self.address(1), stubborn=True) for _ in theirs]
+        for client in clients:
+            client.protocol.dataReceived(self.THEIRS * 1000)
+        self.clock.advance(0)
+        mine = self.connect(address=self.address(1))
+        self.connect(address=self.address(1))
+        self.assertFalse(mine.is_lost)
+        self.assertTrue(clients[0].aborted)
+        mine.send(self.MINE)
+        self.assertEqual(Response(mine.value()).code, 200)
+
     def test_refused(self) -> None:
         """A request without the token ends its connection; what was sent after it is not answered."""
         transport = self.say(self.THEIRS * 1000)
@@ -289,6 +309,21 @@ class StrangerTests(HTTPTestCase):
         for count in (1, 2, 3):
             self.clock.advance(0)
             self.assertEqual(transport.value().count(b"HTTP/1.1 200"), count)
+        self.assertEqual(transport.producerState, "producing")
+
+    def test_pieces(self) -> None:
+        """What a client sends at once is processed in pieces, each in a turn: chunks may be a byte long."""
+        transport = self.connect()
+        head = self.MINE.replace(b"GET /captures/abc1", b"POST /captures").removesuffix(b"\r\n")
+        body = b"1\r\n \r\n" * 5000 + b"0\r\n\r\n"
+        transport.protocol.dataReceived(head + b"Transfer-Encoding: chunked\r\n\r\n" + body)
+        turns = 0
+        while not transport.value():
+            self.assertEqual(transport.producerState, "paused")
+            self.clock.advance(0)
+            turns += 1
+        self.assertEqual(Response(transport.value()).code, 202)
+        self.assertGreaterEqual(turns, len(body) // 2048)
         self.assertEqual(transport.producerState, "producing")
 
     def test_pipelined(self) -> None:

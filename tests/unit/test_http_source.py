@@ -58,14 +58,14 @@ class PostTests(HTTPTestCase):
                 StartedCapture(capture_id="b", interface="eth1"),
             ),
             filter="port 80",
-            problems=(Problem(path="interface", value="'eth2'", rule="is down"),),
+            problems=(Problem(path="interface", value='"eth2"', rule="is down"),),
         )
         response = self.ask("POST", "/captures", b"{}")
         self.assertEqual(response.content["filter"], "port 80")
         self.assertEqual(response.code, 202)
         self.assertEqual([capture["id"] for capture in response.content["captures"]], ["a", "b"])
         self.assertEqual(
-            response.content["problems"], [{"path": "interface", "value": "'eth2'", "rule": "is down"}]
+            response.content["problems"], [{"path": "interface", "value": '"eth2"', "rule": "is down"}]
         )
         self.assertNotIn("location", response.headers)
 
@@ -265,7 +265,7 @@ class LifeTests(HTTPTestCase):
         self.endpoint.answer = defer.fail(error.CannotListenError("127.0.0.1", 8480, OSError(98, "in use")))
         refused = self.assertRaises(SettingsError, self.source.startService)
         self.assertTrue(
-            str(refused).startswith("http.listen = 'tcp:8480': must be an endpoint that can be listened on (")
+            str(refused).startswith('http.listen = "tcp:8480": must be an endpoint that can be listened on (')
         )
         critical = [event for event in self.events if event["log_level"] == LogLevel.critical]
         self.assertEqual([event["endpoint"] for event in critical], ["tcp:8480"])

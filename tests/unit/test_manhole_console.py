@@ -306,6 +306,14 @@ class MaskingTests(unittest.SynchronousTestCase):
         self.assertEqual(list(secrets_in(shown)), [])
         self.assertEqual(self.settings.section(RedisSettings).auth, Secret(PASSWORD))
 
+    def test_cost(self) -> None:
+        """To mask them takes little time: it is done for each session, while captures go on."""
+        settings = Settings(sections=self.settings.sections * 30)
+        began = time.process_time()
+        for _ in range(50):
+            masked(settings)
+        self.assertLess(time.process_time() - began, 0.2)
+
     def test_secrets_in(self) -> None:
         """Every secret of the settings is found."""
         self.assertEqual(list(secrets_in(self.settings)), [PASSWORD])

@@ -80,8 +80,8 @@ class ManholeSettingsTests(SettingsTestCase):
         self.assertEqual(
             self.problems(f'{LEAST}[manhole]\nlisten = "unix:/tmp/socket"'),
             [
-                "manhole.listen = 'unix:/tmp/socket': needs manhole.authorizedkeys",
-                "manhole.listen = 'unix:/tmp/socket': needs manhole.hostkey",
+                'manhole.listen = "unix:/tmp/socket": needs manhole.authorizedkeys',
+                'manhole.listen = "unix:/tmp/socket": needs manhole.hostkey',
             ],
         )
 
@@ -91,10 +91,10 @@ class ManholeSettingsTests(SettingsTestCase):
         self.host_key.chmod(0o640)
         problems = self.problems(self.text())
         self.assertEqual(len(problems), 3)
-        start = r"manhole\.authorizedkeys = '/.*: must be an authorized_keys file, and line"
+        start = r"manhole\.authorizedkeys = \"/.*: must be an authorized_keys file, and line"
         self.assertRegex(problems[0], f"^{start} 2 does not begin with a type of key")
         self.assertRegex(problems[1], f"^{start} 3 has options in front of the key")
-        self.assertRegex(problems[2], r"^manhole\.hostkey = '/.* its mode is 0640$")
+        self.assertRegex(problems[2], r'^manhole\.hostkey = "/.* its mode is 0640$')
 
     def test_a_host_key_to_be_created(self) -> None:
         """The host key needs not be there."""

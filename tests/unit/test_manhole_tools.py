@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from contextlib import redirect_stdout
-from dataclasses import dataclass, field, replace
 from typing import Any
 
+from msgspec import Struct, field
+from msgspec.structs import replace
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 from twisted.trial import unittest
@@ -22,6 +23,7 @@ from pcapsvc.reports.redis.settings import RedisReportsSettings
 from pcapsvc.reports.settings import ReportsSettings
 from pcapsvc.settings import Secret, Settings
 from pcapsvc.settings.general import GeneralSettings
+from pcapsvc.settings.interface import InterfaceSettings
 from pcapsvc.sources.http.settings import HttpSettings
 from pcapsvc.sources.redis.settings import RedisSettings
 from pcapsvc.testing import MemoryHistories
@@ -86,8 +88,7 @@ class Spool:
         return self._entries
 
 
-@dataclass(frozen=True)
-class Node:
+class Node(Struct, frozen=True):
     """As C{pcapsvc.app.Node}, as far as consoles look at it."""
 
     settings: Settings
@@ -209,6 +210,13 @@ class NamespaceTests(unittest.SynchronousTestCase):
         self.assertEqual(titles, ["[reports]", "[reports.redis]", "[redis]", "[http]"])
         self.assertTrue(repr(settings.reports).startswith("[reports]\n"))
         self.assertIn("\n\n[reports.redis]\n", repr(settings.reports))
+
+    def test_settings_of_interfaces(self) -> None:
+        """Each interface is shown as a section of its own."""
+        interfaces = (InterfaceSettings(name="eth0", alias=("up",)), InterfaceSettings(name="lo"))
+        shown = repr(SettingsView(Settings(sections=(), interfaces=interfaces))).split("\n\n")
+        self.assertTrue(shown[0].startswith("[[interface]]\nname = 'eth0'\nalias = ('up',)\n"), shown)
+        self.assertTrue(shown[1].startswith("[[interface]]\nname = 'lo'\n"), shown)
 
     def test_settings_without_keys(self) -> None:
         """What has no keys is not shown."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
+from msgspec.structs import replace
 from prometheus_client.parser import text_string_to_metric_families
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
@@ -226,11 +226,13 @@ class SeriesTests(MetricsCase):
         self.assertNotIn("pcapsvc_", generate_latest(REGISTRY).decode())
 
     def test_light(self) -> None:
-        """What the library would load for another protocol isn't loaded, and may be later."""
+        """What the library would load for what isn't used here isn't loaded, and may be later."""
         code = (
             "import sys; from pcapsvc.reports.metrics import prometheus;"
             "assert 'prometheus_client' in sys.modules;"
-            "assert not {'snappy', 'cramjam'} & set(sys.modules); import snappy"
+            "assert not {'snappy', 'cramjam', 'http.server', 'socketserver', 'wsgiref'} & {*sys.modules};"
+            "import snappy, http.server, wsgiref.simple_server as wsgi;"
+            "assert issubclass(wsgi.WSGIServer, http.server.HTTPServer)"
         )
         subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
@@ -342,12 +344,13 @@ class CountingTests(MetricsCase):
         self.assertEqual(self.value("captures_running"), 2)
         self.node.captures.running.clear()
         self.assertEqual(self.value("captures_running"), 0)
-        self.assertEqual(self.value("spool_entries"), 3)
-        self.assertEqual(self.value("spool_bytes"), 4096)
-        self.assertEqual(self.value("spool_limit_bytes"), 1 << 30)
+        for name, value in (("entries", 3), ("bytes", 4096), ("limit_bytes", 1 << 30)):
+            self.assertEqual(self.value(f"spool_{name}"), value)
         self.assertEqual(self.value("source_connected", source="redis"), 1)
         self.assertEqual(self.value("source_connected", source="http"), 0)
-        self.assertEqual(self.value("channel_connected", channel="kafka"), 1)
+        for state, value in (({"connected": True}, 1), ({}, 1), ({"problem": "refused"}, 0)):
+            self.node.channels["kafka"].state = lambda state=state: SourceState(**state)
+            self.assertEqual(self.value("channel_connected", channel="kafka"), value)
         self.assertEqual(self.value("events_dropped_total", channel="kafka"), 7)
         self.node.spool = None
         for name in ("spool_entries", "spool_bytes", "spool_limit_bytes"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -15,9 +16,9 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
-from pcapsvc.net.names import NameLookups, ThreadedResolver
+from pcapsvc.net.names import MOST_ADDRESSES, NameLookups, ThreadedResolver
 from pcapsvc.testing import run_now
-from pcapsvc.threads import NotRunning
+from pcapsvc.threads import NoThread, NotRunning
 
 
 @implementer(IResolutionReceiver)
@@ -66,6 +67,42 @@ class ThreadedResolverTests(SynchronousTestCase):
         self.assertEqual((receiver.began, resolution.name), ([resolution], name))
         return receiver
 
+    def test_many(self) -> None:
+        """Of a name with thousands of addresses, the first ones of the wanted types are used."""
+        found = [
+            (family, socket.SOCK_STREAM, 6, "", address)
+            for number in range(2000)
+            for family, address in (
+                (socket.AF_INET6, (f"2001:db8::{number:x}", 80, 0, 0)),
+                (socket.AF_INET, (f"192.0.2.{number % 256}", 80)),
+            )
+        ]
+        self.patch(socket, "getaddrinfo", lambda *_: found)
+        both = self.look_up("a.example").addresses
+        self.assertEqual(len(both), MOST_ADDRESSES)
+        self.assertEqual(both[0], IPv6Address("TCP", "2001:db8::0", 80))
+        one = self.look_up("a.example", addressTypes=[IPv4Address]).addresses
+        self.assertEqual(
+            one, [IPv4Address("TCP", f"192.0.2.{number}", 80) for number in range(MOST_ADDRESSES)]
+        )
+
+    def test_not_begun(self) -> None:
+        """A look-up that is cancelled while it waits for a thread is not begun."""
+        waiting: list[Callable[[], Any]] = []
+        looked_up: list[Any] = []
+        self.patch(socket, "getaddrinfo", lambda *arguments: looked_up.append(arguments) or [])
+
+        def run(function: Callable[[], Any]) -> Deferred[Any]:
+            waiting.append(function)
+            return Deferred()
+
+        receivers = [self.look_up("a.example", run) for _ in range(2)]
+        receivers[0].began[0].cancel()
+        self.assertEqual([receiver.completed for receiver in receivers], [1, 0])
+        for function in waiting:
+            function()
+        self.assertEqual(len(looked_up), 1)
+
     def test_found(self) -> None:
         """All addresses of the wanted types are found, in order."""
         found = [
@@ -89,10 +126,13 @@ class ThreadedResolverTests(SynchronousTestCase):
         self.assertEqual(
             asked,
             [
-                ("a.example", 80, socket.AF_UNSPEC, socket.SOCK_STREAM),
-                ("a.example", 80, socket.AF_INET, socket.SOCK_DGRAM),
+                (b"a.example", 80, socket.AF_UNSPEC, socket.SOCK_STREAM),
+                (b"a.example", 80, socket.AF_INET, socket.SOCK_DGRAM),
             ],
         )
+        asked.clear()
+        self.look_up("bücher.example")
+        self.assertEqual([name for name, *_ in asked], ["bücher.example"])
 
     def test_addresses(self) -> None:
         """An address needs no thread: it doesn't wait behind look-ups that hang."""
@@ -111,6 +151,18 @@ class ThreadedResolverTests(SynchronousTestCase):
         for error in (socket.gaierror(-2, "Name or service not known"), UnicodeError("x"), CancelledError()):
             receiver = self.look_up("a.example", lambda *_, error=error: fail(error))
             self.assertEqual((receiver.addresses, receiver.completed), ([], 1))
+            self.assertIsNone(receiver.began[0].problem)
+
+    def test_problem(self) -> None:
+        """A look-up that can't be made is complete as well, and the resolution has the reason."""
+        for error in (
+            OSError(errno.EMFILE, "Too many open files"),
+            NoThread(errno.EAGAIN, "can't start new thread"),
+            socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution"),
+        ):
+            receiver = self.look_up("a.example", lambda *_, error=error: fail(error))
+            self.assertEqual((receiver.addresses, receiver.completed), ([], 1))
+            self.assertIs(receiver.began[0].problem, error)
 
     def test_no_threads(self) -> None:
         """So it is if there are no threads, which is logged."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
+from msgspec.structs import replace
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.logger import formatEvent, globalLogPublisher
@@ -15,9 +15,10 @@ from zope.interface.verify import verifyObject
 from pcapsvc.core.errors import FAULT, DestinationError, SpoolError
 from pcapsvc.core.event import CaptureDelivered, DeliveryFailed, DeliveryPostponed, DeliverySpooled
 from pcapsvc.core.retry import RetryPolicy
+from pcapsvc.delivery.disk_wait import LONGEST_HOLD_SECONDS
 from pcapsvc.delivery.entry import State
 from pcapsvc.delivery.ispool import ISpool
-from pcapsvc.delivery.outbox import LONGEST_HOLD_SECONDS, Outbox
+from pcapsvc.delivery.outbox import Outbox
 from pcapsvc.delivery.outboxes import Outboxes
 from pcapsvc.interfaces.delivery import IDelivery
 from pcapsvc.interfaces.lifecycle import IHurriable
@@ -454,7 +455,7 @@ class SpoolFirstTests(DeliveryCase):
         self.clock.advance(1)
         self.assertEqual((len(self.one.artifacts), list(self.two.files)), (1, ["a.pcap"]))
         self.assertEqual(len(warnings), 2)
-        self.assertIn("not in the spool: its disk takes longer than 30 s", warnings[0])
+        self.assertIn("not in the spool: its disk timed out after 30 s", warnings[0])
         for written in writing:
             written.callback(None)
         self.clock.advance(1)

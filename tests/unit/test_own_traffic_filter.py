@@ -18,7 +18,7 @@ from twisted.trial import unittest
 from pcapsvc.core.own_traffic import Connection, Listener, OwnSockets, OwnTraffic
 from pcapsvc.interfaces.capture import IPacketHandle, IReadHook
 from pcapsvc.packets.own_sockets import SocketTable
-from pcapsvc.packets.own_traffic import FRESH_SECONDS, OwnTrafficFilter
+from pcapsvc.packets.own_traffic import FRESH_SECONDS, LATE_SECONDS, OwnTrafficFilter
 from pcapsvc.testing_packets import MemoryPacketSystem
 from peers.requirement import require
 
@@ -124,6 +124,25 @@ class OwnTrafficFilterTests(unittest.SynchronousTestCase):
         self.assertEqual(handle.read(), [b"u1", b"u2"])
         self.memory.deliver("mem0", b"own2", b"u3")
         self.assertEqual(handle.read(), [b"u3"])
+        handle.close()
+
+    def test_late(self) -> None:
+        """If there was no processor for the daemon after it had looked, it looks again before it reads."""
+        handle = self.open()
+        [table] = self.tables
+        look = table.look
+
+        def late() -> OwnSockets:
+            """Another thread has had the processor, and has opened a connection."""
+            found = look()
+            table.look = look  # type: ignore[method-assign]
+            table.sockets = OwnSockets(connections=frozenset({_OWN}))
+            self.reactor.advance(LATE_SECONDS)
+            return found
+
+        table.look = late  # type: ignore[method-assign]
+        self.memory.deliver("mem0", b"u1", b"own1")
+        self.assertEqual(handle.read(), [b"u1"])
         handle.close()
 
     def test_no_way(self) -> None:

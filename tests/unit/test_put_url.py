@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from twisted.internet.address import IPv4Address, IPv6Address
@@ -21,9 +21,11 @@ from pcapsvc.core.artifact import Artifact
 from pcapsvc.core.errors import DestinationError
 from pcapsvc.core.public_address import is_public
 from pcapsvc.core.put_url import parse_put_url
+from pcapsvc.destinations.puturl.answer import check_answer
 from pcapsvc.destinations.puturl.destination import PutUrlDestination, headers_of
 from pcapsvc.interfaces.delivery import IDestination
 from pcapsvc.net.checked_endpoint import AddressRefused, checked_endpoint
+from pcapsvc.net.http_client import Response
 from pcapsvc.testing import run_now
 from tests.unit.contents import MemfdContent, make_artifact
 
@@ -191,6 +193,33 @@ class PutUrlDestinationTests(SynchronousTestCase):
         self.assertIn("http://store.example: ", str(error))
         self.assertIn("the host was not found", str(error))
 
+    def test_looks_up_apart(self) -> None:
+        """Hosts are looked up in threads of their pattern: others must not wait for their name servers."""
+        asked: list[str] = []
+
+        def run(name: str) -> Callable[..., Deferred[Any]]:
+            def run_in_thread(*_: Any) -> Deferred[Any]:
+                asked.append(name)
+                return Deferred()
+
+            return run_in_thread
+
+        destination = PutUrlDestination(
+            reactor_with(["1.1.1.1"]),
+            run_in_thread=run_now,
+            look_up_in_thread={name: run(name) for name in ("*.a", "*.b")},
+            patterns=[*map(parse_pattern, ("*.a", "*.b"))],
+            insecure=True,
+            ca_file=None,
+            node="web1",
+        )
+        for host in ("x.b", "x.a"):
+            stored = destination.store(self.artifact(f"http://{host}/file"))
+            self.assertNoResult(stored)
+            stored.cancel()
+            self.failureResultOf(stored, CancelledError)
+        self.assertEqual(asked, ["*.b", "*.a"])
+
     def test_foreign_words(self) -> None:
         """What a library says is passed on, unless a part of the query is in it."""
         url = "http://store.example/a?X-Amz-SignedHeaders=host&X-Amz-Signature=s3cr3ts3cr3t"
@@ -219,3 +248,20 @@ class PutUrlDestinationTests(SynchronousTestCase):
             (f"{base}?sv=2024-11-04&sig=1", {"Host", "Content-Type", "x-ms-blob-type"}),
         ):
             self.assertEqual(set(headers_of(parse_put_url(url), "a/b")), names)
+
+
+class AnswerTests(SynchronousTestCase):
+    """What a refusal of a service means."""
+
+    def test_kms(self) -> None:
+        """If KMS has too much to do, that passes, whatever the status is. If it has no key, it doesn't."""
+        for code, words, passes in (
+            ("KMS.ThrottlingException", "try again later (KMS.ThrottlingException)", True),
+            ("KMS.DisabledException", "the key with which KMS encrypts there can't be used", False),
+        ):
+            response = Response(
+                code=400, headers={}, asked_seconds=None, body=f"<Error><Code>{code}</Code></Error>".encode()
+            )
+            error = self.assertRaises(DestinationError, check_answer, response, md5=b"", has_sent_all=True)
+            self.assertIn(words, str(error))
+            self.assertEqual(error.retryable, passes)

@@ -151,21 +151,21 @@ class S3Tests(S3Case):
         """Options are checked by their types and by the operator's rules, each by its field."""
         narrow = self.make(overrides=frozenset({"folder", "endpoint"}), endpoints=("https://s3.example.com",))
         for options, words in (
-            ({"bucket": "theirs"}, "bucket = 'theirs': must not be set by a request"),
+            ({"bucket": "theirs"}, 'bucket = "theirs": must not be set by a request'),
             ({"endpoint": "https://evil.example.com"}, "must be one of https://s3.example.com"),
             ({"key": "b"}, "key: is not a known key"),
             ({"bpf": "b"}, "bpf: is not a known key"),
-            ({"bucket": ["b"]}, "bucket = ['b']: must be the name of a bucket"),
-            ({"bucket": "../../evil"}, "bucket = '../../evil': must be the name of a bucket"),
-            ({"folder": "../../../etc"}, "folder = '../../../etc': must be a path"),
-            ({"folder": True}, "folder = True: must be a path"),
-            ({"folder": "a/{nod}"}, "folder = 'a/{nod}': has the unknown placeholder '{nod}'; the known"),
-            ({"folder": "a/{node}/.."}, "folder = 'a/{node}/..': must be a path"),
-            ({"encryption": "no"}, "encryption = 'no': must be true or false"),
-            ({"acl": "all"}, "acl = 'all': must be one of"),
-            ({"region": "x.evil"}, "region = 'x.evil': must be the name of a region"),
-            ({"endpoint": "http://evil/?x="}, "endpoint = 'http://evil/?<secret>': must be HOST"),
-            ({"endpoint": True}, "endpoint = True: must be one line of text"),
+            ({"bucket": ["b"]}, 'bucket = ["b"]: must be the name of a bucket'),
+            ({"bucket": "../../evil"}, 'bucket = "../../evil": must be the name of a bucket'),
+            ({"folder": "../../../etc"}, 'folder = "../../../etc": must be a path'),
+            ({"folder": True}, "folder = true: must be a path"),
+            ({"folder": "a/{nod}"}, "folder = \"a/{nod}\": has the unknown placeholder '{nod}'; the known"),
+            ({"folder": "a/{node}/.."}, 'folder = "a/{node}/..": must be a path'),
+            ({"encryption": "no"}, 'encryption = "no": must be true or false'),
+            ({"acl": "all"}, 'acl = "all": must be one of'),
+            ({"region": "x.evil"}, 'region = "x.evil": must be the name of a region'),
+            ({"endpoint": "http://evil/?x="}, 'endpoint = "http://evil/?<secret>": must be HOST'),
+            ({"endpoint": True}, "endpoint = true: must be one line of text"),
         ):
             [problem] = narrow.check(options)
             self.assertIn(words, str(problem))
@@ -173,8 +173,8 @@ class S3Tests(S3Case):
         self.assertEqual(list(narrow.check({"folder": "theirs", "endpoint": "s3.example.com"})), [])
         wide = self.make()
         for options, words in (
-            ({"storageclass": "standard"}, "storageclass = 'standard': must be one of STANDARD, "),
-            ({"kmskeyid": "a b"}, "kmskeyid = 'a b': must be the id, the alias or the ARN of a KMS key"),
+            ({"storageclass": "standard"}, 'storageclass = "standard": must be one of STANDARD, '),
+            ({"kmskeyid": "a b"}, 'kmskeyid = "a b": must be the id, the alias or the ARN of a KMS key'),
             ({"kmskeyid": "a\n"}, "must be the id, the alias or the ARN of a KMS key"),
         ):
             self.assertIn(words, str(next(wide.check(options))))
@@ -189,11 +189,12 @@ class S3Tests(S3Case):
         self.assertEqual(self.server.requests, [])
 
     async def test_retryable(self) -> None:
-        """Throttling, 408, 429 and 5xx are retryable; other refusals are not."""
+        """Throttling, and answers that may pass, are retryable; other refusals are not."""
         for status, code in (
             (503, "SlowDown"),
             (400, "RequestTimeout"),
             (400, "ThrottlingException"),
+            (400, "KMS.ThrottlingException"),
             (429, "x"),
             (408, "x"),
             (500, "InternalError"),
@@ -209,6 +210,8 @@ class S3Tests(S3Case):
             (403, "AccessDenied"),
             (404, "NoSuchBucket"),
             (400, "MetadataTooLarge"),
+            (400, "KMS.DisabledException"),
+            (501, "NotImplemented"),
         ):
             self.server.answer = refusal(status, code)
             error = await self.refused()

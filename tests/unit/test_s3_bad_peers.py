@@ -9,10 +9,13 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 from twisted.internet import defer, reactor, task
 
 from pcapsvc.core.errors import DestinationError
 from pcapsvc.destinations.s3.destination import S3
+from pcapsvc.destinations.s3.multipart import Sizes
+from pcapsvc.net.names import MOST_ADDRESSES
 from pcapsvc.threads import Threads
 from tests.unit.contents import MemfdContent, PeakMemory, make_artifact
 from tests.unit.s3_case import SECRET, S3Case
@@ -58,13 +61,14 @@ class BadPeer:
             self._speak(connection)
 
 
+_PATIENCE_SECONDS = 30.0
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class BadPeerTests(S3Case):
     """L{S3}, and who means it harm, or has lost all sense."""
 
-    timeout = 30
+    timeout = 100
 
     def setUp(self) -> None:
         super().setUp()
@@ -96,7 +100,7 @@ class BadPeerTests(S3Case):
         stored = destination.store(artifact)
         stored.addTimeout(0.7, reactor)
         await self.assertFailure(stored, defer.TimeoutError)
-        await self.one_thread.run(lambda: None).addTimeout(3, reactor)
+        await self.one_thread.run(lambda: None).addTimeout(_PATIENCE_SECONDS, reactor)
         self.assertTrue((content or self.content).all_closed)
 
     async def test_drips_before_the_body(self) -> None:
@@ -162,7 +166,7 @@ class BadPeerTests(S3Case):
             connection.shutdown(socket.SHUT_WR)
 
         stored = self.destination().store(make_artifact(self.content, endpoint=self.peer(speak).endpoint))
-        error = await self.assertFailure(stored.addTimeout(10, reactor), DestinationError)
+        error = await self.assertFailure(stored.addTimeout(_PATIENCE_SECONDS, reactor), DestinationError)
         self.assertTrue(error.retryable)
 
     async def test_endless_answers(self) -> None:
@@ -188,27 +192,120 @@ class BadPeerTests(S3Case):
             await destination.store(make_artifact(self.content))
             with PeakMemory() as memory:
                 stored = destination.store(make_artifact(self.content, endpoint=peer.endpoint))
-                error = await self.assertFailure(stored.addTimeout(10, reactor), DestinationError)
+                error = await self.assertFailure(
+                    stored.addTimeout(_PATIENCE_SECONDS, reactor), DestinationError
+                )
             self.assertTrue(error.retryable)
             if more != b"X: y\r\n":
                 # The HTTP client itself limits the number of headers.
-                self.assertIn("an answer of more than 262144 bytes", str(error))
+                self.assertIn("an answer of more than 65536 bytes", str(error))
             self.assertLess(memory.grown_bytes, 32_000_000)
             peer.stop()
+
+    async def failure_in_parts(
+        self, speak: Callable[[socket.socket], None], seconds: float = _PATIENCE_SECONDS
+    ) -> DestinationError:
+        """Why a capture can't be uploaded in parts to a server that speaks like this, which may have some."""
+        sizes = Sizes(single_bytes=1000, part_bytes=1 << 20)
+        artifact = make_artifact(self.content, endpoint=self.peer(speak).endpoint)
+        stored = self.destination(sizes=sizes).store(msgspec.structs.replace(artifact, may_be_there=True))
+        error: DestinationError = await self.assertFailure(
+            stored.addTimeout(seconds, reactor), DestinationError
+        )
+        return error
+
+    async def test_endless_list(self) -> None:
+        """What was wrong with the list of earlier uploads doesn't hide why the upload is refused."""
+        methods: list[bytes] = []
+
+        def speak(connection: socket.socket) -> None:
+            method = connection.recv(65536).partition(b" ")[0]
+            methods.append(method)
+            if method == b"GET":
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 400000\r\n\r\n" + b"<a>" * 100_000)
+            else:
+                connection.sendall(b"HTTP/1.1 403 No\r\nContent-Length: 0\r\n\r\n")
+            connection.shutdown(socket.SHUT_WR)
+            connection.recv(1)
+
+        error = await self.failure_in_parts(speak)
+        self.assertEqual([b"GET", b"HEAD", b"POST"], methods)
+        self.assertIn("403", str(error))
+        self.assertFalse(error.retryable)
+
+    async def test_many_earlier_uploads(self) -> None:
+        """Of a list with hundreds of earlier uploads, few are removed before the capture is uploaded."""
+        methods: list[bytes] = []
+        one = b"<Upload><Key>%s</Key><UploadId>u</UploadId></Upload>"
+
+        def speak(connection: socket.socket) -> None:
+            method = connection.recv(65536).partition(b" ")[0]
+            methods.append(method)
+            if method == b"GET":
+                uploads = one % make_artifact(self.content).name.encode() * 500
+                body = b"<ListMultipartUploadsResult>%s</ListMultipartUploadsResult>" % uploads
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+            elif method == b"DELETE":
+                connection.sendall(b"HTTP/1.1 204 OK\r\n\r\n")
+            else:
+                connection.sendall(b"HTTP/1.1 403 No\r\nContent-Length: 0\r\n\r\n")
+            connection.shutdown(socket.SHUT_WR)
+            connection.recv(1)
+
+        await self.failure_in_parts(speak, 20)
+        self.assertEqual([b"GET", *[b"DELETE"] * 20, b"HEAD", b"POST"], methods)
+
+    async def test_nested_answer(self) -> None:
+        """What an answer is nested too deeply for is said in words."""
+
+        def speak(connection: socket.socket) -> None:
+            connection.recv(65536)
+            body = b"<Error>" + b"<a>" * 5000 + b"</a>" * 5000 + b"</Error>"
+            connection.sendall(b"HTTP/1.1 400 No\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+            connection.shutdown(socket.SHUT_WR)
+            connection.recv(1)
+
+        artifact = make_artifact(self.content, endpoint=self.peer(speak).endpoint)
+        error = await self.assertFailure(
+            self.destination().store(artifact).addTimeout(20, reactor), DestinationError
+        )
+        self.assertIn("nested too deeply", str(error))
+        self.assertTrue(error.retryable)
+
+    async def test_many_addresses(self) -> None:
+        """Of a name with thousands of addresses, few are tried."""
+        # Nobody else gets the port as long as this one has it.
+        unused = socket.socket()
+        self.addCleanup(unused.close)
+        unused.bind(("127.0.0.1", 0))
+        address = unused.getsockname()
+        tried: list[Any] = []
+
+        class Socket(socket.socket):
+            def connect(self, address: Any) -> None:
+                tried.append(address)
+                super().connect(address)
+
+        self.patch(socket, "getaddrinfo", lambda *_, **__: [(2, 1, 6, "", address) for _ in range(2000)])
+        self.patch(socket, "socket", Socket)
+        store = self.destination().store(make_artifact(self.content, endpoint="http://many.example"))
+        error = await self.assertFailure(store.addTimeout(_PATIENCE_SECONDS, reactor), DestinationError)
+        self.assertTrue(error.retryable)
+        self.assertEqual(tried, [address] * MOST_ADDRESSES)
 
     async def test_apart(self) -> None:
         """What hangs at an endpoint that requests name leaves the configured one alone."""
         peer = self.peer(lambda connection: peer.drip(connection, b"H"))
         destination = self.destination()
         hanging = [destination.store(make_artifact(self.content, endpoint=peer.endpoint)) for _ in range(30)]
-        await destination.store(make_artifact(self.content)).addTimeout(10, reactor)
+        await destination.store(make_artifact(self.content)).addTimeout(_PATIENCE_SECONDS, reactor)
         # Such a one is the configured one, too.
         asked = make_artifact(self.content, endpoint=self.server.endpoint)
-        await destination.store(asked).addTimeout(10, reactor)
+        await destination.store(asked).addTimeout(_PATIENCE_SECONDS, reactor)
         for stored in hanging:
             stored.cancel()
             await self.assertFailure(stored, defer.CancelledError)
-        await self.one_thread.run(lambda: None).addTimeout(3, reactor)
+        await self.one_thread.run(lambda: None).addTimeout(_PATIENCE_SECONDS, reactor)
 
     async def test_nothing_kept(self) -> None:
         """A connection ends with its attempt."""

@@ -6,6 +6,7 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
+from botocore import handlers, parsers
 from twisted.internet import reactor
 
 from pcapsvc.core.errors import DestinationError
@@ -46,6 +47,21 @@ class ProofTests(S3Case):
         self.server.etag = None
         self.server.answer = lambda: (200, b"<html><br>")
         self.assertTrue((await self.refused()).retryable)
+
+    async def test_declarations(self) -> None:
+        """
+        XML that declares entities or attributes is not S3's, and isn't parsed: 60 KB of it may take seconds.
+        """
+        await self.stored()
+        for module in (handlers, parsers):
+            self.patch(module, "ETree", None)
+        for declared in ('ENTITY e "<a/>"', 'ATTLIST e a CDATA ""'):
+            body = f"<!DOCTYPE e [<!{declared}>]><Error><Code>AccessDenied</Code></Error>".encode()
+            for status in (200, 403):
+                self.server.answer, self.server.etag = lambda: (status, body), None  # noqa: B023 - called here
+                error = await self.refused()
+                self.assertTrue(error.retryable)
+                self.assertIn("declares", str(error))
 
     async def test_portal_redirects(self) -> None:
         """The redirect of a portal, which has no code of S3, is worth another attempt."""

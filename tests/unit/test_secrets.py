@@ -45,7 +45,7 @@ class SecretsTests(SettingsTestCase):
         path = self.file("hunter2")
         for section, key in self.PLACES:
             problem = self.only_problem(self._text(section, f"{key} = 'hunter3'\n{key}file = '{path}'"))
-            self.assertIn(f"{section}.{key}file = '{path}': must not be given together with {key}", problem)
+            self.assertIn(f'{section}.{key}file = "{path}": must not be given together with {key}', problem)
             self.assertNotIn("hunter", problem)
 
     def test_both_wrong(self) -> None:
@@ -54,7 +54,7 @@ class SecretsTests(SettingsTestCase):
             for given in ("5", "['hunter2']", '"hunter2\\n"'):
                 for path, rule in (
                     ("6", "must be the path of a file"),
-                    ("'/nope'", f"must not be given together with {key}; give one of them"),
+                    ('"/nope"', f"must not be given together with {key}; give one of them"),
                 ):
                     text = self._text(section, f"{key} = {given}\n{key}file = {path}")
                     self.assertEqual(
@@ -76,7 +76,7 @@ class SecretsTests(SettingsTestCase):
             ("/nowhere", "No such file"),
         ):
             problem = self.only_problem(f"{LEAST}authfile = '{path}'")
-            self.assertIn(f"redis.authfile = '{path}': must be", problem)
+            self.assertIn(f'redis.authfile = "{path}": must be', problem)
             self.assertIn(rule, problem)
             self.assertNotIn("hunter", problem)
 

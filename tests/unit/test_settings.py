@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 
 import msgspec
 
@@ -14,6 +15,7 @@ from pcapsvc.destinations.local.settings import LocalSettings
 from pcapsvc.destinations.s3.settings import S3Settings
 from pcapsvc.host.settings import SyslogSettings
 from pcapsvc.settings import InterfaceSettings, Secret, load_settings
+from pcapsvc.settings.general import GeneralSettings
 from pcapsvc.settings.section import DestinationSection
 from pcapsvc.sources.kafka.settings import KafkaSettings
 from pcapsvc.sources.redis.settings import RedisSettings
@@ -162,6 +164,38 @@ class OriginalTests(SettingsTestCase):
 class ProblemsTests(SettingsTestCase):
     """All problems are reported at once, each with its path, its value and the rule."""
 
+    def test_options_that_are_not_utf8(self) -> None:
+        """What Python makes of bytes that aren't UTF-8 is no text: it could never be sent."""
+        given = {"redischannel": "\udcff", "cshost": "\udcffa", "cstoken": "\udcff-token"}
+        self.assertEqual(
+            [problem.partition(" ")[0].rstrip(":") for problem in self.problems(LEAST, **given)],
+            ["--cshost", "--cstoken", "--redischannel"],
+        )
+        # A path may be anything.
+        settings = self.load(LEAST, destdir="/tmp/\udcff")
+        self.assertEqual(settings.section(LocalSettings).local_dir, "/tmp/\udcff")
+
+    def test_name_of_the_host(self) -> None:
+        """The name of the host is held to the rule for the name of a node."""
+        for name in ("", "a b", "a/b", "\udcff", "a\n\x1b[31m", "(none)\0"):
+            self.patch(socket, "gethostname", lambda name=name: name)
+            problem = self.only_problem(LEAST)
+            self.assertTrue(problem.startswith("general.nodename = "), problem)
+            self.assertTrue(
+                problem.endswith(": must be set, as the name of this host can't be used"), problem
+            )
+            self.assertEqual(
+                self.section(GeneralSettings, LEAST.replace("[redis]", 'nodename = "n"\n[redis]')).node_name,
+                "n",
+            )
+
+    def test_no_path(self) -> None:
+        """A path that is empty is shown, too."""
+        error = self.assertRaises(SettingsError, load_settings, "", COMPONENTS)
+        self.assertEqual(
+            str(error.problems[0]), '"": must be a file that can be read (No such file or directory)'
+        )
+
     def test_all_at_once(self) -> None:
         """Problems with sections, unknown names, options and combinations of keys are reported together."""
         self.assertEqual(
@@ -169,10 +203,10 @@ class ProblemsTests(SettingsTestCase):
                 "redsi: is not a known key; did you mean 'redis'?",
                 "general.maxpacket: is not a known key; did you mean 'maxpackets'?",
                 "--redisprt: is not a known option; did you mean 'redisport'?",
-                "general.maxbytes = '9': must be a whole number of bytes, from 1 to 9223372036854775807",
+                'general.maxbytes = "9": must be a whole number of bytes, from 1 to 9223372036854775807',
                 "general.snaplength = 300000: must be a whole number of bytes, from 1 to 262144",
-                "--csport = 'https': must be a whole number from 1 to 65535",
-                "interface[1].name = 'eth 0': must be an interface name of 1 to 127 characters, "
+                '--csport = "https": must be a whole number from 1 to 65535',
+                'interface[1].name = "eth 0": must be an interface name of 1 to 127 characters, '
                 "without spaces, slashes or colons",
                 "redis.listen: at least one source must be enabled: redis.listen, kafka.listen, sqs.listen "
                 "or http.listen",
@@ -220,7 +254,7 @@ class ProblemsTests(SettingsTestCase):
     def test_no_rule_about_a_wrong_value(self) -> None:
         """A value that is wrong in itself isn't reported as missing too."""
         self.assertEqual(
-            "redis.listen = 'yes': must be true or false",
+            'redis.listen = "yes": must be true or false',
             self.only_problem(LEAST.replace("listen = true", 'listen = "yes"')),
         )
 
@@ -245,10 +279,10 @@ class ProblemsTests(SettingsTestCase):
             ),
             ("username = 'x'", "redis.username: needs redis.auth"),
             (f"cafile = '{self.issue().certificate}'", "redis.cafile: has no effect without"),
-            ("tls = true\ncafile = '/nowhere'", "redis.cafile = '/nowhere': must be a file that can be read"),
-            ("[cloudshark]\ncompress = 'zstd'", "cloudshark.compress = 'zstd': must be one of gzip, none"),
-            ("[s3]\ncompress = 'xz'", "s3.compress = 'xz': must be one of gzip, zstd, none"),
-            ("[cloudshark]\nverify = '/nowhere'", "cloudshark.verify = '/nowhere': must be a file that"),
+            ('tls = true\ncafile = "/nowhere"', 'redis.cafile = "/nowhere": must be a file that can be read'),
+            ('[cloudshark]\ncompress = "zstd"', 'cloudshark.compress = "zstd": must be one of gzip, none'),
+            ('[s3]\ncompress = "xz"', 's3.compress = "xz": must be one of gzip, zstd, none'),
+            ('[cloudshark]\nverify = "/nowhere"', 'cloudshark.verify = "/nowhere": must be a file that'),
         ):
             problem = self.only_problem(f"{LEAST}\n{more}")
             self.assertTrue(problem.startswith(expected), problem)
@@ -262,7 +296,7 @@ class ProblemsTests(SettingsTestCase):
         for name, expected in (("local", "gzip"), ("s3", "zstd"), ("cloudshark", "gzip")):
             self.assertEqual(found[name], expected)
         problem = self.only_problem(LEAST.replace("writelocal", "localcompress = true\nwritelocal"))
-        self.assertEqual(problem, "general.localcompress = True: must be one of gzip, zstd, none")
+        self.assertEqual(problem, "general.localcompress = true: must be one of gzip, zstd, none")
 
     def test_limits_in_order(self) -> None:
         """A default is at most its maximum, and the size of one capture at most that of all captures."""
@@ -295,7 +329,7 @@ class ProblemsTests(SettingsTestCase):
             ),
             (
                 "spooldir = '/tmp'",
-                "delivery.spooldir = '/tmp': must not be the same directory as general.localdir",
+                'delivery.spooldir = "/tmp": must not be the same directory as general.localdir',
             ),
         ):
             problem = self.only_problem(f"{LEAST}[delivery]\n{keys}")
@@ -340,11 +374,13 @@ class ProblemsTests(SettingsTestCase):
     def test_interfaces(self) -> None:
         """An interface has a name, which is unique, and a list of aliases."""
         self.assertEqual("interface[0].name: must be given", self.only_problem(LEAST + "[[interface]]"))
+        misspelt = self.only_problem(LEAST + "[[interface]]\nnmae='lo'")
+        self.assertEqual("interface[0].nmae: is not a known key; did you mean 'name'?", misspelt)
         self.assertEqual(
-            "interface[1].name = 'lo': must not be given twice",
+            'interface[1].name = "lo": must not be given twice',
             self.only_problem(LEAST + "[[interface]]\nname='lo'\n[[interface]]\nname='lo'"),
         )
-        self.assertIn("[0].alias = 'a'", self.only_problem(LEAST + "[[interface]]\nname='lo'\nalias='a'"))
+        self.assertIn('[0].alias = "a"', self.only_problem(LEAST + "[[interface]]\nname='lo'\nalias='a'"))
 
     def test_interface_names(self) -> None:
         """Interfaces on standby and interfaces with aliases are named by the same rule, the kernel's."""
@@ -397,7 +433,7 @@ class FileTests(SettingsTestCase):
         self.assertEqual(
             [
                 "/nowhere.toml: must be a file that can be read (No such file or directory)",
-                "--csport = 'x': must be a whole number from 1 to 65535",
+                '--csport = "x": must be a whole number from 1 to 65535',
             ],
             [str(problem) for problem in error.problems],
         )

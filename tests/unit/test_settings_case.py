@@ -31,6 +31,17 @@ class CaseTests(SettingsTestCase):
         self.assertEqual(self.load(text), self.load(capitals))
         self.assertEqual(self.load(capitals).section(DeliverySettings).max_age_seconds, 5)
 
+    def test_other_section(self) -> None:
+        """The hint at a key that another section has is that one, unless several have it."""
+        for section, key, hint in (
+            ("general", "SpoolDir", "; did you mean 'delivery.spooldir'?"),
+            ("local", "compress", "; did you mean 'general.localcompress'?"),
+            ("redis", "upload", ""),
+            ("redis", "portt", "; did you mean 'port'?"),
+        ):
+            problem = self.only_problem(f"{LEAST}[{section.upper()}]\n{key} = 1\n")
+            self.assertEqual(problem, f"{section}.{key}: is not a known key{hint}")
+
     def test_several(self) -> None:
         """Of a key in several cases the exact one counts, or else the last; tables are merged."""
         self.assertEqual(

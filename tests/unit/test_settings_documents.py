@@ -7,6 +7,7 @@ import re
 from pcapsvc.components import COMPONENTS
 from pcapsvc.destinations.local.settings import LocalSettings
 from pcapsvc.settings import load_settings
+from pcapsvc.settings.general import GeneralSettings
 from pcapsvc.sources.http.settings import HttpSettings
 from pcapsvc.sources.redis.settings import RedisSettings
 from tests.unit.documents import DOCUMENTATION, EXAMPLE, ROOT, missing_from_example, undocumented
@@ -25,10 +26,11 @@ class DocumentsTests(SettingsTestCase):
         self.assertEqual([], list(missing_from_example(COMPONENTS, EXAMPLE.read_text())))
 
     def test_the_examples_load(self) -> None:
-        """Both examples load, and the quick start listens on this host alone."""
+        """Both examples load. The quick start listens on this host alone, and leaves that out of captures."""
         quick = load_settings(str(ROOT / "examples" / "quickstart.toml"), COMPONENTS)
         self.assertEqual("tcp:8480:interface=127.0.0.1", quick.section(HttpSettings).listen)
         self.assertTrue(quick.section(LocalSettings).write_local)
+        self.assertTrue(quick.section(GeneralSettings).exclude_self)
         self.assertFalse(quick.section(RedisSettings).listen)
         load_settings(str(EXAMPLE), COMPONENTS)
 

@@ -3,25 +3,40 @@
 from __future__ import annotations
 
 import os
+import struct
 import subprocess
 import time
 from base64 import b64encode
 from pathlib import Path
 
+from twisted.conch.ssh.common import NS
+from twisted.conch.ssh.filetransfer import (
+    FX_OK,
+    FXF_WRITE,
+    FXP_ATTRS,
+    FXP_HANDLE,
+    FXP_STATUS,
+    FXP_VERSION,
+)
+from twisted.conch.ssh.transport import MSG_EXT_INFO
+from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.task import Clock
-from twisted.internet.testing import StringTransport
+from twisted.internet.testing import MemoryReactorClock, StringTransport
+from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
+from pcapsvc.core.errors import DestinationError
 from pcapsvc.destinations.sftp.destination import SFTP
 from pcapsvc.destinations.sftp.hostkey import HostKey, fingerprint, parse_host_key
 from pcapsvc.destinations.sftp.keyfile import UnusableKey, is_encrypted, read_key_file
 from pcapsvc.destinations.sftp.settings import SftpSettings
-from pcapsvc.destinations.sftp.ssh import Login, Session, load_key
+from pcapsvc.destinations.sftp.ssh import Client, Login, Session, load_key
 from pcapsvc.interfaces.delivery import IDestination
 from pcapsvc.testing import run_now
 from peers.requirement import require_command
 from tests.chance import chance
+from tests.unit.contents import MemfdContent, make_artifact
 from tests.unit.settings_case import SettingsTestCase
 
 _ED25519 = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIF9h6rLqZE7x7Rk2bU2mvA0kE2Q3lVQJc7pT0s1yHkQe"
@@ -211,6 +226,31 @@ class DestinationTests(SynchronousTestCase):
         )
         self.assertNotIn("hunter2", repr(destination))
 
+    def test_read_size(self) -> None:
+        """Little of what a server sends is read at once: it may be thousands of packets."""
+        directory = Path(self.mktemp()).absolute()
+        directory.mkdir()
+        reactor = MemoryReactorClock()
+        destination = SFTP(
+            reactor,
+            run_in_thread=run_now,
+            host="192.0.2.1",
+            port=22,
+            user="u",
+            key_file=str(make_key(directory, "id")),
+            host_keys=(parse_host_key(_ED25519),),
+        )
+        content = MemfdContent(b"12")
+        self.addCleanup(content.close)
+        storing = destination.store(make_artifact(content))
+        [(_, _, factory, *_)] = reactor.tcpClients
+        transport = StringTransport()
+        protocol = factory.buildProtocol(None)
+        protocol.makeConnection(transport)
+        self.assertLessEqual(transport.bufferSize, 8192)  # type: ignore[attr-defined]
+        protocol.connectionLost(Failure(ConnectionDone()))
+        self.failureResultOf(storing, DestinationError)
+
 
 class GreetingTests(SynchronousTestCase):
     """What a server says before its version."""
@@ -251,6 +291,89 @@ class GreetingTests(SynchronousTestCase):
             session.dataReceived(b"\n" * 65536)
         self.assertLess(time.process_time() - began, 0.5)
         self.assertIsNone(session.problem)
+
+
+class LongPacketTests(SynchronousTestCase):
+    """What takes Conch time that grows with the square of its length."""
+
+    def setUp(self) -> None:
+        login = Login(user="u", key=None, host_keys=(HostKey(kind="ssh-ed25519", blob=b""),))
+        self.session = Session(Clock(), login, most_received_bytes=2_000_000)
+        self.session.makeConnection(StringTransport())
+        self.addCleanup(self.session.connectionLost)
+        self.session.opened.addErrback(lambda _: None)
+        self.session.dataReceived(b"SSH-2.0-x\r\n")
+
+    def test_extensions(self) -> None:
+        """A packet with more extensions than fit into one of the usual length is not parsed."""
+        began = time.process_time()
+        count = 60_000
+        self.session.dataReceived(ssh_packet(MSG_EXT_INFO, struct.pack("!L", count) + bytes(8 * count)))
+        self.assertIn("sends a packet that is too long", str(self.session.problem))
+        self.assertLess(time.process_time() - began, 0.2)
+
+    def test_usual(self) -> None:
+        """One of the usual length is."""
+        self.session.dataReceived(
+            ssh_packet(MSG_EXT_INFO, struct.pack("!L", 1) + NS(b"x") + NS(b"y" * 30_000))
+        )
+        self.assertIsNone(self.session.problem)
+        self.assertEqual(self.session.peerExtensions, {b"x": b"y" * 30_000})
+
+    def test_version_of_files(self) -> None:
+        """The first answer of the program for files has a length, too, however it arrives."""
+        began = time.process_time()
+        client = Client(self.session)
+        client.makeConnection(StringTransport())
+        answer = struct.pack("!LBL", 5 + 300_000, FXP_VERSION, 3) + bytes(300_000)
+        for at in range(0, len(answer), 3):
+            client.dataReceived(answer[at : at + 3])
+            if self.session.problem is not None:
+                break
+        self.assertIn("sends an answer that is too long", str(self.session.problem))
+        self.assertLess(time.process_time() - began, 0.2)
+
+    def test_answers(self) -> None:
+        """Answers of the usual length are understood, also if several arrive at once, and in pieces."""
+        client = Client(self.session)
+        client.makeConnection(StringTransport())
+        asked = [client.removeFile(b"x") for _ in range(3)]
+        answers = b"".join(
+            struct.pack("!LBLL", 9 + 8, FXP_STATUS, number, FX_OK) + NS(b"") * 2 for number in range(3)
+        )
+        client.dataReceived(answers[:25])
+        client.dataReceived(answers[25:])
+        for each in asked:
+            self.assertIsNone(self.successResultOf(each))
+
+    def test_answers_to_something_else(self) -> None:
+        """An answer that doesn't fit its request, or is malformed, ends the connection at once."""
+        status = struct.pack("!LL", 0, FX_OK) + NS(b"") * 2
+        for ask, kind, answer in (
+            ("openFile", FXP_STATUS, status),
+            ("getAttrs", FXP_STATUS, status),
+            ("getAttrs", FXP_HANDLE, struct.pack("!L", 0) + NS(b"h")),
+            ("getAttrs", FXP_ATTRS, struct.pack("!LL", 0, 0xFFFFFFFF)),
+            ("removeFile", FXP_ATTRS, struct.pack("!LL", 0, 0)),
+            ("removeFile", FXP_STATUS, struct.pack("!LL", 1, FX_OK)),
+            ("removeFile", FXP_STATUS, b"\0"),
+            ("removeFile", 255, b""),
+        ):
+            self.setUp()
+            client = Client(self.session)
+            client.makeConnection(StringTransport())
+            more = (FXF_WRITE, {}) if ask == "openFile" else ()
+            asked = getattr(client, ask)(b"x", *more)
+            client.dataReceived(struct.pack("!LB", 1 + len(answer), kind) + answer)
+            self.assertIn("sent a malformed answer", str(self.session.problem), (ask, kind))
+            client.connectionLost(Failure(ConnectionDone()))
+            self.failureResultOf(asked, ConnectionLost)
+
+
+def ssh_packet(kind: int, payload: bytes) -> bytes:
+    """A packet without encryption (RFC 4253, section 6)."""
+    padding = 8 + -(6 + len(payload)) % 8
+    return struct.pack("!LBB", 2 + len(payload) + padding, padding, kind) + payload + bytes(padding)
 
 
 class SftpSettingsTests(SettingsTestCase):

@@ -328,10 +328,11 @@ class FolderTests(SpoolCase):
         """Two processes never use one directory: neither sees what the other is writing."""
         self.put()
         other = SpoolFolder(str(self.path))
-        error = self.assertRaises(SpoolError, other.open)
+        error = self.assertRaises(SpoolError, other.open, lambda: False)
         self.assertIn("another process uses it", str(error))
         self.stop()
-        self.assertEqual(len(other.open().entries), 1)
+        found = other.open(lambda: False)
+        self.assertEqual(len(found.entries if found else ()), 1)
         self.assertIn("another process uses it", self.refused("b.pcap"))
         other.close()
 
@@ -429,7 +430,7 @@ class FolderTests(SpoolCase):
         self.put()
         self.stop()
         self.start()
-        hanging = self.hang("open")
+        hanging = self.hang("_list")
         tidying = self.spool.tidy()
         tidying.cancel()
         self.failureResultOf(tidying, CancelledError)

@@ -10,6 +10,7 @@ from types import FrameType
 from typing import Any
 
 from pcapsvc.core.errors import SpoolError
+from pcapsvc.delivery.entry import Input, State
 from pcapsvc.delivery.inventory import ENTRY_BYTES
 from pcapsvc.testing import run_now
 from tests.unit.contents import MemfdContent, make_artifact
@@ -181,6 +182,37 @@ class BoundsTests(SpoolCase):
         self.successResultOf(self.spool.tidy())
         self.assertEqual([capture for capture, _ in self.lost()], ["a"])
 
+    def test_counting(self) -> None:
+        """How many wait is known without looking at each: somebody may ask every second."""
+
+        def calls() -> int:
+            count = 0
+
+            def called(frame: object, event: str, argument: object) -> None:
+                nonlocal count
+                count += event == "call"
+
+            sys.setprofile(called)
+            try:
+                found = self.spool.entries, dict(self.spool.left)
+            finally:
+                sys.setprofile(None)
+            waiting = self.spool.waiting
+            left = [entry for entry in waiting if entry.state is State.SPOOLED]
+            self.assertEqual((len(waiting), {"one": len(left)}), found)
+            return count
+
+        for number in range(20):
+            self.put(f"{number}.pcap")
+        self.assertLess(calls(), 15)
+        self.restart()
+        self.assertLess(calls(), 15)
+        first, *_ = self.spool.waiting
+        first.on(Input.TAKE)
+        calls()
+        self.successResultOf(self.spool.tidy())
+        calls()
+
     def test_quarantined_ones_first(self) -> None:
         """What is quarantined is kept as long as anything else, and makes room first."""
         self.put("a.pcap")
@@ -202,3 +234,17 @@ class BoundsTests(SpoolCase):
         self.clock.advance(DAY + 1)
         self.successResultOf(self.spool.tidy())
         self.assertEqual(os.listdir(self.path / "broken"), [])
+
+    def test_quarantined_ones_and_a_clock_that_is_set(self) -> None:
+        """Nothing in quarantine gets old, or stays young, because the wall clock is set."""
+        for days in (2, -2):
+            (self.path / ".new-0123456789abcdef").mkdir()
+            os.utime(self.path / ".new-0123456789abcdef", (self.wall_clock(), self.wall_clock()))
+            self.restart()
+            self.wall += days * DAY
+            self.clock.advance(DAY - 1)
+            self.successResultOf(self.spool.tidy())
+            self.assertEqual(1, len(os.listdir(self.path / "broken")))
+            self.clock.advance(2)
+            self.successResultOf(self.spool.tidy())
+            self.assertEqual([], os.listdir(self.path / "broken"))

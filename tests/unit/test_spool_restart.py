@@ -253,7 +253,7 @@ class RestartTests(SpoolCase):
         self.restart()
         self.assertEqual(len(list((self.path / "broken").iterdir())), 2)
         self.assertEqual(self.spool.size, size + 2 * (ENTRY_BYTES + (DEEPER_THAN_A_PATH + 1) * 5))
-        self.wall += 10 * 365 * DAY
+        self.clock.advance(DAY + 1)
         self.successResultOf(self.spool.tidy())
         self.assertEqual(list((self.path / "broken").iterdir()), [])
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-from dataclasses import replace
 from typing import Any
 
+from msgspec.structs import replace
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, fail
 from twisted.trial.unittest import SynchronousTestCase, TestCase
@@ -229,7 +229,7 @@ class WebhookSettingsTests(SettingsTestCase):
         ):
             path = self.file(text)
             problem = self.only_problem(f"{LEAST}[webhook]\nheadersfile = '{path}'")
-            self.assertIn(f"webhook.headersfile = '{path}': ", problem)
+            self.assertIn(f'webhook.headersfile = "{path}": ', problem)
             self.assertIn(rule, problem)
             self.assertNotIn("hunter2", problem.replace(path, ""))
         many = "".join(f"A{number}: b\n" for number in range(33))

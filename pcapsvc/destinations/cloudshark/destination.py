@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -15,9 +14,9 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from pcapsvc.core.artifact import Artifact
-from pcapsvc.core.errors import DestinationError, Problem
-from pcapsvc.core.fields import unknown_key
+from pcapsvc.core.errors import DestinationError
 from pcapsvc.core.mask import without_secrets
+from pcapsvc.core.no_options import WithoutOptions
 from pcapsvc.core.result import Receipt
 from pcapsvc.core.text import one_line
 from pcapsvc.destinations.cloudshark.form import Form
@@ -28,13 +27,10 @@ from pcapsvc.net.http_client import Response, exchange, failure_words, server_en
 # The id of a capture: CloudShark's are hexadecimal words or numbers.
 _ID = re.compile(r"[A-Za-z0-9_-]{1,256}")
 _LARGEST_NUMBER = 10**20
-# Request Timeout, Too Many Requests, Service Unavailable (RFC 9110, RFC 6585): no point in another
-# request right now.
-_BUSY = frozenset({408, 429, 503})
 
 
 @implementer(IDestination)
-class CloudShark:
+class CloudShark(WithoutOptions):
     """
     Uploads captures, streamed: POST of C{multipart/form-data} to
     C{SCHEME://HOST[:PORT]/api/v1/TOKEN/upload}. Each upload has its own connection, which is closed with
@@ -43,14 +39,15 @@ class CloudShark:
     Each upload makes a new capture there, even if there is one of the same name. So if an earlier upload may
     have arrived, the capture is searched for first, by its file name, which contains its id: GET of
     C{…/search?search[filename]=NAME} (CloudShark's API, "Search"). If the token may not search, or the
-    search takes too long, the capture is uploaded.
+    search takes too long, the capture is uploaded. If the search fails with an error that may pass, the
+    attempt has failed.
 
     A capture is delivered if the answer to its whole upload has the id of a capture, and no error; or if the
     search finds one of its name, and of its size if the answer has sizes.
 
-    Retryable: connection errors, time-outs, the answers 408, 429 and 5xx, and redirects and successes that
-    are not CloudShark's, but for example a captive portal's. Not retryable: any other answer, and a
-    certificate that can't be verified.
+    Retryable: connection errors, time-outs, answers that may pass (L{pcapsvc.core.http_status}), and
+    redirects and successes that are not CloudShark's, but for example a captive portal's. Not retryable: any
+    other answer, and a certificate that can't be verified.
 
     @param run_in_thread: for captures and certificates, whose disk may hang.
     @param scheme: C{http} or C{https}.
@@ -64,7 +61,6 @@ class CloudShark:
     """
 
     name = "cloudshark"
-    routes = ("usual",)
     _log = Logger()
 
     def __init__(
@@ -99,14 +95,6 @@ class CloudShark:
         self._secrets = ((token, "[token]"),)
         self._cooperator = Cooperator(scheduler=lambda work: reactor.callLater(0, work))
 
-    def route(self, options: Mapping[str, Any]) -> str:
-        """See L{IDestination.route}. There is only one."""
-        return self.routes[0]
-
-    def check(self, options: Mapping[str, Any]) -> Iterator[Problem]:
-        """See L{IDestination.check}. There are no options."""
-        return (unknown_key(key, ()) for key in options)
-
     def store(self, artifact: Artifact) -> Deferred[Receipt]:
         """See L{IDestination.store}. The receipt's location is the capture's page."""
         stored = Deferred.fromCoroutine(self._store(artifact))
@@ -137,7 +125,7 @@ class CloudShark:
         """
         The page of a capture that is there already; L{None} if it is not found.
 
-        @raise DestinationError: if the server is busy.
+        @raise DestinationError: if the server can't tell for now.
         """
         what = f"search?{urlencode({'search[filename]': artifact.name})}"
         asked = Deferred.fromCoroutine(self._exchange("GET", what))
@@ -147,7 +135,7 @@ class CloudShark:
             self._log_not_found(artifact, "timed out")
             return None
         captures = _object(answer.body).get("captures")
-        if answer.code in _BUSY:
+        if answer.is_passing_error:
             self._judge(answer)
         if answer.code != 200 or not isinstance(captures, list):
             self._log_not_found(artifact, f"answered {answer.code}")
@@ -232,7 +220,7 @@ class CloudShark:
             f"{self._base}: answered {code}: {self._one_line(words)}",
             # CloudShark gives reasons for what it refuses. The login page of a captive portal, or a proxy's
             # redirect, goes away.
-            retryable=code in _BUSY or code >= 500 or (code < 400 and not exceptions),
+            retryable=response.is_passing_error or (code < 400 and not exceptions),
             retry_after_seconds=response.asked_seconds,
         )
 

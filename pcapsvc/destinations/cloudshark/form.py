@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from treq.multipart import MultiPartProducer
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IConsumer
-from twisted.internet.task import Cooperator
+from twisted.internet.task import Cooperator, NotPaused
 from twisted.python.failure import Failure
 from twisted.web.iweb import IBodyProducer
 from zope.interface import implementer
@@ -69,8 +71,11 @@ class Form:
             self._producer.pauseProducing()
 
     def resumeProducing(self) -> None:
-        if self._producing:
-            self._producer.resumeProducing()
+        # If the capture has ended since it was paused, treq passes this on to what comes after it, which it
+        # has not paused: that goes on by itself.
+        with suppress(NotPaused):
+            if self._producing:
+                self._producer.resumeProducing()
 
     def close(self) -> None:
         """Stop, and close the capture."""

@@ -6,8 +6,8 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, BinaryIO
+from collections.abc import Callable
+from typing import BinaryIO
 
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred
@@ -15,9 +15,9 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from pcapsvc.core.artifact import Artifact
-from pcapsvc.core.errors import DestinationError, Problem
-from pcapsvc.core.fields import unknown_key
+from pcapsvc.core.errors import DestinationError
 from pcapsvc.core.kept_file import KeptFiles
+from pcapsvc.core.no_options import WithoutOptions
 from pcapsvc.core.result import Receipt
 from pcapsvc.destinations.local.retention import Retention
 from pcapsvc.durable import NO_LINKS, Shortcomings, read_chunks, sync_directory, try_out, write_file
@@ -45,7 +45,7 @@ _LASTING = frozenset(
 
 
 @implementer(IReadableStore)
-class LocalDirectory(Service):
+class LocalDirectory(WithoutOptions, Service):
     """
     Stores captures in a directory, completely or not at all. Each has a hidden name (C{.NAME.XXXXXXXX})
     until it is complete, which is left behind only if the process is killed. An existing file is never
@@ -62,7 +62,6 @@ class LocalDirectory(Service):
     """
 
     name = "local"
-    routes = ("usual",)
     _log = Logger()
 
     def __init__(
@@ -104,14 +103,6 @@ class LocalDirectory(Service):
     def _log_shortcomings(self) -> None:
         for what in self._shortcomings.take_new():
             self._log.warn("the file system of {directory}: {what}", directory=self._directory, what=what)
-
-    def route(self, options: Mapping[str, Any]) -> str:
-        """See L{IDestination.route}. There is only one."""
-        return self.routes[0]
-
-    def check(self, options: Mapping[str, Any]) -> Iterator[Problem]:
-        """See L{IDestination.check}. There are no options."""
-        return (unknown_key(key, ()) for key in options)
 
     def path(self, location: str) -> str | None:
         """The path of a capture: see L{IReadableStore.path}."""

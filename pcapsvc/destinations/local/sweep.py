@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from dataclasses import dataclass
+
+import msgspec
 
 from pcapsvc.core.kept_file import KeptFile, Limits, Removal, SteadyClock, read_line
 from pcapsvc.destinations.local.ledger import Ledger
@@ -24,8 +25,7 @@ _LINKED_SECONDS = 120.0
 _MOST_FAILURES = 10
 
 
-@dataclass(frozen=True, kw_only=True)
-class Swept:
+class Swept(msgspec.Struct, frozen=True, kw_only=True):
     """
     What was done in one turn.
 

@@ -17,13 +17,14 @@ from pcapsvc.net.http_client import Response
 # A new file, or a new version of one (RFC 9110, section 9.3.4; RFC 4918, section 9.7).
 _STORED = frozenset({200, 201, 204})
 
-_CODE = re.compile(rb"<Code>\s*([A-Za-z]{3,64})\s*</Code>")
+_CODE = re.compile(rb"<Code>\s*([A-Za-z.]{3,64})\s*</Code>")
 _EXPIRED = "the URL has expired"
 _KEY = "the key that signed the URL is not valid"
 _SIGNATURE = "the signature in the URL is not valid for this request"
 _DENIED = "the URL doesn't permit writing this file"
 _MISSING = "what the URL names doesn't exist"
 _TOO_LARGE = "the capture is too large"
+_NO_KEY = "the key with which KMS encrypts there can't be used"
 _LATER = "try again later"
 
 # The codes of S3 ("Error responses" in its API Reference), of Google's XML API ("HTTP status and error codes
@@ -44,6 +45,10 @@ _CODES: dict[str, tuple[str, bool]] = {
     "InternalError": (_LATER, True),
     "InvalidAccessKeyId": (_KEY, False),
     "InvalidToken": (_KEY, False),
+    "KMS.DisabledException": (_NO_KEY, False),
+    "KMS.KMSInvalidStateException": (_NO_KEY, False),
+    "KMS.NotFoundException": (_NO_KEY, False),
+    "KMS.ThrottlingException": (_LATER, True),
     "NoSuchBucket": (_MISSING, False),
     "OperationAborted": (_LATER, True),
     "OperationTimedOut": (_LATER, True),

@@ -24,6 +24,7 @@ from pcapsvc.interfaces.threads import RunInThread
 from pcapsvc.net.checked_endpoint import AddressRefused, checked_endpoint
 from pcapsvc.net.file_body import FileBody
 from pcapsvc.net.http_client import Response, exchange, failure_words, secured
+from pcapsvc.net.names import ReactorWithResolver, ThreadedResolver
 
 # What queries have that are shared access signatures of Azure ("Create a service SAS").
 _AZURE = frozenset({"sv", "sig"})
@@ -40,11 +41,14 @@ class PutUrlDestination:
     one of them. Redirects are not followed, and no proxy is used.
 
     A capture is delivered if L{check_answer} says so. Retryable: connection errors, names that are not found,
-    time-outs, redirects, the answers 408, 423, 425, 429 and 5xx, and successes without proof. Not retryable:
-    any other answer, such as that the URL has expired; an address that is refused; a certificate that can't
-    be verified.
+    time-outs, redirects, answers that may pass (L{pcapsvc.core.http_status}), and successes without proof.
+    Not retryable: any other answer, such as that the URL has expired; an address that is refused; a
+    certificate that can't be verified.
 
     @param run_in_thread: for captures and certificates, whose disk may hang.
+    @param look_up_in_thread: looks up the hosts of a pattern, by its text. Their name servers are strangers,
+        too, and may let each look-up wait: then those of others must not. Without it, the reactor looks them
+        up.
     @param patterns: the hosts that requests may name, one or more. Each has slots of its own.
     @param insecure: whether they may name URLs of http.
     @param ca_file: the path of the PEM certificates to verify servers with; L{None} is the platform's.
@@ -58,6 +62,7 @@ class PutUrlDestination:
         reactor: Any,
         *,
         run_in_thread: RunInThread,
+        look_up_in_thread: Mapping[str, RunInThread] | None = None,
         patterns: Sequence[HostPattern],
         insecure: bool,
         ca_file: str | None,
@@ -70,6 +75,10 @@ class PutUrlDestination:
         self._ca_file = ca_file
         self._node = node
         self.routes = tuple(dict.fromkeys(pattern.text for pattern in patterns))
+        self._reactors = {
+            route: ReactorWithResolver(reactor, ThreadedResolver(run))
+            for route, run in (look_up_in_thread or {}).items()
+        }
 
     def route(self, options: Mapping[str, Any]) -> str | None:
         """See L{IDestination.route}. It is the text of the first pattern that matches."""
@@ -99,9 +108,7 @@ class PutUrlDestination:
         try:
             await self._put(url, path, artifact)
         except DestinationError as error:
-            raise DestinationError(
-                f"{base}: {error}", retryable=error.retryable, retry_after_seconds=error.retry_after_seconds
-            ) from None
+            raise error.at(base) from None
         except AddressRefused:
             raise DestinationError(
                 f"{base}: the host has an address that is not public, and that puturl.allow doesn't name",
@@ -122,7 +129,7 @@ class PutUrlDestination:
         """
         endpoint = await secured(
             await checked_endpoint(
-                self._reactor,
+                self._reactors.get(self.route(artifact.options[self.name]) or "", self._reactor),
                 url.host,
                 url.port,
                 partial(is_allowed_address, self._patterns, port=url.port, scheme=url.scheme),

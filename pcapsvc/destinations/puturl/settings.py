@@ -76,6 +76,7 @@ class PutUrlSettings(DestinationSection, frozen=True, kw_only=True):
         return PutUrlDestination(
             context.reactor,
             run_in_thread=context.destination_threads(),
+            look_up_in_thread={pattern.text: context.destination_threads() for pattern in self.patterns},
             patterns=self.patterns,
             insecure=self.insecure,
             ca_file=self.ca_file,

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+import msgspec
 from twisted.internet.defer import CancelledError
 
 from pcapsvc.core.errors import DestinationError
 from pcapsvc.core.header_text import header_text
+from pcapsvc.core.http_status import is_passing_error
 from pcapsvc.core.retry import asked_delay
 from pcapsvc.destinations.s3.multipart import Sizes, Upload
 from pcapsvc.destinations.s3.proof import Unproven, check_stored, md5_of
@@ -25,6 +28,8 @@ _READ_SECONDS = 60
 _ATTEMPTS = 1
 # How long it may take to have the parts of a failed upload removed.
 _ABORT_SECONDS = 10.0
+# How many failed uploads one attempt removes. Each of the earlier ones can have left one.
+_MOST_ABORTED = 20
 #: How many clients are kept. Each costs a few megabytes.
 MAX_CLIENTS = 8
 
@@ -34,6 +39,9 @@ _MOST_TAGS_BYTES = 2048 - len(_TAGS)
 
 # S3 API Reference, "List of error codes": credentials that are outdated.
 _STALE_CODES = frozenset({"ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch"})
+
+# Of an entity, or of attributes (XML 1.0, sections 3.3 and 4.2).
+_DECLARATION = re.compile(rb"<!(?:ENTITY|ATTLIST)")
 
 # Those of botocore's standard retry mode (botocore.retries.standard), and S3's own.
 _RETRYABLE_CODES = frozenset(
@@ -64,8 +72,7 @@ _RETRYABLE_CODES = frozenset(
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Target:
+class Target(msgspec.Struct, frozen=True, kw_only=True):
     """
     Where and how to put an object.
 
@@ -234,6 +241,8 @@ class Clients:
             answer = client.put_object(**target.where, Body=body, ContentLength=body.size, **options)
             check_stored(answer, tag=md5_of(body), size=body.size, ask=ask)
             return
+        if may_be_there:
+            _abort_earlier(client, target, exchange.renew)
         upload = Upload(client, target.where, body, self._sizes, exchange.renew)
         try:
             if not (may_be_there and _is_there(upload, ask)):
@@ -261,15 +270,13 @@ class Clients:
                 self._clients.clear()
 
     def _make(self, endpoint: str | None, region: str | None) -> Any:
-        import boto3.session
         from botocore.config import Config
 
         from pcapsvc.net.boto_exchange import make_ending
+        from pcapsvc.net.boto_session import boto_session
 
         if self._session is None:
-            self._session = boto3.session.Session(
-                aws_access_key_id=self._access_id, aws_secret_access_key=self._access_key
-            )
+            self._session = boto_session(self._access_id, self._access_key)
         if region is None and self._session.region_name is None:
             # A signature needs one, and this is what stores without regions expect.
             region = "us-east-1"
@@ -291,6 +298,9 @@ class Clients:
         make_ending(client)
         # After botocore's own handler of this event, which makes the context.
         client.meta.events.register_last("before-parameter-build.s3", _ask_once)
+        # Whatever matches a wildcard earlier in its name comes first: before botocore's own handler of
+        # "before-parse.s3.*", which parses the answer.
+        client.meta.events.register("before-parse.*", _check_declarations)
         return client
 
 
@@ -314,6 +324,24 @@ def _is_there(upload: Upload, ask: Callable[[], Mapping[str, Any]]) -> bool:
         return upload.is_there(ask)
     except Unproven:
         return False
+
+
+def _abort_earlier(client: Any, target: Target, renew: Callable[[], object]) -> None:
+    """
+    Have the service remove the parts of earlier attempts, if the request for that didn't arrive: the link was
+    cut, or the process was killed. No other node uploads an object of this name.
+
+    @param renew: called before each request.
+    """
+    try:
+        renew()
+        answer = client.list_multipart_uploads(Bucket=target.bucket, Prefix=target.key)
+        ours = (one["UploadId"] for one in answer.get("Uploads", ()) if one["Key"] == target.key)
+        for upload in islice(ours, _MOST_ABORTED):
+            renew()
+            client.abort_multipart_upload(**target.where, UploadId=upload)
+    except Exception:  # noqa: BLE001 - it may not be permitted; if it's the connection, the next request fails
+        pass
 
 
 def _abort(client: Any, target: Target, upload: str) -> None:
@@ -343,6 +371,17 @@ def _ask_once(model: Any, context: dict[str, Any], **_: Any) -> None:
         context.setdefault("s3_redirect", {})["redirected"] = True
 
 
+def _check_declarations(response_dict: Mapping[str, Any], **_: Any) -> None:
+    """
+    Parse no XML that declares entities, or attributes with default values: 60 KB of it would keep the parser
+    busy for 6 s, and everything else waits for that. S3 declares nothing.
+
+    @raise Unproven: if it does.
+    """
+    if _DECLARATION.search(response_dict["body"] or b""):
+        raise Unproven("the answer declares entities or attributes, so it is not S3's")
+
+
 def _asked_seconds(error: Exception) -> float | None:
     """How long the service asks us to wait, or L{None}."""
     metadata = getattr(error, "response", None) or {}
@@ -368,6 +407,8 @@ def _described(error: Exception) -> tuple[str, bool]:
     from botocore import exceptions
     from botocore.parsers import ResponseParserError
 
+    from pcapsvc.bounded.boto_answers import connection_words
+
     if isinstance(error, exceptions.ClientError):
         problem = error.response.get("Error", {})
         code, message = str(problem.get("Code", "")), str(problem.get("Message", ""))
@@ -375,7 +416,9 @@ def _described(error: Exception) -> tuple[str, bool]:
         words = ": ".join(part for part in (code, message) if part) or f"answered {status}"
         # S3's own redirects have a code. Others are from a captive portal, or a proxy, which goes away.
         is_foreign = 300 <= status < 400 and code in ("", str(status))
-        return words, is_foreign or code in _RETRYABLE_CODES or status in (408, 429) or status >= 500
+        # What KMS answers to S3 is passed on with 400.
+        passes = code.removeprefix("KMS.") in _RETRYABLE_CODES or is_passing_error(status)
+        return words, is_foreign or passes
     if isinstance(error, exceptions.SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
         return str(error), False
     retryable = (
@@ -386,7 +429,9 @@ def _described(error: Exception) -> tuple[str, bool]:
         OSError,
     )
     if isinstance(error, retryable):
-        return str(error), True
+        return connection_words(error), True
+    if isinstance(error, RecursionError):
+        return "the answer is nested too deeply, so it is not S3's", True
     if isinstance(error, exceptions.BotoCoreError | ValueError):
         return str(error), False
     return f"{type(error).__name__}: {error}", True

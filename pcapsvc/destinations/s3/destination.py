@@ -35,7 +35,8 @@ class S3:
     metadata C{tags}. What a request says of S3 overrides what is configured.
 
     Each capture is one PutObject, which S3 accepts up to 5 GB, or, if it is larger than 100 MB, an upload in
-    parts of 16 MiB. If such an upload fails, its parts are removed.
+    parts of 16 MiB. If such an upload fails, its parts are removed, or, if the service can't be reached then,
+    by the next attempt.
 
     The ACL C{private} is never sent. It is what an object has anyway, and buckets with ACLs
     disabled, the default for new ones, refuse any.
@@ -44,9 +45,9 @@ class S3:
     C{ETag} if the answer says that KMS encrypts; that of an upload in parts by what is made of the MD5s of
     these. Otherwise HeadObject must find the same C{ETag} and size.
 
-    Retryable: connection errors, time-outs, throttling, the answers 408, 429 and 5xx, and redirects and
-    successes that are not the service's, but for example a captive portal's. Not retryable: any other answer,
-    missing credentials, a certificate that can't be verified.
+    Retryable: connection errors, time-outs, throttling, answers that may pass (L{pcapsvc.core.http_status}),
+    and redirects and successes that are not the service's, but for example a captive portal's. Not retryable:
+    any other answer, missing credentials, a certificate that can't be verified.
 
     Each attempt has its own connection, which is closed with it. Cancelling an attempt closes the
     connection at once and frees the thread, unless that is waiting for DNS.

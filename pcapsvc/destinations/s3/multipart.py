@@ -12,8 +12,9 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, Protocol
+
+import msgspec
 
 from pcapsvc.destinations.s3.proof import Unproven, check_stored, entity_tag
 
@@ -22,8 +23,7 @@ MOST_PARTS = 10_000
 _MIB = 1024 * 1024
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sizes:
+class Sizes(msgspec.Struct, frozen=True, kw_only=True):
     """
     When an upload has parts, and how large they are.
 

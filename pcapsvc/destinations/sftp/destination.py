@@ -5,37 +5,39 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator
 from functools import partial
-from typing import Any, BinaryIO
+from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.endpoints import HostnameEndpoint
 from twisted.internet.error import ConnectionLost
 from twisted.internet.protocol import Factory
 from zope.interface import implementer
 
 from pcapsvc.core.artifact import Artifact
-from pcapsvc.core.errors import DestinationError, Problem
-from pcapsvc.core.fields import unknown_key
+from pcapsvc.core.errors import DestinationError
 from pcapsvc.core.folder import folder_of
+from pcapsvc.core.no_options import WithoutOptions
 from pcapsvc.core.result import Receipt
 from pcapsvc.core.text import one_line
 from pcapsvc.destinations.sftp.hostkey import HostKey
-from pcapsvc.destinations.sftp.keyfile import read_key_file
+from pcapsvc.destinations.sftp.keyfile import UnusableKey, read_key_file
 from pcapsvc.destinations.sftp.ssh import MOST_RECEIVED_BYTES, Login, Session, load_key
 from pcapsvc.destinations.sftp.transfer import Transfer
 from pcapsvc.interfaces.delivery import IDestination
 from pcapsvc.interfaces.threads import RunInThread
-from pcapsvc.threads import NotRunning
+from pcapsvc.net.named_endpoint import NamedEndpoint
+from pcapsvc.net.threaded_file import ThreadedFile
 
 CONNECT_SECONDS = 10.0
-# How much is read at once.
-_CHUNK_BYTES = 256 * 1024
+
+# How much is read in one turn of the reactor. Packets that mean nothing take Conch up to 5 microseconds each,
+# and are 16 bytes long at least.
+_READ_BYTES = 8 * 1024
 
 
 @implementer(IDestination)
-class SFTP:
+class SFTP(WithoutOptions):
     """
     Writes captures to a directory of a server, each under a temporary name (C{.NAME.part}), which becomes
     C{NAME} when all of it is there. An existing file is never replaced: if it has the size of the capture, an
@@ -58,7 +60,6 @@ class SFTP:
     """
 
     name = "sftp"
-    routes = ("usual",)
 
     def __init__(
         self,
@@ -85,14 +86,6 @@ class SFTP:
         shown_host = f"[{host}]" if ":" in host else host
         self._base = f"sftp://{shown_host}" if port == 22 else f"sftp://{shown_host}:{port}"
 
-    def route(self, options: Mapping[str, Any]) -> str:
-        """See L{IDestination.route}. There is only one."""
-        return self.routes[0]
-
-    def check(self, options: Mapping[str, Any]) -> Iterator[Problem]:
-        """See L{IDestination.check}. There are no options."""
-        return (unknown_key(key, ()) for key in options)
-
     def store(self, artifact: Artifact) -> Deferred[Receipt]:
         """See L{IDestination.store}. The receipt's location is a URL; C{~} is the directory of the login."""
         return Deferred.fromCoroutine(self._store(artifact))
@@ -113,7 +106,7 @@ class SFTP:
         except CancelledError:
             raise
         except DestinationError as error:
-            raise DestinationError(f"{self._base}: {error}", retryable=error.retryable) from None
+            raise error.at(self._base) from None
         except Exception as error:  # noqa: BLE001 - no threads, no descriptors, or what Conch raises
             words = one_line(str(error)) or type(error).__name__
             raise DestinationError(f"{self._base}: {words}", retryable=True) from None
@@ -127,13 +120,19 @@ class SFTP:
         try:
             return await self._run_in_thread(load)
         except ValueError as error:
-            rule = str(error)
-            raise DestinationError(f"the key file {self._key_file} {rule}", retryable=False) from None
+            passes = isinstance(error, UnusableKey) and error.passes
+            raise DestinationError(f"the key file {self._key_file} {error}", retryable=passes) from None
 
     async def _connect(self, login: Login, size: int) -> Session:
         most = MOST_RECEIVED_BYTES + size // 100
         make = partial(Session, self._reactor, login, most_received_bytes=most)
-        endpoint = HostnameEndpoint(self._reactor, self._host, self._port, timeout=CONNECT_SECONDS)
+        endpoint = NamedEndpoint(
+            self._reactor,
+            self._host,
+            self._port,
+            timeout_seconds=CONNECT_SECONDS,
+            read_bytes=_READ_BYTES,
+        )
         session: Any = await endpoint.connect(_Connections.forProtocol(make))
         assert isinstance(session, Session)
         return session
@@ -145,11 +144,11 @@ class SFTP:
             transfer = Transfer(client, directory=directory, name=artifact.name, size=size)
             if artifact.may_be_there and await transfer.is_there():
                 return
-            source = _Source(artifact.content.open(), self._run_in_thread)
+            file = ThreadedFile(artifact.content.open(), self._run_in_thread)
             try:
-                await transfer.store(source.chunks())
+                await transfer.store(_chunks(file))
             finally:
-                source.close()
+                file.close()
         except CancelledError:
             session.abort()
             raise
@@ -161,40 +160,7 @@ class _Connections(Factory):
     noisy = False
 
 
-class _Source:
-    """A file that is read in a thread, which has it for itself until it is done."""
-
-    def __init__(self, file: BinaryIO, run_in_thread: RunInThread) -> None:
-        self._file = file
-        self._run_in_thread = run_in_thread
-        self._reading: Deferred[bytes] | None = None
-
-    async def chunks(self) -> AsyncIterator[bytes]:
-        """Its content."""
-        while chunk := await self._read():
-            yield chunk
-
-    async def _read(self) -> bytes:
-        # The thread goes on if nobody waits for it any more.
-        reading = self._reading = self._run_in_thread(self._file.read, _CHUNK_BYTES)
-        waiting: Deferred[bytes] = Deferred()
-
-        def done(result: Any) -> None:
-            self._reading = None
-            if not waiting.called:
-                waiting.callback(result)
-
-        reading.addBoth(done)
-        return await waiting
-
-    def close(self) -> None:
-        """Close it, when no thread reads it any more."""
-        if self._reading is not None:
-            self._reading.addBoth(lambda _: self.close())
-            return
-
-        def close_here(failure: Any) -> None:
-            if failure.check(NotRunning):
-                self._file.close()
-
-        self._run_in_thread(self._file.close).addErrback(close_here)
+async def _chunks(file: ThreadedFile) -> AsyncIterator[bytes]:
+    """The content of a file."""
+    while chunk := await file.read():
+        yield chunk

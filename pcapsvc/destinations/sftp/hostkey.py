@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import struct
 from base64 import b64decode, b64encode
-from dataclasses import dataclass
 from itertools import pairwise
+
+import msgspec
 
 #: The types of keys (RFC 4253, section 6.6; RFC 5656; RFC 8709), each with its signatures, the best first.
 #: SHA-1 is not for signatures any longer (RFC 8332).
@@ -22,8 +23,7 @@ _PARTS = {"ssh-ed25519": 2, "ecdsa": 3, "ssh-rsa": 3}
 _TYPES = ", ".join(SIGNATURES)
 
 
-@dataclass(frozen=True, kw_only=True)
-class HostKey:
+class HostKey(msgspec.Struct, frozen=True, kw_only=True):
     """
     A public key.
 

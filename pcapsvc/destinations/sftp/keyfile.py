@@ -6,13 +6,23 @@ import os
 import stat
 from base64 import b64decode
 
+from pcapsvc.core.errors import NO_ROOM
+
 _MOST_BYTES = 64 * 1024
 # PROTOCOL.key of OpenSSH: what a file in its own format begins with, and the cipher of one that has none.
 _MAGIC, _NO_CIPHER = b"openssh-key-v1\0", b"\0\0\0\x04none"
 
 
 class UnusableKey(ValueError):
-    """A key that can't be used. The message is a rule that continues the path of its file."""
+    """
+    A key that can't be used. The message is a rule that continues the path of its file.
+
+    @ivar passes: whether that may pass by itself: if there was no room to read it.
+    """
+
+    def __init__(self, rule: str, *, passes: bool = False) -> None:
+        super().__init__(rule)
+        self.passes = passes
 
 
 def read_key_file(path: str) -> bytes:
@@ -25,7 +35,7 @@ def read_key_file(path: str) -> bytes:
         # Opening a FIFO must not block (open(2)).
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError as error:
-        raise UnusableKey(f"must be a file that can be read ({error.strerror})") from None
+        raise _unreadable(error) from None
     except ValueError:
         raise UnusableKey("must be a file that can be read (this is not a path)") from None
     try:
@@ -38,7 +48,7 @@ def read_key_file(path: str) -> bytes:
             raise UnusableKey("must be accessible by its owner only, and perhaps readable by its group")
         content = os.read(descriptor, _MOST_BYTES)
     except OSError as error:
-        raise UnusableKey(f"must be a file that can be read ({error.strerror})") from None
+        raise _unreadable(error) from None
     finally:
         os.close(descriptor)
     if b"PRIVATE KEY-----" not in content:
@@ -46,6 +56,10 @@ def read_key_file(path: str) -> bytes:
     if b"-----BEGIN PRIVATE KEY-----" in content or b"-----BEGIN ENCRYPTED PRIVATE KEY-----" in content:
         raise UnusableKey("must not be in the format PKCS #8; 'ssh-keygen -p -f FILE' converts it")
     return content
+
+
+def _unreadable(error: OSError) -> UnusableKey:
+    return UnusableKey(f"must be a file that can be read ({error.strerror})", passes=error.errno in NO_ROOM)
 
 
 def is_encrypted(content: bytes) -> bool:

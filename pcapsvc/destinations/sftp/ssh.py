@@ -13,13 +13,25 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 from twisted.conch.ssh.channel import SSHChannel
 from twisted.conch.ssh.common import NS, getNS
 from twisted.conch.ssh.connection import SSHConnection
-from twisted.conch.ssh.filetransfer import FX_OK, FileTransferClient, SFTPError
+from twisted.conch.ssh.filetransfer import (
+    FX_OK,
+    FXP_ATTRS,
+    FXP_FSTAT,
+    FXP_HANDLE,
+    FXP_LSTAT,
+    FXP_OPEN,
+    FXP_STAT,
+    FXP_STATUS,
+    FXP_VERSION,
+    FileTransferClient,
+    SFTPError,
+)
 from twisted.conch.ssh.keys import Key
 from twisted.conch.ssh.transport import DISCONNECT_KEY_EXCHANGE_FAILED, SSHClientTransport
 from twisted.conch.ssh.userauth import MSG_USERAUTH_REQUEST, SSHUserAuthClient
@@ -43,6 +55,10 @@ CLOSE_SECONDS = 5.0
 MOST_RECEIVED_BYTES = 1024 * 1024
 # The longest line before the server says its version, and of that (RFC 4253, section 4.2: 255).
 _LONGEST_LINE_BYTES = 4096
+# The longest packet of a server (RFC 4253, section 6.1), and the longest answer about files: none is read.
+# Conch needs time that grows with the square of the length: a megabyte of empty extensions took it 23 s.
+_LONGEST_PACKET_BYTES = 35_000
+_LONGEST_ANSWER_BYTES = 8 * 1024
 # The smallest packets that a server may insist on. With less, each write would be a hundred of them.
 _LEAST_PACKET_BYTES = 4096
 
@@ -58,8 +74,12 @@ _CIPHERS = [b"aes256-ctr", b"aes192-ctr", b"aes128-ctr"]
 _MACS = [b"hmac-sha2-512", b"hmac-sha2-256"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Login:
+# What requests are answered with, if it isn't a status alone.
+_EXPECTED = {FXP_OPEN: FXP_HANDLE, FXP_STAT: FXP_ATTRS, FXP_LSTAT: FXP_ATTRS, FXP_FSTAT: FXP_ATTRS}
+_OK = struct.pack("!L", FX_OK)
+
+
+class Login(msgspec.Struct, frozen=True, kw_only=True):
     """
     Whom to talk to, and who we are.
 
@@ -103,11 +123,59 @@ class Client(Quiet, FileTransferClient):
         super().__init__()
         self._session = session
         self.extensions: dict[bytes, bytes] = {}
+        # The kinds of answers to requests, but for errors, by the numbers of the requests.
+        self._expected: dict[int, int] = {}
 
     @property
     def is_waiting(self) -> bool:
         """Whether there are requests without an answer."""
         return bool(self.openRequests)
+
+    def dataReceived(self, data: bytes) -> None:
+        # Conch's leaves a request without an answer if that is malformed.
+        received, at = self.buf + data, 0
+        while at + 4 <= len(received):
+            (length,) = struct.unpack_from("!L", received, at)
+            if length > _LONGEST_ANSWER_BYTES:
+                self._session.fail("sends an answer that is too long", retryable=True)
+                return
+            if at + 4 + length > len(received):
+                break
+            packet = received[at + 4 : at + 4 + length]
+            at += 4 + length
+            try:
+                self._take(packet[0], packet[1:])
+            except Exception:  # noqa: BLE001 - of whatever kind
+                self._session.fail("sent a malformed answer", retryable=True)
+                return
+        self.buf = received[at:]
+
+    def _take(self, kind: int, data: bytes) -> None:
+        if kind == FXP_VERSION:
+            self.packet_VERSION(data)
+            return
+        (request,) = struct.unpack_from("!L", data)
+        expected, waiting = self._expected.pop(request), self.openRequests[request]
+        try:
+            self._answer(kind, expected, data)
+        finally:
+            if not waiting.called:
+                # Conch has forgotten it. The loss of the connection must end it.
+                self.openRequests[request] = waiting
+
+    def _answer(self, kind: int, expected: int, data: bytes) -> None:
+        if kind == FXP_STATUS and (expected == FXP_STATUS or data[4:8] != _OK):
+            self.packet_STATUS(data)
+        elif kind == expected == FXP_HANDLE:
+            self.packet_HANDLE(data)
+        elif kind == expected == FXP_ATTRS:
+            self.packet_ATTRS(data)
+        else:
+            raise ValueError("an answer to something else")
+
+    def _sendRequest(self, msg: int, data: bytes) -> Any:
+        self._expected[self.counter] = _EXPECTED.get(msg, FXP_STATUS)
+        return super()._sendRequest(msg, data)
 
     def gotServerVersion(self, version: int, extensions: dict[bytes, bytes]) -> None:
         self.extensions = extensions
@@ -297,6 +365,12 @@ class Session(Quiet, SSHClientTransport):
                 super().dataReceived(data)
         except Exception as error:  # noqa: BLE001 - of whatever kind: the packet was malformed
             self.fail(f"sent a malformed packet ({type(error).__name__})", retryable=True)
+
+    def dispatchMessage(self, messageNum: int, payload: bytes) -> None:
+        if len(payload) > _LONGEST_PACKET_BYTES:
+            self.fail("sends a packet that is too long", retryable=True)
+        else:
+            super().dispatchMessage(messageNum, payload)
 
     def _without_greeting(self, data: bytes) -> bytes:
         """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import io
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from http.client import responses
 from typing import Any, BinaryIO
@@ -14,11 +14,11 @@ from twisted.internet.defer import CancelledError, Deferred
 from zope.interface import implementer
 
 from pcapsvc.core.artifact import Artifact
-from pcapsvc.core.errors import DestinationError, Problem
+from pcapsvc.core.errors import DestinationError
 from pcapsvc.core.event import CaptureFile, EventFactory
-from pcapsvc.core.fields import unknown_key
 from pcapsvc.core.header_text import header_text
 from pcapsvc.core.http_url import HttpUrl
+from pcapsvc.core.no_options import WithoutOptions
 from pcapsvc.core.result import Receipt
 from pcapsvc.core.text import one_line
 from pcapsvc.interfaces.delivery import IDestination
@@ -35,16 +35,16 @@ _CONFLICT = 409
 
 
 @implementer(IDestination)
-class Webhook:
+class Webhook(WithoutOptions):
     """
     Posts each capture, or an event about it, on a connection of its own. Redirects are not followed.
 
     The header C{Idempotency-Key} is the same for each attempt, also after a restart, and so is the body. The
     header C{X-Pcapsvc-Signature-256} is the HMAC-SHA256 of the body (RFC 2104), if there is a secret.
 
-    Delivered: any answer of 2xx to a whole body. Retryable: connection errors, time-outs, redirects, the
-    answers 408, 409, 423, 425, 429 and 5xx. Not retryable: any other answer, and a certificate that can't be
-    verified.
+    Delivered: any answer of 2xx to a whole body. Retryable: connection errors, time-outs, redirects, 409
+    and answers that may pass (L{pcapsvc.core.http_status}). Not retryable: any other answer, and a
+    certificate that can't be verified.
 
     @param run_in_thread: for captures and certificates, whose disk may hang, and for signatures.
     @param sends_captures: whether captures are posted, and not events.
@@ -57,7 +57,6 @@ class Webhook:
     """
 
     name = "webhook"
-    routes = ("usual",)
 
     def __init__(
         self,
@@ -82,14 +81,6 @@ class Webhook:
         self._headers = dict(headers)
         self._verify = verify
 
-    def route(self, options: Mapping[str, Any]) -> str:
-        """See L{IDestination.route}. There is only one."""
-        return self.routes[0]
-
-    def check(self, options: Mapping[str, Any]) -> Iterator[Problem]:
-        """See L{IDestination.check}. There are no options."""
-        return (unknown_key(key, ()) for key in options)
-
     def store(self, artifact: Artifact) -> Deferred[Receipt]:
         """See L{IDestination.store}. The receipt's location is the server: the path may be a secret."""
         return Deferred.fromCoroutine(self._store(artifact))
@@ -102,9 +93,7 @@ class Webhook:
             else:
                 await self._post_event(artifact)
         except DestinationError as error:
-            raise DestinationError(
-                f"{base}: {error}", retryable=error.retryable, retry_after_seconds=error.retry_after_seconds
-            ) from None
+            raise error.at(base) from None
         except CancelledError:
             raise CancelledError() from None
         except Exception as error:  # noqa: BLE001 - what an HTTP client raises may show what it was given
