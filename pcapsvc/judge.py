@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
+import msgspec
 from twisted.logger import Logger
 
 from pcapsvc.core.admission import Admission, Impossible, NoRoom, Reservation
@@ -42,8 +42,7 @@ NOT_FOR_THIS_NODE = NotForThisNode()
 _MOST_LOGGED = 4096
 
 
-@dataclass(frozen=True, kw_only=True)
-class Admitted:
+class Admitted(msgspec.Struct, frozen=True, kw_only=True):
     """
     A request that can be done, and for which there is room.
 

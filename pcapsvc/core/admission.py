@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 from pcapsvc.core.errors import Problem
 
@@ -13,15 +14,13 @@ from pcapsvc.core.errors import Problem
 MOST_WAITING = 10_000
 
 
-@dataclass(frozen=True, kw_only=True)
-class Impossible:
+class Impossible(msgspec.Struct, frozen=True, kw_only=True):
     """There can never be room: the request asks for too much."""
 
     problem: Problem
 
 
-@dataclass(frozen=True, kw_only=True)
-class NoRoom:
+class NoRoom(msgspec.Struct, frozen=True, kw_only=True):
     """
     There is no room now.
 

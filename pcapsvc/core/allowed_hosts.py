@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
+
+import msgspec
 
 from pcapsvc.core.public_address import Address, is_public
 
@@ -30,8 +31,7 @@ class BadHost(ValueError):
     """Not a host, or not a pattern. The message is the rule that it breaks."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class HostPattern:
+class HostPattern(msgspec.Struct, frozen=True, kw_only=True):
     """
     A pattern of hosts.
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
 from typing import Any
+
+import msgspec
+from msgspec.structs import replace
 
 from pcapsvc.core.compression import Compression
 from pcapsvc.core.labels import Labels
@@ -23,8 +25,7 @@ PCAPNG_MEDIA_TYPE, PCAPNG_SUFFIX = "application/x-pcapng", ".pcapng"
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Artifact:
+class Artifact(msgspec.Struct, frozen=True, kw_only=True):
     """
     A file, ready to be delivered.
 
@@ -50,7 +51,7 @@ class Artifact:
     node: str | None = None
     started: float | None = None
     may_be_there: bool = False
-    compressions: Mapping[str, str] = field(default_factory=dict)
+    compressions: Mapping[str, str] = msgspec.field(default_factory=dict)
 
 
 def make_artifact(recording: Recording, content: Content, *, suffix: str, media_type: str) -> Artifact:

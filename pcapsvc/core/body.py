@@ -15,6 +15,9 @@ from pcapsvc.core.names import canonical_names
 #: The longest body that is decoded, in bytes.
 MAX_BODY_BYTES = 65536
 
+# More than a person or a program would ever send. Each costs some microseconds.
+_MOST_KEYS = 1000
+
 # Up to this many pieces of a label that are not UTF-8 are read as Windows-1252. Each runs some Python.
 _MOST_READ = 1000
 
@@ -49,6 +52,9 @@ _BYTE_ORDER_MARKS = {
     codecs.BOM_UTF16_LE: "the byte order mark of UTF-16 (FF FE)",
     codecs.BOM_UTF16_BE: "the byte order mark of UTF-16 (FE FF)",
 }
+
+# RFC 8259, section 2.
+_WHITE_SPACE = b" \t\n\r"
 
 # What counts as "not given", if the same field is there in another case.
 _ABSENT = frozenset((b"null", b'""', b"[]", b"0"))
@@ -85,7 +91,7 @@ class Fields:
     @param names: those that are known. One in another case is found by its own name: see
         L{canonical_names}.
 
-    @raise RequestRejected: if it is not a JSON object, or too long.
+    @raise RequestRejected: if it is not a JSON object, or has too many keys, or is too long.
 
     @ivar keys: the names, and the keys that are not known.
     """
@@ -93,6 +99,8 @@ class Fields:
     def __init__(self, body: bytes, names: Collection[str]) -> None:
         self._body = body
         self._raw, self._mended = _decoded(body, _fields_decoder)
+        if len(self._raw) > _MOST_KEYS:
+            raise _not_a_request(f"must have up to {_MOST_KEYS} keys, and has {len(self._raw)}")
         self._raw = canonical_names(self._raw, names, lambda raw: bytes(raw) in _ABSENT)
         self.keys = self._raw.keys()
 
@@ -143,7 +151,7 @@ def _decoded(body: bytes, decoder: msgspec.json.Decoder[_Decoded]) -> tuple[_Dec
         return decoder.decode(body), False
     except (ValueError, RecursionError) as error:
         first = error
-    mended = _without_halves(body)
+    mended = without_halves(body, _HALF_TEMPLATE)
     if mended != body:
         try:
             return decoder.decode(mended), True
@@ -162,12 +170,16 @@ def _value(raw: bytes) -> Any:
         raise _not_json(raw, error) from None
 
 
-def _without_halves(body: bytes) -> bytes:
-    """A body in which another character stands for each half of a surrogate pair."""
+def without_halves(body: bytes, stand_in: bytes) -> bytes:
+    """
+    JSON in which something else stands for each escape sequence that is half of a surrogate pair.
+
+    @param stand_in: that, as C{re} has templates.
+    """
     if b"\0" in body:
         return body  # not JSON, whatever its escape sequences are
     hidden = body.replace(_ESCAPED_BACKSLASH, _HIDDEN_BACKSLASH)
-    return _LONE_HALF.sub(_HALF_TEMPLATE, hidden).replace(_HIDDEN_BACKSLASH, _ESCAPED_BACKSLASH)
+    return _LONE_HALF.sub(stand_in, hidden).replace(_HIDDEN_BACKSLASH, _ESCAPED_BACKSLASH)
 
 
 def _first_half(body: bytes) -> bytes | None:
@@ -206,7 +218,20 @@ def _not_json(body: bytes, error: Exception) -> RequestRejected:
     if (half := _first_half(body)) is not None:
         # msgspec finds it, and calls it by other names.
         return _not_a_request(f"must be Unicode, and has half of a surrogate pair: {half.decode()}")
-    return _not_a_request(f"must be a JSON object ({error})")
+    return _not_a_request(f"must be a JSON object, but {_what_else(body.strip(_WHITE_SPACE), error)}")
+
+
+def _what_else(text: bytes, error: Exception) -> str:
+    """What a text is that is not a JSON object."""
+    if not text:
+        return "is empty"
+    if isinstance(error, msgspec.ValidationError):
+        return "is not an object"
+    if not text.startswith(b"{"):
+        return "is not JSON"
+    if "truncated" in str(error):
+        return "is incomplete"
+    return f"is not valid JSON: {str(error).removeprefix('JSON is malformed: ')}"
 
 
 def _not_a_request(rule: str) -> RequestRejected:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
+
+import msgspec
 
 from pcapsvc.core.errors import Problem, shown
 from pcapsvc.core.values import one_of
@@ -13,8 +14,7 @@ from pcapsvc.core.values import one_of
 UNCOMPRESSED = "none"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Compression:
+class Compression(msgspec.Struct, frozen=True, kw_only=True):
     """
     A way to compress a file.
 
@@ -48,8 +48,7 @@ ONE_OF_CHOICES = one_of(*CHOICES)
 _INSTEAD = ("gzip", UNCOMPRESSED)
 
 
-@dataclass(frozen=True, kw_only=True)
-class CompressionChoice:
+class CompressionChoice(msgspec.Struct, frozen=True, kw_only=True):
     """
     How a destination wants its files.
 

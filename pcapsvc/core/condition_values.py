@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+
+import msgspec
 
 #: Words for protocols, and how pcap-filter(7) writes them. If it has no word that means both IPv4 and IPv6,
 #: it is the number (IANA, Assigned Internet Protocol Numbers). As in tcpdump, icmp and igmp are IPv4's.
@@ -58,8 +59,7 @@ class BadValue(ValueError):
     """A value that breaks a rule. The message is a phrase that continues from the field's name."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class End:
+class End(msgspec.Struct, frozen=True, kw_only=True):
     """
     One end of a packet's way.
 

@@ -149,7 +149,15 @@ def _joined(parts: Mapping[str, str], bpf: str) -> str:
     if not ordered:
         return bpf
     # White space alone is a filter that matches everything, but not in parentheses.
-    return " and ".join([*ordered, f"({bpf})"] if bpf.strip() else ordered)
+    if bpf.strip():
+        ordered.append(f"({bpf})")
+    return " and ".join(ordered) if len(ordered) > 1 else _without_parentheses(ordered[0])
+
+
+def _without_parentheses(part: str) -> str:
+    """A part that stands alone: it needs no parentheses around it."""
+    inner = part[1:-1]
+    return inner if part == f"({inner})" and _is_enclosed(inner) else part
 
 
 def _why_not_beside(bpf: str) -> str | None:

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import repeat
+
+import msgspec
 
 from pcapsvc.core.mask import of_process, without_queries
 
 _LONGEST_SHOWN_VALUE = 80
 # Python converts up to 4,300 digits to decimal; hexadecimal numbers in TOML may have more.
 _MOST_DECIMAL_BITS = 14_000
+# Those of RFC 8259, section 7, that are needed without quotes, too.
+_ESCAPE_SEQUENCES = {"\\": r"\\", "\n": r"\n", "\r": r"\r", "\t": r"\t"}
 
 #: The reason that is given for an unexpected exception. The log has its traceback.
 FAULT = "internal error; see the daemon's log"
 
+#: The errors of the operating system that mean that there is no room, for now: see L{NodeBusy}.
+NO_ROOM = frozenset({errno.ENOMEM, errno.ENOBUFS, errno.ENOSPC, errno.EMFILE, errno.ENFILE, errno.EAGAIN})
 
-@dataclass(frozen=True, kw_only=True)
-class Problem:
+
+class Problem(msgspec.Struct, frozen=True, kw_only=True):
     """
     One thing that is wrong with a configuration or a request.
 
@@ -42,48 +48,59 @@ class Problem:
         return {"path": self.path, "value": self.value, "rule": self.rule}
 
 
-class _Literal(str):
-    """What is shown as it is, without quotes."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return str(self)
-
-
 def shown(value: object) -> str:
-    """A value as an error message shows it: C{repr}, on one line, shortened."""
-    return _shortened(repr(_cut(value, repeat(None, _LONGEST_SHOWN_VALUE))))
+    """
+    A value as an error message shows it: in JSON, or TOML's same notation, on one line, shortened.
+    """
+    return _shortened(_notation(value, repeat(None, _LONGEST_SHOWN_VALUE)))
 
 
 def shown_words(text: str, most: int = _LONGEST_SHOWN_VALUE) -> str:
     """A text from outside as a message shows it: escaped, on one line, shortened, without quotes."""
     # Before it is cut, as half of a secret would not be recognized later.
     text = of_process(text[: most + of_process.longest + 1])
-    return _shortened(repr(text[: most + 1])[1:-1], most)
+    return _shortened("".join(map(_escaped, text[: most + 1])), most)
 
 
-def _cut(value: object, room: Iterator[None]) -> object:
+def _notation(value: object, room: Iterator[None]) -> str:
     """
-    As much of a value as is shown: C{repr} of the rest would take time in proportion to its size, which a
-    sender chooses.
+    A value in JSON (RFC 8259), as far as it is shown: the rest would take time in proportion to its size,
+    which a sender chooses. What only TOML has, is in TOML's notation.
 
     @param room: one for each item that is still shown.
     """
     match value:
+        case None:
+            return "null"
+        case bool():
+            return "true" if value else "false"
         case str():
-            return without_queries(value[: _LONGEST_SHOWN_VALUE + 1])
+            text = without_queries(value[: _LONGEST_SHOWN_VALUE + 1])
+            return '"' + "".join('\\"' if each == '"' else _escaped(each) for each in text) + '"'
         case bytes():
-            return value[: _LONGEST_SHOWN_VALUE + 1]
+            return str(value[: _LONGEST_SHOWN_VALUE + 1])
         case int() if value.bit_length() > _MOST_DECIMAL_BITS:
-            return _Literal(hex(value)[: _LONGEST_SHOWN_VALUE + 1])
-        case list():
-            return [_cut(item, room) for item, _ in zip(value, room, strict=False)]
-        case tuple():
-            return tuple(_cut(item, room) for item, _ in zip(value, room, strict=False))
+            return hex(value)
+        case list() | tuple():
+            items = [_notation(item, room) for item, _ in zip(value, room, strict=False)]
+            return f"[{', '.join(items)}]"
         case dict():
-            return {_cut(key, room): _cut(value[key], room) for key, _ in zip(value, room, strict=False)}
-    return value
+            members = [
+                f"{_notation(key, room)}: {_notation(item, room)}"
+                for (key, item), _ in zip(value.items(), room, strict=False)
+            ]
+            return f"{{{', '.join(members)}}}"
+    return str(value)
+
+
+def _escaped(character: str) -> str:
+    """A character of a text in JSON; one that can't be printed, in an escape sequence."""
+    if character in _ESCAPE_SEQUENCES:
+        return _ESCAPE_SEQUENCES[character]
+    if character.isprintable():
+        return character
+    units = character.encode("utf-16-be", "surrogatepass").hex()
+    return "".join(f"\\u{units[at : at + 4]}" for at in range(0, len(units), 4))
 
 
 def _shortened(text: str, most: int = _LONGEST_SHOWN_VALUE) -> str:
@@ -151,6 +168,12 @@ class DestinationError(PcapsvcError):
         super().__init__(message)
         self.retryable = retryable
         self.retry_after_seconds = retry_after_seconds
+
+    def at(self, place: str) -> DestinationError:
+        """The same error, of which this says where."""
+        return DestinationError(
+            f"{place}: {self}", retryable=self.retryable, retry_after_seconds=self.retry_after_seconds
+        )
 
 
 class SpoolError(PcapsvcError):

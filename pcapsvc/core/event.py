@@ -9,12 +9,12 @@ class for each event type. C{event.schema.json}, next to this file, describes th
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, ClassVar
 from urllib.parse import quote
 
 import msgspec
+from msgspec.structs import replace
 
 from pcapsvc.core.errors import Problem
 from pcapsvc.core.history import PastPackets
@@ -30,7 +30,7 @@ from pcapsvc.core.timestamp import rfc3339
 _FOREIGN = ("problem", "location")
 
 
-class Payload:
+class Payload(msgspec.Struct, frozen=True, kw_only=True):
     """
     The data of an event: frozen, and made of plain values.
 
@@ -41,11 +41,10 @@ class Payload:
 
     def values(self) -> dict[str, Any]:
         """The payload in values that JSON has; what is absent is L{None}."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+        return {name: getattr(self, name) for name in self.__struct_fields__}
 
 
-@dataclass(frozen=True, kw_only=True)
-class RequestAccepted(Payload):
+class RequestAccepted(Payload, frozen=True, kw_only=True):
     """
     The captures of a request are about to start.
 
@@ -69,8 +68,7 @@ class RequestAccepted(Payload):
         }
 
 
-@dataclass(frozen=True, kw_only=True)
-class RequestRejected(Payload):
+class RequestRejected(Payload, frozen=True, kw_only=True):
     """A request for this node is invalid, or can't be met here; sending it again would not help."""
 
     type: ClassVar[str] = "pcapsvc.request.rejected"
@@ -81,16 +79,14 @@ class RequestRejected(Payload):
         return {"problems": _problems(self.problems)}
 
 
-@dataclass(frozen=True, kw_only=True)
-class RequestBusy(Payload):
+class RequestBusy(Payload, frozen=True, kw_only=True):
     """A request for this node is valid, but there is no capacity for it now."""
 
     type: ClassVar[str] = "pcapsvc.request.busy"
     reason: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class CaptureStarted(Payload):
+class CaptureStarted(Payload, frozen=True, kw_only=True):
     """
     A capture has started.
 
@@ -129,8 +125,7 @@ class CaptureStarted(Payload):
         }
 
 
-@dataclass(frozen=True, kw_only=True)
-class CaptureProgress(Payload):
+class CaptureProgress(Payload, frozen=True, kw_only=True):
     """
     A capture is running. The fields are those of L{Progress}.
     """
@@ -160,8 +155,7 @@ class CaptureProgress(Payload):
         return {**super().values(), "rolling": _rolling(self.rolling)}
 
 
-@dataclass(frozen=True, kw_only=True)
-class CaptureStopped(Payload):
+class CaptureStopped(Payload, frozen=True, kw_only=True):
     """
     A capture has stopped, with a recording.
 
@@ -198,16 +192,14 @@ class CaptureStopped(Payload):
         }
 
 
-@dataclass(frozen=True, kw_only=True)
-class CaptureFailed(Payload):
+class CaptureFailed(Payload, frozen=True, kw_only=True):
     """A capture has ended without a file: nothing was recorded, or the recording can't be encoded."""
 
     type: ClassVar[str] = "pcapsvc.capture.failed"
     problem: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class CaptureFile(Payload):
+class CaptureFile(Payload, frozen=True, kw_only=True):
     """
     The file of a capture is complete. Only webhooks that are sent events get this one.
 
@@ -222,21 +214,19 @@ class CaptureFile(Payload):
     bytes: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class CaptureDone(Payload):
+class CaptureDone(Payload, frozen=True, kw_only=True):
     """A capture is delivered, spooled or lost for each destination. Only the spool may still deliver it."""
 
     type: ClassVar[str] = "pcapsvc.capture.done"
 
 
-@dataclass(frozen=True, kw_only=True)
-class CaptureDelivered(Payload):
+class CaptureDelivered(Payload, frozen=True, kw_only=True):
     """
     A destination has a capture.
 
     @ivar location: its path or URL there. It contains no secret.
     @ivar seconds: how long the successful attempt took.
-    @ivar file: the name of the file there.
+    @ivar file: the name of the file, which C{puturl} may store under another one.
     @ivar media_type: the file's media type (RFC 6838).
     @ivar bytes: the size of the file.
     """
@@ -250,8 +240,7 @@ class CaptureDelivered(Payload):
     bytes: int | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class DeliveryPostponed(Payload):
+class DeliveryPostponed(Payload, frozen=True, kw_only=True):
     """
     A delivery attempt failed, and another will follow.
 
@@ -273,8 +262,7 @@ class DeliveryPostponed(Payload):
         return {**super().values(), "next_try": rfc3339(self.next_try)}
 
 
-@dataclass(frozen=True, kw_only=True)
-class DeliverySpooled(Payload):
+class DeliverySpooled(Payload, frozen=True, kw_only=True):
     """A capture could not be delivered to a destination yet, and is in the spool for it."""
 
     type: ClassVar[str] = "pcapsvc.delivery.spooled"
@@ -282,8 +270,7 @@ class DeliverySpooled(Payload):
     problem: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class DeliveryFailed(Payload):
+class DeliveryFailed(Payload, frozen=True, kw_only=True):
     """A capture will not be delivered to a destination."""
 
     type: ClassVar[str] = "pcapsvc.delivery.failed"
@@ -291,8 +278,7 @@ class DeliveryFailed(Payload):
     problem: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class ReportsDropped(Payload):
+class ReportsDropped(Payload, frozen=True, kw_only=True):
     """
     A channel could not keep up, or was not there, and events were dropped. Reported to this channel only.
 
@@ -310,8 +296,7 @@ class ReportsDropped(Payload):
         return {**super().values(), "since": rfc3339(self.since)}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Event:
+class Event(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """
     Something that happened on a node.
 
@@ -427,7 +412,7 @@ def _without_secrets(data: Payload) -> Payload:
     """A payload in which the words of servers and libraries have no secret of the configuration."""
     words = {name: getattr(data, name) for name in _FOREIGN if hasattr(data, name)}
     masked = {name: of_process(text) for name, text in words.items()}
-    return data if masked == words else replace(data, **masked)  # type: ignore[type-var]
+    return data if masked == words else replace(data, **masked)
 
 
 def _history(past: PastPackets | None) -> dict[str, Any] | None:

@@ -20,6 +20,9 @@ _MOST_UNKNOWN = 20
 _MOST_HINTS = 3
 _LONGEST_HINTED = 40
 
+# What a key is called elsewhere, if that is not similar to it: answers have C{filter} for what C{bpf} says.
+_CALLED_ELSEWHERE = {"filter": "bpf"}
+
 
 def check_fields(
     structure: type[msgspec.Struct],
@@ -89,9 +92,26 @@ def unknown_key(
     @param hint: whether to look for one.
     @param kind: what it is called.
     """
-    near = _similar(key.lower(), tuple(known)) if hint and len(key) <= _LONGEST_HINTED else None
+    near = _nearest(key, known) if hint else None
     meant = f"; did you mean {near!r}?" if near else ""
-    return Problem(path=prefix + (shown_words(key) or "''"), rule=f"is not a known {kind}{meant}")
+    return Problem(path=prefix + (shown_words(key) or '""'), rule=f"is not a known {kind}{meant}")
+
+
+def misspelt(structure: type[msgspec.Struct], given: Collection[str]) -> frozenset[str]:
+    """
+    The fields that unknown keys were probably meant to be. If one is missing, that is no problem of its own.
+
+    @param given: the keys of a table.
+    """
+    known = fields_by_key(structure)
+    unknown = [key for key in given if key not in known][:_MOST_HINTS]
+    return frozenset(filter(None, (_nearest(key, known) for key in unknown)))
+
+
+def _nearest(key: str, known: Collection[str]) -> str | None:
+    if (meant := _CALLED_ELSEWHERE.get(key.lower())) in known:
+        return meant
+    return _similar(key.lower(), tuple(known)) if len(key) <= _LONGEST_HINTED else None
 
 
 @lru_cache(maxsize=256)

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
 from ipaddress import IPv6Address
+
+import msgspec
+from msgspec.structs import replace
 
 from pcapsvc.core import own_traffic
 from pcapsvc.core.errors import Problem, RequestRejected, shown
@@ -162,8 +164,7 @@ _LOADS = frozenset({0x20, 0x28, 0x30})
 _PACKET_TYPE = 0xFFFFF004
 
 
-@dataclass(frozen=True, kw_only=True)
-class Program:
+class Program(msgspec.Struct, frozen=True, kw_only=True):
     """
     A filter, compiled for handles of one link type and snap length.
 
@@ -177,7 +178,7 @@ class Program:
     bpf: str
     instructions: bytes
     is_optimized: bool = True
-    compile_seconds: float = field(default=0.0, compare=False)
+    compile_seconds: float = 0.0
 
     @property
     def reads_packet_type(self) -> bool:
@@ -210,6 +211,13 @@ def everything(snap_length: int) -> Program:
 NOTHING = Program(bpf="greater 2000000000", instructions=_INSTRUCTION.pack(_RETURN, 0, 0, 0))
 
 
+# Why a single field is at fault, in the words of libpcap (gen_vlan of gencode.c), and of
+# L{pcapsvc.core.recorded_filter}.
+_NO_VLANS, _NO_DIRECTION = "no VLAN support", "their direction is not recorded"
+# The other fields are written without one.
+_SYNTAX = "syntax error"
+
+
 class FilterRejected(RequestRejected):
     """
     The sender's fault: the filter can't be used.
@@ -217,22 +225,40 @@ class FilterRejected(RequestRejected):
     @ivar compile_seconds: how long another process was busy with it.
     """
 
-    def __init__(self, bpf: str, rule: str, *, compile_seconds: float = 0.0) -> None:
+    def __init__(
+        self, bpf: str, rule: str, *, compile_seconds: float = 0.0, found_vlan: bool = False
+    ) -> None:
         super().__init__([Problem(path="bpf", value=shown(bpf), rule=rule)])
         self.rule = rule
         self.compile_seconds = compile_seconds
+        # Whether what the field C{vlan} asks for is not at fault.
+        self._found_vlan = found_vlan
 
     def about(self, bpf: str) -> FilterRejected:
-        """The same about a filter that contains this one."""
-        return FilterRejected(bpf, self.rule, compile_seconds=self.compile_seconds)
+        """The same about a filter that has this one behind a choice among VLANs, which is not at fault."""
+        return FilterRejected(bpf, self.rule, compile_seconds=self.compile_seconds, found_vlan=True)
 
-    def problems_of(self, field: str) -> tuple[Problem, ...]:
+    def problems_of(self, fields: Sequence[str]) -> tuple[Problem, ...]:
         """
-        The problems with the filter of a request.
+        The problems with the filter of a request, by the field that is at fault: C{filter} if it may be any
+        of several. The filter is shown, unless the value of that field is only a part of it.
 
-        @param field: the field that it is from.
+        @param fields: those that the filter is from.
         """
-        return tuple(replace(problem, path=field) for problem in self.problems)
+        rule = self.rule
+        if _NO_VLANS in rule and "vlan" in fields and not self._found_vlan:
+            field, rule = "vlan", f"can't be used on an interface without VLANs: {rule}"
+        elif _NO_DIRECTION in rule and "direction" in fields:
+            field = "direction"
+        elif _SYNTAX in rule and "bpf" in fields:
+            field = "bpf"
+        else:
+            field = fields[0] if len(fields) == 1 else "filter" if fields else "bpf"
+        is_shown = field == "filter" or (field == "bpf" and len(fields) < 2)
+        return tuple(
+            replace(problem, path=field, value=problem.value if is_shown else None, rule=rule)
+            for problem in self.problems
+        )
 
 
 def without(left_out: bytes, program: bytes) -> bytes:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+import msgspec
+
 from pcapsvc.core.errors import Problem
+from pcapsvc.core.session import EXACT_SECONDS
 from pcapsvc.core.timestamp import rfc3339
 
 #: The longest past that can be kept, or asked for, in seconds: a week.
@@ -34,13 +36,13 @@ class MissingReason(Enum):
     NONE = "none"
 
 
-@dataclass(frozen=True, kw_only=True)
-class LookBack:
+class LookBack(msgspec.Struct, frozen=True, kw_only=True):
     """
     The part of the past that a request asks for.
 
     @ivar seconds: how many seconds before it was sent, as it says.
     @ivar since: from when on packets belong to it, in seconds since the Unix epoch.
+    @ivar until: when the request arrived, likewise: what arrives later is not of the past.
     @ivar snap_length: how much of each packet it asks for, in bytes.
     @ivar past_only: whether it asks for nothing else.
     @ivar is_optional: whether it can do without, if the interface has no history.
@@ -48,6 +50,7 @@ class LookBack:
 
     seconds: float
     since: float
+    until: float
     snap_length: int
     past_only: bool = False
     is_optional: bool = False
@@ -76,6 +79,7 @@ def look_back(
     return LookBack(
         seconds=seconds,
         since=max(sent - seconds, now - LONGEST_SECONDS),
+        until=now,
         snap_length=snap_length,
         past_only=past_only,
         is_optional=is_optional,
@@ -91,8 +95,7 @@ def no_history(interface: str) -> Problem:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Missing:
+class Missing(msgspec.Struct, frozen=True, kw_only=True):
     """
     A part of the past that is missing.
 
@@ -105,8 +108,7 @@ class Missing:
     packets: int | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class PastPackets:
+class PastPackets(msgspec.Struct, frozen=True, kw_only=True):
     """
     What a capture got of the past.
 
@@ -138,8 +140,7 @@ class PastPackets:
         }
 
 
-@dataclass(frozen=True, kw_only=True)
-class HistoryBounds:
+class HistoryBounds(msgspec.Struct, frozen=True, kw_only=True):
     """
     How much of an interface's past is kept.
 
@@ -155,8 +156,7 @@ class HistoryBounds:
     bpf: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
-class HistoryState:
+class HistoryState(msgspec.Struct, frozen=True, kw_only=True):
     """
     How far back the history of an interface reaches now.
 
@@ -197,8 +197,7 @@ class HistoryState:
         }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Outage:
+class Outage(msgspec.Struct, frozen=True, kw_only=True):
     """
     A time in which nothing could be recorded.
 
@@ -210,8 +209,7 @@ class Outage:
     ended: float | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Reach:
+class Reach(msgspec.Struct, frozen=True, kw_only=True):
     """
     How complete a history is. All times are in seconds since the Unix epoch.
 
@@ -235,8 +233,10 @@ class Reach:
     def missing(self, since: float, until: float) -> list[Missing]:
         """What is not kept of a part of the past."""
         found: list[Missing] = []
+        short = until - self.seconds - since
         known = (
-            (MissingReason.TOO_SHORT, until - self.seconds),
+            # A request for all of the history is on its way for a moment.
+            (MissingReason.TOO_SHORT, until - self.seconds if short >= EXACT_SECONDS else None),
             (MissingReason.STARTED, until if self.started is None else self.started),
             (MissingReason.SIZE, self.released),
         )

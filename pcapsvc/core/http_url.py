@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field  # noqa: TID251 - secrets are left out of its repr
 
 from pcapsvc.core.allowed_hosts import USUAL_PORTS, BadHost, parse_host
 from pcapsvc.core.public_address import Address

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+
+import msgspec
 
 from pcapsvc.core.artifact import is_file_name
 
@@ -17,8 +18,7 @@ _MOST_MODIFIED_SECONDS = 3
 _LONGEST_NAME = 255
 
 
-@dataclass(frozen=True, kw_only=True)
-class KeptFile:
+class KeptFile(msgspec.Struct, frozen=True, kw_only=True):
     """
     A capture, as it was written.
 
@@ -92,8 +92,7 @@ class SteadyClock:
         return now - written if self.is_sane(written) else now - self._began_at
 
 
-@dataclass(frozen=True, kw_only=True)
-class Limits:
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """
     What is kept.
 
@@ -109,8 +108,7 @@ class Limits:
 REMOVAL_REASONS = ("size", "age")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Removal:
+class Removal(msgspec.Struct, frozen=True, kw_only=True):
     """
     A capture that was removed.
 
@@ -124,8 +122,7 @@ class Removal:
     reason: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class KeptFiles:
+class KeptFiles(msgspec.Struct, frozen=True, kw_only=True):
     """
     What a store keeps.
 
@@ -134,4 +131,4 @@ class KeptFiles:
 
     files: int = 0
     bytes: int = 0
-    removed: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(REMOVAL_REASONS, 0))
+    removed: Mapping[str, int] = msgspec.field(default_factory=lambda: dict.fromkeys(REMOVAL_REASONS, 0))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
 from typing import Any
 
+import msgspec
 
-@dataclass(frozen=True, kw_only=True)
-class Labels:
+
+class Labels(msgspec.Struct, frozen=True, kw_only=True):
     """
     What identifies a request, as far as its sender said; each is L{None} if not given.
 
@@ -27,7 +27,7 @@ class Labels:
 
     def as_mapping(self) -> dict[str, int | str]:
         """The labels that are given, by name, in values that JSON has."""
-        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        given = {name: getattr(self, name) for name in self.__struct_fields__}
         return {name: value for name, value in given.items() if value is not None}
 
     @classmethod
@@ -42,6 +42,6 @@ class Labels:
 
 # By name. A bool is no int here.
 _TYPES: Mapping[str, tuple[type, ...]] = {
-    **{field.name: (str,) for field in fields(Labels)},
+    **dict.fromkeys(Labels.__struct_fields__, (str,)),
     "alertid": (int, str),
 }

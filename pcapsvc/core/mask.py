@@ -169,7 +169,12 @@ def secret_pattern(secret: str) -> str:
 
     @param secret: one character or more.
     """
-    spelled = "".join(map(_spellings, secret))
+    spelled, start = "", r"\\{1,8}"
+    for piece in re.findall(r"\\+|[^\\]", secret):
+        if piece.startswith("\\"):
+            spelled, start = spelled + _backslashes(len(piece)), r"\\{0,8}"
+        else:
+            spelled, start = spelled + f"(?:{'|'.join(_notations(piece, start))})", r"\\{1,8}"
     return spelled if len(secret) >= SHORT_SECRET else f"{_BEFORE_WORD}{spelled}{_AFTER_WORD}"
 
 
@@ -178,10 +183,22 @@ def longest_spelling(secret: str) -> int:
     return len(secret) * _LONGEST_SPELLING
 
 
-def _spellings(character: str) -> str:
+def _backslashes(count: int) -> str:
     """
-    A regular expression for a character, in any notation. Repetitions are bounded, so that a text that is
-    full of them takes linear time.
+    A regular expression for so many backslashes in a row, all in the same notation. It matches all that are
+    there, also those that begin the notation of the next character, and never gives any of them back: to try
+    all the ways to share them out takes exponential time.
+    """
+    others = "|".join(_notations("\\", r"\\{1,8}")[1:])
+    return rf"(?:\\{{{count},{9 * count + 8}}}+|(?:{others}){{{count}}})"
+
+
+def _notations(character: str, start: str) -> list[str]:
+    """
+    Regular expressions for a character: as it is, and in each other notation. Repetitions are bounded, and no
+    notation is there twice, so that a text that is full of them takes linear time.
+
+    @param start: matches the backslashes with which a notation begins.
     """
     code = ord(character)
     encoded = character.encode("utf-8", "surrogateescape" if 0xDC80 <= code <= 0xDCFF else "surrogatepass")
@@ -192,19 +209,23 @@ def _spellings(character: str) -> str:
         "".join(rf"(?i:%(?:25){{0,3}}{byte:02x})" for byte in encoded),
         *([r"\+"] if character == " " else []),
         # In JSON, and as Python's repr() has it.
-        "".join(rf"\\{{1,8}}x(?i:{byte:02x})" for byte in encoded),
-        rf"\\{{1,8}}[xuU]0{{0,6}}(?i:{code:x})",
-        "".join(rf"\\{{1,8}}u(?i:{two[at : at + 2].hex()})" for at in range(0, len(two), 2)),
-        *([rf"\\{{1,8}}{_LETTERS[character]}"] if character in _LETTERS else []),
+        rf"{start}[xuU]0{{0,6}}(?i:{code:x})",
+        *([rf"{start}{_LETTERS[character]}"] if character in _LETTERS else []),
     ]
+    # Where that is the same, it must not be there twice: what is almost a secret would double the time with
+    # each character.
+    if code > 0x7F:
+        choices.append(start + r"\\{1,8}".join(rf"x(?i:{byte:02x})" for byte in encoded))
+    if code > 0xFFFF:
+        choices.append(start + r"\\{1,8}".join(rf"u(?i:{two[at : at + 2].hex()})" for at in (0, 2)))
     # In HTML. Its names are only imported if a secret has a character that may need one.
     numbers = [f"#0{{0,6}}{code}", f"#[xX]0{{0,6}}(?i:{code:x})"]
     if not (character.isascii() and character.isalnum()):
         from html.entities import html5
 
-        numbers += [re.escape(name.rstrip(";")) for name, meant in html5.items() if meant == character]
+        numbers += sorted({name.rstrip(";").lower() for name, meant in html5.items() if meant == character})
     choices.append(f"&(?:amp;){{0,3}}(?:{'|'.join(numbers)});")
-    return f"(?:{'|'.join(choices)})"
+    return choices
 
 
 #: Hides the secrets of this process' configuration, once they are known.

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 
-@dataclass(frozen=True, kw_only=True)
-class NetworkInterface:
+class NetworkInterface(msgspec.Struct, frozen=True, kw_only=True):
     """
     A network interface.
 

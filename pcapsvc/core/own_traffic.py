@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
+
+import msgspec
 
 Address = IPv4Address | IPv6Address
 
@@ -15,8 +16,7 @@ REMEMBERED_SECONDS = 60.0
 MOST_CONNECTIONS = 64
 
 
-@dataclass(frozen=True, kw_only=True)
-class Connection:
+class Connection(msgspec.Struct, frozen=True, kw_only=True):
     """A TCP connection of this process."""
 
     local: Address
@@ -25,16 +25,14 @@ class Connection:
     remote_port: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class Listener:
+class Listener(msgspec.Struct, frozen=True, kw_only=True):
     """An address of this host on which this process listens: all TCP connections to it are its own."""
 
     local: Address
     port: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class OwnSockets:
+class OwnSockets(msgspec.Struct, frozen=True, kw_only=True):
     """What a process has open."""
 
     connections: frozenset[Connection] = frozenset()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+import msgspec
 
 from pcapsvc.core.link_type import file_link_type
 
@@ -21,7 +22,7 @@ MICROSECONDS, NANOSECONDS = 0xA1B2C3D4, 0xA1B23C4D
 _DIGITS = {MICROSECONDS: 6, NANOSECONDS: 9}
 #: How many ticks a second has: the unit of what a time stamp has besides its seconds.
 MICROSECOND_TICKS, NANOSECOND_TICKS = 10**6, 10**9
-_MAGICS = {MICROSECOND_TICKS: MICROSECONDS, NANOSECOND_TICKS: NANOSECONDS}
+_MAGICS = {10**digits: magic for magic, digits in _DIGITS.items()}
 
 #: The header of a file, in bytes.
 FILE_HEADER_BYTES = _FILE_HEADER.size
@@ -31,8 +32,7 @@ PACKET_HEADER_BYTES = _PACKET_HEADER.size
 LARGEST_SNAP_BYTES = 262144
 
 
-@dataclass(frozen=True, kw_only=True)
-class FileHeader:
+class FileHeader(msgspec.Struct, frozen=True, kw_only=True):
     """
     The header of a file.
 

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 from pcapsvc.core.compression import CompressionChoice, compression_warnings, compressions
 from pcapsvc.core.errors import Problem, RequestRejected
 from pcapsvc.core.history import LookBack, look_back
 from pcapsvc.core.labels import Labels
+from pcapsvc.core.link_type import LEAST_COOKED_BYTES
 from pcapsvc.core.pcap_file import FILE_HEADER_BYTES, PACKET_HEADER_BYTES
 from pcapsvc.core.request import CaptureRequest, RequestBounds
 from pcapsvc.core.session import CaptureLimits
 
 
-@dataclass(frozen=True, kw_only=True)
-class NodeView:
+class NodeView(msgspec.Struct, frozen=True, kw_only=True):
     """
     What requests depend on of a node.
 
@@ -32,13 +33,12 @@ class NodeView:
     bounds: RequestBounds
     default_timeout_seconds: int
     snap_length: int
-    interfaces_by_alias: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    interfaces_by_alias: Mapping[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
     format: str = "pcap"
-    compressions: Mapping[str, CompressionChoice] = field(default_factory=dict)
+    compressions: Mapping[str, CompressionChoice] = msgspec.field(default_factory=dict)
 
 
-@dataclass(frozen=True, kw_only=True)
-class CapturePlan:
+class CapturePlan(msgspec.Struct, frozen=True, kw_only=True):
     """
     One capture on one interface, with all that it needs.
 
@@ -67,7 +67,7 @@ class CapturePlan:
     via: str
     look_back: LookBack | None = None
     format: str = "pcap"
-    compressions: Mapping[str, str] = field(default_factory=dict)
+    compressions: Mapping[str, str] = msgspec.field(default_factory=dict)
     warnings: tuple[Problem, ...] = ()
     is_alias_too: bool = False
 
@@ -89,7 +89,8 @@ class CapturePlan:
         """The byte limit, or less if the packet limit and the snap length don't allow for as much."""
         if self.limits.max_packets is None:
             return self.limits.max_bytes
-        all_packets = self.limits.max_packets * (PACKET_HEADER_BYTES + self.snap_length)
+        largest_packet = PACKET_HEADER_BYTES + max(self.snap_length, LEAST_COOKED_BYTES)
+        all_packets = self.limits.max_packets * largest_packet
         return min(self.limits.max_bytes, FILE_HEADER_BYTES + all_packets)
 
 

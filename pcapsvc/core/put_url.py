@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass  # noqa: TID251 - secrets are left out of its repr
 from typing import Annotated, Any
 from urllib.parse import parse_qsl, quote
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
+
+from pcapsvc.core.session import EXACT_SECONDS
 
 # A read that finds fewer packets than this is not worth a pause.
 _MANY_PACKETS = 64
 # The part of the ring that may fill up during a pause, at the highest rate that was just seen. The rest is
 # for what else keeps the reactor busy, and for a rate that rises.
-_SHARE_OF_RING = 1 / 8
+_SHARE_OF_RING = 1 / 5
 # How long the first pause is, at most, in seconds, and how many times as long the next one may be: the first
 # packets of a burst say little about its rate.
 _FIRST_SECONDS = 0.002
@@ -17,18 +19,15 @@ _TIMES = 2
 _HALF_LIFE_SECONDS = 0.25
 # Pauses are no longer and no shorter than this, in seconds. A longer one hardly saves anything more, and a
 # timer is not more exact.
-_LONGEST_SECONDS = 0.02
+_LONGEST_SECONDS = 0.025
 _SHORTEST_SECONDS = 0.001
-# Time limits are to hold within this, in seconds.
-_EXACT_SECONDS = 0.1
 # What a packet takes up in the ring beside its data, and how much that is more than in a pcap file, in bytes
 # (tpacket_rcv() of Linux: struct tpacket3_hdr, struct sockaddr_ll, and alignment).
 _RING_HEADER_BYTES = 88
 _MORE_THAN_IN_FILE_BYTES = _RING_HEADER_BYTES - 16
 
 
-@dataclass(frozen=True, kw_only=True)
-class Ring:
+class Ring(msgspec.Struct, frozen=True, kw_only=True):
     """
     Where the kernel keeps packets until they are read.
 
@@ -60,7 +59,7 @@ class ReadPace:
 
     def __init__(self, ring: Ring, *, hand_over_seconds: float, now: float) -> None:
         self._ring = ring
-        self._longest = min(_LONGEST_SECONDS, _EXACT_SECONDS - 2 * hand_over_seconds)
+        self._longest = min(_LONGEST_SECONDS, EXACT_SECONDS - 2 * hand_over_seconds)
         self._last_read = now
         self._pause = 0.0
         self._rate = 0.0
@@ -73,8 +72,10 @@ class ReadPace:
         @param size: how many bytes they have in the file.
         """
         elapsed = now - self._last_read
-        # Unless there was a pause, they were read when they were handed over, however long it was quiet.
-        within = max(min(elapsed, max(self._pause, self._ring.block_seconds)), _SHORTEST_SECONDS)
+        # Unless there was a pause, they were read when they were handed over, however long it was quiet. A
+        # pause may last a little longer than it was to.
+        most = max(_TIMES * self._pause, self._ring.block_seconds)
+        within = max(min(elapsed, most), _SHORTEST_SECONDS)
         rate = (size + packets * _MORE_THAN_IN_FILE_BYTES) / within
         self._rate = max(rate, self._rate * 0.5 ** (elapsed / _HALF_LIFE_SECONDS))
         longest = min(self._longest, _TIMES * self._pause or _FIRST_SECONDS)

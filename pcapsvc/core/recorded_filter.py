@@ -16,10 +16,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import NamedTuple
 
+from msgspec.structs import replace
+
 from pcapsvc.core.filter import FilterRejected, Program
+from pcapsvc.core.link_type import COOKED_HEADER_BYTES, ETHERNET, LINUX_SLL, is_cooked
 
 # struct sock_filter of linux/filter.h: code, jump if true, jump if false, and a constant.
 _Instruction = tuple[int, int, int, int]
@@ -57,10 +59,8 @@ _VLAN_TAG = _ANCILLARY + 44
 _VLAN_TAG_PRESENT = _ANCILLARY + 48
 
 # Where libpcap puts the tag back, by link type (pcap-linux.c): into Ethernet and into LINUX_SLL headers.
-_TAG_OFFSETS = {1: 12, 113: 14}
+_TAG_OFFSETS = {ETHERNET: 12, LINUX_SLL: 14}
 _TAG_BYTES = 4
-# The header of LINUX_SLL, in bytes, by link type.
-_COOKED_BYTES = {113: 16}
 # What the kernel takes out: 802.1Q and 802.1ad (linux/if_ether.h).
 _TAG_TYPES = (0x8100, 0x88A8)
 _LONGEST_JUMP = 255
@@ -85,7 +85,7 @@ def for_recorded(program: Program, link_type: int) -> Program:
     plain: list[_Instruction] = list(_INSTRUCTION.iter_unpack(program.instructions))
     if any(code == _LDX_LEN for code, _, _, _ in plain):
         raise FilterRejected(program.bpf, "can't be used for packets of the past")
-    cooked = _COOKED_BYTES.get(link_type, 0)
+    cooked = COOKED_HEADER_BYTES if is_cooked(link_type) else 0
     untagged = list(_laid_out([list(_on_untagged(each, cooked)) for each in plain], program.bpf))
     offset = _TAG_OFFSETS.get(link_type)
     if offset is None:

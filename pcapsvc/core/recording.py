@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import Any, BinaryIO, Protocol
+
+import msgspec
+from msgspec.structs import replace
 
 from pcapsvc.core.history import PastPackets
 from pcapsvc.core.plan import CapturePlan
@@ -28,8 +30,7 @@ class Content(Protocol):
         """Free the memory. Readers that are open stay readable. A second call does nothing."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class PacketCounts:
+class PacketCounts(msgspec.Struct, frozen=True, kw_only=True):
     """
     What the kernel counted during a capture.
 
@@ -50,8 +51,7 @@ class PacketCounts:
         return replace(self, received=max(self.received, packets + self.dropped))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Progress:
+class Progress(msgspec.Struct, frozen=True, kw_only=True):
     """
     What a running capture has so far.
 
@@ -81,8 +81,7 @@ class Progress:
         }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Recording:
+class Recording(msgspec.Struct, frozen=True, kw_only=True):
     """
     A capture that has ended.
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+import msgspec
 
 from pcapsvc.core.event import CaptureProgress, Event
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+class Report(msgspec.Struct, frozen=True):
     """
     An event that is ready to be published.
 
@@ -31,8 +31,7 @@ class Report:
         return cls(event.id, event.subject, isinstance(event.data, CaptureProgress), event.json)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Dropped:
+class Dropped(msgspec.Struct, frozen=True, kw_only=True):
     """
     Events that were dropped.
 

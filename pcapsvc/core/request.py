@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any
 
@@ -13,7 +12,7 @@ from pcapsvc.core.body import MAX_BODY_BYTES, Fields, OutOfRange
 from pcapsvc.core.compression import ONE_OF_CHOICES
 from pcapsvc.core.conditions import CONDITIONS, ConditionFields, condition_problems, filter_of
 from pcapsvc.core.errors import Problem, RequestRejected, shown
-from pcapsvc.core.fields import check_fields, fields_by_key, is_secret
+from pcapsvc.core.fields import check_fields, fields_by_key, is_secret, misspelt
 from pcapsvc.core.filter import NEWER_WORDS, follows_header_chains, names_needing_dns
 from pcapsvc.core.history import LONGEST_SECONDS
 from pcapsvc.core.label_values import LABEL_CHARACTERS, usable_label
@@ -102,10 +101,9 @@ class CaptureRequest(RequestFields, frozen=True, kw_only=True):
         return filter_of(self._conditions, self.bpf or "")
 
     @property
-    def filter_field(self) -> str:
-        """The field that the filter is from; C{filter} if it is from several."""
-        given = [*self._conditions, *(["bpf"] if self.bpf else [])]
-        return given[0] if len(given) == 1 else "filter" if given else "bpf"
+    def filter_fields(self) -> tuple[str, ...]:
+        """The fields that the filter is from."""
+        return (*self._conditions, *(["bpf"] if self.bpf else []))
 
     @property
     def _conditions(self) -> Mapping[str, Any]:
@@ -124,8 +122,7 @@ class StopRequest(msgspec.Struct, frozen=True, kw_only=True):
     stop: StoppedId
 
 
-@dataclass(frozen=True, kw_only=True)
-class OptionFields:
+class OptionFields(msgspec.Struct, frozen=True, kw_only=True):
     """
     The fields of a message that belong to one destination. In the message, they stand beside all others.
 
@@ -147,8 +144,7 @@ class OptionFields:
         return {name: values[name] for name in self.structure.__struct_fields__ if name in values}
 
 
-@dataclass(frozen=True, kw_only=True)
-class RequestBounds:
+class RequestBounds(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """
     The limits of requests on this node.
 
@@ -330,6 +326,7 @@ def parse_request(
     problems = [
         *found,
         *problems,
+        *_stop_not_given(fields, meant),
         *(bounds.too_large(key, value) for key, value in large.items()),
         *_rules_broken(values, bounds, meant),
     ]
@@ -343,6 +340,16 @@ def parse_request(
         **{name: values[name] for name in RequestFields.__struct_fields__ if name in values},
         options={fields.destination: said for fields in bounds.options if (said := fields.of(values))},
     )
+
+
+def _stop_not_given(fields: Fields, meant: Collection[str]) -> Iterator[Problem]:
+    """With an empty C{stop}, and nothing to capture on, a message was probably meant to stop a request."""
+    if "stop" in fields.keys and {"interface", "alias"}.isdisjoint(meant):
+        yield Problem(
+            path="stop",
+            value=shown(fields.value("stop")),
+            rule="is not given, so this is a request to capture",
+        )
 
 
 def _parse_stop(
@@ -391,7 +398,7 @@ def _rules_broken(
     values: Mapping[str, Any], bounds: RequestBounds, meant: Mapping[str, Any]
 ) -> Iterator[Problem]:
     yield from _exactly_one(meant, "node", "nodere")
-    yield from _exactly_one(meant, "interface", "alias")
+    yield from _exactly_one(meant, "interface", "alias", misspelt=misspelt(bounds.message, meant))
     for flag in ("pastonly", "beforeoptional"):
         if values.get(flag) and "before" not in meant:
             yield Problem(path=flag, rule="has no effect without 'before'")
@@ -415,10 +422,12 @@ def _rules_broken(
             yield from fields.check(fields.of(values))
 
 
-def _exactly_one(meant: Mapping[str, Any], one: str, other: str) -> Iterator[Problem]:
-    """By what the message has, so that an invalid field isn't called missing."""
+def _exactly_one(
+    meant: Mapping[str, Any], one: str, other: str, *, misspelt: Collection[str] = ()
+) -> Iterator[Problem]:
+    """By what the message has, so that a field that is invalid, or misspelt, isn't called missing."""
     count = sum(key in meant for key in (one, other))
-    if count != 1:
+    if count != 1 and (count > 0 or {one, other}.isdisjoint(misspelt)):
         found = "neither is" if count == 0 else "both are"
         yield Problem(path=one, rule=f"exactly one of {one!r} and {other!r} must be given, but {found}")
 

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from pcapsvc.core.errors import Problem
 
 
-@dataclass(frozen=True, kw_only=True)
-class StartedCapture:
+class StartedCapture(msgspec.Struct, frozen=True, kw_only=True):
     """A capture that was started for a request."""
 
     capture_id: str
     interface: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class Accepted:
+class Accepted(msgspec.Struct, frozen=True, kw_only=True):
     """
     The captures were started.
 
@@ -32,8 +30,7 @@ class Accepted:
     warnings: tuple[Problem, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Ended:
+class Ended(msgspec.Struct, frozen=True, kw_only=True):
     """
     The captures of a request were ended, as another request asked.
 
@@ -43,20 +40,17 @@ class Ended:
     captures: tuple[StartedCapture, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class NotForThisNode:
+class NotForThisNode(msgspec.Struct, frozen=True, kw_only=True):
     """The request is addressed to other nodes."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Rejected:
+class Rejected(msgspec.Struct, frozen=True, kw_only=True):
     """The request is invalid, or this node can't meet it. Sending it again would not help."""
 
     problems: tuple[Problem, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Busy:
+class Busy(msgspec.Struct, frozen=True, kw_only=True):
     """
     The request is valid, but there is no capacity for it now.
 
@@ -69,8 +63,7 @@ class Busy:
 Verdict = Accepted | Ended | NotForThisNode | Rejected | Busy
 
 
-@dataclass(frozen=True, kw_only=True)
-class Receipt:
+class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     """
     Confirms that a destination has stored a capture.
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import UTC
 from email.utils import parsedate_to_datetime
+
+import msgspec
 
 #: The longest wait that a remote may ask for, in seconds. After days, nothing would be left to deliver.
 LONGEST_ASKED_SECONDS = 3600.0
@@ -13,8 +14,7 @@ LONGEST_ASKED_SECONDS = 3600.0
 _MOST_DOUBLINGS = 62
 
 
-@dataclass(frozen=True, kw_only=True)
-class RetryPolicy:
+class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
     """
     Exponential back-off with jitter: each failure doubles the delay, and up to half of it is taken
     off at random, so that what failed together is not repeated together.

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from pcapsvc.core.timestamp import rfc3339
 
 
-@dataclass(frozen=True, kw_only=True)
-class RollingPackets:
+class RollingPackets(msgspec.Struct, frozen=True, kw_only=True):
     """
     The newest packets of a capture, which released the others to make room for them.
 

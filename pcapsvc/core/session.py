@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from enum import Enum
+
+import msgspec
+from msgspec.structs import replace
 
 from pcapsvc.core.pcap_file import FILE_HEADER_BYTES, PACKET_HEADER_BYTES
 
@@ -16,9 +18,9 @@ _ANY_BATCH = 64
 # If fewer packets than this certainly fit, a batch without counting costs more than counting.
 _SMALLEST_UNCOUNTED_BATCH = 16
 
-# How long ago packets may have arrived when they are read, in seconds: time limits are as exact as that. The
-# kernel holds packets back for less.
-_LATE_SECONDS = 0.1
+#: Times hold within this, in seconds. So packets may have arrived that long ago when they are read: the
+#: kernel holds them back for less.
+EXACT_SECONDS = 0.1
 # How many late packets are compared with the time limits in one batch: that takes ten times as long as to
 # write them. If no limit can have passed, it is only done to see how late they are.
 _LARGEST_LATE_BATCH = 256
@@ -42,8 +44,7 @@ class StopReason(Enum):
     DEVICE_LOST = "device_lost"
 
 
-@dataclass(frozen=True, kw_only=True)
-class CaptureLimits:
+class CaptureLimits(msgspec.Struct, frozen=True, kw_only=True):
     """
     The limits of a capture. It ends when the first of them is reached.
 
@@ -64,8 +65,7 @@ class CaptureLimits:
     kept_seconds: float | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Batch:
+class Batch(msgspec.Struct, frozen=True, kw_only=True):
     """
     What may be read next.
 
@@ -159,6 +159,7 @@ class CaptureSession:
         # Whether the last batch had time stamps, and there is more.
         self._is_sampled = False
         self._batch_offset = self._offset
+        self._dropped = 0
         self.packets = 0
 
     def next_batch(self, now: float, wall: float) -> Batch:
@@ -190,18 +191,42 @@ class CaptureSession:
         return self._batch
 
     def _late_packets(self, now: float) -> LatePackets | None:
-        if now - self._complete_until <= _LATE_SECONDS or self._was_clock_set:
+        if now - self._complete_until <= EXACT_SECONDS or self._was_clock_set:
             return None
         if self._is_sampled and now < self.next_deadline():
             return None
+        return self._late(now)
+
+    def _late(self, now: float) -> LatePackets:
         return LatePackets(
             offset=self._offset,
-            earliest=self._complete_until - _LATE_SECONDS,
+            earliest=self._complete_until - EXACT_SECONDS,
             now=now,
             ends=self._ends,
             last_packet=self._last_packet,
             idle_seconds=self._idle_seconds,
         )
+
+    def stalled(self, now: float, wall: float) -> LatePackets | None:
+        """
+        What checks the packets of the batch that was just read, before it is L{recorded}, if the process had
+        no processor meanwhile: some may have arrived after a time limit.
+
+        @param wall: the time at C{now}, in seconds since the Unix epoch.
+
+        @return: L{None} if that can't be.
+        """
+        batch = self._batch
+        if batch is None or self._limits.is_rolling or (batch.late and batch.late.reason):
+            return None
+        if now - self._batch_began <= EXACT_SECONDS or now < self.next_deadline():
+            return None
+        self._batch_offset = wall - now
+        if self._was_clock_set:
+            return None
+        late = self._late(now)
+        self._batch = replace(batch, late=late)
+        return late
 
     @property
     def _was_clock_set(self) -> bool:
@@ -250,6 +275,15 @@ class CaptureSession:
         if self._limits.max_packets is not None and self.packets >= self._limits.max_packets:
             return StopReason.PACKETS
         return None if late is None else late.reason
+
+    def dropped(self, packets: int, now: float) -> None:
+        """
+        Take note of how many packets the kernel has dropped so far. Some have arrived as well if they have
+        become more, and nobody knows when: perhaps just now.
+        """
+        if packets > self._dropped:
+            self._last_packet = now
+        self._dropped = packets
 
     def is_behind(self) -> bool:
         """Whether there may be packets to read that arrived before the next deadline."""

@@ -15,12 +15,12 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+
+import msgspec
+from msgspec.structs import replace
 
 from pcapsvc.core.filter import Program
-
-# Link types, as libpcap numbers them.
-_ETHERNET, _LINUX_SLL = 1, 113
+from pcapsvc.core.link_type import ETHERNET, LINUX_SLL
 
 # Not octal ones, as libpcap reads those that begin with 0.
 _N = "(?:0|[1-9][0-9]{0,3})"
@@ -53,8 +53,7 @@ def vlan_text(numbers: Sequence[int]) -> str:
     return f"vlan and ({' or '.join(f'{_TAG}{number}' for number in numbers)})"
 
 
-@dataclass(frozen=True, kw_only=True)
-class VlanChoice:
+class VlanChoice(msgspec.Struct, frozen=True, kw_only=True):
     """
     A filter of which libpcap compiles one part only.
 
@@ -107,15 +106,15 @@ def vlan_choice(bpf: str, link_type: int) -> VlanChoice | None:
     @return: L{None} if libpcap can compile all of it, or if it means something else.
     """
     found = _VLANS.fullmatch(bpf)
-    if found is None and link_type == _LINUX_SLL:
+    if found is None and link_type == LINUX_SLL:
         found = _VLAN.fullmatch(bpf)
-    if found is None or link_type not in (_ETHERNET, _LINUX_SLL):
+    if found is None or link_type not in (ETHERNET, LINUX_SLL):
         return None
     choice, rest = found[1], found[2] or ""
     numbers = tuple(int(word) for word in choice.replace(_TAG, "").split(" or "))
     if max(numbers) > _NUMBER_BITS or _has_alternatives(rest):
         return None
-    if link_type == _LINUX_SLL:
+    if link_type == LINUX_SLL:
         return VlanChoice(numbers=numbers, bpf=rest, has_bytes=False)
     return VlanChoice(numbers=numbers, bpf=f"vlan and {rest}" if rest else "vlan", has_bytes=True)
 

@@ -106,6 +106,10 @@ class IPacketHandle(IPacketReader):
     index: int = Attribute("The index of the interface, as L{IStandbyPacketSystem.find} finds it.")
     snap_length: int = Attribute("How much it keeps of each packet, in bytes: at least what was asked for.")
 
+    is_named: bool = Attribute(
+        "Whether the interface has the name that was asked for, or is gone; true if finding out takes long."
+    )
+
     def is_up() -> bool:
         """Whether the interface exists and is up."""
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+import msgspec
 from twisted.internet.defer import Deferred
 from zope.interface import Attribute, Interface
 
@@ -30,8 +30,7 @@ class IProgressReporter(IReporter):
         """Whether it has a use for progress now. If nobody has, there are no such events."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Published:
+class Published(msgspec.Struct, frozen=True, kw_only=True):
     """
     What became of events that were to be published. Those that are in neither list are worth another attempt.
 

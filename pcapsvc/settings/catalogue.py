@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from pcapsvc.settings.section import (
     DestinationSection,
@@ -15,8 +15,7 @@ from pcapsvc.settings.section import (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Catalogue:
+class Catalogue(msgspec.Struct, frozen=True, kw_only=True):
     """
     The sections of the configuration, from which its tables, keys and options follow.
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from pcapsvc.core.text import SURROGATES
 from pcapsvc.net.pem import UnusableCertificates, read_certificates
 from pcapsvc.regular_file import read_regular_file
 from pcapsvc.settings.secret import Secret
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     import ssl
 
 _MOST_BYTES = 1024 * 1024
-_ONE_LINE = re.compile(r"[^\x00-\x1f\x7f]+")
+_ONE_LINE = re.compile(rf"[^\x00-\x1f\x7f{SURROGATES}]+")
 
 
 class BadLines(ValueError):
@@ -83,8 +84,13 @@ def absolute_path(path: str) -> str:
     """
     The absolute form of a path: a daemon leaves the directory in which it was started.
 
-    @raise ValueError: if that directory is gone.
+    @raise ValueError: if that directory is gone, or if the path has characters that no path can have in this
+        locale.
     """
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError as error:
+        raise ValueError(f"must be a path in the encoding of the locale, which is {error.encoding}") from None
     try:
         return os.path.abspath(path)
     except OSError:

@@ -23,6 +23,7 @@ from pcapsvc.settings.kinds import (
     Size,
     SnapLength,
     converted,
+    is_host,
     none_if_zero,
     one_of,
     whole_number,
@@ -72,7 +73,7 @@ class GeneralSettings(Section, frozen=True, kw_only=True):
     max_snap_length: SnapLength = field(name="maxsnaplength", default=MAX_SNAP_LENGTH)
     max_filter_characters: Count = field(name="maxfilter", default=512)
     promiscuous: Flag = True
-    node_name: Host = field(name="nodename", default_factory=socket.gethostname)
+    node_name: Host = field(name="nodename", default_factory=lambda: socket.gethostname())
     unknown_keys: Annotated[str, one_of("reject", "ignore")] = field(name="unknownkeys", default="reject")
     stop_timeout_seconds: Seconds = field(name="stoptimeout", default=20)
     max_request_age_seconds: SecondsOrNone | None = field(name="maxrequestage", default=60)
@@ -100,7 +101,13 @@ class GeneralSettings(Section, frozen=True, kw_only=True):
         }
 
     def problems(self, settings: Settings) -> Iterator[Problem]:
-        """Limits in order, and a known format."""
+        """A name, limits in order, and a known format."""
+        if not is_host(self.node_name):
+            yield Problem(
+                path="general.nodename",
+                value=shown(self.node_name),
+                rule="must be set, as the name of this host can't be used",
+            )
         yield from at_most(
             type(self),
             "defaulttimeout",

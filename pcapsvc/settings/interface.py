@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated
 
@@ -128,7 +127,7 @@ def history_problems(settings: Settings, paths: Mapping[str, str]) -> Iterator[P
                 rule=f"must be at most general.maxsnaplength, which is {general.max_snap_length}",
             )
         for problem in filter_problems(bounds.bpf, general.max_filter_characters):
-            yield dataclasses.replace(problem, path=f"{paths[name]}historyfilter")
+            yield msgspec.structs.replace(problem, path=f"{paths[name]}historyfilter")
     total = history_bytes(settings)
     if total and total + general.max_bytes > general.max_memory_bytes:
         yield Conflict(

@@ -8,6 +8,7 @@ values within the bounds.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Annotated, Any, get_args
 
@@ -16,6 +17,7 @@ from msgspec import Meta
 from pcapsvc.core.compression import ONE_OF_CHOICES
 from pcapsvc.core.endpoint import endpoint_url
 from pcapsvc.core.folder import checked_folder
+from pcapsvc.core.text import SURROGATES
 from pcapsvc.core.values import Filter, Flag, Folder, InterfaceName, InterfaceNames, Region, one_of
 from pcapsvc.settings.files import absolute_path, certificates_file, key_file, secret_file
 
@@ -102,11 +104,16 @@ def without_brackets(host: str) -> str:
     return host[1:-1] if host.startswith("[") and host.endswith("]") else host
 
 
+def is_host(text: str) -> bool:
+    """Whether a text that isn't from the file can be a L{Host}."""
+    return re.search(_HOST, text) is not None
+
+
 def _verification(given: str | bool) -> str | bool:
     return certificates_file(given) if isinstance(given, str) else given
 
 
-_ONE_LINE = r"[^\x00-\x1f\x7f-\x9f\u2028\u2029]"
+_ONE_LINE = rf"[^\x00-\x1f\x7f-\x9f\u2028\u2029{SURROGATES}]"
 
 Count = Annotated[int, whole_number(1, MOST)]
 Size = Annotated[int, whole_number(1, MOST, "a whole number of bytes,")]
@@ -117,10 +124,11 @@ Seconds = Annotated[int, whole_number(1, 10**9, "a whole number of seconds,")]
 SecondsOrNone = Annotated[int, whole_number(0, 10**9, "a whole number of seconds,"), converted(none_if_zero)]
 Port = Annotated[int, whole_number(1, 65535)]
 Line = Annotated[str, Meta(pattern=rf"\A{_ONE_LINE}+\Z", description="one line of text, not empty")]
+_HOST = rf"\A(?!.*[\s/])[^\x00-\x20\x7f-\x9f{SURROGATES}]{{1,255}}\Z"
 Host = Annotated[
     str,
     Meta(
-        pattern=r"\A(?!.*[\s/])[^\x00-\x20\x7f-\x9f]{1,255}\Z",
+        pattern=_HOST,
         description="a host name or address, without spaces or slashes",
     ),
 ]

@@ -6,7 +6,8 @@ import ipaddress
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+
+import msgspec
 
 from pcapsvc.core.errors import shown
 from pcapsvc.settings.files import (
@@ -56,8 +57,7 @@ _COLON_HINT = "; a colon within a value must be escaped with a backslash"
 _PATHS = ("address", "privateKey", "certKey", "extraCertChain", "dhParameters")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Listener:
+class Listener(msgspec.Struct, frozen=True, kw_only=True):
     """
     A server endpoint.
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+import msgspec
 import tomli
 
 from pcapsvc.core.errors import Problem, SettingsError, shown
-from pcapsvc.core.fields import check_fields, fields_by_key, unknown_key
+from pcapsvc.core.fields import check_fields, fields_by_key, misspelt, unknown_key
 from pcapsvc.core.names import canonical_names
 from pcapsvc.settings.broker import events_among_requests
 from pcapsvc.settings.catalogue import Catalogue
@@ -37,6 +37,8 @@ from pcapsvc.settings.section import (
 from pcapsvc.settings.settings import Settings
 
 _NONE_GIVEN: Mapping[str, Any] = MappingProxyType({})
+# At the end of a path: which entry of a list.
+_INDEX = re.compile(r"\[[0-9]+\]\Z")
 
 
 def load_settings(
@@ -71,7 +73,8 @@ def load_settings(
         interfaces=_read_interfaces(document or {}, problems, paths),
     )
     if document is not None:
-        problems += _broken_rules(settings, components, paths, {problem.path for problem in problems})
+        wrong = {_split(problem.path)[0] for problem in problems}
+        problems += _broken_rules(settings, components, paths, wrong)
     if problems:
         # The problem with a value that is inherited is that of its origin, and is reported once.
         raise SettingsError([*dict.fromkeys(_as_given(problem, origins) for problem in problems)])
@@ -84,18 +87,25 @@ def _as_given(problem: Problem, origins: Mapping[str, str]) -> Problem:
     but might, so a value that looks like one isn't shown.
     """
     credentials = problem.value is not None and "@" in problem.value
+    path, index = _split(problem.path)
     return Problem(
-        path=origins.get(problem.path, problem.path),
+        path=origins.get(path, path) + index,
         value=None if credentials else problem.value,
         rule=problem.rule,
     )
+
+
+def _split(path: str) -> tuple[str, str]:
+    """The path of a key, and which entry of its list, in brackets; an empty text if it is the key itself."""
+    index = _INDEX.search(path)
+    return (path, "") if index is None else (path[: index.start()], index[0])
 
 
 def _read_document(path: str, problems: list[Problem]) -> dict[str, Any] | None:
     try:
         text = read_text(path, may_be_pipe=True)
     except ValueError as error:
-        problems.append(Problem(path=path, rule=str(error)))
+        problems.append(Problem(path=path or shown(path), rule=str(error)))
         return None
     try:
         return tomli.loads(text)
@@ -145,6 +155,12 @@ def _unknown(name: str, path: str, known: Mapping[str, Collection[str]]) -> Prob
         homes = [table for table, keys in known.items() if name.casefold() in keys]
         if homes:
             return Problem(path=name, rule=f"is outside any section; it belongs in [{'] or ['.join(homes)}]")
+    # First as [local] dir, which is localdir in another section.
+    for key in (path + name.casefold(), name.casefold()):
+        homes = [f"{table}.{key}" for table, keys in known.items() if table and key in keys]
+        if len(homes) == 1:
+            # It is likelier than one of this section with a similar name.
+            return Problem(path=f"{path}.{name}", rule=f"is not a known key; did you mean {homes[0]!r}?")
     candidates = [*known.get(path, ()), *_tables_in(path, known)]
     return unknown_key(name, candidates, prefix=f"{path}." if path else "")
 
@@ -191,7 +207,7 @@ def _apply_options(
     for name, value in overrides.items():
         if name not in options:
             problem = unknown_key(name, options, prefix="--")
-            problems.append(dataclasses.replace(problem, rule=problem.rule.replace("key", "option")))
+            problems.append(msgspec.structs.replace(problem, rule=problem.rule.replace("key", "option")))
             continue
         option, section = options[name]
         table = tables.setdefault(section.table or "", {})
@@ -252,9 +268,19 @@ def _read_section(section: type[Section], table: Mapping[str, Any], problems: li
             try:
                 values[each.name] = conversion(values[each.name])
             except ValueError as error:
-                problems.append(Problem(path=prefix + key, value=shown(table[key]), rule=str(error)))
-                del values[each.name]
+                whole = Problem(path=prefix + key, value=shown(table[key]), rule=str(error))
+                entries = _entry_problems(conversion, prefix + key, values.pop(each.name))
+                problems += [*entries] or [whole]
     return section(**{**section.dependent_defaults(values), **values})
+
+
+def _entry_problems(conversion: Callable[[Any], Any], path: str, value: Any) -> Iterator[Problem]:
+    """The problems with single entries of a list."""
+    for index, entry in enumerate(value if isinstance(value, tuple) else ()):
+        try:
+            conversion((entry,))
+        except ValueError as error:
+            yield Problem(path=f"{path}[{index}]", value=shown(entry), rule=str(error))
 
 
 def _read_secret(table: Mapping[str, Any], secret: SecretKeys, prefix: str) -> tuple[Any, list[Problem]]:
@@ -308,7 +334,7 @@ def _read_interfaces(
         prefix = f"{INTERFACE}[{index}]."
         values, wrong = check_fields(InterfaceSettings, table, prefix=prefix)
         problems += [*wrong, *history_without_effect(table, prefix)]
-        if "name" not in table:
+        if "name" not in {*table, *misspelt(InterfaceSettings, table)}:
             problems.append(Problem(path=f"{prefix}name", rule="must be given"))
         elif "name" in values:
             if any(known.name == values["name"] for known in interfaces):

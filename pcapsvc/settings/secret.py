@@ -51,8 +51,8 @@ def secrets_in(value: Any) -> Iterator[str]:
     if isinstance(value, Secret):
         yield value.reveal()
     elif isinstance(value, msgspec.Struct):
-        for each in msgspec.structs.fields(type(value)):
-            yield from secrets_in(getattr(value, each.name))
+        for name in value.__struct_fields__:
+            yield from secrets_in(getattr(value, name))
     elif isinstance(value, Mapping):
         for each in value.values():
             yield from secrets_in(each)

@@ -10,7 +10,6 @@ are secret, and how the component is built.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import msgspec
@@ -31,8 +30,7 @@ if TYPE_CHECKING:
     from pcapsvc.settings.settings import Settings
 
 
-@dataclass(frozen=True, kw_only=True)
-class Option:
+class Option(msgspec.Struct, frozen=True, kw_only=True):
     """
     A command line option that overrides a key of its section.
 
@@ -51,8 +49,7 @@ class Option:
     implies: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class SecretKeys:
+class SecretKeys(msgspec.Struct, frozen=True, kw_only=True):
     """
     How a section is given a secret. Its field holds a L{pcapsvc.settings.secret.Secret}, or what C{read}
     returns.
@@ -70,8 +67,7 @@ class SecretKeys:
     read: Callable[[str], Any] | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Conflict(Problem):
+class Conflict(Problem, frozen=True, kw_only=True):
     """
     A broken rule about several keys. It is not reported if one of them has a problem of its own,
     because then its intended value is unknown.
@@ -82,14 +78,14 @@ class Conflict(Problem):
     others: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True)
-class BuildContext:
+class BuildContext(msgspec.Struct, frozen=True, kw_only=True):
     """
     What is available to a component when it is built.
 
     @ivar threads: makes a pool of up to N threads for the component alone, and returns a
         function that runs others in these threads. The pool starts and stops with the service.
-    @ivar destination_threads: the same, with as many threads as the concurrent attempts of a
+    @ivar patient_threads: the same, for work on captures: it waits a while if no thread can be started.
+    @ivar destination_threads: as C{threads}, with as many threads as the concurrent attempts of a
         destination need.
     @ivar wall_clock: the time in seconds since the Unix epoch.
     @ivar events: makes the events of the node.
@@ -99,6 +95,7 @@ class BuildContext:
     settings: Settings
     reactor: Any
     threads: Callable[[int], RunInThread]
+    patient_threads: Callable[[int], RunInThread]
     destination_threads: Callable[[], RunInThread]
     wall_clock: Callable[[], float]
     events: EventFactory

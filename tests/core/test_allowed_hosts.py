@@ -33,7 +33,7 @@ class HostTests(SynchronousTestCase):
             self.assertEqual(parse_host(text), host)
 
     def test_addresses(self) -> None:
-        """An address is recognised in its usual notation."""
+        """An address is recognized in its usual notation."""
         for text in ("192.0.2.1", "0.0.0.0", "[::1]", "[2001:DB8:0::1]", "[::ffff:10.0.0.1]"):
             self.assertEqual(parse_host(text), ip_address(text.strip("[]")))
 

@@ -64,7 +64,7 @@ class NodeTests(unittest.SynchronousTestCase):
         self.assertEqual(
             [*map(str, compression_warnings("zstd", self.choices))],
             [
-                "compress = 'zstd': can't be read by c, which gets gzip",
-                "compress = 'zstd': can't be read by d, which gets an uncompressed file",
+                'compress = "zstd": can\'t be read by c, which gets gzip',
+                'compress = "zstd": can\'t be read by d, which gets an uncompressed file',
             ],
         )

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
 from typing import Any
 
+from msgspec.structs import replace
 from twisted.trial import unittest
 
 from pcapsvc.core.condition_values import PROTOCOLS
 from pcapsvc.core.conditions import CONDITIONS
 from pcapsvc.core.errors import RequestRejected
-from pcapsvc.core.filter import names_needing_dns
+from pcapsvc.core.filter import FilterRejected, names_needing_dns
 from tests.chance import seeded
 from tests.core.test_request import BOUNDS, Requests, message
 from tests.examples import HealthCheck, given, settings, strategies
 
+NO_DIRECTION = "can't be used for packets of the past: their direction is not recorded on this interface"
 ADDRESS = "must be an IPv4 or IPv6 address; host names are not looked up"
 #: Of each field some values, and the filter that they mean.
 TRANSLATED: tuple[tuple[dict[str, Any], str], ...] = (
@@ -31,15 +32,15 @@ TRANSLATED: tuple[tuple[dict[str, Any], str], ...] = (
     ({"portrange": ["0-0", "65535-65535"]}, "portrange (0-0 or 65535-65535)"),
     ({"protocol": "TCP"}, "tcp"),
     ({"protocol": 0}, "proto 0"),
-    ({"protocol": ["icmp", "icmp6", "ospf", 255]}, "(icmp or icmp6 or proto 89 or proto 255)"),
+    ({"protocol": ["icmp", "icmp6", "ospf", 255]}, "icmp or icmp6 or proto 89 or proto 255"),
     ({"src": "192.0.2.1"}, "src host 192.0.2.1"),
     ({"dst": "192.0.2.1:443"}, "dst host 192.0.2.1 and dst port 443"),
     ({"dst": "[2001:db8::1]:443"}, "dst host 2001:db8::1 and dst port 443"),
     ({"src": "192.0.2.0/24"}, "src net 192.0.2.0/24"),
     (
         {"src": ["192.0.2.1:443", "2001:db8::/32", "::1", "10.0.0.1", "[::1]:0"]},
-        "(src host (::1 or 10.0.0.1) or src net 2001:db8::/32 or (src host 192.0.2.1 and src port 443)"
-        " or (src host ::1 and src port 0))",
+        "src host (::1 or 10.0.0.1) or src net 2001:db8::/32 or (src host 192.0.2.1 and src port 443)"
+        " or (src host ::1 and src port 0)",
     ),
     ({"net": "2001:db8::/48"}, "net 2001:db8::/48"),
     (
@@ -49,11 +50,13 @@ TRANSLATED: tuple[tuple[dict[str, Any], str], ...] = (
         " or (dst net 2001:db8::/32 and ip6[28:4] < 0x10000))"
         " and (dst net 2001:db8:1::/48 or (ip6 and ip6[24:4] < 0x80000000))",
     ),
-    ({"flags": "syn"}, "(tcp[tcpflags] & tcp-syn != 0 or (ip6[6] = 6 and ip6[53] & 0x02 != 0))"),
+    ({"flags": "syn"}, "tcp[tcpflags] & tcp-syn != 0 or (ip6[6] = 6 and ip6[53] & 0x02 != 0)"),
     (
         {"flags": ["SYN", "rst"]},
-        "(tcp[tcpflags] & (tcp-syn|tcp-rst) != 0 or (ip6[6] = 6 and ip6[53] & 0x06 != 0))",
+        "tcp[tcpflags] & (tcp-syn|tcp-rst) != 0 or (ip6[6] = 6 and ip6[53] & 0x06 != 0)",
     ),
+    ({"protocol": ["tcp", "udp"], "direction": ["in", "out"]}, "tcp or udp"),
+    ({"protocol": ["tcp", "udp"], "bpf": "port 53"}, "(tcp or udp) and (port 53)"),
     ({"vlan": 0}, "vlan 0"),
     ({"vlan": [7, 8]}, "vlan and (ether[14:2] & 0xfff = 7 or ether[14:2] & 0xfff = 8)"),
     ({"direction": "in"}, "inbound"),
@@ -184,7 +187,7 @@ class TranslationTests(Requests, unittest.SynchronousTestCase):
         self.assertEqual(request.filter, "host 192.0.2.1 and port 1")
 
     def test_field_of_the_filter(self) -> None:
-        """It is known which field a filter is from, if it is one."""
+        """What is wrong with a filter is reported of the field that it is from, if that is one."""
         for fields, wanted in (
             ({}, "bpf"),
             ({"bpf": "udp"}, "bpf"),
@@ -192,7 +195,38 @@ class TranslationTests(Requests, unittest.SynchronousTestCase):
             ({"host": "192.0.2.1", "port": 1}, "filter"),
             ({"host": "192.0.2.1", "bpf": "udp"}, "filter"),
         ):
-            self.assertEqual(self.parse(message(**fields)).filter_field, wanted)
+            request = self.parse(message(**fields))
+            [problem] = FilterRejected(request.filter, "is wrong").problems_of(request.filter_fields)
+            self.assertEqual((problem.path, problem.rule), (wanted, "is wrong"))
+
+    def test_field_at_fault(self) -> None:
+        """Of several fields, the one is reported that an interface has no use for."""
+        fields = self.parse(message(port=53, vlan=7, direction="in", bpf="udp")).filter_fields
+        for rule, wanted, said in (
+            (
+                "libpcap says: no VLAN support for Raw IP",
+                "vlan",
+                "can't be used on an interface without VLANs: libpcap says: no VLAN support for Raw IP",
+            ),
+            (NO_DIRECTION, "direction", NO_DIRECTION),
+        ):
+            [problem] = FilterRejected("udp", rule).problems_of(fields)
+            self.assertEqual((problem.path, problem.value, problem.rule), (wanted, None, said))
+            [problem] = FilterRejected("udp", rule).problems_of(["bpf"])
+            self.assertEqual((problem.path, problem.value, problem.rule), ("bpf", '"udp"', rule))
+
+    def test_syntax(self) -> None:
+        """Of several fields, C{bpf} is the one that can have an error of syntax."""
+        fields = self.parse(message(port=53, bpf="udp and")).filter_fields
+        said = "libpcap says: can't parse filter expression: syntax error"
+        [problem] = FilterRejected("port 53 and (udp and)", said).problems_of(fields)
+        self.assertEqual((problem.path, problem.value, problem.rule), ("bpf", None, said))
+
+    def test_second_vlan(self) -> None:
+        """On all interfaces, C{vlan} is right, and what C{bpf} asks for behind it may not be."""
+        rejection = FilterRejected("vlan 8", "libpcap says: no VLAN support for Linux cooked v1")
+        [problem] = rejection.about("vlan 7 and (vlan 8)").problems_of(["vlan", "bpf"])
+        self.assertEqual((problem.path, problem.value), ("filter", '"vlan 7 and (vlan 8)"'))
 
 
 class BadValuesTests(Requests, unittest.SynchronousTestCase):

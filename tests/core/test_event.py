@@ -68,12 +68,12 @@ PAYLOADS: list[tuple[str, Payload, dict[str, Any]]] = [
         "pcapsvc.request.accepted",
         RequestAccepted(
             captures=(StartedCapture(capture_id="abc", interface="eth0"),),
-            warnings=(Problem(path="tags", value="'a\\nb'", rule="should be one line"),),
+            warnings=(Problem(path="tags", value='"a\\nb"', rule="should be one line"),),
         ),
         {
             "captures": [{"id": "abc", "interface": "eth0"}],
             "problems": [],
-            "warnings": [{"path": "tags", "value": "'a\\nb'", "rule": "should be one line"}],
+            "warnings": [{"path": "tags", "value": '"a\\nb"', "rule": "should be one line"}],
         },
     ),
     (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import json
 import time
 from typing import Annotated
 
@@ -38,7 +40,7 @@ class CheckFieldsTests(unittest.SynchronousTestCase):
         self.assertEqual(values, {"token": "abc"})
         self.assertEqual(
             [str(problem) for problem in problems],
-            ["t.class = 10: must be a digit but 0", "t.word = 'longer': must be a short word"],
+            ["t.class = 10: must be a digit but 0", 't.word = "longer": must be a short word'],
         )
 
     def test_secrets(self) -> None:
@@ -55,6 +57,15 @@ class CheckFieldsTests(unittest.SynchronousTestCase):
         )
         self.assertEqual(check_fields(Table, {"class_": 5}, ignore_unknown=True), ({}, []))
 
+    def test_called_otherwise(self) -> None:
+        """The hint for what answers call a filter is what requests call it, if the table has that."""
+        for key in ("filter", "Filter"):
+            rule = unknown_key(key, ("folder", "bpf")).rule
+            self.assertEqual(rule, "is not a known key; did you mean 'bpf'?")
+        self.assertEqual(
+            unknown_key("filter", ("folder",)).rule, "is not a known key; did you mean 'folder'?"
+        )
+
     def test_nearest(self) -> None:
         """The most similar name is found regardless of case, and none if none is similar."""
         self.assertIn("'word'", unknown_key("WRD", ["word", "class"]).rule)
@@ -70,10 +81,24 @@ class ShownTests(unittest.SynchronousTestCase):
 
     def test_short(self) -> None:
         """A short value is shown in full, and a long one shortened."""
-        self.assertEqual(shown("a\n"), "'a\\n'")
+        self.assertEqual(shown("a\n"), r'"a\n"')
         self.assertEqual(len(shown("x" * 5000)), 81)
         self.assertEqual(shown_words("a\n'b'"), "a\\n'b'")
         self.assertEqual(shown_words("x" * 5000), "x" * 80 + "…")
+
+    def test_notation(self) -> None:
+        """A value is shown as a sender of JSON, or the author of a TOML file, would write it."""
+        for value in (
+            *(None, True, False, 7, -0.5, 1e300, "", "it's", 'a "b"', "\\", "caf\u00e9 \U0001f600"),
+            *([], [1, "a", None], {}, {"a": {"b": [True, "x'y"]}}),
+        ):
+            self.assertEqual(json.loads(shown(value)), value)
+            self.assertEqual(shown(value), json.dumps(value, ensure_ascii=False))
+        for text in ("\x00\x1b[2J", "\u202e\u2028", "\ud800", "\U000e0001", "a\tb"):
+            self.assertTrue(shown(text).isprintable())
+            self.assertEqual(json.loads(shown(text)), text)
+        self.assertEqual(shown(datetime.date(1979, 5, 27)), "1979-05-27")
+        self.assertEqual(shown(1 << 20_000), f"{hex(1 << 20_000)[:80]}…")
 
     def test_nested(self) -> None:
         """A value may be nested as deeply as it likes."""
@@ -120,7 +145,7 @@ class CostTests(unittest.SynchronousTestCase):
             "x" * 10**6,
         ):
             self.assertEqual(len(shown(value)), 81)
-            self.assertTrue(repr(value).startswith(shown(value)[:-1]), shown(value))
+            self.assertTrue(json.dumps(value).startswith(shown(value)[:-1]), shown(value))
         for _ in range(100):
             shown([[]] * 30_000)
             shown_words("x" * 10**6)

@@ -58,6 +58,53 @@ class MaskTests(unittest.SynchronousTestCase):
             self.assertEqual(mask(text), text)
             self.assertLess(time.process_time() - began, 0.5)
 
+    def test_almost(self) -> None:
+        """What is almost a secret costs little in any notation: no character can be read in two ways."""
+        for secret in ("0123456789abcdef01234567", '<&"=+/' * 2, "\u00e9\u00df" * 12, "\U0001f600" * 12):
+            for spelled in (
+                "".join(f"\\u{ord(one):04x}" for one in secret),
+                "".join(f"\\x{ord(one):02x}" for one in secret),
+                "".join(f"\\x{byte:02x}" for byte in secret.encode()),
+                "".join(f"%{byte:02x}" for byte in secret.encode()),
+                "".join(f"&#{ord(one)};" for one in secret),
+                json.dumps(secret)[1:-1],
+                html.escape(secret),
+                html.escape(html.escape(secret)),
+            ):
+                text = f"{secret} {spelled[:-1]}!"
+                began = time.process_time()
+                self.assertEqual(Mask([secret])(text), f"{HIDDEN} {spelled[:-1]}!", spelled)
+                self.assertLess(time.process_time() - began, 0.5)
+
+    def test_backslashes(self) -> None:
+        """
+        A secret that has many backslashes is hidden in any notation, and what is almost that costs little,
+        though a backslash may also begin the notation of what follows it.
+        """
+        for secret in (
+            "ab" + "\\" * 9 + "c",
+            "\\'" * 9 + "c",
+            "\\\n" * 6 + "c",
+            "\\\u00e9" * 6 + "c",
+            "abcdefg\\",
+        ):
+            once = json.dumps(secret)[1:-1]
+            for spelled in (
+                secret,
+                once,
+                json.dumps(once)[1:-1],
+                repr(secret)[1:-1],
+                ascii(secret)[1:-1],
+                quote_plus(secret),
+            ):
+                began = time.process_time()
+                self.assertNotIn("ab", Mask([secret])(f"%25 {spelled}."), spelled)
+                self.assertIn(HIDDEN, Mask([secret])(f"%25 {spelled}."), spelled)
+                if secret.endswith("c"):
+                    almost = f"%25 {spelled[:-1]}!"
+                    self.assertEqual(Mask([secret])(almost), almost)
+                self.assertLess(time.process_time() - began, 0.5, spelled)
+
     def test_queries(self) -> None:
         """The queries of URLs are hidden, in any notation, as they may have signatures; again or once."""
         for text, expected in (

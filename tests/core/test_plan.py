@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
+from msgspec.structs import replace
 from twisted.trial import unittest
 
 from pcapsvc.core.compression import CompressionChoice
@@ -58,7 +58,7 @@ class PlanTests(unittest.SynchronousTestCase):
 
     def test_format(self) -> None:
         """The format is the request's, or else the node's."""
-        node = dataclasses.replace(NODE, format="other")
+        node = replace(NODE, format="other")
         self.assertEqual([each.format for each in self.plans(node, interface=("eth0",))], ["other"])
         [plan] = self.plans(node, interface=("eth0",), format="pcap")
         self.assertEqual(plan.format, "pcap")
@@ -66,7 +66,7 @@ class PlanTests(unittest.SynchronousTestCase):
     def test_compressions(self) -> None:
         """Each destination has its compression. What the sender should know is added to the warnings."""
         choices = {"a": CompressionChoice(usual="gzip"), "b": CompressionChoice(readable=("none",))}
-        node = dataclasses.replace(NODE, compressions=choices)
+        node = replace(NODE, compressions=choices)
         warning = Problem(path="tags", rule="was cut")
         [plan] = self.plans(node, interface=("eth0",), warnings=(warning,))
         self.assertEqual((plan.compressions, plan.warnings), ({"a": "gzip", "b": "none"}, (warning,)))
@@ -92,7 +92,7 @@ class PlanTests(unittest.SynchronousTestCase):
         self.assertEqual((plan.limits.max_bytes, plan.limits.duration_seconds), (1000, 5))
         self.assertEqual((plan.limits.kept_seconds, plan.most_bytes), (30, 1000))
         self.assertEqual(
-            plan.look_back, LookBack(seconds=30, snap_length=500, since=NOW - 30, is_optional=True)
+            plan.look_back, LookBack(seconds=30, snap_length=500, since=NOW - 30, until=NOW, is_optional=True)
         )
         [plan] = self.plans(interface=("eth0",), rolling=False, before=30)
         self.assertEqual((plan.limits.is_rolling, plan.limits.kept_seconds), (False, None))
@@ -126,29 +126,34 @@ class PlanTests(unittest.SynchronousTestCase):
         """If nobody knows when a request was sent, it looks back from now."""
         plans = self.plans(interface=("eth0", "eth1"), before=30)
         self.assertEqual(
-            [plan.look_back for plan in plans], [LookBack(seconds=30, snap_length=500, since=NOW - 30)] * 2
+            [plan.look_back for plan in plans],
+            [LookBack(seconds=30, snap_length=500, since=NOW - 30, until=NOW)] * 2,
         )
 
     def test_past_and_flags(self) -> None:
         """What a request says of the past is in the plan."""
         [plan] = self.plans(interface=("eth0",), before=30, pastonly=True, beforeoptional=True)
-        expected = LookBack(seconds=30, snap_length=500, since=NOW - 30, past_only=True, is_optional=True)
+        expected = LookBack(
+            seconds=30, snap_length=500, since=NOW - 30, until=NOW, past_only=True, is_optional=True
+        )
         self.assertEqual(plan.look_back, expected)
 
     def test_past_since_it_was_sent(self) -> None:
         """The past counts back from when the request was sent, however long it was under way."""
         [plan] = self.plans(interface=("eth0",), before=30, sent_at=NOW - 50.5)
-        self.assertEqual(plan.look_back, LookBack(seconds=30, snap_length=500, since=NOW - 80.5))
+        self.assertEqual(plan.look_back, LookBack(seconds=30, snap_length=500, since=NOW - 80.5, until=NOW))
 
     def test_sent_in_the_future(self) -> None:
         """A broker whose clock is ahead doesn't cut the past short."""
         [plan] = self.plans(interface=("eth0",), before=30, sent_at=NOW + 100)
-        self.assertEqual(plan.look_back, LookBack(seconds=30, snap_length=500, since=NOW - 30))
+        self.assertEqual(plan.look_back, LookBack(seconds=30, snap_length=500, since=NOW - 30, until=NOW))
 
     def test_sent_ages_ago(self) -> None:
         """A broker whose clock is far behind has no past reach further than any can."""
         [plan] = self.plans(interface=("eth0",), before=30, sent_at=0.0)
-        self.assertEqual(plan.look_back, LookBack(seconds=30, snap_length=500, since=NOW - LONGEST_SECONDS))
+        self.assertEqual(
+            plan.look_back, LookBack(seconds=30, snap_length=500, since=NOW - LONGEST_SECONDS, until=NOW)
+        )
 
     def test_unknown_alias(self) -> None:
         """An alias that is not known means nothing here."""
@@ -161,6 +166,9 @@ class PlanTests(unittest.SynchronousTestCase):
         self.assertEqual(plan.most_bytes, 24 + 2 * 116)
         [plan] = self.plans(interface=("eth0",), packets=2, snap=100, bytes=200)
         self.assertEqual(plan.most_bytes, 200)
+        # A cooked handle keeps 21 bytes, however few are asked for.
+        [plan] = self.plans(interface=("eth0",), packets=2, snap=1)
+        self.assertEqual(plan.most_bytes, 24 + 2 * 37)
 
     def test_one_known_alias(self) -> None:
         """Beside one that is known, an unknown alias is another node's."""
@@ -175,6 +183,6 @@ class PlanTests(unittest.SynchronousTestCase):
     def test_disabled_destination(self) -> None:
         """If nothing is delivered to a destination, what a request says of it is left out."""
         disabled = (OptionFields(destination="s3", structure=S3Options),)
-        node = dataclasses.replace(NODE, bounds=dataclasses.replace(BOUNDS, options=disabled))
+        node = replace(NODE, bounds=replace(BOUNDS, options=disabled))
         [plan] = self.plans(node, interface=("eth0",), options={"s3": {"bucket": "b", "folder": "f"}})
         self.assertEqual(plan.options, {})

@@ -23,6 +23,15 @@ from tests.examples import strategies as st
 class BodyTests(Requests, unittest.SynchronousTestCase):
     """Bodies that are no requests."""
 
+    def test_too_many_keys(self) -> None:
+        """More keys than any request has are not looked at: of 64 KiB of them, that would take 15 ms."""
+        body = json.dumps({"node": "any", **{f"k{at}": 1 for at in range(4000)}}).encode()
+        for ignored in (False, True):
+            self.assertEqual(
+                {"request": "must have up to 1000 keys, and has 4001"},
+                self.problems(body, ignore_unknown=ignored),
+            )
+
     def test_no_object(self) -> None:
         """Anything but a JSON object is rejected, and the message says so."""
         good = message()
@@ -45,6 +54,21 @@ class BodyTests(Requests, unittest.SynchronousTestCase):
         ):
             self.assertEqual(list(self.problems(body)), ["request"], body)
             self.assertIn("must be a JSON object", self.problems(body)["request"])
+
+    def test_not_json(self) -> None:
+        """What is not JSON at all is told from JSON that is not an object, and from an incomplete object."""
+        for body, found in (
+            (b"", "is empty"),
+            (b" \n", "is empty"),
+            (b"foo", "is not JSON"),
+            (b"node=any", "is not JSON"),
+            (b"{node: 1}", "is not valid JSON: object keys must be strings (byte 1)"),
+            (b'{"node": "any"', "is incomplete"),
+            (b"[", "is not an object"),
+            (b"[]", "is not an object"),
+            (b"null", "is not an object"),
+        ):
+            self.assertEqual(self.problems(body), {"request": f"must be a JSON object, but {found}"}, body)
 
     def test_size(self) -> None:
         """A body of 64 KiB is read, and a longer one is not."""
@@ -87,7 +111,7 @@ class BodyTests(Requests, unittest.SynchronousTestCase):
                 )
         # The backslash is escaped, and what follows it isn't an escape sequence.
         self.assertEqual(self.parse(message(tags=r"\ud800")).tags, r"\ud800")
-        self.assertIn("must be a JSON object (", self.problems(message(tags=r"\ud800")[:-1])["request"])
+        self.assertIn("must be a JSON object", self.problems(message(tags=r"\ud800")[:-1])["request"])
 
     def test_numbers_out_of_range(self) -> None:
         """A number that is too large to be represented is a problem of its field, like any other."""

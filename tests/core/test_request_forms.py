@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
+from msgspec.structs import replace
 from twisted.trial import unittest
 
 from tests.core.test_request import BOUNDS, Requests, message

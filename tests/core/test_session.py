@@ -88,6 +88,17 @@ class LateTests(unittest.SynchronousTestCase):
         self.assertAlmostEqual(followed.next_deadline(), 1005.5)
         self.assertEqual(self.read(followed, 1005.6, 1005.55), (0, StopReason.IDLE))
 
+    def test_dropped(self) -> None:
+        """Packets that the ring had no room for arrived after those in it: the capture wasn't idle."""
+        followed = session(idle=3)
+        followed.dropped(0, 1000.05)
+        self.assertEqual(self.read(followed, 1000.05, 1000.04), (1, None))
+        followed.dropped(47, 1008)
+        self.assertEqual(self.read(followed, 1008, 1001, 1003, 1007.9), (3, None))
+        followed.dropped(47, 1008.01)
+        self.assertIsNone(followed.time_passed(1010.9))
+        self.assertIs(followed.time_passed(1011.1), StopReason.IDLE)
+
     def test_first_of_both(self) -> None:
         """Of a gap and the end, whichever came first is the reason."""
         followed = session(idle=1, duration=2)

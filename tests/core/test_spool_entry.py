@@ -209,7 +209,7 @@ class SpoolEntryTests(unittest.SynchronousTestCase):
             (b"[" * 60_000, "is not JSON"),
             (b" " * 70_000, "is longer than 65536 bytes"),
             (b"[]", "is not a pcapsvc manifest"),
-            (b"{}", "has the unknown version None; the latest known is 2"),
+            (b"{}", "has the unknown version null; the latest known is 2"),
             (self.changed(v=3), "has the unknown version 3; the latest known is 2"),
             (self.changed(tags=None), "missing required field `tags`"),
             (self.changed(name="../../etc/passwd"), "$.name"),

@@ -40,7 +40,11 @@ class StopTests(unittest.SynchronousTestCase):
         """Without a value it is a request to capture, as any other is."""
         for nothing in (None, ""):
             self.assertEqual(self.parse(stop=nothing, interface=["eth0"]), self.parse(interface=["eth0"]))
-            self.assertEqual(list(self.problems(stop=nothing)), ["interface"])
+            problems = self.problems(stop=nothing)
+            self.assertEqual(list(problems), ["stop", "interface"])
+            self.assertEqual(problems["stop"], "is not given, so this is a request to capture")
+        self.assertEqual(list(self.problems()), ["interface"])
+        self.assertEqual(list(self.problems(stop="", snap="x", interface=["eth0"])), ["snap"])
 
     def test_not_text(self) -> None:
         """It must be one line of text of 1 to 128 characters."""
@@ -84,5 +88,5 @@ class StopTests(unittest.SynchronousTestCase):
         """No destination may have an option of this name."""
         structure = msgspec.defstruct("Options", [("stop", str | None, None)])
         options = (OptionFields(destination="x", structure=structure),)
-        bounds = {name: getattr(BOUNDS, name) for name in BOUNDS.__dataclass_fields__}
+        bounds = {name: getattr(BOUNDS, name) for name in BOUNDS.__struct_fields__}
         self.assertRaises(TypeError, RequestBounds, **{**bounds, "options": options})

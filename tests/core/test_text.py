@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import time
 from urllib.parse import quote, quote_plus
 
 from twisted.trial import unittest
@@ -34,6 +35,21 @@ class OneLineTests(unittest.SynchronousTestCase):
         self.assertEqual(one_line(r"k\1", secrets=secrets), r"[\1]")
         self.assertEqual(one_line("abcd s3cret", most=8, secrets=(("s3cret", "*"),)), "abcd *")
         self.assertEqual(without_secrets("a\nb", secrets), "a\nb")
+
+    def test_long(self) -> None:
+        """Of a long text only the beginning is looked at, and no beginning of a secret is left at its end."""
+        secret = "s3cret-token"
+        for text in (
+            secret * 10_000,
+            f"{secret}\n\n\n" * 10_000,
+            "".join(f"%{ord(c):02x}" for c in secret) * 5000,
+        ):
+            for start in range(30):
+                line = one_line("x" * start + text, most=5000, secrets=((secret, "*"),))
+                self.assertRegex(line, r"\Ax*[* ]+…\Z")
+        began = time.process_time()
+        self.assertEqual(one_line("\\" * 1_000_000, secrets=((secret, "*"),)), "\\" * 300 + "…")
+        self.assertLess(time.process_time() - began, 0.5)
 
     def test_notations(self) -> None:
         """A secret is recognized in the notations of URLs, JSON, HTML and Python, one inside another."""
