@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+import msgspec
+
+from pcapsvc.kernel_file import read_kernel_file
 
 MIB = 1 << 20
 
@@ -21,8 +24,7 @@ PROCESS_BYTES = 64 * MIB
 _UNLIMITED = 1 << 60
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Files:
+class _Files(msgspec.Struct, frozen=True, kw_only=True):
     """The files of a version, in a group's directory."""
 
     limits: tuple[str, ...]
@@ -65,7 +67,7 @@ class ProcessMemory:
             for directory, files in self._groups[:1]
             if files is _VERSION_1
         ]
-        total = _meminfo(self._meminfo).get("MemTotal")
+        total = _meminfo(self._meminfo, "MemTotal")
         return min((limit for limit in (*limits, *above, total) if limit is not None), default=None)
 
     def at_most(self, wanted_bytes: int) -> int:
@@ -86,7 +88,7 @@ class ProcessMemory:
         free = [
             room for directory, files in self._groups if (room := _free(directory, files, enough)) is not None
         ]
-        available = _meminfo(self._meminfo).get("MemAvailable")
+        available = _meminfo(self._meminfo, "MemAvailable")
         return min([*free, *([] if available is None else [available])], default=None)
 
 
@@ -152,14 +154,11 @@ def _statistics(directory: str) -> dict[str, int]:
     return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdecimal()}
 
 
-def _meminfo(path: str) -> dict[str, int]:
-    found = {}
-    for line in _read(path).splitlines():
-        name, _, value = line.partition(":")
-        words = value.split()
-        if words and words[0].isdecimal():
-            found[name] = int(words[0]) * 1024
-    return found
+def _meminfo(path: str, name: str) -> int | None:
+    """One of the host's figures, in bytes; L{None} if it isn't there."""
+    _, _, rest = f"\n{_read(path)}".partition(f"\n{name}:")
+    words = rest.split(None, 1)
+    return int(words[0]) * 1024 if words and words[0].isdecimal() else None
 
 
 def _number(text: str) -> int | None:
@@ -170,8 +169,7 @@ def _number(text: str) -> int | None:
 def _read(path: str) -> str:
     """A file's text; empty if it can't be read, because then there is nothing to be known."""
     try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            return file.read()
+        return os.fsdecode(read_kernel_file(path))
     except OSError:
         return ""
 

@@ -19,6 +19,7 @@ from twisted.logger import (
 from zope.interface import implementer
 
 from pcapsvc.core.log_budget import LogBudget
+from pcapsvc.core.text import SURROGATES
 from pcapsvc.host.log_limit import importance_of, kind_of
 from pcapsvc.host.log_text import text_of
 
@@ -29,7 +30,7 @@ _MAX_CHARACTERS = 8000
 # The datagram socket of the local syslog.
 _ADDRESS = "/dev/log"
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_CONTROL = re.compile(rf"[\x00-\x1f\x7f-\x9f\u2028\u2029{SURROGATES}]")
 
 # The least severity of each level (RFC 5424, section 6.2.1, table 2). Lower numbers are more severe.
 _SEVERITIES = {LogLevel.warn: 4, LogLevel.error: 3, LogLevel.critical: 2}

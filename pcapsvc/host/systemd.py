@@ -5,11 +5,19 @@ from __future__ import annotations
 import socket
 
 from twisted.application.service import Service
-from twisted.internet.interfaces import IReactorCore
+from twisted.internet.interfaces import IDelayedCall, IReactorCore, IReactorTime
 from twisted.logger import Logger
 
 # What the process needs to exit, after the stop.
 _MARGIN_SECONDS = 5
+# If the manager is so busy that its socket has no room: how soon to try again, and for how long. Without
+# READY=1, it would end the service after a while (systemd.service(5), TimeoutStartSec).
+_AGAIN_SECONDS = 0.1
+_PATIENCE_SECONDS = 60.0
+
+
+class INotifyingReactor(IReactorCore, IReactorTime):
+    """What it takes to notify."""
 
 
 class Readiness(Service):
@@ -23,10 +31,13 @@ class Readiness(Service):
 
     _log = Logger()
 
-    def __init__(self, reactor: IReactorCore, address: str | None, *, stop_timeout_seconds: float) -> None:
+    def __init__(
+        self, reactor: INotifyingReactor, address: str | None, *, stop_timeout_seconds: float
+    ) -> None:
         self._reactor = reactor
         self._address = address
         self._stop_seconds = stop_timeout_seconds + _MARGIN_SECONDS
+        self._again: IDelayedCall | None = None
 
     def startService(self) -> None:
         """Notify that the service is ready, as soon as the reactor runs."""
@@ -43,16 +54,24 @@ class Readiness(Service):
             self._notify("READY=1")
 
     def _notify(self, state: str) -> None:
-        if not self._address:
-            return
-        # unix(7): an abstract address begins with a null byte, which no variable can hold.
-        address = f"\0{self._address[1:]}" if self._address.startswith("@") else self._address
+        """Notify of a state, which replaces one that could not be sent yet."""
+        if self._again is not None and self._again.active():
+            self._again.cancel()
+        if self._address:
+            # unix(7): an abstract address begins with a null byte, which no variable can hold.
+            address = f"\0{self._address[1:]}" if self._address.startswith("@") else self._address
+            self._send(address, state, self._reactor.seconds() + _PATIENCE_SECONDS)
+
+    def _send(self, address: str, state: str, until: float) -> None:
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
                 manager.setblocking(False)
                 manager.connect(address)
                 manager.send(state.encode())
         except OSError as error:
+            if isinstance(error, BlockingIOError) and self._reactor.seconds() < until:
+                self._again = self._reactor.callLater(_AGAIN_SECONDS, self._send, address, state, until)
+                return
             self._log.warn(
                 "could not send {state!r} to the service manager: {error}", state=state, error=error
             )

@@ -36,7 +36,7 @@ class FanOutReporter:
         """Pass on an event."""
         concerned: Sequence[IReporter] = self._reporters
         if isinstance(event.data, CaptureProgress):
-            concerned = [each for each in self._progress_reporters if each.wants_progress()]
+            concerned = [each for each in self._progress_reporters if self._wants_progress(each)]
         for reporter in concerned:
             try:
                 reporter.report(event)
@@ -45,4 +45,11 @@ class FanOutReporter:
 
     def wants_progress(self) -> bool:
         """Whether any of them has a use for progress."""
-        return any(reporter.wants_progress() for reporter in self._progress_reporters)
+        return any(self._wants_progress(reporter) for reporter in self._progress_reporters)
+
+    def _wants_progress(self, reporter: IProgressReporter) -> bool:
+        try:
+            return reporter.wants_progress()
+        except Exception:  # noqa: BLE001 - neither that of the others
+            self._log.failure("internal error in {reporter}", reporter=type(reporter).__name__)
+            return False

@@ -51,13 +51,11 @@ class CaptureList(Resource):
 
     def render_GET(self, request: Any) -> Answer:
         """The captures, the newest first."""
-        given = Parameters(request, ("state", "requestid", "limit"))
-        wanted = given.choice("state", CAPTURE_STATES)
-        ids = self._places.captures.ids(
-            wanted,
-            requestid=given.text("requestid"),
-            limit=given.number("limit", 1, MOST_LISTED, DEFAULT_LIMIT),
-        )
+        with Parameters(request, ("state", "requestid", "limit")) as given:
+            wanted = given.choice("state", CAPTURE_STATES)
+            requestid = given.text("requestid")
+            limit = given.number("limit", 1, MOST_LISTED, DEFAULT_LIMIT)
+        ids = self._places.captures.ids(wanted, requestid=requestid, limit=limit)
         return json_list(self._places.reactor, "captures", self._states(ids, wanted))
 
     def _states(self, ids: Sequence[str], wanted: str | None) -> Iterator[Mapping[str, Any]]:

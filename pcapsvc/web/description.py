@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from pcapsvc.net.http_resource import Answer, Resource
@@ -21,7 +21,7 @@ class Description(Resource):
 
     def __init__(self) -> None:
         super().__init__()
-        self._document = files("pcapsvc.web").joinpath("openapi.json").read_bytes()
+        self._document = Path(__file__).with_name("openapi.json").read_bytes()
 
     def render_GET(self, request: Any) -> Answer:
         """See L{Resource}."""

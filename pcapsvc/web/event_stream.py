@@ -14,21 +14,20 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import msgspec
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer
 from zope.interface import implementer
 
-from pcapsvc.core.errors import Problem, shown
+from pcapsvc.core.errors import Problem
 from pcapsvc.core.event import CaptureProgress, Event, Payload
 from pcapsvc.core.labels import Labels
 from pcapsvc.core.result import StartedCapture
 from pcapsvc.interfaces.reports import IProgressReporter
-from pcapsvc.net.http_problems import bad_parameter
 from pcapsvc.net.http_resource import Answer, AnswerCut, HTTPProblem, Resource
 from pcapsvc.web.query import Parameters
 from pcapsvc.web.stream import Stream
@@ -64,8 +63,7 @@ _TYPE_RULE = "must be a type of event, or the words that several begin with, suc
 RETRY_AFTER_SECONDS = 10
 
 
-@dataclass(frozen=True, kw_only=True)
-class Filter:
+class Filter(msgspec.Struct, frozen=True, kw_only=True):
     """
     Which events a reader wants.
 
@@ -85,8 +83,7 @@ class Filter:
         return not self.types or any(f"{type}.".startswith(f"{each}.") for each in self.types)
 
 
-@dataclass(frozen=True)
-class _Kept:
+class _Kept(msgspec.Struct, frozen=True, dict=True):
     """
     An event that is kept.
 
@@ -122,7 +119,7 @@ def _text_bytes(value: Any) -> int:
         case tuple():
             return sum(map(_text_bytes, value))
         case Labels() | Payload() | Problem() | StartedCapture():
-            return sum(map(_text_bytes, vars(value).values()))
+            return sum(_text_bytes(getattr(value, name)) for name in value.__struct_fields__)
     return 0
 
 
@@ -330,13 +327,13 @@ class Events(Resource):
 
     def render_GET(self, request: Any) -> Answer:
         """The events that happen from now on, or since one that the client has."""
-        given = Parameters(request, ("requestid", "type"), repeatable=("type",))
-        types = tuple(dict.fromkeys(given.all("type")))
         known = [each.type for each in Payload.__subclasses__()]
-        for type in types:
-            if not any(map(Filter(types=(type,)).accepts_type, known)):
-                raise bad_parameter(Problem(path="type", value=shown(type), rule=_TYPE_RULE))
-        filter = Filter(requestid=given.text("requestid"), types=types)
+        with Parameters(request, ("requestid", "type"), repeatable=("type",)) as given:
+            types = tuple(dict.fromkeys(given.all("type")))
+            for type in types:
+                if not any(map(Filter(types=(type,)).accepts_type, known)):
+                    given.reject("type", _TYPE_RULE, type)
+            filter = Filter(requestid=given.text("requestid"), types=types)
         last_id = request.header("Last-Event-ID") or None
         return Answer(
             media_type="text/event-stream",

@@ -6,21 +6,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 from twisted.internet.defer import CancelledError, Deferred, TimeoutError
 from twisted.internet.interfaces import IReactorTime
 
 from pcapsvc.core.body import Fields
 from pcapsvc.core.conditions import CONDITIONS, ConditionFields, condition_problems, filter_of
 from pcapsvc.core.errors import CaptureUnavailable, NodeBusy, Problem, RequestRejected, shown
-from pcapsvc.core.fields import check_fields, rule_of
+from pcapsvc.core.fields import check_fields, misspelt, rule_of
 from pcapsvc.core.filter import FilterRejected
 from pcapsvc.core.nothing import means_nothing, nothings_of
 from pcapsvc.core.rate import RequestRate
 from pcapsvc.core.request import filter_problems
-from pcapsvc.core.values import Filter, Name
+from pcapsvc.core.values import Filter, one_line
 from pcapsvc.interfaces.capture import IHostInterfaces
 from pcapsvc.net.http_problems import busy, request_rejected
 from pcapsvc.net.http_resource import Answer, HTTPProblem, Resource
@@ -39,16 +39,19 @@ _HERE = "POST /filters"
 _INSTRUCTION_BYTES = 8
 
 
+# The name, or an alias, of an interface. A request has a list of them, so the rule says that this is none.
+_OneInterface = Annotated[str, one_line(255, "one name, not a list: text")]
+
+
 class _FilterFields(ConditionFields, frozen=True, kw_only=True):
     bpf: Filter | None = None
-    interface: Name | None = None
+    interface: _OneInterface | None = None
 
 
 _NOTHINGS = nothings_of(_FilterFields)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Question:
+class _Question(msgspec.Struct, frozen=True, kw_only=True):
     """
     What a client asks.
 
@@ -65,9 +68,8 @@ class _Question:
         return filter_of(self.conditions, self.bpf)
 
     def blamed(self, rejection: FilterRejected) -> Sequence[Problem]:
-        """The problems of a filter, with the field that it is from."""
-        given = [*self.conditions, *(["bpf"] if self.bpf or not self.conditions else [])]
-        return rejection.problems_of(given[0] if len(given) == 1 else "filter")
+        """The problems of a filter, with the field that is at fault."""
+        return rejection.problems_of([*self.conditions, *(["bpf"] if self.bpf else [])])
 
 
 class Filters(Resource):
@@ -106,13 +108,15 @@ class Filters(Resource):
         if self._rate.refusal(_HERE, self._reactor.seconds()) is not None:
             detail = "Filters arrive too fast, or the last ones took too much time to compile."
             raise HTTPProblem(429, detail, headers={"Retry-After": str(RETRY_AFTER_SECONDS)})
-        asked = _read(request.content.read())
-        problems = [
+        asked, problems = _read(request.content.read())
+        broken = [
             *filter_problems(asked.bpf, self._max_characters),
             *condition_problems(asked.conditions, asked.bpf, self._max_characters),
         ]
         if problems:
-            return _invalid(problems)
+            raise request_rejected([*problems, *broken])
+        if broken:
+            return _invalid(broken)
         if self._at_work >= MOST_AT_ONCE:
             raise _busy(f"{MOST_AT_ONCE} filters are being compiled for others")
         self._at_work += 1
@@ -158,11 +162,11 @@ class Filters(Resource):
         return Answer.json({"valid": True, "filter": bpf, "instructions": instructions})
 
 
-def _read(body: bytes) -> _Question:
+def _read(body: bytes) -> tuple[_Question, Sequence[Problem]]:
     """
-    What a client asks. The fields may have problems.
+    What a client asks, as far as the fields have the right types, and the problems with the others.
 
-    @raise HTTPProblem: if the body is not as it has to be.
+    @raise HTTPProblem: if the body is not JSON.
     """
     try:
         fields = Fields(body, _FilterFields.__struct_fields__)
@@ -179,13 +183,11 @@ def _read(body: bytes) -> _Question:
     if "bpf" in meant and meant["bpf"] is None:
         problems.append(Problem(path="bpf", value=shown(None), rule=f"must be {rule_of(Filter)}"))
     conditions = {name: value for name, value in values.items() if name in CONDITIONS}
-    if not meant.keys() & {"bpf", *CONDITIONS}:
+    if not {*meant, *misspelt(_FilterFields, meant)} & {"bpf", *CONDITIONS}:
         problems.append(Problem(path="bpf", rule="must be given, or another field that says which packets"))
-    if problems:
-        raise request_rejected(problems)
     # For libpcap's scanner, spaces, tabs and line feeds are white space.
     bpf = (values.get("bpf") or "").replace("\r", " ")
-    return _Question(conditions=conditions, bpf=bpf, interface=values.get("interface"))
+    return _Question(conditions=conditions, bpf=bpf, interface=values.get("interface")), problems
 
 
 def _busy(reason: str) -> HTTPProblem:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from twisted.web.resource import Resource as TwistedResource
@@ -60,7 +60,7 @@ def add_page(root: TwistedResource) -> None:
 
     @param root: the resource at C{/}.
     """
-    folder = files("pcapsvc.web") / "static"
+    folder = Path(__file__).with_name("static")
     for path, (name, media_type) in FILES.items():
         root.putChild(path.encode("ascii"), Document((folder / name).read_bytes(), media_type))
 

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 from twisted.web.iweb import IBodyProducer
 
 from pcapsvc.capture_files import CaptureFile, CaptureFiles, CopyRefused, FileFreed
@@ -33,8 +33,7 @@ from pcapsvc.web.query import Parameters
 RETRY_AFTER_SECONDS = 5
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Stored:
+class _Stored(msgspec.Struct, frozen=True, kw_only=True):
     """
     A file on a disk, as it was delivered.
 
@@ -51,8 +50,7 @@ class _Stored:
         return "" if self.media_type == PCAP_MEDIA_TYPE else self.name.rpartition(capture_id)[2]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Places:
+class Places(msgspec.Struct, frozen=True, kw_only=True):
     """
     Where files of captures can be.
 
@@ -70,7 +68,7 @@ class Places:
     in_spool: Callable[[str], Awaitable[tuple[SpoolEntry, str] | None]] | None
     run_in_thread: RunInThread
     copy_in_thread: RunInThread
-    stores: Mapping[str, IReadableStore] = field(default_factory=dict)
+    stores: Mapping[str, IReadableStore] = msgspec.field(default_factory=dict)
 
     def stored(self, state: Mapping[str, Any]) -> _Stored | None:
         """
@@ -115,8 +113,8 @@ class PcapFile(Resource):
 
     async def render_GET(self, request: Any) -> Answer:
         """The file, or a part of it."""
-        given = Parameters(request, ("follow", "delivered"))
-        follow, delivered = (given.choice(name, ("0", "1")) == "1" for name in ("follow", "delivered"))
+        with Parameters(request, ("follow", "delivered")) as given:
+            follow, delivered = (given.choice(name, ("0", "1")) == "1" for name in ("follow", "delivered"))
         file = None if delivered else self._places.files.find(self._capture_id)
         if file is not None:
             try:

@@ -3,40 +3,67 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
+from typing import Any, Self
 
 from pcapsvc.core.errors import Problem, shown
-from pcapsvc.net.http_problems import bad_parameter
+from pcapsvc.net.http_problems import bad_parameters
 
 _MOST = 100
+# Up to this many problems are reported one by one.
+_MOST_REPORTED = 20
 
 
 class Parameters:
     """
-    The parameters of a request.
+    The parameters of a request. They are read in a context, and every problem with them is raised at its end:
+
+        with Parameters(request, ("limit",)) as given:
+            limit = given.number("limit", 1, 9, 5)
 
     @param request: a L{pcapsvc.net.http_request.Request}.
     @param known: the names that it may have. Each is given once, except for those in C{repeatable}.
 
-    @raise HTTPProblem: if it has others, or one twice; or what is not UTF-8.
+    @raise HTTPProblem: when it ends, if there are others, or one twice; or what is not UTF-8, or not a value
+        of its parameter. At once, if there are too many.
     """
 
     def __init__(self, request: Any, known: Collection[str], *, repeatable: Collection[str] = ()) -> None:
         self._given: dict[str, list[str]] = {}
+        self._problems: list[Problem] = []
         if request.query.count(b"&") >= _MOST:
-            raise bad_parameter(Problem(path="query", rule=f"must have up to {_MOST} parameters"))
+            raise bad_parameters([Problem(path="query", rule=f"must have up to {_MOST} parameters")])
         for raw_name, raw_values in request.args.items():
             name = raw_name.decode("utf-8", "backslashreplace")
             if name not in known:
-                rule = f"is not a known parameter; {_listed(known)}"
-                raise bad_parameter(Problem(path=name[:80], rule=rule))
+                self.reject(name[:80], f"is not a known parameter; {_listed(known)}")
+                continue
             try:
                 values = [value.decode("utf-8") for value in raw_values]
             except UnicodeDecodeError:
-                raise bad_parameter(Problem(path=name, rule="must be UTF-8")) from None
+                self.reject(name, "must be UTF-8")
+                continue
             if len(values) > 1 and name not in repeatable:
-                raise bad_parameter(Problem(path=name, rule="must not be given twice"))
+                self.reject(name, "must not be given twice")
+                continue
             self._given[name] = values
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        if error is None and (problems := self._problems):
+            if (more := len(problems) - _MOST_REPORTED) > 0:
+                rule = f"has {more} more problems"
+                problems = [*problems[:_MOST_REPORTED], Problem(path="query", rule=rule)]
+            raise bad_parameters(problems)
+
+    def reject(self, name: str, rule: str, value: str | None = None) -> None:
+        """
+        A parameter can't be used.
+
+        @param value: what it is, if that is to be shown.
+        """
+        self._problems.append(Problem(path=name, value=None if value is None else shown(value), rule=rule))
 
     def all(self, name: str) -> list[str]:
         """The values of a parameter that may be repeated."""
@@ -49,21 +76,17 @@ class Parameters:
 
     def choice(self, name: str, choices: Collection[str]) -> str | None:
         """
-        The value of a parameter; L{None} if it isn't given.
-
-        @raise HTTPProblem: if it is not among C{choices}.
+        The value of a parameter; L{None} if it isn't given, or not among C{choices}.
         """
         value = self.text(name)
         if value is not None and value not in choices:
-            rule = f"must be one of {', '.join(choices)}"
-            raise bad_parameter(Problem(path=name, value=shown(value), rule=rule))
+            self.reject(name, f"must be one of {', '.join(choices)}", value)
+            return None
         return value
 
     def number(self, name: str, least: int, most: int, default: int) -> int:
         """
-        A whole number.
-
-        @raise HTTPProblem: if it is not one, or outside of C{least} to C{most}.
+        A whole number from C{least} to C{most}; C{default} if it isn't given, or is not one.
         """
         value = self.text(name)
         if value is None:
@@ -73,8 +96,8 @@ class Parameters:
             number = int(value)
             if least <= number <= most:
                 return number
-        rule = f"must be a whole number from {least} to {most}"
-        raise bad_parameter(Problem(path=name, value=shown(value), rule=rule))
+        self.reject(name, f"must be a whole number from {least} to {most}", value)
+        return default
 
 
 def _listed(known: Collection[str]) -> str:

@@ -9,7 +9,7 @@ from msgspec import field
 from twisted.application.service import Service
 
 from pcapsvc.interfaces.requests import http_host
-from pcapsvc.settings.kinds import MIB, Line, Size, converted
+from pcapsvc.settings.kinds import MIB, MOST, Line, converted, whole_number
 from pcapsvc.settings.section import BuildContext, ServiceSection
 
 if TYPE_CHECKING:
@@ -54,7 +54,9 @@ class WebSettings(ServiceSection, frozen=True, kw_only=True):
     table: ClassVar[str | None] = "http"
 
     url: Annotated[Line, converted(base_url)] | None = None
-    retain_bytes: Size = field(name="retainsize", default=64 * MIB)
+    retain_bytes: Annotated[int, whole_number(0, MOST, "a whole number of bytes,")] = field(
+        name="retainsize", default=64 * MIB
+    )
 
     def build(self, context: BuildContext, node: Any) -> IService:
         """The API of a L{pcapsvc.app.Node}; without an HTTP source, a service that does nothing."""

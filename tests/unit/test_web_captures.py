@@ -147,6 +147,25 @@ class ListTests(ListCase):
             self.assertEqual(response.content["type"], "/pcapsvc/problems/bad-parameters")
             self.assertEqual([each["path"] for each in response.content["problems"]], [path])
 
+    def test_all_bad_parameters(self) -> None:
+        """All problems of a query are listed at once, one for each parameter."""
+        response = self.ask("GET", "/captures?foo=1&state=bla&limit=0&requestid=%FF&bar=2&bar=3")
+        self.assertEqual(response.code, 400)
+        problems = {each["path"]: each["rule"] for each in response.content["problems"]}
+        self.assertEqual(set(problems), {"foo", "bar", "state", "limit", "requestid"})
+        self.assertEqual(len(response.content["problems"]), 5)
+        self.assertEqual(problems["limit"], "must be a whole number from 1 to 1000")
+        twice = self.ask("GET", "/captures?state=bla&state=done&limit=0").content["problems"]
+        self.assertEqual([each["path"] for each in twice], ["state", "limit"])
+
+    def test_many_unknown_parameters(self) -> None:
+        """The answer is bounded."""
+        response = self.ask("GET", "/captures?" + "&".join(f"{'x' * 40}{number}" for number in range(100)))
+        self.assertEqual(response.code, 400)
+        problems = response.content["problems"]
+        self.assertEqual(len(problems), 21)
+        self.assertEqual(problems[-1], {"path": "query", "value": None, "rule": "has 80 more problems"})
+
 
 class TurnsTests(ListCase):
     """C{GET /captures}, with the turns of a reactor."""

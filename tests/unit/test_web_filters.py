@@ -109,13 +109,14 @@ class FiltersTests(FiltersCase):
             self.assertEqual(self.host.asked, [(None, bpf)])
 
     def test_plain_words_invalid(self) -> None:
-        """What is wrong is reported by field; what libpcap refuses, by the only field or as the filter's."""
+        """What is wrong is reported by field; what libpcap refuses may be the fault of any of several."""
         for given, path, bpf in (
             ({"host": "web-1"}, "host", None),
             ({"port": 80, "bpf": "udp) or (tcp"}, "bpf", None),
             ({"port": [1000, 2000, 3000]}, "port", None),
             ({"vlan": 9}, "vlan", "vlan 9"),
-            ({"vlan": 9, "bpf": "udp"}, "filter", "vlan 9 and (udp)"),
+            ({"vlan": 9, "bpf": "udp"}, "bpf", "vlan 9 and (udp)"),
+            ({"vlan": 9, "port": 80}, "filter", "vlan 9 and port 80"),
         ):
             response = self.check(**given)
             self.assertEqual((response.code, response.content["valid"]), (200, False))
@@ -163,12 +164,24 @@ class FiltersTests(FiltersCase):
             (b'{"bpf": null}', ["bpf"]),
             (b'{"bpf": 5, "interface": ["mem0"]}', ["bpf", "interface"]),
             (b'{"bpf": "udp", "inteface": "mem0"}', ["inteface"]),
+            (b'{"bfp": "udp"}', ["bfp"]),
+            (b'{"inteface": "mem0"}', ["inteface", "bpf"]),
+            (b'{"vlan": "x", "host": "web-1", "bpf": "udp) or (tcp"}', ["vlan", "host", "bpf"]),
             (b'{"bpf": "\\u0000"}', ["bpf"]),
         ):
             response = self.check(body)
             self.assertEqual(response.code, 400, body)
             self.assertEqual([each["path"] for each in response.content["problems"]], paths)
         self.assertEqual(self.host.asked, [])
+
+    def test_one_interface(self) -> None:
+        """That the interface is not a list, as a request has it, is said."""
+        for names in (["mem0"], ["mem0", "mem1"], [""]):
+            [problem] = self.check(json.dumps({"bpf": "udp", "interface": names}).encode()).content[
+                "problems"
+            ]
+            self.assertEqual(problem["path"], "interface")
+            self.assertEqual(problem["rule"], "must be one name, not a list: text of up to 255 characters")
 
     def test_in_time(self) -> None:
         """If it takes too long, that is answered, it is no longer compiled, and it counts for the rate."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
+from msgspec.structs import replace
 from twisted.internet.defer import Deferred, fail, succeed
 
 from pcapsvc.core.history import HistoryBounds, HistoryState

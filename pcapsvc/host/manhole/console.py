@@ -24,7 +24,7 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from pcapsvc.core.mask import Mask
-from pcapsvc.core.text import UNSAFE
+from pcapsvc.core.text import SURROGATES, UNSAFE
 from pcapsvc.host.manhole import time_limit
 from pcapsvc.host.manhole.time_limit import TimeLimit
 
@@ -35,7 +35,7 @@ MAX_OUTPUT_CHARACTERS = 64 * 1024
 MAX_SOURCE_CHARACTERS = 64 * 1024
 
 _FILE_NAME = "<manhole>"
-_UNSAFE = re.compile(rf"(?![\n\t])[{UNSAFE}\ud800-\udfff]")
+_UNSAFE = re.compile(rf"(?![\n\t])[{UNSAFE}{SURROGATES}]")
 
 
 class Exit(Exception):

@@ -15,9 +15,9 @@ import re
 import stat
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from twisted.conch.ssh.keys import FingerprintFormats, Key
@@ -49,8 +49,7 @@ _OPTIONS = re.compile(
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class AuthorizedKey:
+class AuthorizedKey(msgspec.Struct, frozen=True, kw_only=True):
     """
     A key that may log in.
 
@@ -67,8 +66,7 @@ class AuthorizedKey:
         return f"{self.fingerprint} ({self.comment})" if self.comment else self.fingerprint
 
 
-@dataclass(frozen=True, kw_only=True)
-class AuthorizedKeys:
+class AuthorizedKeys(msgspec.Struct, frozen=True, kw_only=True):
     """
     What an authorized_keys file holds.
 
@@ -76,7 +74,7 @@ class AuthorizedKeys:
     @ivar problems: the lines that give no key, and why: C{line 3 has options…}.
     """
 
-    keys: dict[bytes, AuthorizedKey] = field(default_factory=dict)
+    keys: dict[bytes, AuthorizedKey] = msgspec.field(default_factory=dict)
     problems: tuple[str, ...] = ()
 
 

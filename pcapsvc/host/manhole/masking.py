@@ -40,9 +40,7 @@ def masked(value: Any) -> Any:
     if isinstance(value, Secret):
         return HiddenSecret()
     if isinstance(value, msgspec.Struct):
-        changed = {
-            each.name: masked(getattr(value, each.name)) for each in msgspec.structs.fields(type(value))
-        }
+        changed = {name: masked(getattr(value, name)) for name in value.__struct_fields__}
         return msgspec.structs.replace(value, **changed)
     if isinstance(value, Mapping):
         return {key: masked(each) for key, each in value.items()}

@@ -19,6 +19,7 @@ from twisted.internet.error import ConnectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from pcapsvc.core.errors import FAULT
 from pcapsvc.core.mask import Mask
 from pcapsvc.core.text import one_line
 from pcapsvc.host.manhole.console import Console
@@ -156,7 +157,7 @@ class Channel(SSHChannel):
             return console.push(line)
 
         terminal = Terminal(console, run)
-        self._screen = Screen(self._sessions.reactor, terminal, self._overflow)
+        self._screen = Screen(self._sessions.reactor, terminal, self._cut)
         self._screen.makeConnection(_ScreenTransport(self.send, lambda: self._finish(0)))
         terminal.terminalSize(*self._size)
         return True
@@ -175,9 +176,13 @@ class Channel(SSHChannel):
     def _run(self, session: Session, command: str) -> None:
         if self.localClosed:
             return
-        console = self._console = self._sessions.console(self._write_text, self._write_text)
-        session.log_line(command)
-        status = console.run(command)
+        try:
+            console = self._console = self._sessions.console(self._write_text, self._write_text)
+            session.log_line(command)
+            status = console.run(command)
+        except BaseException:
+            self._cut(FAULT)
+            raise
         console.when_idle().addCallback(lambda _: self._finish(status))
 
     def _begin(self) -> Session:
@@ -230,8 +235,8 @@ class Channel(SSHChannel):
     def _write_error(self, text: str) -> None:
         self.writeExtended(EXTENDED_DATA_STDERR, text.encode())
 
-    def _overflow(self) -> None:
-        self._write_error("More was typed than is worked off.\n")
+    def _cut(self, reason: str) -> None:
+        self._write_error(f"{reason}\n")
         self._finish(1)
 
     def _finish(self, status: int) -> None:

@@ -21,6 +21,7 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 
+from pcapsvc.core.errors import FAULT
 from pcapsvc.host.manhole.console import Console, Exit
 
 #: What a client may have sent without its being worked off, in bytes.
@@ -121,15 +122,15 @@ class Screen(ServerProtocol):
     """
     Takes what a client sends, and works it off at a pace.
 
-    @param overflow: is called if the client sends more than is worked off.
+    @param cut: is called with the reason if the session has to end.
     """
 
     transport: Any
 
-    def __init__(self, reactor: Any, terminal: Terminal, overflow: Callable[[], None]) -> None:
+    def __init__(self, reactor: Any, terminal: Terminal, cut: Callable[[str], None]) -> None:
         super().__init__(lambda: terminal)
         self._reactor = reactor
-        self._overflow = overflow
+        self._cut = cut
         self._typed: deque[bytes] = deque()
         self._size = 0
         self._turn: IDelayedCall | None = None
@@ -138,7 +139,7 @@ class Screen(ServerProtocol):
         """Take what was typed."""
         self._size += len(data)
         if self._size > MAX_TYPED_AHEAD:
-            self._overflow()
+            self._cut("More was typed than is worked off.")
             return
         self._typed.extend(data[index : index + 1] for index in range(len(data)))
         if self._turn is None:
@@ -150,7 +151,12 @@ class Screen(ServerProtocol):
         while self._typed and self.terminalProtocol is not None:
             key = self._typed.popleft()
             self._size -= 1
-            super().dataReceived(key)
+            try:
+                super().dataReceived(key)
+            except BaseException:
+                self._typed.clear()
+                self._cut(FAULT)
+                raise
             if self.state == b"bracket-escaped" and len(self.escBuf) > _MAX_ESCAPE_BYTES:
                 self.state = b"data"
             took = self._reactor.seconds() - began

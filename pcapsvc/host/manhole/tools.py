@@ -7,7 +7,6 @@ own, not within the line: a line may be interrupted anywhere, and the pipeline m
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 import inspect
 import json
@@ -17,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any, cast
 
-from msgspec.structs import fields
+import msgspec
 from twisted.internet.defer import Deferred
 
 from pcapsvc.core.message import Message
@@ -191,7 +190,7 @@ class SettingsView:
 
     def __init__(self, settings: Any) -> None:
         for section in settings.sections:
-            values = {each.name: getattr(section, each.name) for each in fields(type(section))}
+            values = {name: getattr(section, name) for name in section.__struct_fields__}
             if values:
                 # Several sections may share a table.
                 vars(self._table(section.table or section.name)).update(values)
@@ -206,7 +205,11 @@ class SettingsView:
         return cast("TableView", found)
 
     def __repr__(self) -> str:
-        return "\n\n".join(repr(each) for each in vars(self).values() if each != ())
+        tables = [repr(each) for each in vars(self).values() if isinstance(each, TableView)]
+        for interface in self.interfaces:
+            lines = [f"{name} = {getattr(interface, name)!r}" for name in interface.__struct_fields__]
+            tables.append("\n".join(["[[interface]]", *lines]))
+        return "\n\n".join(tables)
 
 
 class Parts(dict[str, Any]):
@@ -224,7 +227,7 @@ def namespace(node: Any, reactor: Any) -> dict[str, Any]:
     """
     names = {
         # Whoever reaches its settings by the node finds them masked, too.
-        "node": dataclasses.replace(node, settings=masked(node.settings)),
+        "node": msgspec.structs.replace(node, settings=masked(node.settings)),
         "settings": SettingsView(masked(node.settings)),
         "captures": CaptureTool(node, reactor),
         "sources": Parts(node.sources),

@@ -48,8 +48,12 @@ class NodeCollector(Collector):
         yield _gauge_by(
             "channel",
             "channel_connected",
-            "Whether events reach a channel.",
-            {name: channel.state().connected for name, channel in channels.items()},
+            "0 if events can't reach a channel, otherwise 1.",
+            # Of an SQS queue, nothing is known before the first event. That may take days, and is no outage.
+            {
+                name: (state := channel.state()).connected or state.problem is None
+                for name, channel in channels.items()
+            },
         )
         yield from _kept(
             {

@@ -32,7 +32,7 @@ const dayAndClock = new Intl.DateTimeFormat(undefined, { month: "short", day: "n
 
 const REASONS = {
   packets: "Packet limit", bytes: "Size limit", idle: "Idle", duration: "Time limit",
-  past: "Past only", device_lost: "Interface gone", shutdown: "Shutdown", cancelled: "Ended by hand",
+  past: "Past only", device_lost: "Interface gone", shutdown: "Shutdown", cancelled: "Stop request",
 };
 const MISSING = {
   too_short: "history too short", size: "history’s memory full", drops: "dropped by the kernel", down: "interface down",
@@ -686,8 +686,8 @@ class Summary {
     setText($("tile-held-of"), limits.memory ? `of ${bytes(limits.memory)}` : "");
     setBar($("tile-held-bar"), captures.held_bytes ?? 0, limits.memory);
     $("tile-held-bar").hidden = !limits.memory;
-    setText($("tile-spool"), spool ? count(spool.entries) : "None");
-    setText($("tile-spool-of"), spool ? `waiting, ${bytes(spool.bytes)} of ${bytes(spool.max_bytes)}` : "is configured");
+    setText($("tile-spool"), spool ? count(spool.entries) : "–");
+    setText($("tile-spool-of"), spool ? `${bytes(spool.bytes)} of ${bytes(spool.max_bytes)}` : "no spool");
     setBar($("tile-spool-bar"), spool?.bytes ?? 0, spool?.max_bytes);
     $("tile-spool-bar").hidden = !spool;
   }
@@ -840,10 +840,11 @@ class Words {
     return values.length > 1 ? values : values[0];
   }
 
-  /** All fields that are not empty. */
-  static request() {
+  /** All fields that are not empty, except some. */
+  static request(except = []) {
     const request = {};
     for (const name of Words.FIELDS) {
+      if (except.includes(name)) continue;
       const value = Words.value(name);
       if (value !== undefined) request[name] = value;
     }
@@ -876,33 +877,35 @@ class FilterCheck {
   soon() {
     this._abort?.abort();
     clearTimeout(this._timer);
-    if (Object.keys(Words.request()).length === 0) {
-      this._say("", "");
-      return this._showFilter("");
-    }
-    this._timer = setTimeout(() => this._check(), 300);
+    this._timer = setTimeout(() => this.now(), 300);
   }
 
-  async _check() {
+  /** Show what is wrong with any field. The node is asked, but not about fields that it would call by another name. */
+  async now() {
+    this._abort?.abort();
+    clearTimeout(this._timer);
     for (const name of Words.FIELDS) this._onProblem(name, "");
     const wrong = Words.FIELDS.filter((name) => Words.problem(name));
     for (const name of wrong) this._onProblem(name, Words.problem(name));
-    if (wrong.length) {
+    const body = Words.request(wrong);
+    if (Object.keys(body).length === 0) {
       this._say("", "");
       return this._showFilter("");
     }
     const abort = this._abort = new AbortController();
-    const body = Words.request();
     const name = this._interface();
     if (name) body.interface = name;
     this._say("busy", "Checking…");
     try {
       const answer = await this._api.json("/filters", { method: "POST", body, signal: abort.signal });
-      this._showFilter(answer.filter);
-      if (answer.valid) this._say("good", `Valid: ${plural(answer.instructions, "instruction")}`);
-      else this.refused(answer.problems);
+      this._showFilter(wrong.length ? "" : answer.filter);
+      if (!answer.valid) this.refused(answer.problems);
+      else if (wrong.length) this._say("", "");
+      else this._say("good", `Valid: ${plural(answer.instructions, "instruction")}`);
     } catch (error) {
       if (abort.signal.aborted) return;
+      this._showFilter("");
+      if (error.problems?.length) return this.refused(error.problems);
       // Whether it is valid is then judged at the start.
       this._say("unknown", error.status === 429 || error.status === 503 ? "It will be checked at the start." : error.message);
     }
@@ -1026,14 +1029,18 @@ class StartDialog extends Dialog {
     const list = byAlias
       ? this._aliases().map((alias) => [alias, this._interfaces.filter((one) => one.aliases?.includes(alias))])
       : this._interfaces.map((one) => [one.name, [one]]);
-    $("choices").replaceChildren(...list.map(([value, members]) => {
-      const up = members.some((one) => one.up !== false);
-      // Of an interface that is down, there may still be the past.
-      const usable = up || members.some((one) => one.history);
+    // Of an interface that is down, there may still be the past.
+    const isUp = ([, members]) => members.some((one) => one.up !== false);
+    const isUsable = (choice) => isUp(choice) || choice[1].some((one) => one.history);
+    list.sort((one, other) => isUsable(other) - isUsable(one));
+    $("choices").replaceChildren(...list.map((choice) => {
+      const [value, members] = choice;
+      const [up, usable] = [isUp(choice), isUsable(choice)];
       const box = el("input", { type: "checkbox", name: "choice", value, disabled: !usable });
       box.checked = usable && (chosen.has(value) || list.length === 1);
       const notes = byAlias ? members.map((one) => one.name) : members[0].index === 0 ? ["all of them, in one file"] : [...(members[0].altnames ?? []), ...(members[0].addresses ?? [])];
       if (!up) notes.unshift(members.every((one) => one.index === null) ? "gone" : "down");
+      if (notes.length === 0) notes.push("no address");
       return el("label", { class: "choice", title: [value, ...notes].join(" · ") }, box,
         el("span", { class: "choice-name mono", translate: "no" }, value), el("span", { class: "choice-note" }, notes.join(" · ")));
     }));
@@ -1121,7 +1128,14 @@ class StartDialog extends Dialog {
 
   async submit() {
     const request = this._request();
-    if (request === null) return this._focusFirstError();
+    if (request === null) {
+      this._focusFirstError();
+      const focused = document.activeElement;
+      await this._check.now();
+      // The node may have found one before it.
+      if (document.activeElement === focused) this._focusFirstError();
+      return;
+    }
     $("start-submit").disabled = true;
     try {
       const answer = await this._api.json("/captures", { method: "POST", body: request });
