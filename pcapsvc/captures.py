@@ -5,10 +5,10 @@ from __future__ import annotations
 import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+import msgspec
 from twisted.logger import Logger
 from zope.interface import implementer
 
@@ -37,8 +37,7 @@ REMEMBERED_CAPTURES = 1000
 _FILE = ("file", "media_type", "bytes")
 
 
-@dataclass(kw_only=True)
-class _Entry:
+class _Entry(msgspec.Struct, kw_only=True):
     """
     A capture that has started.
 
@@ -58,7 +57,7 @@ class _Entry:
     stopped: dict[str, Any] | None = None
     problem: str | None = None
     done: bool = False
-    deliveries: dict[str, dict[str, Any]] = field(default_factory=dict)
+    deliveries: dict[str, dict[str, Any]] = msgspec.field(default_factory=dict)
 
     @property
     def state(self) -> str:
@@ -207,7 +206,7 @@ class Captures:
     def end(self, capture_id: str) -> EndResult:
         """See L{ICaptures.end}."""
         if (capture := self._running.get(capture_id)) is not None:
-            self._log.info("{capture_id}: ended by hand", capture_id=capture_id)
+            self._log.info("{capture_id}: ended by a request", capture_id=capture_id)
             capture.end(StopReason.CANCELLED)
             return EndResult.ENDED
         known = capture_id in self._current or capture_id in self._past

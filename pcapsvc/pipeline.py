@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
 
+import msgspec
+from msgspec.structs import replace
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred, DeferredList, succeed
 from twisted.logger import Logger
@@ -313,8 +314,7 @@ class Pipeline(Service):
         self._admission.on_disk(capture_id)
 
 
-@dataclass(kw_only=True, eq=False)
-class _Preparing:
+class _Preparing(msgspec.Struct, kw_only=True, eq=False):
     """
     A request whose captures are being prepared.
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from mmap import PAGESIZE
 from typing import Any, Protocol
+
+import msgspec
 
 from pcapsvc.core.pcap_file import (
     FILE_HEADER_BYTES,
     LARGEST_SNAP_BYTES,
     PACKET_HEADER_BYTES,
     each_packet,
+    record_offsets,
+    time_stamp,
 )
 from pcapsvc.core.rolling import RollingPackets
 from pcapsvc.core.session import Batch
@@ -20,17 +23,17 @@ from pcapsvc.interfaces.capture import IPacketDumper, IPacketReader
 from pcapsvc.memory_file import MemoryFile
 
 # How much more memory is reserved than the next packets may need, in bytes: it is seldom done.
-_RESERVE_BYTES = 1 << 20
+_RESERVE_BYTES = 256 << 10
 # The memory that is reserved for the packets of one call of libpcap, in bytes: at first, by how many times it
 # grows if there are more, and at most. To reserve takes a tenth of what it takes to write, so it adds to the
 # time until a capture is armed.
 _FIRST_AHEAD_BYTES = 128 << 10
 _AHEAD_TIMES = 4
-_MOST_AHEAD_BYTES = 2 << 20
+_MOST_AHEAD_BYTES = 3 << 19
 # How many times the size of the last packets is reserved for each of the next.
 _TIMES_LIKELY = 2
 # How many packets one call of libpcap may read if they may turn out to be larger than that.
-_MOST_LIKELY_PACKETS = 4096
+_MOST_LIKELY_PACKETS = 8192
 
 #: The memory that a file may need besides its limit of bytes: what is reserved beyond, and one packet of the
 #: largest snap length.
@@ -38,11 +41,11 @@ MOST_BEYOND_BYTES = _RESERVE_BYTES + PAGESIZE + PACKET_HEADER_BYTES + LARGEST_SN
 
 
 class Observer(Protocol):
-    """Sees each packet that is written to the file."""
+    """Sees each packet of the file, once it is known to stay there."""
 
     def packet(self, data: bytes, length: int) -> None:
         """
-        See one packet. If this raises, the batch ends.
+        See one packet. What this raises fails the capture.
 
         @param data: as it is in the file.
         @param length: its original length, in bytes.
@@ -56,8 +59,7 @@ class _Full(Exception):
     """Raised within a read to end it."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Held:
+class Held(msgspec.Struct, frozen=True, kw_only=True):
     """
     What a buffer holds.
 
@@ -90,7 +92,7 @@ class RecordingBuffer:
         a path accepts no others one by one.
     @param before_read: called before each read of the handle.
     @param snap_length: how much of each packet is captured, in bytes.
-    @param observer: sees each packet; what it raises is raised by L{read}.
+    @param observer: sees each packet; what it raises is raised by L{show} and L{append}.
     @param most_ahead_bytes: how much memory is reserved, at most, for the packets of one call of libpcap.
     @param close_descriptor: as in L{MemoryFile}.
 
@@ -121,6 +123,10 @@ class RecordingBuffer:
         self._ahead, self._most_ahead = _FIRST_AHEAD_BYTES, most_ahead_bytes
         self._observer = observer
         self._is_finished = False
+        # How many bytes at the end of the file don't belong to it.
+        self._left_out = 0
+        # Up to where the observer has seen the file.
+        self._shown = FILE_HEADER_BYTES
         self._close_descriptor = close_descriptor
         self.packets = 0
         self.size = FILE_HEADER_BYTES
@@ -136,7 +142,7 @@ class RecordingBuffer:
     @property
     def written(self) -> int:
         """The bytes that are in memory by now, without those that stdio buffers until L{finish}."""
-        return self.held.bytes if self._dumper is None else self._file.held_bytes
+        return self.held.bytes if self._dumper is None else self._file.held_bytes - self._left_out
 
     @property
     def held(self) -> Held:
@@ -163,7 +169,7 @@ class RecordingBuffer:
 
     def read(self, batch: Batch) -> int:
         """
-        Read what has arrived, within the batch.
+        Read what has arrived, within the batch. After a L{cut}, nothing is read any more.
 
         @return: the number of packets read, which are in the file.
 
@@ -171,6 +177,8 @@ class RecordingBuffer:
             the file and in L{packets}.
         @raise OSError: if there is no memory for the batch.
         """
+        if self._left_out:
+            return 0
         before = self.packets
         assert self._dumper is not None
         read = self._reader_of(batch, self._dumper)
@@ -216,7 +224,7 @@ class RecordingBuffer:
 
     def _reader_of(self, batch: Batch, dumper: IPacketDumper) -> Callable[[int], int]:
         """A function that reads up to a number of packets, counts them, and returns how many there were."""
-        if batch.stop_at_bytes is not None or batch.late is not None or self._observer is not None:
+        if batch.stop_at_bytes is not None or batch.late is not None:
             each = self._each_packet(dumper.dump, batch)
             return lambda count: self._handle.read(count, each)
 
@@ -242,9 +250,34 @@ class RecordingBuffer:
         self.size += len(records)
         self.packets += packets
         self._added(self.packets - packets, self.size - len(records))
-        if self._observer is not None:
-            for data, length in each_packet(records):
-                self._observer.packet(data, length)
+        self.show()
+
+    def cut(self, packets: int, size: int, belongs: Callable[[float], bool]) -> None:
+        """
+        Leave out the packets that were read last, from the first one on that doesn't belong to the capture.
+
+        @param packets: how many there were before; they had C{size} bytes in the file.
+        @param belongs: says it by the time stamp, in seconds since the Unix epoch.
+        """
+        self.flush()
+        records = memoryview(self._file.read_at(size, self.size - size))
+        for at in record_offsets(records):
+            if not belongs(time_stamp(records, at, ticks_per_second=self._ticks_per_second)):
+                self._left_out = len(records) - at
+                self.packets, self.size = packets, size + at
+                return
+            packets += 1
+
+    def show(self) -> None:
+        """
+        Show the observer the packets that it hasn't seen. To be called after each L{read} and its L{cut}.
+        """
+        if self._observer is None or self._shown == self.size:
+            return
+        self.flush()
+        start, self._shown = self._shown, self.size
+        for data, length in each_packet(memoryview(self._file.read_at(start, self.size - start))):
+            self._observer.packet(data, length)
 
     def _added(self, packets: int, size: int) -> None:
         """Take note of what was just written to the file. Before, it had so many packets and bytes."""
@@ -259,8 +292,11 @@ class RecordingBuffer:
         """
         try:
             self._end()
-            if self._file.size != self.size:
-                raise OSError(f"{self.size} bytes were captured, but {self._file.size} were written")
+            written = self._file.size - self._left_out
+            if written != self.size:
+                raise OSError(f"{self.size} bytes were captured, but {written} were written")
+            if self._left_out:
+                self._file.truncate(self.size)
             self._file.release()
         except BaseException:
             self._file.close()
@@ -283,7 +319,7 @@ class RecordingBuffer:
             self._observer = None
 
     def _each_packet(self, dump: Callable[[Any, bytes], None], batch: Batch) -> Callable[[Any, bytes], None]:
-        observer, late, stop_at_bytes = self._observer, batch.late, batch.stop_at_bytes
+        late, stop_at_bytes = batch.late, batch.stop_at_bytes
         size, ticks_per_second = self.size, self._ticks_per_second
 
         def keep(header: Any, data: bytes) -> None:
@@ -295,8 +331,6 @@ class RecordingBuffer:
             dump(header, data)
             self.packets += 1
             size += PACKET_HEADER_BYTES + len(data)
-            if observer is not None:
-                observer.packet(data, header.getlen())
             if stop_at_bytes is not None and size >= stop_at_bytes:
                 raise _Full
 

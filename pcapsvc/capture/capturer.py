@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import secrets
 import sys
@@ -10,6 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
@@ -17,12 +17,11 @@ from zope.interface import implementer
 
 from pcapsvc.capture.buffer import RecordingBuffer
 from pcapsvc.capture.histories import Histories, hand_over_seconds
-from pcapsvc.capture.history import HistoryRecorder
-from pcapsvc.capture.past import PastReader, Taken, fill
 from pcapsvc.capture.port import CapturePort, ICaptureReactor
 from pcapsvc.capture.rolling import RollingBuffer
-from pcapsvc.core.errors import NodeBusy, RequestRejected
+from pcapsvc.core.errors import NO_ROOM, NodeBusy, RequestRejected
 from pcapsvc.core.history import Missing, MissingReason, PastPackets, no_history
+from pcapsvc.core.link_type import kept_length
 from pcapsvc.core.plan import CapturePlan
 from pcapsvc.core.session import StopReason
 from pcapsvc.interfaces.capture import ICapture, ICapturer, IPacketReader, IPacketSystem, IReadHook, ISieve
@@ -30,6 +29,8 @@ from pcapsvc.interfaces.threads import RunInThread
 
 if TYPE_CHECKING:
     from pcapsvc.capture.decode import PacketLog
+    from pcapsvc.capture.history import HistoryRecorder
+    from pcapsvc.capture.past import PastReader, Taken
 
 # How long captures may go without being read while the reactor has other work, in seconds. The default ring
 # holds what arrives in 0.3 s at 100,000 packets of 128 bytes a second.
@@ -37,9 +38,6 @@ _KEEP_UP_SECONDS = 0.01
 
 # How long a capture waits for the recording of what had arrived before it, in seconds, if that is much.
 _RING_SECONDS = 0.5
-
-# Errors that mean that something is used up (errno(3)).
-_NO_ROOM = frozenset({errno.ENOMEM, errno.ENOBUFS, errno.ENOSPC, errno.EMFILE, errno.ENFILE, errno.EAGAIN})
 
 
 @implementer(ICapturer)
@@ -99,10 +97,10 @@ class Capturer:
                 port, reason = await self._open(plan, log_class)
             else:
                 port, reason = await self._look_back(plan, recorder, log_class)
+        except MemoryError:
+            raise NodeBusy("there is no memory for a capture") from None
         except OSError as error:
-            what = (
-                "there is no room for a capture" if error.errno in _NO_ROOM else "no capture can be started"
-            )
+            what = "there is no room for a capture" if error.errno in NO_ROOM else "no capture can be started"
             raise NodeBusy(f"{what}: {error}") from None
         self._ports = [*(each for each in self._ports if not each.has_ended), port]
         port.begin(reason)
@@ -124,9 +122,10 @@ class Capturer:
         hook = None if self._hook is None else self._hook(plan.interface)
         try:
             handle = await self._system.open(plan.interface, snap_length=plan.snap_length, bpf=plan.bpf)
+            plan = _as_kept(plan, handle)
             try:
                 before_read = None if hook is None else partial(hook.before_read, handle)
-                capture_id, buffer, _ = self._buffer(plan, handle, before_read, log_class)
+                capture_id, buffer, _ = self._buffer(plan, handle, before_read, log_class, is_recorded=False)
             except BaseException:
                 handle.close()
                 raise
@@ -145,10 +144,14 @@ class Capturer:
         self, plan: CapturePlan, recorder: HistoryRecorder, log_class: type[PacketLog] | None
     ) -> tuple[CapturePort, StopReason | None]:
         """A capture that begins with the past, and goes on with what is recorded from here on."""
-        assert plan.look_back is not None
+        # There is a history: so this is loaded.
+        from pcapsvc.capture.past import fill
+
         reader = await self._reader(plan, recorder)
+        plan = _as_kept(plan, reader)
+        assert plan.look_back is not None
         try:
-            capture_id, buffer, packet_log = self._buffer(plan, reader, None, log_class)
+            capture_id, buffer, packet_log = self._buffer(plan, reader, None, log_class, is_recorded=True)
         except BaseException:
             reader.close()
             raise
@@ -252,6 +255,8 @@ class Capturer:
         reader: IPacketReader,
         before_read: Callable[[], None] | None,
         log_class: type[PacketLog] | None,
+        *,
+        is_recorded: bool,
     ) -> tuple[str, RecordingBuffer, PacketLog | None]:
         """The id of a capture, the buffer for its packets, and what logs each of them."""
         capture_id = secrets.token_hex(6)
@@ -276,7 +281,7 @@ class Capturer:
                 snap_length=plan.snap_length,
                 ticks_per_second=reader.ticks_per_second,
             ),
-            is_recorded=isinstance(reader, PastReader),
+            is_recorded=is_recorded,
             before_read=before_read or (lambda: None),
             snap_length=plan.snap_length,
             observer=packet_log,
@@ -305,6 +310,11 @@ class Capturer:
             wall_clock=self._wall_clock,
             hand_over_seconds=self._hand_over_seconds,
         )
+
+
+def _as_kept(plan: CapturePlan, reader: IPacketReader) -> CapturePlan:
+    """A plan with the snap length that its file has: some handles keep more than they are asked for."""
+    return replace(plan, snap_length=kept_length(reader.link_type, plan.snap_length))
 
 
 def _close(one: IReadHook | ISieve | None) -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
-from pcapsvc.capture.history import HistoryRecorder
 from pcapsvc.capture.port import ICaptureReactor
 from pcapsvc.core.history import HistoryBounds, HistoryState
 from pcapsvc.interfaces.capture import IHistories, IPacketSystem, IReadHook
+
+if TYPE_CHECKING:
+    from pcapsvc.capture.history import HistoryRecorder
 
 # In addition to the kernel's own time-out for a block that isn't full: its timer counts in jiffies of 4 ms.
 _TIMER_SLACK_SECONDS = 0.008
@@ -52,7 +55,13 @@ class Histories(Service):
         read_timeout_ms: int,
     ) -> None:
         self._find = find
-        self._recorders = [
+        self._recorders: list[HistoryRecorder] = []
+        if not bounds:
+            return
+        # Imported here: nodes without a history do without.
+        from pcapsvc.capture.history import HistoryRecorder
+
+        self._recorders += [
             HistoryRecorder(
                 reactor,
                 system,

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
 
+from msgspec.structs import replace
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IDelayedCall, IReadDescriptor
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from pcapsvc.capture.clocks import both_clocks
 from pcapsvc.capture.history_health import HistoryHealth, problem_of
 from pcapsvc.capture.packet_memory import PacketMemory
 from pcapsvc.capture.past import PastReader, Taken
@@ -48,8 +49,6 @@ _EXPIRE_SECONDS = 5.0
 _EXPIRE_SHARE = 1 / 64
 # How long after memory was returned more is, in seconds.
 _RETURN_SECONDS = 0.02
-# How much later than it arrived a packet may seem to be read, in seconds, as two clocks are never the same.
-_CLOCKS_SECONDS = 1.0
 
 
 @implementer(IReadDescriptor)
@@ -140,8 +139,7 @@ class HistoryRecorder:
             self._timers[function] = self._reactor.callLater(seconds, call)
 
     def _no_later(self, function: Callable[[], object]) -> None:
-        timer = self._timers.pop(function, None)
-        if timer is not None:
+        if (timer := self._timers.pop(function, None)) is not None:
             timer.cancel()
 
     def _expire(self) -> None:
@@ -348,10 +346,14 @@ class HistoryRecorder:
         """Read for a while. Return whether there may be more."""
         until = self._reactor.seconds() + _READ_SECONDS
         is_more, before = True, memory.end.number
-        while is_more and (now := self._reactor.seconds()) < until:
+        while is_more and self._reactor.seconds() < until:
+            if not handle.is_named:
+                raise CaptureUnavailable(self.interface, "the interface was renamed")
             if self._hook is not None:
                 self._hook.before_read(handle)
-            is_more = memory.read(handle, _STEP_PACKETS, now=now, dropped=self.dropped) == _STEP_PACKETS
+            now, wall = self._clocks()
+            read = memory.read(handle, _STEP_PACKETS, now=now, ahead=wall - now, dropped=self.dropped)
+            is_more = read == _STEP_PACKETS
         if memory.end.number > before and (counts := handle.counts(hardware=False)) is not None:
             self._dropped_now = counts.dropped
         return is_more
@@ -378,6 +380,9 @@ class HistoryRecorder:
         if self._is_read:
             self._later(_LOOK_SECONDS, self._look)
 
+    def _clocks(self) -> tuple[float, float]:
+        return both_clocks(self._reactor.seconds, self._wall_clock)
+
     # For captures
 
     @property
@@ -398,11 +403,8 @@ class HistoryRecorder:
     @property
     def reach(self) -> Reach:
         """How complete it is."""
-        wall, released = self._wall_clock(), None
-        if self._memory is not None and self._memory.released is not None:
-            # The wall clock may have been set back since.
-            read = wall - (self._reactor.seconds() - self._memory.released_read)
-            released = min(self._memory.released, read)
+        now, wall = self._clocks()
+        released = None if self._memory is None else self._memory.released(wall - now)
         return self._health.reach(released, wall=wall)
 
     def state(self) -> HistoryState:
@@ -467,12 +469,15 @@ class HistoryRecorder:
             what was taken.
         """
         assert self._memory is not None
-        now, reach = self._wall_clock(), self.reach
+        reach = self.reach
+        monotonic, now = self._clocks()
         since = max(wanted.since, now - self.bounds.seconds)
-        read_since = self._reactor.seconds() - (now - since) - _CLOCKS_SECONDS
-        position, dropped = self._memory.find(since, read_since=read_since)
+        position, dropped = self._memory.find(since, ahead=now - monotonic)
         dropped = 0 if dropped is None else self.dropped - dropped
-        take = reader.take(position, max_packets=max_packets, max_bytes=max_bytes)
+        until = None
+        if wanted.past_only:
+            until, _ = self._memory.find(wanted.until, ahead=now - monotonic)
+        take = reader.take(position, until, max_packets=max_packets, max_bytes=max_bytes)
 
         def report(taken: Taken) -> PastPackets:
             return past_packets(

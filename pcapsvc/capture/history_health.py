@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import pairwise
 
+from msgspec.structs import replace
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 

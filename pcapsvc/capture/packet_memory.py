@@ -6,7 +6,8 @@ import mmap
 import struct
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+
+import msgspec
 
 from pcapsvc.core.pcap_file import MICROSECOND_TICKS, PACKET_HEADER_BYTES, count_packets, time_stamp
 from pcapsvc.interfaces.capture import IPacketHandle, IRecordWriter
@@ -33,6 +34,10 @@ _STEP_PACKETS = 4096
 # How much memory is returned at once, in bytes: the system takes a millisecond or two for it.
 _RETURN_BYTES = 16 << 20
 
+# By how much the wall clock may seem to have been set, in seconds, though it was not: two clocks are never
+# read at once.
+_CLOCKS_SECONDS = 0.25
+
 # From this size on, a copy has memory of its own, in bytes.
 _LARGE_BYTES = 64 << 10
 
@@ -40,8 +45,7 @@ _LARGE_BYTES = 64 << 10
 _TIME_AND_KEPT = struct.Struct("=III")
 
 
-@dataclass(kw_only=True, slots=True)
-class Segment:
+class Segment(msgspec.Struct, kw_only=True):
     """
     Packets that follow one another in memory.
 
@@ -52,6 +56,7 @@ class Segment:
     @ivar first: the time stamp of the first one, in seconds since the Unix epoch.
     @ivar began: when the first one was read, in seconds of the reactor's clock.
     @ivar read: when the last one was read, likewise.
+    @ivar ahead: how far the clock of their time stamps was ahead of the reactor's, in seconds.
     @ivar dropped: how many packets the kernel had dropped before.
     """
 
@@ -63,11 +68,20 @@ class Segment:
     first: float
     began: float
     read: float
+    ahead: float
     dropped: int
 
+    def was_set(self, ahead: float) -> float:
+        """
+        By how much the clock of the time stamps was set since, in seconds.
 
-@dataclass(frozen=True, kw_only=True)
-class Position:
+        @param ahead: how far it is ahead of the reactor's now.
+        """
+        difference = ahead - self.ahead
+        return difference if abs(difference) > _CLOCKS_SECONDS else 0.0
+
+
+class Position(msgspec.Struct, frozen=True, kw_only=True):
     """
     A place between two packets.
 
@@ -81,8 +95,7 @@ class Position:
     number: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class Piece:
+class Piece(msgspec.Struct, frozen=True, kw_only=True):
     """Packets that follow one another in memory, from one place to another in the same slot."""
 
     start: Position
@@ -107,9 +120,6 @@ class PacketMemory:
     @param open_writer: writes packets into a part of the memory, from its first byte to one beyond its last.
 
     @ivar ticks_per_second: of their time stamps.
-    @ivar released: the time stamp of the oldest packet that is kept since others were overwritten, in
-        seconds since the Unix epoch; L{None} if none were.
-    @ivar released_read: when that packet was read, in seconds of the reactor's clock.
 
     @raise OSError: if there is not enough memory, or if C{open_writer} fails.
     """
@@ -146,8 +156,8 @@ class PacketMemory:
         self._size = 0
         # How many packets were recorded so far, and how many bytes they had.
         self._number = self._recorded_bytes = 0
-        self.released: float | None = None
-        self.released_read = 0.0
+        # The oldest packets that are kept since others were overwritten; L{None} if none were.
+        self._released: Segment | None = None
         self._begin_slot()
 
     @property
@@ -170,17 +180,22 @@ class PacketMemory:
         """The place after the last packet."""
         return Position(slot=self._slot, offset=self._size, number=self._number)
 
-    @property
-    def oldest(self) -> float | None:
-        """The time stamp of the oldest packet, in seconds since the Unix epoch; L{None} if there is none."""
-        return self._segments[0].first if self._segments else None
+    def released(self, ahead: float) -> float | None:
+        """
+        When the oldest packet arrived that is kept since others were overwritten, in seconds since the Unix
+        epoch; L{None} if none were.
 
-    def read(self, handle: IPacketHandle, most: int, *, now: float, dropped: int) -> int:
+        @param ahead: as in L{find}.
+        """
+        return None if self._released is None else self._released.first + self._released.was_set(ahead)
+
+    def read(self, handle: IPacketHandle, most: int, *, now: float, ahead: float, dropped: int) -> int:
         """
         Read packets that have arrived.
 
         @param most: how many, at most.
         @param now: the time in seconds of the reactor's clock.
+        @param ahead: how far the clock of the time stamps is ahead of that, in seconds.
         @param dropped: how many packets the kernel has dropped so far.
 
         @return: the number of packets read.
@@ -196,7 +211,7 @@ class PacketMemory:
             try:
                 got = handle.read(count, writer)
             finally:
-                self._note(got, writer.size(), now=now, dropped=dropped)
+                self._note(got, writer.size(), now=now, ahead=ahead, dropped=dropped)
             read += got
             if got < count:
                 break
@@ -228,7 +243,7 @@ class PacketMemory:
         if not self._free:
             self._release_oldest()
             if self._segments:
-                self.released, self.released_read = self.oldest, self._segments[0].began
+                self._released = self._segments[0]
         if place is None:
             place = self._free[-1]
         start = place * self._slot_bytes
@@ -241,7 +256,7 @@ class PacketMemory:
         self._size = 0
         return self._writer
 
-    def _note(self, packets: int, size: int, *, now: float, dropped: int) -> None:
+    def _note(self, packets: int, size: int, *, now: float, ahead: float, dropped: int) -> None:
         if size == self._size:
             return
         if not packets:
@@ -256,11 +271,15 @@ class PacketMemory:
             and last.end - last.start < self._slot_bytes // _SEGMENTS
             and last.packets < _SEGMENT_PACKETS
             and now - last.began < self._seconds * _SEGMENT_SECONDS
+            and not last.was_set(ahead)
         ):
             last.end, last.packets, last.read = size, last.packets + packets, now
         else:
             records = self._view(self._slot, self._size, size)
             first = time_stamp(records, 0, ticks_per_second=self.ticks_per_second)
+            if last is not None and abs(first - now - last.ahead) < abs(first - now - ahead):
+                # It arrived before the clock was set.
+                ahead = last.ahead
             self._segments.append(
                 Segment(
                     slot=self._slot,
@@ -271,6 +290,7 @@ class PacketMemory:
                     first=first,
                     began=now,
                     read=now,
+                    ahead=ahead,
                     dropped=dropped,
                 )
             )
@@ -321,27 +341,26 @@ class PacketMemory:
         self._free.append(place)
         self._soiled[place] = 0
 
-    def find(self, since: float, *, read_since: float) -> tuple[Position, int | None]:
+    def find(self, since: float, *, ahead: float) -> tuple[Position, int | None]:
         """
-        The place of the first packet that is no older than a time.
+        The place of the first packet that is no older than a time. If the clock of the time stamps was set,
+        what they would be by the clock as it is now counts.
 
         @param since: in seconds since the Unix epoch.
-        @param read_since: in seconds of the reactor's clock. What was read before is older, whatever its time
-            stamp is: the clock of the time stamps may have been set back.
+        @param ahead: how far the clock of the time stamps is ahead of the reactor's now, in seconds.
 
         @return: the place, and how many packets the kernel had dropped before the segment that it is in;
             L{None} if there are no packets.
         """
         found: Segment | None = None
         for segment in reversed(self._segments):
-            if segment.read < read_since:
-                break
             found = segment
-            if segment.first < since:
+            if segment.first < since - segment.was_set(ahead):
                 break
         if found is None:
             return self.end, None
-        packets, size = _older(self._view(found.slot, found.start, found.end), since, self.ticks_per_second)
+        stamp = since - found.was_set(ahead)
+        packets, size = _older(self._view(found.slot, found.start, found.end), stamp, self.ticks_per_second)
         start = Position(slot=found.slot, offset=found.start + size, number=found.number + packets)
         return start, found.dropped
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
+import msgspec
 from zope.interface import implementer
 
 from pcapsvc.capture.buffer import RecordingBuffer
@@ -34,8 +34,7 @@ from pcapsvc.core.session import StopReason
 from pcapsvc.interfaces.capture import IPacketDumper, IPacketReader, ISieve, PacketSink
 
 
-@dataclass(kw_only=True)
-class Taken:
+class Taken(msgspec.Struct, kw_only=True):
     """
     Packets of the past.
 
@@ -239,14 +238,18 @@ class PastReader:
         self._end, self._gone = self._memory.end, reason
         self.notify()
 
-    def take(self, since: Position, *, max_packets: int, max_bytes: int) -> Callable[..., Taken]:
+    def take(
+        self, since: Position, until: Position | None = None, *, max_packets: int, max_bytes: int
+    ) -> Callable[..., Taken]:
         """
-        Take the packets between a place and the one where this reads on. It is not to be read before the
-        function that this returns is done.
+        Take the packets between two places. It is not to be read before the function that this returns is
+        done.
+
+        @param until: L{None} is the place where this reads on.
 
         @return: does it, in a thread: L{take_newest}, which lacks C{is_wanted}.
         """
-        pieces = self._memory.pieces(since, self._position)
+        pieces = self._memory.pieces(since, self._position if until is None else until)
         return partial(
             take_newest, self._memory, pieces, self._sieve, max_packets=max_packets, max_bytes=max_bytes
         )

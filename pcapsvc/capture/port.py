@@ -13,6 +13,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from pcapsvc.capture.buffer import RecordingBuffer
+from pcapsvc.capture.clocks import both_clocks
 from pcapsvc.capture.rolling import RollingBuffer
 from pcapsvc.core.errors import CaptureUnavailable
 from pcapsvc.core.history import PastPackets
@@ -20,7 +21,7 @@ from pcapsvc.core.link_type import file_link_type
 from pcapsvc.core.plan import CapturePlan
 from pcapsvc.core.read_pace import ReadPace
 from pcapsvc.core.recording import Progress, Recording
-from pcapsvc.core.session import CaptureSession, StopReason
+from pcapsvc.core.session import EXACT_SECONDS, CaptureSession, StopReason
 from pcapsvc.interfaces.capture import ICapture, IPacketReader, IReadHook, ISnapshot
 
 # How many packets are read between two looks at the clock: about 2 ms.
@@ -39,9 +40,6 @@ _BEFORE_ANY_LIMIT = frozenset({StopReason.CANCELLED, StopReason.SHUTDOWN, StopRe
 # and how often the interface is looked at from then on, in seconds.
 _RESUME_SECONDS = 0.02
 _LOOK_SECONDS = 0.25
-# How far apart two looks at clocks may be that count as one, in seconds, and how often it is tried.
-_AT_ONCE_SECONDS = 0.001
-_MOST_LOOKS = 4
 
 _Error = TypeVar("_Error", bound=BaseException)
 
@@ -90,8 +88,7 @@ class CapturePort:
         self._pausing: IDelayedCall | None = None
         self._end: Deferred[StopReason] = Deferred(lambda _: self.end(StopReason.CANCELLED))
         self._ended: Deferred[StopReason] | None = self._end
-        self.started = wall_clock()
-        self._began = reactor.seconds()
+        self._began, self.started = both_clocks(reactor.seconds, wall_clock)
         self._pace = ReadPace(handle.ring, hand_over_seconds=hand_over_seconds, now=self._began)
         self._session = CaptureSession(
             plan.limits, snap_length=plan.snap_length, now=self._began, wall=self.started
@@ -301,29 +298,38 @@ class CapturePort:
         return self._ended is not None
 
     def _read_batch(self) -> tuple[int, bool, StopReason | None]:
-        """The number of packets read, whether that is all for now, and the limit that was reached."""
-        batch = self._session.next_batch(*self._clocks())
-        before = self._buffer.packets
+        """
+        The number of packets read, whether that is all for now, and the limit that was reached.
+
+        @raise CaptureUnavailable: if the interface is gone, and no limit was reached before.
+        """
+        began, wall = both_clocks(self._reactor.seconds, self._wall_clock)
+        self._note_dropped(began)
+        batch = self._session.next_batch(began, wall)
+        before, size = self._buffer.packets, self._buffer.size
+        lost: CaptureUnavailable | None = None
         try:
             self._buffer.read(batch)
-        finally:
-            # Even if the interface goes away during the batch: what is left in the ring is still read.
-            count = self._buffer.packets - before
-            is_behind = self._handle.is_behind
-            reason = self._session.recorded(
-                count, self._buffer.size, self._reactor.seconds(), is_behind=is_behind
-            )
+        except CaptureUnavailable as error:
+            # What was read before counts, and what is left in the ring is still read.
+            lost = error
+        now, wall = both_clocks(self._reactor.seconds, self._wall_clock)
+        if now - began > EXACT_SECONDS:
+            self._note_dropped(now)
+        late = self._session.stalled(now, wall)
+        if late is not None:
+            self._buffer.cut(before, size, late.belongs)
+        self._buffer.show()
+        count = self._buffer.packets - before
+        is_behind = self._handle.is_behind
+        reason = self._session.recorded(count, self._buffer.size, now, is_behind=is_behind)
+        if lost is not None and reason is None:
+            raise lost
         return count, count < batch.packets and not is_behind, reason
 
-    def _clocks(self) -> tuple[float, float]:
-        """The time by both clocks at once: between two looks, other programs may have had the processor."""
-        now = self._reactor.seconds()
-        for _ in range(_MOST_LOOKS):
-            wall, looked = self._wall_clock(), self._reactor.seconds()
-            if looked - now < _AT_ONCE_SECONDS:
-                break
-            now = looked
-        return now, wall
+    def _note_dropped(self, now: float) -> None:
+        if (counts := self._handle.counts(hardware=False)) is not None:
+            self._session.dropped(counts.dropped, now)
 
     def _fail(self, error: Exception) -> None:
         if (ended := self._stop_reading()) is not None:

@@ -11,13 +11,14 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from itertools import islice, zip_longest
 from typing import Any
 
+import msgspec
 from zope.interface import implementer
 
 from pcapsvc.capture.buffer import Held, RecordingBuffer
+from pcapsvc.capture.clocks import both_clocks
 from pcapsvc.core.pcap_file import FILE_HEADER_BYTES, PACKET_HEADER_BYTES, packet_header, time_stamp
 from pcapsvc.core.recording import Content
 from pcapsvc.core.rolling import RollingPackets
@@ -36,8 +37,7 @@ _FREE_BYTES = 64 << 10
 _COPY_BYTES = 1 << 20
 
 
-@dataclass(kw_only=True, slots=True)
-class _Segment:
+class _Segment(msgspec.Struct, kw_only=True):
     """
     Packets that follow one another.
 
@@ -55,8 +55,7 @@ class _Segment:
     ahead: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Cut:
+class _Cut(msgspec.Struct, frozen=True, kw_only=True):
     """
     The place before the first packet that is kept.
 
@@ -125,6 +124,8 @@ class RollingBuffer(RecordingBuffer):
     def _added(self, packets: int, size: int) -> None:
         if self.size == size:
             return
+        # Nothing is cut from it, but what is released can't be shown any more.
+        self.show()
         now = self._now()
         last = self._segments[-1] if self._segments else None
         if (
@@ -134,8 +135,10 @@ class RollingBuffer(RecordingBuffer):
         ):
             last.read = now
         else:
-            ahead = self._wall_clock() - now
-            self._segments.append(_Segment(start=size, number=packets, began=now, read=now, ahead=ahead))
+            looked, wall = both_clocks(self._now, self._wall_clock)
+            self._segments.append(
+                _Segment(start=size, number=packets, began=now, read=now, ahead=wall - looked)
+            )
         self._release(now)
 
     def _release(self, now: float) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from pcapsvc.core.filter import FilterRejected, Program
 from pcapsvc.packets.filter_worker import FilterKey

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ProcessExitedAlready
 from twisted.internet.interfaces import IProcessTransport, IReactorProcess
@@ -39,8 +39,7 @@ class WorkerFailed(Exception):
         self.is_by_filter = is_by_filter
 
 
-@dataclass(frozen=True, kw_only=True)
-class FilterKey:
+class FilterKey(msgspec.Struct, frozen=True, kw_only=True):
     """
     All that the compiled program depends on.
 
@@ -55,8 +54,7 @@ class FilterKey:
     netmask: int = 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """What the process answered in the end: a kind of L{pcapsvc.packets.filter_child}, and its payload."""
 
     kind: bytes
@@ -131,7 +129,7 @@ class FilterWorker(ProcessProtocol):
         try:
             os.setpriority(os.PRIO_PROCESS, self.transport.pid, _NICENESS)
         except OSError:
-            pass  # The systemd unit doesn't permit it: the scheduler shares fairly.
+            pass  # It has ended, or a filter of system calls doesn't permit it: the scheduler shares fairly.
 
     def when_ended(self) -> Deferred[None]:
         """

@@ -1,4 +1,4 @@
-"""Handles of libpcap, through pcapy-ng: the only module that imports pcapy."""
+"""Handles of libpcap, through pcapy-ng."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import socket
 import struct
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, cast
 
 import pcapy
@@ -15,14 +14,15 @@ from zope.interface import implementer
 
 from pcapsvc.core.errors import CaptureUnavailable
 from pcapsvc.core.filter import NOTHING, FilterRejected, Program, everything
+from pcapsvc.core.link_type import LINUX_SLL, kept_length
 from pcapsvc.core.pcap_file import MICROSECOND_TICKS, file_header
 from pcapsvc.core.read_pace import Ring
 from pcapsvc.core.recording import PacketCounts
 from pcapsvc.core.text import one_line
-from pcapsvc.core.vlan_choice import vlan_choice
 from pcapsvc.interfaces.capture import IPacketDumper, IPacketHandle, PacketSink
 from pcapsvc.packets import network_interfaces
 from pcapsvc.packets.filter_compiler import uses_netmask
+from pcapsvc.packets.handle_filters import CompiledHandleFilters, HandleFilters, Kind, netmask_of
 from pcapsvc.packets.kernel_filter import attach, runs_in_kernel
 from pcapsvc.packets.libpcap import (
     BadFilter,
@@ -30,7 +30,6 @@ from pcapsvc.packets.libpcap import (
     LibpcapError,
     find_libpcap,
     flush_all_streams,
-    kept_length,
     library_path,
 )
 from pcapsvc.packets.network_interfaces import (
@@ -53,12 +52,6 @@ _MEMBERSHIP = struct.Struct("iHH8s")
 # What libpcap says if an interface went down (pcap-linux.c), and what we say if it is gone.
 _WENT_DOWN = "went down"
 _GONE = "the interface is gone"
-
-# The link type of handles on all interfaces (LINUX_SLL): there the direction is part of each packet.
-_COOKED = 113
-# How long it may take until the ring is empty, and how often to look, in seconds.
-_EMPTY_SECONDS = 0.5
-_EMPTY_STEP_SECONDS = 0.002
 
 # Packets are discarded in steps of this many.
 _STEP_PACKETS = 4096
@@ -154,84 +147,6 @@ def open_dumper(
     return PlainDumper(dumper, file) if libpcap is None else libpcap.buffered(dumper)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Kind:
-    """
-    What a filter is compiled for.
-
-    @ivar snap_length: in bytes.
-    @ivar netmask: as inet_aton(3) has it; 0 if the filter doesn't depend on it.
-    """
-
-    link_type: int
-    snap_length: int
-    netmask: int
-
-
-def problem_as_text(program: Program, link_type: int) -> str | None:
-    """Why a filter can't be set as text, though it could be compiled; L{None} if it can be."""
-    if not program.is_optimized:
-        return "its optimization does not end"
-    if vlan_choice(program.bpf, link_type) is not None:
-        return "it can't choose among VLANs here"
-    return None
-
-
-class _Filters:
-    """How filters are set on a handle of pcapy's whose internals are unknown: as text, compiled once more."""
-
-    def __init__(self, reader: Any) -> None:
-        self._reader = reader
-
-    def compile(self, bpf: str) -> Program:
-        """
-        Compile a filter for the handle.
-
-        @raise BadFilter: if it can't be compiled.
-        """
-        return Program(bpf=bpf, instructions=b"")
-
-    def set(self, program: Program) -> None:
-        """
-        Set it. libpcap applies it to what is in the ring already as well (pcap_setfilter_linux_mmap).
-
-        @raise BadFilter: if it can't be compiled.
-        @raise pcapy.PcapError: if it can't be set, or if the interface went down.
-        @raise LibpcapError: likewise.
-        """
-        if (problem := problem_as_text(program, self._reader.datalink())) is not None:
-            raise BadFilter(problem)
-        try:
-            self._reader.setfilter(program.bpf)
-        except pcapy.PcapError:
-            # It doesn't distinguish a filter that can't be compiled from one that can't be set.
-            netmask = _netmask(self._reader)
-            try:
-                pcapy.compile(self._reader.datalink(), 65535, program.bpf, 1, netmask)
-            except pcapy.PcapError as error:
-                raise BadFilter(str(error)) from None
-            raise
-
-
-class _CompiledFilters(_Filters):
-    """Likewise, on a handle whose internals are known: as programs."""
-
-    def __init__(self, reader: Any, libpcap: Libpcap) -> None:
-        super().__init__(reader)
-        self._libpcap = libpcap
-
-    def compile(self, bpf: str) -> Program:
-        return Program(bpf=bpf, instructions=self._libpcap.compile(self._reader, bpf))
-
-    def set(self, program: Program) -> None:
-        self._libpcap.set_filter(self._reader, program.instructions)
-
-
-def _netmask(reader: Any) -> int:
-    (netmask,) = struct.unpack("=I", socket.inet_aton(reader.getmask()))
-    return int(netmask)
-
-
 @implementer(IPacketHandle)
 class PcapyHandle:
     """
@@ -263,8 +178,11 @@ class PcapyHandle:
         self._close_descriptor = close_descriptor
         self._libpcap = libpcap
         self._closed = False
-        self._discarded = 0
-        self._filters = _Filters(reader) if libpcap is None else _CompiledFilters(reader, libpcap)
+        self._packets = self._discarded = 0
+        # When its filter was set, in seconds since the Unix epoch; and how many packets from before that may
+        # yet be handed over, at most.
+        self._began, self._stale = 0.0, 0
+        self._filters = HandleFilters(reader) if libpcap is None else CompiledHandleFilters(reader, libpcap)
         self.program = self._in_force = everything(self.snap_length)
         # libpcap 1.9 opens its socket on all interfaces, and binds it then: what came between is counted.
         received, dropped, _ = reader.stats()
@@ -274,7 +192,7 @@ class PcapyHandle:
 
     def kind(self, bpf: str) -> Kind:
         """What a filter for this handle is compiled for."""
-        netmask = _netmask(self._reader) if uses_netmask(bpf) else 0
+        netmask = netmask_of(self._reader) if uses_netmask(bpf) else 0
         return Kind(link_type=self.link_type, snap_length=self.snap_length, netmask=netmask)
 
     def fileno(self) -> int:
@@ -289,11 +207,26 @@ class PcapyHandle:
             return True
 
     @property
+    def is_named(self) -> bool:
+        """Whether the interface has the name by which it was asked for: see L{IPacketHandle.is_named}."""
+        if self.index == ANY_INDEX or not network_interfaces.is_quick_to_find(self.interface):
+            return True
+        try:
+            return network_interfaces.find_index(self.interface) == self.index or self.is_gone
+        except OSError:
+            return True
+
+    @property
     def is_gone(self) -> bool:
         """Whether the interface doesn't exist any more. Under its name there may be another one."""
         return bound_index(self.fileno()) != self.index
 
     def read(self, count: int, sink: PacketSink) -> int:
+        read = self._read(count, sink)
+        self._packets += read
+        return read
+
+    def _read(self, count: int, sink: PacketSink) -> int:
         try:
             read = self._dispatch(count, sink)
         except (pcapy.PcapError, LibpcapError) as error:
@@ -307,6 +240,47 @@ class PcapyHandle:
         return read
 
     def _dispatch(self, count: int, sink: PacketSink) -> int:
+        first = 0
+        if self._stale:
+            first = self._read_first(sink)
+            if self._stale or first == count:
+                return first
+        try:
+            return first + self._dispatch_all(count - first, sink)
+        except (pcapy.PcapError, LibpcapError):
+            # If the interface is gone, the next read finds that out.
+            if not first:
+                raise
+            return first
+
+    def _read_first(self, sink: PacketSink) -> int:
+        """
+        Read the first packet that came after the filter was set. What came before that, while the handle was
+        opened, is left out: between the two, no packet passed.
+
+        @return: how many packets were read: one, or none.
+        """
+        found = 0
+
+        def read(header: Any, data: bytes) -> None:
+            nonlocal found
+            seconds, ticks = header.getts()
+            if seconds + ticks / self.ticks_per_second < self._began:
+                self._stale -= 1
+                return
+            self._stale, found = 0, 1
+            if callable(sink):
+                sink(header, data)
+            elif self._libpcap is None:
+                cast(PlainDumper, sink).dump(header, data)
+            else:
+                self._libpcap.dump_one(sink, header, data)
+
+        while self._stale and self._reader.dispatch(1, read):
+            pass
+        return found
+
+    def _dispatch_all(self, count: int, sink: PacketSink) -> int:
         if callable(sink):
             return int(self._reader.dispatch(count, sink))
         if self._libpcap is None:
@@ -318,11 +292,11 @@ class PcapyHandle:
 
     def discard_packets(self) -> None:
         """
-        Discard what has arrived.
+        Discard what has arrived and been handed over by the kernel. It is never counted.
 
         @raise CaptureUnavailable: if the interface is gone.
         """
-        while discarded := self.read(_STEP_PACKETS, _discard):
+        while discarded := self._read(_STEP_PACKETS, _discard):
             self._discarded += discarded
 
     def begin(self, program: Program, *, promiscuous: bool) -> PcapyHandle:
@@ -339,12 +313,10 @@ class PcapyHandle:
         try:
             if not self.is_up():
                 raise CaptureUnavailable(self.interface, _GONE if self.is_gone else "the interface is down")
-            self.discard_packets()
             if promiscuous:
                 self._become_promiscuous()
-            self._set_on_empty_ring(program)
+            self._set_on_idle(program)
             self.program = program
-            self._before = self._all_counts() or self._before
         except BaseException:
             self.close_here()
             raise
@@ -368,7 +340,8 @@ class PcapyHandle:
 
     def set_filter(self, program: Program) -> None:
         if self._is_for_kernel_alone(program):
-            # What has arrived by now is not filtered again, rather than lost.
+            # libpcap also applies a filter to what is in the ring, and to all that will be in its first
+            # block. It doesn't know there in which direction a packet went, and would drop them all.
             self._attach(program)
             return
         try:
@@ -392,35 +365,26 @@ class PcapyHandle:
         @raise RequestRejected: as L{set_filter} does.
         @raise CaptureUnavailable: likewise.
         """
-        if self._libpcap is None or self.link_type == _COOKED:
-            self.set_filter(program)
-            return
-        # libpcap would also apply the filter to the first block of the ring.
+        # Past libpcap, which would apply this filter to the whole first block of the ring as well.
         self._attach(NOTHING)
         if program != NOTHING:
-            self._set_on_empty_ring(program)
+            self._set_on_idle(program)
 
-    def _set_on_empty_ring(self, program: Program) -> None:
+    def _set_on_idle(self, program: Program) -> None:
         """
-        Set a filter while no packet passes.
-
-        libpcap also applies a filter to what is in the ring, and to all that will be in its first block. It
-        doesn't know there in which direction a packet went, and would drop them all. So such a filter is
-        set in the kernel alone, once the ring is empty.
+        Set a filter, in a thread, while no packet passes. What arrived earlier is discarded. The kernel may
+        hold some of it back, in a block that isn't full: that is recognized by its time stamps when it is
+        read.
         """
-        if not self._is_for_kernel_alone(program):
-            self.set_filter(program)
-            return
-        until = time.monotonic() + _EMPTY_SECONDS
-        received, dropped, _ = self._reader.stats()
-        while self._discarded < received - dropped and time.monotonic() < until:
-            # A block that isn't full is handed over after a while.
-            time.sleep(_EMPTY_STEP_SECONDS)
-            self.discard_packets()
-        self._attach(program)
+        self.discard_packets()
+        self._before = self._all_counts() or self._before
+        self._began = time.time()
+        # Some of them never come: those that were counted before libpcap bound its socket to the interface.
+        self._stale = max(0, self._before.received - self._before.dropped - self._discarded)
+        self.set_filter(program)
 
     def _is_for_kernel_alone(self, program: Program) -> bool:
-        return self._libpcap is not None and self.link_type != _COOKED and program.reads_packet_type
+        return self._libpcap is not None and self.link_type != LINUX_SLL and program.reads_packet_type
 
     def _attach(self, program: Program) -> None:
         try:
@@ -443,9 +407,13 @@ class PcapyHandle:
 
     def counts(self, *, hardware: bool = True) -> PacketCounts | None:
         counts, before = self._all_counts(hardware=hardware), self._before
-        return counts and PacketCounts(
-            received=counts.received - before.received,
-            dropped=counts.dropped - before.dropped,
+        if counts is None:
+            return None
+        dropped = counts.dropped - before.dropped
+        return PacketCounts(
+            # What came before the filter was set is not filtered out if it passes it.
+            received=max(counts.received - before.received, self._packets + dropped),
+            dropped=dropped,
             interface_dropped=_increase(before.interface_dropped, counts.interface_dropped),
         )
 

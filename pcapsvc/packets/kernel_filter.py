@@ -7,6 +7,8 @@ import os
 import socket
 import struct
 
+from pcapsvc.core.link_type import COOKED_HEADER_BYTES
+
 # asm-generic/socket.h; the standard library has no name for it, and can't pass the length of 0 to which the
 # kernel answers with the number of instructions (sk_get_filter() in net/core/filter.c).
 _SO_GET_FILTER = 26
@@ -37,9 +39,8 @@ _setsockopt.argtypes = (
 _INSTRUCTION = struct.Struct("=HBBI")
 _CLASS, _LOADS = 0x07, frozenset({0x00, 0x01})
 _MODE, _OF_PACKET = 0xE0, frozenset({0x20, 0x40, 0xA0})
-# The header that a cooked handle puts before a packet (LINKTYPE_LINUX_SLL), and the offsets in it of what the
-# kernel knows by other means: the direction and the protocol.
-_COOKED_HEADER_BYTES = 16
+# The offsets, in the header that a cooked handle puts before a packet, of what the kernel knows by other
+# means: the direction and the protocol.
 _KNOWN_OFFSETS = frozenset({0, 14})
 
 
@@ -53,7 +54,7 @@ def runs_on_cooked(instructions: bytes) -> bool:
     return not any(
         code & _CLASS in _LOADS
         and code & _MODE in _OF_PACKET
-        and number < _COOKED_HEADER_BYTES
+        and number < COOKED_HEADER_BYTES
         and number not in _KNOWN_OFFSETS
         for code, _, _, number in _INSTRUCTION.iter_unpack(instructions)
     )

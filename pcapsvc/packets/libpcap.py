@@ -36,10 +36,6 @@ _INSTRUCTION_BYTES = 8
 _PRECISION_MICRO, _PRECISION_NANO = 0, 1
 _PRECISIONS = {MICROSECOND_TICKS: _PRECISION_MICRO, NANOSECOND_TICKS: _PRECISION_NANO}
 
-# The link type of cooked handles (LINUX_SLL), and their smallest snap length, in bytes.
-_COOKED = 113
-_LEAST_COOKED_BYTES = 21
-
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _fwrite = _libc.fwrite
@@ -273,9 +269,21 @@ class Libpcap:
             raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
 
         def dump(header: Any, data: bytes) -> None:
-            self._write(dumper, _PacketHeader(*header.getts(), len(data), header.getlen()), data)
+            self._dump_one(dumper, header, data)
 
         return StreamDumper(self, dumper, dump=dump, close=lambda: self._dump_close(dumper))
+
+    def dump_one(self, dumper: Any, header: Any, data: bytes) -> None:
+        """
+        Write one packet.
+
+        @param dumper: as in L{dump}.
+        @param header: as pcapy gives it to a callback.
+        """
+        self._dump_one(_dumper_pointer(dumper), header, data)
+
+    def _dump_one(self, dumper: int, header: Any, data: bytes) -> None:
+        self._write(dumper, _PacketHeader(*header.getts(), len(data), header.getlen()), data)
 
     def buffered(self, dumper: Any) -> StreamDumper:
         """
@@ -388,16 +396,6 @@ def flush_all_streams() -> None:
     version of pcapy.
     """
     _fflush(None)
-
-
-def kept_length(link_type: int, snap_length: int) -> int:
-    """
-    The snap length that a live handle really has, in bytes: a cooked handle keeps at least the header that
-    libpcap adds (C{activate_new()} in pcap-linux.c).
-
-    @param snap_length: the snap length that was asked for, in bytes.
-    """
-    return max(snap_length, _LEAST_COOKED_BYTES) if link_type == _COOKED else snap_length
 
 
 class _Origin(ctypes.Structure):

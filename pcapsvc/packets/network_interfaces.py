@@ -13,15 +13,17 @@ import fcntl
 import os
 import socket
 import struct
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
+
+from pcapsvc.kernel_file import read_kernel_file
 
 #: The index that stands for all interfaces (packet(7)).
 ANY_INDEX = 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Interface:
+class Interface(msgspec.Struct, frozen=True, kw_only=True):
     """
     An interface that was asked for.
 
@@ -35,8 +37,9 @@ class Interface:
 
 # A name in an ioctl has up to 15 bytes (IFNAMSIZ of linux/if.h). Alternative names may be longer.
 _LONGEST_IOCTL_NAME = 15
-# sysfs(5): all interfaces, by their names.
+# sysfs(5): all interfaces, by their names; and what counts the packets that they have missed.
 _SYSFS = Path("/sys/class/net")
+_MISSED = ("rx_missed_errors", "rx_fifo_errors")
 # netdevice(7): struct ifreq, with flags or with an index; requests; and that an interface is up.
 _IFREQ = struct.Struct("=16sH22x")
 _IFREQ_INDEX = struct.Struct("=16si20x")
@@ -82,7 +85,20 @@ def bound_index(descriptor: int) -> int | None:
 
 def is_quick_to_find(name: str) -> bool:
     """Whether L{find_index} finds this name without waiting for a lock of the kernel."""
-    return len(os.fsencode(name)) <= _LONGEST_IOCTL_NAME
+    return len(encoded(name)) <= _LONGEST_IOCTL_NAME
+
+
+def encoded(name: str) -> bytes:
+    """
+    The name of an interface as the kernel has it. It is in UTF-8 in each locale, as in messages; what isn't
+    UTF-8 is in surrogates (PEP 383).
+    """
+    return name.encode("utf-8", "surrogateescape")
+
+
+def sysfs_path(name: str, file: str, sysfs: Path = _SYSFS) -> bytes:
+    """The path of a file about an interface (sysfs(5))."""
+    return b"/".join((os.fsencode(sysfs), encoded(name), file.encode()))
 
 
 def find_index(name: str) -> int | None:
@@ -94,8 +110,8 @@ def find_index(name: str) -> int | None:
     @raise OSError: if that can't be found out, as there are no descriptors.
     """
     if not is_quick_to_find(name):
-        return _find_long_name(os.fsencode(name))
-    answer = _ask(_SIOCGIFINDEX, _IFREQ_INDEX.pack(os.fsencode(name), 0))
+        return _find_long_name(encoded(name))
+    answer = _ask(_SIOCGIFINDEX, _IFREQ_INDEX.pack(encoded(name), 0))
     return None if answer is None else int(_IFREQ_INDEX.unpack(answer)[1])
 
 
@@ -106,7 +122,10 @@ def name_of(index: int) -> str | None:
     @raise OSError: if that can't be found out, as there are no descriptors.
     """
     answer = _ask(_SIOCGIFNAME, _IFREQ_INDEX.pack(b"", index))
-    return None if answer is None else os.fsdecode(_IFREQ_INDEX.unpack(answer)[0].rstrip(b"\0"))
+    if answer is None:
+        return None
+    name: bytes = _IFREQ_INDEX.unpack(answer)[0]
+    return name.rstrip(b"\0").decode("utf-8", "surrogateescape")
 
 
 def is_up(index: int) -> bool:
@@ -116,7 +135,7 @@ def is_up(index: int) -> bool:
     @raise OSError: if that can't be found out, as there are no descriptors.
     """
     name = name_of(index)
-    answer = None if name is None else _ask(_SIOCGIFFLAGS, _IFREQ.pack(os.fsencode(name), 0))
+    answer = None if name is None else _ask(_SIOCGIFFLAGS, _IFREQ.pack(encoded(name), 0))
     if answer is None:
         return False
     flags: int = _IFREQ.unpack(answer)[1]
@@ -153,12 +172,10 @@ def missed_packets(index: int, sysfs: Path = _SYSFS) -> int | None:
         name = name_of(index)
         if name is None:
             return None
-        found = sysfs / name
-        missed = sum(
-            int((found / "statistics" / each).read_text()) for each in ("rx_missed_errors", "rx_fifo_errors")
-        )
+        missed = sum(int(read_kernel_file(sysfs_path(name, f"statistics/{each}", sysfs))) for each in _MISSED)
         # It may have been renamed in the meantime.
-        return missed if int((found / "ifindex").read_text()) == index == find_index(name) else None
+        found = int(read_kernel_file(sysfs_path(name, "ifindex", sysfs)))
+        return missed if found == index == find_index(name) else None
     except (OSError, ValueError):
         return None
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import pcapy
 
-from pcapsvc.core.errors import NO_SUCH_INTERFACE, CaptureForbidden, CaptureUnavailable
+from pcapsvc.core.errors import NO_ROOM, NO_SUCH_INTERFACE, CaptureForbidden, CaptureUnavailable
 from pcapsvc.core.filter import NOTHING, Program
 from pcapsvc.core.read_pace import Ring
 from pcapsvc.core.text import one_line
-from pcapsvc.packets.handle import Kind, PcapyHandle
+from pcapsvc.packets.handle import PcapyHandle
+from pcapsvc.packets.handle_filters import Kind
 from pcapsvc.packets.libpcap import Libpcap
 from pcapsvc.packets.network_interfaces import ANY_INDEX, Interface, name_of
 from pcapsvc.packets.ring import BLOCK_BYTES
@@ -32,8 +34,7 @@ _ACTIVATE_ERRORS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Opener:
+class Opener(msgspec.Struct, frozen=True, kw_only=True):
     """
     Opens handles.
 
@@ -104,7 +105,9 @@ class Opener:
             reader.setnonblock(1)
             return handle
         except pcapy.PcapError as error:
-            raise CaptureUnavailable(interface.name, str(error)) from None
+            raise _error(interface.name, str(error)) from None
+        except UnicodeEncodeError:
+            raise CaptureUnavailable(interface.name, "the interface has a name that isn't UTF-8") from None
 
     def _ring(self) -> Ring:
         return Ring(
@@ -130,4 +133,15 @@ class Opener:
             os.close(os.dup(0))
             if status == _NO_PERMISSION:
                 raise CaptureForbidden(interface, "no permission to capture: the daemon needs CAP_NET_RAW")
-            raise CaptureUnavailable(interface, _ACTIVATE_ERRORS.get(status, message))
+            raise _error(interface, _ACTIVATE_ERRORS.get(status, message))
+
+
+def _error(interface: str, message: str) -> OSError | CaptureUnavailable:
+    """What a message of libpcap means. It reports errors of the kernel in words only, at the end."""
+    for code in NO_ROOM:
+        if message.endswith(os.strerror(code)):
+            return OSError(code, message)
+    if message.endswith(os.strerror(errno.ENODEV)):
+        # It has gone meanwhile.
+        message = NO_SUCH_INTERFACE
+    return CaptureUnavailable(interface, message)

@@ -18,6 +18,9 @@ from pcapsvc.interfaces.capture import IPacketHandle, IReadHook
 FRESH_SECONDS = 0.001
 #: How often the list is updated before a read, for connections that are just being opened.
 MOST_LOOKS = 4
+#: After so many seconds without a processor, packets may have been handed over of a connection that another
+#: thread has opened since. The kernel hands them over some time after they have arrived (C{readtimeout}).
+LATE_SECONDS = 0.005
 
 
 class IOwnTrafficReactor(IReactorTime, IReactorFromThreads):
@@ -92,10 +95,13 @@ class OwnTrafficFilter:
             self._look()
         # Packets of a connection that another thread is opening may be read next.
         for _ in range(MOST_LOOKS):
-            if not self._table.unfinished:
+            if not self._table.unfinished and not self._is_late():
                 break
             self._look()
         return self._traffic.bpf
+
+    def _is_late(self) -> bool:
+        return self._looked is not None and self._reactor.seconds() - self._looked >= LATE_SECONDS
 
     def _look(self) -> None:
         if not self._watching:

@@ -8,8 +8,7 @@ import socket
 import struct
 from collections.abc import Callable, Sequence
 from mmap import mmap
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, FirstError, execute, gatherResults, succeed
@@ -19,9 +18,9 @@ from zope.interface import implementer
 
 from pcapsvc.core.errors import NO_SUCH_INTERFACE, CaptureUnavailable, PcapsvcError
 from pcapsvc.core.filter import FilterRejected, Program
+from pcapsvc.core.link_type import ETHERNET, LINUX_SLL, is_cooked, kept_length
 from pcapsvc.core.network_interface import NetworkInterface
 from pcapsvc.core.pcap_file import MICROSECOND_TICKS
-from pcapsvc.core.recorded_filter import for_recorded, looked_at_bytes
 from pcapsvc.core.text import one_line
 from pcapsvc.host.permission import open_packet_socket
 from pcapsvc.interfaces.capture import (
@@ -33,27 +32,30 @@ from pcapsvc.interfaces.capture import (
     IStandbyPacketSystem,
 )
 from pcapsvc.interfaces.threads import RunInThread
+from pcapsvc.kernel_file import read_kernel_file
 from pcapsvc.packets.filter_compiler import FilterCompiler, uses_netmask
-from pcapsvc.packets.handle import (
-    LIBPCAP,
-    Kind,
-    PcapyHandle,
-    libpcap_path,
-    open_dumper,
-    problem_as_text,
-)
+from pcapsvc.packets.handle import LIBPCAP, PcapyHandle, libpcap_path, open_dumper
+from pcapsvc.packets.handle_filters import Kind, problem_as_text
 from pcapsvc.packets.interface_list import list_interfaces
 from pcapsvc.packets.kernel_filter import runs_on_cooked
-from pcapsvc.packets.libpcap import LibpcapError, kept_length
-from pcapsvc.packets.network_interfaces import ANY_INDEX, Interface, find_index, is_quick_to_find, name_of
+from pcapsvc.packets.libpcap import LibpcapError
+from pcapsvc.packets.network_interfaces import (
+    ANY_INDEX,
+    Interface,
+    encoded,
+    find_index,
+    is_quick_to_find,
+    name_of,
+    sysfs_path,
+)
 from pcapsvc.packets.opener import ANY_INTERFACE, Opener
-from pcapsvc.packets.records import RecordFunctions, Sieve
 
-# Link types: LINKTYPE_ETHERNET, LINKTYPE_LINUX_SLL.
-_ETHERNET, _COOKED = 1, 113
+if TYPE_CHECKING:
+    from pcapsvc.packets.records import RecordFunctions
+
 # What libpcap makes of types of hardware (linux/if_arp.h, map_arphrd_to_dlt() in pcap-linux.c), of those on
 # which that depends on nothing else.
-_LINK_TYPES = {"1": _ETHERNET, "772": _ETHERNET}
+_LINK_TYPES = {b"1": ETHERNET, b"772": ETHERNET}
 
 # netdevice(7): struct ifreq, and the request for a netmask.
 _SIOCGIFNETMASK = 0x891B
@@ -165,11 +167,11 @@ class PcapySystem(Service):
         """Compile a filter, and open nothing: see L{IHostInterfaces.compile_filter}."""
 
         async def compile_it() -> Program:
-            kind = _kind(_ETHERNET, snap_length, netmask=0)
+            kind = _kind(ETHERNET, snap_length, netmask=0)
             if interface is not None:
                 kind = await self._kind_on(await self._find(interface), snap_length, bpf)
             program = await self._compile(bpf, kind)
-            if kind.link_type == _COOKED and not runs_on_cooked(program.instructions):
+            if is_cooked(kind.link_type) and not runs_on_cooked(program.instructions):
                 raise FilterRejected(bpf, f"the kernel can't run it on {interface}")
             problem = None if self.is_native else problem_as_text(program, kind.link_type)
             if problem is not None:
@@ -219,6 +221,9 @@ class PcapySystem(Service):
         self, interface: str, *, link_type: int, kept: int, snap_length: int, bpf: str
     ) -> Deferred[ISieve]:
         """Filter packets that were recorded: see L{IPacketSystem.open_sieve}."""
+        # There are such packets: so these are loaded.
+        from pcapsvc.core.recorded_filter import for_recorded, looked_at_bytes
+        from pcapsvc.packets.records import Sieve
 
         async def open_it() -> ISieve:
             program, looks_beyond = None, False
@@ -246,6 +251,9 @@ class PcapySystem(Service):
         if not self.is_native:
             raise OSError("the internals of the installed pcapy-ng are unknown")
         if self._record_functions is None:
+            # Imported here: nodes without a history do without.
+            from pcapsvc.packets.records import RecordFunctions
+
             try:
                 self._record_functions = RecordFunctions(libpcap_path())
             except AttributeError as error:
@@ -381,12 +389,12 @@ class PcapySystem(Service):
 
 def _expected_kind(index: int, snap_length: int, bpf: str) -> Kind | None:
     """What a handle will be, if that is known before it is opened."""
-    link_type: int | None = _COOKED
+    link_type: int | None = LINUX_SLL
     name = ANY_INTERFACE
     if index != ANY_INDEX:
         name = name_of(index) or ""
         try:
-            link_type = _LINK_TYPES.get(Path("/sys/class/net", name, "type").read_text().strip())
+            link_type = _LINK_TYPES.get(read_kernel_file(sysfs_path(name, "type")).strip())
         except OSError:
             link_type = None
     if link_type is None:
@@ -400,7 +408,7 @@ def _kind(link_type: int, snap_length: int, *, netmask: int) -> Kind:
 
 def _netmask_of(interface: str) -> int:
     """As pcap_lookupnet(3PCAP) finds it: that of the first IPv4 address; 0 if there is none."""
-    request = _IFREQ.pack(interface.encode(), socket.AF_INET, 0, b"")
+    request = _IFREQ.pack(encoded(interface), socket.AF_INET, 0, b"")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         try:
             answer = fcntl.ioctl(any_socket, _SIOCGIFNETMASK, request)

@@ -6,7 +6,6 @@ import os
 import resource
 import select
 import struct
-import time
 from pathlib import Path
 
 from pcapsvc.core.errors import CaptureUnavailable
@@ -162,7 +161,7 @@ class DumperContract(PacketWire):
         """What had arrived when the interface went away is written; then the loss is reported."""
         handle = await self.open()
         self.send(*[udp_frame(number) for number in range(3)])
-        time.sleep(0.05)  # the kernel hands over a block that isn't full after its time-out
+        self.await_packets(handle)
         self.lose_interface()
         dumper = self.dumper(handle, self.memory_file())
         self.addCleanup(dumper.close)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import select
 import time
-from dataclasses import replace
 
+from msgspec.structs import replace
 from twisted.internet.defer import CancelledError
 
 from pcapsvc.core.errors import CaptureUnavailable, RequestRejected
@@ -94,7 +94,7 @@ class PacketSystemContract(DumperContract):
         handle = await self.open()
         frames = [udp_frame(number) for number in range(3)]
         self.send(*frames)
-        time.sleep(0.05)  # the kernel hands over a block that isn't full after its time-out
+        self.await_packets(handle)
         self.lose_interface()
         read: list[bytes] = []
 
@@ -109,7 +109,7 @@ class PacketSystemContract(DumperContract):
         """While its interface is down, a handle has no packets; after that it goes on."""
         handle = await self.open()
         self.send(udp_frame(1), udp_frame(2))
-        time.sleep(0.05)
+        self.await_packets(handle)
         self.take_down()
         self.assertEqual(self.read(handle, 2), [udp_frame(1), udp_frame(2)])
         for _ in range(5):
@@ -130,10 +130,12 @@ class PacketSystemContract(DumperContract):
                 handle.read(10, lambda *_: self.fail("it is gone"))
 
     async def test_renamed(self) -> None:
-        """A handle stays with its interface, whatever that is called; the index stays as well."""
+        """A handle stays with its interface, whatever that is called, and knows of it; the index stays."""
         handle = await self.open()
         index = await self.system.find(self.interface)
+        self.assertTrue(handle.is_named)
         name = self.rename()
+        self.assertFalse(handle.is_named)
         self.send(udp_frame(1))
         self.assertEqual(self.read(handle, 1), [udp_frame(1)])
         self.assertEqual([await self.system.find(one) for one in (name, self.interface)], [index, None])
@@ -233,7 +235,7 @@ class PacketSystemContract(DumperContract):
         """A handle goes on without what passes a filter, of what had arrived as well; then of another."""
         handle = await self.open(bpf="udp")
         self.send(udp_frame(1, port=53), udp_frame(2, port=9))
-        time.sleep(0.05)
+        self.await_packets(handle)
         self.exclude(handle, "udp port 53")
         self.send(udp_frame(3, port=53), udp_frame(4, port=9))
         self.assertEqual(self.read(handle, 2), [udp_frame(2, port=9), udp_frame(4, port=9)])

@@ -5,10 +5,32 @@ from __future__ import annotations
 import os
 import select
 import time
+from typing import Any
 
 from pcapsvc.core.errors import CaptureUnavailable, RequestRejected
 from pcapsvc.core.network_interface import NetworkInterface
 from pcapsvc.interfaces.capture import IPacketDumper, IPacketHandle, IStandbyPacketSystem
+
+_PATIENCE_SECONDS = 20.0
+
+
+def read_all(handle: IPacketHandle, sink: Any) -> int:
+    """
+    Read all packets that have arrived, until now, on a handle that nothing was read from before. The kernel
+    hands over those in a block that isn't full after a time-out, or later on a busy machine.
+
+    @param sink: as L{IPacketHandle.read} has it.
+    @return: how many there are.
+    """
+    read, until = 0, time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        read += handle.read(1000, sink)
+        counts = handle.counts(hardware=False)
+        assert counts is not None
+        if read + counts.dropped >= counts.received:
+            return read
+        assert time.monotonic() < until, f"{read} of {counts} packets were handed over"
+        select.select([handle], [], [], 0.05)
 
 
 class PacketWire:
@@ -81,6 +103,12 @@ class PacketWire:
             select.select([handle], [], [], 0.05)
             handle.read(min(most, count - len(data)), lambda _, packet: data.append(packet))
         return data
+
+    def await_packets(self, handle: IPacketHandle) -> None:
+        """Wait until the kernel has handed over what was sent: a block that isn't full after a time-out."""
+        select.select([handle], [], [], _PATIENCE_SECONDS)
+        # What was sent late, on a busy machine, is in another block.
+        time.sleep(0.05)
 
     def memory_file(self) -> str:
         """The path of an empty file in memory."""

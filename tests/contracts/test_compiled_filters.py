@@ -12,9 +12,10 @@ from twisted.internet import reactor
 from twisted.trial import unittest
 
 from pcapsvc.core.filter import FilterRejected, everything
+from pcapsvc.core.link_type import kept_length
 from pcapsvc.core.vlan_choice import vlan_choice
 from pcapsvc.packets.filter_compiler import FilterCompiler
-from pcapsvc.packets.libpcap import BadFilter, find_libpcap, kept_length, library_path
+from pcapsvc.packets.libpcap import BadFilter, find_libpcap, library_path
 from peers.requirement import require_root
 from peers.wire import Wire
 

@@ -32,7 +32,7 @@ class LookBackTests(LookBackCase):
         sender.start()
         self.addCleanup(sender.join)
         self.remembered(daemon, 2000)
-        captures = [self.capture(daemon, timeout=1, bpf=bpf) for bpf in ("", "udp port 9", "udp port 10")]
+        captures = [self.capture(daemon, timeout=4, bpf=bpf) for bpf in ("", "udp port 9", "udp port 10")]
         for capture in captures[:2]:
             state = daemon.done(capture)
             self.assertEqual(self.numbers(daemon.file_of(capture)), list(range(20_000)))

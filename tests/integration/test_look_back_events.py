@@ -70,7 +70,7 @@ class QuietTests(LookBackCase):
         busy = Wire()
         self.addCleanup(busy.stop)
         busy.start()
-        seconds = 8
+        seconds = 4
         more = f'[[interface]]\nname = "{busy.interface}"\nhistory = {seconds}\n'
         daemon = self.start(f"history = {seconds}", more=more, general="maxpackets = 10000000")
         sending = threading.Thread(

@@ -231,6 +231,41 @@ class CapturePortTests(CapturePortCase):
             made.content.close()
             self.assertEqual((made.reason, made.packets), (reason, 0))
 
+    def test_no_end_while_packets_are_dropped(self) -> None:
+        """A process that was stopped for longer than the idle time, with a ring that is full, wasn't idle."""
+        recording = self.port(packets=100, idle=5).start()
+        [handle] = self.system.interfaces["mem0"].handles
+        self.arrive(b"a" * 60)
+        self.reactor.rightNow += 8
+        handle.dropped += 3
+        self.reactor.advance(0)
+        self.assertNoResult(recording)
+        self.reactor.advance(4.9)
+        self.assertNoResult(recording)
+        self.reactor.advance(0.2)
+        self.assertIs(self.recorded(recording).reason, StopReason.IDLE)
+
+    def test_no_end_if_packets_were_dropped_during_a_read(self) -> None:
+        """So it is if the process was stopped in the middle of a read."""
+        stalls = [0.0, 8.0]
+
+        def stall() -> None:
+            seconds = stalls.pop() if stalls else 0.0
+            self.reactor.rightNow += seconds
+            for handle in self.system.interfaces["mem0"].handles:
+                handle.dropped += int(seconds)
+
+        self.before_read = stall  # type: ignore[method-assign]
+        port = self.port(packets=100, idle=5)
+        recording = port.start()
+        # It arrives within the stall, after others that found no room.
+        self.system.seconds = self.wall_clock + 7
+        self.arrive(b"a" * 60)
+        self.reactor.advance(0)
+        self.assertNoResult(recording)
+        port.end(StopReason.CANCELLED)
+        self.assertEqual(self.recorded(recording).packets, 1)
+
     def test_no_room_on_the_reactor(self) -> None:
         """If the reactor can't watch it, the capture is unavailable, and leaves nothing."""
         self.reactor = FullReactor()

@@ -15,6 +15,7 @@ from pcapsvc.capture.histories import Histories
 from pcapsvc.capture.past import NotWanted, Taken
 from pcapsvc.core.errors import RequestRejected
 from pcapsvc.core.history import MissingReason, look_back
+from pcapsvc.core.pcap_file import read_file_header
 from pcapsvc.core.plan import CapturePlan
 from pcapsvc.core.request import CaptureRequest
 from pcapsvc.core.session import CaptureLimits, StopReason
@@ -72,6 +73,7 @@ class CapturerCase(RecorderCase):
         packets: int = 1000,
         size: int = 10**6,
         debug: bool = False,
+        snap_length: int = SNAP,
         **past: bool,
     ) -> Deferred[ICapture]:
         """Prepare a capture that looks back 30 s."""
@@ -80,12 +82,12 @@ class CapturerCase(RecorderCase):
             interface=interface,
             alias=None,
             bpf=bpf,
-            snap_length=SNAP,
+            snap_length=snap_length,
             limits=CaptureLimits(max_packets=packets, max_bytes=size, idle_seconds=2, duration_seconds=60),
             request=CaptureRequest(node="any", interface=(interface,), packetdebug=debug),
             options={},
             via="test",
-            look_back=look_back(30, snap_length=SNAP, sent_at=None, now=self.wall_clock(), **past),
+            look_back=look_back(30, snap_length=snap_length, sent_at=None, now=self.wall_clock(), **past),
         )
         return self.capturer.prepare(plan)
 
@@ -120,14 +122,24 @@ class CapturerTests(CapturerCase):
         self.assertEqual((capture.past.packets, capture.past.first), (3, EPOCH))
 
     def test_past_only(self) -> None:
-        """What is asked for is the past alone, with what the kernel hands over late."""
+        """
+        What is asked for is the past alone, with what the kernel hands over late, and without what arrives
+        after the request, however long its filter takes to compile.
+        """
+        opening: Deferred[None] = Deferred()
+        self.system.opening = lambda: opening
         self.deliver(1)
-        preparing = self.prepare(past_only=True)
-        self.assertNoResult(preparing)
-        self.deliver(2)
+        self.advance(1)
+        preparing = self.prepare(bpf="odd", past_only=True)
+        self.system.seconds -= 0.5
+        self.system.deliver("mem0", udp_frame(3), udp_frame(4))
         self.advance(0.1)
-        self.deliver(3)
-        self.assertEqual(self.result(preparing)[:2], ([1, 2], StopReason.PAST))
+        self.assertNoResult(preparing)
+        self.deliver(5)
+        self.advance(0.5)
+        self.deliver(7)
+        opening.callback(None)
+        self.assertEqual(self.result(preparing)[:2], ([1, 3], StopReason.PAST))
 
     def test_no_history(self) -> None:
         """Without history, a capture is rejected, unless it can do without: then it has none of the past."""
@@ -264,7 +276,7 @@ class CapturerTests(CapturerCase):
             return open_sieve(interface, link_type=link_type, **options)
 
         self.patch(self.system, "open_sieve", note)
-        self.assertEqual(self.result(self.prepare(bpf="odd", past_only=True))[0], [1])
+        self.assertEqual(self.result(self.prepare(bpf="odd"))[0], [1])
         self.assertEqual(opened, [1, 12])
 
     def test_keep_up(self) -> None:
@@ -276,3 +288,32 @@ class CapturerTests(CapturerCase):
             for _ in range(10):
                 self.capturer.keep_up()
         self.assertEqual(len(pulls), 2)
+
+
+class CookedTests(CapturerCase):
+    """On a cooked interface, at least 21 bytes of a packet are kept, however few are asked for."""
+
+    def setUp(self) -> None:
+        """Both interfaces are cooked; the history begins anew."""
+        super().setUp()
+        for interface in ("mem0", "mem1"):
+            self.system.lose(interface)
+            self.system.interfaces[interface] = MemoryInterface(link_type=113)
+        self.advance(3)
+
+    def test_snap_length(self) -> None:
+        """The plan, the file and the limit of bytes go by what is kept."""
+        for interface in ("mem0", "mem1"):
+            preparing = self.prepare(interface, snap_length=1, size=1000, is_optional=True)
+            self.advance(0.1)
+            capture = self.successResultOf(preparing)
+            self.assertEqual(capture.plan.snap_length, 21)
+            recording = capture.start()
+            self.system.deliver(interface, *[udp_frame(number) for number in range(50)])
+            self.advance(0.1)
+            made = self.successResultOf(recording)
+            with made.content.open() as file:
+                header, records = read_file_header(file.read(24)), file.read()
+            made.content.close()
+            self.assertIs(made.reason, StopReason.BYTES)
+            self.assertEqual((header.snap_length, len(records)), (21, 27 * (16 + 21)))

@@ -64,11 +64,13 @@ class MemoryCase(unittest.SynchronousTestCase):
         )
         self.addCleanup(self.memory.close)
         self.sent = 0
+        # How far the clock of the time stamps is ahead.
+        self.ahead = EPOCH
         return self.memory
 
     def send(self, count: int, *, at: float, size: int = SNAP) -> None:
-        """Let numbered packets arrive at a time since the epoch."""
-        self.system.seconds = EPOCH + at
+        """Let numbered packets arrive at a time."""
+        self.system.seconds = self.ahead + at
         for number in range(self.sent, self.sent + count):
             self.system.deliver("mem0", number.to_bytes(4, "big") + bytes(size - 4))
         self.sent += count
@@ -76,11 +78,20 @@ class MemoryCase(unittest.SynchronousTestCase):
     def record(self, count: int, *, at: float, size: int = SNAP, dropped: int = 0) -> None:
         """Let packets arrive, and read them at once."""
         self.send(count, at=at, size=size)
-        self.assertEqual(self.memory.read(self.handle, count, now=at, dropped=dropped), count)
+        self.assertEqual(self.read(count, at=at, dropped=dropped), count)
 
-    def since(self, at: float, *, read_since: float = -1e9) -> Position:
+    def read(self, most: int, *, at: float, dropped: int = 0) -> int:
+        """Read packets, and return how many there were."""
+        return self.memory.read(self.handle, most, now=at, ahead=self.ahead, dropped=dropped)
+
+    def since(self, at: float) -> Position:
         """The place of the first packet from a time on."""
-        return self.memory.find(EPOCH + at, read_since=read_since)[0]
+        return self.memory.find(self.ahead + at, ahead=self.ahead)[0]
+
+    def released(self) -> float | None:
+        """The time of the oldest packet that is kept since others were overwritten."""
+        released = self.memory.released(self.ahead)
+        return None if released is None else released - self.ahead
 
     def kept(self, start: Position | None = None, end: Position | None = None) -> list[int]:
         """The numbers of the packets between two places: of all, by default."""
@@ -100,10 +111,10 @@ class PacketMemoryTests(MemoryCase):
 
     def test_empty(self) -> None:
         """Without packets there is nothing to find."""
-        self.assertEqual((self.memory.packets, self.memory.bytes, self.memory.oldest), (0, 0, None))
-        self.assertEqual(self.memory.find(EPOCH, read_since=0), (self.memory.end, None))
+        self.assertEqual((self.memory.packets, self.memory.bytes), (0, 0))
+        self.assertEqual(self.memory.find(EPOCH, ahead=EPOCH), (self.memory.end, None))
         self.assertEqual(self.kept(), [])
-        self.assertEqual(self.memory.read(self.handle, 10, now=0, dropped=0), 0)
+        self.assertEqual(self.read(10, at=0), 0)
         self.assertFalse(self.memory.expire(100))
         self.assertEqual(self.kept(), [])
 
@@ -130,25 +141,25 @@ class PacketMemoryTests(MemoryCase):
         self.assertEqual(
             (self.memory.packets, self.memory.bytes, self.memory.recorded_bytes), (3, 3 * 116, 3 * 116)
         )
-        self.assertEqual(self.memory.oldest, EPOCH + 1.25)
+        self.assertEqual((self.since(1.25).number, self.since(1.26).number), (0, 3))
 
     def test_at_most(self) -> None:
         """No more packets are read than were asked for; the others wait."""
         self.send(130, at=0)
-        self.assertEqual(self.memory.read(self.handle, 100, now=0, dropped=0), 100)
-        self.assertEqual(self.memory.read(self.handle, 100, now=0, dropped=0), 30)
+        self.assertEqual(self.read(100, at=0), 100)
+        self.assertEqual(self.read(100, at=0), 30)
         self.assertEqual(self.kept(), list(range(130)))
 
     def test_overwritten(self) -> None:
         """If all memory is in use, the oldest packets are overwritten, and how far it reaches is known."""
         each = PAGE // 116
         for slot in range(4):
-            self.assertIsNone(self.memory.released)
+            self.assertIsNone(self.released())
             self.record(each, at=slot)
         self.assertEqual(self.kept(), list(range(4 * each)))
         self.record(1, at=4)
         self.assertEqual(self.kept(), list(range(each, 4 * each + 1)))
-        self.assertEqual(self.memory.released, EPOCH + 1)
+        self.assertEqual(self.released(), 1)
         self.assertEqual(self.memory.packets, 3 * each + 1)
 
     def test_numbers_go_on(self) -> None:
@@ -167,9 +178,9 @@ class PacketMemoryTests(MemoryCase):
         self.memory.expire(60.001)
         self.assertEqual(self.kept(), [1])
         self.memory.expire(91)
-        self.assertEqual((self.kept(), self.memory.oldest), ([], None))
+        self.assertEqual(self.kept(), [])
         # What is too old was not overwritten.
-        self.assertIsNone(self.memory.released)
+        self.assertIsNone(self.released())
         self.record(1, at=92)
         self.assertEqual(self.kept(), [2])
 
@@ -181,7 +192,7 @@ class PacketMemoryTests(MemoryCase):
                 self.record(1, at=second)
                 self.memory.expire(second)
                 self.assertEqual(self.kept(), list(range(max(0, second - 60), second + 1)))
-            self.assertIsNone(self.memory.released)
+            self.assertIsNone(self.released())
 
     def test_steady(self) -> None:
         """What arrives steadily is not kept longer than it is to be, either."""
@@ -218,20 +229,53 @@ class PacketMemoryTests(MemoryCase):
                 if piece is not None:
                     self.assertEqual(piece.start.number, start)
 
-    def test_clock_is_set_back(self) -> None:
-        """Packets that were read long ago are not found, though their time stamps are in the future."""
-        self.record(5, at=5000)
-        self.send(5, at=100)
-        self.memory.read(self.handle, 5, now=5050, dropped=0)
-        self.assertEqual(self.kept(self.since(90, read_since=5040)), [5, 6, 7, 8, 9])
-        self.assertEqual(self.since(90, read_since=6000), self.memory.end)
+    def test_clock_is_set(self) -> None:
+        """Packets are as old as they are, however often the clock of their time stamps was set since."""
+        for step in (0, -3600, 7200, -86_400, 3600):
+            self.ahead += step
+            self.record(5, at=self.sent)
+        for at in range(-1, 26):
+            number = -(-max(at, 0) // 5) * 5
+            self.assertEqual(self.kept(self.since(at)), list(range(number, 25)), at)
+
+    def test_clock_is_set_before_a_read(self) -> None:
+        """What arrived before the clock was set, and is read after that, counts as what it is."""
+        for step in (3600, -3600):
+            self.make()
+            self.record(5, at=10)
+            self.send(5, at=20)
+            self.ahead += step
+            self.read(5, at=20.1)
+            self.record(5, at=30)
+            self.assertEqual(
+                [self.since(at).number for at in (5, 10, 15, 20, 25, 30, 35)], [0, 0, 5, 5, 10, 10, 15]
+            )
+
+    def test_clock_is_set_within_a_segment(self) -> None:
+        """Also if a quiet interface has a long history."""
+        self.make(seconds=7 * 86_400)
+        self.record(1, at=0)
+        self.record(1, at=100)
+        self.ahead += 3600
+        self.record(1, at=200)
+        self.assertEqual([self.since(at).number for at in (0, 50, 100, 150, 200, 250)], [0, 1, 1, 2, 2, 3])
+
+    def test_released_before_the_clock_is_set(self) -> None:
+        """Also how far back it reaches is known."""
+        for step in (3600, -3600):
+            each = PAGE // 116
+            self.make()
+            self.record(each, at=0)
+            self.record(4 * each, at=10)
+            self.ahead += step
+            self.assertEqual(self.released(), 10)
 
     def test_dropped(self) -> None:
         """It is known how many packets had been dropped before a place, or before the packet before it."""
         self.record(1, at=0, dropped=3)
         self.record(1, at=10, dropped=5)
         for at, expected in ((-1, 3), (0, 3), (10, 3), (10.5, 5)):
-            self.assertEqual(self.memory.find(EPOCH + at, read_since=-100)[1], expected)
+            self.assertEqual(self.memory.find(EPOCH + at, ahead=EPOCH)[1], expected)
 
     def test_overtaken(self) -> None:
         """What was overwritten can't be copied any more, and is in no list of pieces."""
@@ -256,9 +300,9 @@ class PacketMemoryTests(MemoryCase):
         self.record(2, at=0)
         self.send(3, at=1)
         self.patch(self.handle, "read", read)
-        self.assertRaises(CaptureUnavailable, self.memory.read, self.handle, 100, now=1, dropped=0)
+        self.assertRaises(CaptureUnavailable, self.read, 100, at=1)
         self.assertEqual((self.kept(), self.memory.end.number, self.memory.packets), ([0, 1, 2, 3, 4], 5, 5))
-        self.assertRaises(CaptureUnavailable, self.memory.read, self.handle, 100, now=1, dropped=0)
+        self.assertRaises(CaptureUnavailable, self.read, 100, at=1)
         self.assertEqual(self.memory.packets, 5)
 
     def test_writer_fails(self) -> None:
@@ -276,10 +320,10 @@ class PacketMemoryTests(MemoryCase):
         self.send(1, at=1)
         fails = True
         for _ in range(10):
-            self.assertRaises(OSError, self.memory.read, self.handle, 1, now=1, dropped=0)
+            self.assertRaises(OSError, self.read, 1, at=1)
         self.assertEqual(self.kept(), list(range(each, 4 * each)))
         fails = False
-        self.assertEqual(self.memory.read(self.handle, 10, now=1, dropped=0), 1)
+        self.assertEqual(self.read(10, at=1), 1)
         self.assertEqual(self.kept(), list(range(each, 4 * each + 1)))
         fails = True
         self.assertRaises(OSError, self.make, open_writer=open_writer)
