@@ -6,10 +6,10 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from twisted.application.service import IService, MultiService
 
 from pcapsvc.assembly import build_capturer, build_delivery, build_pipeline
@@ -46,15 +46,14 @@ from pcapsvc.settings.section import (
     ServiceSection,
     SourceSection,
 )
-from pcapsvc.threads import ThreadPools
+from pcapsvc.threads import ThreadPools, patient
 from pcapsvc.web.settings import WebSettings
 
 if TYPE_CHECKING:
     from pcapsvc.delivery.spool import Spool
 
 
-@dataclass(frozen=True, kw_only=True)
-class Node:
+class Node(msgspec.Struct, frozen=True, kw_only=True):
     """
     The parts of a node.
 
@@ -89,11 +88,6 @@ class Node:
     spool: Spool | None
 
     @property
-    def encoder(self) -> IEncoder:
-        """The one that is used unless a request names another format."""
-        return self.encoders[self.settings.general.format]
-
-    @property
     def channels(self) -> Mapping[str, IEventChannel]:
         """The channels on which events are published, by name."""
         return {name: each for name, each in self.reporters.items() if IEventChannel.providedBy(each)}
@@ -121,7 +115,7 @@ def build(
     reporters = _reporters(context, captures)
     reporter = FanOutReporter([*reporters.values()])
     outboxes, rounds, spool = build_delivery(context, [*destinations.values()], reporter)
-    packets, remembered, capturer, below = build_capturer(context, pools.new(), system)
+    packets, remembered, capturer, below = build_capturer(context, pools, system)
     encoders = {each.name: each.build(context) for each in settings.enabled(EncoderSection)}
     files = CaptureFiles(reactor)
     pipeline, forms = build_pipeline(context, capturer, encoders, outboxes, reporter, captures, files, pools)
@@ -229,6 +223,7 @@ def _context(
         settings=settings,
         reactor=reactor,
         threads=threads,
+        patient_threads=lambda most: patient(threads(most), reactor),
         # Twice the attempts, because an attempt that timed out may leave a thread that hangs for a while.
         destination_threads=partial(threads, 2 * settings.section(DeliverySettings).concurrency),
         wall_clock=wall_clock,

@@ -41,7 +41,7 @@ from pcapsvc.pipeline import Pipeline
 from pcapsvc.settings import Settings
 from pcapsvc.settings.interface import capture_bytes, histories, interfaces_by_alias
 from pcapsvc.settings.section import BuildContext, DestinationSection, EncoderSection
-from pcapsvc.threads import ThreadPools, Threads
+from pcapsvc.threads import ThreadPools, patient
 
 if TYPE_CHECKING:
     from pcapsvc.delivery.rounds import Rounds
@@ -49,15 +49,18 @@ if TYPE_CHECKING:
 
 # Files are compressed on half of the processors at most: captures come first.
 _COMPRESSING_THREADS = max(1, (os.cpu_count() or 1) // 2)
+# How many interfaces are opened at a time, and handles closed: nearly all of that is waiting for the kernel.
+_OPENING_THREADS = 32
 
 
 def build_capturer(
-    context: BuildContext, threads: Threads, system: IStandbyPacketSystem | None
+    context: BuildContext, pools: ThreadPools, system: IStandbyPacketSystem | None
 ) -> tuple[StandbySystem, Histories, Capturer, list[list[IService]]]:
     """
     The packet system, the histories, the capturer, and services that they need, which stop after them.
     """
     settings, reactor = context.settings, context.reactor
+    threads = pools.new(_OPENING_THREADS)
     services: list[list[IService]] = []
     if system is None:
         # Whoever has standby handles wants captures to start at once: so the compiler is ready as well.
@@ -136,7 +139,9 @@ def build_pipeline(
     )
     files.ask(admission.refuse_spare)
     threads = pools.new(_COMPRESSING_THREADS)
-    compressor = Compressor(threads.run, admission, close_descriptor=threads.close_descriptor)
+    compressor = Compressor(
+        patient(threads.run, context.reactor), admission, close_descriptor=threads.close_descriptor
+    )
     forms = Forms(Outboxes(outboxes), compressor, reporter, context.events)
     pipeline = Pipeline(
         judge=Judge(
@@ -213,6 +218,8 @@ def build_delivery(
             events=context.events,
             spool=spool,
             spool_first=chosen.spool_first,
+            # Then time is left to deliver from memory what a disk that hangs doesn't take.
+            stop_wait_seconds=context.settings.general.stop_timeout_seconds / 4,
             wall_clock=context.wall_clock,
         )
         for destination in destinations

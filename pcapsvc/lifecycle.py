@@ -18,6 +18,8 @@ _HURRIED_SHARE = 0.25
 # with their brokers: a broker that hangs must not cost the work in progress its time.
 _FIRST_SHARE = 0.25
 _FIRST_SECONDS = 2.0
+# By how many seconds the end of the time is noticed late if the process was stopped meanwhile, at least.
+_STALL_SECONDS = 1.0
 
 
 class OrderedServices(Service):
@@ -30,7 +32,8 @@ class OrderedServices(Service):
     @param stop_timeout_seconds: how long the whole stop may take. The first part is cancelled after
         a quarter of it; or after two seconds if that is longer, but no later than half of it. When
         only a quarter is left, every L{IHurriable} service is hurried. At the end, whatever is
-        still stopping is cancelled, and so is whatever comes after it.
+        still stopping is cancelled, and so is whatever comes after it. If the process did not run
+        when the time was up, a quarter of it is left from when it runs again.
     """
 
     _log = Logger()
@@ -129,7 +132,16 @@ class OrderedServices(Service):
         self._clear_deadline()
         ends = min(self._ends, self._first_ends) if self._is_first else self._ends
         left = max(0.0, ends - self._reactor.seconds())
-        self._deadline = self._reactor.callLater(left, stopping.cancel)
+        self._deadline = self._reactor.callLater(left, self._time_is_up, stopping, ends)
+
+    def _time_is_up(self, stopping: Deferred[Any], ends: float) -> None:
+        now = self._reactor.seconds()
+        if now - ends <= _STALL_SECONDS:
+            stopping.cancel()
+            return
+        self._first_ends = now + self._stop_timeout * _HURRIED_SHARE
+        self._ends = max(self._ends, self._first_ends)
+        self._set_deadline(stopping)
 
     def _clear_deadline(self) -> None:
         if self._deadline is not None and self._deadline.active():

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 from twisted.internet.defer import CancelledError, Deferred, DeferredList, DeferredSemaphore
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -18,6 +18,7 @@ from pcapsvc.core.errors import (
     NodeBusy,
     Problem,
     RequestRejected,
+    shown,
 )
 from pcapsvc.core.filter import FilterRejected
 from pcapsvc.core.plan import CapturePlan
@@ -33,8 +34,7 @@ _log = Logger()
 _ENDS_ALL = (RequestRejected, NodeBusy, CaptureForbidden, CancelledError)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Preparation:
+class Preparation(msgspec.Struct, frozen=True, kw_only=True):
     """
     The result of preparing the captures of a request.
 
@@ -87,20 +87,20 @@ def _weighed(
     errors: Sequence[BaseException], plans: Sequence[CapturePlan]
 ) -> tuple[tuple[Problem, ...], Rejected | Busy | None]:
     """The problems of single interfaces, and the verdict if the whole request fails."""
-    filter_field = plans[0].request.filter_field
+    filter_fields = plans[0].request.filter_fields
     aliases = {plan.interface for plan in plans if plan.is_alias_too}
     problems: list[Problem] = []
     forbidden = False
     for error in errors:
         if isinstance(error, FilterRejected):
-            return (), Rejected(problems=error.problems_of(filter_field))
+            return (), Rejected(problems=error.problems_of(filter_fields))
         if isinstance(error, RequestRejected):
             return (), Rejected(problems=error.problems)
         if isinstance(error, CaptureUnavailable) and not forbidden:
             rule = error.reason
             if rule == NO_SUCH_INTERFACE and error.interface in aliases:
                 rule = f"{rule}; it is an alias: give it as 'alias'"
-            problems.append(Problem(path="interface", value=repr(error.interface), rule=rule))
+            problems.append(Problem(path="interface", value=shown(error.interface), rule=rule))
             # It is the same on all interfaces.
             forbidden = isinstance(error, CaptureForbidden)
     for error in errors:

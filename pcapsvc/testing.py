@@ -10,9 +10,9 @@ import io
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, BinaryIO
 
+from msgspec.structs import replace
 from twisted.application.service import Service
 from twisted.internet import defer
 from twisted.python.failure import Failure
@@ -404,6 +404,9 @@ class MemorySpool:
             return self._artifacts[key]
 
         return self.writing().addCallback(written)
+
+    def end_listing(self) -> None:
+        """There is no list: see L{ISpool.end_listing}."""
 
     def read(self, entry: Entry) -> defer.Deferred[Artifact]:
         """Read a capture: see L{ISpool.read}."""

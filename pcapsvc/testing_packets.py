@@ -12,15 +12,17 @@ import struct
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
 from mmap import mmap
 from typing import Any, BinaryIO
 
+import msgspec
+from msgspec.structs import replace
 from twisted.internet import defer
 from zope.interface import implementer
 
 from pcapsvc.core.errors import CaptureUnavailable
 from pcapsvc.core.filter import FilterRejected, Program
+from pcapsvc.core.link_type import kept_length
 from pcapsvc.core.network_interface import NetworkInterface
 from pcapsvc.core.packet_header import PacketHeader
 from pcapsvc.core.pcap_file import MICROSECOND_TICKS, file_header
@@ -44,8 +46,7 @@ _DOWN = "the interface is down"
 _UNKNOWN = "no such interface"
 
 
-@dataclass
-class MemoryInterface:
+class MemoryInterface(msgspec.Struct):
     """
     An interface of a L{MemoryPacketSystem}.
 
@@ -59,8 +60,8 @@ class MemoryInterface:
     link_type: int = 1
     ticks_per_second: int = MICROSECOND_TICKS
     problem: str | None = None
-    handles: list[MemoryHandle] = field(default_factory=list)
-    index: int = field(default_factory=itertools.count(1).__next__)
+    handles: list[MemoryHandle] = msgspec.field(default_factory=list)
+    index: int = msgspec.field(default_factory=itertools.count(1).__next__)
 
 
 @implementer(IStandbyPacketSystem)
@@ -99,7 +100,9 @@ class MemoryPacketSystem:
 
     def rename(self, interface: str, name: str) -> None:
         """Rename an interface. Its handles capture on it as before."""
-        self.interfaces[name] = self.interfaces.pop(interface)
+        renamed = self.interfaces[name] = self.interfaces.pop(interface)
+        for handle in renamed.handles:
+            handle.is_named = name == handle.name
 
     def down(self, interface: str) -> None:
         """Take an interface down: nothing arrives, and it can't be opened."""
@@ -190,7 +193,7 @@ class MemoryPacketSystem:
 
         async def open_it() -> ISieve:
             await self.opening()
-            return MemorySieve(self.compile(bpf), snap_length)
+            return MemorySieve(self.compile(bpf), kept_length(link_type, snap_length))
 
         return defer.Deferred.fromCoroutine(open_it())
 
@@ -214,8 +217,7 @@ class MemoryPacketSystem:
         return MemoryProgram(bpf=bpf, instructions=b"", passes=self.filters[bpf])
 
 
-@dataclass(frozen=True, kw_only=True)
-class MemoryProgram(Program):
+class MemoryProgram(Program, frozen=True, kw_only=True):
     """
     A filter of a L{MemoryPacketSystem}.
 
@@ -275,8 +277,11 @@ class MemoryHandle:
     """
     A handle of a L{MemoryPacketSystem}.
 
+    @ivar name: the name by which its interface was asked for.
+    @ivar is_named: whether the interface has that name.
     @ivar lost: whether its interface is gone.
     @ivar closed: whether it was closed.
+    @ivar dropped: how many packets it had no room for.
     @ivar promiscuous: whether the interface receives what is addressed to others, because of it.
     """
 
@@ -285,19 +290,20 @@ class MemoryHandle:
     def __init__(
         self, name: str, interface: MemoryInterface, snap_length: int, program: MemoryProgram
     ) -> None:
-        self._name = name
+        self.name = name
         self._interface = interface
         self._filter = program
         self._waiting: deque[tuple[PacketHeader, bytes]] = deque()
-        self._received = 0
+        self._received = self.dropped = 0
         self._reading = False
         # A descriptor that is readable while packets wait, so that select() and reactors can be used.
         self._event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.program: Program = program
         self.link_type = interface.link_type
         self.ticks_per_second = interface.ticks_per_second
-        self.snap_length = snap_length
+        self.snap_length = kept_length(self.link_type, snap_length)
         self.ring = Ring(blocks=32, block_bytes=256 << 10, block_seconds=0.01)
+        self.is_named = True
         self.lost = False
         self.closed = False
         self.promiscuous = True
@@ -322,7 +328,7 @@ class MemoryHandle:
         if self.closed:
             raise ValueError("pcap is closed")
         if self.lost and not self._waiting:
-            raise CaptureUnavailable(self._name, "The interface disappeared")
+            raise CaptureUnavailable(self.name, "The interface disappeared")
         callback: Callable[[Any, bytes], object] = sink if callable(sink) else getattr(sink, "dump")  # noqa: B009
         read = 0
         self._reading = True
@@ -351,7 +357,7 @@ class MemoryHandle:
     def check_up(self) -> None:
         """Fail if the interface is down."""
         if self._interface.problem is not None:
-            raise CaptureUnavailable(self._name, self._interface.problem)
+            raise CaptureUnavailable(self.name, self._interface.problem)
 
     def begin(self, program: MemoryProgram) -> None:
         """Capture from here on, with this filter."""
@@ -363,14 +369,15 @@ class MemoryHandle:
         """Continue with another filter: see L{IPacketHandle.set_filter}."""
         assert isinstance(program, MemoryProgram)
         if self.lost:
-            raise CaptureUnavailable(self._name, "The interface disappeared")
+            raise CaptureUnavailable(self.name, "The interface disappeared")
         self._filter = program
 
     def counts(self, *, hardware: bool = True) -> PacketCounts | None:
         """What the kernel would say: see L{IPacketHandle.counts}."""
         if self.lost:
             return None
-        return PacketCounts(received=self._received, dropped=0, interface_dropped=0 if hardware else None)
+        received, missed = self._received + self.dropped, 0 if hardware else None
+        return PacketCounts(received=received, dropped=self.dropped, interface_dropped=missed)
 
     def close(self) -> None:
         """Stop capturing: see L{IPacketHandle.close}."""
