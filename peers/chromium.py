@@ -48,7 +48,7 @@ class Chromium:
         self._playwright = sync_playwright().start()
         # Its sandbox can't be used by root.
         self._browser = self._playwright.chromium.launch(
-            executable_path=self._program, args=["--no-sandbox", "--disable-dev-shm-usage"]
+            executable_path=self._program, args=["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
         )
 
     def stop(self) -> None:

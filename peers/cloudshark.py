@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -105,17 +105,30 @@ def slow(bytes_per_second: float) -> Behaviour:
 
 class CloudSharkServer:
     """
-    A server of CloudShark's API on a free port of 127.0.0.1: it accepts uploads, and finds the captures that
+    A server of CloudShark's API on a free port: it accepts uploads, and finds the captures that
     it stored since its start by their file names.
 
+    @ivar host: what its URL names.
     @ivar port: its port.
     @ivar token: the only valid API token.
     @ivar ca_file: the path of the authority's certificate, for clients to trust.
     """
 
-    host = "localhost"
-
-    def __init__(self, *, token: str = "c0ffee", shown: Shown = Shown.GOOD) -> None:
+    def __init__(
+        self,
+        *,
+        token: str = "c0ffee",
+        shown: Shown = Shown.GOOD,
+        address: str | None = None,
+        wrapper: Sequence[str] = (),
+    ) -> None:
+        """
+        @param address: where it listens, and its host; L{None} is 127.0.0.1, and C{localhost}.
+        @param wrapper: a prefix of the command, such as C{ip netns exec NAME}.
+        """
+        self.host = address or "localhost"
+        self._address = address or "127.0.0.1"
+        self._wrapper = wrapper
         self._process = OwnProcess("cloudshark")
         self._directory = self._process.directory
         self.port = free_port()
@@ -123,7 +136,7 @@ class CloudSharkServer:
         trusted = Authority(self._directory)
         self.ca_file: Path = trusted.file
         signer = Authority(self._directory, "stranger") if shown is Shown.UNTRUSTED else trusted
-        hosts = ("elsewhere.example",) if shown is Shown.WRONG_HOST else ("localhost", "127.0.0.1")
+        hosts = ("elsewhere.example",) if shown is Shown.WRONG_HOST else (self.host, self._address)
         self._certificate = signer.issue("cloudshark", hosts)
         self._serial = 0
         self.behave(accept())
@@ -137,12 +150,13 @@ class CloudSharkServer:
         """Start it, and wait until it accepts connections."""
         self._process.start(
             [
+                *self._wrapper,
                 sys.executable,
                 str(Path(__file__).with_name("cloudshark_process.py")),
-                *(str(self._directory), str(self.port), self.token),
+                *(str(self._directory), self._address, str(self.port), self.token),
                 *(str(self._certificate.certificate), str(self._certificate.key)),
             ],
-            lambda: answers(self.port),
+            lambda: answers(self.port, self._address),
         )
 
     def end(self) -> None:

@@ -4,7 +4,7 @@ The process of L{peers.cloudshark.CloudSharkServer}.
 For each request it reads from a file how to behave. What it received it writes to files in the same
 directory: C{N.json}, and C{N.bin} with the capture.
 
-usage: cloudshark_process.py DIRECTORY PORT TOKEN CERTIFICATE KEY
+usage: cloudshark_process.py DIRECTORY ADDRESS PORT TOKEN CERTIFICATE KEY
 """
 
 from __future__ import annotations
@@ -216,6 +216,9 @@ class Handler(BaseHTTPRequestHandler):
             super().finish()
         except (OSError, ValueError):
             pass  # the connection is gone already
+        finally:
+            # The server closes the one that it accepted, which is empty since the handshake.
+            self.request.close()
 
 
 class Server(ThreadingHTTPServer):
@@ -224,7 +227,9 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
     handler: type[BaseHTTPRequestHandler]
 
-    def __init__(self, directory: Path, port: int, token: str, certificate: str, key: str) -> None:
+    def __init__(
+        self, directory: Path, address: tuple[str, int], token: str, certificate: str, key: str
+    ) -> None:
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.context.load_cert_chain(certificate, key)
         self.token = token
@@ -234,7 +239,7 @@ class Server(ThreadingHTTPServer):
         self._received = 0
         self._captures: list[dict[str, Any]] = []
         self._told: tuple[int, int] = (-1, 0)
-        super().__init__(("127.0.0.1", port), self.handler)
+        super().__init__(address, self.handler)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Print one line instead of a traceback."""
@@ -281,5 +286,5 @@ Server.handler = Handler
 
 
 if __name__ == "__main__":
-    directory, port, *rest = sys.argv[1:]
-    Server(Path(directory), int(port), *rest).serve_forever()
+    directory, address, port, *rest = sys.argv[1:]
+    Server(Path(directory), (address, int(port)), *rest).serve_forever()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from peers.certificates import Authority
-from peers.process import OwnProcess, free_port
+from peers.process import OwnProcess, free_port, pause_seconds
 
 _PATIENCE_SECONDS = 60.0
 
@@ -36,7 +36,7 @@ class Daemon:
         node: str = "node-1",
         general: str = "",
         captures: Path | None = None,
-        retain_bytes: int = 1,
+        retain_bytes: int = 0,
         authority: Authority | None = None,
         has_socket: bool = False,
     ) -> None:
@@ -201,11 +201,12 @@ class Daemon:
 
     def until(self, look: Callable[[], Any], what: str) -> Any:
         """Wait until C{look} returns something, and return it. Fail with the log if it takes too long."""
-        deadline = time.monotonic() + _PATIENCE_SECONDS
+        began = time.monotonic()
         while (found := look()) is None:
-            if time.monotonic() > deadline:
+            waited = time.monotonic() - began
+            if waited > _PATIENCE_SECONDS:
                 raise AssertionError(f"timed out waiting for {what}:\n{self.log}")
-            time.sleep(0.02)
+            time.sleep(pause_seconds(waited))
         return found
 
     def file_of(self, capture_id: str) -> Path:

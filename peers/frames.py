@@ -9,8 +9,9 @@ import struct
 _ETHERNET = bytes.fromhex("020000000002 020000000001 0800")
 _SOURCE = bytes([192, 0, 2, 1])
 _DESTINATION = bytes([198, 51, 100, 1])
-_HEADERS = 14 + 20 + 8
-SMALLEST = _HEADERS + 8
+#: Where the number is, of eight bytes.
+NUMBER_AT = 14 + 20 + 8
+SMALLEST = NUMBER_AT + 8
 
 
 def _checksum(header: bytes) -> int:
@@ -42,4 +43,4 @@ def udp_frame(number: int, size: int = 128, port: int = 9) -> bytes:
 
 def number_of(frame: bytes) -> int:
     """The number of a frame of L{udp_frame}."""
-    return int.from_bytes(frame[_HEADERS:SMALLEST], "big")
+    return int.from_bytes(frame[NUMBER_AT:SMALLEST], "big")

@@ -71,6 +71,11 @@ class Link:
         self._wire.wait_until_up()
         self._know_the_near_end()
 
+    @property
+    def sent_bytes(self) -> int:
+        """How much was sent from the near end, link layer included."""
+        return int(Path("/sys/class/net", self._wire.interface, "statistics/tx_bytes").read_text())
+
     def there(self, function: Callable[..., Result], *args: object) -> Result:
         """
         Call a function in the far namespace, where its sockets are created.

@@ -53,6 +53,16 @@ def _can_be_bound(port: int) -> bool:
     return True
 
 
+def pause_seconds(waited: float) -> float:
+    """
+    How long to pause before whoever waits looks again: each look takes time of the processors, most of it in
+    the process that is asked.
+
+    @param waited: for how many seconds it has waited.
+    """
+    return min(max(0.02, waited / 20), 0.1)
+
+
 def answers(port: int, host: str = "127.0.0.1") -> bool:
     """Whether a TCP port accepts connections."""
     try:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,23 +86,37 @@ def flood(interim: bool = False) -> Behaviour:
 
 class PutServer:
     """
-    The server, on a free port of 127.0.0.1.
+    The server, on a free port.
 
+    @ivar host: what URLs name it.
     @ivar port: its port.
     @ivar signature: what the parameter C{sig} must be for files to be stored.
     @ivar ca_file: the path of the authority's certificate, for clients to trust.
     """
 
-    host = "localhost"
-
-    def __init__(self, *, signature: str = "s3cr3ts1gnature", hosts: tuple[str, ...] = LOOPBACK) -> None:
+    def __init__(
+        self,
+        *,
+        signature: str = "s3cr3ts1gnature",
+        hosts: tuple[str, ...] = LOOPBACK,
+        address: str | None = None,
+        wrapper: Sequence[str] = (),
+    ) -> None:
+        """
+        @param hosts: whom its certificate is for, C{address} aside.
+        @param address: where it listens, and its host; L{None} is 127.0.0.1, and C{localhost}.
+        @param wrapper: a prefix of the command, such as C{ip netns exec NAME}.
+        """
+        self.host = address or "localhost"
+        self._address = address or "127.0.0.1"
+        self._wrapper = wrapper
         self._process = OwnProcess("put")
         self._directory = self._process.directory
         self.port = free_port()
         self.signature = signature
         authority = Authority(self._directory)
         self.ca_file: Path = authority.file
-        self._certificate = authority.issue("put", hosts)
+        self._certificate = authority.issue("put", hosts if address is None else (*hosts, address))
         self._serial = 0
         self.behave(store())
 
@@ -114,12 +128,13 @@ class PutServer:
         """Start it, and wait until it accepts connections."""
         self._process.start(
             [
+                *self._wrapper,
                 sys.executable,
                 str(Path(__file__).with_name("put_process.py")),
-                *(str(self._directory), str(self.port), self.signature),
+                *(str(self._directory), self._address, str(self.port), self.signature),
                 *(str(self._certificate.certificate), str(self._certificate.key)),
             ],
-            lambda: answers(self.port),
+            lambda: answers(self.port, self._address),
         )
 
     def end(self) -> None:

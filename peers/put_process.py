@@ -4,7 +4,7 @@ The process of L{peers.put.PutServer}.
 For each request it reads from a file how to behave. What it received it writes to files in the same
 directory: C{N.json}, and C{N.bin} with the body; and C{stored}, with the numbers of the files that it has.
 
-usage: put_process.py DIRECTORY PORT SIGNATURE CERTIFICATE KEY
+usage: put_process.py DIRECTORY ADDRESS PORT SIGNATURE CERTIFICATE KEY
 """
 
 from __future__ import annotations
@@ -150,5 +150,5 @@ class PutStore(Server):
 
 
 if __name__ == "__main__":
-    directory, port, *rest = sys.argv[1:]
-    PutStore(Path(directory), int(port), *rest).serve_forever()
+    directory, address, port, *rest = sys.argv[1:]
+    PutStore(Path(directory), (address, int(port)), *rest).serve_forever()

@@ -138,6 +138,10 @@ class S3Server:
         answer = self._own.list_multipart_uploads(Bucket=self.bucket)
         return [one["Key"] for one in answer.get("Uploads", [])]
 
+    def begin_upload(self, key: str) -> None:
+        """Begin an upload in parts, which nobody completes."""
+        self._own.create_multipart_upload(Bucket=self.bucket, Key=key)
+
     def grants(self, key: str, bucket: str | None = None) -> list[dict[str, Any]]:
         """The grants of an object's access control list."""
         answer = self._own.get_object_acl(Bucket=bucket or self.bucket, Key=key)

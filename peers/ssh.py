@@ -9,6 +9,7 @@ import signal
 import subprocess
 import tempfile
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 
 from peers.process import OwnProcess, answers, free_port
@@ -103,7 +104,7 @@ class SshClient:
 
 class SftpServer:
     """
-    OpenSSH's sshd on a free port of 127.0.0.1. It accepts one key, and serves files only.
+    OpenSSH's sshd on a free port. It accepts one key, and serves files only.
 
     @ivar port: its port.
     @ivar user: who logs in: nobody, if this is root, and otherwise whoever this is.
@@ -112,8 +113,13 @@ class SftpServer:
     @ivar host_keys: its public keys, as lines, by type.
     """
 
-    def __init__(self) -> None:
-        self._sshd = require_command("sshd", "openssh-server")
+    def __init__(self, *, host: str = "127.0.0.1", wrapper: Sequence[str] = ()) -> None:
+        """
+        @param host: the address to listen on.
+        @param wrapper: a prefix of the command, such as C{ip netns exec NAME}.
+        """
+        self._host = host
+        self._command = [*wrapper, require_command("sshd", "openssh-server")]
         keygen = require_command("ssh-keygen", "openssh-client")
         self._process = OwnProcess("sshd")
         self.port = free_port()
@@ -148,7 +154,7 @@ class SftpServer:
         home = self._process.directory
         usual = [
             f"Port {self.port}",
-            "ListenAddress 127.0.0.1",
+            f"ListenAddress {self._host}",
             *(f"HostKey {home / name}" for name in host_keys),
             "PidFile none",
             "UsePAM no",
@@ -169,7 +175,7 @@ class SftpServer:
     def start(self) -> None:
         """Start it."""
         path = str(self._process.directory / "sshd_config")
-        self._process.start([self._sshd, "-D", "-e", "-f", path], lambda: answers(self.port))
+        self._process.start([*self._command, "-D", "-e", "-f", path], lambda: answers(self.port, self._host))
 
     def end(self) -> None:
         """End it, with all of its connections. It can be started again."""

@@ -8,9 +8,11 @@ import struct
 import subprocess
 import sys
 import time
+from array import array
 from pathlib import Path
 from typing import NamedTuple
 
+from peers.frames import NUMBER_AT
 from peers.process import OwnProcess
 from peers.requirement import require_command, require_root
 
@@ -63,6 +65,33 @@ def read_packets(path: Path) -> list[Packet]:
     if at != end:
         raise ValueError(f"{path} ends within a packet")
     return packets
+
+
+def field_of(records: memoryview, size: int, at: int) -> array[int]:
+    """
+    A number of four bytes, in this machine's byte order, of each of many records.
+
+    @param size: of each record, in bytes.
+    @param at: where the number begins.
+    """
+    joined = bytearray(4 * (len(records) // size))
+    for byte in range(4):
+        joined[byte::4] = records[at + byte :: size]
+    return array("I", bytes(joined))
+
+
+def numbers_of(records: memoryview, size: int) -> array[int]:
+    """
+    The numbers of packets of L{peers.frames.udp_frame}, from a pcap file in which all packets have the same
+    size: in a hundredth of the time that L{read_packets} takes.
+
+    @param records: the file without its header.
+    @param size: of each record: the packet's header and what was captured of it.
+    """
+    numbers = field_of(records, size, _PACKET_HEADER.size + NUMBER_AT + 4)
+    if sys.byteorder == "little":
+        numbers.byteswap()
+    return numbers
 
 
 class Tcpdump:

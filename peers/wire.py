@@ -32,7 +32,8 @@ def _ip(program: str, *words: str) -> str:
     return run.stdout
 
 
-def _no_ipv6(interface: str) -> None:
+def no_ipv6(interface: str) -> None:
+    """Have an interface carry no IPv6, and nothing that the kernel itself sends with it."""
     switch = Path("/proc/sys/net/ipv6/conf", interface, "disable_ipv6")
     if switch.exists():
         switch.write_text("1")
@@ -130,7 +131,7 @@ class Wire:
             *("link", "add", self.interface, "type", "veth"),
             *("peer", "name", self.far, "netns", self.namespace),
         )
-        _no_ipv6(self.interface)
+        no_ipv6(self.interface)
         quiet = ["addrgenmode", "none", "arp", "off", "multicast", "off", "up"]
         _ip(self._program, "link", "set", self.interface, *quiet)
         _ip(self._program, "-n", self.namespace, "link", "set", self.far, *quiet)

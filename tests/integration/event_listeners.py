@@ -6,15 +6,14 @@ import contextlib
 import json
 import socket
 import threading
+import time
 from typing import Any
 
-from kafka import KafkaConsumer
+from kafka import KafkaConsumer, TopicPartition
 
 from peers.kafka import KafkaBroker
 from peers.redis import RedisServer
 from peers.sqs import SQSServer
-
-_QUIET_MS = 1000
 
 
 class RedisListener:
@@ -75,17 +74,31 @@ class RedisListener:
                 self.events.append(json.loads(body))
 
 
-def read_topic(broker: KafkaBroker, topic: str = "capture-events") -> list[tuple[bytes | None, bytes]]:
-    """The key and the value of each record of a topic."""
-    consumer = KafkaConsumer(
-        topic,
-        bootstrap_servers=broker.server,
-        group_id=None,
-        auto_offset_reset="earliest",
-        consumer_timeout_ms=_QUIET_MS,
-    )
+def read_topic(
+    broker: KafkaBroker, topic: str = "capture-events", *, patience_seconds: float = 60.0
+) -> list[tuple[bytes | None, bytes]]:
+    """
+    The key and the value of each record that a topic has by now.
+
+    @raise AssertionError: if there is no such topic, or if they can't be read in time.
+    """
+    consumer = KafkaConsumer(bootstrap_servers=broker.server, group_id=None)
     try:
-        return [(record.key, record.value) for record in consumer]
+        numbers = consumer.partitions_for_topic(topic)
+        assert numbers, f"there is no topic {topic}"
+        partitions = [TopicPartition(topic, number) for number in numbers]
+        consumer.assign(partitions)
+        consumer.seek_to_beginning(*partitions)
+        ends = consumer.end_offsets(partitions)
+        found: list[tuple[bytes | None, bytes]] = []
+        deadline = time.monotonic() + patience_seconds
+        while any(consumer.position(partition) < end for partition, end in ends.items()):
+            assert time.monotonic() < deadline, (
+                f"of {sum(ends.values())} records, only these were read: {found}"
+            )
+            for records in consumer.poll(1000).values():
+                found += [(record.key, record.value) for record in records]
+        return found
     finally:
         consumer.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from peers.terminal import Terminal as OwnTerminal
 
 _PATIENCE_SECONDS = 90.0
 #: The command.
-PROGRAM = [sys.executable, "-m", "pcapsvc.client.main"]
+PROGRAM = [sys.executable, "-m", "pcapsvc.client"]
 #: Where it runs.
 ROOT = Path(__file__).parents[2]
 
@@ -76,6 +77,13 @@ class Running:
         """Wait for a line."""
         assert self._process.stdout is not None
         return self._process.stdout.readline().decode()
+
+    def line_with(self, pattern: str) -> str:
+        """Wait for a line in which a pattern is found."""
+        while line := self.first_line():
+            if re.search(pattern, line):
+                return line
+        raise AssertionError(f"no line with {pattern!r}: {self.end()}")
 
     def end(self) -> Ended:
         """Wait until it has ended."""

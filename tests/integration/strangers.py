@@ -10,6 +10,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from peers.kafka import KafkaBroker
+from peers.redis import RedisServer
+
 #: How often a stranger talks each time, and how long it waits before.
 TALKS = 3
 QUIET_SECONDS = 0.4
@@ -74,6 +77,43 @@ class Strangers:
         deadline = time.monotonic() + ANSWER_SECONDS
         while self.talked & set(_connected_ports()) and time.monotonic() < deadline:
             time.sleep(0.02)
+
+
+class RestartableRedis(RedisServer):
+    """One to which all connections while it starts are known."""
+
+    def __init__(self, strangers: Strangers, host: str) -> None:
+        super().__init__(host=host)
+        self._strangers = strangers
+
+    def _answers(self) -> bool:
+        return self._strangers.reach(self.port, self.host)
+
+
+class RestartableKafka(KafkaBroker):
+    """
+    Likewise.
+
+    @ivar port: its port without TLS.
+    """
+
+    def __init__(self, strangers: Strangers, host: str) -> None:
+        super().__init__()
+        self._strangers = strangers
+        self._host = host
+        self.port = self._port
+        if host != "127.0.0.1":
+            text = self._file.read_text()
+            self.server = f"[{host}]:{self.port}"
+            self._file.write_text(text.replace(f"CLEAR://127.0.0.1:{self.port}", f"CLEAR://{self.server}"))
+
+    def start_again(self) -> None:
+        """Start it, and wait until it listens."""
+        self._process.start(
+            [*self._command, str(self._file)],
+            lambda: self._strangers.reach(self.port, self._host),
+            patience_seconds=60,
+        )
 
 
 class Relay:

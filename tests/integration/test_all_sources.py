@@ -17,6 +17,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from peers.daemon import Daemon
 from peers.frames import number_of, udp_frame
 from peers.kafka import KafkaBroker
+from peers.process import pause_seconds
 from peers.redis import RedisServer
 from peers.sqs import SQSServer
 from peers.tcpdump import read_packets
@@ -66,11 +67,12 @@ def shared_brokers() -> Brokers:
 
 def until(look: Callable[[], Found | None], what: str, seconds: float = WORKS_SECONDS) -> Found:
     """Poll until something is found; returns it."""
-    deadline = time.monotonic() + seconds
+    began = time.monotonic()
     while (found := look()) is None:
-        if time.monotonic() > deadline:
+        waited = time.monotonic() - began
+        if waited > seconds:
             raise AssertionError(f"waited {seconds:g} s for {what} in vain")
-        time.sleep(0.02)
+        time.sleep(pause_seconds(waited))
     return found
 
 

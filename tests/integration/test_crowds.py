@@ -27,9 +27,6 @@ from peers.wire import Wire
 from tests.integration.traffic import generate
 from tests.unit.http_case import add_captures, one_capture, token
 
-# Packets are lost if the daemon is not scheduled for long enough.
-needs_machine_alone = True
-
 # Longer than a connection that has sent something counts as busy.
 _SILENT_SECONDS = 1.1
 _TOKEN = "s3cret-token-of-this-test"
@@ -201,6 +198,9 @@ class _Client(Daemon):
 class PipeliningTests(unittest.SynchronousTestCase):
     """Pipelined requests without the token."""
 
+    # Packets are lost if the daemon is not scheduled for long enough.
+    needs_machine_alone = True
+
     def test_pipelining(self) -> None:
         """Beside 60 connections full of them a capture loses nothing, and others get their answers soon."""
         directory = tempfile.TemporaryDirectory()
@@ -221,6 +221,7 @@ class PipeliningTests(unittest.SynchronousTestCase):
             [sys.executable, "-m", "tests.integration.crowd_process", str(daemon.port), "60", "6"]
         )
         self.addCleanup(crowd.wait)
+        self.addCleanup(crowd.terminate)
         time.sleep(1)
         sender = threading.Thread(target=lambda: generate(wire, _FRAMES, rate=_PER_SECOND))
         sender.start()

@@ -22,6 +22,8 @@ from peers.cloudshark import CloudSharkServer, Shown, accept, answer, hang, refu
 from peers.s3 import shared_loader, shared_server
 from tests.unit.contents import MemfdContent, PeakMemory, make_artifact
 
+shared_peer = "S3 server"
+
 _LARGE_BYTES = 60_000_000
 # By how much the process may grow while it uploads that.
 _MOST_GROWN_BYTES = 6_000_000

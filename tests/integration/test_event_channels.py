@@ -17,7 +17,7 @@ from pcapsvc.core.labels import Labels
 from pcapsvc.interfaces.reports import IPublisher
 from pcapsvc.net.kafka.security import KafkaSecurity
 from pcapsvc.net.outages import Backoff
-from pcapsvc.reports.channel import DROPPED_SECONDS, EventChannel
+from pcapsvc.reports.channel import EventChannel
 from pcapsvc.reports.kafka.publisher import KafkaPublisher
 from pcapsvc.reports.redis.publisher import RedisPublisher
 from pcapsvc.reports.sqs.publisher import SqsPublisher
@@ -30,6 +30,8 @@ from tests.integration.event_listeners import RedisListener, read_queue, read_to
 from tests.integration.kafka_case import shared_broker
 from tests.unit.event_schema import problems
 from tests.unit.logged import logged
+
+shared_peer = "Kafka broker"
 
 LABELS = Labels(via="http", requestid="r-1", tags="a,\u00e9,<script>,\uffff", interface="lo")
 PATIENCE_SECONDS = 60.0
@@ -141,7 +143,8 @@ class ChannelSuite:
         self.report(CaptureDone())
         await self.published()
         await self.until(lambda: self.channel.dropped == 1 and not self.channel.waiting)
-        await task.deferLater(reactor, DROPPED_SECONDS * 2)
+        await self.until(lambda: any("1 were dropped" in message for message in self.messages()))
+        await self.published()
         types = sorted(json.loads(event)["type"] for event in await self.received())
         self.assertEqual(types, ["pcapsvc.capture.done"] * 2 + ["pcapsvc.reports.dropped"])
 
@@ -271,14 +274,23 @@ class KafkaTests(ChannelSuite, unittest.TestCase):
         self.assertEqual({key for key, _ in records} - {None}, {b"abc"})
         return [value for _, value in sorted(records, key=lambda record: record[0] is not None)]
 
+    async def test_reading(self) -> None:
+        """Reading a topic ends: if there is none, and with what was read if there isn't more in time."""
+        missing = deferToThread(read_topic, self.broker, "no-such-topic")
+        self.assertIn("no-such-topic", str(await self.assertFailure(missing, AssertionError)))
+        self.report(CaptureDone())
+        await self.published()
+        late = deferToThread(read_topic, self.broker, self.topic, patience_seconds=0)
+        self.assertIn("[]", str(await self.assertFailure(late, AssertionError)))
+
     async def test_missing_topic(self) -> None:
         """A topic that doesn't exist is not created, but told."""
         await self.stop()
-        self.channel = self.make(self.publisher("nosuch"))
+        self.channel = self.make(self.publisher("nosuch-events"))
         self.channel.startService()
         await self.until(lambda: "does not exist" in (self.channel.state().problem or ""))
-        self.assertNotIn("nosuch", await deferToThread(self.broker.topics))
-        await deferToThread(self.broker.create_topic, "nosuch")
+        self.assertNotIn("nosuch-events", await deferToThread(self.broker.topics))
+        await deferToThread(self.broker.create_topic, "nosuch-events")
         await self.until(lambda: self.channel.state().connected)
 
     async def test_permission(self) -> None:

@@ -156,7 +156,7 @@ class Resolver:
     def start(self) -> None:
         """Make the namespace."""
         self._files.mkdir(parents=True)
-        (self._files / "resolv.conf").write_text("nameserver 127.0.0.1\noptions timeout:1 attempts:1\n")
+        (self._files / "resolv.conf").write_text("nameserver 127.0.0.1\noptions timeout:20 attempts:1\n")
         if os.path.exists("/etc/nsswitch.conf"):
             (self._files / "nsswitch.conf").write_text(
                 "hosts: files dns\nnetworks: files dns\nethers: files\nprotocols: files\nservices: files\n"

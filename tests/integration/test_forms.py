@@ -44,7 +44,7 @@ class FormsCase(SynchronousTestCase):
             self.addCleanup(peer.stop)
             peer.start()
 
-    def daemon(self, more: str = "", *, general: str = "", retain_bytes: int = 1, **forms: str) -> Daemon:
+    def daemon(self, more: str = "", *, general: str = "", retain_bytes: int = 0, **forms: str) -> Daemon:
         """
         A daemon with all destinations, started.
 
@@ -151,7 +151,7 @@ class EverywhereTests(FormsCase):
         status, answer = daemon.request("POST", "/captures", json.dumps(message).encode())
         self.assertEqual(status, 202, answer)
         [warning] = answer["warnings"]
-        self.assertEqual((warning["path"], warning["value"]), ("compress", "'zstd'"))
+        self.assertEqual((warning["path"], warning["value"]), ("compress", '"zstd"'))
         daemon.logged("can't be read by cloudshark, which gets gzip")
         [capture] = answer["captures"]
         self.wire.send([udp_frame(number) for number in range(_PACKETS)])
@@ -170,7 +170,7 @@ class EverywhereTests(FormsCase):
         message = {"node": daemon.node, "interface": [self.wire.interface], "format": "erf"}
         status, answer = daemon.request("POST", "/captures", json.dumps(message).encode())
         self.assertEqual(status, 400)
-        self.assertIn("format = 'erf': must be one of pcap, pcapng on this node", answer["detail"])
+        self.assertIn('format = "erf": must be one of pcap, pcapng on this node', answer["detail"])
 
     def test_fetched(self) -> None:
         """What is no longer in memory is fetched as it was delivered, with its name and type, or in parts."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import signal
+import struct
 import time
 from collections.abc import Sequence
 from typing import Any
 
+from twisted.conch.ssh.transport import MSG_EXT_INFO
 from twisted.internet import defer, protocol, reactor
 from twisted.python.failure import Failure
 
@@ -53,6 +55,12 @@ class BoundTests(ManholeCase):
         await self.until(lambda: sum("ended" in line for line in self.log) == 1, "the end of a session")
         self.assertEqual((await self.run_client("1")).status, 0)
 
+    async def test_fault(self) -> None:
+        """If a command can't even begin, due to an internal error, its client is disconnected."""
+        del self.names
+        self.assertEqual((await self.run_client("1")).status, 1)
+        self.assertEqual(len(self.flushLoggedErrors(AttributeError)), 1)
+
     async def test_stop(self) -> None:
         """A stop closes all sessions at once, whatever their clients do."""
         clients = [self.client(options=("-tt",)) for _ in range(2)]
@@ -94,6 +102,16 @@ class StrangerTests(ManholeCase):
             await self.connect([data]).closed
         self.assertEqual((await self.run_client("1")).status, 0)
         self.assertEqual(self.flushLoggedErrors(), [])
+
+    async def test_long_packet(self) -> None:
+        """A packet that is longer than a login needs is not parsed: that would hold up everything else."""
+        extensions = struct.pack("!L", 8000) + bytes(64_000)
+        packet = struct.pack("!LBB", 2 + len(extensions) + 6, 6, MSG_EXT_INFO) + extensions + bytes(6)
+        await self.connect([b"SSH-2.0-x\r\n", packet]).closed
+        await self.until(
+            lambda: any("sent a packet that was too long before it logged in" in line for line in self.log),
+            "that",
+        )
 
     async def test_strangers(self) -> None:
         """Those who come and do not log in keep nobody out: the oldest of them make room."""

@@ -15,6 +15,8 @@ from peers.tcpdump import read_packets, tshark_complaint
 from peers.wire import Wire
 from tests.integration.page_case import HOSTILE, PATIENCE, EventCounter, PageTestCase, send, toml_list
 
+shared_peer = "Chromium"
+
 expect.set_options(timeout=PATIENCE)
 
 # Captures that report their progress ten times a second: 200 events a second on a busy machine, too.
@@ -50,7 +52,7 @@ class CaptureTests(PageTestCase):
         counter.wait_for(600)
         self.end(page, card)
         row = page.locator("#recent tr").first
-        expect(row.locator(".badge")).to_have_text("Ended by hand")
+        expect(row.locator(".badge")).to_have_text("Stop request")
         expect(row.locator("[data-slot=packets]")).to_have_text("500")
         expect(row.locator(".deliveries")).to_contain_text(str(daemon.captures))
         self.assertEqual(self.downloaded(page, row), 500)
@@ -90,6 +92,16 @@ class CaptureTests(PageTestCase):
         send(wire, 10)
         expect(page.locator("#recent .badge")).to_have_text("Packet limit")
         expect(page.locator("#running-empty")).to_be_visible()
+
+    def test_stopped(self) -> None:
+        """A capture that a message stops says the same as one that is ended from the page."""
+        daemon = self.daemon()
+        daemon.capture(interface=["lo"], bpf="udp port 9", duration=300, timeout=300, requestid="job-1")
+        page = self.visit(daemon).page
+        expect(page.locator("#running .card")).to_have_count(1)
+        stop = json.dumps({"node": daemon.node, "stop": "job-1"}).encode()
+        self.assertEqual(daemon.request("POST", "/captures", stop)[0], 200)
+        expect(page.locator("#recent .badge")).to_have_text("Stop request")
 
     def test_so_far(self) -> None:
         """A running capture can be downloaded."""
@@ -173,6 +185,12 @@ class CaptureTests(PageTestCase):
         expect(source).to_have_attribute("aria-invalid", "true")
         page.get_by_label("VLAN").fill("seven")
         expect(page.locator("#vlan-error")).to_have_text("seven is not a number.")
+        expect(page.locator("#src-error")).to_contain_text("the network is 192.0.2.0/24")
+        expect(page.locator("#filter-state")).to_have_text("")
+        page.get_by_role("button", name="Start capture").click()
+        expect(page.locator("#vlan-error")).to_have_text("seven is not a number.")
+        expect(page.locator("#src-error")).to_contain_text("the network is 192.0.2.0/24")
+        expect(source).to_be_focused()
         page.get_by_label("VLAN").fill("5000")
         expect(page.locator("#vlan-error")).to_contain_text("0 to 4095")
         page.get_by_role("button", name="Start capture").click()

@@ -10,6 +10,8 @@ from peers.chromium import Visitor
 from peers.daemon import Daemon
 from tests.integration.page_case import PATIENCE, PageTestCase, send
 
+shared_peer = "Chromium"
+
 expect.set_options(timeout=PATIENCE)
 
 # Each text that is seen, with its contrast against the background behind it, if that is too small (WCAG 2.2,
@@ -131,6 +133,8 @@ class AccessTests(PageTestCase):
             )
             for state in self.states(visitor, daemon):
                 self.assertEqual(visitor.page.evaluate(_OUTSIDE), [], f"{state}, {width} pixels")
+            name = visitor.page.locator("#node-name")
+            self.assertTrue(name.evaluate("(one) => one.scrollWidth <= one.clientWidth"), f"{width} pixels")
             small = visitor.page.evaluate(_SMALL)
             self.assertEqual(small, [])
 

@@ -12,6 +12,8 @@ from peers.daemon import Daemon
 from tests.integration.page_case import PATIENCE, EventCounter, PageTestCase, send
 from tests.integration.path_proxy import PathProxy
 
+shared_peer = "Chromium"
+
 expect.set_options(timeout=PATIENCE)
 
 
@@ -155,7 +157,7 @@ class OutageTests(PageTestCase):
         send(wire, 5)
         expect(card.locator("[data-slot=packets]")).to_contain_text("5 /")
         daemon.request("DELETE", f"/captures/{capture}")
-        expect(page.locator("#recent .badge")).to_have_text("Ended by hand")
+        expect(page.locator("#recent .badge")).to_have_text("Stop request")
         for counter in counters:
             counter.stop()
         expect(page.locator("#link-text")).to_have_text("Live")

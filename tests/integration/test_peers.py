@@ -27,6 +27,8 @@ from peers.s3 import shared_server
 from peers.tcpdump import Tcpdump, tshark_complaint
 from peers.wire import Wire
 
+shared_peer = "S3 server"
+
 
 class RequirementTests(SynchronousTestCase):
     """What a machine doesn't have is skipped with its reason; in CI it is a failure."""

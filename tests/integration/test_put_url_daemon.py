@@ -117,7 +117,7 @@ class PutUrlDaemonTests(SynchronousTestCase):
     def test_pcapctl(self) -> None:
         """pcapctl takes the URL from the environment, and shows no query in any of its outputs."""
         daemon = self.daemon(*self.allowed())
-        command = [sys.executable, "-m", "pcapsvc.client.main", "capture"]
+        command = [sys.executable, "-m", "pcapsvc.client", "capture"]
         command += [
             "--via",
             f"http://127.0.0.1:{daemon.port}",

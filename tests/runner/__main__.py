@@ -16,10 +16,11 @@ import time
 from pathlib import Path
 
 from tests.chance import SEED, VARIABLE
+from tests.runner.machine import most_processes, processors
 from tests.runner.pool import PATIENCE_SECONDS, Pool
 from tests.runner.schedule import find_modules, load_durations, plan, save_durations
 
-_PROCESSORS = os.cpu_count() or 1
+_PROCESSORS = processors()
 
 
 def _say(line: str) -> None:
@@ -34,8 +35,7 @@ def _arguments() -> argparse.Namespace:
         "-j",
         "--processes",
         type=int,
-        # Most of the time a test of the whole waits for a server.
-        default=4 * _PROCESSORS,
+        default=most_processes(_PROCESSORS),
         help="how many processes run at the same time, if the processors have the time for them "
         "(default: %(default)s)",
     )

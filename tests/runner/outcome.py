@@ -60,6 +60,7 @@ class JobProgress:
     @ivar ready: whether it has loaded its tests.
     @ivar ended: whether it reported its end.
     @ivar running: the id of the test that is running.
+    @ivar timeout_seconds: how long that one may take, if it says so; otherwise 0.
     """
 
     def __init__(self, job: Job, tally: Tally) -> None:
@@ -74,6 +75,7 @@ class JobProgress:
         self.ready = False
         self.ended = False
         self.running: str | None = None
+        self.timeout_seconds = 0.0
 
     def event(self, event: Mapping[str, Any]) -> str | None:
         """
@@ -96,6 +98,7 @@ class JobProgress:
             self._module = module
             self._module_started = self._last
         self._last = (event["time"], event["cpu"])
+        self.timeout_seconds = event.get("timeout") or 0.0
         self._count(event["event"], test, event["text"])
         return summary
 

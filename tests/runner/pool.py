@@ -15,7 +15,8 @@ from peers import control_group, wire
 from tests.runner.outcome import JobProgress, Tally
 from tests.runner.schedule import Job
 
-# After this long without an event a process is taken to hang: trial ends an asynchronous test after 120 s.
+# After this long without an event a process is taken to hang, unless its test has a longer time-out: trial
+# ends an asynchronous test after 120 s.
 PATIENCE_SECONDS = 300.0
 # How long a process may take to exit after its last test. It never exits if a test leaves a thread behind.
 EXIT_SECONDS = 60.0
@@ -26,7 +27,7 @@ _STACKS_SECONDS = 5.0
 
 
 # What is expected is an average: some more keeps all processors busy.
-_MORE_THAN_THERE_ARE = 1.3
+_MORE_THAN_THERE_ARE = 1.15
 
 
 def next_job(
@@ -64,7 +65,8 @@ class Pool:
         @param root: where the processes start: the directory with the C{tests} package.
         @param directory: for their temporary directories and their output.
         @param say: prints a line.
-        @param patience_seconds: how long a process may go without reporting anything.
+        @param patience_seconds: how long a process may go without reporting anything; longer if the time-out
+            of its test is longer.
         @param exit_seconds: how long it may take to exit after its last test.
         """
         self._root = root
@@ -160,7 +162,11 @@ class Pool:
             transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(stream), pipe)
             try:
                 while True:
-                    patience = self._patience_seconds if progress.ready else _START_SECONDS
+                    patience = (
+                        max(self._patience_seconds, progress.timeout_seconds)
+                        if progress.ready
+                        else _START_SECONDS
+                    )
                     line = await asyncio.wait_for(stream.readline(), patience)
                     if not line:
                         break

@@ -12,6 +12,9 @@ from typing import NamedTuple
 DURATIONS = Path(__file__).with_name("durations.json")
 
 MARK = "needs_machine_alone"
+# What a module is assigned to this name says which peer its tests share: one that takes seconds to start, and
+# lasts as long as the process. Modules that share a peer run in one process.
+SHARED_PEER = "shared_peer"
 
 
 class Duration(NamedTuple):
@@ -70,12 +73,11 @@ def load_durations() -> dict[str, Duration]:
 
 
 def save_durations(measured: Mapping[str, Duration]) -> None:
-    """Record durations of a second or more, and keep those of modules that did not run."""
+    """Record how long modules took, and keep what is known of those that did not run."""
     known = load_durations() | measured
     lines = [
         f"{json.dumps(key)}: {json.dumps([round(number, 1) for number in known[key]])}"
         for key in sorted(known)
-        if known[key].seconds >= _ASSUMED_OTHERWISE.seconds
     ]
     DURATIONS.write_text("{\n" + ",\n".join(f" {line}" for line in lines) + "\n}\n")
 
@@ -141,6 +143,16 @@ def _marked(body: Sequence[ast.stmt]) -> Iterator[str]:
                     yield target.value.id
 
 
+def shared_peer(source: str) -> str | None:
+    """Which peer a module shares with others; L{None} if it shares none."""
+    for statement in ast.parse(source).body:
+        match statement:
+            case ast.Assign(targets=[ast.Name(id=name)], value=ast.Constant(value=str(peer))):
+                if name == SHARED_PEER:
+                    return peer
+    return None
+
+
 def plan(root: Path, names: Iterable[str], durations: Mapping[str, Duration], processors: float) -> list[Job]:
     """
     The jobs for some modules, in the order in which they start: the longest first, and then, together, the
@@ -150,20 +162,33 @@ def plan(root: Path, names: Iterable[str], durations: Mapping[str, Duration], pr
     """
     together: list[Job] = []
     alone: list[Job] = []
+    sharing: dict[str, list[Job]] = {}
     for name in dict.fromkeys(names):
         has_alone, has_others = _marks_of(root, name)
         if has_others:
-            together.append(_job(name, False, durations))
+            peer = _shared_peer_of(root, name)
+            group = together if peer is None else sharing.setdefault(peer, [])
+            group.append(_job(name, False, durations))
         if has_alone:
             alone.append(_job(name, True, durations))
+    together += [_together(jobs) for jobs in sharing.values()]
     total = sum(job.seconds * job.busy for job in together)
     # Small enough that all processes end at about the same time.
     limit = max(_SHORTEST_BATCH_SECONDS, min(_LONGEST_BATCH_SECONDS, total / processors / 8))
     return [*_batches(together, limit), *_batches(alone, _LONGEST_BATCH_SECONDS)]
 
 
+def _path_of(root: Path, name: str) -> Path:
+    return root.joinpath(*name.split(".")).with_suffix(".py")
+
+
+def _shared_peer_of(root: Path, name: str) -> str | None:
+    path = _path_of(root, name)
+    return shared_peer(path.read_text()) if path.is_file() else None
+
+
 def _marks_of(root: Path, name: str) -> tuple[bool, bool]:
-    path = root.joinpath(*name.split(".")).with_suffix(".py")
+    path = _path_of(root, name)
     if path.is_file():
         return marks(path.read_text())
     # A class or a method: which of both, its process finds out.

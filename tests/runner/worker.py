@@ -16,7 +16,7 @@ import signal
 import sys
 import time
 import unittest
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, TextIO
 
 from twisted.python.failure import Failure
@@ -30,9 +30,15 @@ _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 class EventReporter(Reporter):
-    """trial's reporter, that also writes every outcome to a stream, as JSON."""
+    """
+    trial's reporter, that also writes every outcome to a stream, as JSON.
+
+    @cvar timeouts: of the tests that have one, by their ids, in seconds. trial ends only asynchronous tests;
+        those of others say how patient whoever waits has to be.
+    """
 
     events: TextIO
+    timeouts: Mapping[str, float]
     _module: str | None = None
 
     def startTest(self, test: Any) -> None:
@@ -43,7 +49,7 @@ class EventReporter(Reporter):
             self._module = module
             gc.collect()
         super().startTest(test)
-        self._tell("start", test)
+        self._tell("start", test, timeout=self.timeouts.get(test.id()))
 
     def stopTest(self, test: Any) -> None:
         """A test has ended."""
@@ -80,8 +86,8 @@ class EventReporter(Reporter):
         super().addUnexpectedSuccess(test, todo)
         self._tell("failed", test, "unexpected success")
 
-    def _tell(self, event: str, test: Any, text: str = "") -> None:
-        _write({"event": event, "test": test.id(), "text": text})
+    def _tell(self, event: str, test: Any, text: str = "", **more: Any) -> None:
+        _write({"event": event, "test": test.id(), "text": text, **more})
 
 
 def _write(event: dict[str, Any]) -> None:
@@ -128,6 +134,7 @@ def main() -> int:
     EventReporter.events = os.fdopen(arguments.events, "w")
     loaded = TestLoader().loadByNames(arguments.names, True)
     suite = TestSuite(test for test in tests_of(loaded) if is_marked(test) is arguments.alone)
+    EventReporter.timeouts = {test.id(): test.timeout for test in tests_of(suite) if hasattr(test, "timeout")}
     # What is loaded stays, and would be looked at again in each full collection.
     gc.collect()
     gc.freeze()

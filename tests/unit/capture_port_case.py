@@ -8,7 +8,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.testing import MemoryReactorClock
 from twisted.trial import unittest
 
-from pcapsvc.capture.buffer import RecordingBuffer
+from pcapsvc.capture.buffer import Observer, RecordingBuffer
 from pcapsvc.capture.port import CapturePort
 from pcapsvc.core.plan import CapturePlan
 from pcapsvc.core.recording import Recording
@@ -36,7 +36,7 @@ class CapturePortCase(unittest.SynchronousTestCase):
         self.reactor = MemoryReactorClock()
         self.system = MemoryPacketSystem("mem0")
         self.wall_clock = 1_700_000_000.0
-        self.read_seconds = self.stall_seconds = 0.0
+        self.read_seconds = self.stall_seconds = self.stall_after_seconds = 0.0
         self.addCleanup(self.assert_nothing_left)
 
     def before_read(self) -> None:
@@ -44,10 +44,12 @@ class CapturePortCase(unittest.SynchronousTestCase):
         self.reactor.rightNow += self.read_seconds
 
     def look_at_wall_clock(self) -> float:
-        """The time; before the next look, other programs may have the processor for a while."""
+        """The time; before the next look or after it, other programs may have the processor for a while."""
         self.reactor.rightNow += self.stall_seconds
-        self.stall_seconds = 0.0
-        return self.wall_clock + self.reactor.seconds()
+        wall = self.wall_clock + self.reactor.seconds()
+        self.reactor.rightNow += self.stall_after_seconds
+        self.stall_seconds = self.stall_after_seconds = 0.0
+        return wall
 
     def assert_nothing_left(self) -> None:
         """No handle, no descriptor, no reader, no timer."""
@@ -64,6 +66,7 @@ class CapturePortCase(unittest.SynchronousTestCase):
         idle: float = 5,
         duration: float = 60,
         snap: int = 100,
+        observer: Observer | None = None,
     ) -> CapturePort:
         """A capture that has not begun."""
         limits = CaptureLimits(
@@ -90,6 +93,7 @@ class CapturePortCase(unittest.SynchronousTestCase):
                 open_dumper=lambda path: self.system.open_dumper(path, link_type=1, snap_length=snap),
                 snap_length=snap,
                 before_read=self.before_read,
+                observer=observer,
             ),
             plan,
             capture_id="abc",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 import json
 import os
@@ -10,6 +9,7 @@ import struct
 from collections.abc import Mapping
 from typing import Any
 
+from msgspec.structs import replace
 from twisted.internet.defer import Deferred
 from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import LogLevel, formatEvent, globalLogPublisher
@@ -150,7 +150,7 @@ class PipelineCase(unittest.SynchronousTestCase):
         """The node."""
         return NodeView(
             name="sensor1",
-            bounds=dataclasses.replace(BOUNDS, aliases=frozenset({"both"})),
+            bounds=replace(BOUNDS, aliases=frozenset({"both"})),
             default_timeout_seconds=10,
             snap_length=500,
             interfaces_by_alias={"both": ("mem0", "mem1")},

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.logger import LogLevel, formatEvent, globalLogPublisher
@@ -211,6 +211,4 @@ class SpoolCase(unittest.SynchronousTestCase):
 def replace_id(artifact: Any, name: str) -> Any:
     """The artifact of another capture: C{a.pcap} or C{a} has the id C{a}, and a file of that id."""
     capture_id = name.partition(".")[0]
-    return dataclasses.replace(
-        artifact, capture_id=capture_id, name=f"web1-eth0-1700000000-{capture_id}.pcap"
-    )
+    return replace(artifact, capture_id=capture_id, name=f"web1-eth0-1700000000-{capture_id}.pcap")

@@ -53,8 +53,22 @@ class KafkaTests(SettingsTestCase):
             "[::1:2",
         ):
             problem = self.only_problem(f"{self.KAFKA}server = ['{server}']")
-            self.assertIn("kafka.server = ", problem)
-            self.assertIn('must be a list of servers, each "HOST:PORT"', problem)
+            self.assertIn("kafka.server", problem)
+            self.assertIn('"HOST:PORT"', problem)
+
+    def test_one_of_the_servers(self) -> None:
+        """Of several entries of a list, those are reported that are wrong."""
+        rule = 'must be "HOST:PORT", or "[ADDRESS]:PORT" for IPv6'
+        self.assertEqual(
+            self.problems(f"{self.KAFKA}server = ['a:1', 'b:65536', 'c:1', '::1:9092']"),
+            [f'kafka.server[1] = "b:65536": {rule}', f'kafka.server[3] = "::1:9092": {rule}'],
+        )
+
+    def test_one_of_the_servers_that_are_inherited(self) -> None:
+        """A wrong entry is reported once, at its origin, and the list counts as given."""
+        reports = "\n[reports.kafka]\nsend = true"
+        problem = self.only_problem(f"{self.KAFKA}server = ['a:1', 'b:65536']{reports}")
+        self.assertTrue(problem.startswith('kafka.server[1] = "b:65536"'), problem)
 
     def test_topics(self) -> None:
         """A topic's name is one that Kafka allows."""
@@ -89,14 +103,14 @@ class KafkaTests(SettingsTestCase):
         token = self.file("hunter2")
         tls = "security_protocol = 'SSL'\n"
         for more, expected in (
-            ("security_protocol = 'SASL_SSL'", "kafka.security_protocol = 'SASL_SSL': needs kafka.sasl_mech"),
+            ("security_protocol = 'SASL_SSL'", 'kafka.security_protocol = "SASL_SSL": needs kafka.sasl_mech'),
             (
                 f"sasl_mechanism = 'PLAIN'\n{self.USER}",
                 "kafka.sasl_mechanism: has no effect without kafka.sec",
             ),
-            (f"{self.SASL}'PLAIN'", "kafka.sasl_mechanism = 'PLAIN': needs kafka.sasl_plain_username, and"),
-            (f"{self.SASL}'SCRAM-SHA-256'\nsasl_plain_username = 'u'", "kafka.sasl_mechanism = 'SCRAM-SHA-"),
-            (f"{self.SASL}'OAUTHBEARER'", "kafka.sasl_mechanism = 'OAUTHBEARER': needs kafka.sasl_oauth_tok"),
+            (f"{self.SASL}'PLAIN'", 'kafka.sasl_mechanism = "PLAIN": needs kafka.sasl_plain_username, and'),
+            (f"{self.SASL}'SCRAM-SHA-256'\nsasl_plain_username = 'u'", 'kafka.sasl_mechanism = "SCRAM-SHA-'),
+            (f"{self.SASL}'OAUTHBEARER'", 'kafka.sasl_mechanism = "OAUTHBEARER": needs kafka.sasl_oauth_tok'),
             (
                 f"{self.SASL}'PLAIN'\n{self.USER}sasl_oauth_tokenfile = '{token}'",
                 "kafka.sasl_oauth_tokenfile: has no effect without kafka.sasl_mechanism = 'OAUTHBEARER'",
@@ -111,12 +125,12 @@ class KafkaTests(SettingsTestCase):
             (f"{tls}ssl_keyfile = '{key}'", "kafka.ssl_keyfile: has no effect without kafka.ssl_certfile"),
             (
                 f"{tls}ssl_cafile = '/nowhere'",
-                "kafka.ssl_cafile = '/nowhere': must be a file that can be read",
+                'kafka.ssl_cafile = "/nowhere": must be a file that can be read',
             ),
             (f"{tls}ssl_cafile = '{token}'", "kafka.ssl_cafile = "),
             (
                 f"{self.SASL}'OAUTHBEARER'\nsasl_oauth_tokenfile = '/nowhere'",
-                "kafka.sasl_oauth_tokenfile = '/nowhere': must be a file that can be read",
+                'kafka.sasl_oauth_tokenfile = "/nowhere": must be a file that can be read',
             ),
         ):
             problem = self.only_problem(f"{self.KAFKA}{more}")
@@ -176,7 +190,7 @@ class SqsTests(SettingsTestCase):
             self.assertEqual(url, self.section(SqsSettings, f"{LEAST}[sqs]\nurl = '{url}'").url)
         for url in ("https:///1/q", "https://:1/q", "https://a:99999/q", "https://a:0/q", "https://[::1/1/q"):
             self.assertEqual(
-                f"sqs.url = {url!r}: must be an http:// or https:// URL with a host, and a port "
+                f'sqs.url = "{url}": must be an http:// or https:// URL with a host, and a port '
                 "from 1 to 65535 if any",
                 self.only_problem(f"{LEAST}[sqs]\nurl = '{url}'"),
             )
@@ -185,7 +199,7 @@ class SqsTests(SettingsTestCase):
         """Messages for other nodes are either released or deleted."""
         self.assertEqual("delete", self.section(SqsSettings, f"{LEAST}[sqs]\nunmatched = 'delete'").unmatched)
         self.assertEqual(
-            "sqs.unmatched = 'keep': must be one of release, delete",
+            'sqs.unmatched = "keep": must be one of release, delete',
             self.only_problem(f"{LEAST}[sqs]\nunmatched = 'keep'"),
         )
 

@@ -68,7 +68,7 @@ class CertificatesTests(SettingsTestCase):
             for text, key in ((f"{LEAST}tls = true\n", "redis"), (f"{LEAST}{cloudshark}", "cloudshark")):
                 self.assertTrue(
                     self.only_problem(f"{text}host = '{host}'").startswith(
-                        f"{key}.host = {host!r}: must be a valid host name or an address, because "
+                        f"{key}.host = {shown(host)}: must be a valid host name or an address, because "
                     )
                 )
         for tls in ("true", "false"):
@@ -123,15 +123,18 @@ class EndpointTests(SettingsTestCase):
         start = "ssl:8443:interface=127.0.0.1"
         missing = "must be a file that can be read (No such file or directory)"
         for more, rules in (
-            ("", (f"its 'privateKey', 'server.pem', {missing}", f"its 'certKey', 'server.pem', {missing}")),
+            (
+                "",
+                (f"its 'privateKey', \"server.pem\", {missing}", f"its 'certKey', \"server.pem\", {missing}"),
+            ),
             (
                 f":privateKey=/nope.pem:certKey={ours.certificate}",
-                (f"its 'privateKey', '/nope.pem', {missing}",),
+                (f"its 'privateKey', \"/nope.pem\", {missing}",),
             ),
             (
                 ":privateKey=/etc/passwd",
                 (
-                    "its 'privateKey', '/etc/passwd', must be a file with a PEM private key",
+                    "its 'privateKey', \"/etc/passwd\", must be a file with a PEM private key",
                     "its 'certKey', ",
                 ),
             ),
@@ -146,7 +149,7 @@ class EndpointTests(SettingsTestCase):
             ),
         ):
             problem = self.listen_problem(start + more)
-            self.assertTrue(problem.startswith("http.listen = 'ssl:8443:"), problem)
+            self.assertTrue(problem.startswith('http.listen = "ssl:8443:'), problem)
             for rule in rules:
                 self.assertIn(rule, problem)
             self.assertEqual(len(rules), 1 + problem.count("; its "), problem)

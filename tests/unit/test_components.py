@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import typing
-from dataclasses import replace
 from typing import Annotated, Any, ClassVar
 
 import msgspec
 from msgspec import field
+from msgspec.structs import replace
 from twisted.application.service import Service
 from twisted.internet import reactor, task
 from twisted.internet.defer import Deferred, succeed
@@ -245,13 +245,13 @@ class SettingsOfProbesTests(SettingsTestCase):
                 "probe.sorce: is not a known key; did you mean 'source'?",
                 "reports.other: is not a known key",
                 "general.maxbytes = 0: must be a whole number of bytes, from 1 to 9223372036854775807",
-                "--probehost = 'a b': must be a host name or address, without spaces or slashes",
-                "reports.probe.port = 'x': must be a whole number from 1 to 65535",
+                '--probehost = "a b": must be a host name or address, without spaces or slashes',
+                'reports.probe.port = "x": must be a whole number from 1 to 65535',
                 "general.probelevel = 10: must be a whole number from 1 to 9",
                 "general.writelocal: at least one destination must be enabled: general.writelocal, "
                 "cloudshark.upload, s3.upload, puturl.allow, sftp.upload, webhook.upload or "
                 "probe.source.copy.upload",
-                "general.format = 'prob': must be one of pcap, pcapng, probe",
+                'general.format = "prob": must be one of pcap, pcapng, probe',
                 "probe.source.path: needs probe.source.password",
             ],
             self.problems(
@@ -354,7 +354,7 @@ class NodeOfProbesTests(unittest.TestCase):
         source: Any = node.sources["probe-source"]
         destination: Any = node.destinations["probe-destination"]
         reporter: Any = node.reporters["probe-reporter"]
-        self.assertIs(node.encoder.__class__, ProbeEncoder)
+        self.assertIs(node.encoders[node.settings.general.format].__class__, ProbeEncoder)
         node.service.privilegedStartService()
         node.service.startService()
         try:

@@ -166,8 +166,13 @@ class EventsTests(HTTPTestCase):
             "?type=x&type=y",
         ):
             self.assertEqual(self.ask("GET", f"/events{query}").code, 400, query)
+        problems = self.ask("GET", "/events?type=x&type=y&type=x&typ=z").content["problems"]
+        self.assertEqual(
+            [(each["path"], each["value"]) for each in problems],
+            [("typ", None), ("type", '"x"'), ("type", '"y"')],
+        )
         detail = self.ask("GET", "/events?type=delivery").content["detail"]
-        self.assertTrue(detail.startswith("type = 'delivery': must be a type of event"), detail)
+        self.assertTrue(detail.startswith('type = "delivery": must be a type of event'), detail)
 
     def test_head(self) -> None:
         """HEAD has the head only, and takes no place."""

@@ -152,7 +152,7 @@ class FilterCompilerTests(FilterCase):
         self.assertNoResult(compiled)
         self.clock.advance(LIMIT - OPTIMIZER)
         error = self.rejection(compiled)
-        self.assertEqual(str(error), "bpf = 'endless': did not compile within 20 s")
+        self.assertEqual(str(error), 'bpf = "endless": did not compile within 20 s')
         self.assertGreaterEqual(error.compile_seconds, LIMIT)
         self.assertFalse(process.is_alive)
 
@@ -180,7 +180,7 @@ class FilterCompilerTests(FilterCase):
             compiled = self.compile(bpf.replace("udp", rule))
             process.answer(kind, payload)
             problem = str(self.rejection(compiled))
-            self.assertIn("bpf = 'vlan and (ether[14:2]", problem)
+            self.assertIn('bpf = "vlan and (ether[14:2]', problem)
             self.assertIn(rule, problem)
 
     def test_too_much_memory(self) -> None:

@@ -105,7 +105,7 @@ class FormsTests(FormsCase):
         self.assertEqual(unzstd(compressed), gzip.decompress(other))
         self.assertEqual(self.one.artifacts[0].media_type, "application/zstd")
         assert isinstance(verdict, Accepted)
-        rule = "compress = 'zstd': can't be read by two, which gets gzip"
+        rule = 'compress = "zstd": can\'t be read by two, which gets gzip'
         self.assertEqual([*map(str, verdict.warnings)], [rule])
         [accepted] = self.events(RequestAccepted)
         self.assertEqual(accepted.warnings, verdict.warnings)

@@ -8,6 +8,7 @@ import weakref
 from twisted.trial.unittest import SynchronousTestCase
 
 from pcapsvc.host.garbage import LongLivedObjects
+from tests.unit.contents import resident_bytes
 
 
 class _Knot:
@@ -41,3 +42,13 @@ class LongLivedObjectsTests(SynchronousTestCase):
         later = weakref.ref(_Knot())
         gc.collect()
         self.assertEqual((left_over(), later()), (None, None))
+
+    def test_memory(self) -> None:
+        """Memory that was freed before is the kernel's again."""
+        size, count = 60_000, 500
+        blocks = [bytes(size) for _ in range(count)]
+        # What is after all others keeps malloc(3) from returning them by itself.
+        del blocks[:-1]
+        before = resident_bytes()
+        self.start()
+        self.assertLess(resident_bytes(), before - size * count // 2)

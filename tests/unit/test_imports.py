@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 
+from twisted.trial.unittest import SynchronousTestCase
+
+from pcapsvc.lean_import import replaced
 from tests.unit.documents import ROOT
 from tests.unit.settings_case import SettingsTestCase
 
@@ -48,7 +53,10 @@ class ImportsTests(SettingsTestCase):
     HTTP = f"{LOCAL}[http]\nlisten = 'unix:/nowhere/http.sock'\n"
     COSTLY = (
         "OpenSSL",
+        "automat",
         "importlib.metadata",
+        "pcapsvc.capture.history",
+        "pcapsvc.capture.past",
         "pcapsvc.delivery.folder",
         "pcapsvc.delivery.spool",
         "re2",
@@ -88,10 +96,15 @@ class ImportsTests(SettingsTestCase):
         """A component's client library is imported if the component is enabled, and only then."""
         for text, expected in (
             (self.HTTP, set()),
-            (f"{self.LOCAL}[redis]\nlisten = true\n", {"OpenSSL", "cryptography", "txredisapi"}),
+            (f"{self.LOCAL}[redis]\nlisten = true\n", {"txredisapi"}),
+            (f"{self.LOCAL}[redis]\nlisten = true\ntls = true\n", {"OpenSSL", "cryptography", "txredisapi"}),
             (
                 f"{self.HTTP}[delivery]\nspooldir = '/nowhere'\n",
                 {"pcapsvc.delivery.folder", "pcapsvc.delivery.spool"},
+            ),
+            (
+                f"{self.HTTP}[[interface]]\nname = 'lo'\nhistory = 5\n",
+                {"pcapsvc.capture.history", "pcapsvc.capture.past"},
             ),
             (f"{self.LOCAL}[kafka]\nlisten = true\nserver = ['127.0.0.1:1']\n", {"kafka"}),
         ):
@@ -117,3 +130,37 @@ class ImportsTests(SettingsTestCase):
         self.assertEqual(set(), of_http(self.modules(text)))
         found = of_http(self.modules(self.HTTP))
         self.assertLessEqual({"pcapsvc.web.api", "pcapsvc.sources.http.source", "pcapsvc.web.page"}, found)
+
+
+class LeanImportTests(SynchronousTestCase):
+    """What stands for a module while a library is imported is gone afterwards."""
+
+    def test_module(self) -> None:
+        """A module is replaced for as long as that, unless it is loaded: then it stays."""
+        stand_in = ModuleType("calendar")
+        self.patch(sys, "modules", {name: each for name, each in sys.modules.items() if name != "calendar"})
+        with replaced("calendar", stand_in):
+            self.assertIs(importlib.import_module("calendar"), stand_in)
+        real = importlib.import_module("calendar")
+        self.assertIsNot(real, stand_in)
+        with replaced("calendar", stand_in):
+            self.assertIs(importlib.import_module("calendar"), real)
+
+    def test_none(self) -> None:
+        """Without a module in its place, it can't be imported, also if something fails then."""
+        self.patch(sys, "modules", {name: each for name, each in sys.modules.items() if name != "calendar"})
+        with self.assertRaises(ImportError), replaced("calendar", None):
+            importlib.import_module("calendar")
+        importlib.import_module("calendar")
+
+    def test_twisted(self) -> None:
+        """Once Redis' library is imported, which is the first module here, all of Twisted is there."""
+        code = (
+            "import pcapsvc.sources.redis.library\n"
+            "from twisted.internet import _newtls, endpoints, ssl\n"
+            "from twisted.protocols import tls\n"
+            "from twisted.application.internet import ClientService\n"
+            "assert _newtls.TLSMemoryBIOFactory is tls.TLSMemoryBIOFactory\n"
+            "assert ClientService.startService and endpoints.wrapClientTLS and ssl.Certificate.loadPEM\n"
+        )
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)

@@ -102,6 +102,26 @@ class OrderedServicesTests(unittest.SynchronousTestCase):
         self.assertEqual(self.calls[-1], "stop d")
         self.successResultOf(stopping)
 
+    def test_stalled(self) -> None:
+        """If the process is stopped until the time is up, the parts still have a quarter of it."""
+        saved: Deferred[None] = Deferred()
+        part = _Hurried(self.calls, "a", lambda: saved)
+        last: Deferred[None] = Deferred()
+        services = OrderedServices(
+            self.clock,
+            [_Part(self.calls, "first"), part, _Part(self.calls, "b", lambda: last)],
+            stop_timeout_seconds=10,
+        )
+        stopped = services.stopService()
+        self.clock.advance(60)
+        self.assertEqual(self.calls, ["stop first", "stop a", "hurry a"])
+        self.clock.advance(2.4)
+        saved.callback(None)
+        self.assertEqual(self.calls[3:], ["stop b", "hurry a"])
+        self.assertNoResult(stopped)
+        self.clock.advance(0.2)
+        self.successResultOf(stopped)
+
     def test_concurrent(self) -> None:
         """The parts of a list stop concurrently; the next part waits for all of them."""
         first: Deferred[None] = Deferred()
@@ -219,6 +239,6 @@ class OrderedServicesTests(unittest.SynchronousTestCase):
         """A part that finishes as soon as it is cancelled has stopped."""
         part: Deferred[None] = Deferred(lambda waiting: waiting.callback(None))
         stopping = self.services(lambda: part, lambda: None).stopService()
-        self.clock.advance(10)
+        self.clock.advance(2.5)
         self.assertEqual(self.calls, ["stop a", "stop b"])
         self.successResultOf(stopping)

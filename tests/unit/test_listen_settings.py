@@ -76,7 +76,7 @@ class ListenTests(SettingsTestCase):
         self.assertEqual(
             found,
             [
-                f"http.tokenfile = '{path}': line {number} {rule}"
+                f'http.tokenfile = "{path}": line {number} {rule}'
                 for number, rule in (
                     (2, "must have a token of at least 8 characters"),
                     (3, role),
@@ -97,7 +97,7 @@ class ListenTests(SettingsTestCase):
         ):
             path = self.file(content)
             problem = self.only_problem(f"{self.HTTP}listen = 'tcp:8480'\ntokenfile = '{path}'")
-            self.assertIn(f"http.tokenfile = '{path}': must be a file with ", problem)
+            self.assertIn(f'http.tokenfile = "{path}": must be a file with ', problem)
             self.assertIn(rule, problem)
 
     def test_short_token(self) -> None:

@@ -494,6 +494,6 @@ class RetentionSettingsTests(SettingsTestCase):
             [
                 "local.maxfiles: is not a known key; did you mean 'maxage'?",
                 "local.maxsize = 0: must be a whole number of bytes, from 1 to 9223372036854775807",
-                "local.maxage = '1d': must be a whole number of seconds, from 1 to 1000000000",
+                'local.maxage = "1d": must be a whole number of seconds, from 1 to 1000000000',
             ],
         )

@@ -243,13 +243,13 @@ class LogReporterTests(unittest.SynchronousTestCase):
 
     def test_warnings(self) -> None:
         """A warning about a label is a warning in the log."""
-        warning = Problem(path="tags", value="'a\\nb'", rule="should be one line")
+        warning = Problem(path="tags", value='"a\\nb"', rule="should be one line")
         self.assertEqual(
             self.report(RequestAccepted(captures=(), warnings=(warning,))),
             [
                 (
                     LogLevel.warn,
-                    "request from redis accepted, with a warning: tags = 'a\\nb': should be one line",
+                    'request from redis accepted, with a warning: tags = "a\\nb": should be one line',
                 )
             ],
         )

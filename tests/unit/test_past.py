@@ -429,6 +429,7 @@ class TakeTests(PastCase):
         self.assertEqual((buffer.packets, buffer.size, taken.parts), (50, 24 + 50 * 116, []))
         self.record(5, at=1)
         buffer.read(Batch(packets=100, stop_at_bytes=None))
+        buffer.show()
         self.assertEqual(self.in_file(buffer), list(range(20, 75)))
         self.assertEqual(seen, list(range(20, 75)))
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import base64
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 from twisted.trial import unittest
 
+from pcapsvc.net.http_client import failure_words
 from pcapsvc.net.pem import UnusableCertificates, read_certificates
 from peers.certificates import LABELS, Authority, labelled
 
@@ -56,6 +59,18 @@ class PemTests(unittest.SynchronousTestCase):
                 self.assertEqual(
                     "must contain a certificate that is trusted for TLS servers", self.rule_for(content)
                 )
+
+    def test_no_room(self) -> None:
+        """A file that can't be read for want of descriptors can be read later; one that isn't there can't."""
+        for code, passes in ((errno.EMFILE, True), (errno.ENOMEM, True), (errno.ENOENT, False)):
+
+            def fail(*_: object, code: int = code) -> int:
+                raise OSError(code, os.strerror(code))
+
+            patch = self.patch(os, "open", fail)
+            error = self.assertRaises(UnusableCertificates, read_certificates, "ca.pem", bytes)
+            patch.restore()
+            self.assertEqual(failure_words(error, "localhost"), (str(error), passes))
 
     def test_anything_else_is_ignored(self) -> None:
         """Comments in whatever encoding, line ends of Windows, and other blocks don't matter."""

@@ -131,7 +131,7 @@ class JudgingTests(PipelineCase):
         self.assertEqual([capture.interface for capture in verdict.captures], ["mem1"])
         self.assertEqual(
             [(problem.path, problem.value, problem.rule) for problem in verdict.problems],
-            [("interface", "'nosuch0'", "no such interface")],
+            [("interface", '"nosuch0"', "no such interface")],
         )
         self.successResultOf(self.stop())
 
@@ -145,7 +145,7 @@ class JudgingTests(PipelineCase):
         )
 
     def test_alias_as_interface(self) -> None:
-        """An alias in place of an interface is recognised."""
+        """An alias in place of an interface is recognized."""
         verdict = self.submit(interface=["both"], bytes=100)
         assert isinstance(verdict, Rejected)
         (problem,) = verdict.problems
@@ -168,6 +168,16 @@ class JudgingTests(PipelineCase):
         verdict = self.submit(interface=["mem0"], bytes=100)
         assert isinstance(verdict, Busy)
         self.assertIn("there is no room for a capture: [Errno 12]", verdict.reason)
+
+    def test_no_memory_for_python(self) -> None:
+        """Likewise if Python itself has no memory for what a capture needs."""
+
+        def no_memory(path: str, **_: int) -> Any:
+            raise MemoryError
+
+        self.system.open_dumper = no_memory  # type: ignore[method-assign]
+        verdict = self.submit(interface=["mem0"], bytes=100)
+        self.assertEqual(verdict, Busy(reason="there is no memory for a capture"))
 
     def test_busy_by_memory(self) -> None:
         """What all captures may grow to is bounded, from their start until their last delivery."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from typing import Any
 
+from msgspec.structs import replace
 from twisted.internet.defer import Deferred
 
 from pcapsvc.capture.capturer import Capturer
@@ -90,9 +90,8 @@ class PastTests(PipelineCase):
             verdict = self.judge(Message(source="test", body=body, sent_at=sent))
             assert isinstance(verdict, Accepted), verdict
             plan = self.captures.running[verdict.captures[0].capture_id].plan
-            self.assertEqual(
-                plan.look_back, LookBack(seconds=30, snap_length=500, since=1_700_000_000 + since)
-            )
+            expected = LookBack(seconds=30, snap_length=500, since=1_700_000_000 + since, until=1_700_000_100)
+            self.assertEqual(plan.look_back, expected)
         self.successResultOf(self.stop())
 
 

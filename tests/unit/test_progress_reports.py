@@ -113,6 +113,25 @@ class ProgressReportsTests(unittest.SynchronousTestCase):
         self.fan_out.report(self.done("a"))
         self.assertEqual([len(each.events) for each in (self.curious, undecided, self.other)], [2, 1, 1])
 
+    def test_faulty_reporter(self) -> None:
+        """A reporter that can't say whether it wants progress gets none, and keeps it from no other."""
+
+        class Undecided(Curious):
+            def wants_progress(self) -> bool:
+                raise ValueError("undecided")
+
+        self.captures.add(RunningCapture("a"))
+        self.fan_out = FanOutReporter([undecided := Undecided(), self.curious])
+        self.stop()
+        self.service = ProgressReports(
+            self.clock, self.captures, self.fan_out, self.events, interval_seconds=2.0
+        )
+        self.service.startService()
+        self.clock.advance(2)
+        self.clock.advance(2)
+        self.assertEqual((self.subjects(), undecided.events), (["a", "a"], []))
+        self.assertEqual(len(self.flushLoggedErrors(ValueError)), 4)
+
     def test_many(self) -> None:
         """However many captures there are, a turn of the reactor remains short; the interval is kept."""
         for number in range(10):

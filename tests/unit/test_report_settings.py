@@ -167,7 +167,7 @@ class KafkaTests(SettingsTestCase):
                 self.SOURCE + "[reports.kafka]\nsend = true\nsasl_mechanism = 'PLAIN'\n"
                 "sasl_plain_username = 'v'"
             ),
-            "reports.kafka.sasl_mechanism = 'PLAIN': needs reports.kafka.sasl_plain_username, and"
+            'reports.kafka.sasl_mechanism = "PLAIN": needs reports.kafka.sasl_plain_username, and'
             " reports.kafka.sasl_plain_password or sasl_plain_passwordfile",
         )
         own = self.reports("sasl_plain_password = 'hunter3'")
@@ -267,7 +267,7 @@ class LoopTests(SettingsTestCase):
         reports = "[reports.redis]\nsend = true\nchannel = 'capture'\n"
         self.assertEqual(
             self.only_problem(LEAST + reports),
-            "reports.redis.channel = 'capture': must differ from redis.channel: "
+            'reports.redis.channel = "capture": must differ from redis.channel: '
             "otherwise this node would read its events as requests",
         )
         self.rejected(f"{LEAST}{reports}host = 'LocalHost'\n")

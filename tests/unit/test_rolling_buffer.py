@@ -105,7 +105,7 @@ class RollingCase(unittest.SynchronousTestCase):
         self.system = MemoryPacketSystem("mem0")
         self.system.interfaces["mem0"].ticks_per_second = self.ticks_per_second
         self.now = 1000.0
-        self.stepped = 0.0
+        self.stepped = self.stall_seconds = 0.0
         self.sent: list[Sent] = []
 
     def assert_nothing_left(self) -> None:
@@ -113,7 +113,9 @@ class RollingCase(unittest.SynchronousTestCase):
         self.assertEqual(len(os.listdir("/proc/self/fd")), self.before)
 
     def wall_clock(self) -> float:
-        """The time in seconds since the Unix epoch."""
+        """The time in seconds since the Unix epoch. Before the next look, the process may have to wait."""
+        self.now += self.stall_seconds
+        self.stall_seconds = 0.0
         return EPOCH + self.now + self.stepped
 
     def buffer(
@@ -255,6 +257,18 @@ class RollingBufferTests(RollingCase):
         content.close()
         close()
 
+    def test_flood_observed(self) -> None:
+        """So it is if most packets of a batch are released at once, and their memory is freed."""
+        watcher = _Watcher()
+        buffer, close = self.buffer(5000, observer=watcher)
+        self.arrive(*(number.to_bytes(4, "big") * 250 for number in range(1000)))
+        self.read(buffer)
+        content = buffer.finish()
+        self.assert_same(packets_of(content), self.sent[996:])
+        self.assertEqual(watcher.seen, [each.data for each in self.sent])
+        content.close()
+        close()
+
     def test_discarded(self) -> None:
         """A capture that has failed holds nothing, and may be asked."""
         buffer, close = self.buffer(1000)
@@ -361,6 +375,19 @@ class AgeTests(RollingCase):
         self.assert_same(packets_of(content), newest(self.sent, size=10**6, since=self.wall_clock() - 10))
         self.assertIn(len(packets_of(content)), (5000, 5001))
         content.close()
+        close()
+
+    def test_stall_between_two_clocks(self) -> None:
+        """A stall between two looks at the clocks makes no packet older."""
+        buffer, close = self.buffer(10**6, seconds=10)
+        self.arrive(b"x")
+        self.stall_seconds = 5.0
+        self.read(buffer)
+        self.now += 4.5
+        self.assertEqual(buffer.held.packets, 1)
+        self.now += 1.0
+        self.assertEqual(buffer.held.packets, 0)
+        buffer.discard()
         close()
 
     def test_clock_set(self) -> None:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
+from msgspec.structs import replace
 from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
 
 from pcapsvc.core.errors import DestinationError, SpoolError
 from pcapsvc.core.event import CaptureDelivered, DeliveryPostponed
 from pcapsvc.core.labels import Labels
 from pcapsvc.core.retry import LONGEST_ASKED_SECONDS
+from pcapsvc.core.spool_entry import make_entry
 from pcapsvc.delivery.entry import State
+from pcapsvc.delivery.folder import Found, SpoolFolder
 from pcapsvc.destinations.s3.options import check_options
 from pcapsvc.testing import run_now
 from tests.core.test_spool_entry import MANIFEST_1
@@ -49,6 +51,54 @@ class RoundsTests(SpoolCase):
         self.restart()
         self.rounds.startService()
         self.assertEqual(len(self.one.artifacts), 3)
+
+    def test_stopped_while_listed(self) -> None:
+        """
+        If the service stops while the directory is listed, that ends at once. A capture that is still to be
+        spooled is, and the next start finds everything.
+        """
+        for name in ("a.pcap", "b.pcap", "c.pcap"):
+            self.put(name)
+        for entry in self.path.glob("*-*"):
+            (entry / "manifest.json").write_bytes(b"damaged")
+        self.stop()
+        self.start()
+
+        stopping: list[Deferred[None]] = []
+        really_open = SpoolFolder.open
+
+        def open_and_stop(folder: SpoolFolder, is_ended: Callable[[], bool]) -> Any:
+            def stop_after_the_first() -> bool:
+                if not stopping and (self.path / "broken").exists():
+                    stopping.append(self.rounds.stopService())
+                return is_ended()
+
+            return really_open(folder, stop_after_the_first)
+
+        self.patch(SpoolFolder, "open", open_and_stop)
+        self.rounds.startService()
+        self.successResultOf(stopping[0])
+        self.assertEqual(len(list(self.path.glob("broken/*"))), 1)
+        self.put("d.pcap")
+        self.restart()
+        self.assertEqual((self.spool.entries, len(list(self.path.glob("broken/*")))), (1, 3))
+
+    def test_many(self) -> None:
+        """Many entries are looked at in several turns of the reactor."""
+        artifact = make_artifact(self.content, destination="one")
+        entries = tuple(
+            make_entry(artifact, "one", size=len(DATA), sha256="0" * 64, created=WALL + number, problem="503")
+            for number in range(2500)
+        )
+        found = Found(entries=entries, quarantined=(), damaged=(), unreadable=(), leftovers=())
+        self.patch(SpoolFolder, "open", lambda folder, is_ended: found)
+        self.patch(SpoolFolder, "is_open", lambda folder: self.spool.entries > 0)
+        for _ in range(2):
+            tidying = self.spool.tidy()
+            self.assertNoResult(tidying)
+            self.clock.advance(0)
+            self.successResultOf(tidying)
+        self.assertEqual(self.spool.entries, 2500)
 
     def test_labels_after_a_restart(self) -> None:
         """Events after a restart have the labels of the request."""
@@ -105,7 +155,7 @@ class RoundsTests(SpoolCase):
         self.clock.pump([60] * 31)
         self.assertEqual((self.one.artifacts, self.spool.entries), ([], 1))
         [first, second] = self.events(DeliveryPostponed)
-        self.assertIn("the request's bucket = '../../evil': must be the name of a bucket", first.problem)
+        self.assertIn('the request\'s bucket = "../../evil": must be the name of a bucket', first.problem)
         self.assertEqual((first.problem, second.attempts), (second.problem, 2))
         self.one.problems = lambda options: ()
         self.clock.pump([60] * 31)

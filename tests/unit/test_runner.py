@@ -13,6 +13,7 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.runner import schedule
+from tests.runner.machine import most_processes, processors
 from tests.runner.pool import Pool, next_job
 from tests.runner.schedule import Duration, Job, find_modules, marks, plan
 
@@ -20,6 +21,52 @@ _ROOT = Path(__file__).resolve().parents[2]
 
 _ONE = "class A(Base):\n    def test_one(self): pass\n"
 _MARKED = "class B(Base):\n    needs_machine_alone = True\n    def test_two(self): pass\n"
+
+
+class MachineTests(SynchronousTestCase):
+    """How much of the machine the tests may use."""
+
+    def setUp(self) -> None:
+        """A process without control groups."""
+        self.path = Path(self.mktemp())
+        self.path.mkdir()
+        self.write(cgroup="")
+
+    def write(self, **files: str) -> None:
+        """Write files, in whose names two underscores are a slash and C{_dot_} is a dot."""
+        for name, content in files.items():
+            path = self.path / name.replace("__", "/").replace("_dot_", ".")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(content)
+
+    def test_all(self) -> None:
+        """It may use the processors that it may run on."""
+        self.assertEqual(processors(self.path, self.path), len(os.sched_getaffinity(0)))
+
+    def test_quota(self) -> None:
+        """Or fewer, by the lowest quota of its groups, whichever version they have."""
+        self.write(cgroup="0::/a/b\n", cpu_dot_max="max 100000\n", a__cpu_dot_max="50000 100000\n")
+        self.assertEqual(processors(self.path, self.path), 0.5)
+        self.write(a__b__cpu_dot_max="25000 100000\n")
+        self.assertEqual(processors(self.path, self.path), 0.25)
+        self.write(
+            cgroup="9:name=systemd:/x\n4:cpu,cpuacct:/c\n",
+            cpu__cpu_dot_cfs_quota_us="-1\n",
+            cpu__cpu_dot_cfs_period_us="100000\n",
+            cpu__c__cpu_dot_cfs_quota_us="75000\n",
+            cpu__c__cpu_dot_cfs_period_us="100000\n",
+        )
+        self.assertEqual(processors(self.path, self.path), 0.75)
+
+    def test_memory(self) -> None:
+        """There are no more processes than the memory has room for, of the host and of a control group."""
+        self.write(meminfo="MemTotal: 9999999 kB\nMemAvailable: 4194304 kB\n")
+        for count, most in ((0.1, 1), (1.5, 8), (2, 8), (1, 6)):
+            self.assertEqual(most_processes(count, self.path, self.path / "meminfo"), most)
+        group = self.path.absolute() / "group"
+        self.write(cgroup="0::/\n", mountinfo=f"30 23 0:26 / {group} rw - cgroup2 cgroup rw\n")
+        self.write(group__memory_dot_max="2147483648\n", group__memory_dot_current="104857600\n")
+        self.assertEqual(most_processes(2, self.path, self.path / "meminfo"), 3)
 
 
 class ScheduleTests(SynchronousTestCase):
@@ -93,12 +140,22 @@ class ScheduleTests(SynchronousTestCase):
         jobs = plan(self.root, find_modules(self.root, ["tests"]), known, 2)
         self.assertEqual([(len(job.names), job.busy) for job in jobs], [(1, 0.25), (2, 0.5)])
 
+    def test_shared_peers(self) -> None:
+        """Modules that share a peer share a process, however long they take; their other tests run alone."""
+        kafka, s3 = 'shared_peer = "Kafka"\n', 'shared_peer = "S3"\n'
+        self.write(test_a=kafka + _ONE, test_b=s3 + _ONE, test_c=_ONE, test_d=kafka + _ONE + _MARKED)
+        jobs = self.jobs({"test_a": 60, "test_b": 20, "test_c": 50, "test_d": 40, "test_d alone": 5})
+        self.assertEqual(
+            jobs,
+            [(("test_a", "test_d"), False), (("test_c",), False), (("test_b",), False), (("test_d",), True)],
+        )
+
     def test_recorded(self) -> None:
-        """Durations of a second or more are recorded, beside those of modules that did not run."""
+        """Durations are recorded, beside those of modules that did not run."""
         self.patch(schedule, "DURATIONS", Path(self.mktemp()))
         schedule.save_durations({"a": Duration(12.34, 5.67), "b": Duration(3, 1)})
         schedule.save_durations({"b": Duration(4, 2), "c": Duration(0.9, 0.9)})
-        self.assertEqual(schedule.load_durations(), {"a": (12.3, 5.7), "b": (4, 2)})
+        self.assertEqual(schedule.load_durations(), {"a": (12.3, 5.7), "b": (4, 2), "c": (0.9, 0.9)})
 
     def test_as_many_as_the_processors_take(self) -> None:
         """The next job is the first one that fits: no more processes, and no more work, than there may be."""
@@ -254,6 +311,21 @@ class PoolTests(SynchronousTestCase):
         while child.exists() and child.read_text().rpartition(")")[2].split()[0] != "Z":
             self.assertLess(time.monotonic(), deadline)
             time.sleep(0.01)
+
+    def test_long_timeout(self) -> None:
+        """A test may take as long as its time-out says, if that is longer."""
+        name = self.write(
+            "test_a",
+            """
+            timeout = 60
+
+            def test_long(self):
+                time.sleep(8)
+            """,
+        )
+        # On a busy machine, seconds may pass before a test starts.
+        pool = self.pool(self.job(name), patience_seconds=5)
+        self.assertEqual(pool.tally.line, "1 passed, 0 failed, 0 skipped", pool.tally.failures)
 
     def test_dies(self) -> None:
         """A process that dies is a failure of the test that it died in. What was to follow runs."""

@@ -105,7 +105,7 @@ class OptionsTests(unittest.TestCase):
         for given, said in (
             ("--confg", "--confg: is not a known option; did you mean 'config'?"),
             ("--maxpackes=1", "--maxpackes: is not a known option; did you mean 'maxpackets'?"),
-            ("stray", "'stray' is not an option; no other arguments are accepted"),
+            ("stray", '"stray" is not an option; no other arguments are accepted'),
         ):
             self.assertEqual(said, str(self.assertRaises(UsageError, options, given)))
 
@@ -170,7 +170,7 @@ class MakeServiceTests(unittest.TestCase):
             [
                 "pcapsvc cannot start; the configuration has problems:",
                 "  --maxpackets = 0: must be a whole number from 1 to 9223372036854775807",
-                "  --csport = 'x': must be a whole number from 1 to 65535",
+                '  --csport = "x": must be a whole number from 1 to 65535',
             ],
             self.refused(
                 tap.makeService, options("--config", QUICK_START, "--csport", "x", "--maxpackets", "0")
@@ -193,7 +193,7 @@ class MakeServiceTests(unittest.TestCase):
         )
         heading, problem = self.refused(tap.makeService, options("--config", str(configuration)))
         self.assertEqual("pcapsvc cannot start; the configuration has problems:", heading)
-        self.assertTrue(problem.startswith("  http.listen = 'ssl:0:privateKey="), problem)
+        self.assertTrue(problem.startswith('  http.listen = "ssl:0:privateKey='), problem)
         self.assertIn("must be an endpoint that can be listened on (Specified chain file", problem)
 
     def test_flag_over_the_file(self) -> None:
@@ -207,7 +207,7 @@ class MakeServiceTests(unittest.TestCase):
             self.refused(tap.makeService, options(*arguments))[1:],
         )
         self.assertEqual(
-            ["  --panic = 'no': must be true or false"],
+            ['  --panic = "no": must be true or false'],
             self.refused(tap.makeService, options("-config", QUICK_START, "-panic=no"))[1:],
         )
 
@@ -279,7 +279,7 @@ class TwistdTests(unittest.TestCase):
         out, err, status = await self.twistd("-n", "pcapsvc", "--csport", "x")
         self.assertEqual(("", 1), (out, status))
         self.assertTrue(err.startswith("pcapsvc cannot start"), err)
-        self.assertIn("\n  --csport = 'x': ", err)
+        self.assertIn('\n  --csport = "x": ', err)
         self.assertIn("\n  redis.listen: at least one source", err)
         self.assertNotIn("Traceback", err)
 
@@ -287,8 +287,8 @@ class TwistdTests(unittest.TestCase):
         """With one dash, twistd's options before the command and pcapsvc's after it are kept apart."""
         out, err, status = await self.twistd("-n", "pcapsvc", "-csport", "x", "-upload=maybe")
         self.assertEqual(("", 1), (out, status))
-        self.assertIn("\n  --csport = 'x': ", err)
-        self.assertIn("\n  --upload = 'maybe': must be true or false", err)
+        self.assertIn('\n  --csport = "x": ', err)
+        self.assertIn('\n  --upload = "maybe": must be true or false', err)
 
     async def test_as_a_daemon(self) -> None:
         """With a wrong configuration it exits before becoming a daemon, so the caller gets the status."""

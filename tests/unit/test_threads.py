@@ -12,7 +12,8 @@ from twisted.internet import defer, reactor
 from twisted.internet.task import Clock
 from twisted.trial.unittest import TestCase
 
-from pcapsvc.threads import STOP_SECONDS, NoThread, NotRunning, Threads
+from pcapsvc.threads import STOP_SECONDS, NoThread, NotRunning, Threads, patient
+from tests.unit.logged import logged
 
 
 class ThreadClock(Clock):
@@ -134,6 +135,35 @@ class NoMoreThreadsTests(TestCase):
         self.allow()
         await self.threads.run(both.wait)
         await defer.gatherResults([first, waiting])
+
+    async def test_patience(self) -> None:
+        """Patient work waits for a thread until it is cancelled, or the threads are stopped."""
+        clock = Clock()
+        run = patient(self.threads.run, clock)
+        self.refuse()
+        called: list[int] = []
+        lines = logged(self)
+        waiting, cancelled = run(called.append, 1), run(called.append, 2)
+        clock.advance(60)
+        [line] = lines()
+        self.assertTrue(line.startswith("captures are waiting for a thread to encode or compress them"), line)
+        self.assertNoResult(waiting)
+        cancelled.cancel()
+        self.failureResultOf(cancelled, defer.CancelledError)
+        self.allow()
+        clock.advance(60)
+        await waiting
+        self.assertEqual((called, clock.getDelayedCalls()), ([1], []))
+        with self.assertRaises(ZeroDivisionError):
+            await run(lambda: 1 // 0)
+        await self.threads.stopService()
+        self.threads.startService()
+        self.refuse()
+        waiting = run(called.append, 3)
+        clock.pump([1.0] * 301)
+        self.failureResultOf(waiting, NoThread)
+        await self.threads.stopService()
+        self.failureResultOf(run(called.append, 3), NotRunning)
 
     async def test_descriptor(self) -> None:
         """A descriptor is closed all the same."""

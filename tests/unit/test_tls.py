@@ -10,6 +10,7 @@ from OpenSSL import SSL
 from service_identity import VerificationError
 from twisted.internet import defer, endpoints, reactor, ssl
 from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 from twisted.trial import unittest
 
@@ -51,6 +52,7 @@ class TLSTestCase(unittest.TestCase):
     """A server on loopback with a certificate of an authority."""
 
     timeout = 20
+    protocol: type[Protocol] = Greeter
 
     async def serve(self, *hosts: str) -> None:
         self.directory = Path(self.mktemp())
@@ -60,7 +62,7 @@ class TLSTestCase(unittest.TestCase):
         pair = ssl.PrivateCertificate.loadPEM(
             self.issued.certificate.read_bytes() + self.issued.key.read_bytes()
         )
-        factory = Factory.forProtocol(Greeter)
+        factory = Factory.forProtocol(self.protocol)
         factory.noisy = False
         port = await endpoints.serverFromString(reactor, "tcp:0:interface=127.0.0.1").listen(
             _TLSFactory(pair.options(), factory)
@@ -77,8 +79,6 @@ class TLSTestCase(unittest.TestCase):
 
 
 def _TLSFactory(options: Any, factory: Factory) -> Any:
-    from twisted.protocols.tls import TLSMemoryBIOFactory
-
     made = TLSMemoryBIOFactory(options, False, factory)
     made.noisy = False
     return made
@@ -168,6 +168,24 @@ class UnverifiedTests(TLSTestCase):
         await self.serve("other.example")
         for host in ("localhost", "127.0.0.1"):
             self.assertEqual(b"hello", await self.connect(UnverifiedTLS(host)))
+
+
+class CipherTests(TLSTestCase):
+    """What clients offer."""
+
+    async def test_no_groups_of_the_server(self) -> None:
+        """Nothing with which a server could choose a group that takes long to calculate in."""
+        await self.serve()
+        for creator in (
+            verified_tls("localhost"),
+            verified_tls("localhost", str(self.authority.file)),
+            UnverifiedTLS("localhost"),
+        ):
+            factory = TLSMemoryBIOFactory(creator, True, Factory.forProtocol(Protocol))
+            offered = creator.clientConnectionForTLS(factory.buildProtocol(None)).get_cipher_list()
+            self.assertEqual([name for name in offered if "DHE" in name and "ECDHE" not in name], [])
+            self.assertIn("ECDHE-RSA-AES128-GCM-SHA256", offered)
+            self.assertIn("TLS_AES_128_GCM_SHA256", offered)
 
 
 class ProblemTests(unittest.SynchronousTestCase):
