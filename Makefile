@@ -59,7 +59,7 @@ fuzz:
 	.venv/bin/python -m tests.fuzz all --seconds $(SECONDS)
 
 fuzz-api: setup-dev
-	PCAPSVC_API_EXAMPLES=$(EXAMPLES) .venv/bin/python -m tests.runner tests.integration.test_openapi
+	PCAPSVC_API_EXAMPLES=$(EXAMPLES) .venv/bin/python -m tests.runner --patience 36000 tests.integration.test_openapi
 
 bench: setup-dev
 	.venv/bin/python -m benchmarks $(BENCH)
