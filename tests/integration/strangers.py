@@ -17,8 +17,9 @@ from peers.redis import RedisServer
 TALKS = 3
 QUIET_SECONDS = 0.4
 
-#: How long it waits for an answer.
-ANSWER_SECONDS = 10.0
+#: How long it waits for an answer, and for the end of its connections.
+ANSWER_SECONDS = 180.0
+_CLOSED_SECONDS = 10.0
 
 # The states of a connection on which nothing more is said: TIME_WAIT and CLOSE (include/net/tcp_states.h).
 _OVER = {"06", "07"}
@@ -71,10 +72,10 @@ class Strangers:
 
     def wait_until_closed(self) -> None:
         """
-        Wait until their connections are closed at both ends, but no longer than for an answer: somebody else
-        may have been given one of the ports.
+        Wait until their connections are closed at both ends, but not for ever: somebody else may have been
+        given one of the ports.
         """
-        deadline = time.monotonic() + ANSWER_SECONDS
+        deadline = time.monotonic() + _CLOSED_SECONDS
         while self.talked & set(_connected_ports()) and time.monotonic() < deadline:
             time.sleep(0.02)
 
@@ -112,7 +113,6 @@ class RestartableKafka(KafkaBroker):
         self._process.start(
             [*self._command, str(self._file)],
             lambda: self._strangers.reach(self.port, self._host),
-            patience_seconds=60,
         )
 
 

@@ -31,7 +31,7 @@ from tests.integration.strangers import Relay, RestartableKafka, RestartableRedi
 #: The bytes before the network layer's header, by interface (pcap-linktype(7): EN10MB and LINUX_SLL).
 LINK_HEADERS = {"lo": 14, "any": 16}
 
-_PATIENCE_SECONDS = 60.0
+_PATIENCE_SECONDS = 180.0
 _TOKEN = "open-sesame"
 # A request of Kafka's protocol: ApiVersions (18) of version 0, correlation id 1, no client id.
 _API_VERSIONS = struct.pack("!ihhih", 10, 18, 0, 1, -1)
@@ -62,6 +62,19 @@ def filter_for(ports: Iterable[int]) -> str:
     limit of bytes.
     """
     return f"tcp and ({' or '.join(f'port {port}' for port in ports)})"
+
+
+def delivered(daemon: Daemon, capture: str) -> list[dict[str, Any]]:
+    """End a capture when all has been said, so that it is uploaded. Its deliveries."""
+
+    def has_packets() -> bool | None:
+        return daemon.request("GET", f"/captures/{capture}")[1]["packets"] > 0 or None
+
+    daemon.until(has_packets, "packets")
+    status, answer = daemon.request("DELETE", f"/captures/{capture}")
+    assert status == 200, answer
+    deliveries: list[dict[str, Any]] = daemon.done(capture)["deliveries"]
+    return deliveries
 
 
 def require_ipv6() -> None:
@@ -147,12 +160,11 @@ class ExcludeSelfTests(SynchronousTestCase):
         long = daemon.capture(interface=[interface], bpf=filter_for(ports), duration=300, **kind)
         with socket.create_connection(("127.0.0.1", self.echo_port)) as others:
             for _ in range(3):
-                # It ends, and is uploaded, when all has been said.
-                short = daemon.capture(interface=["lo"], timeout=1, bpf=f"tcp port {self.echo_port}")
+                short = daemon.capture(interface=["lo"], timeout=300, bpf=f"tcp port {self.echo_port}")
                 for _ in range(10):
                     others.sendall(b"hello")
                     self.assertTrue(others.recv(100))
-                deliveries = daemon.done(short)["deliveries"]
+                deliveries = delivered(daemon, short)
                 self.assertEqual({one["state"] for one in deliveries}, {"delivered"}, deliveries)
                 self.redis.publish("capture", b'{"node": "other"}')
         daemon.signal(signal.SIGTERM)
@@ -420,7 +432,7 @@ class SQSTests(SideBySideCase):
             for _ in range(4):
                 relay.cut()
                 relay.connected.clear()
-                self.assertTrue(relay.connected.wait(10), "it did not connect again")
+                self.assertTrue(relay.connected.wait(_PATIENCE_SECONDS), "it did not connect again")
                 self.strangers.talk(relay.port, b"GET / HTTP/1.0\r\n\r\n", host)
                 time.sleep(0.3)
             # What comes is for another node: it is given back on the connection.
@@ -464,10 +476,9 @@ class IPv6Tests(SideBySideCase):
 
         def upload() -> None:
             for _ in range(3):
-                # It ends, and is uploaded, when they have talked.
-                short = daemon.capture(interface=["lo"], timeout=1, bpf=f"port {to_s3.port}")
+                short = daemon.capture(interface=["lo"], timeout=300, bpf=f"port {to_s3.port}")
                 self.strangers.talk(to_s3.port, b"GET / HTTP/1.0\r\n\r\n", "::1")
-                deliveries = daemon.done(short)["deliveries"]
+                deliveries = delivered(daemon, short)
                 self.assertEqual({one["state"] for one in deliveries}, {"delivered"}, deliveries)
 
         own = {daemon.port: "http", to_cloudshark.port: "cloudshark", to_s3.port: "s3"}
