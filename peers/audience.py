@@ -10,7 +10,7 @@ from pathlib import Path
 
 from peers.process import OwnProcess
 
-_PATIENCE_SECONDS = 60.0
+_PATIENCE_SECONDS = 180.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ import time
 from typing import Any
 
 _SCRAPE_SECONDS = 1.0
-_PATIENCE_SECONDS = 30.0
+_PATIENCE_SECONDS = 180.0
 _EVENTS = b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n"
 _MARK = b"\nevent: "
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, Page, Playwright
 
 # In milliseconds. A machine that runs several tests at once is slow.
-_PATIENCE = 60_000
+_PATIENCE = 180_000
 
 # The roles of what a person can operate (WAI-ARIA 1.2).
 _CONTROLS = frozenset(

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from unittest import SkipTest
 
-_PATIENCE_SECONDS = 10.0
+_PATIENCE_SECONDS = 180.0
 _MOUNTED = Path("/sys/fs/cgroup")
 _ENTER = 'echo $$ > "$1" && shift && exec "$@"'
 _numbers = itertools.count()

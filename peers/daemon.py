@@ -17,7 +17,7 @@ from typing import Any
 from peers.certificates import Authority
 from peers.process import OwnProcess, free_port, pause_seconds
 
-_PATIENCE_SECONDS = 60.0
+_PATIENCE_SECONDS = 180.0
 
 
 class Daemon:

@@ -34,7 +34,7 @@ from peers.jars import directory_of, java_command
 from peers.process import OwnProcess, answers, free_port
 
 PROGRAM = "kafka_2.13-4.3.1"
-_PATIENCE_SECONDS = 60.0
+_PATIENCE_SECONDS = 180.0
 
 
 def _inline(module: str, **options: str) -> str:
@@ -161,7 +161,6 @@ class KafkaBroker:
         self._process.start(
             [*self._command, str(self._file)],
             lambda: answers(self._port, self._host) and self._knows_itself(),
-            patience_seconds=60,
         )
 
     def stop(self) -> None:

@@ -19,7 +19,7 @@ _FIRST = int(IPv4Address("198.18.0.0"))
 _OWN = 64
 _own_first = _OWN * claim("networks", 32_768 // _OWN)
 _numbers = itertools.count()
-_PATIENCE_SECONDS = 60.0
+_PATIENCE_SECONDS = 180.0
 
 Result = TypeVar("Result")
 

@@ -125,7 +125,7 @@ class OwnProcess:
         ready: Callable[[], bool],
         *,
         environment: Mapping[str, str] | None = None,
-        patience_seconds: float = 60.0,
+        patience_seconds: float = 180.0,
     ) -> None:
         """
         Start it, and wait until it is ready.

@@ -17,7 +17,7 @@ from peers.process import OwnProcess, answers, free_port
 from peers.requirement import require_command
 
 _PEER = "pcapsvc-peer"
-_PATIENCE_SECONDS = 60.0
+_PATIENCE_SECONDS = 180.0
 
 Reply = int | bytes | None | list["Reply"]
 

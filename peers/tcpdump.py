@@ -128,7 +128,7 @@ class Tcpdump:
         """Send it a signal."""
         self._process.signal(number)
 
-    def wait_for(self, packets: int, patience_seconds: float = 60.0) -> None:
+    def wait_for(self, packets: int, patience_seconds: float = 180.0) -> None:
         """
         Wait until it has written a number of packets.
 
@@ -143,7 +143,7 @@ class Tcpdump:
                 )
             time.sleep(0.02)
 
-    def catch_up(self, patience_seconds: float = 60.0) -> None:
+    def catch_up(self, patience_seconds: float = 180.0) -> None:
         """Wait until it has read all packets that have been sent: up to a second longer than they take."""
         deadline = time.monotonic() + patience_seconds
         while time.monotonic() < deadline:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from peers.requirement import require_command
 
-_PATIENCE_SECONDS = 90.0
+_PATIENCE_SECONDS = 180.0
 # What is shown after the program.
 _ENDED = "exit status: "
 

@@ -75,7 +75,7 @@ class RedisListener:
 
 
 def read_topic(
-    broker: KafkaBroker, topic: str = "capture-events", *, patience_seconds: float = 60.0
+    broker: KafkaBroker, topic: str = "capture-events", *, patience_seconds: float = 180.0
 ) -> list[tuple[bytes | None, bytes]]:
     """
     The key and the value of each record that a topic has by now.

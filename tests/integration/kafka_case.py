@@ -37,7 +37,7 @@ def shared_broker() -> KafkaBroker:
 class KafkaTestCase(unittest.TestCase):
     """What tests with a real broker share."""
 
-    timeout = 120
+    timeout = 600
 
     def setUp(self) -> None:
         self.broker = shared_broker()
@@ -93,7 +93,7 @@ class KafkaTestCase(unittest.TestCase):
         """The log lines that contain these words."""
         return [line for line in self.lines if words in line]
 
-    async def until(self, condition: Callable[[], Any], seconds: float = 60.0) -> None:
+    async def until(self, condition: Callable[[], Any], seconds: float = 180.0) -> None:
         """Wait until a condition is true."""
         deadline = time.monotonic() + seconds
         while not condition():

@@ -52,7 +52,7 @@ def _post(bodies: Callable[[], bytes]) -> Load:
 
     def client(port: int, going: Going) -> int:
         count = 0
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=180)
         while going():
             connection.request("POST", "/captures", bodies())
             answer = connection.getresponse()
@@ -79,7 +79,7 @@ def _bomb() -> bytes:
 
 def _paced(port: int, going: Going, one: bytes, answer: bytes) -> int:
     """Send something at a rate, on one connection, and count the answers."""
-    client = socket.create_connection(("127.0.0.1", port), timeout=30)
+    client = socket.create_connection(("127.0.0.1", port), timeout=180)
     count = sent = 0
     kept = b""
 
@@ -126,7 +126,7 @@ def _handshakes(port: int, going: Going) -> int:
         except ssl.SSLWantReadError:
             pass
         try:
-            with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
+            with socket.create_connection(("127.0.0.1", port), timeout=180) as client:
                 client.sendall(outgoing.read())
                 count += bool(client.recv(1 << 14))
         except OSError:
@@ -139,7 +139,7 @@ def _silent(port: int, going: Going) -> int:
     clients: list[socket.socket] = []
     count = 0
     while going():
-        clients.append(socket.create_connection(("127.0.0.1", port), timeout=30))
+        clients.append(socket.create_connection(("127.0.0.1", port), timeout=180))
         count += 1
         if len(clients) > 200:
             clients.pop(0).close()

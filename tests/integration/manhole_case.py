@@ -86,7 +86,7 @@ class Client(protocol.ProcessProtocol):
 class ManholeCase(unittest.TestCase):
     """A manhole in this process, and clients in theirs."""
 
-    timeout = 120
+    timeout = 300
     endpoint = "tcp:0:interface=127.0.0.1"
 
     def setUp(self) -> Any:
@@ -160,7 +160,7 @@ class ManholeCase(unittest.TestCase):
 
     async def until(self, look: Callable[[], Any], what: str) -> None:
         """Wait until something is so."""
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while not look():
             self.assertLess(time.monotonic(), deadline, f"waited for {what} in vain: {self.log}")
             await task.deferLater(reactor, 0.02)  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ from peers.frames import udp_frame
 from peers.wire import Wire
 
 #: Long enough for a busy machine, in milliseconds.
-PATIENCE = 60_000
+PATIENCE = 180_000
 
 #: What a page that runs text as a script, or shows it as HTML, would not survive.
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>'\"`${alert(3)}&lt;&#60;"
@@ -67,7 +67,7 @@ class EventCounter:
 
     def __init__(self, daemon: Daemon) -> None:
         self.events = 0
-        self._connection = http.client.HTTPConnection("127.0.0.1", daemon.port, timeout=30)
+        self._connection = http.client.HTTPConnection("127.0.0.1", daemon.port, timeout=180)
         self._connection.request("GET", "/events")
         self._answer = self._connection.getresponse()
         assert self._answer.status == 200, self._answer.status

@@ -7,7 +7,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import cast
 
-_PATIENCE_SECONDS = 60
+_PATIENCE_SECONDS = 180
 
 
 class PathProxy:

@@ -14,7 +14,7 @@ from typing import IO
 
 from peers.terminal import Terminal as OwnTerminal
 
-_PATIENCE_SECONDS = 90.0
+_PATIENCE_SECONDS = 180.0
 #: The command.
 PROGRAM = [sys.executable, "-m", "pcapsvc.client"]
 #: Where it runs.

@@ -18,7 +18,7 @@ from twisted.trial import unittest
 from peers.process import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
-_PATIENCE_SECONDS = 60.0
+_PATIENCE_SECONDS = 180.0
 # Where commands are documented.
 _DOCUMENTS = (
     "README.md",

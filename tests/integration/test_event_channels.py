@@ -34,7 +34,7 @@ from tests.unit.logged import logged
 shared_peer = "Kafka broker"
 
 LABELS = Labels(via="http", requestid="r-1", tags="a,\u00e9,<script>,\uffff", interface="lo")
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 180.0
 
 
 @cache
@@ -47,7 +47,7 @@ def shared_queues() -> SQSServer:
 class ChannelSuite:
     """What every channel must do."""
 
-    timeout = 150
+    timeout = 600
     limit = 1000
 
     def setUp(self) -> None:

@@ -17,7 +17,7 @@ from tests.integration.event_listeners import RedisListener, read_queue, read_to
 from tests.integration.test_all_sources import SOURCES, AllSourcesCase, until
 from tests.unit.event_schema import problems
 
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 180.0
 # The events of a capture that is delivered to the local directory, spooled for CloudShark, and delivered
 # there after the restart.
 _DELIVERED = (

@@ -107,7 +107,7 @@ class DaemonTests(unittest.SynchronousTestCase):
 class ServerTests(unittest.TestCase):
     """A server of events on loopback."""
 
-    timeout = 30
+    timeout = 300
 
     def setUp(self) -> None:
         self.streams = EventStreams(reactor)

@@ -37,7 +37,7 @@ class ShortPollTests(KafkaTestCase):
         def join() -> None:
             connection.open()
             connection.subscribe()
-            until = time.monotonic() + 60
+            until = time.monotonic() + 180
             while len(connection.assignment()) < 2:
                 self.assertLess(time.monotonic(), until)
                 connection.poll(0.001, 1)
@@ -60,7 +60,7 @@ class ShortPollTests(KafkaTestCase):
         def read() -> None:
             connection.open()
             connection.subscribe()
-            until = time.monotonic() + 60
+            until = time.monotonic() + 180
             while not connection.assignment():
                 self.assertLess(time.monotonic(), until)
                 connection.poll(0.5, 1)

@@ -194,7 +194,7 @@ class OutageTests(KafkaTestCase):
 class AttemptsTests(unittest.TestCase):
     """Failed attempts to connect."""
 
-    timeout = 120
+    timeout = 600
 
     def attempt(self, times: int, server: str) -> None:
         """Fail many times; then there are as many threads and descriptors as before."""

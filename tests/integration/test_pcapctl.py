@@ -269,7 +269,7 @@ class FleetTests(SynchronousTestCase):
 class ApiTests(SynchronousTestCase):
     """Commands about nodes and captures, over TLS and with a token."""
 
-    timeout = 200
+    timeout = 300
 
     def setUp(self) -> None:
         """A daemon with a token."""

@@ -31,7 +31,7 @@ _PASSWORD = "hunter2 é hunter2"
 class ConnectionsTests(SynchronousTestCase):
     """Messages arrive, and so do events."""
 
-    timeout = 200
+    timeout = 300
 
     def pass_on(self, transport: ITransport) -> None:
         """What is sent after the events were opened is among them."""

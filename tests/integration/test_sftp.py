@@ -26,7 +26,7 @@ _NAME = "web1-eth0-1700000000-abc.pcap"
 class SftpTests(TestCase):
     """Captures, and what the server has of them."""
 
-    timeout = 120
+    timeout = 300
 
     def setUp(self) -> None:
         self.server = SftpServer()

@@ -77,7 +77,7 @@ def descriptors() -> int:
 class SQSTestCase(unittest.TestCase):
     """A running queue server, and sources."""
 
-    timeout = 150
+    timeout = 600
 
     def setUp(self) -> None:
         self.events: list[str] = []

@@ -21,7 +21,7 @@ from pcapsvc.core.log_budget import LogBudget
 from pcapsvc.core.mask import of_process
 from pcapsvc.host.background_log import BackgroundLog, DescriptorStream
 
-_PATIENCE_SECONDS = 10.0
+_PATIENCE_SECONDS = 180.0
 
 
 @implementer(ILogObserver)

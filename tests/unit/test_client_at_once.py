@@ -9,7 +9,7 @@ from twisted.trial import unittest
 from pcapsvc.client.at_once import at_once
 from pcapsvc.client.status import ClientError
 
-_PATIENCE_SECONDS = 30.0
+_PATIENCE_SECONDS = 180.0
 
 
 class AtOnceTests(unittest.SynchronousTestCase):

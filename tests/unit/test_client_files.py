@@ -23,7 +23,7 @@ from tests.unit import client_case as case
 from tests.unit.client_case import tally
 from tests.unit.test_client_merging import pcap, pcapng
 
-_PATIENCE_SECONDS = 20.0
+_PATIENCE_SECONDS = 180.0
 
 # A file without packets, of 24 bytes: what else is in the body is passed on as it is.
 _BEGIN = pcap([])

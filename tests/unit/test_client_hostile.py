@@ -144,7 +144,7 @@ class NameTests(unittest.SynchronousTestCase):
             if api.address.host == "b":
                 is_asked.set()
                 return {"name": "web-2"}
-            self.assertTrue(is_asked.wait(20.0))
+            self.assertTrue(is_asked.wait(60.0))
             raise NoAnswer("a: timed out")
 
         self.patch(NodeApi, "call", call)

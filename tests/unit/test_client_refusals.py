@@ -77,7 +77,7 @@ class RefusalTests(unittest.SynchronousTestCase):
             if api.address.host == "b":
                 is_asked.set()
                 return {"id": "x"}
-            self.assertTrue(is_asked.wait(20.0))
+            self.assertTrue(is_asked.wait(60.0))
             raise NoAnswer("a: timed out")
 
         self.patch(NodeApi, "call", call)

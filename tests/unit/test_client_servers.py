@@ -51,7 +51,7 @@ def port_of(test: unittest.SynchronousTestCase, pieces: Iterable[bytes]) -> int:
     def end() -> None:
         listener.shutdown(socket.SHUT_RDWR)
         # Whoever gave up has hung up as well.
-        thread.join(20.0)
+        thread.join(60.0)
         test.assertFalse(thread.is_alive(), "the client keeps the connection")
 
     test.addCleanup(end)
@@ -309,7 +309,7 @@ class KafkaTests(unittest.SynchronousTestCase):
         released = threading.Event()
 
         def silence() -> Iterator[bytes]:
-            released.wait(20.0)
+            released.wait(60.0)
             yield b""
 
         words = self.problem("kafkas", silence())

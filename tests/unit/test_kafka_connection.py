@@ -12,7 +12,7 @@ from pcapsvc.net.kafka.security import KafkaSecurity
 from pcapsvc.sources.kafka import connection
 from pcapsvc.sources.kafka.connection import Connection
 
-_PATIENCE_SECONDS = 20.0
+_PATIENCE_SECONDS = 180.0
 
 
 class HandshakeTests(SynchronousTestCase):

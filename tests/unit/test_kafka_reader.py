@@ -429,7 +429,7 @@ class ReaderTests(ReaderTestCase):
         )
         connection.open = self.reader.stop  # type: ignore[method-assign]
         self.reader.read()
-        self.assertTrue(connection.aborted.wait(5))
+        self.assertTrue(connection.aborted.wait(60))
 
     def test_stop_of_an_open_one(self) -> None:
         """A stop doesn't abort an open connection: that is closed in order."""

@@ -280,7 +280,7 @@ class KafkaSourceTests(unittest.SynchronousTestCase):
         stopped = self.source.stopService()
         self.clock.advance(STOP_SECONDS)
         self.successResultOf(stopped)
-        self.assertTrue(self.broker.connections[0].aborted.wait(5))
+        self.assertTrue(self.broker.connections[0].aborted.wait(60))
         self.assertEqual([], self.clock.getDelayedCalls())
 
     def test_begins_anew(self) -> None:

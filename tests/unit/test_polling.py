@@ -227,7 +227,7 @@ class OwnThreadTests(unittest.TestCase):
 
     async def gone(self) -> None:
         """Wait until the thread has ended."""
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 60
         while self.alive():
             self.assertLess(time.monotonic(), deadline)
             await deferLater(reactor, 0.01, lambda: None)

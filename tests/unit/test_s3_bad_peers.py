@@ -61,14 +61,14 @@ class BadPeer:
             self._speak(connection)
 
 
-_PATIENCE_SECONDS = 30.0
+_PATIENCE_SECONDS = 180.0
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class BadPeerTests(S3Case):
     """L{S3}, and who means it harm, or has lost all sense."""
 
-    timeout = 100
+    timeout = 300
 
     def setUp(self) -> None:
         super().setUp()

@@ -22,7 +22,7 @@ _NO_OBJECT = b"<Error><Code>NoSuchBucket</Code><Message>gone</Message></Error>"
 class ProofTests(S3Case):
     """A capture is delivered if the service proves that it has it, and not otherwise."""
 
-    timeout = 30
+    timeout = 300
 
     async def stored(self) -> None:
         await self.make().store(make_artifact(self.content))
@@ -113,7 +113,7 @@ class ProofTests(S3Case):
 class InterimResponseTests(S3Case):
     """Interim responses decide nothing (RFC 9110, section 15.2)."""
 
-    timeout = 30
+    timeout = 300
     received = 0
 
     async def answers(self, before: bytes, after: Callable[[bytes], bytes]) -> Any:

@@ -51,7 +51,7 @@ class Client(Protocol):
 class TLSTestCase(unittest.TestCase):
     """A server on loopback with a certificate of an authority."""
 
-    timeout = 20
+    timeout = 300
     protocol: type[Protocol] = Greeter
 
     async def serve(self, *hosts: str) -> None:
