@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import time
+import itertools
 
 from twisted.trial import unittest
 
 from pcapsvc.core.errors import NodeBusy, RequestRejected
 from pcapsvc.core.node import MAX_PATTERN_CHARACTERS, NodeMatcher
+from tests.cost import takes_less
 from tests.examples import given, settings
 from tests.examples import strategies as st
 
@@ -87,9 +88,7 @@ class NodeMatcherTests(unittest.SynchronousTestCase):
 
     def test_hostile_patterns(self) -> None:
         """No expression costs more than a moment, to compile or to search for."""
-        matcher = NodeMatcher("a" * 255)
-        started = time.thread_time()
-        for pattern in (
+        patterns = (
             "(a+)+$x",
             "(a*)*b",
             "(a|aa)+$y",
@@ -98,12 +97,17 @@ class NodeMatcherTests(unittest.SynchronousTestCase):
             "(" * 500 + "z" + ")" * 500,
             r"[\pL\pN]{500}" * 2,
             "a{1000}" * 100,
-        ):
-            try:
-                self.assertFalse(matcher.matches(None, pattern), pattern)
-            except RequestRejected:
-                pass
-        self.assertLess(time.thread_time() - started, 2)
+        )
+
+        def match() -> None:
+            matcher = NodeMatcher("a" * 255)
+            for pattern in patterns:
+                try:
+                    self.assertFalse(matcher.matches(None, pattern), pattern)
+                except RequestRejected:
+                    pass
+
+        self.assertTrue(takes_less(2, match))
 
     def test_length(self) -> None:
         """An expression that is too long is every node's to refuse, and isn't compiled."""
@@ -175,19 +179,25 @@ class CostTests(unittest.SynchronousTestCase):
 
     def test_too_costly(self) -> None:
         """An expression that would take long is rejected without being compiled, each time it arrives."""
-        began = time.thread_time()
-        for number in range(300):
-            self.assertIn("must be simpler", self.refused(f"{CLASSES}{number}"))
-        self.assertLess((time.thread_time() - began) / 300, 0.0005)
+        numbers = itertools.count()
+
+        def refuse() -> None:
+            for number in itertools.islice(numbers, 100):
+                self.assertIn("must be simpler", self.refused(f"{CLASSES}{number}"))
+
+        # To compile a single one would take longer.
+        self.assertTrue(takes_less(100 * 0.001, refuse))
 
     def test_refusals_are_remembered(self) -> None:
         """An expression that was refused once costs nothing when it arrives again."""
         costly = r"(?i)(\pL{500})" * 2
         first = self.refused(costly)
-        began = time.thread_time()
-        for _ in range(100):
-            self.assertEqual(self.refused(costly), first)
-        self.assertLess((time.thread_time() - began) / 100, 0.0005)
+
+        def refuse() -> None:
+            for _ in range(100):
+                self.assertEqual(self.refused(costly), first)
+
+        self.assertTrue(takes_less(100 * 0.0005, refuse))
         self.assertEqual(len(self.spent), 1)
 
     def test_budget(self) -> None:
@@ -225,13 +235,10 @@ class CostTests(unittest.SynchronousTestCase):
     def test_bounded(self, pattern: str) -> None:
         """Whatever the expression is, no single one takes long."""
 
-        def seconds() -> float:
-            began = time.thread_time()
+        def match() -> None:
             try:
                 NodeMatcher("sensor1.example").matches(None, pattern)
             except RequestRejected:
                 pass
-            return time.thread_time() - began
 
-        # On a busy machine even CPU time has outliers. An expensive expression takes long each time.
-        self.assertTrue(any(seconds() < 0.015 for _ in range(5)), pattern)
+        self.assertTrue(takes_less(0.015, match), pattern)
