@@ -18,7 +18,7 @@ from twisted.trial.unittest import TestCase
 from pcapsvc.core.event import CaptureDelivered, DeliveryFailed, DeliverySpooled
 from pcapsvc.interfaces.delivery import IDestination
 from pcapsvc.interfaces.threads import RunInThread
-from tests.faults.house import House, memory_bytes, possessions, until
+from tests.faults.house import PATIENT_SECONDS, House, memory_bytes, possessions, until
 
 # Far less than the thirty captures of a megabyte.
 _MOST_KEPT_BYTES = 8_000_000
@@ -54,7 +54,7 @@ def no_descriptors() -> AbstractContextManager[None]:
 class FaultCase(TestCase):
     """A house, and what it must leave behind."""
 
-    timeout = 100
+    timeout = 240
 
     async def setUp(self) -> None:  # type: ignore[override]
         # The reactor has one more pipe while it runs.
@@ -93,6 +93,33 @@ class FaultCase(TestCase):
         self.assertEqual(house.reported(CaptureDelivered), [])
         self.assertEqual({path.name for path in (self.path / "spool").iterdir()}, {"lock"})
 
+    async def one_failure_mended(self, words: str, timeout_seconds: float) -> None:
+        """
+        Deliver the capture of the node C{first} to a server that fails once: another attempt succeeds.
+
+        @param words: part of the problem.
+        @param timeout_seconds: how long an attempt may take. If that is what makes the first one fail, the
+            next ones may take too long as well, on a busy machine.
+        """
+        is_timed = timeout_seconds < PATIENT_SECONDS
+        house = self.house(self.make, timeout_seconds=timeout_seconds, attempts=20 if is_timed else 2)
+        await house.deliver(self.data, named("first"))
+        self.assertEqual(len(house.reported(CaptureDelivered)), 1, house.problems)
+        self.assertGreaterEqual(len(house.problems), 1)
+        if not is_timed:
+            self.assertEqual(len(house.problems), 1)
+        for problem in house.problems:
+            self.assertIn(words, problem)
+        self.assertEqual(house.spool.entries, 0)
+        await house.stop()
+
+    async def patiently(self, house: House) -> None:
+        """From here on, attempts may take as long as they do on a busy machine."""
+        if house.timeout_seconds < PATIENT_SECONDS:
+            await house.stop()
+            house.timeout_seconds = PATIENT_SECONDS
+            house.start()
+
     async def costs_no_memory(self, words: str) -> None:
         """
         Thirty failed attempts leave nothing in memory.
@@ -101,7 +128,7 @@ class FaultCase(TestCase):
         """
         self.data = os.urandom(1_000_000)
         # A server that answers must have the time for it.
-        timeout_seconds = 0.3 if "0.3 s" in words else 10.0
+        timeout_seconds = 0.3 if "0.3 s" in words else PATIENT_SECONDS
         house = self.house(self.make, attempts=10, timeout_seconds=timeout_seconds, retry_seconds=0.02)
         # Threads are begun when several attempts go on at once, and keep their stacks.
         for node in ("first", "second"):
@@ -145,7 +172,8 @@ class FaultCase(TestCase):
         """Between two attempts there was the second that the server asked for, and not much more."""
         self.assertEqual(len(times), 2)
         self.assertGreaterEqual(times[1] - times[0], 1.0)
-        self.assertLess(times[1] - times[0], 4.0)
+        # On a busy machine any attempt may take some seconds.
+        self.assertLess(times[1] - times[0], 15.0)
 
 
 class TLSServerCase(FaultCase):

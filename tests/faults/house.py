@@ -33,6 +33,8 @@ from pcapsvc.threads import Threads
 from tests.unit.contents import MemfdContent, make_artifact, resident_bytes
 
 _PATIENCE_SECONDS = 60.0
+#: How long an attempt may take if it is not to be what makes it fail, on a busy machine either.
+PATIENT_SECONDS = 30.0
 # As L{pcapsvc.app.build} has it by default.
 _SLOTS = DeliverySettings().concurrency
 _DESTINATION_THREADS = 2 * _SLOTS
@@ -45,6 +47,7 @@ class House:
     @param make: makes the destination, with threads of its own.
     @param options: what the request of a capture says of the destination, by the name of its file.
     @ivar reporter: the events since the last start.
+    @ivar timeout_seconds: how long an attempt may take, from the next start on.
     """
 
     def __init__(
@@ -53,7 +56,7 @@ class House:
         make: Callable[[RunInThread], IDestination],
         *,
         attempts: int = 2,
-        timeout_seconds: float = 20.0,
+        timeout_seconds: float = PATIENT_SECONDS,
         retry_seconds: float = 0.1,
         max_delay_seconds: float | None = None,
         options: Callable[[str], Mapping[str, Any]] = lambda name: {},
@@ -66,7 +69,7 @@ class House:
             first_delay_seconds=retry_seconds,
             max_delay_seconds=max_delay_seconds or retry_seconds,
         )
-        self._timeout_seconds = timeout_seconds
+        self.timeout_seconds = timeout_seconds
         self._retry_seconds = retry_seconds
         self.running = False
 
@@ -104,7 +107,7 @@ class House:
             reactor,
             destination,
             slots=_SLOTS,
-            timeout_seconds=self._timeout_seconds,
+            timeout_seconds=self.timeout_seconds,
             policy=self._policy,
             spool_interval_seconds=self._retry_seconds,
             reporter=self.reporter,

@@ -14,7 +14,7 @@ from pcapsvc.interfaces.threads import RunInThread
 from peers.certificates import Authority
 from peers.s3 import shared_loader, shared_server
 from tests.faults.destination_case import NAME, FaultCase
-from tests.faults.house import House, left_as, possessions, until
+from tests.faults.house import PATIENT_SECONDS, House, left_as, possessions, until
 from tests.faults.proxy import Fault, FaultyProxy
 
 #: What botocore says of a reset.
@@ -95,7 +95,12 @@ class S3FaultCase(FaultCase):
         return self.server.keys()
 
     async def trouble(
-        self, fault: Fault, words: str, *, arrives: bool = False, timeout_seconds: float = 20.0
+        self,
+        fault: Fault,
+        words: str,
+        *,
+        arrives: bool = False,
+        timeout_seconds: float = PATIENT_SECONDS,
     ) -> None:
         """
         Failures until the capture is in the spool, and then none.
@@ -111,7 +116,10 @@ class S3FaultCase(FaultCase):
         # Threads return from attempts that have ended; those from the spool go on one by one.
         await until(lambda: len(self.proxy.times) >= 5)
         await until(lambda: house.busy_threads <= 1)
+        if arrives:
+            await until(lambda: bool(self.keys()))
         self.assertEqual(self.keys(), [NAME] if arrives else [])
+        await self.patiently(house)
         self.proxy.fault = None
         await self.delivered_in_the_end(house)
         self.assert_there()

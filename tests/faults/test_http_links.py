@@ -173,7 +173,7 @@ class S3PartsLinkTests(S3LinkTests):
     # In the end, it is no longer tried to have the first part removed, which takes 10 s.
     attempts = 4
     attempt_seconds = 4.0
-    timeout = 150
+    timeout = 300
     _is_between_parts = False
 
     async def setUp(self) -> None:

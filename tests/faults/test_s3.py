@@ -90,8 +90,8 @@ class S3Tests(S3FaultCase):
 
     async def test_reads_slowly(self) -> None:
         """An object that is read too slowly."""
-        self.data = os.urandom(12_000_000)
-        await self.trouble(Fault(read_bytes_per_second=1_000_000), "timed out after 2 s", timeout_seconds=2.0)
+        self.data = os.urandom(6_000_000)
+        await self.trouble(Fault(read_bytes_per_second=500_000), "timed out after 2 s", timeout_seconds=2.0)
 
     async def test_refused_credentials(self) -> None:
         """Credentials that are refused for a while."""

@@ -8,7 +8,7 @@ from twisted.internet.defer import Deferred
 
 from pcapsvc.core.event import CaptureDelivered
 from tests.faults.destination_case import NAME, named, no_descriptors
-from tests.faults.house import until
+from tests.faults.house import PATIENT_SECONDS, until
 from tests.faults.proxy import Fault, answer
 from tests.faults.s3_case import PART_BYTES, RESET, S3FaultCase, in_parts
 
@@ -22,7 +22,7 @@ _KMS_KEY = "arn:aws:kms:us-east-1:123456789012:key/captures"
 class S3PartsTests(S3FaultCase):
     """The same as with whole objects, at each step."""
 
-    timeout = 150
+    timeout = 300
 
     async def setUp(self) -> None:  # type: ignore[override]
         await super().setUp()
@@ -35,7 +35,7 @@ class S3PartsTests(S3FaultCase):
         _, _, head = self.server.get(NAME)
         self.assertEqual(head.get("SSEKMSKeyId"), self.options.get("kms_key_id"))
 
-    async def at_each_step(self, words: str, *steps: Fault, timeout_seconds: float = 20.0) -> None:
+    async def at_each_step(self, words: str, *steps: Fault, timeout_seconds: float = PATIENT_SECONDS) -> None:
         """Each of these faults leaves the capture in the spool, and nothing at the service."""
         for fault in steps:
             house = self.house(self.make, attempts=1, retry_seconds=0.5, timeout_seconds=timeout_seconds)
@@ -44,6 +44,7 @@ class S3PartsTests(S3FaultCase):
             self.assertIn(words, house.problems[0])
             await until(lambda: self.server.uploads() == [])
             self.assertEqual(self.keys(), [])
+            await self.patiently(house)
             self.proxy.fault = None
             await self.delivered_in_the_end(house)
             self.assert_there()

@@ -15,9 +15,13 @@ from pcapsvc.destinations.sftp import ssh
 from peers.requirement import require, require_root
 from peers.ssh import SftpServer
 from tests.faults.destination_case import NAME, named
-from tests.faults.house import until
+from tests.faults.house import PATIENT_SECONDS, until
 from tests.faults.relay import Cut, Relay
 from tests.faults.sftp_case import SftpFaultCase
+
+
+# The destination's own time limits, which some tests shorten.
+_PATIENCE = {name: getattr(ssh, name) for name in ("LOGIN_SECONDS", "SILENCE_SECONDS")}
 
 
 class SftpTests(SftpFaultCase):
@@ -34,13 +38,18 @@ class SftpTests(SftpFaultCase):
         self.relay.stop()
         await super().assert_nothing_left()
 
-    async def trouble(self, cut: Cut, words: str, *, arrives: bool = False, timeout: float = 20.0) -> None:
+    async def trouble(
+        self, cut: Cut, words: str, *, arrives: bool = False, timeout: float = PATIENT_SECONDS
+    ) -> None:
         """Failures until the capture is in the spool, and then none."""
         house = self.house(self.make, timeout_seconds=timeout)
         self.relay.cut = cut
         await self.spooled(house)
         self.assertIn(words, house.problems[0])
         self.assertEqual(NAME in self.files(), arrives)
+        await self.patiently(house)
+        for name, seconds in _PATIENCE.items():
+            self.patch(ssh, name, seconds)
         self.relay.cut = None
         await self.mended(house)
 
@@ -78,6 +87,7 @@ class SftpTests(SftpFaultCase):
             await house.deliver(self.data, named(f"node{number}"))
             self.assertIn("timed out after 2 s", house.problems[-1])
             self.assertEqual(house.reported(CaptureDelivered), [])
+        await self.patiently(house)
         self.relay.cut = None
         await until(lambda: house.spool.entries == 0)
         await house.stop()
