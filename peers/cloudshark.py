@@ -13,6 +13,10 @@ from typing import Any
 from peers.certificates import Authority
 from peers.process import OwnProcess, answers, free_port
 
+# The states of a connection that its server has not closed (include/net/tcp_states.h): ESTABLISHED, SYN_RECV
+# and CLOSE_WAIT.
+_OPEN = ("01", "03", "08")
+
 
 class Shown(Enum):
     """Which certificate the server presents."""
@@ -145,6 +149,16 @@ class CloudSharkServer:
     def url(self) -> str:
         """The URL for uploads."""
         return f"https://{self.host}:{self.port}/api/v1/{self.token}/upload"
+
+    def is_idle(self) -> bool:
+        """Whether it has read, and stored, all that clients which are gone had sent."""
+        local = f":{self.port:04X}"
+        # proc(5), /proc/net/tcp: the server's end, unless it listens, or it has closed it.
+        rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+        if any(row[1].endswith(local) and row[3] in _OPEN for row in rows):
+            return False
+        # Each connection has a thread, also if it was reset.
+        return len(list(Path(f"/proc/{self._process.pid}/task").iterdir())) == 1
 
     def start(self) -> None:
         """Start it, and wait until it accepts connections."""

@@ -69,8 +69,8 @@ class ClockTests(SynchronousTestCase):
 
     def test_back(self) -> None:
         """A day back, captures end on time, and so does the daemon."""
-        capture = self.daemon.capture(interface=[self.wire.interface], timeout=60, duration=1)
         began = time.monotonic()
+        capture = self.daemon.capture(interface=[self.wire.interface], timeout=60, duration=1)
         self.step(-DAY)
         self.assertEqual(self.daemon.done(capture)["reason"], "duration")
         self.assertGreater(time.monotonic() - began, 0.9)

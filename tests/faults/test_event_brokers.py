@@ -32,7 +32,7 @@ QUEUE = 500
 PROGRESS_SECONDS = 10
 #: How long a fault lasts before the captures end.
 FAULT_SECONDS = 6.0
-PATIENCE_SECONDS = 150.0
+PATIENCE_SECONDS = 400.0
 #: How much longer the captures may take to end than without a fault, on a busy machine.
 SLACK_SECONDS = 3.0
 #: What may be added to the memory: three queues, their batches, and what the client libraries use.

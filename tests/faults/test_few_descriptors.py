@@ -28,12 +28,12 @@ class FewDescriptorsTests(SynchronousTestCase):
 
     def test_strangers(self) -> None:
         """Connections that only take descriptors leave enough for captures, with a filter each."""
-        client = http.client.HTTPConnection("127.0.0.1", self.daemon.port, timeout=10)
+        client = http.client.HTTPConnection("127.0.0.1", self.daemon.port, timeout=60)
         self.addCleanup(client.close)
         client.request("GET", "/captures/none")
         client.getresponse().read()
         for _ in range(_FILES + 16):
-            stranger = socket.create_connection(("127.0.0.1", self.daemon.port), timeout=5)
+            stranger = socket.create_connection(("127.0.0.1", self.daemon.port), timeout=60)
             self.addCleanup(stranger.close)
         self.daemon.until(lambda: len(self.daemon.descriptors()) < _FILES // 2 or None, "free descriptors")
         for number in range(6):

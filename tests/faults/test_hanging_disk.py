@@ -137,5 +137,6 @@ class FifoTests(SynchronousTestCase):
             self.addCleanup(daemon.stop)
             before = time.monotonic()
             error = self.assertRaises(RuntimeError, daemon.start)
-            self.assertLess(time.monotonic() - before, 20)
+            # A start that hangs is given up after 60 s.
+            self.assertLess(time.monotonic() - before, 50)
             self.assertIn("it is not a regular file", str(error))

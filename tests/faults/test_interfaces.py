@@ -47,10 +47,10 @@ class InterfaceTests(SynchronousTestCase):
         self.daemon = Daemon(self.configuration.format(self.wire.interface))
         self.addCleanup(self.daemon.stop)
         self.daemon.start()
-        until(self.is_ready, "handles that wait", 10)
+        until(self.is_ready, "handles that wait")
         self.before = possessions(self.daemon)
         self.assert_captures()
-        until(self.is_ready, "the first capture to be over, and its handle replaced", 10)
+        until(self.is_ready, "the first capture to be over, and its handle replaced")
         self.before = possessions(self.daemon)
         self.addCleanup(self.assert_as_before)
 
@@ -70,7 +70,7 @@ class InterfaceTests(SynchronousTestCase):
 
     def assert_as_before(self) -> None:
         """In the end it has those descriptors, and hardly more threads."""
-        until(self.is_at_rest, f"the descriptors to be {self.before}, not {possessions(self.daemon)}", 10)
+        until(self.is_at_rest, f"the descriptors to be {self.before}, not {possessions(self.daemon)}")
         self.assertLessEqual(possessions(self.daemon)["pipe"], self.before["pipe"] + _PIPES_OF_A_PROCESS)
         # Handles that are closed at the same time have a thread each, which is kept for the next ones.
         self.assertLessEqual(possessions(self.daemon)["thread"], self.before["thread"] + 4)
@@ -139,7 +139,8 @@ class InterfaceTests(SynchronousTestCase):
 
     def test_down_until_a_limit(self) -> None:
         """The limits of a capture hold while its interface is down, and it takes hardly any time to wait."""
-        capture = self.begin(4, timeout=2)
+        # Long enough for a busy machine to send the first packets in.
+        capture = self.begin(4, timeout=5)
         self.wire.down()
         # To ask after the capture would take time, too.
         before = self.cpu_seconds()

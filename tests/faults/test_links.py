@@ -36,10 +36,13 @@ from tests.integration.test_all_sources import until
 #: The longest time until a request is captured, and until a source works again, on a busy machine. TCP itself
 #: would retry only about as long after an outage as the outage lasted.
 WORKS_SECONDS = 30.0
-BACK_SECONDS = 10.0
+BACK_SECONDS = 20.0
+
+#: How much longer anything may take on a busy machine. TCP would give up a connection after minutes.
+BUSY_SECONDS = 10.0
 
 #: A moment that no source notices, and how long lost packets take to be sent again.
-MOMENT_SECONDS = 2.0
+MOMENT_SECONDS = 0.5
 SENT_AGAIN_SECONDS = 30.0
 
 #: How long a link stays down after its source has noticed: some attempts to connect. By then TCP itself
@@ -47,11 +50,11 @@ SENT_AGAIN_SECONDS = 30.0
 LONGER_SECONDS = 12.0
 
 #: How long the slowest one takes to notice: a node of a Kafka group without a partition.
-SLOWEST_SECONDS = 23.0
+SLOWEST_SECONDS = 23.0 + BUSY_SECONDS
 
 #: A stop waits up to 1.5 s for a source, and a busy machine takes longer. To wait for a connection, or for an
 #: answer, would take 10 s and more.
-STOP_SECONDS = 6.0
+STOP_SECONDS = 9.5
 GROWN_BYTES = 4 << 20
 
 # Each request has its own port; each test has its own topic and queue.
@@ -97,13 +100,15 @@ class LinkSuite:
 
     @cvar name: the name of the source.
     @cvar make: makes the broker.
-    @cvar noticed_seconds: the longest time until the source notices silence.
+    @cvar unnoticed_seconds: for so long, at least, silence means nothing to the source.
+    @cvar noticed_seconds: the longest time until it notices silence.
     @cvar listening: what it logs when it works.
     @cvar variants: other configurations with which a stop is tried.
     """
 
     name: str
     make: Callable[..., Any]
+    unnoticed_seconds: float
     noticed_seconds: float
     listening: str
     variants: tuple[str, ...] = ("",)
@@ -213,7 +218,7 @@ class LinkSuite:
         began = time.monotonic()
         in_outage = [self.published(daemon)]
         while not self.warnings(daemon):
-            self.assertLess(time.monotonic() - began, self.noticed_seconds)
+            self.assertLess(time.monotonic() - began, self.noticed_seconds + BUSY_SECONDS)
             ports += self.by_http(daemon)
             time.sleep(0.5)
         in_outage.append(self.published(daemon))
@@ -249,11 +254,14 @@ class LinkSuite:
     def test_stop(self) -> None:
         """A stop is quick, before the outage is noticed and after, while the source connects again."""
         daemons = [(self.daemon(more), self.daemon(more)) for more in self.variants]
+        began = time.monotonic()
         self.link.down()
         time.sleep(1)
         for unaware, _ in daemons:
             self.stops(unaware)
-            self.assertEqual(self.warnings(unaware), [])
+            # On a busy machine it may notice before it has stopped.
+            can_be_aware = time.monotonic() - began > self.unnoticed_seconds
+            self.assertLessEqual(len(self.warnings(unaware)), can_be_aware, unaware.log)
         for _, aware in daemons:
             until(lambda aware=aware: self.warnings(aware) or None, "a word of it", SLOWEST_SECONDS)
         time.sleep(2)
@@ -271,7 +279,8 @@ class RedisTests(LinkSuite, SynchronousTestCase):
 
     name = "redis"
     make = RedisServer
-    noticed_seconds = 17.0
+    unnoticed_seconds = 5.0
+    noticed_seconds = 15.0
     listening = ": subscribed to channel 'capture'"
 
     def configuration(self) -> str:
@@ -295,7 +304,8 @@ class KafkaTests(LinkSuite, SynchronousTestCase):
 
     name = "kafka"
     make = KafkaBroker
-    noticed_seconds = 13.0
+    unnoticed_seconds = 10.0
+    noticed_seconds = 10.0
     listening = ": reading topic 'requests"
     variants = ("", 'group = "nodes"\n')
 
@@ -359,7 +369,8 @@ class SQSTests(LinkSuite, SynchronousTestCase):
 
     name = "sqs"
     make = SQSServer
-    noticed_seconds = 16.0
+    unnoticed_seconds = 10.0
+    noticed_seconds = 13.0
 
     def prepare(self, name: str) -> None:
         self.queue: str = self.link.there(self.broker.create_queue, name)

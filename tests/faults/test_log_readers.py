@@ -87,7 +87,7 @@ class LogReaderTests(unittest.SynchronousTestCase):
 
     def status(self, body: bytes) -> int | None:
         """The status of the answer to a message; L{None} if there is no answer."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=_PATIENCE_SECONDS)
         try:
             connection.request("POST", "/captures", body)
             return connection.getresponse().status
@@ -101,10 +101,10 @@ class LogReaderTests(unittest.SynchronousTestCase):
         for number in range(requests):
             self.assertEqual(400, self.status(MISTAKES), f"after {number} requests")
 
-    def stop(self, process: subprocess.Popen[bytes], seconds: float = 10.0) -> None:
+    def stop(self, process: subprocess.Popen[bytes]) -> None:
         """End it by SIGTERM: it has to exit with status 0."""
         process.send_signal(signal.SIGTERM)
-        self.assertEqual(0, process.wait(seconds))
+        self.assertEqual(0, process.wait(_PATIENCE_SECONDS))
 
     def pipe(self) -> tuple[int, int]:
         """The ends of a pipe of 4 KiB."""
@@ -163,7 +163,14 @@ class LogReaderTests(unittest.SynchronousTestCase):
         self.addCleanup(os.close, leader)
         process = self.start(follower)
         os.close(follower)
-        self.until(lambda: "listening" in self.read(leader), "the first lines")
+        text = ""
+
+        def is_listening() -> bool:
+            nonlocal text
+            text += self.read(leader)
+            return "listening" in text
+
+        self.until(is_listening, "the first lines")
         os.write(leader, b"\x13")
         self.flood()
         self.stop(process)

@@ -19,7 +19,6 @@ from tests.faults.house import PATIENT_SECONDS, until
 from tests.faults.relay import Cut, Relay
 from tests.faults.sftp_case import SftpFaultCase
 
-
 # The destination's own time limits, which some tests shorten.
 _PATIENCE = {name: getattr(ssh, name) for name in ("LOGIN_SECONDS", "SILENCE_SECONDS")}
 

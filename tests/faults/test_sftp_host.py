@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 from twisted.internet.defer import Deferred
 
@@ -29,16 +30,19 @@ class LinkTests(SftpFaultCase):
         A link that is cut within a file: the attempt ends, and so do those that can't connect. When the link
         is up again, the capture is delivered from the spool, in place of what had arrived of it.
         """
-        self.patch(ssh, "SILENCE_SECONDS", 1.0)
-        self.patch(destination, "CONNECT_SECONDS", 1.0)
+        self.patch(ssh, "SILENCE_SECONDS", 3.0)
+        self.patch(destination, "CONNECT_SECONDS", 3.0)
         self.data = os.urandom(20_000_000)
         house = self.house(self.make)
         delivering = Deferred.fromCoroutine(self.spooled(house))
         await until(lambda: self.files() == [f".{NAME}.part"])
+        # Else it might read all of the file before the link is down.
+        self.server.signal_sessions(signal.SIGSTOP)
         self.link.down()
+        self.server.signal_sessions(signal.SIGCONT)
         await delivering
         first, second = house.problems[:2]
-        self.assertIn("the server has not answered for 1 s", first)
+        self.assertIn("the server has not answered for 3 s", first)
         self.assertIn("User timeout caused connection failure", second)
         self.assertNotIn(NAME, self.files())
         self.link.up()

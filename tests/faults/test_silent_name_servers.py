@@ -16,8 +16,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from peers.daemon import Daemon
 
 _STOP_SECONDS = 5
-# For the interpreter to end, on a busy machine.
-_MORE_SECONDS = 2.0
+# For the interpreter to end, on a busy machine. A look-up takes 40 s.
+_MORE_SECONDS = 15.0
 _LOOKED_UP = ("redis", "kafka", "sqs", "cloudshark", "s3", "store", "hook")
 
 
@@ -88,7 +88,7 @@ class SilentNameServerTests(SynchronousTestCase):
 
     def asked_until_all(self) -> set[str]:
         """The names that are asked for, when all of them are."""
-        self.hole.settimeout(20)
+        self.hole.settimeout(60)
         asked: set[str] = set()
         while len(asked) < len(_LOOKED_UP):
             query = self.hole.recv(512)

@@ -51,7 +51,7 @@ class CrashTests(SynchronousTestCase):
             time.sleep(self.chance.uniform(0, 0.05))
         finally:
             process.send_signal(signal.SIGKILL)
-            self.assertEqual(process.wait(10), -signal.SIGKILL, self.errors())
+            self.assertEqual(process.wait(60), -signal.SIGKILL, self.errors())
 
     def process(self, *arguments: str) -> subprocess.Popen[bytes]:
         """The process."""
@@ -75,7 +75,7 @@ class CrashTests(SynchronousTestCase):
     def wait_for(self, condition: object, process: subprocess.Popen[bytes]) -> None:
         """Wait until a condition holds."""
         assert callable(condition)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not condition():
             if process.poll() is not None or time.monotonic() > deadline:
                 self.fail(self.errors())
