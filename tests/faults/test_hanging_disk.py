@@ -89,11 +89,11 @@ class HangingSpoolTests(SynchronousTestCase):
         What has ended, and what ends because of the stop, is delivered from memory: a stop waits for the
         spool for a quarter of its time.
         """
-        self.assert_delivered(stop_seconds=12, is_hurried=False)
+        self.assert_delivered(stop_seconds=20, is_hurried=False)
 
     def test_hurried(self) -> None:
         """So it is if a second signal leaves a quarter of the time: half of that is for the spool."""
-        self.assert_delivered(stop_seconds=20, is_hurried=True)
+        self.assert_delivered(stop_seconds=40, is_hurried=True)
 
     def assert_delivered(self, *, stop_seconds: int, is_hurried: bool) -> None:
         """A daemon that is stopped delivers everything, and exits."""

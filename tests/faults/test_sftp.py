@@ -88,7 +88,8 @@ class SftpTests(SftpFaultCase):
             self.assertEqual(house.reported(CaptureDelivered), [])
         await self.patiently(house)
         self.relay.cut = None
-        await until(lambda: house.spool.entries == 0)
+        await until(lambda: len(house.reported(CaptureDelivered)) == 3)
+        self.assertEqual(house.spool.entries, 0)
         await house.stop()
         self.assertEqual(self.files(), sorted(named(f"node{number}") for number in range(3)))
         await self.assert_nothing_left()

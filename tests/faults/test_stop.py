@@ -19,7 +19,8 @@ from peers.frames import udp_frame
 from peers.tcpdump import read_packets
 from peers.wire import Wire
 
-_STOP_SECONDS = 4
+# A stop waits for the spool for a quarter of it.
+_STOP_SECONDS = 12
 
 # How long after the first signal the second one comes, and the third after that: while the daemon stops,
 # while the interpreter ends, and when it has ended.
