@@ -32,7 +32,7 @@ from pcapsvc.testing import MemoryReporter, event_factory
 from pcapsvc.threads import Threads
 from tests.unit.contents import MemfdContent, make_artifact, resident_bytes
 
-_PATIENCE_SECONDS = 60.0
+_PATIENCE_SECONDS = 120.0
 #: How long an attempt may take if it is not to be what makes it fail, on a busy machine either.
 PATIENT_SECONDS = 30.0
 # As L{pcapsvc.app.build} has it by default.

@@ -25,11 +25,9 @@ from peers.wire import Wire
 from tests.chance import SEED, VARIABLE, chance
 
 _ROUNDS = 8
-# A stop waits for the spool for a quarter of it; a hurried one for an eighth. On a busy machine that must be
-# enough for all that has just begun.
+# A stop waits for the spool for a quarter of it; a hurried one for an eighth.
 _STOP_SECONDS = 20
-# The most captures that a daemon has begun before its end, and how long after that it is at the latest.
-_MOST_BEGUN = 16
+# The longest time from when a daemon has begun enough captures to its end.
 _MOMENT_SECONDS = 0.1
 # The longest time from the beginning of a stop to a second signal.
 _HURRY_SECONDS = 0.5
@@ -38,7 +36,13 @@ _ID = r"([0-9a-f]{12})"
 
 
 class RandomEndCase(SynchronousTestCase):
-    """One daemon after the other, in processes of their own, with one spool, and a server that fails."""
+    """
+    One daemon after the other, in processes of their own, with one spool, and a server that fails.
+
+    @cvar most_begun: the most captures that a daemon has begun before its end.
+    """
+
+    most_begun = 30
 
     def setUp(self) -> None:
         """A wire, a server, and a spool."""
@@ -90,7 +94,7 @@ class RandomEndCase(SynchronousTestCase):
         worker.start()
         try:
             # By what it has done, and not by time: on a busy machine it would get nothing done.
-            enough = self.chance.randint(0, _MOST_BEGUN)
+            enough = self.chance.randint(0, self.most_begun)
             daemon.until(lambda: daemon.log.count(": capturing on") >= enough or None, f"{enough} captures")
             time.sleep(self.chance.uniform(0, _MOMENT_SECONDS))
             for number in numbers:
@@ -149,6 +153,9 @@ class RandomEndCase(SynchronousTestCase):
 class RandomStopTests(RandomEndCase):
     """SIGTERM and SIGINT."""
 
+    # What has just begun must all get into the spool within the time for that, also if the disk is busy.
+    most_begun = 16
+
     def test_stop(self) -> None:
         """Each capture is delivered, or waits in the spool, exactly once; eventually it is delivered."""
         behaviours = [accept(), accept(delay_seconds=0.2), refuse(503), hang()] * (_ROUNDS // 4)
@@ -163,7 +170,7 @@ class RandomStopTests(RandomEndCase):
         self.assertEqual(self.files().keys(), {id for id, _ in self.uploads()}, self.seed)
         self.assertFalse((self.spool / "broken").exists(), self.seed)
         # It had something to do.
-        self.assertGreater(len(self.files()), _ROUNDS)
+        self.assertGreater(len(self.files()), _ROUNDS // 2)
         self.assertTrue(self.logged("not delivered to cloudshark yet"), self.seed)
 
     def assert_all_there(self) -> None:
