@@ -9,15 +9,38 @@ import socket
 import ssl
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from peers.certificates import Authority
 from peers.process import OwnProcess, free_port, pause_seconds
+from peers.wire import Wire
 
 _PATIENCE_SECONDS = 180.0
+
+# What is sent at once, at most, to a capture that may not be read for seconds: an eighth of the default ring,
+# in which a packet takes up to so much more than it has bytes (tpacket_rcv() of Linux). They are so few that
+# they are soon sent, as each read time-out that passes takes a block of the ring for itself.
+_BURST_BYTES = 1 << 20
+_BURST_PACKETS = 1000
+_RING_HEADER_BYTES = 104
+
+# What is shown of a capture that is waited for in vain: lost packets explain much.
+_SHOWN = ("state", "packets", "received", "dropped")
+
+
+def _bursts(frames: Sequence[bytes]) -> Iterator[list[bytes]]:
+    burst: list[bytes] = []
+    size = 0
+    for frame in frames:
+        size += len(frame) + _RING_HEADER_BYTES
+        if burst and (size > _BURST_BYTES or len(burst) == _BURST_PACKETS):
+            yield burst
+            burst, size = [], len(frame) + _RING_HEADER_BYTES
+        burst.append(frame)
+    yield burst
 
 
 class Daemon:
@@ -167,7 +190,7 @@ class Daemon:
 
     def done(self, capture_id: str) -> dict[str, Any]:
         """Wait until a capture has ended and every delivery is decided. Return its last state."""
-        return self.until(lambda: self._state_if(capture_id, ("done", "failed")), f"capture {capture_id}")
+        return self._until_state(capture_id, lambda state: state["state"] in ("done", "failed"), "the end")
 
     def read(self, capture_id: str) -> dict[str, Any]:
         """
@@ -175,16 +198,19 @@ class Daemon:
 
         The kernel counts packets when they arrive, whether it has room for them or not; on C{lo}, twice.
         """
-
-        def is_read() -> bool | None:
-            state = self.request("GET", f"/captures/{capture_id}")[1]
-            is_running = state["state"] == "capturing" and state["received"] is not None
-            return not is_running or state["packets"] + state["dropped"] >= state["received"] or None
-
-        self.until(is_read, f"capture {capture_id} to read what is in its ring")
+        self._until_read(capture_id)
         status, answer = self.request("DELETE", f"/captures/{capture_id}")
         assert status in (200, 409), (status, answer)
         return self.done(capture_id)
+
+    def send(self, wire: Wire, frames: Sequence[bytes], capture_id: str) -> None:
+        """
+        Send frames to a capture that is to have all of them, however long nobody runs this daemon in the
+        meantime: so many at once as the default ring surely holds, and the next ones when those are read.
+        """
+        for burst in _bursts(frames):
+            wire.send(burst)
+            self._until_read(capture_id)
 
     def logged(self, words: str) -> str:
         """Wait until a line that contains C{words} is logged. Return the line."""
@@ -199,13 +225,18 @@ class Daemon:
         )
         return found
 
-    def until(self, look: Callable[[], Any], what: str) -> Any:
-        """Wait until C{look} returns something, and return it. Fail with the log if it takes too long."""
+    def until(self, look: Callable[[], Any], what: str | Callable[[], str]) -> Any:
+        """
+        Wait until C{look} returns something, and return it. Fail with the log if it takes too long.
+
+        @param what: what is waited for; or what says so then.
+        """
         began = time.monotonic()
         while (found := look()) is None:
             waited = time.monotonic() - began
             if waited > _PATIENCE_SECONDS:
-                raise AssertionError(f"timed out waiting for {what}:\n{self.log}")
+                words = what if isinstance(what, str) else what()
+                raise AssertionError(f"timed out waiting for {words}:\n{self.log}")
             time.sleep(pause_seconds(waited))
         return found
 
@@ -222,7 +253,28 @@ class Daemon:
             return False
         return True
 
-    def _state_if(self, capture_id: str, states: tuple[str, ...]) -> dict[str, Any] | None:
-        status, state = self.request("GET", f"/captures/{capture_id}")
-        assert status == 200, (status, state)
-        return state if state["state"] in states else None
+    def _until_read(self, capture_id: str) -> None:
+        def is_read(state: dict[str, Any]) -> bool:
+            is_running = state["state"] == "capturing" and state["received"] is not None
+            return not is_running or state["packets"] + state["dropped"] >= state["received"]
+
+        self._until_state(capture_id, is_read, "what is in the ring to be read")
+
+    def _until_state(
+        self, capture_id: str, is_so: Callable[[dict[str, Any]], bool], what: str
+    ) -> dict[str, Any]:
+        """Wait until the state of a capture is so, and return it. A failure shows what its last state was."""
+        state: dict[str, Any] = {}
+
+        def look() -> dict[str, Any] | None:
+            nonlocal state
+            status, state = self.request("GET", f"/captures/{capture_id}")
+            assert status == 200, (status, state)
+            return state if is_so(state) else None
+
+        def words() -> str:
+            last = ", ".join(f"{key}: {state.get(key)}" for key in _SHOWN)
+            return f"{what}, of capture {capture_id} ({last})"
+
+        found: dict[str, Any] = self.until(look, words)
+        return found

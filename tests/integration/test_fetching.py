@@ -43,7 +43,7 @@ class FetchingTests(unittest.SynchronousTestCase):
 
     def begin(self, daemon: Daemon, **message: Any) -> str:
         """A capture of what is sent to port 9."""
-        defaults = {"interface": [self.wire.interface], "bpf": "udp port 9", "packets": 1000, "timeout": 30}
+        defaults = {"interface": [self.wire.interface], "bpf": "udp port 9", "packets": 1000}
         return daemon.capture(**{**defaults, **message})
 
     def send(self, *numbers: int) -> None:
@@ -54,7 +54,7 @@ class FetchingTests(unittest.SynchronousTestCase):
         """What curl gets."""
         program = require_command("curl", "curl")
         return subprocess.run(
-            [program, "-sS", "--max-time", "20", *arguments], capture_output=True, check=False, timeout=60
+            [program, "-sS", "--max-time", "60", *arguments], capture_output=True, check=False, timeout=60
         )
 
     def packets_in(self, path: Path) -> int:
@@ -70,7 +70,7 @@ class FetchingTests(unittest.SynchronousTestCase):
 
     def wait_for(self, daemon: Daemon, capture: str, packets: int) -> None:
         """Wait until a capture has this number of packets."""
-        until = time.monotonic() + 20
+        until = time.monotonic() + 60
         while daemon.request("GET", f"/captures/{capture}")[1]["packets"] < packets:
             self.assertLess(time.monotonic(), until)
             time.sleep(0.02)
@@ -79,7 +79,7 @@ class FetchingTests(unittest.SynchronousTestCase):
         """A client that reads along has a packet within 0.3 s, and the file that was delivered in the end."""
         daemon = self.start()
         capture = self.begin(daemon, packets=8)
-        client = http.client.HTTPConnection("127.0.0.1", daemon.port, timeout=20)
+        client = http.client.HTTPConnection("127.0.0.1", daemon.port, timeout=60)
         self.addCleanup(client.close)
         client.request("GET", f"/captures/{capture}/pcap?follow=1")
         answer = client.getresponse()
@@ -203,9 +203,8 @@ class FetchingTests(unittest.SynchronousTestCase):
 
     def test_slow_readers(self) -> None:
         """Clients that don't read cost the daemon neither memory nor descriptors, and the capture nothing."""
-        # A busy machine may leave the daemon without a processor for a while.
-        daemon = self.start("[capture]\nbuffersize = 33554432", general="maxpackets = 1000000")
-        capture = self.begin(daemon, packets=100_000, timeout=5)
+        daemon = self.start(general="maxpackets = 1000000")
+        capture = self.begin(daemon, packets=100_000)
         clients = []
         for _ in range(20):
             client = socket.socket()
@@ -217,7 +216,7 @@ class FetchingTests(unittest.SynchronousTestCase):
             )
             clients.append(client)
         before = self.memory(daemon)
-        self.wire.send([udp_frame(number, size=1000) for number in range(60_000)], 20_000)
+        daemon.send(self.wire, [udp_frame(number, size=1000) for number in range(60_000)], capture)
         self.wait_for(daemon, capture, 60_000)
         state = daemon.request("GET", f"/captures/{capture}")[1]
         self.assertEqual((state["packets"], state["dropped"]), (60_000, 0))

@@ -105,7 +105,7 @@ class SavedTests(FilesTestCase):
 class LiveTests(FilesTestCase):
     """C{-w -}."""
 
-    def read(self, running: Running, count: int, seconds: float = 30.0) -> bytes:
+    def read(self, running: Running, count: int, seconds: float = 60.0) -> bytes:
         """Read this many bytes of what it writes."""
         data, until = b"", time.monotonic() + seconds
         while len(data) < count:
@@ -140,10 +140,10 @@ class LiveTests(FilesTestCase):
         count = 3000
         running = Running(*self.options("-w", "-", "-c", str(count), "udp", nodes=1))
         node = self.nodes[0]
-        node.until(lambda: node.request("GET", "/captures")[1]["captures"] or None, "a capture")
+        [state] = node.until(lambda: node.request("GET", "/captures")[1]["captures"] or None, "a capture")
         words = [tshark, *"-n -r - -T fields -e udp.payload".split()]
         with subprocess.Popen(words, stdin=running.output, stdout=subprocess.PIPE) as reader:
-            self.wire.send([udp_frame(number) for number in range(count)], rate=5000)
+            node.send(self.wire, [udp_frame(number) for number in range(count)], state["id"])
             shown = reader.communicate(timeout=100)[0].split()
         self.assertEqual([int(payload[:16], 16) for payload in shown], [*range(count)])
         self.assertEqual(running.end().status, 0)
@@ -153,8 +153,8 @@ class LiveTests(FilesTestCase):
         size, count = 1200, 4000
         running = Running(*self.options("-w", "-", "-c", str(count), "-s", "2000", "udp", nodes=1))
         self.read(running, _HEADER_BYTES)
-        self.wire.send([udp_frame(number, size) for number in range(count)], rate=2000)
         (state,) = self.nodes[0].request("GET", "/captures")[1]["captures"]
+        self.nodes[0].send(self.wire, [udp_frame(number, size) for number in range(count)], state["id"])
         state = self.nodes[0].done(state["id"])
         self.assertEqual((state["packets"], state["dropped"], state["reason"]), (count, 0, "packets"))
         data = self.read(running, state["bytes"] - _HEADER_BYTES)
