@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
 
-from peers.frames import udp_frame
+from peers.daemon import Daemon
 from peers.tcpdump import read_packets
 from tests.integration.look_back_case import LookBackCase
+from tests.integration.traffic import PATIENT, Sender
 
 
 class LookBackTests(LookBackCase):
@@ -26,23 +26,34 @@ class LookBackTests(LookBackCase):
 
     def test_past_and_live(self) -> None:
         """A capture goes on where the past ends: no packet is missing, and none is there twice."""
-        daemon = self.start()
-        frames = [udp_frame(number) for number in range(20_000)]
-        sender = threading.Thread(target=self.wire.send, args=(frames, 10_000.0))
-        sender.start()
-        self.addCleanup(sender.join)
+        daemon = self.start(more=PATIENT, general="maxpackets = 1000000")
+        sender = Sender(self.wire)
+        self.addCleanup(sender.stop)
         self.remembered(daemon, 2000)
-        captures = [self.capture(daemon, timeout=4, bpf=bpf) for bpf in ("", "udp port 9", "udp port 10")]
+        captures = [self.capture(daemon, bpf=bpf) for bpf in ("", "udp port 9", "udp port 10")]
+        began = sender.sent
         for capture in captures[:2]:
-            state = daemon.done(capture)
-            self.assertEqual(self.numbers(daemon.file_of(capture)), list(range(20_000)))
-            self.assertTrue(2000 <= state["history"]["packets"] < 20_000, state)
-            self.assertEqual(state["reason"], "idle")
-        self.assertEqual(daemon.done(captures[2])["packets"], 0)
+            self.has_packets(daemon, capture, began + 2000)
+        sender.stop()
+        for capture in captures[:2]:
+            self.has_packets(daemon, capture, sender.sent)
+            state = daemon.read(capture)
+            self.assertEqual(self.numbers(daemon.file_of(capture)), list(range(sender.sent)))
+            self.assertTrue(2000 <= state["history"]["packets"] < sender.sent, state)
+        self.assertEqual(daemon.read(captures[2])["packets"], 0)
+
+    def has_packets(self, daemon: Daemon, capture: str, packets: int) -> None:
+        """Wait until a capture has so many packets, at least."""
+        path = f"/captures/{capture}"
+        daemon.until(
+            lambda: daemon.request("GET", path)[1]["packets"] >= packets or None, f"{packets} packets"
+        )
 
     def test_limits(self) -> None:
         """If not everything fits, the newest packets are used, and the result says since when."""
-        daemon = self.start()
+        # Longer than the daemon will have run, on a busy machine as well.
+        before = 300
+        daemon = self.start(f"history = {2 * before}")
         self.send(*range(1000))
         self.remembered(daemon, 1000)
         size = 16 + 128
@@ -52,7 +63,7 @@ class LookBackTests(LookBackCase):
             ({"bytes": 24 + 20 * size + 1, "bpf": "udp port 9"}, 20),
             ({"packets": 7, "bpf": "udp port 9"}, 7),
         ):
-            capture = self.capture(daemon, **limit)
+            capture = self.capture(daemon, before=before, **limit)
             state = daemon.done(capture)
             self.assertEqual(self.numbers(daemon.file_of(capture)), list(range(1000))[-last:])
             self.assertEqual(state["reason"], "packets" if "packets" in limit else "bytes")

@@ -18,11 +18,12 @@ from peers.tcpdump import read_packets
 from peers.wire import Wire
 from tests.integration.look_back_case import LookBackCase
 from tests.integration.test_all_sources import SOURCES, AllSourcesCase, until
-from tests.integration.traffic import generate
+from tests.integration.traffic import PATIENT, generate
 
 _EVENT_PACKETS = 2000
 _LATER_SECONDS = 2.0
-_LIVE_SECONDS = 4
+# Long enough to begin to send in, on a busy machine.
+_LIVE_SECONDS = 10
 # How exact limits of time are.
 _EXACT_SECONDS = 0.1
 
@@ -42,12 +43,16 @@ class EventTests(AllSourcesCase):
 
     def test_each_source(self) -> None:
         """All packets of an event are in the file, though each request was sent two seconds later."""
-        daemon = self.daemon(more=f'[[interface]]\nname = "{self.wire.interface}"\nhistory = 60\n')
+        # Longer than it takes to make the requests, on a busy machine.
+        before = 300
+        daemon = self.daemon(
+            more=f'{PATIENT}[[interface]]\nname = "{self.wire.interface}"\nhistory = {before}\n'
+        )
         events: dict[str, int] = {}
         bodies: dict[str, str] = {}
         for source in SOURCES:
             events[source], bodies[source] = self.request(
-                daemon, before=30, pastonly=True, packets=10 * _EVENT_PACKETS
+                daemon, before=before, pastonly=True, packets=10 * _EVENT_PACKETS
             )
         for port in events.values():
             self.wire.send([udp_frame(number, port=port) for number in range(_EVENT_PACKETS)])
@@ -172,10 +177,12 @@ class SeveralTests(LookBackCase):
     def test_any(self) -> None:
         """The past of all interfaces, in one file of its link type."""
         other = self.another()
-        daemon = self.start(more='[[interface]]\nname = "any"\nhistory = 60\n')
+        # What else there is on all interfaces may be more than fits into a ring, or into a history.
+        bpf = "udp dst port 4711"
+        daemon = self.start(more=f'[[interface]]\nname = "any"\nhistory = 60\nhistoryfilter = "{bpf}"\n')
         for number in itertools.chain(range(100)):
             (self.wire, other)[number % 2].send([udp_frame(number, port=4711)])
-        capture = daemon.capture(interface=["any"], before=30, pastonly=True, bpf="udp dst port 4711")
+        capture = daemon.capture(interface=["any"], before=30, pastonly=True, bpf=bpf)
         daemon.done(capture)
         content = daemon.file_of(capture).read_bytes()
         # DLT_LINUX_SLL: a header of 16 bytes, where Ethernet's has 14.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import stat
 import time
@@ -18,6 +19,7 @@ from peers.redis import RedisServer
 from peers.s3 import S3Server
 from peers.tcpdump import Packet, Tcpdump, read_packets, tshark_complaint
 from peers.wire import Wire
+from tests.integration.traffic import PATIENT
 
 
 def _content(packets: list[Packet]) -> list[tuple[int, bytes]]:
@@ -55,7 +57,7 @@ class MainJobTests(SynchronousTestCase):
         tcpdump = Tcpdump(self.wire.interface, snaplen=300)
         self.addCleanup(tcpdump.stop)
         tcpdump.start()
-        capture = daemon.capture(interface=[self.wire.interface], snap=300, packets=3000, timeout=5)
+        capture = daemon.capture(interface=[self.wire.interface], snap=300, packets=3000)
         sizes = (60, 128, 299, 300, 301, 1400)
         self.wire.send([udp_frame(number, size=sizes[number % 6]) for number in range(3000)])
         state = daemon.done(capture)
@@ -78,7 +80,7 @@ class MainJobTests(SynchronousTestCase):
         daemon = self.daemon(f'[capture]\nstandby = ["{self.wire.interface}"]\n')
         for round in range(2):
             self.wire.send([udp_frame(number, port=9) for number in range(100, 110)])
-            capture = daemon.capture(interface=[self.wire.interface], packets=5, timeout=5, bpf="udp port 9")
+            capture = daemon.capture(interface=[self.wire.interface], packets=5, bpf="udp port 9")
             self.wire.send([udp_frame(number) for number in range(5)])
             state = daemon.done(capture)
             self.assertEqual((state["packets"], state["received"]), (5, 5), round)
@@ -181,24 +183,29 @@ class MainJobTests(SynchronousTestCase):
         self.assertEqual([daemon.done(capture)[key] for key in ("reason", "packets")], ["packets", 7])
 
         # 24 bytes of the file, and 16 + 128 of each packet: the seventh brings it to 1,032.
-        capture = daemon.capture(interface=interface, bytes=1000, timeout=5)
+        capture = daemon.capture(interface=interface, bytes=1000)
         self.wire.send([udp_frame(number, size=128) for number in range(20)])
         state = daemon.done(capture)
         self.assertEqual([state[key] for key in ("reason", "packets", "bytes")], ["bytes", 7, 1032])
 
         for limit, reason in (({"timeout": 1}, "idle"), ({"duration": 1}, "duration")):
-            # Once in time is enough: on a busy machine anything may be late.
+            # Once in time is enough: on a busy machine anything may be late, even the packet.
             late = [self.lateness(daemon, limit, reason)]
             while late[-1] >= 0.1 and len(late) < 10:
                 late.append(self.lateness(daemon, limit, reason))
             self.assertLess(late[-1], 0.1, f"{reason} {late}")
 
     def lateness(self, daemon: Daemon, limit: dict[str, int], reason: str) -> float:
-        """How long after a limit of one second the file of a capture is written, which ends by it."""
+        """
+        How long after a limit of one second the file of a capture is written, which ends by it; infinite if
+        its packet was sent too late.
+        """
         capture = daemon.capture(interface=[self.wire.interface], **limit)
         self.wire.send([udp_frame(1)])
         state = daemon.done(capture)
-        self.assertEqual((state["reason"], state["packets"]), (reason, 1))
+        self.assertEqual(state["reason"], reason)
+        if state["packets"] == 0:
+            return math.inf
         path = daemon.file_of(capture)
         if reason == "idle":
             (packet,) = read_packets(path)
@@ -212,17 +219,18 @@ class MainJobTests(SynchronousTestCase):
 
     def test_packets_until_the_deadline(self) -> None:
         """What arrived by the deadline is in the file, though the kernel had not handed it over."""
-        daemon = self.daemon("[capture]\nreadtimeout = 40\n")
-        capture = daemon.capture(interface=[self.wire.interface], duration=1, timeout=5)
+        seconds = 6
+        daemon = self.daemon(PATIENT)
+        capture = daemon.capture(interface=[self.wire.interface], duration=seconds)
         sent: list[float] = []
-        until = time.monotonic() + 1.2
+        until = time.monotonic() + seconds + 0.2
         while time.monotonic() < until:
             self.wire.send([udp_frame(len(sent))])
             sent.append(time.time())
             time.sleep(0.001)
         state = daemon.done(capture)
         self.assertEqual(state["reason"], "duration")
-        ends = datetime.fromisoformat(state["started"]).timestamp() + 1
+        ends = datetime.fromisoformat(state["started"]).timestamp() + seconds
         in_time = sum(when < ends - 0.005 for when in sent)
         self.assertGreater(in_time, 0)
         found = [number_of(packet.data) for packet in read_packets(daemon.file_of(capture))]
@@ -234,7 +242,7 @@ class MainJobTests(SynchronousTestCase):
         late = Wire()
         self.addCleanup(late.stop)
         late.start()
-        capture = daemon.capture(interface=[late.interface], timeout=30)
+        capture = daemon.capture(interface=[late.interface])
         late.send([udp_frame(number) for number in range(10)])
         # The kernel drops what is on its way if the interface disappears.
         self.has_packets(daemon, capture, 10)
@@ -302,7 +310,7 @@ class MainJobTests(SynchronousTestCase):
     def test_busy(self) -> None:
         """Beyond the limit of captures, or of the memory that they may hold, the node is busy."""
         daemon = self.daemon(general="maxcaptures = 2\nmaxbytes = 30000000\nmaxmemory = 40000000")
-        body = {"node": "any", "interface": [self.wire.interface], "duration": 30, "timeout": 30}
+        body = {"node": "any", "interface": [self.wire.interface], "duration": 300, "timeout": 300}
         daemon.capture(**body)
         status, answer = daemon.request("POST", "/captures", json.dumps(body).encode())
         self.assertEqual(status, 503)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import http.client
-import itertools
 import json
-import math
 import signal
 import subprocess
 import threading
@@ -21,53 +19,19 @@ from peers.frames import number_of, udp_frame
 from peers.requirement import require_command
 from peers.tcpdump import Packet, read_packets
 from peers.wire import Wire
+from tests.integration.traffic import PATIENT, Sender
 
 SIZE = 10**6
 # The packets of 128 bytes that fit, each with its header.
 FITTING = (SIZE - 24) // (16 + 128)
+# Longer than a machine may be too busy to send, or to ask.
+_DURATION_SECONDS = 6
+_AGE_SECONDS = 6
 
 
 def seconds(packet: Packet) -> float:
     """When a packet arrived, in seconds since the Unix epoch."""
     return packet.seconds + packet.fraction / 1e6
-
-
-class Sender:
-    """Sends numbered packets over a wire, 10,000 a second, until it is stopped, and records when."""
-
-    _AT_ONCE = 100
-
-    def __init__(self, wire: Wire) -> None:
-        self._wire = wire
-        self._over = threading.Event()
-        # When it began and ended to send each hundred of them.
-        self._times: list[tuple[float, float]] = []
-        self._thread = threading.Thread(target=self._send)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Stop. A second call does nothing."""
-        self._over.set()
-        self._thread.join()
-
-    def earliest(self, number: int) -> float:
-        """The time before which a packet was not sent; infinite if it was not sent at all."""
-        at = number // self._AT_ONCE
-        return self._times[at][0] if at < len(self._times) else math.inf
-
-    def latest(self, number: int) -> float:
-        """The time by which a packet was sent; infinite if it was not sent at all."""
-        at = number // self._AT_ONCE
-        return self._times[at][1] if at < len(self._times) else math.inf
-
-    def _send(self) -> None:
-        for first in itertools.count(0, self._AT_ONCE):
-            if self._over.is_set():
-                return
-            frames = [udp_frame(number) for number in range(first, first + self._AT_ONCE)]
-            began = time.time()
-            self._wire.send(frames, 10_000.0)
-            self._times.append((began, time.time()))
 
 
 class RollingCase(unittest.SynchronousTestCase):
@@ -79,7 +43,7 @@ class RollingCase(unittest.SynchronousTestCase):
         self.wire = Wire()
         self.addCleanup(self.wire.stop)
         self.wire.start()
-        self.daemon = Daemon(self.configuration.format(interface=self.wire.interface))
+        self.daemon = Daemon(PATIENT + self.configuration.format(interface=self.wire.interface))
         self.addCleanup(self.daemon.stop)
         self.daemon.start()
 
@@ -182,7 +146,7 @@ class RollingTests(RollingCase):
 
     def test_duration(self) -> None:
         """Its duration ends it."""
-        capture = self.begin(duration=2)
+        capture = self.begin(duration=_DURATION_SECONDS)
         sender = self.sender()
         state = self.daemon.done(capture)
         sender.stop()
@@ -190,7 +154,7 @@ class RollingTests(RollingCase):
         last = state["rolling"]["captured"] - 1
         packets = read_packets(self.daemon.file_of(capture))
         self.check(packets, state, last=last, count=min(FITTING, last + 1))
-        ends = datetime.fromisoformat(state["started"]).timestamp() + 2
+        ends = datetime.fromisoformat(state["started"]).timestamp() + _DURATION_SECONDS
         self.assertLess(seconds(packets[-1]), ends + 0.15)
         self.assertGreater(sender.latest(last + 1), ends - 0.15)
 
@@ -208,9 +172,10 @@ class RollingTests(RollingCase):
 
     def test_age(self) -> None:
         """With C{before}, it has the packets of so many seconds, if they fit; without a history as well."""
-        capture = self.begin(before=1, bytes=10 * SIZE)
+        capture = self.begin(before=_AGE_SECONDS, bytes=10 * SIZE)
         sender = self.sender()
-        self.captured(capture, 30_000)
+        # More than there are in so many seconds.
+        self.captured(capture, 10_000 * (_AGE_SECONDS + 2))
         self.daemon.request("DELETE", f"/captures/{capture}")
         state = self.daemon.done(capture)
         sender.stop()
@@ -218,8 +183,8 @@ class RollingTests(RollingCase):
         last = state["rolling"]["captured"] - 1
         self.check(packets, state, last=last, count=len(packets))
         ended = datetime.fromisoformat(state["ended"]).timestamp()
-        self.assertGreaterEqual(seconds(packets[0]), ended - 1.1)
-        self.assertLessEqual(sender.earliest(last - len(packets)), ended - 0.9)
+        self.assertGreaterEqual(seconds(packets[0]), ended - _AGE_SECONDS - 0.1)
+        self.assertLessEqual(sender.earliest(last - len(packets)), ended - _AGE_SECONDS + 0.1)
         self.assertEqual([each["reason"] for each in state["history"]["missing"]], ["none"])
 
     def test_goes_down(self) -> None:
@@ -239,7 +204,7 @@ class RollingTests(RollingCase):
 
     def fetch(self, capture: str, query: str = "") -> tuple[int, bytes]:
         """The packets of a capture."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.daemon.port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", self.daemon.port, timeout=60)
         try:
             connection.request("GET", f"/captures/{capture}/pcap{query}")
             answer = connection.getresponse()
