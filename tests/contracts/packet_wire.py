@@ -96,12 +96,18 @@ class PacketWire:
         return error
 
     def read(self, handle: IPacketHandle, count: int, most: int = 100) -> list[bytes]:
-        """The data of the next packets, as many as are wanted, or as come within two seconds."""
+        """
+        The data of the next packets, as many as are wanted, or as come within two seconds. What has come by
+        then is among them, even if this process was not run in the meantime.
+        """
         data: list[bytes] = []
         until = time.monotonic() + 2
-        while len(data) < count and time.monotonic() < until:
+        while len(data) < count:
+            is_late = time.monotonic() > until
             select.select([handle], [], [], 0.05)
-            handle.read(min(most, count - len(data)), lambda _, packet: data.append(packet))
+            read = handle.read(min(most, count - len(data)), lambda _, packet: data.append(packet))
+            if is_late and read == 0:
+                break
         return data
 
     def await_packets(self, handle: IPacketHandle) -> None:

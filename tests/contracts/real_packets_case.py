@@ -23,9 +23,11 @@ class RealPacketsCase(unittest.TestCase):
     """
     The parts of the daemon that compile filters, open handles, and run filters on packets that were recorded.
 
+    @cvar read_timeout_ms: after how long the kernel hands over a block that isn't full.
     @ivar namespace: the network namespace in which handles are opened; L{None} for that of the test.
     """
 
+    read_timeout_ms = 10
     namespace: str | None = None
     maxDiff = None
 
@@ -37,7 +39,7 @@ class RealPacketsCase(unittest.TestCase):
             compiler=self.compiler,
             run_in_thread=self.in_thread,
             buffer_size_bytes=2 << 20,
-            read_timeout_ms=10,
+            read_timeout_ms=self.read_timeout_ms,
             promiscuous=True,
         )
         for service in (self.threads, self.compiler, self.system):
