@@ -156,7 +156,7 @@ class AllDestinationsTests(SynchronousTestCase):
 
         def is_counted() -> bool | None:
             url = f"http://127.0.0.1:{self.daemon.port}/metrics"
-            with urllib.request.urlopen(url, timeout=10) as answer:
+            with urllib.request.urlopen(url, timeout=60) as answer:
                 series = parse(answer.read().decode())
             found = {
                 (dict(labels)["destination"], dict(labels)["outcome"]): value

@@ -37,7 +37,7 @@ _PER_SECOND = 100_000
 class SilentTests(unittest.TestCase):
     """Connections that say nothing keep nobody out, though all clients have the same address."""
 
-    timeout = 60
+    timeout = 120
     CROWD = 200
 
     async def port(self, listen: str) -> int:
@@ -58,7 +58,7 @@ class SilentTests(unittest.TestCase):
     def crowd(self, port: int, words: bytes = b"") -> None:
         """Make many connections, and say only the beginning of something."""
         for _ in range(self.CROWD):
-            client = socket.create_connection(("127.0.0.1", port), timeout=10)
+            client = socket.create_connection(("127.0.0.1", port), timeout=60)
             self.addCleanup(client.close)
             try:
                 client.sendall(words)
@@ -85,7 +85,7 @@ class SilentTests(unittest.TestCase):
         for words in (b"", b"GET /captures/abc1 HTTP/1.1\r\nHost: loc"):
             port = await self.port("tcp:0:interface=127.0.0.1")
             await threads.deferToThread(self.crowd, port, words)
-            await self.assert_served(http.client.HTTPConnection("127.0.0.1", port, timeout=10))
+            await self.assert_served(http.client.HTTPConnection("127.0.0.1", port, timeout=60))
 
     async def tls_port(self) -> tuple[int, ssl.SSLContext]:
         """The port of a source that listens with TLS, and how clients connect to it."""
@@ -101,7 +101,7 @@ class SilentTests(unittest.TestCase):
         port, context = await self.tls_port()
 
         def client() -> http.client.HTTPConnection:
-            return http.client.HTTPSConnection("localhost", port, timeout=10, context=context)
+            return http.client.HTTPSConnection("localhost", port, timeout=60, context=context)
 
         early = client()
         await self.assert_served(early)
@@ -118,7 +118,7 @@ class SilentTests(unittest.TestCase):
 
     def connect(self, port: int, context: ssl.SSLContext) -> ssl.SSLSocket:
         """A connection whose handshake is done."""
-        plain = socket.create_connection(("127.0.0.1", port), timeout=10)
+        plain = socket.create_connection(("127.0.0.1", port), timeout=60)
         made = context.wrap_socket(plain, server_hostname="localhost")
         self.addCleanup(made.close)
         return made
@@ -169,7 +169,7 @@ class SilentTests(unittest.TestCase):
 
         strangers = [threads.deferToThread(persist) for _ in range(8)]
         try:
-            client = http.client.HTTPSConnection("localhost", port, timeout=10, context=context)
+            client = http.client.HTTPSConnection("localhost", port, timeout=60, context=context)
             began = time.monotonic()
             for _ in range(10):
                 await self.assert_served(client)
@@ -214,9 +214,7 @@ class PipeliningTests(unittest.SynchronousTestCase):
         daemon = _Client(f"tokenfile = {json.dumps(str(token))}", general="maxpackets = 1000000")
         self.addCleanup(daemon.stop)
         daemon.start()
-        capture = daemon.capture(
-            interface=[wire.interface], bpf="udp port 9", packets=_FRAMES, timeout=20, snap=128
-        )
+        capture = daemon.capture(interface=[wire.interface], bpf="udp port 9", packets=_FRAMES, snap=128)
         crowd = subprocess.Popen(
             [sys.executable, "-m", "tests.integration.crowd_process", str(daemon.port), "60", "6"]
         )

@@ -52,7 +52,7 @@ class DestinationCase(TestCase):
 class CloudSharkTests(DestinationCase):
     """L{CloudShark}, over TLS."""
 
-    timeout = 60
+    timeout = 120
 
     def setUp(self) -> None:
         super().setUp()
@@ -143,7 +143,7 @@ class CloudSharkTests(DestinationCase):
     async def test_behaviours(self) -> None:
         """Refusals, rubbish, resets and silence are different errors."""
         server = self.serve()
-        destination = self.make(server, timeout_seconds=2)
+        patient, impatient = self.make(server), self.make(server, timeout_seconds=2)
         for behaviour, words, retryable in (
             (refuse(400, "Bad capture"), "answered 400: Bad capture", False),
             (refuse(503, "Busy"), "answered 503: Busy", True),
@@ -153,6 +153,7 @@ class CloudSharkTests(DestinationCase):
             (hang(), "timed out after 2 s", True),
         ):
             server.behave(behaviour)
+            destination = impatient if "timed out" in words else patient
             error = await self.refused(destination.store(make_artifact(self.content)))
             self.assertIn(words, str(error))
             self.assertEqual(error.retryable, retryable, str(error))
@@ -183,7 +184,7 @@ class CloudSharkTests(DestinationCase):
 class S3Tests(DestinationCase):
     """L{S3}, with a server that checks signatures."""
 
-    timeout = 60
+    timeout = 120
 
     def setUp(self) -> None:
         super().setUp()

@@ -31,6 +31,11 @@ def _resident_bytes(pid: int) -> int:
     return int(line.split()[1]) * 1024
 
 
+def _refused(log: str) -> int:
+    """How many refused requests a log reports."""
+    return log.count("request from redis refused")
+
+
 def _counted(log: str) -> int:
     """How many refused requests a log counts, instead of reporting each."""
     return sum(int(count) for count in re.findall(r"(\d+) more requests from redis refused", log))
@@ -74,8 +79,10 @@ class FloodTests(SynchronousTestCase):
         found = [number_of(packet.data) for packet in read_packets(daemon.file_of(capture))]
         self.assertEqual(found, list(range(_FRAMES)))
         self._until_idle(daemon)
-        refused = daemon.log.count("request from redis refused")
-        self.assertGreater(refused + _counted(daemon.log), _REQUESTS // 2)
+        # They come after captures, and may take a while.
+        most = _REQUESTS // 2
+        daemon.until(lambda: _refused(daemon.log) + _counted(daemon.log) > most or None, "most of them")
+        refused = _refused(daemon.log)
         self.assertLess(refused, _REQUESTS // 10)
         self.assertEqual({name.split(": ")[1] for name in daemon.descriptors() - opened}, set())
         self.assertLess(_resident_bytes(daemon.pid) - memory, 8 * _MEBIBYTE)
@@ -85,7 +92,7 @@ class FloodTests(SynchronousTestCase):
         wire = Wire()
         self.addCleanup(wire.stop)
         wire.start()
-        daemon = Daemon(PATIENT, general="maxrequestrate = 100")
+        daemon = Daemon(PATIENT, general="maxrequestrate = 100\nmaxfilter = 1000")
         self.addCleanup(daemon.stop)
         daemon.start()
         capture = daemon.capture(interface=[wire.interface], bpf="udp port 9", packets=_FRAMES, snap=128)
@@ -94,11 +101,13 @@ class FloodTests(SynchronousTestCase):
         sender.start()
         request = {"node": "any", "interface": [wire.interface], "duration": 1, "bytes": 1000}
         # How many it takes depends on the processor. Each is another filter: a known one costs nothing.
-        for first in range(20):
+        for first in range(60):
             ports = range(first + 1, first + 119)
             bpf = f"port {first}" + "".join(f"||{port}" for port in ports)
             status, answer = daemon.request("POST", "/captures", json.dumps({**request, "bpf": bpf}).encode())
-            if status != 202:
+            # On a busy machine, one may take longer than a filter may.
+            self.assertIn(status, (202, 400, 503), answer)
+            if status == 503:
                 break
         self.assertEqual(status, 503)
         self.assertRegex(answer["detail"], "the requests from http take too much time|more than 100 requests")

@@ -127,7 +127,7 @@ class EverywhereTests(FormsCase):
 
         def counted() -> bool | None:
             url = f"http://127.0.0.1:{daemon.port}/metrics"
-            with urllib.request.urlopen(url, timeout=10) as answer:
+            with urllib.request.urlopen(url, timeout=60) as answer:
                 series = parse(answer.read().decode())
             labels = {name: (("destination", name), ("outcome", "delivered")) for name in delivered}
             found = {
@@ -179,14 +179,14 @@ class EverywhereTests(FormsCase):
         daemon.done(capture_id)
         name, data = self.files(daemon, capture_id)["local"]
         url = f"http://127.0.0.1:{daemon.port}/captures/{capture_id}/pcap"
-        with urllib.request.urlopen(url, timeout=10) as answer:
+        with urllib.request.urlopen(url, timeout=60) as answer:
             self.assertEqual(answer.read(), data)
             self.assertEqual(answer.headers["Content-Type"], "application/gzip")
             self.assertIn(f'filename="{name}"', answer.headers["Content-Disposition"])
             self.assertIsNone(answer.headers["Content-Encoding"])
             etag = answer.headers["ETag"]
         headers = {"Range": "bytes=10-19", "If-Range": etag}
-        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=10) as answer:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=60) as answer:
             self.assertEqual((answer.status, answer.read()), (206, data[10:20]))
 
     def test_recording_and_file(self) -> None:
@@ -195,12 +195,12 @@ class EverywhereTests(FormsCase):
         capture_id = self.capture(daemon, format="pcapng")
         daemon.done(capture_id)
         url = f"http://127.0.0.1:{daemon.port}/captures/{capture_id}/pcap"
-        with urllib.request.urlopen(url, timeout=10) as answer:
+        with urllib.request.urlopen(url, timeout=60) as answer:
             self.assertEqual(answer.headers["Content-Type"], "application/vnd.tcpdump.pcap")
             self.assertIn('.pcap"', answer.headers["Content-Disposition"])
             self.assertEqual(answer.read(4), b"\xd4\xc3\xb2\xa1")
         name, data = self.files(daemon, capture_id)["local"]
-        with urllib.request.urlopen(f"{url}?delivered=1", timeout=10) as answer:
+        with urllib.request.urlopen(f"{url}?delivered=1", timeout=60) as answer:
             self.assertEqual(answer.headers["Content-Type"], "application/zstd")
             self.assertIn(f'filename="{name}"', answer.headers["Content-Disposition"])
             self.assertEqual(answer.read(), data)

@@ -30,7 +30,7 @@ BODY = b'{"node":"any","interface":["eth0"]}'
 class ListeningTestCase(unittest.TestCase):
     """A source that listens on a free port of loopback."""
 
-    timeout = 20
+    timeout = 120
 
     def start(self, description: str = "tcp:0:interface=127.0.0.1", **options: Any) -> HTTPSource:
         """A source that listens."""
@@ -66,7 +66,7 @@ class ListeningTestCase(unittest.TestCase):
 
         def run() -> tuple[int, Any]:
             done = subprocess.run(
-                [program, "-sS", "--max-time", "10", "-w", "\n%{http_code}", *arguments],
+                [program, "-sS", "--max-time", "60", "-w", "\n%{http_code}", *arguments],
                 input=body,
                 capture_output=True,
                 check=False,
@@ -86,7 +86,7 @@ class HalfClosedTests(ListeningTestCase):
         port = await self.port_of(self.start())
 
         def talk() -> bytes:
-            with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+            with socket.create_connection(("127.0.0.1", port), timeout=60) as client:
                 head = b"POST /captures HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"
                 client.sendall(head % len(BODY) + BODY)
                 client.shutdown(socket.SHUT_WR)
@@ -173,7 +173,7 @@ class ClientTests(ListeningTestCase):
         port = await self.port_of(self.start(tokens=[token("right")]))
 
         def ask() -> list[tuple[int, int]]:
-            client = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+            client = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
             self.addCleanup(client.close)
             found = []
             for method, path, presented in (
@@ -206,7 +206,7 @@ class ClientTests(ListeningTestCase):
         """A stop closes idle and busy connections, and frees the port."""
         source = self.start()
         port = await self.port_of(source)
-        clients = [socket.create_connection(("127.0.0.1", port), timeout=10) for _ in range(3)]
+        clients = [socket.create_connection(("127.0.0.1", port), timeout=60) for _ in range(3)]
         for client in clients:
             self.addCleanup(client.close)
         clients[1].sendall(b"POST /captures HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{")

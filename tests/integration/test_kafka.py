@@ -94,7 +94,7 @@ class KafkaSourceTests(KafkaTestCase):
             await self.produce(*new)
             await self.until(lambda: len(self.bodies(one, other)) >= len(sent))
 
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while not (one.submitted and other.submitted):
             self.assertLess(time.monotonic(), deadline, "the group was never divided")
             await send(20)
@@ -278,7 +278,7 @@ class SecureTests(KafkaTestCase):
                 group=None,
                 client_id="test",
                 security=wrong,
-                bootstrap_seconds=5.0,
+                bootstrap_seconds=60.0,
             )
             self.assertRaises(SaslAuthenticationFailedError, connection.open)
 

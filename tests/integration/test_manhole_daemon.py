@@ -51,7 +51,7 @@ class ManholeDaemonTests(SynchronousTestCase):
         """The exit status and the output of a command."""
         words = self.ssh.arguments(command, port=self.port, **how)
         done = subprocess.run(
-            words, capture_output=True, text=True, timeout=30, check=False, stdin=subprocess.DEVNULL
+            words, capture_output=True, text=True, timeout=60, check=False, stdin=subprocess.DEVNULL
         )
         return done.returncode, done.stdout + done.stderr.replace(self._warning(), "")
 
@@ -136,7 +136,7 @@ class ManholeDaemonTests(SynchronousTestCase):
             f'[delivery]\nspooldir = "{spool}"\nattempts = 1\n[cloudshark]\nupload = true\n'
             f'host = "127.0.0.1"\nscheme = "http"\nport = {free_port()}\ntoken = "0123456789"\n'
         )
-        capture = daemon.capture(interface=[wire.interface], packets=3, timeout=10, bpf="udp port 9")
+        capture = daemon.capture(interface=[wire.interface], packets=3, bpf="udp port 9")
         wire.send([udp_frame(number) for number in range(3)])
         daemon.done(capture)
         self.assertRegex(self.run_console("spool"), rf"(?m)^{capture} +cloudshark +spooled +\d+ .*refused")
@@ -187,9 +187,7 @@ class ManholeDaemonTests(SynchronousTestCase):
         self.addCleanup(wire.stop)
         wire.start()
         daemon = self.daemon()
-        capture = daemon.capture(
-            interface=[wire.interface], packets=30_000, timeout=10, snap=128, bpf="udp port 9"
-        )
+        capture = daemon.capture(interface=[wire.interface], packets=30_000, snap=128, bpf="udp port 9")
         frames = [udp_frame(number) for number in range(30_000)]
         session = self.session()
         assert session.stdin is not None

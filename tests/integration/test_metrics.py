@@ -26,7 +26,7 @@ class MetricsTests(SynchronousTestCase):
 
     def text(self) -> str:
         """All metrics."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.daemon.port}/metrics", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.daemon.port}/metrics", timeout=60) as answer:
             return str(answer.read().decode())
 
     def test_capture(self) -> None:

@@ -44,9 +44,13 @@ class DescriptionTests(SynchronousTestCase):
         """The daemon captures."""
         require_root("to capture packets")
 
-    def daemon(self, *, keys: str = "") -> Daemon:
-        """A daemon on which many captures may run, but none for long: some requests follow one to its end."""
-        daemon = Daemon(keys, general="maxcaptures = 256\nmaxduration = 1\n")
+    def daemon(self, *, keys: str = "", max_duration: int = 1) -> Daemon:
+        """
+        A daemon on which many captures may run.
+
+        @param max_duration: for how many seconds: not for long, as some requests follow one to its end.
+        """
+        daemon = Daemon(keys, general=f"maxcaptures = 256\nmaxduration = {max_duration}\n")
         self.addCleanup(daemon.stop)
         return daemon
 
@@ -127,7 +131,8 @@ class DescriptionTests(SynchronousTestCase):
     def test_nothing_more(self) -> None:
         """Answers have all that their description says they have, and nothing more."""
         daemon = self.daemon(
-            keys=f'[delivery]\nspooldir = "{self.mktemp_folder()}"\n[reports.redis]\nsend = true\n'
+            keys=f'[delivery]\nspooldir = "{self.mktemp_folder()}"\n[reports.redis]\nsend = true\n',
+            max_duration=3600,
         )
         daemon.start()
         self.strictly(daemon, "/node", "Node")

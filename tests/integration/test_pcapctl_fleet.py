@@ -124,7 +124,7 @@ class FleetTests(SynchronousTestCase):
         tmux = Tmux()
         self.addCleanup(tmux.stop)
         tmux.start(
-            [*PROGRAM, *self.words(self.fleet.by_redis, "--duration", "6")],
+            [*PROGRAM, *self.words(self.fleet.by_redis, "--duration", "10")],
             environment=environment(),
             directory=ROOT,
         )
@@ -166,7 +166,7 @@ class FleetTests(SynchronousTestCase):
     def test_killed(self) -> None:
         """One is killed midway: 1. Without it, those that are asked over HTTP deliver, and it has a line."""
         killed = self.fleet.daemons[0]
-        running = Running(*self.words(self.fleet.by_redis, "--duration", "5"))
+        running = Running(*self.words(self.fleet.by_redis, "--duration", "12"))
         running.line_with(r"node-01:\S+ \S+ capturing")
         killed.signal(signal.SIGKILL)
         ended = running.end()

@@ -70,7 +70,7 @@ class RedisServerTests(SynchronousTestCase):
         """A message reaches those who are subscribed, and nobody else."""
         server = self._started()
         self.assertEqual(server.publish("capture", b"{}"), 0)
-        with socket.create_connection((server.host, server.port), timeout=5) as subscriber:
+        with socket.create_connection((server.host, server.port), timeout=60) as subscriber:
             subscriber.sendall(b"SUBSCRIBE capture\r\n")
             stream = subscriber.makefile("rb")
             for _ in range(6):  # the answer: 3 elements, two of them of two lines, and its head
@@ -101,7 +101,7 @@ class RedisServerTests(SynchronousTestCase):
         """With TLS its certificate is good for its authority, and for no other."""
         server = self._started(tls=True)
         self.assertEqual(server.command("PING"), b"PONG")
-        with socket.create_connection((server.host, server.port), timeout=5) as plain:
+        with socket.create_connection((server.host, server.port), timeout=60) as plain:
             strict = ssl.create_default_context()
             self.assertRaises(
                 ssl.SSLCertVerificationError, strict.wrap_socket, plain, server_hostname="localhost"
@@ -124,7 +124,7 @@ class RedisServerTests(SynchronousTestCase):
             client.sendall(b"PING\r\n")
             self.assertRaises(TimeoutError, client.recv, 100)
             server.thaw()
-            client.settimeout(5)
+            client.settimeout(60)
             self.assertEqual(client.recv(100), b"+PONG\r\n")
 
     def test_ends(self) -> None:
@@ -288,7 +288,7 @@ class S3ServerTests(SynchronousTestCase):
 
     def test_unsigned(self) -> None:
         """So is a request with no signature."""
-        connection = http.client.HTTPConnection(self.server.endpoint.removeprefix("http://"), timeout=5)
+        connection = http.client.HTTPConnection(self.server.endpoint.removeprefix("http://"), timeout=60)
         self.addCleanup(connection.close)
         connection.request("PUT", f"/{self.server.bucket}/refused", body=b"x")
         self.assertEqual(connection.getresponse().status, 403)
@@ -333,10 +333,15 @@ class CloudSharkServerTests(SynchronousTestCase):
         return server
 
     def _upload(
-        self, server: CloudSharkServer, body: bytes = _GOOD_FORM, *, token: str = "c0ffee", timeout: float = 5
+        self,
+        server: CloudSharkServer,
+        body: bytes = _GOOD_FORM,
+        *,
+        token: str = "c0ffee",
+        timeout: float = 60.0,
     ) -> tuple[int, bytes]:
         trusting = ssl.create_default_context(cafile=str(server.ca_file))
-        connection = http.client.HTTPSConnection("localhost", server.port, timeout=timeout, context=trusting)
+        connection = http.client.HTTPSConnection("localhost", server.port, timeout=60, context=trusting)
         self.addCleanup(connection.close)
         connection.request(
             "POST",
@@ -344,6 +349,8 @@ class CloudSharkServerTests(SynchronousTestCase):
             body=body,
             headers={"Content-Type": f"multipart/form-data; boundary={_BOUNDARY}"},
         )
+        # The server has the request by now, or at least its beginning.
+        connection.sock.settimeout(timeout)
         response = connection.getresponse()
         return response.status, response.read()
 

@@ -22,7 +22,7 @@ _MOST_GROWN_BYTES = 6_000_000
 class PutUrlCase(DestinationCase):
     """With threads."""
 
-    timeout = 60
+    timeout = 120
 
     def setUp(self) -> None:
         super().setUp()

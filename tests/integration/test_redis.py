@@ -18,15 +18,15 @@ from peers.certificates import LABELS, Authority, labelled
 from peers.redis import RedisServer
 
 CHECK_SECONDS = 0.4
-# This process may be delayed for a while. With a frozen server, that should be noticed soon.
-ANSWER_SECONDS = 2.0
-SOON_SECONDS = 0.2
+# This process, or the server, may be delayed for a while. A frozen server should be noticed soon.
+ANSWER_SECONDS = 60.0
+SOON_SECONDS = 2.0
 
 
 class RedisSourceTests(unittest.TestCase):
     """L{RedisSource} is subscribed whenever it can be."""
 
-    timeout = 30
+    timeout = 120
 
     def setUp(self) -> None:
         self.events: list[str] = []
@@ -233,7 +233,7 @@ class RedisSourceTests(unittest.TestCase):
         await self.receives(server, b"before")
         began = reactor.seconds()
         server.freeze()
-        await self.logged("no answer to PING within 0.2 s")
+        await self.logged("no answer to PING within 2 s")
         self.assertLess(reactor.seconds() - began, CHECK_SECONDS + SOON_SECONDS + 10)
         await task.deferLater(reactor, 0.5)
         server.thaw()
@@ -312,4 +312,4 @@ class RedisSourceTests(unittest.TestCase):
         server.freeze()
         began = reactor.seconds()
         await source.stopService()
-        self.assertLess(reactor.seconds() - began, 6.0)
+        self.assertLess(reactor.seconds() - began, 30.0)

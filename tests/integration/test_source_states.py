@@ -199,7 +199,7 @@ class SQSSourceTests(RealPeerContract, unittest.TestCase):
 class HTTPSourceTests(RequestSourceContract, unittest.TestCase):
     """HTTP."""
 
-    timeout = 20
+    timeout = 120
 
     def setUp(self) -> None:
         self.source = HTTPSource(
@@ -218,7 +218,7 @@ class HTTPSourceTests(RequestSourceContract, unittest.TestCase):
 
 def _status(url: str) -> int:
     try:
-        with urllib.request.urlopen(url, timeout=10) as answer:
+        with urllib.request.urlopen(url, timeout=60) as answer:
             return int(answer.status)
     except urllib.error.HTTPError as error:
         return error.code

@@ -84,7 +84,7 @@ class WebhookDaemonTests(SynchronousTestCase):
         self.assert_signed(posted)
         self.assertEqual(posted.headers["x-pcapsvc-interface"], self.wire.interface)
         self.assertEqual(posted.headers["idempotency-key"], f"{state['id']}-webhook")
-        with urllib.request.urlopen(f"http://127.0.0.1:{daemon.port}/metrics", timeout=10) as response:
+        with urllib.request.urlopen(f"http://127.0.0.1:{daemon.port}/metrics", timeout=60) as response:
             metrics = response.read().decode()
         for name in ("local", "webhook", "puturl"):
             series = f'pcapsvc_delivery_attempts_total{{destination="{name}",outcome="delivered"}} 1.0'
