@@ -88,6 +88,8 @@ class ManholeCase(unittest.TestCase):
 
     timeout = 300
     endpoint = "tcp:0:interface=127.0.0.1"
+    # Of a line, in seconds: none is interrupted, however late this process is run.
+    limit_seconds = 60.0
 
     def setUp(self) -> Any:
         """One that listens, with one key that may log in."""
@@ -116,7 +118,7 @@ class ManholeCase(unittest.TestCase):
             namespace=lambda: self.names,
             mask=Mask([PASSWORD]),
             run_in_thread=threads.deferToThread,
-            limit=TimeLimit(1.0),
+            limit=TimeLimit(self.limit_seconds),
         )
         self.manhole.startService()
         assert self.manhole.listening is not None

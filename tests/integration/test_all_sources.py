@@ -34,8 +34,9 @@ BACK_SECONDS = 60.0
 #: or some seconds on a busy machine. A poll of SQS would take 20 s.
 STOP_SECONDS = 10.0
 
-#: How old requests may be in the tests of that, not counting clock skew.
-AGE_SECONDS = 1
+#: How old requests may be in the tests of that, not counting clock skew: longer than a machine may be too
+#: busy to receive them.
+AGE_SECONDS = 10
 SKEW_SECONDS = 5
 
 _shared: list[Brokers] = []
@@ -303,7 +304,7 @@ class RequestAgeTests(AllSourcesCase):
         return lines
 
     def test_kafka(self) -> None:
-        """A record with an old time stamp is rejected, unless it is old by less than the clock skew."""
+        """A record with an old time stamp is rejected; a recent one isn't, nor one that is ahead."""
         daemon = self.daemon()
         old, old_body = self.request(daemon)
         young, young_body = self.request(daemon)
@@ -312,19 +313,18 @@ class RequestAgeTests(AllSourcesCase):
         try:
             for body, age in (
                 (old_body, 120.0),
-                # Its verdict takes a moment, or longer on a busy machine.
-                (young_body, AGE_SECONDS + 0.1),
+                (young_body, 1.0),
                 (ahead_body, -600.0),
             ):
                 sent = int((time.time() - age) * 1000)
-                producer.send(self.topic, body.encode(), timestamp_ms=sent).get(10)
+                producer.send(self.topic, body.encode(), timestamp_ms=sent).get(60)
         finally:
-            producer.close(10)
+            producer.close(60)
         self.captured(daemon, "kafka", young)
         self.captured(daemon, "kafka", ahead)
         # They arrive in order.
         (line,) = self.refused(daemon, "kafka")
-        self.assertRegex(line, "was sent 12[0-9] s ago, and must be at most 1 s old on this node")
+        self.assertRegex(line, "was sent 1[2-9][0-9] s ago, and must be at most 10 s old on this node")
         self.assertNotIn(f"port {old}'", daemon.log)
         self.assertEqual(2, daemon.log.count("capturing on"))
 
@@ -334,10 +334,12 @@ class RequestAgeTests(AllSourcesCase):
         old, old_body = self.request(daemon)
         young, young_body = self.request(daemon)
         self.brokers.sqs.send(self.queue, [old_body], DelaySeconds=AGE_SECONDS + SKEW_SECONDS + 2)
-        self.brokers.sqs.send(self.queue, [young_body], DelaySeconds=AGE_SECONDS)
+        self.brokers.sqs.send(self.queue, [young_body], DelaySeconds=1)
         self.captured(daemon, "sqs", young)
-        (line,) = until(lambda: self.refused(daemon, "sqs") or None, "a refusal", 20)
-        self.assertRegex(line, "was sent (?:[89]|1[0-9]) s ago, and must be at most 1 s old on this node")
+        (line,) = until(lambda: self.refused(daemon, "sqs") or None, "a refusal", 60)
+        self.assertRegex(
+            line, "was sent (?:1[7-9]|[2-5][0-9]) s ago, and must be at most 10 s old on this node"
+        )
         until(lambda: self.brokers.sqs.counts(self.queue) == (0, 0) or None, "an empty queue")
         self.assertNotIn(f"port {old}'", daemon.log)
         self.assertEqual(1, daemon.log.count("capturing on"))

@@ -115,7 +115,12 @@ class TalkingDaemon(Daemon):
 
 
 class ExcludeSelfTests(SynchronousTestCase):
-    """The daemon's broker, its uploads and its HTTP, all on loopback."""
+    """
+    The daemon's broker, its uploads and its HTTP, all on loopback. The client of S3 opens its connections in
+    threads: see L{KafkaTests}.
+    """
+
+    needs_machine_alone = True
 
     def setUp(self) -> None:
         """Peers, and an echo server that has nothing to do with the daemon."""
@@ -414,7 +419,12 @@ class KafkaTests(SideBySideCase):
 
 
 class SQSTests(SideBySideCase):
-    """Long polls of a client that blocks, in threads, and that opens a new connection if one has died."""
+    """
+    Long polls of a client that blocks, in threads, and that opens a new connection if one has died: see
+    L{KafkaTests}.
+    """
+
+    needs_machine_alone = True
 
     def poll(self, host: str) -> None:
         """Connections are cut in the middle of a poll, again and again."""
@@ -453,7 +463,9 @@ class SQSTests(SideBySideCase):
 
 
 class IPv6Tests(SideBySideCase):
-    """HTTP and uploads, all of them by IPv6."""
+    """HTTP and uploads, all of them by IPv6. For that to S3, see L{KafkaTests}."""
+
+    needs_machine_alone = True
 
     def test_uploads(self) -> None:
         """One capture is asked for, uploaded and asked after, while another runs."""

@@ -105,9 +105,9 @@ class FloodTests(SynchronousTestCase):
             ports = range(first + 1, first + 119)
             bpf = f"port {first}" + "".join(f"||{port}" for port in ports)
             status, answer = daemon.request("POST", "/captures", json.dumps({**request, "bpf": bpf}).encode())
-            # On a busy machine, one may take longer than a filter may.
+            # On a busy machine, one may take longer than a filter may, which is another reason.
             self.assertIn(status, (202, 400, 503), answer)
-            if status == 503:
+            if status == 503 and "the filter compiler failed" not in answer["detail"]:
                 break
         self.assertEqual(status, 503)
         self.assertRegex(answer["detail"], "the requests from http take too much time|more than 100 requests")
@@ -117,7 +117,7 @@ class FloodTests(SynchronousTestCase):
 
     def _until_idle(self, daemon: Daemon) -> None:
         """Wait until no capture runs any more."""
-        until = time.monotonic() + 60
+        until = time.monotonic() + 200
         while daemon.log.count(": capturing on") > daemon.log.count(": stopped, as"):
             self.assertLess(time.monotonic(), until)
             time.sleep(0.1)

@@ -20,6 +20,8 @@ from tests.integration.manhole_case import ManholeCase
 class BoundTests(ManholeCase):
     """What clients may take of the daemon."""
 
+    limit_seconds = 1.0
+
     async def test_endless_line(self) -> None:
         """A line that doesn't end is interrupted; a session that floods is cut."""
         began = time.monotonic()
