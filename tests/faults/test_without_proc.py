@@ -36,7 +36,7 @@ class WithoutProcTests(SynchronousTestCase):
         self.addCleanup(daemon.stop)
         daemon.start(*self.wrapper)
         for limits in ({"packets": 20}, {"packets": 50, "bytes": 24 + 20 * (16 + 100)}):
-            capture = daemon.capture(interface=[self.wire.interface], bpf="udp", timeout=10, **limits)
+            capture = daemon.capture(interface=[self.wire.interface], bpf="udp", **limits)
             self.wire.send([udp_frame(number, size=100) for number in range(30)])
             state = daemon.done(capture)
             self.assertEqual((state["state"], state["packets"]), ("done", 20), daemon.log)
