@@ -335,7 +335,7 @@ class QueueSuite(ChannelSuite):
         self.server = shared_queues()
         name = "-".join(self.id().split(".")[-2:])
         self.url = self.server.create_queue(
-            name + (".fifo" if self.attributes else ""), VisibilityTimeout="60", **self.attributes
+            name + (".fifo" if self.attributes else ""), VisibilityTimeout="600", **self.attributes
         )
 
     def publisher(self, url: str | None = None) -> IPublisher:

@@ -61,7 +61,7 @@ class EventsTests(AllSourcesCase):
         self.event_topic = f"{self.topic}-events"
         self.brokers.kafka.create_topic(self.event_topic)
         self.event_queue = self.brokers.sqs.create_queue(
-            f"{self.topic}-events.fifo", FifoQueue="true", VisibilityTimeout="120"
+            f"{self.topic}-events.fifo", FifoQueue="true", VisibilityTimeout="600"
         )
         self.listener = RedisListener(self.brokers.redis, self.event_topic)
         self.addCleanup(self.listener.stop)

@@ -16,8 +16,9 @@ from tests.runner.outcome import JobProgress, Tally
 from tests.runner.schedule import Job
 
 # After this long without an event a process is taken to hang, unless its test has a longer time-out: trial
-# ends an asynchronous test after 120 s.
-PATIENCE_SECONDS = 300.0
+# ends an asynchronous test after 120 s. Others may wait for many things, each of which may take minutes on a
+# busy machine.
+PATIENCE_SECONDS = 900.0
 # How long a process may take to exit after its last test. It never exits if a test leaves a thread behind.
 EXIT_SECONDS = 60.0
 # How long it may take to start, and to load the tests.
