@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 import weakref
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from peers.process import OwnProcess, answers, free_port
@@ -110,7 +111,7 @@ class SftpServer:
     @ivar user: who logs in: nobody, if this is root, and otherwise whoever this is.
     @ivar directory: a directory of this user.
     @ivar key_file: the private key that it accepts.
-    @ivar host_keys: its public keys, as lines, by type.
+    @ivar host_keys: its public keys, as lines, by type. All servers of this process have the same RSA key.
     """
 
     def __init__(self, *, host: str = "127.0.0.1", wrapper: Sequence[str] = ()) -> None:
@@ -135,9 +136,9 @@ class SftpServer:
             Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
         self.key_file = home / "id"
         self.host_keys: dict[str, str] = {}
-        for path, kind in ((self.key_file, "ed25519"), (home / "ed25519", "ed25519"), (home / "rsa", "rsa")):
-            command = [keygen, "-q", "-t", kind, "-N", "", "-C", path.name, "-f", str(path)]
-            subprocess.run(command, check=True, timeout=60, stdin=subprocess.DEVNULL)
+        for path in (self.key_file, home / "ed25519"):
+            _make_key(keygen, path, "ed25519")
+        _copy_rsa_key(keygen, home)
         for name in ("ed25519", "rsa"):
             self.host_keys[name] = (home / f"{name}.pub").read_text().strip()
         self.authorized_keys = home / "authorized_keys"
@@ -208,6 +209,28 @@ class SftpServer:
                 os.kill(pid, number)
             except ProcessLookupError:
                 pass
+
+
+def _make_key(keygen: str, path: Path, kind: str) -> None:
+    command = [keygen, "-q", "-t", kind, "-N", "", "-C", path.name, "-f", str(path)]
+    subprocess.run(command, check=True, timeout=60, stdin=subprocess.DEVNULL)
+
+
+@cache
+def _rsa_key(keygen: str) -> tuple[bytes, bytes]:
+    """An RSA key, private and public: to make one takes up to a second of processor time."""
+    with tempfile.TemporaryDirectory(prefix="pcapsvc-rsa-") as directory:
+        path = Path(directory, "rsa")
+        _make_key(keygen, path, "rsa")
+        return path.read_bytes(), path.with_suffix(".pub").read_bytes()
+
+
+def _copy_rsa_key(keygen: str, directory: Path) -> None:
+    private, public = _rsa_key(keygen)
+    path = directory / "rsa"
+    path.touch(mode=0o600)
+    path.write_bytes(private)
+    path.with_suffix(".pub").write_bytes(public)
 
 
 def _descendants(pid: int) -> list[int]:
