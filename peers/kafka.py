@@ -165,6 +165,9 @@ class KafkaBroker:
 
     def stop(self) -> None:
         """End it for good, even if it is frozen or not running."""
+        if self._process.is_running:
+            # To end properly takes it seconds, and nobody will need what it keeps.
+            self._process.signal(signal.SIGKILL)
         self._process.clean_up()
 
     def exit(self, patience_seconds: float) -> None:
