@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from pcapsvc.host.memory import ProcessMemory
@@ -11,7 +12,7 @@ from pcapsvc.host.memory import ProcessMemory
 # Of a process, with the programs that it starts: some have a Java program, or a browser.
 _PROCESS_BYTES = 500 << 20
 # Most of the time a test of the whole waits for a server.
-_PROCESSES_PER_PROCESSOR = 6
+_PROCESSES_PER_PROCESSOR = 7
 
 
 def processors(proc: Path = Path("/proc/self"), mounted: Path = Path("/sys/fs/cgroup")) -> float:
@@ -38,6 +39,34 @@ def most_processes(
     most = int(_PROCESSES_PER_PROCESSOR * processors)
     free = ProcessMemory(str(proc), str(meminfo)).free_bytes(most * _PROCESS_BYTES)
     return max(1, most if free is None else min(most, free // _PROCESS_BYTES))
+
+
+def processor_seconds() -> float:
+    """
+    How many seconds of processors this process has taken, and all that it has started: those that have ended
+    and were waited for, and those that still run, such as the servers of tests.
+    """
+    ticks = sum(map(_ticks, _descendants(os.getpid())))
+    return sum(os.times()[:4]) + ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _descendants(pid: int) -> Iterator[int]:
+    # Those of each thread (proc(5), /proc/pid/task/tid/children).
+    with suppress(OSError):
+        for path in Path(f"/proc/{pid}/task").glob("*/children"):
+            for child in map(int, path.read_text().split()):
+                yield child
+                yield from _descendants(child)
+
+
+def _ticks(pid: int) -> int:
+    """What a process has taken, with those that it has waited for; 0 if it is gone."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return 0
+    # See proc(5), /proc/pid/stat. The name, its second field, may have spaces and parentheses.
+    return sum(map(int, stat.rpartition(")")[2].split()[11:15]))
 
 
 def _quotas(proc: Path, mounted: Path) -> Iterator[float]:

@@ -85,7 +85,7 @@ class JobProgress:
         """
         summary = None
         if event["event"] == "ready":
-            self._last = (event["time"], event["cpu"])
+            self._look_at_clocks(event)
             self.ready = True
             return None
         if event["event"] == "end":
@@ -97,7 +97,7 @@ class JobProgress:
             summary = self._finish_module()
             self._module = module
             self._module_started = self._last
-        self._last = (event["time"], event["cpu"])
+        self._look_at_clocks(event)
         self.timeout_seconds = event.get("timeout") or 0.0
         self._count(event["event"], test, event["text"])
         return summary
@@ -106,6 +106,10 @@ class JobProgress:
         """The names that did not run, after a process that died: those behind the one that it died in."""
         gone = {*self.finished, self._module or self._job.names[0]}
         return tuple(name for name in self._job.names if name not in gone)
+
+    def _look_at_clocks(self, event: Mapping[str, Any]) -> None:
+        # Only some events have the time of processors.
+        self._last = (event["time"], event.get("cpu", self._last[1]))
 
     def _count(self, kind: str, test: str, text: str) -> None:
         if kind == "start":

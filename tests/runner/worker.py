@@ -24,6 +24,7 @@ from twisted.trial.reporter import Reporter
 from twisted.trial.runner import TestLoader, TrialRunner
 from twisted.trial.unittest import TestSuite
 
+from tests.runner.machine import processor_seconds
 from tests.runner.schedule import MARK
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
@@ -54,7 +55,7 @@ class EventReporter(Reporter):
     def stopTest(self, test: Any) -> None:
         """A test has ended."""
         super().stopTest(test)
-        self._tell("stop", test)
+        self._tell("stop", test, cpu=processor_seconds())
 
     def addSuccess(self, test: Any) -> None:
         """It passed."""
@@ -91,9 +92,7 @@ class EventReporter(Reporter):
 
 
 def _write(event: dict[str, Any]) -> None:
-    # Of this process, and of those that it has started and that have ended.
-    now = {"time": time.monotonic(), "cpu": sum(os.times()[:4])}
-    EventReporter.events.write(json.dumps(event | now) + "\n")
+    EventReporter.events.write(json.dumps({**event, "time": time.monotonic()}) + "\n")
     EventReporter.events.flush()
 
 
@@ -138,7 +137,7 @@ def main() -> int:
     # What is loaded stays, and would be looked at again in each full collection.
     gc.collect()
     gc.freeze()
-    _write({"event": "ready"})
+    _write({"event": "ready", "cpu": processor_seconds()})
     result: Any = TrialRunner(EventReporter, workingDirectory=arguments.directory).run(suite)
     _write({"event": "end"})
     return int(not result.wasSuccessful())

@@ -13,7 +13,7 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.runner import schedule
-from tests.runner.machine import most_processes, processors
+from tests.runner.machine import most_processes, processor_seconds, processors
 from tests.runner.pool import Pool, next_job
 from tests.runner.schedule import Duration, Job, find_modules, marks, plan
 
@@ -61,12 +61,27 @@ class MachineTests(SynchronousTestCase):
     def test_memory(self) -> None:
         """There are no more processes than the memory has room for, of the host and of a control group."""
         self.write(meminfo="MemTotal: 9999999 kB\nMemAvailable: 4194304 kB\n")
-        for count, most in ((0.1, 1), (1.5, 8), (2, 8), (1, 6)):
+        for count, most in ((0.1, 1), (1.5, 8), (2, 8), (1, 7)):
             self.assertEqual(most_processes(count, self.path, self.path / "meminfo"), most)
         group = self.path.absolute() / "group"
         self.write(cgroup="0::/\n", mountinfo=f"30 23 0:26 / {group} rw - cgroup2 cgroup rw\n")
         self.write(group__memory_dot_max="2147483648\n", group__memory_dot_current="104857600\n")
         self.assertEqual(most_processes(2, self.path, self.path / "meminfo"), 3)
+
+    def test_processor_seconds(self) -> None:
+        """What a process takes counts while it runs, and after its end."""
+        spin = "import time\nwhile time.process_time() < 0.5: pass\nprint(flush=True)\ninput()"
+        before = processor_seconds()
+        words = [sys.executable, "-c", spin]
+        with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdout.readline()
+            running = processor_seconds()
+            process.stdin.write(b"\n")
+        self.assertGreater(running - before, 0.4)
+        # The kernel rounds each of them.
+        self.assertGreater(processor_seconds(), running - 0.1)
 
 
 class ScheduleTests(SynchronousTestCase):
