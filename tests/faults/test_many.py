@@ -52,8 +52,8 @@ FAILING = 0.3
 # The share of failed deliveries whose capture has arrived all the same.
 ARRIVED = 0.2
 
-# Of their 800 uploads, some 240 first attempts fail: 80 for each kind of fault.
-REAL_CAPTURES = 400
+# Of their 400 uploads, some 120 first attempts fail: 40 for each kind of fault.
+REAL_CAPTURES = 200
 # On a busy machine there is not the time for all. So many are needed, as each kind of fault is to happen.
 FEWEST_CAPTURES = 150
 AT_ONCE = 10

@@ -75,7 +75,7 @@ class QuietTests(LookBackCase):
         busy = Wire()
         self.addCleanup(busy.stop)
         busy.start()
-        seconds = 4
+        seconds = 3
         more = f'[[interface]]\nname = "{busy.interface}"\nhistory = {seconds}\n'
         daemon = self.start(f"history = {seconds}", more=more, general="maxpackets = 10000000")
         sending = threading.Thread(
