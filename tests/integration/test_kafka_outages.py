@@ -219,13 +219,13 @@ class AttemptsTests(unittest.TestCase):
         self.assertEqual(before, (threading.active_count(), descriptors()))
 
     def test_nobody_listens(self) -> None:
-        """Hundreds of attempts to connect to a closed port leave nothing behind."""
-        self.attempt(300, f"127.0.0.1:{free_port()}")
+        """A hundred attempts to connect to a closed port leave nothing behind."""
+        self.attempt(100, f"127.0.0.1:{free_port()}")
 
     def test_nobody_answers(self) -> None:
         """So do attempts with a server that accepts connections, but sends nothing."""
         with socket.create_server(("127.0.0.1", 0), backlog=1024) as mute:
-            self.attempt(100, f"127.0.0.1:{mute.getsockname()[1]}")
+            self.attempt(40, f"127.0.0.1:{mute.getsockname()[1]}")
 
     async def test_stop_while_it_connects(self) -> None:
         """A stop aborts an attempt that waits for an answer."""
