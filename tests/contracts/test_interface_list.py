@@ -18,7 +18,7 @@ from tests.contracts.test_pcapy_system import ip
 def as_ip_says() -> list[NetworkInterface]:
     """Every interface of this network namespace."""
     command = [require_command("ip", "iproute2"), "-json", "address", "show"]
-    found = json.loads(subprocess.run(command, check=True, capture_output=True, timeout=20).stdout)
+    found = json.loads(subprocess.run(command, check=True, capture_output=True, timeout=60).stdout)
     return [
         NetworkInterface(
             name=each["ifname"],

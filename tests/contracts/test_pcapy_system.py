@@ -38,7 +38,7 @@ _ENDLESS = "ip and (dst host 1.2.3.4 or host 10.0.0.1) and (dst host 1.2.3.4 or 
 
 def ip(*words: str) -> None:
     """Call C{ip}."""
-    subprocess.run([require_command("ip", "iproute2"), *words], check=True, capture_output=True, timeout=20)
+    subprocess.run([require_command("ip", "iproute2"), *words], check=True, capture_output=True, timeout=60)
 
 
 def sockets() -> int:

@@ -165,7 +165,7 @@ class LiveTests(PlainWordsCase):
         # linux/if_tun.h: TUNSETIFF; IFF_TUN and IFF_NO_PI.
         fcntl.ioctl(tunnel, 0x400454CA, struct.pack("16sH22x", interface.encode(), 0x1001))
         ip = require_command("ip", "iproute2")
-        subprocess.run([ip, "link", "set", interface, "up"], check=True, timeout=20)
+        subprocess.run([ip, "link", "set", interface, "up"], check=True, timeout=60)
         near = self.sender(interface)
         await self.compare(interface, RAW, lambda data: os.write(tunnel, data), near.send, REQUESTS // 4)
 

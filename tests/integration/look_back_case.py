@@ -23,7 +23,7 @@ class LookBackCase(unittest.SynchronousTestCase):
 
     def start(self, history: str = "history = 60", *, more: str = "", **options: Any) -> Daemon:
         """
-        A daemon that records the wire.
+        A daemon that records the wire, and what else it is configured to.
 
         @param more: more sections of its configuration.
         """
@@ -31,8 +31,14 @@ class LookBackCase(unittest.SynchronousTestCase):
         daemon = Daemon(interface, **options)
         self.addCleanup(daemon.stop)
         daemon.start()
-        daemon.until(lambda: self.history(daemon)["problem"] is None or None, "the history")
+        daemon.until(lambda: self.are_recorded(daemon) or None, "the histories")
         return daemon
+
+    def are_recorded(self, daemon: Daemon) -> bool:
+        """Whether all histories have begun."""
+        _, answer = daemon.request("GET", "/interfaces")
+        histories = [each["history"] for each in answer["interfaces"] if each["history"] is not None]
+        return all(history["problem"] is None for history in histories)
 
     def history(self, daemon: Daemon, interface: str | None = None) -> dict[str, Any]:
         """What the daemon remembers of an interface, or of the wire."""

@@ -151,7 +151,7 @@ class Resolver:
         self._files = Path("/etc/netns", self._name)
 
     def _run(self, *words: str) -> None:
-        subprocess.run([self._ip, *words], check=True, capture_output=True, timeout=20)
+        subprocess.run([self._ip, *words], check=True, capture_output=True, timeout=60)
 
     def start(self) -> None:
         """Make the namespace."""
@@ -167,7 +167,7 @@ class Resolver:
     def stop(self) -> None:
         """Take it away."""
         delete = [self._ip, "netns", "delete", self._name]
-        subprocess.run(delete, check=False, capture_output=True, timeout=20)
+        subprocess.run(delete, check=False, capture_output=True, timeout=60)
         shutil.rmtree(self._files, ignore_errors=True)
         with contextlib.suppress(OSError):
             self._files.parent.rmdir()

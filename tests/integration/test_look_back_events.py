@@ -180,7 +180,7 @@ class SeveralTests(LookBackCase):
         # What else there is on all interfaces may be more than fits into a ring, or into a history.
         bpf = "udp dst port 4711"
         daemon = self.start(more=f'[[interface]]\nname = "any"\nhistory = 60\nhistoryfilter = "{bpf}"\n')
-        for number in itertools.chain(range(100)):
+        for number in range(100):
             (self.wire, other)[number % 2].send([udp_frame(number, port=4711)])
         capture = daemon.capture(interface=["any"], before=30, pastonly=True, bpf=bpf)
         daemon.done(capture)

@@ -61,7 +61,7 @@ class DescriptionTests(SynchronousTestCase):
             [
                 *(program, "--config-file", str(ROOT / "schemathesis.toml"), "--no-color"),
                 *("run", f"http://127.0.0.1:{daemon.port}/openapi.json"),
-                *("--request-timeout", "20", "--generation-database", "none", *options),
+                *("--request-timeout", "60", "--generation-database", "none", *options),
             ],
             cwd=self.mktemp_folder(),
             capture_output=True,
@@ -100,7 +100,7 @@ class DescriptionTests(SynchronousTestCase):
 
             def ask(case: schemathesis.Case) -> None:
                 sent = case.as_transport_kwargs(base_url=f"http://127.0.0.1:{daemon.port}")
-                with session.request(**sent, stream=True, timeout=20) as response:
+                with session.request(**sent, stream=True, timeout=60) as response:
                     statuses.add(response.status_code)
                     if response.status_code == 200:
                         self.assertEqual(response.headers["Content-Type"], "text/event-stream")

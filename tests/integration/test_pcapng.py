@@ -232,7 +232,7 @@ class KindTests(PcapngCase):
         daemon = self.start("history = 60", general=self.general, retain_bytes=_KEEP_BYTES)
         self.send(*range(100))
         self.remembered(daemon, 100)
-        capture = self.capture(daemon, packets=200, timeout=20)
+        capture = self.capture(daemon, packets=200)
         self.send(*range(100, 200))
         daemon.done(capture)
         self.assertEqual(len(self.same(daemon, capture)[1]), 200)
@@ -326,7 +326,7 @@ class NanosecondTests(PcapngCase):
         self.send(*range(100), port=9)
         self.remembered(daemon, 200)
         # Through a filter, and cut.
-        capture = self.capture(daemon, packets=200, timeout=20, bpf="udp port 53", snap=60)
+        capture = self.capture(daemon, packets=200, bpf="udp port 53", snap=60)
         self.send(*range(100, 200), port=53)
         daemon.done(capture)
         _, packets = self.same(daemon, capture)

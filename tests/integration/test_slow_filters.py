@@ -137,7 +137,7 @@ class SlowFilterTests(SynchronousTestCase):
         problems = []
         packets = _RATE * _SECONDS
         capture = daemon.capture(
-            interface=[self.wire.interface], packets=packets, bytes=500_000_000, snap=_SIZE, timeout=5
+            interface=[self.wire.interface], packets=packets, bytes=500_000_000, snap=_SIZE
         )
         generator = OwnProcess("generator")
         self.addCleanup(generator.clean_up)
@@ -168,7 +168,7 @@ class SlowFilterTests(SynchronousTestCase):
         self.assertEqual(daemon.logged_times("is used without optimization", number + 1), number + 1)
         generator.wait(60)
         sent = json.loads(generator.log.splitlines()[-1])
-        state = daemon.done(capture)
+        state = daemon.read(capture)
         if (state["packets"], state["dropped"]) != (packets, 0):
             return [*problems, f"lost packets: {state}, {sent}"]
         content = memoryview(daemon.file_of(capture).read_bytes())

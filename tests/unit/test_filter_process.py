@@ -65,7 +65,7 @@ class FilterProcessTests(unittest.TestCase):
         """Filters on which libpcap's optimizer never ends can be used, and delay no others."""
         if b"1.9.1" not in Path(library_path(pcapy.__file__)).read_bytes():
             raise unittest.SkipTest("this libpcap's optimizer comes to an end")
-        self.make(optimizer_seconds=0.5, limit_seconds=0.5)
+        self.make(optimizer_seconds=2.0, limit_seconds=2.0)
         endless = [self.compile(bpf) for bpf in ENDLESS]
         easy = await self.compile("udp port 53")
         self.assertTrue(easy.is_optimized)
@@ -153,7 +153,7 @@ class FilterProcessTests(unittest.TestCase):
 
     async def test_stopped(self) -> None:
         """A filter whose process is stopped from outside is compiled by another one."""
-        self.make(limit_seconds=0.5)
+        self.make(limit_seconds=2.0)
         await self.compile("tcp")
         [child] = children()
         os.kill(child, signal.SIGSTOP)
