@@ -267,7 +267,7 @@ class BadPeerTests(S3Case):
 
         artifact = make_artifact(self.content, endpoint=self.peer(speak).endpoint)
         error = await self.assertFailure(
-            self.destination().store(artifact).addTimeout(20, reactor), DestinationError
+            self.destination().store(artifact).addTimeout(_PATIENCE_SECONDS, reactor), DestinationError
         )
         self.assertIn("nested too deeply", str(error))
         self.assertTrue(error.retryable)

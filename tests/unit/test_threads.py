@@ -28,10 +28,16 @@ class ThreadClock(Clock):
         self.from_threads.append((function, *args))
 
 
+def be_patient(test: TestCase) -> None:
+    """Have a stop wait for threads for as long as a busy machine may need."""
+    test.patch(threads_module, "STOP_SECONDS", 60.0)
+
+
 class ThreadsTests(TestCase):
     """L{Threads}, on the real reactor."""
 
     def setUp(self) -> None:
+        be_patient(self)
         self.threads = Threads(reactor, most=2)
         self.threads.startService()
         self.addCleanup(self.threads.stopService)
@@ -88,6 +94,7 @@ class NoMoreThreadsTests(TestCase):
     """L{Threads}, while the system starts no more threads."""
 
     def setUp(self) -> None:
+        be_patient(self)
         self.threads = Threads(reactor, most=2)
         self.threads.startService()
         self.addCleanup(self.threads.stopService)
