@@ -20,6 +20,16 @@ _FALLOC_FL_PUNCH_HOLE = 2
 
 _fallocate = ctypes.CDLL(None, use_errno=True).fallocate
 _fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+# It doesn't wait, and with each request it is asked how much all captures hold: it keeps Python's lock, which
+# would take longer to get back if other threads are busy.
+_lseek = ctypes.PyDLL(None, use_errno=True).lseek
+_lseek.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int)
+_lseek.restype = ctypes.c_int64
+
+
+def _error() -> OSError:
+    code = ctypes.get_errno()
+    return OSError(code, os.strerror(code))
 
 
 class MemoryFile:
@@ -47,7 +57,10 @@ class MemoryFile:
     def size(self) -> int:
         """The number of bytes."""
         # In Python, four times as fast as fstat(2). The descriptor's offset is not used.
-        return os.lseek(self.descriptor, 0, os.SEEK_END) - self._start
+        end: int = _lseek(self.descriptor, 0, os.SEEK_END)
+        if end < 0:
+            raise _error()
+        return end - self._start
 
     @property
     def held_bytes(self) -> int:
@@ -118,8 +131,8 @@ class MemoryFile:
         # fallocate(2): the standard library has only posix_fallocate(3), which changes the file's size.
         while _fallocate(self.descriptor, mode, start, end - start) != 0:
             # A signal interrupts it, and nothing else would try again.
-            if (code := ctypes.get_errno()) != errno.EINTR:
-                raise OSError(code, os.strerror(code))
+            if ctypes.get_errno() != errno.EINTR:
+                raise _error()
 
     def close(self) -> None:
         """Free the memory. Readers that are open stay readable. A second call does nothing."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import select
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -245,9 +246,20 @@ class Capturer:
             return
         if self._histories is not None:
             self._histories.keep_up()
-        for port in self._ports:
+        for port in self._with_packets():
             port.keep_up()
         self._kept_up = self._reactor.seconds()
+
+    def _with_packets(self) -> list[CapturePort]:
+        """
+        The captures for which packets have arrived. To ask for all of them takes less time than to read one
+        of them in vain.
+        """
+        running = {port.fileno(): port for port in self._ports if not port.has_ended}
+        ready = select.poll()
+        for descriptor in running:
+            ready.register(descriptor, select.POLLIN)
+        return [running[descriptor] for descriptor, _ in ready.poll(0)]
 
     def _buffer(
         self,

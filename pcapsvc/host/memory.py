@@ -139,7 +139,8 @@ def _limit(directory: str, files: _Files) -> int | None:
 
 
 def _free(directory: str, files: _Files, enough: int) -> int | None:
-    limit, used = _limit(directory, files), _number(_read(f"{directory}/{files.usage}"))
+    limit = _limit(directory, files)
+    used = None if limit is None else _number(_read(f"{directory}/{files.usage}"))
     if limit is None or used is None:
         return None
     if limit - used >= enough:

@@ -38,6 +38,7 @@ from pcapsvc.packets.network_interfaces import (
     bound_index,
     missed_packets,
 )
+from pcapsvc.packets.socket_counts import SocketCounts
 
 #: libpcap, if the internals of the installed pcapy are known; else L{None}.
 LIBPCAP = find_libpcap(pcapy.__file__)
@@ -184,11 +185,10 @@ class PcapyHandle:
         self._began, self._stale = 0.0, 0
         self._filters = HandleFilters(reader) if libpcap is None else CompiledHandleFilters(reader, libpcap)
         self.program = self._in_force = everything(self.snap_length)
-        # libpcap 1.9 opens its socket on all interfaces, and binds it then: what came between is counted.
-        received, dropped, _ = reader.stats()
-        self._before = PacketCounts(
-            received=received, dropped=dropped, interface_dropped=missed_packets(self.index)
-        )
+        # libpcap 1.9 opens its socket on all interfaces, and binds it then: what came between is counted. So
+        # counting begins with the first filter.
+        self._counts = SocketCounts()
+        self._before = PacketCounts(received=0, dropped=0, interface_dropped=None)
 
     def kind(self, bpf: str) -> Kind:
         """What a filter for this handle is compiled for."""
@@ -419,13 +419,13 @@ class PcapyHandle:
 
     def _all_counts(self, *, hardware: bool = True) -> PacketCounts | None:
         try:
-            # The third number isn't of use: libpcap 1.9 reads what an interface of this name has dropped
-            # since it was made, including what it has captured.
-            received, dropped, _ = self._reader.stats()
-        except pcapy.PcapError:
+            self._counts.update(self.fileno())
+        except (OSError, pcapy.PcapError):
             return None
         missed = missed_packets(self.index) if hardware and not self.is_gone else None
-        return PacketCounts(received=received, dropped=dropped, interface_dropped=missed)
+        return PacketCounts(
+            received=self._counts.received, dropped=self._counts.dropped, interface_dropped=missed
+        )
 
     def close(self) -> None:
         self._close(self._close_descriptor)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import os
 import socket
 import struct
@@ -48,8 +47,14 @@ _IFF_UP = 0x1
 
 # packet(7): struct sockaddr_ll.
 _ADDRESS = struct.Struct("=HHiHBB8s")
-_getsockname = ctypes.CDLL(None, use_errno=True).getsockname
+# None of these waits: they keep Python's lock, unlike Python's own. If interfaces are opened in many threads,
+# it takes longer to get it back each time than they take.
+_libc = ctypes.PyDLL(None, use_errno=True)
+_getsockname = _libc.getsockname
 _getsockname.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.POINTER(ctypes.c_uint32))
+_socket, _close = _libc.socket, _libc.close
+_ioctl = _libc.ioctl
+_ioctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p)
 
 # rtnetlink(7): struct nlmsghdr, struct ifinfomsg, struct rtattr; linux/netlink.h, linux/if_link.h.
 _MESSAGE = struct.Struct("=IHHII")
@@ -144,18 +149,28 @@ def is_up(index: int) -> bool:
 
 def _ask(request: int, about: bytes) -> bytes | None:
     """
-    Ask the kernel about an interface (netdevice(7)). The C library's and Python's own functions don't say
+    Ask the kernel about an interface (netdevice(7)). The C library's if_nametoindex(3) and the like don't say
     whether there is no such interface, or no descriptor to ask with.
 
     @return: the answer; L{None} if there is no such interface.
     """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as any_socket:
-        try:
-            return fcntl.ioctl(any_socket, request, about)
-        except OSError as error:
-            if error.errno in (errno.ENODEV, errno.ENXIO):
-                return None
-            raise
+    any_socket = _socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, 0)
+    if any_socket < 0:
+        raise _error(ctypes.get_errno())
+    try:
+        answer = ctypes.create_string_buffer(about, len(about))
+        if _ioctl(any_socket, request, answer) >= 0:
+            return answer.raw
+        code = ctypes.get_errno()
+    finally:
+        _close(any_socket)
+    if code in (errno.ENODEV, errno.ENXIO):
+        return None
+    raise _error(code)
+
+
+def _error(code: int) -> OSError:
+    return OSError(code, os.strerror(code))
 
 
 def missed_packets(index: int, sysfs: Path = _SYSFS) -> int | None:
@@ -173,9 +188,9 @@ def missed_packets(index: int, sysfs: Path = _SYSFS) -> int | None:
         if name is None:
             return None
         missed = sum(int(read_kernel_file(sysfs_path(name, f"statistics/{each}", sysfs))) for each in _MISSED)
-        # It may have been renamed in the meantime.
+        # It may have been renamed in the meantime, and these files may be those of another network namespace.
         found = int(read_kernel_file(sysfs_path(name, "ifindex", sysfs)))
-        return missed if found == index == find_index(name) else None
+        return missed if found == index else None
     except (OSError, ValueError):
         return None
 
@@ -198,7 +213,7 @@ def _find_long_name(name: bytes) -> int | None:
     (code,) = struct.unpack_from("=i", answer, _MESSAGE.size)
     if -code in (errno.ENODEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ERANGE):
         return None
-    raise OSError(-code, os.strerror(-code))
+    raise _error(-code)
 
 
 def _attribute(kind: int, value: bytes) -> bytes:

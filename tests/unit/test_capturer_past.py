@@ -289,6 +289,21 @@ class CapturerTests(CapturerCase):
                 self.capturer.keep_up()
         self.assertEqual(len(pulls), 2)
 
+    def test_keep_up_with_packets(self) -> None:
+        """In the middle of other work, of all captures those are read for which packets have arrived."""
+        captures = [
+            self.successResultOf(self.prepare(interface, is_optional=True)) for interface in ("mem1", "mem0")
+        ]
+        found = []
+        for interface in ("mem1", "mem0"):
+            self.system.deliver(interface, udp_frame(1))
+            self.reactor.rightNow += 0.02
+            self.capturer.keep_up()
+            found.append([capture.progress().packets for capture in captures])
+        self.assertEqual(found, [[1, 0], [1, 1]])
+        for capture in captures:
+            capture.discard()
+
 
 class CookedTests(CapturerCase):
     """On a cooked interface, at least 21 bytes of a packet are kept, however few are asked for."""
