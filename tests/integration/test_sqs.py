@@ -422,12 +422,12 @@ class FleetTests(SQSTestCase):
         sinks = {node: NodeSink(node) for node in NODES}
         for sink in sinks.values():
             self.listen(url, sink, endpoint=proxy.endpoint, hidden_seconds=5)
-        nodes = self.addressed(300)
+        nodes = self.addressed(160)
         await self.send(url, *(request(number, node) for number, node in enumerate(nodes)))
         await self.emptied(url)
         for node, sink in sinks.items():
             self.assertEqual([at for at, other in enumerate(nodes) if other == node], sorted(sink.taken))
-        self.assertEqual(150, proxy.forgotten)
+        self.assertEqual(80, proxy.forgotten)
         self.assertEqual([], [event for event in self.events if event.startswith("warn")])
 
     async def test_daemons(self) -> None:
@@ -451,7 +451,7 @@ class FleetTests(SQSTestCase):
         for daemon in daemons:
             self.addCleanup(daemon.stop)
             await threads.deferToThread(daemon.start)
-        nodes = self.addressed(300)
+        nodes = self.addressed(160)
         # Each request captures packets to its own port.
         bodies = [
             json.dumps(
@@ -478,11 +478,11 @@ class FleetTests(SQSTestCase):
                         (packet,) = read_packets(path)
                         files[path] = int.from_bytes(packet.data[36:38], "big") - 1000
         await self.emptied(url)
-        self.assertEqual(dict.fromkeys(range(300), 1), dict(Counter(files.values())))
+        self.assertEqual(dict.fromkeys(range(160), 1), dict(Counter(files.values())))
         for path, number in files.items():
             self.assertTrue(path.name.startswith(f"{nodes[number]}-"), path.name)
         # The duplicates have been delivered, and no other capture is running.
-        self.assertEqual(150, proxy.forgotten)
+        self.assertEqual(80, proxy.forgotten)
         for daemon in daemons:
             count = nodes.count(daemon.node)
             self.assertEqual(count, await threads.deferToThread(daemon.logged_times, "capturing on", count))
