@@ -17,11 +17,15 @@ import json
 import os
 import sys
 import time
+from contextlib import suppress
 from typing import Any
 
 from twisted.internet import reactor, stdio, task
 from twisted.internet.defer import Deferred
+from twisted.internet.error import ReactorNotRunning
+from twisted.internet.protocol import connectionDone
 from twisted.protocols.basic import LineReceiver
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from pcapsvc import app
@@ -82,6 +86,11 @@ class Control(LineReceiver):
         """Start the node."""
         self.node.service.privilegedStartService()
         self.node.service.startService()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """Stop at once if whoever has started it is gone."""
+        with suppress(ReactorNotRunning):
+            reactor.stop()  # type: ignore[attr-defined]
 
     def lineReceived(self, line: bytes) -> None:
         """Do what a line says."""
