@@ -13,6 +13,17 @@ from peers.tcpdump import read_packets
 from peers.wire import Wire
 
 
+def histories_begun(daemon: Daemon) -> None:
+    """Wait until all histories of a daemon have begun."""
+
+    def have_begun() -> bool | None:
+        _, answer = daemon.request("GET", "/interfaces")
+        histories = [each["history"] for each in answer["interfaces"] if each["history"] is not None]
+        return all(history["problem"] is None for history in histories) or None
+
+    daemon.until(have_begun, "the histories")
+
+
 class LookBackCase(unittest.SynchronousTestCase):
     """A daemon that remembers a wire."""
 
@@ -31,14 +42,8 @@ class LookBackCase(unittest.SynchronousTestCase):
         daemon = Daemon(interface, **options)
         self.addCleanup(daemon.stop)
         daemon.start()
-        daemon.until(lambda: self.are_recorded(daemon) or None, "the histories")
+        histories_begun(daemon)
         return daemon
-
-    def are_recorded(self, daemon: Daemon) -> bool:
-        """Whether all histories have begun."""
-        _, answer = daemon.request("GET", "/interfaces")
-        histories = [each["history"] for each in answer["interfaces"] if each["history"] is not None]
-        return all(history["problem"] is None for history in histories)
 
     def history(self, daemon: Daemon, interface: str | None = None) -> dict[str, Any]:
         """What the daemon remembers of an interface, or of the wire."""

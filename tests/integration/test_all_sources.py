@@ -27,8 +27,8 @@ BROKERS = ("redis", "kafka", "sqs")
 SOURCES = (*BROKERS, "http")
 
 #: How long a request takes to be captured while its source is connected, and until a source works again.
-WORKS_SECONDS = 30.0
-BACK_SECONDS = 60.0
+WORKS_SECONDS = 90.0
+BACK_SECONDS = 120.0
 
 #: The longest time that a stop takes: a source takes up to 1.5 s, and the end of the process half a second,
 #: or some seconds on a busy machine. A poll of SQS would take 20 s.

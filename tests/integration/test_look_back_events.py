@@ -16,7 +16,7 @@ from typing import Any
 from peers.frames import number_of, udp_frame
 from peers.tcpdump import read_packets
 from peers.wire import Wire
-from tests.integration.look_back_case import LookBackCase
+from tests.integration.look_back_case import LookBackCase, histories_begun
 from tests.integration.test_all_sources import SOURCES, AllSourcesCase, until
 from tests.integration.traffic import PATIENT, generate
 
@@ -48,6 +48,7 @@ class EventTests(AllSourcesCase):
         daemon = self.daemon(
             more=f'{PATIENT}[[interface]]\nname = "{self.wire.interface}"\nhistory = {before}\n'
         )
+        histories_begun(daemon)
         events: dict[str, int] = {}
         bodies: dict[str, str] = {}
         for source in SOURCES:
