@@ -136,6 +136,10 @@ class LinkSuite:
         """Publish at the far end, which works in an outage, too."""
         raise NotImplementedError
 
+    def publisher(self) -> Callable[[str], object]:
+        """Get ready to publish quickly."""
+        return self.publish
+
     def daemon(self, more: str = "") -> Daemon:
         """A daemon that is connected to the broker. It runs until the end of the test."""
         daemon = Daemon(self.configuration() + more)
@@ -248,15 +252,20 @@ class LinkSuite:
     def test_moment(self) -> None:
         """A link that is down for a moment is not logged, and what was published then arrives."""
         daemon = self.daemon()
+        publish = self.publisher()
+        port, body = self.request(daemon)
+        began = time.monotonic()
         self.link.down()
-        ports = [self.published(daemon)]
+        publish(body)
         time.sleep(MOMENT_SECONDS)
         self.link.up()
-        self.captured(daemon, self.name, ports[0], seconds=SENT_AGAIN_SECONDS)
-        ports.append(self.published(daemon))
+        # On a busy machine it may have been more than a moment.
+        is_noticeable = time.monotonic() - began > self.unnoticed_seconds
+        self.captured(daemon, self.name, port, seconds=SENT_AGAIN_SECONDS)
+        ports = [port, self.published(daemon)]
         self.captured(daemon, self.name, ports[1])
         self.once(daemon, ports)
-        self.assertEqual(self.warnings(daemon), [])
+        self.assertLessEqual(len(self.warnings(daemon)), is_noticeable, daemon.log)
 
     def test_stop(self) -> None:
         """A stop is quick, before the outage is noticed and after, while the source connects again."""
@@ -326,6 +335,16 @@ class KafkaTests(LinkSuite, SynchronousTestCase):
     def publish(self, body: str) -> None:
         self.link.there(self.broker.produce, self.topic, [body.encode()])
 
+    def publisher(self) -> Callable[..., object]:
+        producer = self.link.there(self.broker.producer)
+        self.addCleanup(producer.close, WORKS_SECONDS)
+        producer.partitions_for(self.topic)
+
+        def publish(body: str, **options: Any) -> None:
+            producer.send(self.topic, body.encode(), **options).get(WORKS_SECONDS)
+
+        return publish
+
     def kept(self, daemon: Daemon, in_outage: list[int]) -> list[int]:
         self.captured(daemon, self.name, *in_outage)
         return in_outage
@@ -333,25 +352,20 @@ class KafkaTests(LinkSuite, SynchronousTestCase):
     def test_too_old(self) -> None:
         """What is too old when an outage is over is rejected; what isn't is captured."""
         daemon = self.daemon()
+        publish = self.publisher()
+        _, old = self.request(daemon)
+        port, new = self.request(daemon)
+        began = time.monotonic()
         self.link.down()
-        try:
-            _, old = self.request(daemon)
-            self.link.there(self.produce_old, old)
-            port = self.published(daemon)
-        finally:
-            self.link.up()
+        publish(old, timestamp_ms=int((time.time() - 120) * 1000))
+        publish(new)
+        self.link.up()
+        is_noticeable = time.monotonic() - began > self.unnoticed_seconds
         self.captured(daemon, self.name, port, seconds=SENT_AGAIN_SECONDS)
         self.once(daemon, [port])
-        (warning,) = self.warnings(daemon)
-        self.assertRegex(warning, r"request from kafka refused.* was sent 12\d s ago")
-
-    def produce_old(self, body: str) -> None:
-        """Publish a request that was sent two minutes ago."""
-        producer = self.broker.producer()
-        try:
-            producer.send(self.topic, body.encode(), timestamp_ms=int((time.time() - 120) * 1000)).get(10)
-        finally:
-            producer.close(10)
+        refused, *others = sorted(self.warnings(daemon), key=lambda line: "refused" not in line)
+        self.assertRegex(refused, r"request from kafka refused.* was sent 1[2-9]\d s ago")
+        self.assertLessEqual(len(others), is_noticeable, daemon.log)
 
     def test_standby(self) -> None:
         """A node of a group without a partition also logs an outage and its end."""
