@@ -81,7 +81,8 @@ class KafkaBroker:
         store.touch(mode=0o600)
         store.write_text(own.key.read_text() + own.certificate.read_text())
         self._file = self._directory / "server.properties"
-        self._write(self._properties(controller, store))
+        self._settings = self._properties(controller, store)
+        self._write(self._settings)
         self._command = [*wrapper, *java_command(PROGRAM, "kafka.Kafka")]
         self._format()
 
@@ -151,8 +152,8 @@ class KafkaBroker:
             "offsets.topic.replication.factor": "1",
             "offsets.topic.num.partitions": "1",
             "group.initial.rebalance.delay.ms": "0",
-            # After a kill it can come back only when its controller has noticed that it is gone.
-            "broker.session.timeout.ms": "2000",
+            # Longer than a busy machine lets it stand still: its controller would take its partitions away.
+            "broker.session.timeout.ms": "60000",
             "broker.heartbeat.interval.ms": "500",
         }
 
@@ -161,6 +162,7 @@ class KafkaBroker:
         self._process.start(
             [*self._command, str(self._file)],
             lambda: answers(self._port, self._host) and self._knows_itself(),
+            patience_seconds=_PATIENCE_SECONDS,
         )
 
     def stop(self) -> None:
@@ -178,6 +180,8 @@ class KafkaBroker:
         """Kill it: no connection is closed properly."""
         self._process.signal(signal.SIGKILL)
         self._process.end()
+        # It can come back only when its controller has noticed that it was gone.
+        self._write({**self._settings, "broker.session.timeout.ms": "2000"})
 
     def freeze(self) -> None:
         """Freeze its process: connections stay open, and nothing answers."""

@@ -57,12 +57,14 @@ class FaultyProxy:
         port: int,
         certificate: tuple[Path, Path] | None = None,
         host: str = "127.0.0.1",
-        at: int = 0,
+        *,
+        at: int,
     ) -> None:
         """
         @param port: the server's port on 127.0.0.1.
         @param host: the address that the proxy listens on.
-        @param at: the proxy's own port; 0 is a free one.
+        @param at: the proxy's own port: of L{peers.process.free_port}, as nobody else takes such a one while
+            the proxy is down.
         @param certificate: the files of a certificate and its key, for TLS.
         """
         self.fault: Fault | None = None
@@ -89,7 +91,7 @@ class FaultyProxy:
             block_on_close = True
 
         self._server = Server((host, at), Handler)
-        self.port: int = self._server.server_address[1]
+        self.port = at
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
 
     def start(self) -> None:

@@ -12,6 +12,7 @@ from pcapsvc.destinations.s3.multipart import Sizes
 from pcapsvc.interfaces.delivery import IDestination
 from pcapsvc.interfaces.threads import RunInThread
 from peers.certificates import Authority
+from peers.process import free_port
 from peers.s3 import shared_loader, shared_server
 from tests.faults.destination_case import NAME, FaultCase
 from tests.faults.house import PATIENT_SECONDS, House, left_as, possessions, until
@@ -52,6 +53,8 @@ class S3FaultCase(FaultCase):
         self.authority_file = authority.file
         certificate = authority.issue("s3")
         self.files = (certificate.certificate, certificate.key)
+        # For all proxies of a test: some of them take a descriptor.
+        self.ports = [free_port() for _ in range(3)]
         self.before = possessions()
         self.proxies: list[FaultyProxy] = []
         self.proxy = self.proxied()
@@ -63,7 +66,8 @@ class S3FaultCase(FaultCase):
 
     def proxied(self, **options: Any) -> FaultyProxy:
         """A proxy before the server."""
-        proxy = self.make_proxy(int(self.server.endpoint.rpartition(":")[2]), **options)
+        at = options.pop("at", None) or self.ports.pop()
+        proxy = self.make_proxy(int(self.server.endpoint.rpartition(":")[2]), at=at, **options)
         proxy.start()
         self.addCleanup(proxy.stop)
         self.proxies.append(proxy)

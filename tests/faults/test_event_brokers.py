@@ -132,7 +132,7 @@ class QueueReader:
 class EventBrokersTests(SynchronousTestCase):
     """A node with all channels, whose brokers are disconnected, frozen and killed."""
 
-    timeout = 900
+    timeout = 1800
 
     def setUp(self) -> None:
         """Set up the brokers, whoever reads from them, and the node."""

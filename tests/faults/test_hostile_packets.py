@@ -175,6 +175,8 @@ def _mutated(frame: bytes, chance: random.Random) -> bytes:
 class HostilePacketTests(SynchronousTestCase):
     """The log of packets, by a clock that leaves each its line; the packets are the same each time."""
 
+    timeout = 900
+
     def setUp(self) -> None:
         """A log of our own: the publisher's observers would write all of it to the disk."""
         self.events: list[Any] = []

@@ -39,6 +39,7 @@ from pcapsvc.testing_packets import MemoryPacketSystem
 from peers.cloudshark import CloudSharkServer
 from peers.daemon import Daemon
 from peers.frames import udp_frame
+from peers.process import free_port
 from peers.s3 import S3Server
 from peers.wire import Wire
 from tests.chance import SEED, VARIABLE, chance
@@ -221,7 +222,7 @@ class RandomProxy(FaultyProxy):
         self._chance = chance
         self.forgotten = self.failed = 0
         self._context_behind = ssl.create_default_context(cafile=str(authority)) if authority else None
-        super().__init__(port)
+        super().__init__(port, at=free_port())
 
     @property
     def fault(self) -> Fault | None:  # type: ignore[override]
