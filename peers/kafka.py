@@ -175,13 +175,13 @@ class KafkaBroker:
     def exit(self, patience_seconds: float) -> None:
         """Let it exit by itself."""
         self._process.exit(patience_seconds)
+        self._expect_return()
 
     def kill(self) -> None:
         """Kill it: no connection is closed properly."""
         self._process.signal(signal.SIGKILL)
         self._process.end()
-        # It can come back only when its controller has noticed that it was gone.
-        self._write({**self._settings, "broker.session.timeout.ms": "2000"})
+        self._expect_return()
 
     def freeze(self) -> None:
         """Freeze its process: connections stay open, and nothing answers."""
@@ -279,6 +279,10 @@ class KafkaBroker:
         except KafkaError:
             return False
         return True
+
+    def _expect_return(self) -> None:
+        """It can come back only when its controller has noticed that it was gone."""
+        self._write({**self._settings, "broker.session.timeout.ms": "2000"})
 
     def _write(self, settings: Mapping[str, str]) -> None:
         self._file.touch(mode=0o600)
