@@ -249,7 +249,9 @@ class KafkaBroker:
 
     def producer(self, **settings: Any) -> Any:
         """A producer, which the caller closes. It waits if the broker is away."""
-        return KafkaProducer(bootstrap_servers=self.server, acks="all", delivery_timeout_ms=60000, **settings)
+        return KafkaProducer(
+            bootstrap_servers=self.server, acks="all", delivery_timeout_ms=180000, **settings
+        )
 
     def produce(self, topic: str, bodies: Sequence[bytes], partition: int | None = None) -> None:
         """Send messages, and wait until the broker has acknowledged them."""
