@@ -1,5 +1,5 @@
 """
-The brokers that events are published to fail, while 500 captures run.
+The brokers that events are published to fail, while 1,000 captures run.
 
 The packets are in memory. The brokers are real, at the far end of a link, and the node has its own process.
 """
@@ -24,9 +24,9 @@ from peers.sqs import SQSServer
 from tests.integration.event_listeners import RedisListener, read_queue, read_topic
 from tests.unit.event_schema import problems
 
-CAPTURES = 500
+CAPTURES = 1000
 #: How many events wait for a channel: fewer than there are during a fault.
-QUEUE = 250
+QUEUE = 500
 #: How often the progress of each capture is reported. Every second, brokers and readers would keep the
 #: machine busy with nothing else.
 PROGRESS_SECONDS = 10

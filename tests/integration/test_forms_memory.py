@@ -55,9 +55,9 @@ class Memory(threading.Thread):
 
 
 class MemoryTests(FormsCase):
-    """A capture of 60 MB that can't be compressed. A copy of it would be more than is allowed."""
+    """A capture of 100 MB that can't be compressed."""
 
-    size = 60 * _MB
+    size = 100 * _MB
     most_more = 32 * _MB
     limits = f"maxpackets = 200000\nmaxbytes = {size}"
 

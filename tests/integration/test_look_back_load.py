@@ -25,7 +25,7 @@ from tests.integration.traffic import generate
 needs_machine_alone = True
 
 _RATE = 300_000
-_SECONDS = 6
+_SECONDS = 8
 _REQUESTS = 100
 _AT_ONCE = 8
 _SIZE = 128
@@ -271,19 +271,19 @@ class BusyLookBackTests(LookBackCase):
             self.assertTrue(next_one is None or times[next_one] > one.began, words)
 
     def test_running_captures(self) -> None:
-        """1.1 million packets are extracted, and captures that run lose nothing."""
+        """1.5 million packets are extracted, and captures that run lose nothing."""
         captures = [
             self.daemon.capture(interface=[self.wire.interface], packets=_RATE * _SECONDS, bpf=bpf)
             for bpf in ("", "udp[12:4] % 10 = 3")
         ]
         self.sending.start()
         self.addCleanup(self.sending.join)
-        self.remembered(self.daemon, 1_100_000)
-        taken = self.ask({"before": 600, "pastonly": True, "packets": 1_100_000, "snap": _SIZE}, Filter())
+        self.remembered(self.daemon, 1_500_000)
+        taken = self.ask({"before": 600, "pastonly": True, "packets": 1_500_000, "snap": _SIZE}, Filter())
         self.sending.join()
         recorded = self.recorded()
         self.check(recorded, taken)
-        self.assertEqual(taken.packets, 1_100_000)
+        self.assertEqual(taken.packets, 1_500_000)
         for capture, wanted in zip(captures, (Filter(), Filter(step=10, rest=3)), strict=True):
             state = self.daemon.read(capture)
             found = Recorded(self.daemon.file_of(capture).read_bytes())
