@@ -317,7 +317,7 @@ class RequestAgeTests(AllSourcesCase):
                 (ahead_body, -600.0),
             ):
                 sent = int((time.time() - age) * 1000)
-                producer.send(self.topic, body.encode(), timestamp_ms=sent).get(60)
+                producer.send(self.topic, body.encode(), timestamp_ms=sent).get(180)
         finally:
             producer.close(60)
         self.captured(daemon, "kafka", young)

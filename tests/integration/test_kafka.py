@@ -53,7 +53,7 @@ class KafkaSourceTests(KafkaTestCase):
         def send(compression: str) -> None:
             producer = self.broker.producer(compression_type=compression, max_request_size=1 << 30)
             try:
-                producer.send(self.topic, bytes(MAX_BATCH_BYTES + 1), partition=0).get(60)
+                producer.send(self.topic, bytes(MAX_BATCH_BYTES + 1), partition=0).get(180)
             finally:
                 producer.close(60)
 

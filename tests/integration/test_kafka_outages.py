@@ -76,7 +76,7 @@ class OutageTests(KafkaTestCase):
                 sent.append(producer.send(self.topic, b"%d" % number))
                 time.sleep(1 / A_SECOND)
             for each in sent:
-                each.get(60)
+                each.get(180)
 
         sending = threads.deferToThread(send)
         await self.until(lambda: len(sent) > REQUESTS // 4)

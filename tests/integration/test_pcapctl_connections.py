@@ -108,8 +108,8 @@ class ConnectionsTests(SynchronousTestCase):
         self.addCleanup(stream.close)
         producer = broker.producer(compression_type="zstd", max_request_size=1 << 30)
         try:
-            producer.send(topic, bytes(MAX_BATCH_BYTES + 1)).get(60)
-            producer.send(topic, b"after").get(60)
+            producer.send(topic, bytes(MAX_BATCH_BYTES + 1)).get(180)
+            producer.send(topic, b"after").get(180)
         finally:
             producer.close(60)
         self.assertEqual(next(iter(stream)), b"after")
