@@ -72,7 +72,7 @@ class KafkaBroker:
         self._directory = self._process.directory
         self._host, self._port = host, free_port()
         self._secure_port, controller = free_port(), free_port()
-        self.server = f"{host}:{self._port}"
+        self.server = f"[{host}]:{self._port}" if ":" in host else f"{host}:{self._port}"
         self.secure_server = f"localhost:{self._secure_port}"
         authority = Authority(self._directory)
         own = authority.issue("kafka")

@@ -126,6 +126,9 @@ class Capturer:
             plan = _as_kept(plan, handle)
             try:
                 before_read = None if hook is None else partial(hook.before_read, handle)
+                if before_read is not None:
+                    # A filter that is changed later costs packets: the very first ones.
+                    before_read()
                 capture_id, buffer, _ = self._buffer(plan, handle, before_read, log_class, is_recorded=False)
             except BaseException:
                 handle.close()

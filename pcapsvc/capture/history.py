@@ -165,6 +165,8 @@ class HistoryRecorder:
             raise
         try:
             self._use(handle)
+            if hook is not None:
+                hook.before_read(handle)
         except BaseException:
             handle.close()
             _close(hook)
@@ -474,9 +476,7 @@ class HistoryRecorder:
         since = max(wanted.since, now - self.bounds.seconds)
         position, dropped = self._memory.find(since, ahead=now - monotonic)
         dropped = 0 if dropped is None else self.dropped - dropped
-        until = None
-        if wanted.past_only:
-            until, _ = self._memory.find(wanted.until, ahead=now - monotonic)
+        until = self._memory.find(wanted.until, ahead=now - monotonic)[0] if wanted.past_only else None
         take = reader.take(position, until, max_packets=max_packets, max_bytes=max_bytes)
 
         def report(taken: Taken) -> PastPackets:

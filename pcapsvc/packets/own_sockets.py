@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import os
@@ -27,9 +28,9 @@ class SocketTable:
     The sockets of this process, in all threads and of all libraries.
 
     They are found through the process's descriptors: the kernel's tables of all connections of the host can
-    be long. Python's audit events (PEP 578) report each connection that is about to be opened. From then
-    on, a duplicate of its descriptor keeps its addresses available, even if it is closed before the next
-    look.
+    be long. Python's audit events (PEP 578) report each connection that is about to be opened. The socket
+    gets its port there and then, so that the connection is known before it sends anything, and even if it is
+    closed before the next look.
 
     @param connecting: called, in any thread, when a connection is about to be opened: L{look} should be
         called soon.
@@ -37,8 +38,8 @@ class SocketTable:
 
     def __init__(self, connecting: Callable[[], object]) -> None:
         self._connecting = connecting
-        # For each, a duplicate of its descriptor, the descriptor, and the address that it connects to.
-        self._begun: deque[tuple[int, int, tuple[Any, ...]]] = deque()
+        # The family of each, its own address, and the one that it connects to.
+        self._begun: deque[tuple[int, tuple[Any, ...], tuple[Any, ...]]] = deque()
         self._known: dict[str, tuple[Connection, ...]] = {}
         self._has_hook = False
         self._watching = False
@@ -54,8 +55,7 @@ class SocketTable:
     def unwatch(self) -> None:
         """Stop recording them, and forget those recorded so far."""
         self._watching = False
-        while self._begun:
-            os.close(self._begun.popleft()[0])
+        self._begun.clear()
 
     def look(self) -> OwnSockets:
         """The sockets that are open, or were opened since the last look."""
@@ -82,40 +82,35 @@ class SocketTable:
         if one.family not in (socket.AF_INET, socket.AF_INET6) or one.type != socket.SOCK_STREAM:
             return
         try:
-            self._begun.append((os.dup(one.fileno()), one.fileno(), address))
+            # The event precedes the system call that would assign a port, and of a connection that is refused
+            # nothing is left after that. What has a port already keeps it.
+            with contextlib.suppress(OSError):
+                one.bind(("", 0))
+            self._begun.append((one.family, one.getsockname(), address))
         except OSError:
             return
         self._connecting()
 
     def _just_begun(self) -> Iterator[Connection]:
         """Connections that are being opened: their peers are known before they answer."""
-        for _ in range(len(self._begun)):
-            descriptor, original, address = self._begun.popleft()
-            # This comes first: a socket that is closed by then no longer gets a port.
-            is_open = _is_same(descriptor, original)
-            one = socket.socket(fileno=descriptor)
+        while self._begun:
+            family, own, address = self._begun.popleft()
             try:
-                local, local_port = _end(one.getsockname())
+                local, local_port = _end(own)
                 remote, remote_port = _end(address)
-                if local.is_unspecified and local_port != 0:
-                    # It was refused and connected again, which takes its address away.
-                    local = _address_towards(one.family, address)
+                if local.is_unspecified:
+                    local = _address_towards(family, address)
             except (OSError, ValueError):
-                # It was given a host name, which none of our libraries does: its descriptor shows it.
-                one.close()
+                # There is no way there. Or it was given a host name, which none of our libraries does: its
+                # descriptor shows it.
                 continue
-            if local_port == 0 and is_open:
-                # The event precedes the system call that assigns the port.
-                self._begun.append((one.detach(), original, address))
-                continue
-            one.close()
-            # Without a port it has sent nothing: there is no route.
+            # Without one, no port was free: its descriptor shows it if it finds one.
             if local_port != 0:
                 yield Connection(local=local, local_port=local_port, remote=remote, remote_port=remote_port)
 
     @property
-    def unfinished(self) -> bool:
-        """Whether a connection is being opened whose addresses were unknown at the last look."""
+    def has_news(self) -> bool:
+        """Whether a connection has begun since the last look."""
         return bool(self._begun)
 
 
@@ -145,14 +140,6 @@ def _end(name: tuple[Any, ...]) -> tuple[Address, int]:
     if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
         address = address.ipv4_mapped
     return address, name[1]
-
-
-def _is_same(descriptor: int, other: int) -> bool:
-    """Whether two descriptors refer to the same socket; the second may be closed."""
-    try:
-        return os.path.sameopenfile(descriptor, other)
-    except OSError:
-        return False
 
 
 def _address_towards(family: int, address: tuple[Any, ...]) -> Address:

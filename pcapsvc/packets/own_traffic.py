@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from twisted.internet.interfaces import IDelayedCall, IReactorFromThreads, IReactorTime
+from twisted.internet.interfaces import IReactorFromThreads, IReactorTime
 from twisted.logger import Logger
 from zope.interface import implementer
 
@@ -16,11 +16,8 @@ from pcapsvc.interfaces.capture import IPacketHandle, IReadHook
 
 #: How old the list of the process's sockets may be when packets are read, in seconds.
 FRESH_SECONDS = 0.001
-#: How often the list is updated before a read, for connections that are just being opened.
+#: How often the list is updated before a read, for connections that other threads are opening meanwhile.
 MOST_LOOKS = 4
-#: After so many seconds without a processor, packets may have been handed over of a connection that another
-#: thread has opened since. The kernel hands them over some time after they have arrived (C{readtimeout}).
-LATE_SECONDS = 0.005
 
 
 class IOwnTrafficReactor(IReactorTime, IReactorFromThreads):
@@ -31,8 +28,8 @@ class ISocketTable(Protocol):
     """The sockets of the process: see L{pcapsvc.packets.own_sockets.SocketTable}."""
 
     @property
-    def unfinished(self) -> bool:
-        """Whether another look is due soon."""
+    def has_news(self) -> bool:
+        """Whether a connection has begun since the last look."""
 
     def watch(self) -> None:
         """Take note of connections when they are opened."""
@@ -74,7 +71,6 @@ class OwnTrafficFilter:
         self._table = table(lambda: reactor.callFromThread(self._look))
         self._traffic = OwnTraffic()
         self._looked: float | None = None
-        self._again: IDelayedCall | None = None
         self._watching = 0
         self._full = False
 
@@ -93,15 +89,12 @@ class OwnTrafficFilter:
         now = self._reactor.seconds()
         if self._looked is None or not 0 <= now - self._looked < FRESH_SECONDS:
             self._look()
-        # Packets of a connection that another thread is opening may be read next.
+        # Packets of a connection that another thread has opened meanwhile may be read next.
         for _ in range(MOST_LOOKS):
-            if not self._table.unfinished and not self._is_late():
+            if not self._table.has_news:
                 break
             self._look()
         return self._traffic.bpf
-
-    def _is_late(self) -> bool:
-        return self._looked is not None and self._reactor.seconds() - self._looked >= LATE_SECONDS
 
     def _look(self) -> None:
         if not self._watching:
@@ -116,20 +109,11 @@ class OwnTrafficFilter:
                 count=self._traffic.left_out,
             )
         self._full = bool(self._traffic.left_out)
-        if self._table.unfinished and self._again is None:
-            self._again = self._reactor.callLater(FRESH_SECONDS, self._look_again)
-
-    def _look_again(self) -> None:
-        self._again = None
-        self._look()
 
     def _closed(self) -> None:
         self._watching -= 1
         if not self._watching:
             self._table.unwatch()
-            if self._again is not None:
-                self._again.cancel()
-                self._again = None
 
 
 @implementer(IReadHook)

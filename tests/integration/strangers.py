@@ -15,7 +15,7 @@ from peers.redis import RedisServer
 
 #: How often a stranger talks each time, and how long it waits before.
 TALKS = 3
-QUIET_SECONDS = 0.4
+QUIET_SECONDS = 1.0
 
 #: How long it waits for an answer, and for the end of its connections.
 ANSWER_SECONDS = 180.0
@@ -99,14 +99,9 @@ class RestartableKafka(KafkaBroker):
     """
 
     def __init__(self, strangers: Strangers, host: str) -> None:
-        super().__init__()
+        super().__init__(host=host)
         self._strangers = strangers
-        self._host = host
         self.port = self._port
-        if host != "127.0.0.1":
-            text = self._file.read_text()
-            self.server = f"[{host}]:{self.port}"
-            self._file.write_text(text.replace(f"CLEAR://127.0.0.1:{self.port}", f"CLEAR://{self.server}"))
 
     def start_again(self) -> None:
         """Start it, and wait until it listens."""

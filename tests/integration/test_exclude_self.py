@@ -115,12 +115,7 @@ class TalkingDaemon(Daemon):
 
 
 class ExcludeSelfTests(SynchronousTestCase):
-    """
-    The daemon's broker, its uploads and its HTTP, all on loopback. The client of S3 opens its connections in
-    threads: see L{KafkaTests}.
-    """
-
-    needs_machine_alone = True
+    """The daemon's broker, its uploads and its HTTP, all on loopback."""
 
     def setUp(self) -> None:
         """Peers, and an echo server that has nothing to do with the daemon."""
@@ -380,8 +375,8 @@ class KafkaTests(SideBySideCase):
     """
     A reader of a topic, whose client has threads and sockets of its own.
 
-    Of a connection that is opened by a thread while the daemon waits for a processor for 10 ms or longer, the
-    first packets may be in the file: docs/operation.md.
+    While libpcap changes the filter for a new connection, packets are lost. What strangers say is compared
+    packet by packet, so the daemon needs a processor before they begin.
     """
 
     needs_machine_alone = True
@@ -420,8 +415,8 @@ class KafkaTests(SideBySideCase):
 
 class SQSTests(SideBySideCase):
     """
-    Long polls of a client that blocks, in threads, and that opens a new connection if one has died: see
-    L{KafkaTests}.
+    Long polls of a client that blocks, in threads, and that opens a new connection if one has died. For why
+    it needs the machine alone see L{KafkaTests}.
     """
 
     needs_machine_alone = True
@@ -463,9 +458,7 @@ class SQSTests(SideBySideCase):
 
 
 class IPv6Tests(SideBySideCase):
-    """HTTP and uploads, all of them by IPv6. For that to S3, see L{KafkaTests}."""
-
-    needs_machine_alone = True
+    """HTTP and uploads, all of them by IPv6."""
 
     def test_uploads(self) -> None:
         """One capture is asked for, uploaded and asked after, while another runs."""

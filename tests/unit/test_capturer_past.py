@@ -52,6 +52,7 @@ class CapturerCase(RecorderCase):
             self.system,
             run_in_thread=lambda *work: self.run_in_thread(*work),
             histories=self.histories,
+            hook=self.hook,
             wall_clock=self.wall_clock,
             read_timeout_ms=10,
         )
@@ -288,6 +289,12 @@ class CapturerTests(CapturerCase):
             for _ in range(10):
                 self.capturer.keep_up()
         self.assertEqual(len(pulls), 2)
+
+    def test_hook_first(self) -> None:
+        """What happens before each read happens before the first packet as well."""
+        capture = self.successResultOf(self.prepare("mem1", is_optional=True))
+        self.assertEqual([hook.reads for hook in self.hooks], [1])
+        capture.discard()
 
     def test_keep_up_with_packets(self) -> None:
         """In the middle of other work, of all captures those are read for which packets have arrived."""

@@ -122,6 +122,11 @@ class RecorderCase(unittest.SynchronousTestCase):
 class HistoryRecorderTests(RecorderCase):
     """One recorder."""
 
+    def test_hook_first(self) -> None:
+        """What happens before each read happens before the first packet as well."""
+        self.recorder.start()
+        self.assertGreater(self.hooks[0].reads, 0)
+
     def test_records(self) -> None:
         """Packets are read when they arrive; if there were some, the next ones gather for a moment."""
         self.recorder.start()
