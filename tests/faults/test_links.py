@@ -155,7 +155,7 @@ class LinkSuite:
     def request(self, daemon: Daemon) -> tuple[int, str]:
         """A request for the first packet to its own port; returns the port and the request."""
         port = next(_numbers)
-        fields = {"interface": [self.wire.interface], "packets": 1, "timeout": 60}
+        fields = {"interface": [self.wire.interface], "packets": 1, "timeout": 600}
         return port, json.dumps({"node": daemon.node, **fields, "bpf": f"udp dst port {port}"})
 
     def published(self, daemon: Daemon) -> int:

@@ -119,7 +119,7 @@ class AllSourcesCase(SynchronousTestCase):
     def request(self, daemon: Daemon, **more: Any) -> tuple[int, str]:
         """A request for the first packet to its own port; returns the port and the request."""
         port = next(_numbers)
-        fields = {"interface": [self.wire.interface], "packets": 1, "timeout": 60}
+        fields = {"interface": [self.wire.interface], "packets": 1, "timeout": 600}
         return port, json.dumps({"node": daemon.node, **fields, "bpf": f"udp dst port {port}", **more})
 
     def send(self, daemon: Daemon, source: str, body: str, *, status: int = 202) -> None:

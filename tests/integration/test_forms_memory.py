@@ -73,7 +73,7 @@ class MemoryTests(FormsCase):
         memory = Memory(daemon.pid)
         memory.start()
         capture_id = daemon.capture(
-            interface=[self.wire.interface], bytes=self.size, snap=2000, timeout=30, compress=compress
+            interface=[self.wire.interface], bytes=self.size, snap=2000, timeout=300, compress=compress
         )
         # More than zstd looks back.
         frames = [udp_frame(number, size=100) + os.urandom(1300) for number in range(5000)]

@@ -461,7 +461,7 @@ class FleetTests(SQSTestCase):
                     "bpf": f"udp dst port {1000 + number}",
                     "packets": 1,
                     "bytes": 65536,
-                    "timeout": 50,
+                    "timeout": 1000,
                 }
             )
             for number, node in enumerate(nodes)
