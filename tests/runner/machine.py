@@ -41,6 +41,20 @@ def most_processes(
     return max(1, most if free is None else min(most, free // _PROCESS_BYTES))
 
 
+def pressure(path: Path = Path("/proc/pressure/cpu")) -> float:
+    """
+    For which share of the last ten seconds something that could run had to wait for a processor, in percent;
+    0 if the kernel doesn't say so (its documentation, accounting/psi.rst).
+
+    @param path: of the kernel's answer.
+    """
+    try:
+        line = path.read_text().splitlines()[0]
+    except OSError:
+        return 0.0
+    return float(dict(field.split("=") for field in line.split()[1:])["avg10"])
+
+
 def processor_seconds() -> float:
     """
     How many seconds of processors this process has taken, and all that it has started: those that have ended

@@ -13,7 +13,7 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.runner import schedule
-from tests.runner.machine import most_processes, processor_seconds, processors
+from tests.runner.machine import most_processes, pressure, processor_seconds, processors
 from tests.runner.pool import Pool, next_job
 from tests.runner.schedule import Duration, Job, find_modules, marks, plan
 
@@ -67,6 +67,15 @@ class MachineTests(SynchronousTestCase):
         self.write(cgroup="0::/\n", mountinfo=f"30 23 0:26 / {group} rw - cgroup2 cgroup rw\n")
         self.write(group__memory_dot_max="2147483648\n", group__memory_dot_current="104857600\n")
         self.assertEqual(most_processes(2, self.path, self.path / "meminfo"), 3)
+
+    def test_pressure(self) -> None:
+        """The kernel says how busy the processors are, or does not."""
+        self.assertEqual(pressure(self.path / "cpu"), 0)
+        self.write(
+            cpu="some avg10=12.34 avg60=9.00 avg300=8.00 total=4845354855\n"
+            "full avg10=0.00 avg60=0.00 avg300=0.00 total=0\n"
+        )
+        self.assertEqual(pressure(self.path / "cpu"), 12.34)
 
     def test_processor_seconds(self) -> None:
         """What a process takes counts while it runs, and after its end."""
@@ -189,6 +198,12 @@ class ScheduleTests(SynchronousTestCase):
             self.assertIs(next_job(waiting, running, 6, 2), following, (waiting, running))
         # One that is more than the processors take must run, too.
         self.assertIs(next_job([busy], [], 6, 0.5), busy)
+
+    def test_under_pressure(self) -> None:
+        """If the processors are busier than expected, there are no more than a few."""
+        idle = Job(names=("a",), alone=False, seconds=1, busy=0.1)
+        for running, percent, following in ((3, 99.0, idle), (4, 99.0, None), (4, 50.0, idle)):
+            self.assertIs(next_job([idle], [idle] * running, 9, 2, percent), following, (running, percent))
 
     def test_marks(self) -> None:
         """A module's marks are read without importing it."""
