@@ -10,8 +10,8 @@ Requests are sent over HTTP, on connections that exist already, and all at once.
 packets are kept. One request by itself is measured in the same way.
 
 The client is one thread, which sends what was made before and reads the first line of each answer: clients
-are other hosts, and what they take of the processors here is not the daemon's. For the same reason, the
-daemon has had time to accept the connections.
+are other hosts, and their CPU time is not the daemon's. For the same reason, the daemon has had time to
+accept the connections.
 """
 
 from __future__ import annotations

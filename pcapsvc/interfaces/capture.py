@@ -91,7 +91,7 @@ class IPacketReader(Interface):
         """
         The kernel's counts of this capture so far.
 
-        @param hardware: whether to find out C{interface_dropped}, which takes 0.1 ms; if not, it is L{None}.
+        @param hardware: whether to find out C{interface_dropped}, which takes 0.2 ms; if not, it is L{None}.
 
         @return: L{None} if the kernel has none any more.
         """
@@ -296,7 +296,7 @@ class IStandbyPacketSystem(IPacketSystem, IHostInterfaces):
 
 
 class IReadHook(Interface):
-    """What happens before each read of a handle."""
+    """What happens before a capture begins, and before each read of its handle."""
 
     def before_read(handle: IPacketHandle) -> None:
         """

@@ -13,8 +13,7 @@ from pcapsvc.core.link_type import COOKED_HEADER_BYTES
 # kernel answers with the number of instructions (sk_get_filter() in net/core/filter.c).
 _SO_GET_FILTER = 26
 
-# None of these waits: they keep Python's lock.
-_getsockopt = ctypes.PyDLL(None).getsockopt
+_getsockopt = ctypes.CDLL(None).getsockopt
 _getsockopt.argtypes = (
     *(ctypes.c_int, ctypes.c_int, ctypes.c_int),
     *(ctypes.c_void_p, ctypes.POINTER(ctypes.c_uint32)),
@@ -28,7 +27,7 @@ class _Filter(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_void_p))
 
 
-_setsockopt = ctypes.PyDLL(None, use_errno=True).setsockopt
+_setsockopt = ctypes.CDLL(None, use_errno=True).setsockopt
 _setsockopt.argtypes = (
     *(ctypes.c_int, ctypes.c_int, ctypes.c_int),
     *(ctypes.POINTER(_Filter), ctypes.c_uint32),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 import socket
 import struct
@@ -47,14 +48,9 @@ _IFF_UP = 0x1
 
 # packet(7): struct sockaddr_ll.
 _ADDRESS = struct.Struct("=HHiHBB8s")
-# None of these waits: they keep Python's lock, unlike Python's own. If interfaces are opened in many threads,
-# it takes longer to get it back each time than they take.
-_libc = ctypes.PyDLL(None, use_errno=True)
-_getsockname = _libc.getsockname
+# It doesn't wait, and keeps Python's lock: if other threads are busy, it takes longer to get that back.
+_getsockname = ctypes.PyDLL(None, use_errno=True).getsockname
 _getsockname.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.POINTER(ctypes.c_uint32))
-_socket, _close = _libc.socket, _libc.close
-_ioctl = _libc.ioctl
-_ioctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p)
 
 # rtnetlink(7): struct nlmsghdr, struct ifinfomsg, struct rtattr; linux/netlink.h, linux/if_link.h.
 _MESSAGE = struct.Struct("=IHHII")
@@ -149,28 +145,18 @@ def is_up(index: int) -> bool:
 
 def _ask(request: int, about: bytes) -> bytes | None:
     """
-    Ask the kernel about an interface (netdevice(7)). The C library's if_nametoindex(3) and the like don't say
+    Ask the kernel about an interface (netdevice(7)). The C library's and Python's own functions don't say
     whether there is no such interface, or no descriptor to ask with.
 
     @return: the answer; L{None} if there is no such interface.
     """
-    any_socket = _socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, 0)
-    if any_socket < 0:
-        raise _error(ctypes.get_errno())
-    try:
-        answer = ctypes.create_string_buffer(about, len(about))
-        if _ioctl(any_socket, request, answer) >= 0:
-            return answer.raw
-        code = ctypes.get_errno()
-    finally:
-        _close(any_socket)
-    if code in (errno.ENODEV, errno.ENXIO):
-        return None
-    raise _error(code)
-
-
-def _error(code: int) -> OSError:
-    return OSError(code, os.strerror(code))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as any_socket:
+        try:
+            return fcntl.ioctl(any_socket, request, about)
+        except OSError as error:
+            if error.errno in (errno.ENODEV, errno.ENXIO):
+                return None
+            raise
 
 
 def missed_packets(index: int, sysfs: Path = _SYSFS) -> int | None:
@@ -213,7 +199,7 @@ def _find_long_name(name: bytes) -> int | None:
     (code,) = struct.unpack_from("=i", answer, _MESSAGE.size)
     if -code in (errno.ENODEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ERANGE):
         return None
-    raise _error(-code)
+    raise OSError(-code, os.strerror(-code))
 
 
 def _attribute(kind: int, value: bytes) -> bytes:

@@ -21,6 +21,8 @@ _SIOCGIFCONF = 0x8912
 _IFREQ_BYTES = 40
 _MOST_ADDRESSES = 128
 _IPV6_ADDRESSES = "/proc/self/net/if_inet6"
+# What a socket has that was given neither an address nor a port.
+_ANYWHERE = {socket.AF_INET: ("0.0.0.0", 0), socket.AF_INET6: ("::", 0)}
 
 
 class SocketTable:
@@ -79,13 +81,13 @@ class SocketTable:
         if event != "socket.connect" or not self._watching:
             return
         one, address = arguments
-        if one.family not in (socket.AF_INET, socket.AF_INET6) or one.type != socket.SOCK_STREAM:
+        if one.family not in _ANYWHERE or one.type != socket.SOCK_STREAM:
             return
         try:
-            # The event precedes the system call that would assign a port, and of a connection that is refused
-            # nothing is left after that. What has a port already keeps it.
-            with contextlib.suppress(OSError):
-                one.bind(("", 0))
+            # The event precedes the system call that assigns a port; a refused connection leaves no trace.
+            if one.getsockname()[:2] == (anywhere := _ANYWHERE[one.family]):
+                with contextlib.suppress(OSError):
+                    one.bind(anywhere)
             self._begun.append((one.family, one.getsockname(), address))
         except OSError:
             return
@@ -101,10 +103,10 @@ class SocketTable:
                 if local.is_unspecified:
                     local = _address_towards(family, address)
             except (OSError, ValueError):
-                # There is no way there. Or it was given a host name, which none of our libraries does: its
-                # descriptor shows it.
+                # There is no way there, or no descriptor to find out. Or it was given a host name, which none
+                # of our libraries does. Its own descriptor shows it once it is open.
                 continue
-            # Without one, no port was free: its descriptor shows it if it finds one.
+            # No port was free: its descriptor shows the connection once it has one.
             if local_port != 0:
                 yield Connection(local=local, local_port=local_port, remote=remote, remote_port=remote_port)
 

@@ -6,8 +6,8 @@ import ctypes
 import os
 import struct
 
-# packet(7): the option, and what it begins with (struct tpacket_stats of linux/if_packet.h). To read it sets
-# the kernel's counts to 0.
+# packet(7): the option, and what it begins with (struct tpacket_stats of linux/if_packet.h). Reading it
+# resets the counts.
 _SOL_PACKET = 263
 _PACKET_STATISTICS = 6
 _STATISTICS = struct.Struct("=II")

@@ -66,17 +66,19 @@ def processor_seconds() -> float:
 
 def _descendants(pid: int) -> Iterator[int]:
     # Those of each thread (proc(5), /proc/pid/task/tid/children).
-    with suppress(OSError):
-        for path in Path(f"/proc/{pid}/task").glob("*/children"):
-            for child in map(int, path.read_text().split()):
-                yield child
-                yield from _descendants(child)
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        children: list[str] = []
+        with suppress(OSError):
+            children = path.read_text().split()
+        for child in map(int, children):
+            yield child
+            yield from _descendants(child)
 
 
 def _ticks(pid: int) -> int:
     """What a process has taken, with those that it has waited for; 0 if it is gone."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     except OSError:
         return 0
     # See proc(5), /proc/pid/stat. The name, its second field, may have spaces and parentheses.

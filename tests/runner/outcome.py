@@ -131,6 +131,8 @@ class JobProgress:
         if self._module is None:
             return None
         seconds, busy = (now - then for now, then in zip(self._last, self._module_started, strict=True))
+        # What a child has taken is lost if nobody waited for it.
+        busy = max(0.0, busy)
         self._tally.durations[duration_key(self._module, alone=self._job.alone)] = Duration(seconds, busy)
         self.finished.append(self._module)
         counts = ", ".join(

@@ -29,12 +29,12 @@ _STACKS_SECONDS = 5.0
 
 
 # What is expected is an average: some more keeps all processors busy.
-_MORE_THAN_THERE_ARE = 1.15
+_OVERCOMMIT = 1.15
 # On a slower machine, or one that does something else as well, it is more than expected. If the pressure on
 # its processors is higher than this, in percent, another job would only make all of them slower, and tests
 # fail by that. So many of them run nevertheless, for each processor.
 _MOST_PRESSURE = 75.0
-_RUN_NEVERTHELESS = 2
+_LEAST_PER_PROCESSOR = 2
 # How often the pressure is looked at.
 _LOOK_SECONDS = 1.0
 
@@ -55,9 +55,9 @@ def next_job(
     """
     if len(running) >= processes:
         return None
-    if pressure > _MOST_PRESSURE and len(running) >= _RUN_NEVERTHELESS * processors:
+    if pressure > _MOST_PRESSURE and len(running) >= _LEAST_PER_PROCESSOR * processors:
         return None
-    free = processors * _MORE_THAN_THERE_ARE - sum(job.busy for job in running)
+    free = processors * _OVERCOMMIT - sum(job.busy for job in running)
     return next((job for job in waiting if not running or job.busy <= free), None)
 
 
