@@ -65,16 +65,18 @@ class Daemon:
     ) -> None:
         """
         @param configuration: more sections of the TOML file, after C{[general]} and C{[http]}.
-        @param general: more keys of C{[general]}. The rate of requests is unlimited unless C{maxrequestrate}
-            is among them: on a busy machine some requests take the time of many.
+        @param general: more keys of C{[general]}. The rate and the age of requests are unlimited unless
+            C{maxrequestrate} and C{maxrequestage} are among them: on a busy machine some requests take the
+            time of many, and a message may pass from node to node for a while.
         @param retain_bytes: how much memory captures may occupy after their last delivery: by default, none,
             so that tests find out what is left open.
         @param captures: the local directory, which is created; L{None} for one of its own.
         @param authority: issues a certificate for HTTP over TLS; L{None} is without TLS.
         @param has_socket: whether HTTP listens on a unix socket instead.
         """
-        if "maxrequestrate" not in general:
-            general += "\nmaxrequestrate = 0"
+        for key in ("maxrequestrate", "maxrequestage"):
+            if key not in general:
+                general += f"\n{key} = 0"
         self._process = OwnProcess("daemon")
         self.node = node
         self.port = free_port()

@@ -140,9 +140,9 @@ class LinkSuite:
         """Get ready to publish quickly."""
         return self.publish
 
-    def daemon(self, more: str = "") -> Daemon:
+    def daemon(self, more: str = "", general: str = "") -> Daemon:
         """A daemon that is connected to the broker. It runs until the end of the test."""
-        daemon = Daemon(self.configuration() + more)
+        daemon = Daemon(self.configuration() + more, general=general)
         self.addCleanup(daemon.stop)
         daemon.start()
         daemon.logged(self.listening)
@@ -351,7 +351,7 @@ class KafkaTests(LinkSuite, SynchronousTestCase):
 
     def test_too_old(self) -> None:
         """What is too old when an outage is over is rejected; what isn't is captured."""
-        daemon = self.daemon()
+        daemon = self.daemon(general="maxrequestage = 100")
         publish = self.publisher()
         _, old = self.request(daemon)
         port, new = self.request(daemon)
