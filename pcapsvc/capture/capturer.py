@@ -48,8 +48,8 @@ class Capturer:
 
     @param run_in_thread: for what takes long.
     @param close_descriptor: closes a descriptor. To free a file of 200 MB takes 40 ms.
-    @param hook: makes what happens before each read of a capture's handle, by the interface's name; called
-        before the handle is opened. L{None} is nothing.
+    @param hook: makes the hook of a capture's handle, by the interface's name; called before the handle is
+        opened. L{None} is nothing.
     @param histories: remember the recent past; L{None} if nothing does.
     @param read_timeout_ms: after how long the kernel hands over a block that isn't full.
     @param packet_debug: whether each packet of every capture is logged.

@@ -36,7 +36,7 @@ class Histories(Service):
 
     @param bounds: how much of each interface is kept, by its name.
     @param find: finds the index of an interface by one of its names.
-    @param hook: makes what happens before each read of a handle, by the interface's name; L{None} is nothing.
+    @param hook: makes the hook of a handle, by the interface's name; L{None} is nothing.
     @param wall_clock: the time in seconds since the Unix epoch.
     @param read_timeout_ms: after how long the kernel hands over a block that isn't full.
     """

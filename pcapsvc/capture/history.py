@@ -59,7 +59,7 @@ class HistoryRecorder:
     It is recorded again after the interface was down or away, even if it has another index then.
 
     @param interface: its name.
-    @param hook: makes what happens before each read of a handle; L{None} is nothing.
+    @param hook: makes the hook of a handle; L{None} is nothing.
     @param find: finds the index of an interface by its name.
     @param wall_clock: the time in seconds since the Unix epoch.
     @param hand_over_seconds: how long the kernel may hold back a packet that has arrived.

@@ -38,14 +38,13 @@ from pcapsvc.packets.network_interfaces import (
     bound_index,
     missed_packets,
 )
-from pcapsvc.packets.socket_counts import SocketCounts
+from pcapsvc.packets.socket_counts import SOL_PACKET, SocketCounts
 
 #: libpcap, if the internals of the installed pcapy are known; else L{None}.
 LIBPCAP = find_libpcap(pcapy.__file__)
 
 # A membership in what an interface receives, of linux/if_packet.h: struct packet_mreq (packet(7)). It
 # ends with the socket.
-_SOL_PACKET = 263
 _PACKET_ADD_MEMBERSHIP = 1
 _PACKET_MR_PROMISC = 1
 _MEMBERSHIP = struct.Struct("iHH8s")
@@ -327,7 +326,7 @@ class PcapyHandle:
         with socket.socket(fileno=os.dup(self.fileno())) as same:
             membership = _MEMBERSHIP.pack(self.index, _PACKET_MR_PROMISC, 0, b"")
             try:
-                same.setsockopt(_SOL_PACKET, _PACKET_ADD_MEMBERSHIP, membership)
+                same.setsockopt(SOL_PACKET, _PACKET_ADD_MEMBERSHIP, membership)
             except OSError as error:
                 raise CaptureUnavailable(self.interface, f"promiscuous mode: {error.strerror}") from None
 

@@ -6,9 +6,10 @@ import ctypes
 import os
 import struct
 
-# packet(7): the option, and what it begins with (struct tpacket_stats of linux/if_packet.h). Reading it
-# resets the counts.
-_SOL_PACKET = 263
+#: The level of the options of packet sockets (packet(7)).
+SOL_PACKET = 263
+# The option, and what it begins with (struct tpacket_stats of linux/if_packet.h). Reading it resets the
+# counts.
 _PACKET_STATISTICS = 6
 _STATISTICS = struct.Struct("=II")
 
@@ -44,7 +45,7 @@ class SocketCounts:
         """
         numbers = ctypes.create_string_buffer(_STATISTICS.size)
         size = ctypes.c_uint32(_STATISTICS.size)
-        if _getsockopt(descriptor, _SOL_PACKET, _PACKET_STATISTICS, numbers, size) != 0:
+        if _getsockopt(descriptor, SOL_PACKET, _PACKET_STATISTICS, numbers, size) != 0:
             code = ctypes.get_errno()
             raise OSError(code, os.strerror(code))
         received, dropped = _STATISTICS.unpack(numbers)

@@ -44,7 +44,7 @@ def most_processes(
 def pressure(path: Path = Path("/proc/pressure/cpu")) -> float:
     """
     For which share of the last ten seconds something that could run had to wait for a processor, in percent;
-    0 if the kernel doesn't say so (its documentation, accounting/psi.rst).
+    0 if the kernel doesn't say (Documentation/accounting/psi.rst of Linux).
 
     @param path: of the kernel's answer.
     """
