@@ -14,7 +14,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from peers import nursery
 from peers.certificates import Authority
+from peers.nursery import ForkedProcess
 from peers.process import OwnProcess, free_port, pause_seconds
 from peers.wire import Wire
 
@@ -125,16 +127,19 @@ class Daemon:
                 found.add(f"{path.name}: {path.readlink()}")
         return found
 
-    def start(self, *wrapper: str) -> None:
+    def start(self, *wrapper: str, is_cold: bool = False) -> None:
         """
         Start it, and wait until it answers over HTTP.
 
         @param wrapper: a prefix of the command, such as C{ip netns exec NAME}.
+        @param is_cold: whether it must import everything itself, as it does for users, even if there is a
+            nursery.
         """
         twistd = Path(sys.executable).with_name("twistd")
         self._process.start(
             [*wrapper, str(twistd), "-n", "--pidfile=", "pcapsvc", "--config", str(self._file)],
             self._answers,
+            start=ForkedProcess if nursery.is_there() and not wrapper and not is_cold else None,
         )
 
     def signal(self, number: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import signal
 import socket
 import subprocess
@@ -11,12 +10,10 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from peers.claim import claim
-
-_PR_SET_PDEATHSIG = 1  # prctl(2)
-# Looked up here: after a fork in a process with threads, the loader's lock may be held forever.
-_prctl = ctypes.CDLL(None, use_errno=True).prctl
+from peers.proc import die_with_parent
 
 # Below the ports of outgoing connections (ip(7), ip_local_port_range): one of those could take the port of
 # a server that is down for a moment, or connect to itself there.
@@ -72,11 +69,30 @@ def answers(port: int, host: str = "127.0.0.1") -> bool:
     return True
 
 
-def _die_with_parent() -> None:
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+class Child(Protocol):
+    """What is needed of L{subprocess.Popen}."""
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+
+    def poll(self) -> int | None:
+        """Its exit status, if it has ended."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait until it has ended; raise L{subprocess.TimeoutExpired} if that takes longer, in seconds."""
+
+    def send_signal(self, sig: int, /) -> None:
+        """Send it a signal."""
+
+    def terminate(self) -> None:
+        """Send it SIGTERM."""
+
+    def kill(self) -> None:
+        """Send it SIGKILL."""
 
 
-def _end(process: subprocess.Popen[bytes], patience_seconds: float = 5.0) -> None:
+def _end(process: Child, patience_seconds: float = 5.0) -> None:
     """Send SIGTERM, and SIGKILL if that is not enough. A frozen process is resumed."""
     if process.poll() is None:
         process.terminate()
@@ -100,8 +116,8 @@ class OwnProcess:
         self._temporary = tempfile.TemporaryDirectory(prefix=f"pcapsvc-{name}-")
         self.directory = Path(self._temporary.name)
         self._log = self.directory / "log"
-        self._process: subprocess.Popen[bytes] | None = None
-        self._finalizer: weakref.finalize[[subprocess.Popen[bytes]], OwnProcess] | None = None
+        self._process: Child | None = None
+        self._finalizer: weakref.finalize[[Child], OwnProcess] | None = None
 
     @property
     def pid(self) -> int:
@@ -126,23 +142,30 @@ class OwnProcess:
         *,
         environment: Mapping[str, str] | None = None,
         patience_seconds: float = 180.0,
+        start: Callable[[Sequence[str], int, Path], Child] | None = None,
     ) -> None:
         """
         Start it, and wait until it is ready.
+
+        @param start: starts it, with these arguments, with this descriptor for its output, in this directory;
+            L{None} for L{subprocess.Popen}.
 
         @raise RuntimeError: it exited, or was not ready in time. The message has its log.
         """
         assert self._process is None, f"{self._name} is running"
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
-                arguments,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                cwd=self.directory,
-                env=None if environment is None else dict(environment),
-                preexec_fn=_die_with_parent,
-            )
+            if start is not None:
+                self._process = start(arguments, log.fileno(), self.directory)
+            else:
+                self._process = subprocess.Popen(
+                    arguments,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    cwd=self.directory,
+                    env=None if environment is None else dict(environment),
+                    preexec_fn=die_with_parent,
+                )
         self._finalizer = weakref.finalize(self, _end, self._process)
         deadline = time.monotonic() + patience_seconds
         while not ready():

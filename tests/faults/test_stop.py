@@ -70,7 +70,7 @@ class IdleTests(SynchronousTestCase):
         """SIGHUP doesn't end a daemon that is starting, not even before it has loaded its libraries."""
         daemon = Reloaded()
         self.addCleanup(daemon.stop)
-        daemon.start()
+        daemon.start(is_cold=True)
         self.assertFalse(daemon.late)
         daemon.signal(signal.SIGTERM)
         self.assertEqual(daemon.wait(), 0)

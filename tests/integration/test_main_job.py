@@ -302,7 +302,9 @@ class MainJobTests(SynchronousTestCase):
             ("[redis]\nlisten = true\nhost = '127.0.0.1'\nport = 9\ntls = true\n", True),
             ("[cloudshark]\nupload = true\nhost = '127.0.0.1'\ntoken = 'x'\n", True),
         ):
-            daemon = self.daemon(configuration)
+            daemon = Daemon(configuration)
+            self.addCleanup(daemon.stop)
+            daemon.start(is_cold=True)
             loaded = Path(f"/proc/{daemon.pid}/maps").read_text()
             self.assertEqual("cryptography" in loaded, needed, configuration)
             daemon.stop()

@@ -15,6 +15,7 @@ import sys
 import time
 from pathlib import Path
 
+from peers.nursery import Nursery
 from tests.chance import SEED, VARIABLE
 from tests.runner.machine import most_processes, processors
 from tests.runner.pool import PATIENCE_SECONDS, Pool
@@ -68,10 +69,13 @@ def main() -> int:
     jobs = plan(root, find_modules(root, arguments.names), load_durations(), _PROCESSORS)
     pool = Pool(root, directory, say=_say, patience_seconds=arguments.patience)
     interrupted = False
+    nursery = Nursery()
     try:
         asyncio.run(pool.run(jobs, arguments.processes, _PROCESSORS))
     except KeyboardInterrupt:
         interrupted = True
+    finally:
+        nursery.close()
     tally = pool.tally
     for line in tally.details():
         _say(line)

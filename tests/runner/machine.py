@@ -8,6 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from pcapsvc.host.memory import ProcessMemory
+from peers import nursery
+from peers.proc import processor_seconds_of
 
 # Of a process, with the programs that it starts: some have a Java program, or a browser.
 _PROCESS_BYTES = 500 << 20
@@ -60,8 +62,8 @@ def processor_seconds() -> float:
     How many seconds of processors this process has taken, and all that it has started: those that have ended
     and were waited for, and those that still run, such as the servers of tests.
     """
-    ticks = sum(map(_ticks, _descendants(os.getpid())))
-    return sum(os.times()[:4]) + ticks / os.sysconf("SC_CLK_TCK")
+    running = sum(map(processor_seconds_of, _descendants(os.getpid())))
+    return sum(os.times()[:4]) + running + nursery.processor_seconds()
 
 
 def _descendants(pid: int) -> Iterator[int]:
@@ -73,16 +75,6 @@ def _descendants(pid: int) -> Iterator[int]:
         for child in map(int, children):
             yield child
             yield from _descendants(child)
-
-
-def _ticks(pid: int) -> int:
-    """What a process has taken, with those that it has waited for; 0 if it is gone."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
-    except OSError:
-        return 0
-    # See proc(5), /proc/pid/stat. The name, its second field, may have spaces and parentheses.
-    return sum(map(int, stat.rpartition(")")[2].split()[11:15]))
 
 
 def _quotas(proc: Path, mounted: Path) -> Iterator[float]:

@@ -7,12 +7,10 @@ usage: python -m tests.runner.worker --events FD --directory DIR [--alone] NAME.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import faulthandler
 import gc
 import json
 import os
-import signal
 import sys
 import time
 import unittest
@@ -24,10 +22,9 @@ from twisted.trial.reporter import Reporter
 from twisted.trial.runner import TestLoader, TrialRunner
 from twisted.trial.unittest import TestSuite
 
+from peers.proc import die_with_parent
 from tests.runner.machine import processor_seconds
 from tests.runner.schedule import MARK
-
-_PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 class EventReporter(Reporter):
@@ -127,7 +124,7 @@ def main() -> int:
     parser.add_argument("names", nargs="+")
     arguments = parser.parse_args()
     # It ends with its parent, and where it hangs or crashes, it leaves the stacks of its threads.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent()
     faulthandler.enable(file=sys.stderr, all_threads=True)
     os.set_inheritable(arguments.events, False)
     EventReporter.events = os.fdopen(arguments.events, "w")
