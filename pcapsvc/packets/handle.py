@@ -208,10 +208,8 @@ class PcapyHandle:
     @property
     def is_named(self) -> bool:
         """Whether the interface has the name by which it was asked for: see L{IPacketHandle.is_named}."""
-        if self.index == ANY_INDEX or not network_interfaces.is_quick_to_find(self.interface):
-            return True
         try:
-            return network_interfaces.find_index(self.interface) == self.index or self.is_gone
+            return self.index == ANY_INDEX or network_interfaces.has_name(self.index, self.interface)
         except OSError:
             return True
 

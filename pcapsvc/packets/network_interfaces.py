@@ -84,8 +84,20 @@ def bound_index(descriptor: int) -> int | None:
     return index if family == socket.AF_PACKET and index >= 0 else None
 
 
-def is_quick_to_find(name: str) -> bool:
-    """Whether L{find_index} finds this name without waiting for a lock of the kernel."""
+def is_quick_to_find(name: str, sysfs: Path = _SYSFS) -> bool:
+    """
+    Whether L{find_index} finds this name without waiting: for a lock of the kernel, or, if no interface has
+    the name, for modprobe(8), which the kernel then runs for whoever has CAP_NET_ADMIN (dev_load() in
+    net/core/dev_ioctl.c).
+
+    @param sysfs: the directory of the interfaces (sysfs(5)). Alternative names are not there.
+    """
+    if not _fits_ioctl(name) or "/" in name or name in ("", ".", ".."):
+        return False
+    return os.path.exists(sysfs_path(name, "ifindex", sysfs))
+
+
+def _fits_ioctl(name: str) -> bool:
     return len(encoded(name)) <= _LONGEST_IOCTL_NAME
 
 
@@ -110,7 +122,7 @@ def find_index(name: str) -> int | None:
 
     @raise OSError: if that can't be found out, as there are no descriptors.
     """
-    if not is_quick_to_find(name):
+    if not _fits_ioctl(name):
         return _find_long_name(encoded(name))
     answer = _ask(_SIOCGIFINDEX, _IFREQ_INDEX.pack(encoded(name), 0))
     return None if answer is None else int(_IFREQ_INDEX.unpack(answer)[1])
@@ -127,6 +139,19 @@ def name_of(index: int) -> str | None:
         return None
     name: bytes = _IFREQ_INDEX.unpack(answer)[0]
     return name.rstrip(b"\0").decode("utf-8", "surrogateescape")
+
+
+def has_name(index: int, name: str) -> bool:
+    """
+    Whether this is a name of an interface, or the interface is gone. A long alternative name is taken to be
+    one: to look it up may take long.
+
+    @raise OSError: if that can't be found out, as there are no descriptors.
+    """
+    if name_of(index) in (name, None) or not _fits_ioctl(name):
+        return True
+    # It was renamed, or this is an alternative name.
+    return find_index(name) == index
 
 
 def is_up(index: int) -> bool:
