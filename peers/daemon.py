@@ -14,9 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from peers import nursery
 from peers.certificates import Authority
-from peers.nursery import ForkedProcess
+from peers.nursery import fork_daemon, has_daemons
 from peers.process import OwnProcess, free_port, pause_seconds
 from peers.wire import Wire
 
@@ -139,7 +138,7 @@ class Daemon:
         self._process.start(
             [*wrapper, str(twistd), "-n", "--pidfile=", "pcapsvc", "--config", str(self._file)],
             self._answers,
-            start=ForkedProcess if nursery.is_there() and not wrapper and not is_cold else None,
+            start=None if wrapper or is_cold or not has_daemons() else fork_daemon,
         )
 
     def signal(self, number: int) -> None:

@@ -1,6 +1,6 @@
 """
-Daemons that start quickly: they are forked from a process that has imported what they import, for all tests
-of a run. That is most of what a start costs, and tests start hundreds of them.
+Processes that start quickly: they are forked from one that has imported what they import. That is most of
+what the start of a daemon costs, and tests start hundreds of them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from peers.proc import die_with_parent, processor_seconds_of
 
-#: The environment variable that says where the nursery of this run is. Without it there is none.
+#: The environment variable that says where the daemons of this run come from: the path of a L{Nursery}.
 VARIABLE = "PCAPSVC_NURSERY"
 
 _PATIENCE_SECONDS = 180.0
@@ -31,74 +31,116 @@ _ended: list[float] = []
 
 
 class Nursery:
-    """A nursery for this process and those that it starts, until it is closed."""
+    """
+    Starts processes of one program.
 
-    def __init__(self) -> None:
-        """Start it. It goes on importing in the background."""
+    @ivar path: where it is asked for them.
+    """
+
+    def __init__(self, program: str) -> None:
+        """
+        Start it. It imports what it needs when the first process is asked for.
+
+        @param program: the name of a module: see L{peers.nursery_process}.
+        """
         self._directory = tempfile.TemporaryDirectory(prefix="pcapsvc-nursery-")
-        path = str(Path(self._directory.name) / "socket")
+        self.path = str(Path(self._directory.name) / "socket")
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
-            listener.bind(path)
+            listener.bind(self.path)
             listener.listen(64)
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "peers.nursery_process", str(listener.fileno())],
+                [sys.executable, "-m", "peers.nursery_process", str(listener.fileno()), program],
                 pass_fds=[listener.fileno()],
                 stdin=subprocess.DEVNULL,
                 # Whoever interrupts the tests at a terminal interrupts what has it as well.
                 start_new_session=True,
                 preexec_fn=die_with_parent,
             )
-        os.environ[VARIABLE] = path
 
     def close(self) -> None:
         """End it, and all that it has started."""
-        os.environ.pop(VARIABLE, None)
         self._process.kill()
         self._process.wait()
         self._directory.cleanup()
 
 
-def is_there() -> bool:
-    """Whether this run has a nursery."""
+def fork_daemon(arguments: Sequence[str], output: int, directory: Path) -> ForkedProcess:
+    """
+    Start C{twistd}, if this run L{has_daemons}.
+
+    @param arguments: the path of C{twistd}, and its arguments.
+    @param output: a descriptor for its standard output and standard error.
+    @param directory: where it runs.
+    """
+    path = str(Path(arguments[0]).parent)
+    return ForkedProcess(
+        os.environ[VARIABLE], arguments, output=output, directory=directory, first_in_path=path
+    )
+
+
+def has_daemons() -> bool:
+    """Whether this run has a nursery of daemons."""
     return VARIABLE in os.environ
 
 
 def processor_seconds() -> float:
     """
-    How many seconds of processors the daemons have taken that the nursery forked for this process: they are
-    not its children.
+    How many seconds of processors those took that nurseries forked for this process: they are not its
+    children.
     """
     return sum(_ended) + sum(processor_seconds_of(one.pid) for one in _running)
 
 
 class ForkedProcess:
     """
-    C{twistd}, forked by the nursery. It has the methods of L{subprocess.Popen} that L{peers.process} needs.
+    A process that a nursery forked, in a session of its own. It has the methods of L{subprocess.Popen} that
+    are needed.
 
     @ivar pid: its process id, which no other process has until its end was noticed.
     @ivar returncode: its exit status, negative if a signal ended it; L{None} until its end was noticed.
     """
 
-    def __init__(self, arguments: Sequence[str], output: int, directory: Path) -> None:
+    def __init__(
+        self,
+        nursery: str,
+        arguments: Sequence[str],
+        *,
+        output: int,
+        directory: Path,
+        first_in_path: str = "",
+        passed: Sequence[int] = (),
+    ) -> None:
         """
         Start it.
 
-        @param arguments: the path of C{twistd}, and its arguments.
+        @param nursery: the path of the nursery.
+        @param arguments: the name by which it is called, and its arguments.
         @param output: a descriptor for its standard output and standard error.
         @param directory: where it runs.
+        @param first_in_path: where it looks for modules first; empty for the directory where it runs.
+        @param passed: descriptors that it has as well, with the same numbers.
         """
-        environment = {name: value for name, value in os.environ.items() if name != VARIABLE}
-        order = {"arguments": list(arguments), "directory": str(directory), "environment": environment}
+        order = {
+            "arguments": list(arguments),
+            "directory": str(directory),
+            "environment": dict(os.environ),
+            "passed": list(passed),
+            "path": first_in_path or str(directory),
+        }
         self.returncode: int | None = None
         self._connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._connection.settimeout(_PATIENCE_SECONDS)
-        self._connection.connect(os.environ[VARIABLE])
-        socket.send_fds(self._connection, [json.dumps(order).encode()], [output])
+        self._connection.connect(nursery)
+        socket.send_fds(self._connection, [json.dumps(order).encode()], [output, *passed])
         answer = self._receive()
         if "pid" not in answer:
             raise RuntimeError("the nursery has ended")
         self.pid = answer["pid"]
         _running.add(self)
+
+    def fileno(self) -> int:
+        """A descriptor that can be read when it has ended, until its end was noticed."""
+        return self._connection.fileno()
 
     def poll(self) -> int | None:
         """Whether it has ended, and with which status."""
@@ -115,7 +157,7 @@ class ForkedProcess:
         self._look(timeout)
         if self.returncode is None:
             assert timeout is not None
-            raise subprocess.TimeoutExpired("twistd", timeout)
+            raise subprocess.TimeoutExpired(str(self.pid), timeout)
         return self.returncode
 
     def send_signal(self, sig: int) -> None:

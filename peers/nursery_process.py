@@ -1,11 +1,17 @@
 """
-The process of L{peers.nursery.Nursery}: it has imported what a daemon imports, and forks one for each order.
+The process of L{peers.nursery.Nursery}: it has imported what a program imports, and forks one for each order.
 
-An order is one message of a connection of its own, in JSON, with a descriptor for its output. The answers are
-the daemon's process id, and, when it has ended, its status. It stays a zombie, so that its id means nothing
-else, until the connection is closed; if it still runs then, it is killed.
+The program is a module that has
 
-usage: python -m peers.nursery_process LISTENING_DESCRIPTOR
+ - C{PRELOADED}: names of modules to import, without threads, which would be gone after a fork;
+ - C{NOT_PRELOADED}: the name of one that none of them may import;
+ - C{main}: returns the exit status.
+
+An order is one message of a connection of its own, in JSON, with descriptors: the program's output, and those
+that it names. The answers are its process id, and, when it has ended, its status. It stays a zombie, so that
+its id means nothing else, until the connection is closed; if it still runs then, it is killed.
+
+usage: python -m peers.nursery_process LISTENING_DESCRIPTOR MODULE
 """
 
 from __future__ import annotations
@@ -19,30 +25,12 @@ import socket
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-from twisted.scripts import twistd
 
 from peers.proc import die_with_parent
 
-# What each daemon of a test imports, which has HTTP and a local directory: the rest follows from these.
-_PRELOADED = (
-    "pcapsvc.tap",
-    "pcapsvc.app",
-    "pcapsvc.destinations.local.destination",
-    "pcapsvc.encoders.pcap.encoder",
-    "pcapsvc.encoders.pcapng.encoder",
-    "pcapsvc.reports.metrics.resource",
-    "pcapsvc.reports.metrics.state",
-    "pcapsvc.sources.http.routes",
-    "pcapsvc.web.api",
-    "twisted.plugins",
-    "unittest",
-)
-# What nothing of it may import: a daemon does so with its reactor, when it has decided whether it needs TLS.
-_NOT_PRELOADED = "twisted.internet.tcp"
 _LARGEST_ORDER_BYTES = 1 << 20
+_MOST_DESCRIPTORS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,18 +64,17 @@ class NurseryProcess:
 
     def _accept(self) -> dict[str, Any] | None:
         connection, _ = self._listener.accept()
-        message, outputs, _, _ = socket.recv_fds(connection, _LARGEST_ORDER_BYTES, 1)
+        message, descriptors, _, _ = socket.recv_fds(connection, _LARGEST_ORDER_BYTES, _MOST_DESCRIPTORS)
         if not message:
             connection.close()
             return None
-        (output,) = outputs
         pid = os.fork()
         if pid == 0:
             connection.close()
-            self._forget_all()
-            die_with_parent()
-            return {**json.loads(message), "output": output}
-        os.close(output)
+            self._close_all()
+            return {**json.loads(message), "descriptors": descriptors}
+        for descriptor in descriptors:
+            os.close(descriptor)
         connection.send(json.dumps({"pid": pid}).encode())
         child = _Child(pid=pid, connection=connection, exit=os.pidfd_open(pid))
         for descriptor in (connection.fileno(), child.exit):
@@ -118,7 +105,7 @@ class NurseryProcess:
         if self._children.pop(descriptor, None) is not None:
             self._poll.unregister(descriptor)
 
-    def _forget_all(self) -> None:
+    def _close_all(self) -> None:
         """Close, in a child, what only its parent needs."""
         self._listener.close()
         for child in set(self._children.values()):
@@ -128,28 +115,40 @@ class NurseryProcess:
 
 def become(order: dict[str, Any]) -> None:
     """Turn into the process that was ordered, as far as execve(2) would have done it."""
+    die_with_parent()
+    os.setsid()
     os.chdir(order["directory"])
     os.environ.clear()
     os.environ.update(order["environment"])
     time.tzset()
     nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)
-    os.close(nothing)
-    for standard in (1, 2):
-        os.dup2(order["output"], standard)
-    os.close(order["output"])
+    output, *others = order["descriptors"]
+    for descriptor, numbers in (
+        (nothing, [0]),
+        (output, [1, 2]),
+        *((other, [number]) for other, number in zip(others, order["passed"], strict=True)),
+    ):
+        for number in numbers:
+            os.dup2(descriptor, number)
+        if descriptor not in numbers:
+            os.close(descriptor)
     sys.argv = order["arguments"]
-    sys.path[0] = str(Path(sys.argv[0]).parent)
+    sys.path[:1] = [order["path"], *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
 
 
-def main() -> None:
-    """Serve, or be a daemon."""
-    for module in _PRELOADED:
+def main() -> int:
+    """Serve, or be the program."""
+    listening, name = sys.argv[1:]
+    # Not every run needs it.
+    select.select([int(listening)], [], [])
+    program = importlib.import_module(name)
+    for module in program.PRELOADED:
         importlib.import_module(module)
-    assert _NOT_PRELOADED not in sys.modules, f"{_NOT_PRELOADED} was imported"
-    become(NurseryProcess(socket.socket(fileno=int(sys.argv[1]))).serve())
-    twistd.run()
+    assert program.NOT_PRELOADED not in sys.modules, f"{program.NOT_PRELOADED} was imported"
+    become(NurseryProcess(socket.socket(fileno=int(listening))).serve())
+    status: int = program.main()
+    return status
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

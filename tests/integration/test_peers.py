@@ -73,9 +73,12 @@ class NurseryTests(SynchronousTestCase):
     def nursery(self) -> Nursery:
         """A nursery besides the one of the run."""
         of_run = os.environ.get(nursery.VARIABLE)
-        if of_run is not None:
+        if of_run is None:
+            self.addCleanup(os.environ.pop, nursery.VARIABLE)
+        else:
             self.addCleanup(os.environ.__setitem__, nursery.VARIABLE, of_run)
-        one = Nursery()
+        one = Nursery("peers.twistd_program")
+        os.environ[nursery.VARIABLE] = one.path
         self.addCleanup(one.close)
         return one
 

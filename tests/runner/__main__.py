@@ -15,6 +15,7 @@ import sys
 import time
 from pathlib import Path
 
+from peers import nursery
 from peers.nursery import Nursery
 from tests.chance import SEED, VARIABLE
 from tests.runner.machine import most_processes, processors
@@ -67,15 +68,17 @@ def main() -> int:
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     _say(f"{VARIABLE}={SEED}")
     jobs = plan(root, find_modules(root, arguments.names), load_durations(), _PROCESSORS)
-    pool = Pool(root, directory, say=_say, patience_seconds=arguments.patience)
+    workers, daemons = Nursery("tests.runner.worker"), Nursery("peers.twistd_program")
+    os.environ[nursery.VARIABLE] = daemons.path
+    pool = Pool(root, directory, nursery=workers, say=_say, patience_seconds=arguments.patience)
     interrupted = False
-    nursery = Nursery()
     try:
         asyncio.run(pool.run(jobs, arguments.processes, _PROCESSORS))
     except KeyboardInterrupt:
         interrupted = True
     finally:
-        nursery.close()
+        for one in (workers, daemons):
+            one.close()
     tally = pool.tally
     for line in tally.details():
         _say(line)

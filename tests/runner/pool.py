@@ -6,12 +6,12 @@ import asyncio
 import json
 import os
 import signal
-import sys
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from peers import control_group, wire
+from peers.nursery import ForkedProcess, Nursery
 from tests.runner.machine import pressure
 from tests.runner.outcome import JobProgress, Tally
 from tests.runner.schedule import Job
@@ -61,6 +61,18 @@ def next_job(
     return next((job for job in waiting if not running or job.busy <= free), None)
 
 
+async def _end_of(process: ForkedProcess) -> None:
+    """Wait until a process has ended."""
+    loop = asyncio.get_running_loop()
+    while process.poll() is None:
+        ended = loop.create_future()
+        loop.add_reader(process.fileno(), ended.set_result, None)
+        try:
+            await ended
+        finally:
+            loop.remove_reader(process.fileno())
+
+
 class Pool:
     """
     Runs jobs.
@@ -73,6 +85,7 @@ class Pool:
         root: Path,
         directory: Path,
         *,
+        nursery: Nursery,
         say: Callable[[str], None],
         patience_seconds: float = PATIENCE_SECONDS,
         exit_seconds: float = EXIT_SECONDS,
@@ -80,6 +93,7 @@ class Pool:
         """
         @param root: where the processes start: the directory with the C{tests} package.
         @param directory: for their temporary directories and their output.
+        @param nursery: starts the processes: one of L{tests.runner.worker}.
         @param say: prints a line.
         @param patience_seconds: how long a process may go without reporting anything; longer if the time-out
             of its test is longer.
@@ -87,6 +101,7 @@ class Pool:
         """
         self._root = root
         self._directory = directory
+        self._nursery = nursery
         self._say = say
         self._patience_seconds = patience_seconds
         self._exit_seconds = exit_seconds
@@ -132,26 +147,26 @@ class Pool:
         progress = JobProgress(job, self.tally)
         reading, writing = os.pipe()
         with output.open("wb") as log:
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "tests.runner.worker"),
-                *("--events", str(writing), "--directory", str(place)),
-                *(["--alone"] if job.alone else []),
-                *job.names,
-                cwd=self._root,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                pass_fds=[writing],
-                # What it starts can be ended with it.
-                start_new_session=True,
+            process = ForkedProcess(
+                self._nursery.path,
+                [
+                    "tests.runner.worker",
+                    *("--events", str(writing), "--directory", str(place)),
+                    *(["--alone"] if job.alone else []),
+                    *job.names,
+                ],
+                output=log.fileno(),
+                directory=self._root,
+                passed=[writing],
             )
         os.close(writing)
         try:
             problem = await self._follow(reading, process, progress)
         finally:
+            # With what it started, which is in its session.
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            await process.wait()
+            await _end_of(process)
             wire.clean_up_after(process.pid)
             control_group.clean_up_after(process.pid)
         if problem is None:
@@ -166,9 +181,7 @@ class Pool:
             else None
         )
 
-    async def _follow(
-        self, reading: int, process: asyncio.subprocess.Process, progress: JobProgress
-    ) -> str | None:
+    async def _follow(self, reading: int, process: ForkedProcess, progress: JobProgress) -> str | None:
         """
         Read the events of a process until it has exited.
 
@@ -196,11 +209,11 @@ class Pool:
                         self._say(f"FAILED {test}")
                     if progress.ended:
                         break
-                await asyncio.wait_for(process.wait(), self._exit_seconds)
+                await asyncio.wait_for(_end_of(process), self._exit_seconds)
             except TimeoutError:
                 process.send_signal(signal.SIGABRT)
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(process.wait(), _STACKS_SECONDS)
+                    await asyncio.wait_for(_end_of(process), _STACKS_SECONDS)
                 if progress.ended:
                     return f"did not exit within {self._exit_seconds:.0f} s after its last test"
                 return f"hangs: nothing happened for {patience:.0f} s"

@@ -1,7 +1,7 @@
 """
 One process of a run: it runs some tests with trial's runner, and reports each outcome as a line of JSON.
 
-usage: python -m tests.runner.worker --events FD --directory DIR [--alone] NAME...
+L{tests.runner.pool} has it forked, with the arguments C{--events FD --directory DIR [--alone] NAME...}
 """
 
 from __future__ import annotations
@@ -22,9 +22,25 @@ from twisted.trial.reporter import Reporter
 from twisted.trial.runner import TestLoader, TrialRunner
 from twisted.trial.unittest import TestSuite
 
-from peers.proc import die_with_parent
 from tests.runner.machine import processor_seconds
 from tests.runner.schedule import MARK
+
+#: For L{peers.nursery_process}: what many tests import. Nothing of it claims anything, such as ports.
+PRELOADED = (
+    "boto3",
+    "dpkt",
+    "hypothesis",
+    "kafka",
+    "pcapsvc.app",
+    "pcapsvc.sources.http.source",
+    "pcapsvc.testing",
+    "pcapsvc.web.api",
+    "treq",
+    "twisted.conch.ssh.keys",
+    "twisted.web.client",
+)
+#: Each process has a reactor of its own.
+NOT_PRELOADED = "twisted.internet.reactor"
 
 
 class EventReporter(Reporter):
@@ -117,14 +133,13 @@ def is_marked(test: Any) -> bool:
 
 def main() -> int:
     """Run the tests. The exit status."""
-    parser = argparse.ArgumentParser(prog="python -m tests.runner.worker")
+    parser = argparse.ArgumentParser(prog="tests.runner.worker")
     parser.add_argument("--events", type=int, required=True)
     parser.add_argument("--directory", required=True)
     parser.add_argument("--alone", action="store_true")
     parser.add_argument("names", nargs="+")
     arguments = parser.parse_args()
-    # It ends with its parent, and where it hangs or crashes, it leaves the stacks of its threads.
-    die_with_parent()
+    # Where it hangs or crashes, it leaves the stacks of its threads.
     faulthandler.enable(file=sys.stderr, all_threads=True)
     os.set_inheritable(arguments.events, False)
     EventReporter.events = os.fdopen(arguments.events, "w")
@@ -138,7 +153,3 @@ def main() -> int:
     result: Any = TrialRunner(EventReporter, workingDirectory=arguments.directory).run(suite)
     _write({"event": "end"})
     return int(not result.wasSuccessful())
-
-
-if __name__ == "__main__":
-    sys.exit(main())

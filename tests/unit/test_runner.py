@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from peers.nursery import Nursery
 from tests.runner import schedule
 from tests.runner.machine import most_processes, pressure, processor_seconds, processors
 from tests.runner.pool import Pool, next_job
@@ -219,6 +221,12 @@ class ScheduleTests(SynchronousTestCase):
             self.assertEqual(marks(source), found, source)
 
 
+@functools.cache
+def _workers() -> Nursery:
+    """What all processes are forked from; it ends with this process."""
+    return Nursery("tests.runner.worker")
+
+
 class PoolTests(SynchronousTestCase):
     """Processes run tests, whatever the tests do to them."""
 
@@ -250,7 +258,7 @@ class PoolTests(SynchronousTestCase):
         """Run jobs. The pool that ran them."""
         directory = Path(self.mktemp()).absolute()
         directory.mkdir()
-        pool = Pool(_ROOT, directory, say=self.lines.append, **bounds)
+        pool = Pool(_ROOT, directory, nursery=_workers(), say=self.lines.append, **bounds)
         asyncio.run(pool.run(jobs, processes, processes))
         return pool
 

@@ -1,0 +1,28 @@
+"""C{twistd}, as a program of L{peers.nursery_process}."""
+
+from __future__ import annotations
+
+from twisted.scripts import twistd
+
+#: What each daemon of a test imports, which has HTTP and a local directory: the rest follows from these.
+PRELOADED = (
+    "pcapsvc.tap",
+    "pcapsvc.app",
+    "pcapsvc.destinations.local.destination",
+    "pcapsvc.encoders.pcap.encoder",
+    "pcapsvc.encoders.pcapng.encoder",
+    "pcapsvc.reports.metrics.resource",
+    "pcapsvc.reports.metrics.state",
+    "pcapsvc.sources.http.routes",
+    "pcapsvc.web.api",
+    "twisted.plugins",
+    "unittest",
+)
+#: A daemon imports this with its reactor, when it has decided whether it needs TLS.
+NOT_PRELOADED = "twisted.internet.tcp"
+
+
+def main() -> int:
+    """Run it. The exit status."""
+    twistd.run()
+    return 0
