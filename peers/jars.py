@@ -23,7 +23,7 @@ def archive_of(program: str) -> Path:
     The file with a program's classes as Java maps them into memory (class data sharing), which halves what a
     start costs. L{peers.archives} writes it. Without it, or with another Java, they are read from the jars.
     """
-    return directory_of(program).with_name(f"{program}.jsa")
+    return directory_of(program).with_name(f"{program}-used.jsa")
 
 
 def java_command(program: str, main: str, *options: str, megabytes: int = 256) -> list[str]:
@@ -46,6 +46,11 @@ def java_command(program: str, main: str, *options: str, megabytes: int = 256) -
         # It runs for seconds only, next to others: start quickly, and use one thread to collect garbage.
         "-XX:TieredStopAtLevel=1",
         "-XX:+UseSerialGC",
+        # Map the archive where it was written for: elsewhere all of its pointers have to be changed.
+        "-XX:+UnlockDiagnosticVMOptions",
+        "-XX:ArchiveRelocationMode=0",
+        # Nobody looks at it with jstat.
+        "-XX:-UsePerfData",
         *([f"-XX:SharedArchiveFile={archive}"] if archive.is_file() else []),
         *options,
         "-cp",
