@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import base64
 import contextlib
 import hashlib
@@ -35,6 +36,18 @@ from peers.process import OwnProcess, answers, free_port
 
 PROGRAM = "kafka_2.13-4.3.1"
 _PATIENCE_SECONDS = 180.0
+# It serves a few clients, and waits most of the time. By default it zeroes 128 MB to compact logs with,
+# registers each of its metrics with JMX, and writes to the log of its metadata twice a second.
+_SMALL = {
+    "log.cleaner.dedupe.buffer.size": str(2 << 20),
+    "metric.reporters": "",
+    "metadata.max.idle.interval.ms": "0",
+    "num.network.threads": "1",
+    "num.io.threads": "2",
+    "background.threads": "2",
+}
+
+_shared: list[KafkaBroker] = []
 
 
 def _inline(module: str, **options: str) -> str:
@@ -45,6 +58,19 @@ def _inline(module: str, **options: str) -> str:
 
 def _digest(words: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(words).encode()).hexdigest()[:16]
+
+
+def shared_broker() -> KafkaBroker:
+    """
+    The broker of all tests that share one, as starting it takes seconds. It runs, even if a test has killed
+    it, and ends with this process.
+    """
+    if not _shared:
+        _shared.append(KafkaBroker())
+        atexit.register(_shared[0].stop)
+    if not _shared[0].is_running:
+        _shared[0].start()
+    return _shared[0]
 
 
 class KafkaBroker:
@@ -154,8 +180,13 @@ class KafkaBroker:
             "group.initial.rebalance.delay.ms": "0",
             # Longer than a busy machine lets it stand still: its controller would take its partitions away.
             "broker.session.timeout.ms": "60000",
-            "broker.heartbeat.interval.ms": "500",
+            **_SMALL,
         }
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it was started, and not ended."""
+        return self._process.is_running
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
@@ -284,7 +315,8 @@ class KafkaBroker:
 
     def _expect_return(self) -> None:
         """It can come back only when its controller has noticed that it was gone."""
-        self._write({**self._settings, "broker.session.timeout.ms": "2000"})
+        quick = {"broker.session.timeout.ms": "2000", "broker.heartbeat.interval.ms": "500"}
+        self._write({**self._settings, **quick})
 
     def _write(self, settings: Mapping[str, str]) -> None:
         self._file.touch(mode=0o600)

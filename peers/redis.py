@@ -123,6 +123,11 @@ class RedisServer:
         self._configuration.write_text(text.replace(f"port {self.port}\n", f"port {port}\n"))
         self.port = port
 
+    @property
+    def is_running(self) -> bool:
+        """Whether it was started, and not ended."""
+        return self._process.is_running
+
     def start(self) -> None:
         """Start it, and wait until it answers."""
         self._process.start([*self._command, str(self._configuration)], self._answers)
