@@ -7,17 +7,18 @@ a restart. It doesn't check signatures; the server in L{peers.s3} does.
 
 from __future__ import annotations
 
+import atexit
 import json
+import select
 import signal
 import threading
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-
-import boto3
-from botocore.config import Config
 
 from peers.jars import java_command
 from peers.process import OwnProcess, answers, free_port
@@ -28,26 +29,38 @@ include classpath("application.conf")
 node-address {{ protocol = http, host = "{host}", port = {port}, context-path = "" }}
 rest-sqs {{ enabled = true, bind-hostname = "{host}", bind-port = {port}, sqs-limits = strict }}
 rest-stats {{ enabled = false }}
+# It wakes up once in so long, and has a few threads for the few clients of a test.
+pekko.scheduler.tick-duration = 50ms
+pekko.actor.default-dispatcher.fork-join-executor {{ parallelism-min = 2, parallelism-max = 2 }}
+pekko.actor.internal-dispatcher.fork-join-executor {{ parallelism-min = 2, parallelism-max = 2 }}
 """
 _DURABLE = """
 queues-storage {{ enabled = true, path = "{directory}/queues.conf" }}
 messages-storage {{ enabled = true, uri = "jdbc:h2:{directory}/messages;WRITE_DELAY=0" }}
 """
 _BATCH = 10
+# Longer than any long poll.
+_ANSWER_SECONDS = 60.0
 
 
-_shared: list[SQSServer] = []
+_shared: dict[bool, SQSServer] = {}
 
 
-def shared_server() -> SQSServer:
+def shared_server(*, durable: bool = False) -> SQSServer:
     """
-    The server of all tests that don't disturb it: it takes seconds to start. It ends with this process.
+    The server of all tests that share one, as starting it takes seconds. It runs, even if a test has killed
+    it, and ends with this process.
+
+    @param durable: as for L{SQSServer}.
     """
-    if not _shared:
-        server = SQSServer()
+    server = _shared.get(durable)
+    if server is None:
+        server = _shared[durable] = SQSServer(durable=durable)
+        atexit.register(server.stop)
         server.start()
-        _shared.append(server)
-    return _shared[0]
+    elif not server.is_running:
+        server.restart()
+    return server
 
 
 class SQSServer:
@@ -77,20 +90,25 @@ class SQSServer:
         )
         main, encoding = "org.elasticmq.server.Main", "-Dstdout.encoding=UTF-8"
         self._command = [*wrapper, *java_command(PROGRAM, main, f"-Dconfig.file={self._file}", encoding)]
-        self._client: Any = None
+        self._client = _Client(host, self._port)
         self._durable = durable
         self._queues: set[str] = set()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it was started, and not ended."""
+        return self._process.is_running
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
         self._process.start(self._command, lambda: answers(self._port, self._host))
-        self._client = client(self.endpoint)
 
     def stop(self) -> None:
         """End it for good, even if it is frozen or not running."""
-        if self._client is not None:
-            self._client.close()
-            self._client = None
+        self._client.close()
+        if self._process.is_running:
+            # To end properly takes it time of the processors.
+            self._process.signal(signal.SIGKILL)
         self._process.clean_up()
 
     def exit(self, patience_seconds: float) -> None:
@@ -110,7 +128,7 @@ class SQSServer:
         self._process.start(self._command, lambda: answers(self._port, self._host) and self._has_its_queues())
 
     def _has_its_queues(self) -> bool:
-        return not self._durable or self._queues <= set(self._client.list_queues().get("QueueUrls", ()))
+        return not self._durable or self._queues <= set(self._client.call("ListQueues").get("QueueUrls", ()))
 
     def freeze(self) -> None:
         """Freeze its process: connections stay open, and nothing answers."""
@@ -127,7 +145,7 @@ class SQSServer:
         @param attributes: as in the SQS API Reference, "CreateQueue".
         @return: its URL.
         """
-        url: str = self._client.create_queue(QueueName=name, Attributes=attributes)["QueueUrl"]
+        url: str = self._client.call("CreateQueue", QueueName=name, Attributes=attributes)["QueueUrl"]
         self._queues.add(url)
         return url
 
@@ -142,7 +160,7 @@ class SQSServer:
         for start in range(0, len(bodies), _BATCH):
             batch = bodies[start : start + _BATCH]
             entries = [{"Id": str(at), "MessageBody": body, **more} for at, body in enumerate(batch)]
-            answer = self._client.send_message_batch(QueueUrl=url, Entries=entries)
+            answer = self._client.call("SendMessageBatch", QueueUrl=url, Entries=entries)
             assert not answer.get("Failed"), answer
             ids += [
                 sent["MessageId"] for sent in sorted(answer["Successful"], key=lambda one: int(one["Id"]))
@@ -152,12 +170,13 @@ class SQSServer:
     def counts(self, url: str) -> tuple[int, int]:
         """How many messages in a queue are visible, and how many are in flight."""
         visible, hidden = "ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"
-        answer = self._client.get_queue_attributes(QueueUrl=url, AttributeNames=[visible, hidden])
+        answer = self._client.call("GetQueueAttributes", QueueUrl=url, AttributeNames=[visible, hidden])
         return int(answer["Attributes"][visible]), int(answer["Attributes"][hidden])
 
     def receive(self, url: str, **more: Any) -> list[dict[str, Any]]:
         """Receive messages, as another client."""
-        found: list[dict[str, Any]] = self._client.receive_message(QueueUrl=url, **more).get("Messages", [])
+        answer = self._client.call("ReceiveMessage", QueueUrl=url, **more)
+        found: list[dict[str, Any]] = answer.get("Messages", [])
         return found
 
     def delete(self, url: str, messages: Sequence[Mapping[str, Any]]) -> None:
@@ -165,19 +184,60 @@ class SQSServer:
         entries = [
             {"Id": str(at), "ReceiptHandle": message["ReceiptHandle"]} for at, message in enumerate(messages)
         ]
-        self._client.delete_message_batch(QueueUrl=url, Entries=entries)
+        self._client.call("DeleteMessageBatch", QueueUrl=url, Entries=entries)
 
 
-def client(endpoint: str, access_id: str = "anybody", access_key: str = "anything") -> Any:
-    """A boto3 client that retries nothing."""
-    return boto3.session.Session().client(
-        "sqs",
-        endpoint_url=endpoint,
-        region_name=SQSServer.region,
-        aws_access_key_id=access_id,
-        aws_secret_access_key=access_key,
-        config=Config(retries={"total_max_attempts": 1}),
-    )
+class _Client:
+    """
+    Calls the API in its JSON protocol (SQS API Reference, "Make requests to Amazon SQS using the AWS JSON
+    protocol"), unsigned and without retries. boto3 would take as long for a call as the server.
+    """
+
+    def __init__(self, host: str, port: int) -> None:
+        self._address = host, port
+        # Each is used by one thread at a time.
+        self._idle: list[HTTPConnection] = []
+
+    def call(self, action: str, **fields: Any) -> dict[str, Any]:
+        """
+        Call an action; returns its answer.
+
+        @raise RuntimeError: the server refused.
+        @raise OSError: it did not answer.
+        """
+        connection = self._connection()
+        try:
+            headers = {"Content-Type": "application/x-amz-json-1.0", "X-Amz-Target": f"AmazonSQS.{action}"}
+            connection.request("POST", "/", json.dumps(fields), headers)
+            with connection.getresponse() as answer:
+                status, body = answer.status, answer.read()
+        except BaseException:
+            connection.close()
+            raise
+        if connection.sock is not None:
+            self._idle.append(connection)
+        if status != 200:
+            raise RuntimeError(f"{action} was answered with {status}: {body.decode(errors='replace')}")
+        found: dict[str, Any] = json.loads(body)
+        return found
+
+    def close(self) -> None:
+        """Close the connections that are idle."""
+        while self._idle:
+            self._idle.pop().close()
+
+    def _connection(self) -> HTTPConnection:
+        """An idle connection that the server has not closed in the meantime, or a new one."""
+        while self._idle:
+            # Another thread may have taken the last one.
+            with suppress(IndexError):
+                connection = self._idle.pop()
+                closed = select.poll()
+                closed.register(connection.sock, select.POLLIN)
+                if not closed.poll(0):
+                    return connection
+                connection.close()
+        return HTTPConnection(*self._address, timeout=_ANSWER_SECONDS)
 
 
 class ForgetfulProxy:
