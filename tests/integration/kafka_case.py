@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import time
 from collections.abc import Callable
 from typing import Any
@@ -16,22 +15,7 @@ from pcapsvc.net.outages import Backoff
 from pcapsvc.sources.kafka.connection import Connection
 from pcapsvc.sources.kafka.source import KafkaSource
 from pcapsvc.testing import MemorySink
-from peers.kafka import KafkaBroker
-
-_shared: list[KafkaBroker] = []
-
-
-def shared_broker() -> KafkaBroker:
-    """
-    The broker of all these tests, as starting one takes seconds. It runs when a test starts,
-    and ends with the test runner.
-    """
-    if not _shared:
-        broker = KafkaBroker()
-        atexit.register(broker.stop)
-        broker.start()
-        _shared.append(broker)
-    return _shared[0]
+from peers.kafka import shared_broker
 
 
 class KafkaTestCase(unittest.TestCase):

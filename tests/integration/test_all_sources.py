@@ -16,12 +16,14 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from peers.daemon import Daemon
 from peers.frames import number_of, udp_frame
-from peers.kafka import KafkaBroker
+from peers.kafka import KafkaBroker, shared_broker
 from peers.process import pause_seconds
 from peers.redis import RedisServer
-from peers.sqs import SQSServer
+from peers.sqs import SQSServer, shared_server
 from peers.tcpdump import read_packets
 from peers.wire import Wire
+
+shared_peer = "Kafka broker that is killed"
 
 BROKERS = ("redis", "kafka", "sqs")
 SOURCES = (*BROKERS, "http")
@@ -58,11 +60,10 @@ class Brokers:
 def shared_brokers() -> Brokers:
     """The brokers of all these tests, as starting them takes seconds."""
     if not _shared:
-        peers = (RedisServer(), KafkaBroker(), SQSServer())
-        for peer in peers:
-            atexit.register(peer.stop)
-            peer.start()
-        _shared.append(Brokers(redis=peers[0], kafka=peers[1], sqs=peers[2]))
+        redis = RedisServer()
+        atexit.register(redis.stop)
+        redis.start()
+        _shared.append(Brokers(redis=redis, kafka=shared_broker(), sqs=shared_server()))
     return _shared[0]
 
 

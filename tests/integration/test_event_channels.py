@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 from twisted.internet import reactor, task
@@ -25,11 +24,10 @@ from pcapsvc.reports.redis.publisher import RedisPublisher
 from pcapsvc.reports.sqs.publisher import SqsPublisher
 from pcapsvc.testing import event_factory
 from pcapsvc.threads import Threads
+from peers.kafka import shared_broker
 from peers.redis import RedisServer
-from peers.sqs import SQSServer
-from tests.faults.test_links import lasting
+from peers.sqs import shared_server
 from tests.integration.event_listeners import RedisListener, read_queue, read_topic
-from tests.integration.kafka_case import shared_broker
 from tests.unit.event_schema import problems
 from tests.unit.logged import logged
 
@@ -37,13 +35,6 @@ shared_peer = "Kafka broker"
 
 LABELS = Labels(via="http", requestid="r-1", tags="a,\u00e9,<script>,\uffff", interface="lo")
 PATIENCE_SECONDS = 180.0
-
-
-@cache
-def shared_queues() -> SQSServer:
-    """The queue server of all these tests."""
-    server: SQSServer = lasting(SQSServer())
-    return server
 
 
 class ChannelSuite:
@@ -342,7 +333,7 @@ class QueueSuite(ChannelSuite):
 
     def prepare(self) -> None:
         """A queue on the shared server."""
-        self.server = shared_queues()
+        self.server = shared_server()
         name = "-".join(self.id().split(".")[-2:])
         self.url = self.server.create_queue(
             name + (".fifo" if self.attributes else ""), VisibilityTimeout="600", **self.attributes

@@ -17,6 +17,8 @@ from tests.integration.event_listeners import RedisListener, read_queue, read_to
 from tests.integration.test_all_sources import SOURCES, AllSourcesCase, until
 from tests.unit.event_schema import problems
 
+shared_peer = "Kafka broker"
+
 PATIENCE_SECONDS = 180.0
 # The events of a capture that is delivered to the local directory, spooled for CloudShark, and delivered
 # there after the restart.

@@ -48,23 +48,12 @@ class OutageTests(KafkaTestCase):
         await self.until(starting.done)
         starting.result()
 
-    async def test_down_at_the_start(self) -> None:
-        """A broker that is down at the start is logged once; what is sent when it is up is read."""
-        self.broker.create_topic(self.topic)
-        self.broker.kill()
-        source, sink = self.source()
-        source.startService()
-        await self.until(lambda: self.logged(": Connection refused"))
-        began = time.time()
-        # Not even the first message is missed, however soon it is sent, and with a clock that is behind.
-        await self.restart()
-        await self.produce_behind(b"first", time.time() - began + 3)
-        await self.until(lambda: sink.submitted)
-        self.assertEqual([b"first"], self.bodies(sink))
-        self.assertEqual(1, len(self.logged("Connection refused")), self.lines)
-
-    async def _survives(self, *groups: str | None) -> None:
-        """Kill and start the broker in the middle of a stream of requests."""
+    async def test_killed_in_a_stream(self) -> None:
+        """
+        Of 1,000 requests none is lost and none is done twice, on two nodes that read all of them, nor on a
+        node of a group.
+        """
+        groups = (None, None, "surviving")
         self.broker.create_topic(self.topic, 3)
         sinks = [(await self.listen(group=group))[1] for group in groups]
         producer = await threads.deferToThread(self.broker.producer, linger_ms=5)
@@ -92,14 +81,6 @@ class OutageTests(KafkaTestCase):
             self.assertEqual({b"%d" % number: 1 for number in range(REQUESTS)}, dict(counts))
         self.assertEqual(len(groups), len(self.logged("warn: ")), self.lines)
 
-    async def test_killed_in_a_stream(self) -> None:
-        """Of 1,000 requests none is lost and none is done twice, on two nodes that read all of them."""
-        await self._survives(None, None)
-
-    async def test_killed_in_a_stream_of_a_group(self) -> None:
-        """So it is with a node of a group."""
-        await self._survives("surviving")
-
     async def test_frozen(self) -> None:
         """A frozen broker is noticed; when it continues, messages are read."""
         self.broker.create_topic(self.topic)
@@ -113,11 +94,30 @@ class OutageTests(KafkaTestCase):
         await self.until(lambda: sink.submitted)
         self.assertEqual([b"after"], self.bodies(sink))
 
-    async def test_a_port_that_hangs_up(self) -> None:
-        """If another server accepts connections and closes them at once, attempts become rare."""
+    async def test_changes_in_an_outage(self) -> None:
+        """
+        If another server accepts connections and closes them at once, attempts become rare. If the token's
+        file is missing when the broker comes back, that is logged at once.
+        """
         self.broker.create_topic(self.topic)
+        file = Path(self.mktemp())
+        file.write_text(self.broker.token())
+        security = self.broker.security(sasl_mechanism="OAUTHBEARER", sasl_oauth_token_file=str(file))
+        _, by_token = await self.listen(servers=[self.broker.secure_server], security=security)
         _, sink = await self.listen()
+        file.unlink()
         await threads.deferToThread(self.broker.kill)
+        await self._hang_up()
+        await self.restart()
+        await self.until(lambda: self.logged("no token to authenticate with: No such file"))
+        file.write_text(self.broker.token())
+        await self.produce(b"after")
+        for each in (sink, by_token):
+            await self.until(lambda each=each: each.submitted)
+            self.assertEqual([b"after"], self.bodies(each))
+
+    async def _hang_up(self) -> None:
+        """In place of the broker, which is down, accept connections and close them at once, for a while."""
         host, _, port = self.broker.server.rpartition(":")
         accepted: list[float] = []
         with socket.create_server((host, int(port)), backlog=128) as other:
@@ -137,49 +137,47 @@ class OutageTests(KafkaTestCase):
             finally:
                 other.shutdown(socket.SHUT_RDWR)
                 await hanging_up
-        await self.restart()
         self.assertLess(len(accepted), 30)
-        await self.produce(b"after")
-        await self.until(lambda: sink.submitted)
 
-    async def test_a_token_that_goes_away(self) -> None:
-        """If the token's file is missing when the broker comes back, that is logged at once."""
+    async def test_stop_and_start_in_an_outage(self) -> None:
+        """
+        While the broker is down, attempts leave nothing behind, and a stop is quick, also in a group. A
+        broker that is down at a start is logged once; what is sent when it is up is read.
+        """
         self.broker.create_topic(self.topic)
-        file = Path(self.mktemp())
-        file.write_text(self.broker.token())
-        security = self.broker.security(sasl_mechanism="OAUTHBEARER", sasl_oauth_token_file=str(file))
-        _, sink = await self.listen(servers=[self.broker.secure_server], security=security)
-        file.unlink()
-        await threads.deferToThread(self.broker.kill)
+        self.broker.create_topic(f"{self.topic}-later")
+        await self._stop_in_an_outage()
+        self.topic += "-later"
+        self.lines.clear()
+        source, sink = self.source()
+        source.startService()
+        await self.until(lambda: self.logged(": Connection refused"))
+        began = time.time()
+        # Not even the first message is missed, however soon it is sent, and with a clock that is behind.
         await self.restart()
-        await self.until(lambda: self.logged("no token to authenticate with: No such file"))
-        file.write_text(self.broker.token())
-        await self.produce(b"after")
+        await self.produce_behind(b"first", time.time() - began + 3)
         await self.until(lambda: sink.submitted)
-        self.assertEqual([b"after"], self.bodies(sink))
+        self.assertEqual([b"first"], self.bodies(sink))
+        self.assertEqual(1, len(self.logged("Connection refused")), self.lines)
 
-    async def test_stop_in_an_outage(self) -> None:
-        """While the broker is down, attempts leave nothing behind, and a stop is quick, also in a group."""
-        self.broker.create_topic(self.topic)
+    async def _stop_in_an_outage(self) -> None:
+        """Kill the broker while two sources read, and stop them."""
         quick = {"reconnect_seconds": 0.1}
         alone, _ = await self.listen(quick=quick)
         shared, sink = await self.listen(group="stopping", quick=quick)
         await self.produce(b"one")
         await self.until(lambda: sink.submitted)
         await threads.deferToThread(self.broker.kill)
-        try:
-            await self.until(lambda: len(self.logged("no connection to")) == 2)
-            before = descriptors(), threading.active_count()
-            # Some thirty attempts.
-            await self.sleep(2.0)
-            self.assertLessEqual(descriptors(), before[0] + 2)
-            self.assertEqual(before[1], threading.active_count())
-            self.assertEqual(2, len(self.logged("warn: ")), self.lines)
-            await defer.gatherResults(
-                [defer.Deferred.fromCoroutine(self.stop(source)) for source in (alone, shared)]
-            )
-        finally:
-            await self.restart()
+        await self.until(lambda: len(self.logged("no connection to")) == 2)
+        before = descriptors(), threading.active_count()
+        # Some thirty attempts.
+        await self.sleep(2.0)
+        self.assertLessEqual(descriptors(), before[0] + 2)
+        self.assertEqual(before[1], threading.active_count())
+        self.assertEqual(2, len(self.logged("warn: ")), self.lines)
+        await defer.gatherResults(
+            [defer.Deferred.fromCoroutine(self.stop(source)) for source in (alone, shared)]
+        )
 
     async def test_stop_in_a_poll(self) -> None:
         """A stop is quick while a poll waits, and the source leaves nothing behind."""

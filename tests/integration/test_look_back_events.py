@@ -1,71 +1,26 @@
-"""What happened before a request: through each source, on quiet interfaces, and on several at once."""
+"""What happened before a request: on quiet interfaces, and on several at once."""
 
 from __future__ import annotations
 
 import itertools
 import json
-import re
 import signal
 import threading
 import time
 from bisect import bisect_left
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from peers.frames import number_of, udp_frame
 from peers.tcpdump import read_packets
 from peers.wire import Wire
-from tests.integration.look_back_case import LookBackCase, histories_begun
-from tests.integration.test_all_sources import SOURCES, AllSourcesCase, until
-from tests.integration.traffic import PATIENT, generate
+from tests.integration.look_back_case import LookBackCase
+from tests.integration.traffic import generate
 
-_EVENT_PACKETS = 2000
-_LATER_SECONDS = 2.0
 # Long enough to begin to send in, on a busy machine.
 _LIVE_SECONDS = 10
 # How exact limits of time are.
 _EXACT_SECONDS = 0.1
-
-
-def _numbers(path: Path, port: int | None = None) -> list[int]:
-    """The numbers of the packets in a file; with a port, of those to this one."""
-    wanted = b"" if port is None else port.to_bytes(2, "big")
-    return [
-        number_of(packet.data)
-        for packet in read_packets(path)
-        if port is None or packet.data[36:38] == wanted
-    ]
-
-
-class EventTests(AllSourcesCase):
-    """An event, and a request for it that comes later."""
-
-    def test_each_source(self) -> None:
-        """All packets of an event are in the file, though each request was sent two seconds later."""
-        # Longer than it takes to make the requests, on a busy machine.
-        before = 300
-        daemon = self.daemon(
-            more=f'{PATIENT}[[interface]]\nname = "{self.wire.interface}"\nhistory = {before}\n'
-        )
-        histories_begun(daemon)
-        events: dict[str, int] = {}
-        bodies: dict[str, str] = {}
-        for source in SOURCES:
-            events[source], bodies[source] = self.request(
-                daemon, before=before, pastonly=True, packets=10 * _EVENT_PACKETS
-            )
-        for port in events.values():
-            self.wire.send([udp_frame(number, port=port) for number in range(_EVENT_PACKETS)])
-        time.sleep(_LATER_SECONDS)
-        for source in SOURCES:
-            self.send(daemon, source, bodies[source])
-        for source, port in events.items():
-            words = re.compile(rf"(\w+): capturing on \S+ for {source}, filter 'udp dst port {port}'")
-            capture = until(lambda words=words: words.search(daemon.log), f"a request by {source}")[1]  # type: ignore[misc]
-            state = daemon.done(capture)
-            self.assertEqual((state["reason"], state["source"]), ("past", source))
-            self.assertEqual(_numbers(daemon.file_of(capture)), list(range(_EVENT_PACKETS)))
 
 
 class QuietTests(LookBackCase):
@@ -165,7 +120,7 @@ class SeveralTests(LookBackCase):
             state = daemon.done(capture["id"])
             at = [wire.interface for wire in wires].index(state["interface"])
             expected = list(range(1000 * at, 1000 * at + 700))
-            self.assertEqual(_numbers(daemon.file_of(capture["id"])), expected)
+            self.assertEqual(self.numbers(daemon.file_of(capture["id"])), expected)
             self.assertEqual((state["reason"], state["history"]["packets"]), ("packets", 500))
 
     def another(self) -> Wire:

@@ -19,9 +19,9 @@ from pcapsvc.client.transport import ITransport
 from pcapsvc.client.transports.http import HttpTransport
 from pcapsvc.client.transports.kafka import KafkaTransport
 from pcapsvc.client.transports.redis import RedisTransport
+from peers.kafka import shared_broker
 from peers.process import OwnProcess
 from peers.redis import RedisServer
-from tests.integration.kafka_case import shared_broker
 
 shared_peer = "Kafka broker"
 

@@ -7,6 +7,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Any
 
 from twisted.internet import reactor, task, threads
@@ -20,14 +21,15 @@ from pcapsvc.sources.kafka.source import KafkaSource
 from pcapsvc.sources.redis.source import RedisSource
 from pcapsvc.sources.sqs.source import SQSSource
 from pcapsvc.testing import MemorySink
-from peers.kafka import KafkaBroker
+from peers.kafka import shared_broker
 from peers.redis import RedisServer
-from peers.sqs import SQSServer
+from peers.sqs import SQSServer, shared_server
 from tests.contracts.request_source import PeerContract, RequestSourceContract
+
+shared_peer = "Kafka broker that is killed"
 
 #: A process dies with the thread that started it: not one of the reactor's, which end with each test.
 _starter = ThreadPoolExecutor(1)
-_shared: dict[Callable[[], Any], Any] = {}
 
 
 class RealPeerContract(PeerContract):
@@ -39,16 +41,12 @@ class RealPeerContract(PeerContract):
 
     timeout = 120
     peer: Any
-    is_dead = False
 
-    def share(self: Any, make: Callable[[], Any]) -> None:
-        """Share a peer with the other tests, as starting one takes seconds. It ends with the test runner."""
-        if make not in _shared:
-            _shared[make] = make()
-            atexit.register(_shared[make].stop)
-            _starter.submit(_shared[make].start).result()
-        self.peer = _shared[make]
-        self.addCleanup(lambda: _starter.submit(self.start_again).result() if self.is_dead else None)
+    def use(self: Any, peer: Any) -> None:
+        """Use a peer that other tests use, too; one of them may have killed it."""
+        self.peer = peer
+        if not peer.is_running:
+            self.start_again()
         # Each test has a topic or a queue of its own.
         self.topic = self.id().rpartition(".")[2] + type(self).__name__
 
@@ -64,7 +62,6 @@ class RealPeerContract(PeerContract):
     async def die(self) -> None:
         """The peer is killed."""
         self.end_peer()
-        self.is_dead = True
         await self.until(lambda: self.source.state().problem)
 
     async def come_back(self) -> None:
@@ -72,7 +69,6 @@ class RealPeerContract(PeerContract):
         starting = _starter.submit(self.start_again)
         await self.until(starting.done)
         starting.result()
-        self.is_dead = False
         await self.connect()
 
     def end_peer(self) -> None:
@@ -84,19 +80,19 @@ class RealPeerContract(PeerContract):
         self.peer.start()
 
 
+@cache
 def _redis() -> RedisServer:
-    return RedisServer(password="s3cret")
-
-
-def _sqs() -> SQSServer:
-    return SQSServer(durable=True)
+    """The server of all tests with Redis. It ends with this process."""
+    server = RedisServer(password="s3cret")
+    atexit.register(server.stop)
+    return server
 
 
 class RedisSourceTests(RealPeerContract, unittest.TestCase):
     """Redis."""
 
     def setUp(self) -> None:
-        self.share(_redis)
+        self.use(_redis())
         self.source = RedisSource(
             reactor,
             MemorySink(),
@@ -119,7 +115,7 @@ class KafkaSourceTests(RealPeerContract, unittest.TestCase):
     is_shared = False
 
     def setUp(self) -> None:
-        self.share(KafkaBroker)
+        self.use(shared_broker())
         self.peer.create_topic(self.topic)
         self.source = self.make_source()
 
@@ -173,7 +169,7 @@ class SQSSourceTests(RealPeerContract, unittest.TestCase):
     """SQS."""
 
     def setUp(self) -> None:
-        self.share(_sqs)
+        self.use(shared_server(durable=True))
         self.source = SQSSource(
             reactor,
             MemorySink(),

@@ -12,6 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,9 @@ from peers.wire import Wire
 numbers = itertools.count()
 
 NODES = ("node-1", "node-2", "node-3")
+
+#: A process dies with the thread that started it: not one of the reactor's, which end with each test.
+_starter = ThreadPoolExecutor(1)
 
 # How long the server takes to store on disk what it was sent.
 WRITTEN_SECONDS = 1.5
@@ -84,20 +88,21 @@ class SQSTestCase(unittest.TestCase):
         globalLogPublisher.addObserver(self.observe)
         self.addCleanup(globalLogPublisher.removeObserver, self.observe)
 
-    def start(self, *, own: bool = False, **attributes: str) -> str:
+    def start(self, *, durable: bool = False, **attributes: str) -> str:
         """
         Create a queue; returns its URL.
 
-        @param own: whether it has its own server, whose queues survive a kill.
+        @param durable: whether its server may be disturbed, and its queues survive a kill.
         """
-        if own:
-            self.server = SQSServer(durable=True)
-            self.addCleanup(self.server.stop)
-            self.server.start()
-        else:
-            self.server = shared_server()
+        self.server = shared_server(durable=durable)
         suffix = ".fifo" if "FifoQueue" in attributes else ""
         return self.server.create_queue(f"captures{next(numbers)}{suffix}", **attributes)
+
+    async def restart(self) -> None:
+        """Start the server again."""
+        starting = _starter.submit(self.server.restart)
+        await self.until(starting.done)
+        starting.result()
 
     def observe(self, event: Any) -> None:
         """Collect what the source logs."""
@@ -239,7 +244,7 @@ class ListenTests(SQSTestCase):
 
     async def test_deletion_lost(self) -> None:
         """A message whose deletion failed is deleted when it becomes visible again."""
-        url = self.start(own=True)
+        url = self.start(durable=True)
         sink = MemorySink()
         taken = sink.submit
 
@@ -253,7 +258,7 @@ class ListenTests(SQSTestCase):
         await task.deferLater(reactor, WRITTEN_SECONDS)
         self.listen(url, sink, hidden_seconds=1)
         await self.logged("retrying")
-        await threads.deferToThread(self.server.restart)
+        await self.restart()
         await self.logged("was delivered again")
         await self.emptied(url)
         self.assertEqual(1, len(sink.submitted))
@@ -307,7 +312,7 @@ class OutageTests(SQSTestCase):
         The server is killed and restarted in the middle of 1,000 requests, some of which come twice: each is
         done once, and the outage and its end are logged once.
         """
-        url = self.start(own=True)
+        url = self.start(durable=True)
         sink = NodeSink("node-1")
         proxy = ForgetfulProxy(self.server.endpoint, every=4)
         proxy.start()
@@ -322,7 +327,7 @@ class OutageTests(SQSTestCase):
         taken = len(sink.taken)
         await self.logged("retrying")
         await task.deferLater(reactor, 1.0)
-        await threads.deferToThread(self.server.restart)
+        await self.restart()
         proxy.is_cut = False
         await self.send(url, *(request(number, "node-1") for number in range(700, 1000)))
         await self.until(lambda: len(sink.taken) >= 1000)
@@ -335,10 +340,11 @@ class OutageTests(SQSTestCase):
 
     async def test_frozen(self) -> None:
         """A silent server is given up in time, and polled again when it answers."""
-        url = self.start(own=True)
+        url = self.start(durable=True)
         sink = NodeSink("node-1")
         self.listen(url, sink, wait_seconds=1, hidden_seconds=2, answer_seconds=1.0)
         await self.logged("listening")
+        self.addCleanup(self.server.thaw)
         self.server.freeze()
         await self.logged("warn")
         self.server.thaw()
