@@ -5,17 +5,18 @@ from __future__ import annotations
 import contextlib
 import socket
 import socketserver
+import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from peers.kafka import KafkaBroker
 from peers.redis import RedisServer
+from peers.requirement import require_command
 
-#: How often a stranger talks each time, and how long it waits before.
+#: How often a stranger talks each time.
 TALKS = 3
-QUIET_SECONDS = 1.0
 
 #: How long it waits for an answer, and for the end of its connections.
 ANSWER_SECONDS = 180.0
@@ -24,14 +25,20 @@ _CLOSED_SECONDS = 10.0
 # The states of a connection on which nothing more is said: TIME_WAIT and CLOSE (include/net/tcp_states.h).
 _OVER = {"06", "07"}
 
+# The filter that lets nothing pass, as ss(8) shows it: libpcap's between two others.
+_NOTHING = "bpf filter (1):  0x06 0 0 0,"
+
 
 class Strangers:
     """
     Connections of another process than the daemon: this one.
 
     @ivar ports: their local ports.
-    @ivar talked: those of them that had something to say.
+    @ivar talked: those of them that had something to say while no filter changed.
+    @ivar daemon: the process id of the daemon that captures what they say.
     """
+
+    daemon: int
 
     def __init__(self) -> None:
         self.ports: set[int] = set()
@@ -60,24 +67,22 @@ class Strangers:
 
     def talk(self, port: int, words: bytes, host: str = "127.0.0.1") -> None:
         """
-        Say something, and hear an answer, a few times. It begins when the daemon has connected:
-        while libpcap changes a filter, packets are lost, whosever they are.
+        Say something, and hear an answer, a few times while the daemon's filters are the same: when libpcap
+        changes one, packets are lost, whosever they are. What is said meanwhile does not count.
         """
-        time.sleep(QUIET_SECONDS)
-        for _ in range(TALKS):
+        talks = 0
+        deadline = time.monotonic() + ANSWER_SECONDS
+        while talks < TALKS:
+            assert time.monotonic() < deadline, "the daemon's filters change all the time"
+            before = _filters(self.daemon)
             with self.connect(port, host) as made:
-                self.talked.add(made.getsockname()[1])
+                client: int = made.getsockname()[1]
                 made.sendall(words)
                 assert made.recv(4096)
-
-    def wait_until_closed(self) -> None:
-        """
-        Wait until their connections are closed at both ends, but not for ever: somebody else may have been
-        given one of the ports.
-        """
-        deadline = time.monotonic() + _CLOSED_SECONDS
-        while self.talked & set(_connected_ports()) and time.monotonic() < deadline:
-            time.sleep(0.02)
+            _wait_until_closed({client})
+            if _NOTHING not in before and _filters(self.daemon) == before:
+                self.talked.add(client)
+                talks += 1
 
 
 class RestartableRedis(RedisServer):
@@ -161,6 +166,37 @@ def _connected_ports() -> Iterator[int]:
             _, local, remote, state = line.split()[:4]
             if state not in _OVER:
                 yield from (int(end.rpartition(":")[2], 16) for end in (local, remote))
+
+
+def _wait_until_closed(ports: Collection[int]) -> None:
+    """
+    Wait until connections are closed at both ends, but not for ever: somebody else may have been given one of
+    the ports.
+    """
+    deadline = time.monotonic() + _CLOSED_SECONDS
+    while not set(_connected_ports()).isdisjoint(ports) and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
+def _filters(pid: int) -> list[str]:
+    """The filters of a process's packet sockets (packet(7)), as ss(8) shows them."""
+    words = [
+        require_command("ss", "iproute2"),
+        "--packet",
+        "--bpf",
+        "--processes",
+        "--numeric",
+        "--no-header",
+    ]
+    shown = subprocess.run(words, check=True, capture_output=True, text=True, timeout=60).stdout
+    found, is_own = [], False
+    for line in shown.splitlines():
+        if not line[:1].isspace():
+            is_own = f"pid={pid}," in line
+        elif is_own and "bpf filter" in line:
+            found.append(line.strip())
+    assert found, f"no filters of process {pid}:\n{shown}"
+    return found
 
 
 def _pass_on(source: socket.socket, destination: socket.socket) -> None:

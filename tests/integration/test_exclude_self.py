@@ -278,9 +278,8 @@ class SideBySideCase(SynchronousTestCase):
             for one in both
             for interface in LINK_HEADERS
         }
+        self.strangers.daemon = daemon.pid
         do()
-        # What was said last is in both.
-        self.strangers.wait_until_closed()
         # The witness lasts longer: to the end of the other's connections.
         for one in reversed(both):
             one.signal(signal.SIGTERM)
@@ -372,14 +371,7 @@ class RedisTests(SideBySideCase):
 
 
 class KafkaTests(SideBySideCase):
-    """
-    A reader of a topic, whose client has threads and sockets of its own.
-
-    While libpcap changes the filter for a new connection, packets are lost. What strangers say is compared
-    packet by packet, so the daemon needs a processor before they begin.
-    """
-
-    needs_machine_alone = True
+    """A reader of a topic, whose client has threads and sockets of its own."""
 
     def restart(self, host: str) -> None:
         """The broker is killed while a capture runs, and is there again."""
@@ -414,12 +406,7 @@ class KafkaTests(SideBySideCase):
 
 
 class SQSTests(SideBySideCase):
-    """
-    Long polls of a client that blocks, in threads, and that opens a new connection if one has died. For why
-    it needs the machine alone see L{KafkaTests}.
-    """
-
-    needs_machine_alone = True
+    """Long polls of a client that blocks, in threads, and that opens a new connection if one has died."""
 
     def poll(self, host: str) -> None:
         """Connections are cut in the middle of a poll, again and again."""
