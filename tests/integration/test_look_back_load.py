@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import random
+import sys
 import threading
 import time
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice
 from operator import lt
 from typing import Any
 
@@ -25,7 +26,9 @@ from tests.integration.traffic import generate
 needs_machine_alone = True
 
 _RATE = 300_000
-_SECONDS = 8
+# For how long: with random requests, and until 1.5 million packets are remembered and extracted.
+_SECONDS = 6
+_LONGER_SECONDS = 7
 _REQUESTS = 100
 _AT_ONCE = 8
 _SIZE = 128
@@ -101,11 +104,41 @@ class Recorded:
         self._size = 16 + _SIZE
         self.numbers = numbers_of(self._records, self._size)
 
+        self._seconds, self._microseconds = (field_of(self._records, self._size, at) for at in (0, 4))
+
+    def time(self, index: int) -> float:
+        """When a packet arrived, in seconds since the Unix epoch."""
+        return self._seconds[index] + self._microseconds[index] / 1e6
+
+    def within(self, start: float, end: float) -> range:
+        """The indices of the packets that arrived from one time to another, both included."""
+        indices = range(len(self.numbers))
+        return range(bisect_left(indices, start, key=self.time), bisect_right(indices, end, key=self.time))
+
     @cached_property
-    def times(self) -> array[float]:
-        """When each packet arrived, in seconds since the Unix epoch."""
-        parts = [field_of(self._records, self._size, at) for at in (0, 4)]
-        return array("d", (s + us / 1e6 for s, us in zip(*parts, strict=True)))
+    def _runs(self) -> list[range]:
+        """The indices of packets whose numbers follow each other: all of them, unless some were dropped."""
+        runs: list[range] = []
+        indices = range(len(self.numbers))
+        start = 0
+        while start < len(indices):
+            # How many are missing before a packet only grows.
+            before = self.numbers[start] - start
+            end = bisect_right(indices, before, lo=start, key=lambda at: self.numbers[at] - at)
+            runs.append(range(start, end))
+            start = end
+        return runs
+
+    @cached_property
+    def _cut(self) -> memoryview:
+        """All records, cut to the shorter snap length."""
+        size = 16 + _SNAP
+        cut = bytearray(len(self.numbers) * size)
+        for at in range(size):
+            cut[at::size] = self._records[at :: self._size]
+        for at, byte in enumerate(_SNAP.to_bytes(4, sys.byteorder), start=8):
+            cut[at::size] = bytes([byte]) * len(self.numbers)
+        return memoryview(cut)
 
     def passing(self, wanted: Filter, start: int = 0) -> Iterable[int]:
         """The indices of the packets that pass a filter, from an index on."""
@@ -113,7 +146,13 @@ class Recorded:
         end = bisect_left(self.numbers, wanted.end)
         if wanted.step == 1:
             return range(start, end)
-        return (at for at in range(start, end) if self.numbers[at] % wanted.step == wanted.rest)
+        return chain.from_iterable(self._every(wanted, start, end))
+
+    def _every(self, wanted: Filter, start: int, end: int) -> Iterator[range]:
+        for run in self._runs:
+            first, last = max(start, run.start), min(end, run.stop)
+            if first < last:
+                yield range(first + (wanted.rest - self.numbers[first]) % wanted.step, last, wanted.step)
 
     def last_before(self, wanted: Filter, index: int) -> int | None:
         """The index of the last packet before another one that passes a filter."""
@@ -124,18 +163,10 @@ class Recorded:
 
     def digest(self, indices: Sequence[int], snap: int) -> bytes:
         """Of these packets, cut to a snap length."""
-        digest = hashlib.sha256()
-        if snap >= _SIZE and isinstance(indices, range):
-            digest.update(self._records[indices.start * self._size : indices.stop * self._size])
-            return digest.digest()
-        for at in indices:
-            record = self._records[at * self._size : (at + 1) * self._size]
-            if snap < _SIZE:
-                digest.update(record[:8])
-                digest.update(snap.to_bytes(4, "little"))
-                record = record[12 : 16 + snap]
-            digest.update(record)
-        return digest.digest()
+        records, size = (self._records, self._size) if snap >= _SIZE else (self._cut, 16 + snap)
+        if isinstance(indices, range):
+            return hashlib.sha256(records[indices.start * size : indices.stop * size]).digest()
+        return hashlib.sha256(b"".join(records[at * size : (at + 1) * size] for at in indices)).digest()
 
 
 class BusyLookBackTests(LookBackCase):
@@ -143,7 +174,7 @@ class BusyLookBackTests(LookBackCase):
 
     def setUp(self) -> None:
         super().setUp()
-        size = _RATE * _SECONDS * (16 + _SIZE)
+        size = _RATE * _LONGER_SECONDS * (16 + _SIZE)
         self.daemon = self.start(
             f"history = 600\nhistorysize = {size * 5 // 4}\nhistorysnap = {_SIZE}",
             more=_PATIENT,
@@ -151,11 +182,17 @@ class BusyLookBackTests(LookBackCase):
             f"maxmemory = {8 << 30}",
         )
         self.sent = 0
-        self.sending = threading.Thread(target=self.send_all)
 
-    def send_all(self) -> None:
-        """Send packets for some seconds."""
-        self.sent = generate(self.wire, _RATE * _SECONDS, rate=_RATE, size=_SIZE)
+    def sending(self, seconds: int) -> threading.Thread:
+        """A thread that sends packets, for so long."""
+
+        def send() -> None:
+            self.sent = generate(self.wire, _RATE * seconds, rate=_RATE, size=_SIZE)
+
+        thread = threading.Thread(target=send)
+        thread.start()
+        self.addCleanup(thread.join)
+        return thread
 
     def recorded(self) -> Recorded:
         """Everything that was recorded."""
@@ -199,8 +236,7 @@ class BusyLookBackTests(LookBackCase):
         chosen = chance(self.id())
         moments = sorted(chosen.uniform(0.3, _SECONDS) for _ in range(_REQUESTS))
         requests = [_random_request(chosen) for _ in moments]
-        self.sending.start()
-        self.addCleanup(self.sending.join)
+        sending = self.sending(_SECONDS)
         self.remembered(self.daemon, 1)
         began = time.monotonic()
 
@@ -210,7 +246,7 @@ class BusyLookBackTests(LookBackCase):
 
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             each = [pool.submit(at_its_moment, at, *one) for at, one in zip(moments, requests, strict=True)]
-        self.sending.join()
+        sending.join()
         recorded = self.recorded()
         found = [one.result() for one in each]
         for one in found:
@@ -224,15 +260,16 @@ class BusyLookBackTests(LookBackCase):
 
     def check(self, recorded: Recorded, one: Asked) -> None:
         """Compare a file with what was recorded."""
-        message, wanted, times = one.message, one.wanted, recorded.times
+        message, wanted, time_of = one.message, one.wanted, recorded.time
         words = f"{message}: {one}"
         start, until = one.began - message["before"], one.answered - message["before"]
         past_only, reason = "pastonly" in message, one.state["reason"]
         is_limited = "limit" in [each["reason"] for each in one.state["history"]["missing"]]
         if one.first is None:
             end = one.began if past_only else one.began + message["duration"] - _EXACT_SECONDS
-            within = range(bisect_left(times, until), bisect_right(times, end))
-            self.assertEqual([], [at for at in within if wanted.passes(recorded.numbers[at])][:1], words)
+            within = recorded.within(until, end)
+            missed = next(iter(recorded.passing(wanted, within.start)), within.stop)
+            self.assertGreaterEqual(missed, within.stop, words)
             return
         first = bisect_left(recorded.numbers, one.first)
         found = recorded.passing(wanted, first)
@@ -241,10 +278,10 @@ class BusyLookBackTests(LookBackCase):
         self.assertEqual(len(indices), one.packets, words)
         self.assertEqual(recorded.digest(indices, message["snap"]), one.digest, words)
         # It begins where it should.
-        self.assertGreaterEqual(times[first], start - _MICROSECOND, words)
+        self.assertGreaterEqual(time_of(first), start - _MICROSECOND, words)
         before = recorded.last_before(wanted, first)
         if not is_limited and before is not None:
-            self.assertLess(times[before], until + _MICROSECOND, words)
+            self.assertLess(time_of(before), until + _MICROSECOND, words)
         # It ends where it should.
         last = indices[-1]
         next_one = next(iter(recorded.passing(wanted, last + 1)), None)
@@ -260,27 +297,26 @@ class BusyLookBackTests(LookBackCase):
                 self.assertEqual(one.packets, -(-(message["bytes"] - 24) // record), words)
             case "duration":
                 self.assertIn("duration", message, words)
-                self.assertLess(times[last], one.answered + message["duration"] + _EXACT_SECONDS, words)
+                self.assertLess(time_of(last), one.answered + message["duration"] + _EXACT_SECONDS, words)
                 end = one.began + message["duration"] - _EXACT_SECONDS
-                self.assertTrue(next_one is None or times[next_one] > end, words)
+                self.assertTrue(next_one is None or time_of(next_one) > end, words)
             case _:
                 self.assertEqual((reason, past_only), ("past", True), words)
         if past_only:
             self.assertIn(reason, ("past", "packets", "bytes"), words)
-            self.assertLess(times[last], one.answered + _MICROSECOND, words)
-            self.assertTrue(next_one is None or times[next_one] > one.began, words)
+            self.assertLess(time_of(last), one.answered + _MICROSECOND, words)
+            self.assertTrue(next_one is None or time_of(next_one) > one.began, words)
 
     def test_running_captures(self) -> None:
         """1.5 million packets are extracted, and captures that run lose nothing."""
         captures = [
-            self.daemon.capture(interface=[self.wire.interface], packets=_RATE * _SECONDS, bpf=bpf)
+            self.daemon.capture(interface=[self.wire.interface], packets=_RATE * _LONGER_SECONDS, bpf=bpf)
             for bpf in ("", "udp[12:4] % 10 = 3")
         ]
-        self.sending.start()
-        self.addCleanup(self.sending.join)
+        sending = self.sending(_LONGER_SECONDS)
         self.remembered(self.daemon, 1_500_000)
         taken = self.ask({"before": 600, "pastonly": True, "packets": 1_500_000, "snap": _SIZE}, Filter())
-        self.sending.join()
+        sending.join()
         recorded = self.recorded()
         self.check(recorded, taken)
         self.assertEqual(taken.packets, 1_500_000)
