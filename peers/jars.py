@@ -46,7 +46,9 @@ def java_command(program: str, main: str, *options: str, megabytes: int = 256) -
         # It runs for seconds only, next to others: start quickly, and use one thread to collect garbage.
         "-XX:TieredStopAtLevel=1",
         "-XX:+UseSerialGC",
-        # Map the archive where it was written for: elsewhere all of its pointers have to be changed.
+        # Map the archive where it was written for: elsewhere all of its pointers have to be changed. Before
+        # Java 15, there is no such option.
+        "-XX:+IgnoreUnrecognizedVMOptions",
         "-XX:+UnlockDiagnosticVMOptions",
         "-XX:ArchiveRelocationMode=0",
         # Nobody looks at it with jstat.
