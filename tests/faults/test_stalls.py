@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import time
+from operator import itemgetter
+from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -20,73 +22,49 @@ _STALL_SECONDS = 3.0
 _EXACT_SECONDS = 0.1
 
 
-class StallTests(SynchronousTestCase):
-    """A capture of which the time is up while the daemon is stopped."""
+class Sent:
+    """
+    A capture, and packets that are sent to it at certain times.
 
-    def setUp(self) -> None:
-        """A wire and a daemon."""
-        self.wire = Wire()
-        self.addCleanup(self.wire.stop)
-        self.wire.start()
-        self.daemon = Daemon()
-        self.addCleanup(self.daemon.stop)
-        self.daemon.start()
+    All times are in seconds after the request.
 
-    def capture(self, times: list[float], **limits: float) -> tuple[str, dict[int, float]]:
+    @ivar answered: when the request was answered.
+    @ivar due: when each packet is due, by the wall clock.
+    @ivar sent: when each packet was sent: not before, and not after. They may be late, if this process is
+        held up.
+    """
+
+    def __init__(self, daemon: Daemon, wire: Wire, times: list[float], **limits: float) -> None:
         """
-        Capture packets, while the daemon is stopped from 0.2 s on.
-
-        All times are in seconds after the request. C{self.answered} is when it was answered, and C{self.sent}
-        when each packet was sent: not before, and not after. They may be late, if this process is held up.
-
         @param times: when to send each packet, in seconds after the answer.
-
-        @return: the reason of its end; and the numbers of the packets in the file, with the times when they
-            arrived.
         """
-        began = time.time()
-        capture = self.daemon.capture(interface=[self.wire.interface], bpf="udp port 9", **limits)
-        self.answered = time.time() - began
+        self._daemon, self._wire = daemon, wire
+        self._began = time.time()
+        self._capture = daemon.capture(interface=[wire.interface], bpf="udp port 9", **limits)
+        answered = time.time()
+        self.answered = answered - self._began
+        self.due = [answered + at for at in times]
         self.sent: list[tuple[float, float]] = []
-        stop_at, cont_at = 0.2, 0.2 + _STALL_SECONDS
-        steps = sorted([(at, number) for number, at in enumerate(times)] + [(stop_at, -1), (cont_at, -2)])
-        try:
-            for at, number in steps:
-                time.sleep(max(0.0, began + self.answered + at - time.time()))
-                if number == -1:
-                    self.daemon.signal(signal.SIGSTOP)
-                elif number == -2:
-                    self.daemon.signal(signal.SIGCONT)
-                else:
-                    before = time.time() - began
-                    self.wire.send([udp_frame(number)])
-                    self.sent.append((before, time.time() - began))
-        finally:
-            self.daemon.signal(signal.SIGCONT)
-        state = self.daemon.done(capture)
-        packets = read_packets(self.daemon.file_of(capture))
-        self.assertEqual((state["packets"], state["dropped"]), (len(packets), 0))
-        self.assertEqual(state["bytes"], self.daemon.file_of(capture).stat().st_size)
-        arrived = {number_of(each.data): each.seconds + each.fraction / 1e6 - began for each in packets}
-        return state["reason"], arrived
 
-    def test_duration(self) -> None:
-        """The file ends where the duration does, and has everything up to there."""
-        times = [0.1 + 0.125 * number for number in range(26)]
-        reason, arrived = self.capture(times, duration=2, timeout=60)
-        self.assertEqual(reason, "duration")
-        self.assertLess(max(arrived.values()), self.answered + 2 + _EXACT_SECONDS)
-        certain = [number for number, (_, at) in enumerate(self.sent) if at < 2]
-        self.assertTrue(certain)
-        self.assertEqual(list(arrived)[: len(certain)], certain)
+    def send(self) -> None:
+        """Send the next packet."""
+        before = time.time() - self._began
+        self._wire.send([udp_frame(len(self.sent))])
+        self.sent.append((before, time.time() - self._began))
 
-    def test_idle(self) -> None:
-        """The file ends at the first gap that is longer than the idle time."""
-        times = [0.1, 0.6, 1.2, 2.6, 2.8, 3.0, 3.3]
-        reason, arrived = self.capture(times, duration=60, timeout=1)
-        self.assertEqual(reason, "idle")
-        self.assertEqual(list(arrived), list(range(len(arrived))))
-        self.assertIn(len(arrived), self.before_gaps(1))
+    def done(self) -> tuple[dict[str, Any], dict[int, float]]:
+        """
+        Wait for its end.
+
+        @return: its last state; and the numbers of the packets in the file, with the times when they arrived.
+        """
+        state = self._daemon.done(self._capture)
+        path = self._daemon.file_of(self._capture)
+        packets = read_packets(path)
+        assert (state["packets"], state["dropped"]) == (len(packets), 0), state
+        assert state["bytes"] == path.stat().st_size, state
+        arrived = {number_of(each.data): each.seconds + each.fraction / 1e6 - self._began for each in packets}
+        return state, arrived
 
     def before_gaps(self, seconds: float) -> list[int]:
         """How many packets precede the first gap of this length: several numbers if that isn't certain."""
@@ -99,3 +77,50 @@ class StallTests(SynchronousTestCase):
                 return counts
             earliest, latest = before, after
         return [*counts, len(self.sent)]
+
+
+class StallTests(SynchronousTestCase):
+    """Captures of which the time is up while the daemon is stopped."""
+
+    def test_stall(self) -> None:
+        """
+        A file ends where its duration does, and has everything up to there. Another one ends at the first gap
+        that is longer than its idle time.
+        """
+        daemon = Daemon()
+        self.addCleanup(daemon.stop)
+        daemon.start()
+        times = [0.1 + 0.125 * number for number in range(26)]
+        lasting = Sent(daemon, self.wire(), times, duration=2, timeout=60)
+        idle = Sent(daemon, self.wire(), [0.1, 0.6, 1.2, 2.6, 2.8, 3.0, 3.3], duration=60, timeout=1)
+        self.stall(daemon, lasting, idle)
+        state, arrived = lasting.done()
+        self.assertEqual(state["reason"], "duration")
+        self.assertLess(max(arrived.values()), lasting.answered + 2 + _EXACT_SECONDS)
+        certain = [number for number, (_, at) in enumerate(lasting.sent) if at < 2]
+        self.assertTrue(certain)
+        self.assertEqual(list(arrived)[: len(certain)], certain)
+        state, arrived = idle.done()
+        self.assertEqual(state["reason"], "idle")
+        self.assertEqual(list(arrived), list(range(len(arrived))))
+        self.assertIn(len(arrived), idle.before_gaps(1))
+
+    def wire(self) -> Wire:
+        """A wire."""
+        wire = Wire()
+        self.addCleanup(wire.stop)
+        wire.start()
+        return wire
+
+    def stall(self, daemon: Daemon, *captures: Sent) -> None:
+        """Send all packets, while the daemon is stopped from 0.2 s on."""
+        stop_at = time.time() + 0.2
+        steps = [(at, capture.send) for capture in captures for at in capture.due]
+        steps.append((stop_at, lambda: daemon.signal(signal.SIGSTOP)))
+        steps.append((stop_at + _STALL_SECONDS, lambda: daemon.signal(signal.SIGCONT)))
+        try:
+            for at, step in sorted(steps, key=itemgetter(0)):
+                time.sleep(max(0.0, at - time.time()))
+                step()
+        finally:
+            daemon.signal(signal.SIGCONT)
