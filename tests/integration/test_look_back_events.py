@@ -31,7 +31,7 @@ class QuietTests(LookBackCase):
         busy = Wire()
         self.addCleanup(busy.stop)
         busy.start()
-        seconds = 3
+        seconds = 2
         more = f'[[interface]]\nname = "{busy.interface}"\nhistory = {seconds}\n'
         daemon = self.start(f"history = {seconds}", more=more, general="maxpackets = 10000000")
         sending = threading.Thread(
