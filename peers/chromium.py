@@ -20,6 +20,26 @@ _CONTROLS = frozenset(
 )
 _ALSO_NAMED = frozenset("dialog table progressbar region complementary".split())
 
+# What a window has besides a tab, each with a process of its own, though nobody sees it: two of the address
+# bar. They take as long to start as the page.
+_UNSEEN = ("WebUIOmniboxPopup", "WebUIOmniboxAimPopup")
+# Chromium takes the last of several --disable-features: so these are repeated, which Playwright turns off.
+_OFF_ANYWAY = (
+    *("AvoidUnnecessaryBeforeUnloadCheckSync", "DestroyProfileOnBrowserClose", "HttpsUpgrades"),
+    *("HttpsFirstBalancedModeAutoEnable", "LensOverlay", "MediaRouter", "PaintHolding"),
+    *("ThirdPartyStoragePartitioning", "AvoidCorsURLLoaderRestartOnRedirect", "OptimizationHints"),
+    *("NetworkTimeServiceQuerying", "AimEnabled", "PreconnectToSearch"),
+)
+_OPTIONS = (
+    # Its sandbox can't be used by root.
+    "--no-sandbox",
+    "--disable-dev-shm-usage",
+    # Nothing on the page is drawn in three dimensions, for which a graphics card would be imitated.
+    "--disable-gpu",
+    "--disable-software-rasterizer",
+    f"--disable-features={','.join((*_OFF_ANYWAY, *_UNSEEN))}",
+)
+
 
 @cache
 def shared_chromium() -> Chromium:
@@ -46,10 +66,7 @@ class Chromium:
         from playwright.sync_api import sync_playwright
 
         self._playwright = sync_playwright().start()
-        # Its sandbox can't be used by root.
-        self._browser = self._playwright.chromium.launch(
-            executable_path=self._program, args=["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
-        )
+        self._browser = self._playwright.chromium.launch(executable_path=self._program, args=_OPTIONS)
 
     def stop(self) -> None:
         """End it."""
