@@ -13,6 +13,14 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
+
 from peers.process import OwnProcess, answers, free_port
 from peers.requirement import require_command
 
@@ -48,12 +56,7 @@ class SshClient:
         @return: the public key, as a line of authorized_keys.
         """
         path = self.directory / name
-        subprocess.run(
-            [self._ssh_keygen, "-q", "-t", kind, "-N", "", "-C", comment, "-f", str(path)],
-            check=True,
-            timeout=60,
-            stdin=subprocess.DEVNULL,
-        )
+        _make_key(self._ssh_keygen, path, kind, comment)
         return path.with_suffix(".pub").read_text()
 
     def arguments(
@@ -137,7 +140,7 @@ class SftpServer:
         self.key_file = home / "id"
         self.host_keys: dict[str, str] = {}
         for path in (self.key_file, home / "ed25519"):
-            _make_key(keygen, path, "ed25519")
+            _make_key(keygen, path, "ed25519", path.name)
         _copy_rsa_key(keygen, home)
         for name in ("ed25519", "rsa"):
             self.host_keys[name] = (home / f"{name}.pub").read_text().strip()
@@ -211,9 +214,17 @@ class SftpServer:
                 pass
 
 
-def _make_key(keygen: str, path: Path, kind: str) -> None:
-    command = [keygen, "-q", "-t", kind, "-N", "", "-C", path.name, "-f", str(path)]
-    subprocess.run(command, check=True, timeout=60, stdin=subprocess.DEVNULL)
+def _make_key(keygen: str, path: Path, kind: str, comment: str) -> None:
+    """Make a key without a passphrase, in two files. The usual kind takes no process of its own."""
+    if kind != "ed25519":
+        command = [keygen, "-q", "-t", kind, "-N", "", "-C", comment, "-f", str(path)]
+        subprocess.run(command, check=True, timeout=60, stdin=subprocess.DEVNULL)
+        return
+    key = Ed25519PrivateKey.generate()
+    path.touch(mode=0o600)
+    path.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
+    public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
+    path.with_suffix(".pub").write_bytes(public + f" {comment}\n".encode())
 
 
 @cache
@@ -221,7 +232,7 @@ def _rsa_key(keygen: str) -> tuple[bytes, bytes]:
     """An RSA key, private and public: to make one takes up to a second of processor time."""
     with tempfile.TemporaryDirectory(prefix="pcapsvc-rsa-") as directory:
         path = Path(directory, "rsa")
-        _make_key(keygen, path, "rsa")
+        _make_key(keygen, path, "rsa", path.name)
         return path.read_bytes(), path.with_suffix(".pub").read_bytes()
 
 

@@ -6,7 +6,9 @@ import os
 import struct
 import subprocess
 from base64 import b64encode
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from twisted.conch.ssh.common import NS
 from twisted.conch.ssh.filetransfer import (
@@ -55,6 +57,15 @@ def make_key(
         stdin=subprocess.DEVNULL,
     )
     return path
+
+
+@cache
+def _keys() -> tuple[bytes, bytes]:
+    """A private key as it is, and with a passphrase, which takes a while to encrypt."""
+    with TemporaryDirectory(prefix="pcapsvc-keys-") as directory:
+        usual = make_key(Path(directory), "usual")
+        encrypted = make_key(Path(directory), "encrypted", passphrase="open sesame")
+        return usual.read_bytes(), encrypted.read_bytes()
 
 
 class HostKeyTests(SynchronousTestCase):
@@ -395,8 +406,10 @@ class SftpSettingsTests(SettingsTestCase):
     def setUp(self) -> None:
         directory = Path(self.mktemp()).absolute()
         directory.mkdir()
-        self.key = make_key(directory, "id")
-        self.encrypted = make_key(directory, "encrypted", passphrase="open sesame")
+        self.key, self.encrypted = (directory / name for name in ("id", "encrypted"))
+        for path, content in zip((self.key, self.encrypted), _keys(), strict=True):
+            path.touch(mode=0o600)
+            path.write_bytes(content)
         self.text = (
             f'[http]\nlisten = "unix:s:mode=600"\n[sftp]\nupload = true\nhost = "files.example.org"\n'
             f'user = "pcap"\nkeyfile = "{self.key}"\nhostkey = "{_ED25519}"\n'
