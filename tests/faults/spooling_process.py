@@ -1,12 +1,12 @@
 """
 A process that spools captures, and delivers them from the spool, as fast as it can, until it is killed.
-See L{tests.faults.test_spool_crash}.
+See L{tests.faults.test_spool_crash}. It is a program of L{peers.nursery_process}.
 
 It writes what happens into a file, a line at a time (write(2), with O_APPEND): C{ready} when it starts,
 C{spooled ID} when a capture is in the spool, and C{arrived ID} when the destination has it, which is
 before the spool knows.
 
-usage: spooling_process.py SPOOLDIR ACCOUNT SEED [drain]
+Its arguments are C{SPOOLDIR ACCOUNT SEED [drain]}.
 """
 
 from __future__ import annotations
@@ -37,6 +37,10 @@ from pcapsvc.interfaces.reports import IReporter
 from pcapsvc.testing import event_factory
 from pcapsvc.threads import Threads
 from tests.unit.contents import MemfdContent, make_artifact
+
+#: What this module imports is all.
+PRELOADED = ()
+NOT_PRELOADED = "twisted.internet.reactor"
 
 
 def content_of(capture_id: str) -> bytes:
@@ -114,7 +118,7 @@ async def put(spool: Spool, account: Account, capture_id: str) -> None:
     account.write(f"spooled {capture_id}")
 
 
-async def main(reactor: Any, path: str, account_path: str, seed: str, *drain: str) -> None:
+async def run(reactor: Any, path: str, account_path: str, seed: str, *drain: str) -> None:
     """Until it is killed; or, to drain the spool, until that is empty."""
     account, chance = Account(account_path), random.Random(seed)
     account.write("ready")
@@ -155,5 +159,7 @@ async def main(reactor: Any, path: str, account_path: str, seed: str, *drain: st
     os._exit(0)
 
 
-if __name__ == "__main__":
-    task.react(main, sys.argv[1:])
+def main() -> int:
+    """Run it. It never returns."""
+    task.react(run, sys.argv[1:])
+    return 1

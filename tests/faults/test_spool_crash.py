@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from peers.nursery import ForkedProcess, Nursery
 from tests.chance import SEED, VARIABLE, chance
 
 _ROUNDS = 20
@@ -30,6 +29,8 @@ class CrashTests(SynchronousTestCase):
         self.account = self.directory / "account"
         self.account.touch()
         self.chance = chance(self.id())
+        self.nursery = Nursery("tests.faults.spooling_process")
+        self.addCleanup(self.nursery.close)
 
     def lines(self) -> list[str]:
         """What happened; a line that was being written is left out."""
@@ -53,26 +54,21 @@ class CrashTests(SynchronousTestCase):
             process.send_signal(signal.SIGKILL)
             self.assertEqual(process.wait(60), -signal.SIGKILL, self.errors())
 
-    def process(self, *arguments: str) -> subprocess.Popen[bytes]:
+    def process(self, *arguments: str) -> ForkedProcess:
         """The process."""
         with (self.directory / "errors").open("ab") as errors:
-            return subprocess.Popen(
-                [
-                    sys.executable,
-                    *("-m", "tests.faults.spooling_process"),
-                    *(str(self.spool), str(self.account), *arguments),
-                ],
-                cwd=_ROOT,
-                stdin=subprocess.DEVNULL,
-                stdout=errors,
-                stderr=errors,
+            return ForkedProcess(
+                self.nursery.path,
+                ["spooling_process", str(self.spool), str(self.account), *arguments],
+                output=errors.fileno(),
+                directory=_ROOT,
             )
 
     def errors(self) -> str:
         """What the processes complained of."""
         return f"{VARIABLE}={SEED}: {(self.directory / 'errors').read_text()}"
 
-    def wait_for(self, condition: object, process: subprocess.Popen[bytes]) -> None:
+    def wait_for(self, condition: object, process: ForkedProcess) -> None:
         """Wait until a condition holds."""
         assert callable(condition)
         deadline = time.monotonic() + 60
