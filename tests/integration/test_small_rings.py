@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import atexit
 import signal
 from collections.abc import Callable
-from functools import cache
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -23,15 +21,6 @@ _SNAP_LENGTH = 2048
 _ROUNDS = 3
 
 
-@cache
-def _daemon(buffer_bytes: int) -> Daemon:
-    """The daemon of all bursts with this ring."""
-    daemon = Daemon(f"[capture]\nbuffersize = {buffer_bytes}\n", general=f"maxpackets = {_PACKETS}")
-    atexit.register(daemon.stop)
-    daemon.start()
-    return daemon
-
-
 class SmallRingTests(SynchronousTestCase):
     """A burst of packets, captured by the daemon and by tcpdump at once, with the same C{buffersize}."""
 
@@ -44,6 +33,13 @@ class SmallRingTests(SynchronousTestCase):
         self.addCleanup(wire.stop)
         wire.start()
         return wire
+
+    def daemon(self, buffer_bytes: int) -> Daemon:
+        """A daemon with this ring."""
+        daemon = Daemon(f"[capture]\nbuffersize = {buffer_bytes}\n", general=f"maxpackets = {_PACKETS}")
+        self.addCleanup(daemon.stop)
+        daemon.start()
+        return daemon
 
     def burst(
         self, daemon: Daemon, buffer_bytes: int, *, size: int, rate: int | None, stopped: bool
@@ -83,7 +79,7 @@ class SmallRingTests(SynchronousTestCase):
         """What is in the ring after a burst that nobody has read is no less than in tcpdump's."""
         bursts = {}
         for buffer_bytes in _RINGS:
-            daemon = _daemon(buffer_bytes)
+            daemon = self.daemon(buffer_bytes)
             bursts |= {
                 f"{buffer_bytes} bytes: {size} bytes, {rate}/s": self.burst(
                     daemon, buffer_bytes, size=size, rate=rate, stopped=True
@@ -99,7 +95,7 @@ class SmallRingTests(SynchronousTestCase):
         """Nor does a burst that is read meanwhile lose more than tcpdump does."""
         bursts = {}
         for buffer_bytes in _RINGS:
-            daemon = _daemon(buffer_bytes)
+            daemon = self.daemon(buffer_bytes)
             bursts |= {
                 f"{buffer_bytes} bytes: {size} bytes": [
                     self.burst(daemon, buffer_bytes, size=size, rate=None, stopped=False)
