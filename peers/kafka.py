@@ -63,13 +63,14 @@ def _digest(words: Sequence[str]) -> str:
 def shared_broker() -> KafkaBroker:
     """
     The broker of all tests that share one, as starting it takes seconds. It runs, even if a test has killed
-    it, and ends with this process.
+    it, or it has crashed, and ends with this process.
     """
     if not _shared:
         _shared.append(KafkaBroker())
         atexit.register(_shared[0].stop)
-    if not _shared[0].is_running:
         _shared[0].start()
+    elif not _shared[0].is_running:
+        _shared[0].revive()
     return _shared[0]
 
 
@@ -185,7 +186,7 @@ class KafkaBroker:
 
     @property
     def is_running(self) -> bool:
-        """Whether it was started, and not ended."""
+        """Whether it was started, and has not ended since: a crash is an end, too."""
         return self._process.is_running
 
     def start(self) -> None:
@@ -195,6 +196,11 @@ class KafkaBroker:
             lambda: answers(self._port, self._host) and self._knows_itself(),
             patience_seconds=_PATIENCE_SECONDS,
         )
+
+    def revive(self) -> None:
+        """Start it again, after it was killed or has crashed."""
+        self._expect_return()
+        self.start()
 
     def stop(self) -> None:
         """End it for good, even if it is frozen or not running."""

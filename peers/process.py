@@ -127,8 +127,8 @@ class OwnProcess:
 
     @property
     def is_running(self) -> bool:
-        """Whether it was started, and not ended."""
-        return self._process is not None
+        """Whether it was started, and has not ended, by itself or by L{end}."""
+        return self._process is not None and self._process.poll() is None
 
     @property
     def log(self) -> str:
@@ -152,7 +152,9 @@ class OwnProcess:
 
         @raise RuntimeError: it exited, or was not ready in time. The message has its log.
         """
-        assert self._process is None, f"{self._name} is running"
+        assert not self.is_running, f"{self._name} is running"
+        # What has crashed can be started again as well.
+        self.end()
         with self._log.open("ab") as log:
             if start is not None:
                 self._process = start(arguments, log.fileno(), self.directory)

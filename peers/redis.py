@@ -125,7 +125,7 @@ class RedisServer:
 
     @property
     def is_running(self) -> bool:
-        """Whether it was started, and not ended."""
+        """Whether it was started, and has not ended since: a crash is an end, too."""
         return self._process.is_running
 
     def start(self) -> None:

@@ -49,7 +49,7 @@ _shared: dict[bool, SQSServer] = {}
 def shared_server(*, durable: bool = False) -> SQSServer:
     """
     The server of all tests that share one, as starting it takes seconds. It runs, even if a test has killed
-    it, and ends with this process.
+    it, or it has crashed, and ends with this process.
 
     @param durable: as for L{SQSServer}.
     """
@@ -96,7 +96,7 @@ class SQSServer:
 
     @property
     def is_running(self) -> bool:
-        """Whether it was started, and not ended."""
+        """Whether it was started, and has not ended since: a crash is an end, too."""
         return self._process.is_running
 
     def start(self) -> None:

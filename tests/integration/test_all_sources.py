@@ -41,7 +41,7 @@ STOP_SECONDS = 10.0
 AGE_SECONDS = 10
 SKEW_SECONDS = 5
 
-_shared: list[Brokers] = []
+_redis: list[RedisServer] = []
 # Each request has its own port; each test has its own topic and queue.
 _numbers = itertools.count(1000)
 
@@ -58,13 +58,13 @@ class Brokers:
 
 
 def shared_brokers() -> Brokers:
-    """The brokers of all these tests, as starting them takes seconds."""
-    if not _shared:
-        redis = RedisServer()
-        atexit.register(redis.stop)
-        redis.start()
-        _shared.append(Brokers(redis=redis, kafka=shared_broker(), sqs=shared_server()))
-    return _shared[0]
+    """The brokers of all these tests, as starting them takes seconds. All of them run."""
+    if not _redis:
+        _redis.append(RedisServer())
+        atexit.register(_redis[0].stop)
+    if not _redis[0].is_running:
+        _redis[0].start()
+    return Brokers(redis=_redis[0], kafka=shared_broker(), sqs=shared_server())
 
 
 def until(look: Callable[[], Found | None], what: str, seconds: float = WORKS_SECONDS) -> Found:

@@ -116,6 +116,15 @@ class RedisServerTests(SynchronousTestCase):
         self.assertEqual(server.port, before[0])
         self.assertNotEqual(server.pid, before[1])
 
+    def test_crash(self) -> None:
+        """After a crash it does not count as running, and can be started again."""
+        server = self._started()
+        os.kill(server.pid, signal.SIGKILL)
+        os.waitid(os.P_PID, server.pid, os.WEXITED | os.WNOWAIT)
+        self.assertFalse(server.is_running)
+        server.start()
+        self.assertEqual(server.command("PING"), b"PONG")
+
     def test_freeze(self) -> None:
         """Frozen, it takes a connection and doesn't answer; thawed, it does."""
         server = self._started()
