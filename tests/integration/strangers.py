@@ -35,10 +35,7 @@ class Strangers:
 
     @ivar ports: their local ports.
     @ivar talked: those of them that had something to say while no filter changed.
-    @ivar daemon: the process id of the daemon that captures what they say.
     """
-
-    daemon: int
 
     def __init__(self) -> None:
         self.ports: set[int] = set()
@@ -65,22 +62,24 @@ class Strangers:
             return False
         return True
 
-    def talk(self, port: int, words: bytes, host: str = "127.0.0.1") -> None:
+    def talk(self, daemon: int, port: int, words: bytes, host: str = "127.0.0.1") -> None:
         """
         Say something, and hear an answer, a few times while the daemon's filters are the same: when libpcap
         changes one, packets are lost, whosever they are. What is said meanwhile does not count.
+
+        @param daemon: the process id of the daemon that captures what they say.
         """
         talks = 0
         deadline = time.monotonic() + ANSWER_SECONDS
         while talks < TALKS:
             assert time.monotonic() < deadline, "the daemon's filters change all the time"
-            before = _filters(self.daemon)
+            before = _filters(daemon)
             with self.connect(port, host) as made:
                 client: int = made.getsockname()[1]
                 made.sendall(words)
                 assert made.recv(4096)
             _wait_until_closed({client})
-            if _NOTHING not in before and _filters(self.daemon) == before:
+            if _NOTHING not in before and _filters(daemon) == before:
                 self.talked.add(client)
                 talks += 1
 
