@@ -37,8 +37,8 @@ _ASSUMED = {
     "tests.integration": Duration(40.0, 7.0),
 }
 _ASSUMED_OTHERWISE = Duration(1.0, 1.0)
-# How long the modules in one process take together, in seconds. A process needs half a second to start;
-# the shorter they are, the closer together all processes end.
+# How long the modules in one process take together, in seconds. A process is forked, which takes a tenth of
+# a second; the shorter they are, the closer together all processes end.
 _LONGEST_BATCH_SECONDS = 12.0
 _SHORTEST_BATCH_SECONDS = 3.0
 # The same for those that need the machine alone: they run one after the other in any case.
