@@ -45,7 +45,7 @@ class OwnTraffic:
     packets may still arrive.
 
     @ivar bpf: a filter that matches their packets; empty if there are none.
-    @ivar left_out: how many connections there was no room for.
+    @ivar left_out: how many open connections there was no room for.
     """
 
     def __init__(self) -> None:
@@ -69,7 +69,8 @@ class OwnTraffic:
                 del self._last_seen[connection]
         # The open ones first, and then those that were closed last.
         newest = sorted(self._last_seen, key=lambda connection: self._last_seen[connection], reverse=True)
-        self.left_out = max(0, len(newest) - MOST_CONNECTIONS)
+        still_open = sum(seen == now for seen in self._last_seen.values())
+        self.left_out = max(0, still_open - MOST_CONNECTIONS)
         for forgotten in newest[4 * MOST_CONNECTIONS :]:
             del self._last_seen[forgotten]
         wanted = (frozenset(newest[:MOST_CONNECTIONS]), sockets.listeners)

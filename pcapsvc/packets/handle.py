@@ -23,7 +23,7 @@ from pcapsvc.interfaces.capture import IPacketDumper, IPacketHandle, PacketSink
 from pcapsvc.packets import network_interfaces
 from pcapsvc.packets.filter_compiler import uses_netmask
 from pcapsvc.packets.handle_filters import CompiledHandleFilters, HandleFilters, Kind, netmask_of
-from pcapsvc.packets.kernel_filter import attach, runs_in_kernel
+from pcapsvc.packets.kernel_filter import attach
 from pcapsvc.packets.libpcap import (
     BadFilter,
     Libpcap,
@@ -341,13 +341,14 @@ class PcapyHandle:
             # block. It doesn't know there in which direction a packet went, and would drop them all.
             self._attach(program)
             return
+        if self.is_gone:
+            raise CaptureUnavailable(self.interface, _GONE)
         try:
-            self._set_on_socket(program)
-            if runs_in_kernel(self.fileno()):
+            if self._filters.replace(program):
                 self._in_force = program
                 return
-            # libpcap would run it, and a read would last for as long as packets come that don't pass it.
-            self._set_on_socket(self._in_force)
+            # libpcap would run it.
+            self._filters.replace(self._in_force)
         except BadFilter as error:
             raise _rejected(program.bpf, error) from None
         except (pcapy.PcapError, LibpcapError) as error:
@@ -390,17 +391,6 @@ class PcapyHandle:
             reason = f"the kernel can't run it on {self.interface}"
             raise FilterRejected(program.bpf, reason) from None
         self._in_force = program
-
-    def _set_on_socket(self, program: Program) -> None:
-        try:
-            self._filters.set(program)
-        except BadFilter:
-            raise
-        except (pcapy.PcapError, LibpcapError):
-            # That the interface went down is reported once by whatever comes next.
-            if self.is_gone:
-                raise
-            self._filters.set(program)
 
     def counts(self, *, hardware: bool = True) -> PacketCounts | None:
         counts, before = self._all_counts(hardware=hardware), self._before

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import socket
 import struct
+from contextlib import ExitStack
 from typing import Any
 
 import msgspec
@@ -11,6 +14,7 @@ import pcapy
 
 from pcapsvc.core.filter import Program
 from pcapsvc.core.vlan_choice import vlan_choice
+from pcapsvc.packets.kernel_filter import attach, attached
 from pcapsvc.packets.libpcap import BadFilter, Libpcap
 
 
@@ -50,12 +54,51 @@ class HandleFilters:
         """
         return Program(bpf=bpf, instructions=b"")
 
+    def replace(self, program: Program) -> bool:
+        """
+        Set it on a handle that has a filter. libpcap applies it to what is in the ring already as well
+        (pcap_setfilter_linux_mmap).
+
+        libpcap would have the kernel drop every packet until the new filter is attached, for as long as this
+        thread may have to wait for a processor meanwhile (set_kernel_filter in pcap-linux.c). So it attaches
+        the filter to another socket, in place of the handle's, from which the handle's gets it.
+
+        @return: whether the kernel runs it. If not, a read may last for as long as packets come that don't
+            pass it: another one has to be set.
+        @raise BadFilter: if it can't be compiled.
+        @raise pcapy.PcapError: if it can't be set.
+        @raise LibpcapError: likewise.
+        """
+        descriptor = self._reader.getfd()
+        with ExitStack() as stack:
+            try:
+                own = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 0)
+                stack.callback(os.close, own)
+                other = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+            except OSError:
+                # There are no descriptors: so some packets are lost.
+                self.set(program)
+                return attached(descriptor) != b""
+            stack.callback(os.dup2, own, descriptor, inheritable=False)
+            os.dup2(other.fileno(), descriptor, inheritable=False)
+            self.set(program)
+            instructions = attached(descriptor)
+            if not instructions:
+                return False
+            try:
+                attach(own, instructions)
+            except OSError:
+                return False
+            # Again: what arrived until now had passed the filter before.
+            self.set(program)
+            return True
+
     def set(self, program: Program) -> None:
         """
-        Set it. libpcap applies it to what is in the ring already as well (pcap_setfilter_linux_mmap).
+        Set it on whatever socket the handle has.
 
         @raise BadFilter: if it can't be compiled.
-        @raise pcapy.PcapError: if it can't be set, or if the interface went down.
+        @raise pcapy.PcapError: if it can't be set.
         @raise LibpcapError: likewise.
         """
         if (problem := problem_as_text(program, self._reader.datalink())) is not None:

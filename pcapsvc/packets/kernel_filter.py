@@ -1,12 +1,14 @@
-"""Whether the kernel runs a socket's filter: if it refuses, libpcap silently runs the filter itself."""
+"""The filter that the kernel runs for a socket. If it refuses one, libpcap silently runs that itself."""
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import socket
 import struct
 
+from pcapsvc.core.filter import NOTHING
 from pcapsvc.core.link_type import COOKED_HEADER_BYTES
 
 # asm-generic/socket.h; the standard library has no name for it, and can't pass the length of 0 to which the
@@ -62,28 +64,46 @@ def runs_on_cooked(instructions: bytes) -> bool:
 
 def attach(descriptor: int, instructions: bytes) -> None:
     """
-    Replace a socket's filter. No packet gets past both the one before and this one.
+    Replace a socket's filter. No packet gets past both the one before and this one, and none that passes both
+    is lost.
 
     @param descriptor: the socket's.
     @param instructions: each a C{struct sock_filter}.
 
     @raise OSError: if the kernel can't run it.
     """
+    try:
+        _attach(descriptor, instructions)
+    except OSError as error:
+        if error.errno != errno.ENOMEM:
+            raise
+        # The socket may not have both at the same time (socket(7), optmem_max). So some packets are lost.
+        _attach(descriptor, NOTHING.instructions)
+        _attach(descriptor, instructions)
+
+
+def _attach(descriptor: int, instructions: bytes) -> None:
     room = ctypes.create_string_buffer(instructions, len(instructions))
-    program = _Filter(len(instructions) // 8, ctypes.addressof(room))
+    program = _Filter(len(instructions) // _INSTRUCTION.size, ctypes.addressof(room))
     size = ctypes.sizeof(program)
     if _setsockopt(descriptor, socket.SOL_SOCKET, _SO_ATTACH_FILTER, ctypes.byref(program), size) != 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
 
 
-def runs_in_kernel(descriptor: int) -> bool:
+def attached(descriptor: int) -> bytes | None:
     """
-    Whether a filter is attached to a socket (socket(7), SO_ATTACH_FILTER); true if the kernel doesn't say.
+    The instructions of the filter that is attached to a socket (socket(7), SO_GET_FILTER), each a C{struct
+    sock_filter}; none if there is no filter; L{None} if the kernel doesn't say.
 
     @param descriptor: the socket's.
     """
-    instructions = ctypes.c_uint32(0)
-    if _getsockopt(descriptor, socket.SOL_SOCKET, _SO_GET_FILTER, None, instructions) != 0:
-        return True
-    return instructions.value > 0
+    count = ctypes.c_uint32(0)
+    if _getsockopt(descriptor, socket.SOL_SOCKET, _SO_GET_FILTER, None, count) != 0:
+        return None
+    if not count.value:
+        return b""
+    room = ctypes.create_string_buffer(count.value * _INSTRUCTION.size)
+    if _getsockopt(descriptor, socket.SOL_SOCKET, _SO_GET_FILTER, room, count) != 0:
+        return None
+    return room.raw

@@ -105,7 +105,7 @@ class OwnTrafficFilter:
         self._traffic.update(self._table.look(), self._looked)
         if self._traffic.left_out and not self._full:
             self._log.warn(
-                "captures contain {count} connections of the daemon itself: it has too many to exclude",
+                "the daemon has more connections than can be excluded from captures: {count} too many",
                 count=self._traffic.left_out,
             )
         self._full = bool(self._traffic.left_out)

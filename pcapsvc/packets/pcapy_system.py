@@ -59,6 +59,8 @@ _LINK_TYPES = {b"1": ETHERNET, b"772": ETHERNET}
 
 # netdevice(7): struct ifreq, and the request for a netmask.
 _SIOCGIFNETMASK = 0x891B
+# For how many kinds of handles a program is kept: there are as many as snap lengths.
+_MOST_COMPILED = 64
 _IFREQ = struct.Struct("=16sHH4s16x")
 
 
@@ -107,6 +109,9 @@ class PcapySystem(Service):
         )
         self._promiscuous = promiscuous
         self._record_functions: RecordFunctions | None = None
+        # What was compiled last, while everything waited: all captures want the same.
+        self._compiled_bpf = ""
+        self._compiled_now: dict[Kind, Program] = {}
         # What threads are busy with, and who waits for the end of all of it.
         self._busy: set[Deferred[Any]] = set()
         self._idle: list[Deferred[None]] = []
@@ -194,7 +199,13 @@ class PcapySystem(Service):
     def compile_now(self, handle: IPacketHandle, bpf: str) -> Program:
         """Compile a filter for a handle, while everything waits: see L{IPacketSystem.compile_now}."""
         assert isinstance(handle, PcapyHandle)
-        return handle.compile(bpf)
+        if bpf != self._compiled_bpf or len(self._compiled_now) == _MOST_COMPILED:
+            self._compiled_bpf = bpf
+            self._compiled_now.clear()
+        kind = handle.kind(bpf)
+        if kind not in self._compiled_now:
+            self._compiled_now[kind] = handle.compile(bpf)
+        return self._compiled_now[kind]
 
     def open_dumper(
         self,
