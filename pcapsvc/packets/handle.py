@@ -171,6 +171,8 @@ class PcapyHandle:
         self.ring = ring
         self.interface = interface.name
         self.index = interface.index
+        # An alternative name would have to be looked up, which may take long.
+        self._knows_its_name = interface.index != ANY_INDEX and interface.has_own_name
         self.link_type: int = reader.datalink()
         self.ticks_per_second = MICROSECOND_TICKS if libpcap is None else libpcap.ticks_per_second(reader)
         self._reader = reader
@@ -209,7 +211,10 @@ class PcapyHandle:
     def is_named(self) -> bool:
         """Whether the interface has the name by which it was asked for: see L{IPacketHandle.is_named}."""
         try:
-            return self.index == ANY_INDEX or network_interfaces.has_name(self.index, self.interface)
+            return not self._knows_its_name or network_interfaces.name_of(self.index) in (
+                self.interface,
+                None,
+            )
         except OSError:
             return True
 
@@ -341,11 +346,11 @@ class PcapyHandle:
             # block. It doesn't know there in which direction a packet went, and would drop them all.
             self._attach(program)
             return
-        if self.is_gone:
-            raise CaptureUnavailable(self.interface, _GONE)
         try:
             if self._filters.replace(program):
                 self._in_force = program
+                if self.is_gone:
+                    raise CaptureUnavailable(self.interface, _GONE)
                 return
             # libpcap would run it.
             self._filters.replace(self._in_force)

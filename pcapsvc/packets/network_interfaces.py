@@ -29,21 +29,23 @@ class Interface(msgspec.Struct, frozen=True, kw_only=True):
 
     @ivar name: the name by which it was asked for; it may have another one by now.
     @ivar index: L{ANY_INDEX} for all of them.
+    @ivar has_own_name: whether the name was its own one, and not an alternative one.
     """
 
     name: str
     index: int
+    has_own_name: bool = True
 
 
-# A name in an ioctl has up to 15 bytes (IFNAMSIZ of linux/if.h). Alternative names may be longer.
-_LONGEST_IOCTL_NAME = 15
+# An interface's own name has up to 15 bytes (IFNAMSIZ of linux/if.h). Alternative names may be longer.
+_LONGEST_NAME = 15
 # sysfs(5): all interfaces, by their names; and what counts the packets that they have missed.
 _SYSFS = Path("/sys/class/net")
 _MISSED = ("rx_missed_errors", "rx_fifo_errors")
 # netdevice(7): struct ifreq, with flags or with an index; requests; and that an interface is up.
 _IFREQ = struct.Struct("=16sH22x")
 _IFREQ_INDEX = struct.Struct("=16si20x")
-_SIOCGIFNAME, _SIOCGIFFLAGS, _SIOCGIFINDEX = 0x8910, 0x8913, 0x8933
+_SIOCGIFNAME, _SIOCGIFFLAGS = 0x8910, 0x8913
 _IFF_UP = 0x1
 
 # packet(7): struct sockaddr_ll.
@@ -60,7 +62,7 @@ _NUMBER = struct.Struct("=I")
 _NLMSG_ERROR = 2
 _RTM_NEWLINK, _RTM_GETLINK = 16, 18
 _NLM_F_REQUEST = 1
-_IFLA_EXT_MASK, _IFLA_ALT_IFNAME = 29, 53
+_IFLA_IFNAME, _IFLA_EXT_MASK, _IFLA_ALT_IFNAME = 3, 29, 53
 _RTEXT_FILTER_SKIP_STATS = 1 << 3
 _PATIENCE_SECONDS = 5.0
 _LARGEST_ANSWER_BYTES = 65536
@@ -84,23 +86,6 @@ def bound_index(descriptor: int) -> int | None:
     return index if family == socket.AF_PACKET and index >= 0 else None
 
 
-def is_quick_to_find(name: str, sysfs: Path = _SYSFS) -> bool:
-    """
-    Whether L{find_index} finds this name without waiting: for a lock of the kernel, or, if no interface has
-    the name, for modprobe(8), which the kernel then runs for whoever has CAP_NET_ADMIN (dev_load() in
-    net/core/dev_ioctl.c).
-
-    @param sysfs: the directory of the interfaces (sysfs(5)). Alternative names are not there.
-    """
-    if not _fits_ioctl(name) or "/" in name or name in ("", ".", ".."):
-        return False
-    return os.path.exists(sysfs_path(name, "ifindex", sysfs))
-
-
-def _fits_ioctl(name: str) -> bool:
-    return len(encoded(name)) <= _LONGEST_IOCTL_NAME
-
-
 def encoded(name: str) -> bytes:
     """
     The name of an interface as the kernel has it. It is in UTF-8 in each locale, as in messages; what isn't
@@ -114,18 +99,58 @@ def sysfs_path(name: str, file: str, sysfs: Path = _SYSFS) -> bytes:
     return b"/".join((os.fsencode(sysfs), encoded(name), file.encode()))
 
 
+def known_index(name: str, sysfs: Path = _SYSFS) -> int | None:
+    """
+    The index of the interface with this name, if that can be found out without waiting.
+
+    @param sysfs: the directory of the interfaces (sysfs(5)). Alternative names are not there.
+
+    @return: L{None} if L{find_index} has to be asked.
+    """
+    if "/" in name or "\0" in name:
+        return None
+    try:
+        index = int(read_kernel_file(sysfs_path(name, "ifindex", sysfs)))
+        # It may have been renamed in the meantime, and this file may be that of another network namespace.
+        return index if name_of(index) == name else None
+    except (OSError, ValueError):
+        return None
+
+
 def find_index(name: str) -> int | None:
     """
     The index of the interface with this name, which may be an alternative one (ip-link(8), C{altname}).
+
+    It may take long: rtnetlink(7) waits for a lock of the kernel. Requests of netdevice(7) don't. But if
+    there is no such interface, the kernel runs modprobe(8) for them if this process has CAP_NET_ADMIN, and
+    loads the module of that name if it has CAP_SYS_MODULE (dev_load() in net/core/dev_ioctl.c).
 
     @return: L{None} if there is none.
 
     @raise OSError: if that can't be found out, as there are no descriptors.
     """
-    if not _fits_ioctl(name):
-        return _find_long_name(encoded(name))
-    answer = _ask(_SIOCGIFINDEX, _IFREQ_INDEX.pack(encoded(name), 0))
-    return None if answer is None else int(_IFREQ_INDEX.unpack(answer)[1])
+    wanted = encoded(name)
+    if b"\0" in wanted:
+        return None
+    # Before Linux 5.5 there are no alternative names, and so no long ones.
+    kind = _IFLA_IFNAME if len(wanted) <= _LONGEST_NAME else _IFLA_ALT_IFNAME
+    attributes = _attribute(_IFLA_EXT_MASK, _NUMBER.pack(_RTEXT_FILTER_SKIP_STATS))
+    attributes += _attribute(kind, wanted + b"\0")
+    size = _MESSAGE.size + _LINK.size + len(attributes)
+    request = _MESSAGE.pack(size, _RTM_GETLINK, _NLM_F_REQUEST, 1, 0) + _LINK.pack(0, 0, 0, 0, 0) + attributes
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as kernel:
+        kernel.settimeout(_PATIENCE_SECONDS)
+        kernel.sendto(request, (0, 0))
+        answer = kernel.recv(_LARGEST_ANSWER_BYTES)
+    _, message, *_ = _MESSAGE.unpack_from(answer)
+    if message == _RTM_NEWLINK:
+        index: int = _LINK.unpack_from(answer, _MESSAGE.size)[2]
+        return index
+    assert message == _NLMSG_ERROR, message
+    (code,) = struct.unpack_from("=i", answer, _MESSAGE.size)
+    if -code in (errno.ENODEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ERANGE):
+        return None
+    raise OSError(-code, os.strerror(-code))
 
 
 def name_of(index: int) -> str | None:
@@ -139,19 +164,6 @@ def name_of(index: int) -> str | None:
         return None
     name: bytes = _IFREQ_INDEX.unpack(answer)[0]
     return name.rstrip(b"\0").decode("utf-8", "surrogateescape")
-
-
-def has_name(index: int, name: str) -> bool:
-    """
-    Whether this is a name of an interface, or the interface is gone. A long alternative name is taken to be
-    one: to look it up may take long.
-
-    @raise OSError: if that can't be found out, as there are no descriptors.
-    """
-    if name_of(index) in (name, None) or not _fits_ioctl(name):
-        return True
-    # It was renamed, or this is an alternative name.
-    return find_index(name) == index
 
 
 def is_up(index: int) -> bool:
@@ -204,27 +216,6 @@ def missed_packets(index: int, sysfs: Path = _SYSFS) -> int | None:
         return missed if found == index else None
     except (OSError, ValueError):
         return None
-
-
-def _find_long_name(name: bytes) -> int | None:
-    """Ask the kernel by rtnetlink(7); before Linux 5.5 it knows no alternative names."""
-    attributes = _attribute(_IFLA_EXT_MASK, _NUMBER.pack(_RTEXT_FILTER_SKIP_STATS))
-    attributes += _attribute(_IFLA_ALT_IFNAME, name + b"\0")
-    size = _MESSAGE.size + _LINK.size + len(attributes)
-    request = _MESSAGE.pack(size, _RTM_GETLINK, _NLM_F_REQUEST, 1, 0) + _LINK.pack(0, 0, 0, 0, 0) + attributes
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as kernel:
-        kernel.settimeout(_PATIENCE_SECONDS)
-        kernel.sendto(request, (0, 0))
-        answer = kernel.recv(_LARGEST_ANSWER_BYTES)
-    _, kind, *_ = _MESSAGE.unpack_from(answer)
-    if kind == _RTM_NEWLINK:
-        index: int = _LINK.unpack_from(answer, _MESSAGE.size)[2]
-        return index
-    assert kind == _NLMSG_ERROR, kind
-    (code,) = struct.unpack_from("=i", answer, _MESSAGE.size)
-    if -code in (errno.ENODEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ERANGE):
-        return None
-    raise OSError(-code, os.strerror(-code))
 
 
 def _attribute(kind: int, value: bytes) -> bytes:

@@ -11,7 +11,7 @@ from mmap import mmap
 from typing import TYPE_CHECKING, Any
 
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred, FirstError, execute, gatherResults, succeed
+from twisted.internet.defer import Deferred, FirstError, gatherResults, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -44,7 +44,7 @@ from pcapsvc.packets.network_interfaces import (
     Interface,
     encoded,
     find_index,
-    is_quick_to_find,
+    known_index,
     name_of,
     sysfs_path,
 )
@@ -284,15 +284,17 @@ class PcapySystem(Service):
         """Find an interface by its name: see L{IStandbyPacketSystem.find}."""
         if interface == ANY_INTERFACE:
             return succeed(ANY_INDEX)
-        if is_quick_to_find(interface):
-            return execute(find_index, interface)
+        index = known_index(interface)
+        if index is not None:
+            return succeed(index)
         return self._run_in_thread(find_index, interface)
 
     async def _find(self, interface: str) -> Interface:
         index = await self.find(interface)
         if index is None:
             raise CaptureUnavailable(interface, NO_SUCH_INTERFACE)
-        return Interface(name=interface, index=index)
+        own = interface if index == ANY_INDEX else name_of(index)
+        return Interface(name=interface, index=index, has_own_name=own == interface)
 
     async def _open(self, interface: str, snap_length: int, bpf: str) -> IPacketHandle:
         # libpcap opens more than network interfaces by name (USB, D-Bus, netfilter): those are not asked for.

@@ -17,9 +17,8 @@ from pcapsvc.packets.filter_compiler import FilterCompiler
 from pcapsvc.packets.network_interfaces import (
     bound_index,
     find_index,
-    has_name,
-    is_quick_to_find,
     is_up,
+    known_index,
     missed_packets,
     name_of,
 )
@@ -43,17 +42,19 @@ class NetworkInterfaceTests(SynchronousTestCase):
         self.assertFalse(is_up(2**31 - 1))
         self.assertIsNone(missed_packets(2**31 - 1))
 
-    def test_quick_to_find(self) -> None:
-        """Without waiting, only a name that an interface has is looked up, whatever path it resembles."""
-        self.assertTrue(is_quick_to_find("lo"))
+    def test_known(self) -> None:
+        """Without waiting, a name is found that an interface has in sysfs, and in this network namespace."""
+        self.assertEqual(known_index("lo"), _LOOPBACK)
         for name in ("nosuch0", "", ".", "..", "lo/", "lo/../lo", "lo\0", "l" * 16, "\udcff"):
-            self.assertFalse(is_quick_to_find(name), name)
+            self.assertIsNone(known_index(name), name)
+        self.assertEqual(known_index("lo", self.sysfs(ifindex="1\n")), _LOOPBACK)
+        for other in ("2\n", "", "many\n"):
+            self.assertIsNone(known_index("lo", self.sysfs(ifindex=other)), other)
 
-    def test_names(self) -> None:
-        """An interface that is there has its own name, and none that is unknown; long ones are believed."""
-        for name, expected in (("lo", True), ("nosuch0", False), ("nosuch0" * 10, True)):
-            self.assertEqual(has_name(_LOOPBACK, name), expected, name)
-        self.assertTrue(has_name(2**31 - 1, "nosuch0"))
+    def test_terminated(self) -> None:
+        """What follows a zero byte isn't left out."""
+        self.assertIsNone(find_index("lo\0"))
+        self.assertIsNone(find_index(""))
 
     def test_no_descriptors(self) -> None:
         """Without descriptors it can't be found out whether there is an interface."""
@@ -64,7 +65,6 @@ class NetworkInterfaceTests(SynchronousTestCase):
             (find_index, "nosuch0"),
             (find_index, "nosuch0" * 10),
             (name_of, _LOOPBACK),
-            (lambda name: has_name(_LOOPBACK, name), "lo"),
             (is_up, _LOOPBACK),
         )
         errors = []
@@ -84,7 +84,7 @@ class NetworkInterfaceTests(SynchronousTestCase):
             self.assertIsNone(bound_index(other.fileno()))
 
     def test_find(self) -> None:
-        """A name that no interface has is looked up in a thread: the kernel may run modprobe(8) for it."""
+        """A name that sysfs doesn't know is looked up in a thread: that may take long."""
         in_threads = []
 
         def run_in_thread(function: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
