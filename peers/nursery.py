@@ -13,9 +13,11 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from peers.proc import die_with_parent, processor_seconds_of
 
@@ -58,7 +60,7 @@ class Nursery:
             )
 
     def close(self) -> None:
-        """End it, and all that it has started."""
+        """End it, and the processes that it forked."""
         self._process.kill()
         self._process.wait()
         self._directory.cleanup()
@@ -118,8 +120,11 @@ class ForkedProcess:
         @param output: a descriptor for its standard output and standard error.
         @param directory: where it runs.
         @param first_in_path: where it looks for modules first; empty for the directory where it runs.
-        @param passed: descriptors that it has as well, with the same numbers.
+        @param passed: descriptors that it has as well, with the same numbers: one at most.
+
+        @raise RuntimeError: the nursery has ended, or can't start anything.
         """
+        assert len(passed) <= 1, passed
         order = {
             "arguments": list(arguments),
             "directory": str(directory),
@@ -128,14 +133,19 @@ class ForkedProcess:
             "path": first_in_path or str(directory),
         }
         self.returncode: int | None = None
+        self._lock = threading.Lock()
         self._connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._connection.settimeout(_PATIENCE_SECONDS)
-        self._connection.connect(nursery)
-        socket.send_fds(self._connection, [json.dumps(order).encode()], [output, *passed])
-        answer = self._receive()
-        if "pid" not in answer:
-            raise RuntimeError("the nursery has ended")
-        self.pid = answer["pid"]
+        try:
+            self._connection.settimeout(_PATIENCE_SECONDS)
+            self._connection.connect(nursery)
+            socket.send_fds(self._connection, [json.dumps(order).encode()], [output, *passed])
+            answer = self._receive()
+            if "pid" not in answer:
+                raise OSError(answer.get("problem", "it has ended"))
+        except OSError as error:
+            self._connection.close()
+            raise RuntimeError(f"the nursery started nothing: {error}") from None
+        self.pid: int = answer["pid"]
         _running.add(self)
 
     def fileno(self) -> int:
@@ -174,19 +184,20 @@ class ForkedProcess:
         self.send_signal(signal.SIGKILL)
 
     def _look(self, timeout: float | None) -> None:
-        if self.returncode is not None:
-            return
-        poll = select.poll()
-        poll.register(self._connection, select.POLLIN)
-        if poll.poll(None if timeout is None else timeout * 1000):
-            # If the nursery is gone, the kernel has killed what it had started.
-            self.returncode = self._receive().get("status", -signal.SIGKILL)
-            _ended.append(processor_seconds_of(self.pid))
-            _running.discard(self)
-            self._connection.close()
+        with self._lock:
+            if self.returncode is not None:
+                return
+            poll = select.poll()
+            poll.register(self._connection, select.POLLIN)
+            if poll.poll(None if timeout is None else timeout * 1000):
+                # If the nursery is gone, the kernel has killed what it had started.
+                self.returncode = self._receive().get("status", -signal.SIGKILL)
+                _ended.append(processor_seconds_of(self.pid))
+                _running.discard(self)
+                self._connection.close()
 
-    def _receive(self) -> dict[str, int]:
+    def _receive(self) -> dict[str, Any]:
         """An answer; an empty one if there is no nursery any more."""
         answer = self._connection.recv(_LARGEST_ANSWER_BYTES)
-        received: dict[str, int] = json.loads(answer or b"{}")
+        received: dict[str, Any] = json.loads(answer or b"{}")
         return received

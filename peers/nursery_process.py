@@ -3,7 +3,7 @@ The process of L{peers.nursery.Nursery}: it has imported what a program imports,
 
 The program is a module that has
 
- - C{PRELOADED}: names of modules to import, without threads, which would be gone after a fork;
+ - C{PRELOADED}: names of modules to import, which must start no threads: a fork doesn't copy them;
  - C{NOT_PRELOADED}: the name of one that none of them may import;
  - C{main}: returns the exit status.
 
@@ -23,7 +23,9 @@ import select
 import signal
 import socket
 import sys
+import threading
 import time
+import traceback
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,37 +70,51 @@ class NurseryProcess:
         if not message:
             connection.close()
             return None
-        pid = os.fork()
+        parent = os.getpid()
+        try:
+            pid = os.fork()
+        except OSError as error:
+            pid = -1
+            _answer(connection, problem=str(error))
         if pid == 0:
             connection.close()
             self._close_all()
-            return {**json.loads(message), "descriptors": descriptors}
+            return {**json.loads(message), "descriptors": descriptors, "parent": parent}
         for descriptor in descriptors:
             os.close(descriptor)
-        connection.send(json.dumps({"pid": pid}).encode())
+        if pid > 0:
+            self._take_care_of(pid, connection)
+        else:
+            connection.close()
+        return None
+
+    def _take_care_of(self, pid: int, connection: socket.socket) -> None:
         child = _Child(pid=pid, connection=connection, exit=os.pidfd_open(pid))
         for descriptor in (connection.fileno(), child.exit):
             self._children[descriptor] = child
             self._poll.register(descriptor, select.POLLIN)
-        return None
+        _answer(connection, pid=pid)
 
     def _look_after(self, child: _Child, descriptor: int) -> None:
         if descriptor == child.exit:
             ended = os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
             assert ended is not None
             status = ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
-            try:
-                child.connection.send(json.dumps({"status": status}).encode())
-            except OSError:
-                pass  # nobody wants to know
+            _answer(child.connection, status=status)
             self._forget(child.exit)
+            if child.connection.fileno() < 0:
+                self._reap(child)
             return
-        # The connection was closed.
-        os.kill(child.pid, signal.SIGKILL)
-        os.waitpid(child.pid, 0)
+        # The connection was closed: nobody wants it any more, nor what it has started.
         self._forget(descriptor)
-        self._forget(child.exit)
         child.connection.close()
+        if child.exit in self._children:
+            _kill(child.pid)
+        else:
+            self._reap(child)
+
+    def _reap(self, child: _Child) -> None:
+        os.waitpid(child.pid, 0)
         os.close(child.exit)
 
     def _forget(self, descriptor: int) -> None:
@@ -113,9 +129,29 @@ class NurseryProcess:
             os.close(child.exit)
 
 
+def _answer(connection: socket.socket, **answer: Any) -> None:
+    try:
+        connection.send(json.dumps(answer).encode())
+    except OSError:
+        pass  # nobody wants to know
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        # It has no session of its own yet.
+        os.kill(pid, signal.SIGKILL)
+
+
 def become(order: dict[str, Any]) -> None:
-    """Turn into the process that was ordered, as far as execve(2) would have done it."""
+    """
+    Turn into the process that was ordered, as if execve(2) had started it. But its command line in proc(5),
+    its locale and the seed of its hashes are the nursery's.
+    """
     die_with_parent()
+    if os.getppid() != order["parent"]:
+        os._exit(1)
     os.setsid()
     os.chdir(order["directory"])
     os.environ.clear()
@@ -143,8 +179,12 @@ def main() -> int:
     select.select([int(listening)], [], [])
     program = importlib.import_module(name)
     for module in program.PRELOADED:
-        importlib.import_module(module)
+        try:
+            importlib.import_module(module)
+        except Exception:  # noqa: BLE001 - whoever needs it reports it
+            traceback.print_exc()
     assert program.NOT_PRELOADED not in sys.modules, f"{program.NOT_PRELOADED} was imported"
+    assert threading.active_count() == 1, threading.enumerate()
     become(NurseryProcess(socket.socket(fileno=int(listening))).serve())
     status: int = program.main()
     return status

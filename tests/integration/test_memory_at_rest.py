@@ -68,14 +68,14 @@ class MemoryAtRestTests(SynchronousTestCase):
         """The daemon adds at most 13 MB."""
         daemon = Daemon()
         self.addCleanup(daemon.stop)
-        daemon.start()
+        daemon.start(is_cold=True)
         self.assertLess(self.added(daemon), _MOST_KILOBYTES)
 
     def test_redis(self) -> None:
         """With requests from Redis and events to it, without TLS, it adds at most 14,000 KiB."""
         daemon = Daemon(f"{self.redis()}[reports.redis]\nsend = true\n")
         self.addCleanup(daemon.stop)
-        daemon.start()
+        daemon.start(is_cold=True)
         daemon.logged("subscribed to channel")
         daemon.logged("Events to Redis")
         self.assertLess(self.added(daemon), _MOST_WITH_REDIS_KILOBYTES)

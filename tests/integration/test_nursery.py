@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +17,24 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from peers import nursery
 from peers.daemon import Daemon
-from peers.nursery import Nursery
+from peers.nursery import ForkedProcess, Nursery
+
+_ROOT = Path(__file__).parents[2]
+_DESCRIBED = "tests.integration.described_process"
+# Nothing answers at any of these.
+_COMPONENTS = (
+    "[redis]\nlisten = true\nhost = '127.0.0.1'\nport = 9\n",
+    "[kafka]\nlisten = true\nserver = ['127.0.0.1:9']\n",
+    "[sqs]\nlisten = true\nurl = 'http://127.0.0.1:9/1/q'\nregion = 'x'\n",
+    "[cloudshark]\nupload = true\nhost = '127.0.0.1'\ntoken = 'x'\n",
+    "[s3]\nupload = true\nbucket = 'bucket'\nregion = 'x'\naccessid = 'a'\naccesskey = 'b'\n",
+    "[webhook]\nupload = true\nurl = 'https://127.0.0.1:9/'\n",
+    "[puturl]\nallow = ['127.0.0.1:9']\n",
+    "[reports.redis]\nsend = true\nhost = '127.0.0.1'\nport = 9\n",
+    "[reports.kafka]\nsend = true\nserver = ['127.0.0.1:9']\n",
+    "[reports.sqs]\nsend = true\nurl = 'http://127.0.0.1:9/1/q'\nregion = 'x'\n",
+    "[[interface]]\nname = 'lo'\nhistory = 1\n",
+)
 
 
 class NurseryTests(SynchronousTestCase):
@@ -42,7 +61,9 @@ class NurseryTests(SynchronousTestCase):
 
     def wait_until_gone(self, pid: int) -> None:
         """Wait until a process doesn't run any more."""
+        deadline = time.monotonic() + 60
         while self._runs(pid):
+            self.assertLess(time.monotonic(), deadline)
             time.sleep(0.01)
 
     def _runs(self, pid: int) -> bool:
@@ -60,27 +81,59 @@ class NurseryTests(SynchronousTestCase):
         daemon.signal(signal.SIGKILL)
         self.assertEqual(daemon.wait(), -signal.SIGKILL)
 
-    def test_like_any_other(self) -> None:
-        """It has the environment, directory, descriptors and command that it would have had by itself."""
-        os.environ["PCAPSVC_OF_THE_TEST"] = "set"
-        self.addCleanup(os.environ.pop, "PCAPSVC_OF_THE_TEST")
+    def test_descriptors(self) -> None:
+        """A daemon has the descriptors that it would have by itself, and runs where it would run."""
+        self.nursery()
+        self.daemon()
         seen = []
-        for is_there in (False, True):
-            if is_there:
-                self.nursery()
-                self.daemon()
+        for is_cold in (True, False):
             daemon = Daemon()
             self.addCleanup(daemon.stop)
-            daemon.start(is_cold=not is_there)
+            daemon.start(is_cold=is_cold)
             place = Path(f"/proc/{daemon.pid}")
             self.assertEqual(place.joinpath("cwd").readlink(), place.joinpath("fd/1").readlink().parent)
-            described = daemon.until(
-                lambda d=daemon: self._descriptors(d), "its last connection to be closed"
-            )
-            seen.append((described, re.search(r"twistd \S+ \(.*", daemon.log)))
-            self.assertNotIn("Traceback", daemon.log)
-        self.assertEqual(*[one for one, _ in seen])
-        self.assertEqual(*[said and said[0] for _, said in seen])
+            seen.append(daemon.until(lambda d=daemon: self._descriptors(d), "no connection"))
+        self.assertEqual(*seen)
+
+    def test_like_any_other(self) -> None:
+        """A program has the environment, arguments, limits and the rest that it would have by itself."""
+        os.environ["PCAPSVC_OF_THE_TEST"] = "set"
+        self.addCleanup(os.environ.pop, "PCAPSVC_OF_THE_TEST")
+        one = Nursery(_DESCRIBED)
+        self.addCleanup(one.close)
+        file = Path(self.mktemp()).absolute()
+        words = ["one", "two words"]
+        with file.open("wb") as output:
+            forked = ForkedProcess(one.path, [_DESCRIBED, *words], output=output.fileno(), directory=_ROOT)
+            self.assertEqual(forked.wait(60), 3)
+        cold = subprocess.run(
+            [sys.executable, "-m", _DESCRIBED, *words],
+            check=False,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            cwd=_ROOT,
+            start_new_session=True,
+            timeout=60,
+        )
+        self.assertEqual(json.loads(file.read_text()), json.loads(cold.stdout))
+        self.assertEqual(json.loads(cold.stdout)["environment"]["PCAPSVC_OF_THE_TEST"], "set")
+
+    def test_cold(self) -> None:
+        """Each component finds what it needs in a process that has imported nothing before."""
+        for configuration in _COMPONENTS:
+            daemon = Daemon(configuration)
+            self.addCleanup(daemon.stop)
+            daemon.start(is_cold=True)
+            daemon.end()
+            self.assertNotIn("Traceback", daemon.log, configuration)
+
+    def test_gone(self) -> None:
+        """Without its nursery, nothing can be started."""
+        one = self.nursery()
+        daemon = self.daemon()
+        one.close()
+        self.assertEqual(daemon.wait(), -signal.SIGKILL)
+        self.assertRaises(RuntimeError, self.daemon)
 
     def _descriptors(self, daemon: Daemon) -> list[str] | None:
         """What they are: which number each has depends on when it was opened. Not with a connection."""
@@ -96,6 +149,7 @@ class NurseryTests(SynchronousTestCase):
         with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
             assert other.stdout is not None
             its_own = int(other.stdout.readline())
+            self.addCleanup(shutil.rmtree, Path(f"/proc/{its_own}/cwd").readlink())
             self.assertTrue(self._runs(its_own))
             other.kill()
         self.wait_until_gone(its_own)

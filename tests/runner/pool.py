@@ -146,20 +146,14 @@ class Pool:
         output = place.with_suffix(".log")
         progress = JobProgress(job, self.tally)
         reading, writing = os.pipe()
-        with output.open("wb") as log:
-            process = ForkedProcess(
-                self._nursery.path,
-                [
-                    "tests.runner.worker",
-                    *("--events", str(writing), "--directory", str(place)),
-                    *(["--alone"] if job.alone else []),
-                    *job.names,
-                ],
-                output=log.fileno(),
-                directory=self._root,
-                passed=[writing],
-            )
-        os.close(writing)
+        try:
+            process = self._fork(job, place, output, writing)
+        except RuntimeError as error:
+            os.close(reading)
+            self.tally.add_failure(f"the process of {' '.join(job.names)}", str(error))
+            return None
+        finally:
+            os.close(writing)
         try:
             problem = await self._follow(reading, process, progress)
         finally:
@@ -180,6 +174,18 @@ class Pool:
             if left and not progress.ended
             else None
         )
+
+    def _fork(self, job: Job, place: Path, output: Path, events: int) -> ForkedProcess:
+        words = ["tests.runner.worker", "--events", str(events), "--directory", str(place)]
+        words += ["--alone"] if job.alone else []
+        with output.open("wb") as log:
+            return ForkedProcess(
+                self._nursery.path,
+                [*words, *job.names],
+                output=log.fileno(),
+                directory=self._root,
+                passed=[events],
+            )
 
     async def _follow(self, reading: int, process: ForkedProcess, progress: JobProgress) -> str | None:
         """
