@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from peers.kafka import KafkaBroker
+from peers.process import free_port
 from peers.redis import RedisServer
 from peers.requirement import require_command
 
@@ -41,11 +42,15 @@ class Strangers:
         self.ports: set[int] = set()
         self.talked: set[int] = set()
 
-    def connect(self, port: int, host: str = "127.0.0.1") -> socket.socket:
-        """A connection. Its port is known before it is made, so that it is where it is refused, too."""
+    def connect(self, port: int, host: str = "127.0.0.1", *, own_port: int = 0) -> socket.socket:
+        """
+        A connection. Its port is known before it is made, so that it is where it is refused, too.
+
+        @param own_port: its port; 0 for any that is free.
+        """
         made = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
         try:
-            made.bind((host, 0))
+            made.bind((host, own_port))
             self.ports.add(made.getsockname()[1])
             made.settimeout(ANSWER_SECONDS)
             made.connect((host, port))
@@ -67,6 +72,10 @@ class Strangers:
         Say something, and hear an answer, a few times while the daemon's filters are the same: when libpcap
         changes one, packets are lost, whosever they are. What is said meanwhile does not count.
 
+        Each time, it has a port that nobody else has had. The kernel might give it that of a connection that
+        was refused before, by a server that was starting: packets of that one would be in one file, and not
+        always in the other.
+
         @param daemon: the process id of the daemon that captures what they say.
         """
         talks = 0
@@ -74,7 +83,7 @@ class Strangers:
         while talks < TALKS:
             assert time.monotonic() < deadline, "the daemon's filters change all the time"
             before = _filters(daemon)
-            with self.connect(port, host) as made:
+            with self.connect(port, host, own_port=free_port()) as made:
                 client: int = made.getsockname()[1]
                 made.sendall(words)
                 assert made.recv(4096)
