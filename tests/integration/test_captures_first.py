@@ -45,6 +45,7 @@ _PACKETS = 150_000
 
 # How many captures report their progress, too.
 _OTHERS = 20
+_OTHER_FILTER = "udp port 9"
 # How often to try, if the machine has no time for anybody.
 _ATTEMPTS = 3
 
@@ -78,7 +79,7 @@ def _watched_daemon() -> Daemon:
     """A daemon with more captures that report their progress."""
     daemon = _daemon("[reports]\nprogressinterval = 0.1\n")
     for _ in range(_OTHERS):
-        daemon.capture(interface=["lo"], bpf="udp port 9", bytes=1000, duration=300, timeout=300)
+        daemon.capture(interface=["lo"], bpf=_OTHER_FILTER, bytes=1000, duration=3600, timeout=3600)
     return daemon
 
 
@@ -242,7 +243,7 @@ class WatchedTests(CapturesFirstCase):
 
     @contextmanager
     def audience(self, daemon: Daemon, readers: int) -> Iterator[None]:
-        """Readers of the events, and a scrape a second. All of them are served."""
+        """Readers of the events, and a scrape a second. All of them are served, and all captures last."""
         audience = Audience(daemon.port, readers=readers)
         try:
             audience.start()
@@ -250,6 +251,9 @@ class WatchedTests(CapturesFirstCase):
             watched = audience.finish()
         finally:
             audience.stop()
+        captures = daemon.request("GET", "/captures")[1]["captures"]
+        others = [one["state"] for one in captures if one["request"]["bpf"] == _OTHER_FILTER]
+        self.assertEqual(others, ["capturing"] * _OTHERS)
         self.assertEqual(watched.problems, [])
         self.assertEqual(len(watched.events), readers)
         self.assertGreater(min(watched.events), _OTHERS)
