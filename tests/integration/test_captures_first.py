@@ -58,20 +58,9 @@ def _daemon(configuration: str = "", *, authority: Authority | None = None) -> D
 
 
 @cache
-def _redis() -> RedisServer:
-    """The broker of the daemon of all loads."""
-    redis = RedisServer()
-    atexit.register(redis.stop)
-    redis.start()
-    return redis
-
-
-@cache
 def _shared_daemon() -> Daemon:
-    """A daemon for all clients without TLS: it starts once, and what one load has left there is gone."""
-    daemon = _daemon(f'[redis]\nlisten = true\nhost = "127.0.0.1"\nport = {_redis().port}\n')
-    daemon.logged("subscribed")
-    return daemon
+    """A daemon for all clients of HTTP without TLS. It drops what closed connections have left."""
+    return _daemon()
 
 
 @cache
@@ -223,7 +212,14 @@ class CapturesFirstTests(CapturesFirstCase):
 
     def test_refused_by_redis(self) -> None:
         """5,000 requests a second are published, and refused."""
-        self.assert_none_lost(_shared_daemon(), "refused by Redis", port=_redis().port, least=3_400)
+        redis = RedisServer()
+        self.addCleanup(redis.stop)
+        redis.start()
+        # Its own: what was published is still judged when the load has ended.
+        daemon = _daemon(f'[redis]\nlisten = true\nhost = "127.0.0.1"\nport = {redis.port}\n')
+        self.addCleanup(daemon.stop)
+        daemon.logged("subscribed")
+        self.assert_none_lost(daemon, "refused by Redis", port=redis.port, least=3_400)
 
     def test_silent(self) -> None:
         """Two hundred connections say nothing, and are replaced by others."""
