@@ -16,6 +16,7 @@ usage: python -m peers.nursery_process LISTENING_DESCRIPTOR MODULE
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -185,6 +186,9 @@ def main() -> int:
             traceback.print_exc()
     assert program.NOT_PRELOADED not in sys.modules, f"{program.NOT_PRELOADED} was imported"
     assert threading.active_count() == 1, threading.enumerate()
+    # Or each process would look at all of it again, and by that copy it.
+    gc.collect()
+    gc.freeze()
     become(NurseryProcess(socket.socket(fileno=int(listening))).serve())
     status: int = program.main()
     return status
