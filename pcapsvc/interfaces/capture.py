@@ -121,7 +121,7 @@ class IPacketHandle(IPacketReader):
         @param program: compiled for this handle.
 
         @raise RequestRejected: if the filter can't be used on this interface; the one before stays.
-        @raise CaptureUnavailable: if the interface is gone.
+        @raise CaptureUnavailable: if the interface is gone. That may only show in the next read.
         """
 
 

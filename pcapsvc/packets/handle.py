@@ -349,11 +349,10 @@ class PcapyHandle:
         try:
             if self._filters.replace(program):
                 self._in_force = program
-                if self.is_gone:
-                    raise CaptureUnavailable(self.interface, _GONE)
                 return
             # libpcap would run it.
-            self._filters.replace(self._in_force)
+            if not self._filters.replace(self._in_force):
+                raise CaptureUnavailable(self.interface, "the kernel doesn't run its filter any more")
         except BadFilter as error:
             raise _rejected(program.bpf, error) from None
         except (pcapy.PcapError, LibpcapError) as error:

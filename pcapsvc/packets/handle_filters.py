@@ -15,7 +15,7 @@ import pcapy
 from pcapsvc.core.filter import Program
 from pcapsvc.core.vlan_choice import vlan_choice
 from pcapsvc.packets.kernel_filter import attach, attached
-from pcapsvc.packets.libpcap import BadFilter, Libpcap
+from pcapsvc.packets.libpcap import BadFilter, Libpcap, LibpcapError
 
 
 class Kind(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,21 +77,30 @@ class HandleFilters:
                 other = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
             except OSError:
                 # There are no descriptors: so some packets are lost.
-                self.set(program)
-                return attached(descriptor) != b""
+                return self._set_here(program)
             stack.callback(os.dup2, own, descriptor, inheritable=False)
             os.dup2(other.fileno(), descriptor, inheritable=False)
             self.set(program)
             instructions = attached(descriptor)
-            if not instructions:
-                return False
-            try:
-                attach(own, instructions)
-            except OSError:
-                return False
-            # Again: what arrived until now had passed the filter before.
+            if instructions:
+                try:
+                    if attached(own) != instructions:
+                        attach(own, instructions)
+                except OSError:
+                    return False
+                # Again: what arrived until now had passed the filter before.
+                self.set(program)
+        return self._set_here(program) if instructions is None else bool(instructions)
+
+    def _set_here(self, program: Program) -> bool:
+        try:
             self.set(program)
-            return True
+        except BadFilter:
+            raise
+        except (pcapy.PcapError, LibpcapError):
+            # That the interface went down is reported once by whatever comes next.
+            self.set(program)
+        return attached(self._reader.getfd()) != b""
 
     def set(self, program: Program) -> None:
         """

@@ -70,8 +70,9 @@ def attach(descriptor: int, instructions: bytes) -> None:
     @param descriptor: the socket's.
     @param instructions: each a C{struct sock_filter}.
 
-    @raise OSError: if the kernel can't run it.
+    @raise OSError: if the kernel can't run it. The one before stays.
     """
+    before = attached(descriptor)
     try:
         _attach(descriptor, instructions)
     except OSError as error:
@@ -79,7 +80,12 @@ def attach(descriptor: int, instructions: bytes) -> None:
             raise
         # The socket may not have both at the same time (socket(7), optmem_max). So some packets are lost.
         _attach(descriptor, NOTHING.instructions)
-        _attach(descriptor, instructions)
+        try:
+            _attach(descriptor, instructions)
+        except OSError:
+            if before:
+                _attach(descriptor, before)
+            raise
 
 
 def _attach(descriptor: int, instructions: bytes) -> None:
