@@ -332,12 +332,12 @@ class RedisTests(SideBySideCase):
         daemon = self.daemon(redis, host, listen="tcp:PORT:interface=127.0.0.1", hosts=["127.0.0.1"])
 
         def restart() -> None:
-            self.strangers.talk(daemon.pid, redis.port, b"PING\r\n", host)
+            self.strangers.talk(redis.port, b"PING\r\n", host)
             self.logged_again(daemon, "#warn] Redis", redis.end)
             # So that attempts are refused.
             time.sleep(2)
             self.logged_again(daemon, "subscribed to channel", redis.start)
-            self.strangers.talk(daemon.pid, redis.port, b"PUBLISH capture {}\r\n", host)
+            self.strangers.talk(redis.port, b"PUBLISH capture {}\r\n", host)
 
         seen = self.compare(daemon, {redis.port: "redis"}, restart)
         # The one before, those that were refused, and the one after.
@@ -362,7 +362,7 @@ class RedisTests(SideBySideCase):
         def ask() -> None:
             for _ in range(20):
                 self.assertEqual(daemon.request("GET", "/captures/none")[0], 404)
-            drop = lambda: self.strangers.talk(daemon.pid, redis.port, b"CLIENT KILL TYPE pubsub\r\n")  # noqa: E731
+            drop = lambda: self.strangers.talk(redis.port, b"CLIENT KILL TYPE pubsub\r\n")  # noqa: E731
             self.logged_again(daemon, "subscribed to channel", drop)
 
         seen = self.compare(daemon, {redis.port: "redis", daemon.port: "http"}, ask)
@@ -385,11 +385,11 @@ class KafkaTests(SideBySideCase):
         daemon = self.started(made, "reading topic")
 
         def restart() -> None:
-            self.strangers.talk(daemon.pid, kafka.port, _API_VERSIONS, host)
+            self.strangers.talk(kafka.port, _API_VERSIONS, host)
             self.logged_again(daemon, "#warn] Kafka", kafka.kill)
             time.sleep(1)
             self.logged_again(daemon, "reading topic", kafka.start_again)
-            self.strangers.talk(daemon.pid, kafka.port, _API_VERSIONS, host)
+            self.strangers.talk(kafka.port, _API_VERSIONS, host)
 
         seen = self.compare(daemon, {kafka.port: "kafka"}, restart)
         self.assertGreaterEqual(seen["kafka"], 3)
@@ -424,7 +424,7 @@ class SQSTests(SideBySideCase):
                 relay.cut()
                 relay.connected.clear()
                 self.assertTrue(relay.connected.wait(_PATIENCE_SECONDS), "it did not connect again")
-                self.strangers.talk(daemon.pid, relay.port, b"GET / HTTP/1.0\r\n\r\n", host)
+                self.strangers.talk(relay.port, b"GET / HTTP/1.0\r\n\r\n", host)
                 time.sleep(0.3)
             # What comes is for another node: it is given back on the connection.
             server.send(queue, ['{"node": "other"}'])
@@ -468,7 +468,7 @@ class IPv6Tests(SideBySideCase):
         def upload() -> None:
             for _ in range(3):
                 short = daemon.capture(interface=["lo"], timeout=300, bpf=f"port {to_s3.port}")
-                self.strangers.talk(daemon.pid, to_s3.port, b"GET / HTTP/1.0\r\n\r\n", "::1")
+                self.strangers.talk(to_s3.port, b"GET / HTTP/1.0\r\n\r\n", "::1")
                 deliveries = delivered(daemon, short)
                 self.assertEqual({one["state"] for one in deliveries}, {"delivered"}, deliveries)
 
