@@ -32,13 +32,7 @@ def _use_kafka(broker: kafka.KafkaBroker) -> None:
     """Produce, and consume in a group, with and without TLS; and administer topics."""
     broker.create_topic(_NAME)
     broker.produce(_NAME, [b"message"])
-    security = {
-        "security_protocol": "SASL_SSL",
-        "ssl_cafile": str(broker.ca_file),
-        "sasl_mechanism": "SCRAM-SHA-512",
-        "sasl_plain_username": broker.user,
-        "sasl_plain_password": broker.password,
-    }
+    security = {name: value for name, value in vars(broker.security()).items() if value is not None}
     for server, options in ((broker.server, {}), (broker.secure_server, security)):
         consumer = KafkaConsumer(
             _NAME,

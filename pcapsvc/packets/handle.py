@@ -211,12 +211,10 @@ class PcapyHandle:
     def is_named(self) -> bool:
         """Whether the interface has the name by which it was asked for: see L{IPacketHandle.is_named}."""
         try:
-            return not self._knows_its_name or network_interfaces.name_of(self.index) in (
-                self.interface,
-                None,
-            )
+            now = network_interfaces.name_of(self.index) if self._knows_its_name else None
         except OSError:
-            return True
+            now = None
+        return now in (self.interface, None)
 
     @property
     def is_gone(self) -> bool:

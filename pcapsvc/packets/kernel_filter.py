@@ -72,13 +72,13 @@ def attach(descriptor: int, instructions: bytes) -> None:
 
     @raise OSError: if the kernel can't run it. The one before stays.
     """
-    before = attached(descriptor)
     try:
         _attach(descriptor, instructions)
     except OSError as error:
         if error.errno != errno.ENOMEM:
             raise
         # The socket may not have both at the same time (socket(7), optmem_max). So some packets are lost.
+        before = attached(descriptor)
         _attach(descriptor, NOTHING.instructions)
         try:
             _attach(descriptor, instructions)

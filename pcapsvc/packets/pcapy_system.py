@@ -59,9 +59,9 @@ _LINK_TYPES = {b"1": ETHERNET, b"772": ETHERNET}
 
 # netdevice(7): struct ifreq, and the request for a netmask.
 _SIOCGIFNETMASK = 0x891B
+_IFREQ = struct.Struct("=16sHH4s16x")
 # For how many kinds of handles a program is kept: there are as many as snap lengths.
 _MOST_COMPILED = 64
-_IFREQ = struct.Struct("=16sHH4s16x")
 
 
 @implementer(IStandbyPacketSystem)

@@ -150,7 +150,9 @@ class Pool:
             process = self._fork(job, place, output, writing)
         except RuntimeError as error:
             os.close(reading)
-            self.tally.add_failure(f"the process of {' '.join(job.names)}", str(error))
+            test = f"the process of {' '.join(job.names)}"
+            self.tally.add_failure(test, str(error))
+            self._say(f"FAILED {test}: {error}")
             return None
         finally:
             os.close(writing)
