@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 import pty
@@ -61,6 +62,13 @@ class Terminal:
     def text(self) -> str:
         """What was written, without colours and movements of the cursor."""
         return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self.written).replace("\r", "")
+
+    def signal_thread(self, number: int) -> None:
+        """Send a signal to a thread of the program that isn't its main thread."""
+        others = {int(thread.name) for thread in Path(f"/proc/{self._pid}/task").iterdir()} - {self._pid}
+        # Of a process that isn't one's own, Python knows no threads.
+        if ctypes.CDLL(None, use_errno=True).tgkill(self._pid, min(others), number):
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
     def end(self) -> int:
         """Wait until it has ended. Return its status."""

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
+from pcapsvc.client.interruption import uninterrupted
 from pcapsvc.client.status import ClientError
 
 _MOST = 32
@@ -23,7 +24,8 @@ def start_thread(function: Callable[..., None], *arguments: object) -> threading
     """
     thread = threading.Thread(target=function, args=arguments, daemon=True)
     try:
-        thread.start()
+        with uninterrupted():
+            thread.start()
     except RuntimeError:
         raise ClientError("the system permits no more threads") from None
     return thread
@@ -31,7 +33,8 @@ def start_thread(function: Callable[..., None], *arguments: object) -> threading
 
 def at_once(ask: Callable[[Place], Answer], places: Iterable[Place]) -> Sequence[Answer]:
     """
-    Call a function for each place, up to 32 at once.
+    Call a function for each place, up to 32 at once, each in a thread, even if there is only one: libraries
+    are left in disorder by a signal's exception, which is raised in the main thread.
 
     The threads are daemons: Ctrl-C doesn't wait for them, as it would with L{concurrent.futures}.
 
@@ -41,8 +44,6 @@ def at_once(ask: Callable[[Place], Answer], places: Iterable[Place]) -> Sequence
     @raise ClientError: if no thread can be started.
     """
     numbered = list(enumerate(places))
-    if len(numbered) < 2:
-        return [ask(place) for _, place in numbered]
     waiting: queue.SimpleQueue[tuple[int, Place]] = queue.SimpleQueue()
     done: queue.SimpleQueue[tuple[int, Answer] | Exception] = queue.SimpleQueue()
     for item in numbered:

@@ -23,6 +23,7 @@ from pcapsvc.client.api import ApiProblem, NodeApi, capture_path
 from pcapsvc.client.at_once import at_once
 from pcapsvc.client.complaint import complain
 from pcapsvc.client.connections import Connections
+from pcapsvc.client.interruption import on_signal
 from pcapsvc.client.message import encode
 from pcapsvc.client.profile import configuration_file, load_profiles
 from pcapsvc.client.status import ClientError, ExitStatus, NoAnswer, UsageProblem
@@ -233,13 +234,14 @@ class _Signals:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             # nohup has it ignored.
             if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
-                signal.signal(number, self._end)
+                on_signal(number, self._reason)
 
     def ignore(self) -> None:
         """From now on, go on."""
         self._is_armed = False
 
-    def _end(self, number: int, frame: object) -> None:
-        if self._is_armed:
-            self._is_armed = False
-            raise _Ended
+    def _reason(self) -> _Ended | None:
+        if not self._is_armed:
+            return None
+        self._is_armed = False
+        return _Ended()

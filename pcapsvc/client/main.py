@@ -372,14 +372,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         known.error(f"unrecognized arguments: {' '.join(others)}{hint}")
     module, _, function = options.run.partition(":")
     from pcapsvc.client.complaint import complain
+    from pcapsvc.client.interruption import noticed, on_signal
     from pcapsvc.client.status import ClientError, ExitStatus
 
     try:
         run = getattr(importlib.import_module(f"pcapsvc.client.{module}"), function)
         if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
             # Until now, it ended the program.
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-        status = run(options)
+            on_signal(signal.SIGINT, KeyboardInterrupt)
+        with noticed():
+            status = run(options)
         sys.stdout.flush()
         return int(status)
     except ClientError as problem:

@@ -11,6 +11,7 @@ from typing import Any
 from pcapsvc.client.address import Address
 from pcapsvc.client.at_once import at_once, start_thread
 from pcapsvc.client.connections import Connections
+from pcapsvc.client.interruption import uninterrupted
 from pcapsvc.client.status import ClientError, not_understood
 from pcapsvc.client.transport import IEventStream, ITransport
 
@@ -53,14 +54,14 @@ class EventReader:
 
         What arrives meanwhile is for the next time: it may never end.
         """
-        item = self._found.take(seconds)
-        left = self._found.size()
-        while item is not None:
+        self._found.wait(seconds)
+        for _ in range(self._found.size()):
+            item = self._found.first()
             event = item if isinstance(item, str) else _decode(item)
             if event is not None:
                 yield event
-            left -= 1
-            item = self._found.take(0.0) if left >= 0 else None
+            # Not before: if its use is interrupted, it is there the next time.
+            self._found.remove_first()
 
     def close(self) -> None:
         """Stop reading."""
@@ -135,15 +136,20 @@ class _Found:
             self._changed.notify_all()
             return True
 
-    def take(self, seconds: float) -> bytes | str | None:
-        """The first one; L{None} if none arrives within this time."""
-        with self._changed:
-            if not self._changed.wait_for(self.size, seconds):
-                return None
-            item = self._items.popleft()
-            self._bytes -= len(item)
+    def wait(self, seconds: float) -> None:
+        """Wait until there is one, at most this long."""
+        with uninterrupted(), self._changed:
+            self._changed.wait_for(self.size, seconds)
+
+    def first(self) -> bytes | str:
+        """The first one."""
+        return self._items[0]
+
+    def remove_first(self) -> None:
+        """Make room for others."""
+        with uninterrupted(), self._changed:
+            self._bytes -= len(self._items.popleft())
             self._changed.notify_all()
-            return item
 
     def _has_room(self) -> bool:
         return len(self._items) < MOST_WAITING and self._bytes < MOST_WAITING_BYTES

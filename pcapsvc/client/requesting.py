@@ -9,12 +9,14 @@ import time
 import uuid
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from pcapsvc.client.address import Address, HttpAddress, SqsAddress
 from pcapsvc.client.at_once import at_once
 from pcapsvc.client.complaint import complain, show
 from pcapsvc.client.connections import Connections, NodeNames
+from pcapsvc.client.interruption import on_signal
 from pcapsvc.client.message import encode, stop_message
 from pcapsvc.client.profile import read_secret
 from pcapsvc.client.reader import EventReader
@@ -126,7 +128,8 @@ def capture(options: Namespace) -> ExitStatus:
     for number in (signal.SIGTERM, signal.SIGHUP):
         # nohup has it ignored.
         if signal.getsignal(number) is signal.SIG_DFL:
-            signal.signal(number, _end)
+            # Unfinished files are not left behind.
+            on_signal(number, partial(SystemExit, 128 + number))
     return request.wait(options) if is_waiting else request.send_only()
 
 
@@ -321,11 +324,6 @@ def patience_of(
         # Not if nobody knows who is missing: all that have answered may be done long before.
         seconds = options.deadline
     return Patience(expect=expect, answer_seconds=seconds, deadline_seconds=options.deadline)
-
-
-def _end(number: int, frame: object) -> None:
-    """End as the signal would, but without leaving unfinished files behind."""
-    raise SystemExit(128 + number)
 
 
 def _check_complete(fields: Mapping[str, Any]) -> None:

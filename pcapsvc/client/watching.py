@@ -14,6 +14,9 @@ from pcapsvc.client.reader import EventReader
 from pcapsvc.client.status import ExitStatus
 from pcapsvc.client.views import JsonView, LineView
 
+# As long as a Ctrl-C may take.
+_TURN_SECONDS = 0.2
+
 
 def watch(options: Namespace) -> ExitStatus:
     """Run the command, until it is interrupted."""
@@ -22,7 +25,7 @@ def watch(options: Namespace) -> ExitStatus:
     view = JsonView(sys.stdout) if options.json else LineView(sys.stdout)
     try:
         while True:
-            for item in reader.take(1.0):
+            for item in reader.take(_TURN_SECONDS):
                 if isinstance(item, str):
                     view.note(item)
                 elif is_wanted(item, options):

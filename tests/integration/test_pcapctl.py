@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import signal
 import socket
 import threading
 from pathlib import Path
@@ -236,7 +237,7 @@ class FleetTests(SynchronousTestCase):
         terminal.type("\x03")
         terminal.shows(r"Stop the captures on 1 node\?")
         terminal.type("y\n")
-        self.assertEqual(terminal.end(), 130)
+        self.assertEqual(terminal.end(), 130, terminal.text)
         self.assertRegex(terminal.text, r"delivered +cancelled")
         self.assertEqual(node.request("GET", "/captures")[1]["captures"][0]["reason"], "cancelled")
 
@@ -248,7 +249,7 @@ class FleetTests(SynchronousTestCase):
         terminal.type("\x03")
         terminal.shows(r"Stop the captures on 1 node\?")
         terminal.type("\x03")
-        self.assertEqual(terminal.end(), 130)
+        self.assertEqual(terminal.end(), 130, terminal.text)
         self.assertIn("captures on 1 node go on", terminal.text)
         running = Running(*self.options("--all", "--wait", "udp"))
         running.first_line()
@@ -264,6 +265,17 @@ class FleetTests(SynchronousTestCase):
         [again] = re.findall("to stop them: pcapctl (.*)\n", ended.errors)
         self.assertEqual(pcapctl(*shlex.split(again)).status, 0, again)
         node.until(lambda: capturing() == 1 or None, "the end of a capture")
+
+    def test_signal_unseen(self) -> None:
+        """A signal that interrupts nothing, as another thread gets it, is noticed all the same."""
+        self.daemon("web-1")
+        terminal = Terminal(*self.options("--all", "--wait", "udp"))
+        terminal.shows(r"capturing +\S+ +\d+ % ")
+        terminal.type("\x03")
+        terminal.shows(r"Stop the captures on 1 node\?")
+        terminal.signal_thread(signal.SIGINT)
+        self.assertEqual(terminal.end(), 130, terminal.text)
+        self.assertIn("captures on 1 node go on", terminal.text)
 
 
 class ApiTests(SynchronousTestCase):
