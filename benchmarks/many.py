@@ -138,7 +138,7 @@ def _memory(pid: int) -> int:
 
 def _ours(daemon: Daemon, wire: Wire) -> Found:
     ids = [
-        daemon.capture(interface=[wire.interface], packets=2 * _PACKETS, snap=_SIZE, timeout=2)
+        daemon.capture(interface=[wire.interface], packets=2 * _PACKETS, snap=_SIZE, timeout=60)
         for _ in range(CAPTURES)
     ]
     armed = usage.cpu_seconds(daemon.pid)
@@ -149,7 +149,7 @@ def _ours(daemon: Daemon, wire: Wire) -> Found:
     spent = usage.cpu_seconds(daemon.pid) - armed
     lost = written = 0
     for each in ids:
-        state = daemon.done(each)
+        state = daemon.read(each)
         lost += _PACKETS - state["packets"]
         written += state["bytes"]
         daemon.file_of(each).unlink()
