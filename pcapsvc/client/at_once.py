@@ -40,12 +40,12 @@ def at_once(ask: Callable[[Place], Answer], places: Iterable[Place]) -> Sequence
 
     @return: what it returned, in the order of the places.
 
-    @raise Exception: what the function raises.
+    @raise BaseException: what the function raises.
     @raise ClientError: if no thread can be started.
     """
     numbered = list(enumerate(places))
     waiting: queue.SimpleQueue[tuple[int, Place]] = queue.SimpleQueue()
-    done: queue.SimpleQueue[tuple[int, Answer] | Exception] = queue.SimpleQueue()
+    done: queue.SimpleQueue[tuple[int, Answer] | BaseException] = queue.SimpleQueue()
     for item in numbered:
         waiting.put(item)
 
@@ -57,7 +57,7 @@ def at_once(ask: Callable[[Place], Answer], places: Iterable[Place]) -> Sequence
                 return
             try:
                 done.put((number, ask(place)))
-            except Exception as problem:  # noqa: BLE001 - it is raised in the waiting thread
+            except BaseException as problem:  # noqa: BLE001 - it is raised in the waiting thread
                 done.put(problem)
 
     for number in range(min(_MOST, len(numbered))):
@@ -70,7 +70,7 @@ def at_once(ask: Callable[[Place], Answer], places: Iterable[Place]) -> Sequence
     answers: dict[int, Answer] = {}
     while len(answers) < len(numbered):
         found = done.get()
-        if isinstance(found, Exception):
+        if isinstance(found, BaseException):
             raise found
         answers[found[0]] = found[1]
     return [answers[number] for number, _ in numbered]

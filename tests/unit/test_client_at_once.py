@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 
 from twisted.trial import unittest
@@ -48,3 +49,4 @@ class AtOnceTests(unittest.SynchronousTestCase):
         """What the function raises is raised."""
         for places in ([0], [1, 0, 2]):
             self.assertRaises(ZeroDivisionError, at_once, lambda place: 1 / place, places)
+            self.assertRaises(SystemExit, at_once, sys.exit, places)
