@@ -278,7 +278,7 @@ class MemoryHandle:
     A handle of a L{MemoryPacketSystem}.
 
     @ivar name: the name by which its interface was asked for.
-    @ivar is_named: whether the interface has that name.
+    @ivar is_named: whether the interface has that name; L{None} if that is not known.
     @ivar lost: whether its interface is gone.
     @ivar closed: whether it was closed.
     @ivar dropped: how many packets it had no room for.
@@ -303,7 +303,7 @@ class MemoryHandle:
         self.ticks_per_second = interface.ticks_per_second
         self.snap_length = kept_length(self.link_type, snap_length)
         self.ring = Ring(blocks=32, block_bytes=256 << 10, block_seconds=0.01)
-        self.is_named = True
+        self.is_named: bool | None = True
         self.lost = False
         self.closed = False
         self.promiscuous = True

@@ -7,16 +7,17 @@ from collections.abc import Callable
 
 from msgspec.structs import replace
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.interfaces import IDelayedCall, IReadDescriptor
+from twisted.internet.interfaces import IReadDescriptor
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from pcapsvc.capture.clocks import both_clocks
-from pcapsvc.capture.history_health import HistoryHealth, problem_of
+from pcapsvc.capture.history_health import HistoryHealth
 from pcapsvc.capture.packet_memory import PacketMemory
 from pcapsvc.capture.past import PastReader, Taken
 from pcapsvc.capture.port import ICaptureReactor
+from pcapsvc.capture.timers import Timers
 from pcapsvc.core.errors import CaptureUnavailable
 from pcapsvc.core.filter import everything
 from pcapsvc.core.history import (
@@ -30,6 +31,7 @@ from pcapsvc.core.history import (
 from pcapsvc.core.read_pace import ReadPace
 from pcapsvc.interfaces.capture import IPacketHandle, IPacketSystem, IReadHook, ISieve
 
+_RENAMED, _GONE = "the interface was renamed", "the interface is gone"
 # After a read that found packets, how long the next ones gather, in seconds, if the ring holds them.
 _PAUSE_SECONDS = 0.02
 _FEW_PACKETS = 64
@@ -92,15 +94,15 @@ class HistoryRecorder:
         self._memory: PacketMemory | None = None
         self._link_type = -1
         self._readers: list[PastReader] = []
-        # The timers, by what they do.
-        self._timers: dict[Callable[[], object], IDelayedCall] = {}
+        self._timers = Timers(reactor)
         self._opening: Deferred[None] | None = None
         self._is_running = False
         # Why the handle is about to be closed; L{None} if it isn't. And whether there may be more to read.
         self._leaving: str | None = None
-        self._leave_by = 0.0
-        self._times_lost = 0
+        self._leave_by, self._times_lost = 0.0, 0
         self._is_behind = False
+        # When the handle's interface certainly had the name.
+        self._named_at = 0.0
         self._health = HistoryHealth(interface, bounds.seconds, now=reactor.seconds)
         # How many packets were dropped for earlier handles, and for this one.
         self._dropped_earlier = self._dropped_now = 0
@@ -113,7 +115,7 @@ class HistoryRecorder:
         self._is_running = True
         self._open()
         self._expire()
-        self._compare_later()
+        self._find_name_later()
 
     def stop(self) -> None:
         """Stop, and forget everything."""
@@ -121,32 +123,16 @@ class HistoryRecorder:
         if self._opening is not None:
             self._opening.cancel()
         self._close("the daemon is stopping")
-        for timer in self._timers.values():
-            timer.cancel()
-        self._timers.clear()
+        self._timers.cancel_all()
         if self._memory is not None:
             self._memory.close()
             self._memory = None
-
-    def _later(self, seconds: float, function: Callable[[], object]) -> None:
-        """Call a function later, once."""
-
-        def call() -> None:
-            del self._timers[function]
-            function()
-
-        if function not in self._timers:
-            self._timers[function] = self._reactor.callLater(seconds, call)
-
-    def _no_later(self, function: Callable[[], object]) -> None:
-        if (timer := self._timers.pop(function, None)) is not None:
-            timer.cancel()
 
     def _expire(self) -> None:
         is_more = self._memory is not None and self._memory.expire(self._reactor.seconds())
         self._health.expire()
         wait = min(_EXPIRE_SECONDS, self.bounds.seconds * _EXPIRE_SHARE)
-        self._later(_RETURN_SECONDS if is_more else wait, self._expire)
+        self._timers.start(_RETURN_SECONDS if is_more else wait, self._expire)
 
     # Opening and closing
 
@@ -155,6 +141,7 @@ class HistoryRecorder:
         self._opening.addErrback(self._failed_to_open)
 
     async def _open_handle(self) -> None:
+        self._named_at = self._reactor.seconds()
         hook = None if self._make_hook is None else self._make_hook(self.interface)
         try:
             handle = await self._system.open(
@@ -197,30 +184,27 @@ class HistoryRecorder:
 
     def _begin(self) -> None:
         assert self._handle is not None
-        now = self._reactor.seconds()
-        self._pace = ReadPace(self._handle.ring, hand_over_seconds=self._hand_over, now=now)
+        now, ring = self._reactor.seconds(), self._handle.ring
+        self._pace = ReadPace(ring, hand_over_seconds=self._hand_over, now=now)
         self._health.works()
         self._watch()
-        self._later(_LOOK_SECONDS, self._look)
+        self._timers.start(_LOOK_SECONDS, self._look)
 
     def _failed_to_open(self, failure: Failure) -> None:
         self._opening = None
         if failure.check(CancelledError) or not self._is_running:  # type: ignore[no-untyped-call]
             return
-        problem = problem_of(failure.value)
-        if problem is None:
-            self._log.failure("the history of {interface} failed", failure, interface=self.interface)
-        self._health.fails(problem or "internal error")
-        self._later(_RETRY_SECONDS, self._open)
+        self._health.failed(failure)
+        self._timers.start(_RETRY_SECONDS, self._open)
 
     def _close(self, reason: str) -> None:
         """Give up the handle, if there is one."""
-        handle, self._handle = self._handle, None
-        if handle is None:
+        if (handle := self._handle) is None:
             return
+        self._handle = None
         self._leaving, self._times_lost = None, 0
         self._unwatch()
-        self._no_later(self._lose)
+        self._timers.cancel(self._lose)
         handle.close()
         _close(self._hook)
         self._hook = None
@@ -228,36 +212,45 @@ class HistoryRecorder:
         for reader in list(self._readers):
             reader.lose(reason)
 
-    def _leave(self, reason: str) -> None:
-        """Give up the handle, once everything was read that had arrived: the kernel may hold it back."""
+    def _leave(self, reason: str, *, since: float | None = None) -> None:
+        """
+        Give up the handle, once everything was read that had arrived: the kernel may hold it back.
+
+        @param since: since when it may not have recorded what it should; L{None} is now.
+        """
         if self._leaving is None:
             self._leaving = reason
             self._leave_by = self._reactor.seconds() + self._hand_over + _RING_SECONDS
-            self._health.fails(reason)
+            self._health.fails(reason, since=since)
             self._unwatch()
-            self._later(self._hand_over, self._lose)
+            self._timers.start(self._hand_over, self._lose)
 
     def _lose(self) -> None:
         """Everything was handed over that had arrived."""
         self.pull()
         if self._is_behind and self._reactor.seconds() < self._leave_by:
-            self._later(0, self._lose)
+            self._timers.start(0, self._lose)
             return
         self._close(self._leaving or "it is not being recorded")
-        self._later(_RETRY_SECONDS, self._open)
+        self._timers.start(_RETRY_SECONDS, self._open)
 
     def _unwatch(self) -> None:
         self._reactor.removeReader(self)
-        for function in (self._go_on, self._look):
-            self._no_later(function)
+        self._timers.cancel(self._go_on, self._look)
 
-    def _compare_later(self) -> None:
-        self._later(_COMPARE_SECONDS, self._look_for_name)
+    def _find_name_later(self) -> None:
+        if self._is_running:
+            self._timers.start(_COMPARE_SECONDS, self._find_name)
 
-    def _look_for_name(self) -> None:
-        finding = self._find(self.interface)
-        finding.addCallbacks(self.compare, self._health.not_looked_for)
-        finding.addBoth(lambda _: self._compare_later() if self._is_running else None)
+    def _find_name(self) -> None:
+        finding, asked = self._find(self.interface), self._reactor.seconds()
+        finding.addCallbacks(self._looked_up, self._health.not_looked_for, callbackArgs=(asked,))
+        finding.addBoth(lambda _: self._find_name_later())
+
+    def _looked_up(self, index: int | None, asked: float) -> None:
+        if self._handle is not None and index == self._handle.index:
+            self._named_at = max(self._named_at, asked)
+        self.compare(index)
 
     def compare(self, index: int | None) -> None:
         """
@@ -266,7 +259,7 @@ class HistoryRecorder:
         @param index: of the interface that has the name; L{None} if none has.
         """
         if self._handle is not None and index != self._handle.index:
-            self._leave("the interface was renamed" if self._handle.is_up() else "the interface is gone")
+            self._leave(_RENAMED if self._handle.is_up() else _GONE, since=self._named_at)
 
     # Reading
 
@@ -283,12 +276,12 @@ class HistoryRecorder:
         pause = self._read()
         if pause is not None and self._is_read:
             self._reactor.removeReader(self)
-            self._later(pause, self._go_on)
+            self._timers.start(pause, self._go_on)
 
     def _go_on(self) -> None:
         pause = self._read()
         if pause is not None and self._is_read:
-            self._later(pause, self._go_on)
+            self._timers.start(pause, self._go_on)
         else:
             self._watch()
 
@@ -319,7 +312,7 @@ class HistoryRecorder:
         try:
             self._reactor.addReader(self)
         except OSError:
-            self._later(_PAUSE_SECONDS, self._go_on)
+            self._timers.start(_PAUSE_SECONDS, self._go_on)
 
     def pull(self) -> int:
         """Read what has arrived. Return how many packets there were."""
@@ -330,7 +323,7 @@ class HistoryRecorder:
             self._is_behind = self._read_for(self._handle, self._memory)
         except CaptureUnavailable as error:
             # libpcap reports it once. What had arrived can be read after that.
-            self._leave(error.reason)
+            self._leave(error.reason, since=self._named_at if error.reason == _RENAMED else None)
             self._times_lost += 1
             self._is_behind = self._times_lost == 1
         except OSError as error:
@@ -339,18 +332,23 @@ class HistoryRecorder:
             self._log.failure("the history of {interface} failed", interface=self.interface)
             self._leave(f"internal error: {type(error).__name__}")
         packets = self._memory.end.number - before
-        if packets:
-            for reader in self._readers:
-                reader.notify()
+        for reader in self._readers if packets else ():
+            reader.notify()
         return packets
+
+    def _is_named(self, handle: IPacketHandle) -> bool:
+        """Whether the interface still has its name, unless it takes long to find that out."""
+        if is_named := handle.is_named:
+            self._named_at = self._reactor.seconds()
+        return is_named is not False
 
     def _read_for(self, handle: IPacketHandle, memory: PacketMemory) -> bool:
         """Read for a while. Return whether there may be more."""
         until = self._reactor.seconds() + _READ_SECONDS
         is_more, before = True, memory.end.number
         while is_more and self._reactor.seconds() < until:
-            if not handle.is_named:
-                raise CaptureUnavailable(self.interface, "the interface was renamed")
+            if not self._is_named(handle):
+                raise CaptureUnavailable(self.interface, _RENAMED)
             if self._hook is not None:
                 self._hook.before_read(handle)
             now, wall = self._clocks()
@@ -363,16 +361,18 @@ class HistoryRecorder:
     def connectionLost(self, reason: Failure) -> None:
         """The reactor found an error on the socket, and reads it no more: the interface went down or away."""
         if self._is_read:
-            self._later(_PAUSE_SECONDS, self._go_on)
+            self._timers.start(_PAUSE_SECONDS, self._go_on)
 
     def _look(self) -> None:
         """
         See whether the interface is up: the socket has the error only until the next read, whoever needs that
-        one. That the interface is gone shows in a read.
+        one; and whether it was renamed, though nothing arrives. That the interface is gone shows in a read.
         """
         if self._handle is None or not self._is_read:
             return
-        if self._handle.is_up():
+        if not self._is_named(self._handle):
+            self.pull()
+        elif self._handle.is_up():
             if self._health.problem is not None:
                 self._health.works()
             self._watch()
@@ -380,7 +380,7 @@ class HistoryRecorder:
             self._health.fails("the interface is down")
             self.pull()
         if self._is_read:
-            self._later(_LOOK_SECONDS, self._look)
+            self._timers.start(_LOOK_SECONDS, self._look)
 
     def _clocks(self) -> tuple[float, float]:
         return both_clocks(self._reactor.seconds, self._wall_clock)
@@ -455,7 +455,7 @@ class HistoryRecorder:
         )
         self._readers.append(reader)
         if self._handle is None:
-            reader.lose(self._health.problem or "the interface is gone")
+            reader.lose(self._health.problem or _GONE)
         return reader
 
     def look_back(
@@ -473,8 +473,8 @@ class HistoryRecorder:
         assert self._memory is not None
         reach = self.reach
         monotonic, now = self._clocks()
-        since = max(wanted.since, now - self.bounds.seconds)
-        position, dropped = self._memory.find(since, ahead=now - monotonic)
+        oldest = now - self.bounds.seconds
+        position, dropped = self._memory.find(max(wanted.since, oldest), ahead=now - monotonic)
         dropped = 0 if dropped is None else self.dropped - dropped
         until = self._memory.find(wanted.until, ahead=now - monotonic)[0] if wanted.past_only else None
         take = reader.take(position, until, max_packets=max_packets, max_bytes=max_bytes)

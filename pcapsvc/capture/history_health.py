@@ -17,7 +17,7 @@ from pcapsvc.core.history import Outage, Reach
 _MOST_OUTAGES = 256
 
 
-def problem_of(error: BaseException | None) -> str | None:
+def _problem_of(error: BaseException | None) -> str | None:
     """Why an interface can't be recorded; L{None} if that is an internal error."""
     if isinstance(error, CaptureUnavailable):
         return error.reason
@@ -89,10 +89,15 @@ class HistoryHealth:
             self._log.info("the history of {interface} is being recorded again", interface=self._interface)
         self.problem = self._reported = None
 
-    def fails(self, problem: str) -> None:
-        """Nothing is recorded from here on."""
+    def fails(self, problem: str, *, since: float | None = None) -> None:
+        """
+        Nothing is recorded from here on.
+
+        @param since: since when that may have been so before it was noticed, by the monotonic clock.
+        """
         if self._started is not None and not (self._outages and self._outages[-1].ended is None):
-            self._outages.append(Outage(began=self._now()))
+            before = self._started if not self._outages else self._outages[-1].ended or self._started
+            self._outages.append(Outage(began=self._now() if since is None else max(since, before)))
             if len(self._outages) > _MOST_OUTAGES:
                 self._join_two()
         self.problem = problem
@@ -103,6 +108,13 @@ class HistoryHealth:
                 interface=self._interface,
                 problem=problem,
             )
+
+    def failed(self, failure: Failure) -> None:
+        """Nothing is recorded from here on, because of an exception."""
+        problem = _problem_of(failure.value)
+        if problem is None:
+            self._log.failure("the history of {interface} failed", failure, interface=self._interface)
+        self.fails(problem or "internal error")
 
     def expire(self) -> None:
         """Forget outages that are older than the history."""

@@ -106,8 +106,8 @@ class IPacketHandle(IPacketReader):
     index: int = Attribute("The index of the interface, as L{IStandbyPacketSystem.find} finds it.")
     snap_length: int = Attribute("How much it keeps of each packet, in bytes: at least what was asked for.")
 
-    is_named: bool = Attribute(
-        "Whether the interface has the name that was asked for, or is gone; true if finding out takes long."
+    is_named: bool | None = Attribute(
+        "Whether the interface has the name that was asked for; L{None} if it is gone, or looking takes long."
     )
 
     def is_up() -> bool:

@@ -208,13 +208,13 @@ class PcapyHandle:
             return True
 
     @property
-    def is_named(self) -> bool:
+    def is_named(self) -> bool | None:
         """Whether the interface has the name by which it was asked for: see L{IPacketHandle.is_named}."""
         try:
             now = network_interfaces.name_of(self.index) if self._knows_its_name else None
         except OSError:
             now = None
-        return now in (self.interface, None)
+        return None if now is None else now == self.interface
 
     @property
     def is_gone(self) -> bool:

@@ -342,6 +342,46 @@ class HistoryRecorderTests(RecorderCase):
         self.arrive(2)
         self.advance(1)
         self.assertEqual(self.kept(), [1, 2])
+        self.assert_missing_down(1.0)
+
+    def test_renamed_in_silence(self) -> None:
+        """If nothing arrives, it is noticed soon. What may be missing by then is known to be."""
+        self.recorder.start()
+        self.arrive(1)
+        self.advance(10)
+        self.reactor.pump([0.01] * 10)
+        self.system.rename("mem0", "mem1")
+        self.system.interfaces["mem0"] = MemoryInterface()
+        self.reactor.pump([0.01] * 30)
+        self.assertEqual(self.recorder.state().problem, "the interface was renamed")
+        self.advance(1.2)
+        self.arrive(2)
+        self.advance(1)
+        self.assertEqual(self.kept(), [1, 2])
+        self.assert_missing_down(1.1)
+
+    def test_other_name_moved(self) -> None:
+        """
+        That an alternative name is now that of another interface shows only when it is looked up. Everything
+        since the time before may be missing.
+        """
+        self.recorder.start()
+        self.system.interfaces["mem0"].handles[0].is_named = None
+        self.arrive(1)
+        self.advance(12)
+        self.system.interfaces["other"] = self.system.interfaces["mem0"]
+        self.system.interfaces["mem0"] = MemoryInterface()
+        self.advance(10)
+        self.arrive(2)
+        self.advance(1)
+        self.assertEqual(self.kept(), [1, 2])
+        self.assert_missing_down(6.0)
+
+    def assert_missing_down(self, seconds: float) -> None:
+        """It was not recorded for this long."""
+        down = self.missing()[MissingReason.DOWN]
+        assert down is not None
+        self.assertTrue(seconds <= down < seconds + 0.3, down)
 
     def test_not_looked_for(self) -> None:
         """If it can't be found out which interface has the name, the one that is open is recorded."""
