@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
+import time
+from collections.abc import Callable
+from functools import partial
 from unittest import mock
 
 from twisted.trial import unittest
@@ -95,13 +99,67 @@ class InterruptionTests(unittest.SynchronousTestCase):
         self.assertTrue(ran.wait(_PATIENCE_SECONDS))
 
 
+class _Destroyed:
+    """An object that is interrupted, or fails, while it is destroyed: Python ignores that."""
+
+    def __init__(self, fail: Callable[[], object]) -> None:
+        self._fail = fail
+
+    def __del__(self) -> None:
+        self._fail()
+
+
 class NoticedTests(unittest.SynchronousTestCase):
     """The timer that has signals noticed."""
 
+    def setUp(self) -> None:
+        """A signal, as Ctrl-C sends it."""
+        self.addCleanup(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT))
+        on_signal(signal.SIGINT, KeyboardInterrupt)
+        self.unraisable: list[object] = []
+        self.patch(sys, "unraisablehook", self.add)
+        self.before = signal.getsignal(signal.SIGALRM)
+
+    def add(self, unraisable: sys.UnraisableHookArgs) -> None:
+        """What Python reports otherwise."""
+        self.unraisable.append(unraisable.exc_type)
+
+    def check_ended(self) -> None:
+        """There is no timer any more, and everything is handled as before."""
+        self.assertEqual(signal.getitimer(signal.ITIMER_REAL), (0.0, 0.0))
+        self.assertIs(signal.getsignal(signal.SIGALRM), self.before)
+        self.assertEqual(sys.unraisablehook, self.add)
+
     def test_ends(self) -> None:
         """Afterwards, there is no timer any more, and its signal is handled as before."""
-        before = signal.getsignal(signal.SIGALRM)
         with noticed():
             self.assertGreater(signal.getitimer(signal.ITIMER_REAL)[1], 0.0)
-        self.assertEqual(signal.getitimer(signal.ITIMER_REAL), (0.0, 0.0))
-        self.assertIs(signal.getsignal(signal.SIGALRM), before)
+        self.check_ended()
+
+    def test_interrupted(self) -> None:
+        """So it is if a signal comes at the beginning, or at the end."""
+        setitimer = signal.setitimer
+
+        def interrupted(when: bool, which: int, seconds: float, interval: float = 0.0) -> None:
+            setitimer(which, seconds, interval)
+            if bool(seconds) is when:
+                signal.raise_signal(signal.SIGINT)
+
+        for when in (True, False):
+            replaced = mock.patch.object(signal, "setitimer", partial(interrupted, when))
+            with replaced, self.assertRaises(KeyboardInterrupt), noticed():
+                pass
+            self.check_ended()
+
+    def test_destroyed(self) -> None:
+        """What a signal raises while an object is destroyed is raised again, and not reported."""
+        with self.assertRaises(KeyboardInterrupt), noticed():
+            _Destroyed(partial(signal.raise_signal, signal.SIGINT))
+            time.sleep(_PATIENCE_SECONDS)
+        self.assertEqual(self.unraisable, [])
+
+    def test_failed(self) -> None:
+        """What else is raised there is reported as before."""
+        with noticed():
+            _Destroyed(partial(int, "x"))
+        self.assertEqual(self.unraisable, [ValueError])
