@@ -7,6 +7,7 @@ Here are only the options: what a command does is imported when it runs, so that
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import io
 import os
@@ -382,13 +383,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
             on_signal(signal.SIGINT, KeyboardInterrupt)
         with noticed():
             status = run(options)
-        sys.stdout.flush()
+            if status != ExitStatus.INTERRUPTED:
+                sys.stdout.flush()
+        if status == ExitStatus.INTERRUPTED:
+            _discard_output()
         return int(status)
     except ClientError as problem:
         complain(str(problem))
         return int(problem.status)
     except KeyboardInterrupt:
+        _discard_output()
         return int(ExitStatus.INTERRUPTED)
+    except SystemExit:
+        # By a signal.
+        _discard_output()
+        raise
     except BrokenPipeError:
         # The reader has had enough, and not got everything. Python would complain once more when it exits.
         _discard_output()
@@ -415,4 +424,8 @@ def _open_missing_streams() -> None:
 
 
 def _discard_output() -> None:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """Discard what could not be written. Python would try again when it exits, and wait for the reader."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            os.dup2(null, stream.fileno())

@@ -199,11 +199,12 @@ class Request:
                 raise NoAnswer("no node has answered: none is meant, or none publishes its events")
             return status
         except KeyboardInterrupt:
-            view.close(self._tally, time.monotonic())
+            pass
         except BrokenPipeError:
             self._say_what_runs()
             raise
         try:
+            view.close(self._tally, time.monotonic())
             if self._is_to_be_stopped():
                 self._stop(view)
                 waiting.run()

@@ -24,14 +24,13 @@ def watch(options: Namespace) -> ExitStatus:
     reader = EventReader(connections, connections.watched(), options.request)
     view = JsonView(sys.stdout) if options.json else LineView(sys.stdout)
     try:
+        # Ctrl-C ends it.
         while True:
             for item in reader.take(_TURN_SECONDS):
                 if isinstance(item, str):
                     view.note(item)
                 elif is_wanted(item, options):
                     view.event(item)
-    except KeyboardInterrupt:
-        return ExitStatus.INTERRUPTED
     finally:
         reader.close()
 

@@ -59,7 +59,8 @@ class RefusalTests(unittest.SynchronousTestCase):
             raise KeyboardInterrupt
 
         self.patch(NodeApi, "open", interrupt)
-        with contextlib.redirect_stderr(io.StringIO()) as errors:
+        errors = io.StringIO()
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(errors):
             self.assertEqual(main(["capture", "--via", "http://a", "-i", "lo"]), ExitStatus.INTERRUPTED)
         self.assertRegex(errors.getvalue(), r": pcapctl stop --via http://a:80 --request [0-9a-f]{32}\n$")
 

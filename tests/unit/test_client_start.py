@@ -2,18 +2,41 @@
 
 from __future__ import annotations
 
+import fcntl
+import io
 import json
+import os
 import signal
 import subprocess
 import sys
+import termios
+import time
+from collections.abc import Callable
 from types import ModuleType
-from typing import Any
+from typing import IO, Any
 from unittest import mock
 
 from twisted.trial import unittest
 
 from pcapsvc.client import profile
 from pcapsvc.client.__main__ import run
+
+_PATIENCE_SECONDS = 180.0
+# A command that writes more than a pipe has room for, in lines that fill its pages.
+_WRITES_MUCH = """
+import functools, signal, sys
+from pcapsvc.client import interruption, profile
+from pcapsvc.client.__main__ import run
+
+def write(options):
+    interruption.on_signal(signal.SIGTERM, functools.partial(SystemExit, 143))
+    while True:
+        print("x" * 1023, flush=True)
+
+profile.print_profiles = write
+sys.argv = ["pcapctl", "profiles"]
+sys.exit(run())
+"""
 
 
 class StartTests(unittest.SynchronousTestCase):
@@ -73,6 +96,9 @@ class InterruptionTests(unittest.SynchronousTestCase):
         """A command can handle it; and what ignored it before goes on to do so."""
         self.patch(profile, "print_profiles", self.look)
         self.patch(sys, "argv", ["pcapctl", "profiles"])
+        # What could not be written is discarded: not that of the tests.
+        self.patch(sys, "stdout", io.StringIO())
+        self.patch(sys, "stderr", io.StringIO())
         self.assertEqual(run(), 130)
         self.assertIs(signal.getsignal(signal.SIGINT), signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -81,3 +107,30 @@ class InterruptionTests(unittest.SynchronousTestCase):
         handler, ignored = self.found
         self.assertRaises(KeyboardInterrupt, handler, signal.SIGINT, None)
         self.assertIs(ignored, signal.SIG_IGN)
+
+    def test_stalled(self) -> None:
+        """It ends pcapctl even if nobody reads what pcapctl has written; so does the signal of C{kill}."""
+        for number, status in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+            with subprocess.Popen(
+                [sys.executable, "-c", _WRITES_MUCH],
+                env={**os.environ, "PYTHONUNBUFFERED": ""},
+                stdout=subprocess.PIPE,
+            ) as process:
+                assert process.stdout is not None
+                self.addCleanup(process.kill)
+                size = fcntl.fcntl(process.stdout, fcntl.F_GETPIPE_SZ)
+                self.wait_until(lambda stream=process.stdout, size=size: _waiting_bytes(stream) == size)
+                process.send_signal(number)
+                self.assertEqual(process.wait(_PATIENCE_SECONDS), status)
+
+    def wait_until(self, is_so: Callable[[], bool]) -> None:
+        """Wait until something is so."""
+        until = time.monotonic() + _PATIENCE_SECONDS
+        while not is_so():
+            self.assertLess(time.monotonic(), until)
+            time.sleep(0.01)
+
+
+def _waiting_bytes(pipe: IO[bytes]) -> int:
+    """How many bytes wait in a pipe to be read."""
+    return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)
