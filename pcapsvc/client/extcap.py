@@ -23,7 +23,7 @@ from pcapsvc.client.api import ApiProblem, NodeApi, capture_path
 from pcapsvc.client.at_once import at_once
 from pcapsvc.client.complaint import complain
 from pcapsvc.client.connections import Connections
-from pcapsvc.client.interruption import on_signal
+from pcapsvc.client.interruption import on_signal, uninterrupted
 from pcapsvc.client.message import encode
 from pcapsvc.client.profile import configuration_file, load_profiles
 from pcapsvc.client.status import ClientError, ExitStatus, NoAnswer, UsageProblem
@@ -129,10 +129,13 @@ def _capture(options: Namespace, api: NodeApi, node: str, interface: str) -> Exi
                 raise UsageProblem(f"{options.fifo} is a regular file, and is not replaced")
             with _read_as_a_node(api):
                 body = encode(_fields(options, api.call("GET", "/node"), node, interface))
-                capture_id = str(api.call("POST", "/captures", body)["captures"][0]["id"])
+                # A capture whose id isn't known could not be ended.
+                with uninterrupted():
+                    capture_id = str(api.call("POST", "/captures", body)["captures"][0]["id"])
             copy_packets(api, capture_id, descriptor)
         finally:
-            signals.ignore()
+            # Without a call, which might be interrupted.
+            signals.is_armed = False
             if capture_id is not None:
                 _end(api, capture_id)
     except (_Ended, BrokenPipeError):
@@ -227,21 +230,21 @@ class _Ended(Exception):
 
 
 class _Signals:
-    """Raises L{_Ended} when Wireshark ends the program: once, so that the capture can be ended as well."""
+    """
+    Raises L{_Ended} when Wireshark ends the program: once, so that the capture can be ended as well.
+
+    @ivar is_armed: whether it still does.
+    """
 
     def __init__(self) -> None:
-        self._is_armed = True
+        self.is_armed = True
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             # nohup has it ignored.
             if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
                 on_signal(number, self._reason)
 
-    def ignore(self) -> None:
-        """From now on, go on."""
-        self._is_armed = False
-
     def _reason(self) -> _Ended | None:
-        if not self._is_armed:
+        if not self.is_armed:
             return None
-        self._is_armed = False
+        self.is_armed = False
         return _Ended()

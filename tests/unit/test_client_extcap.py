@@ -170,6 +170,20 @@ class CaptureTests(unittest.SynchronousTestCase):
         self.assertEqual(self.capture(os.devnull), 0)
         self.assertEqual(self.asked[-1], "DELETE /captures/c")
 
+    def test_requested(self) -> None:
+        """If Wireshark ends the program before the node has answered, the capture ends as well."""
+        # Otherwise it ends the tests, if it isn't handled.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+        def call(api: NodeApi, method: str, path: str, *_: Any) -> Any:
+            if method == "POST":
+                signal.raise_signal(signal.SIGTERM)
+            return self.answer(method, path)
+
+        self.patch(NodeApi, "call", call)
+        self.assertEqual(self.capture(os.devnull), 0)
+        self.assertEqual(self.asked[-2:], ["POST /captures", "DELETE /captures/c"])
+
 
 class InstallationTests(unittest.SynchronousTestCase):
     """C{install-extcap}."""
