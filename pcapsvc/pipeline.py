@@ -16,7 +16,7 @@ from zope.interface import implementer
 
 from pcapsvc.core.admission import Admission
 from pcapsvc.core.artifact import file_name, make_artifact
-from pcapsvc.core.errors import FAULT, PcapsvcError, Problem, RequestRejected
+from pcapsvc.core.errors import FAULT, STOPPED, PcapsvcError, Problem, RequestRejected
 from pcapsvc.core.event import (
     CaptureDone,
     CaptureFailed,
@@ -292,7 +292,7 @@ class Pipeline(Service):
         try:
             content = await encoder.encode(recorded)
         except (PcapsvcError, CancelledError) as error:
-            problem = f"not encoded as {encoder.name}: {str(error) or 'cancelled'}"
+            problem = f"not encoded as {encoder.name}: {str(error) or STOPPED}"
             self._report(capture, CaptureFailed(problem=problem))
             return
         except Exception:  # noqa: BLE001 - one capture fails, and no other

@@ -18,6 +18,8 @@ _ESCAPE_SEQUENCES = {"\\": r"\\", "\n": r"\n", "\r": r"\r", "\t": r"\t"}
 
 #: The reason that is given for an unexpected exception. The log has its traceback.
 FAULT = "internal error; see the daemon's log"
+#: The reason that is given for work that a stop has cut off.
+STOPPED = "the daemon stopped"
 
 #: The errors of the operating system that mean that there is no room, for now: see L{NodeBusy}.
 NO_ROOM = frozenset({errno.ENOMEM, errno.ENOBUFS, errno.ENOSPC, errno.EMFILE, errno.ENFILE, errno.EAGAIN})

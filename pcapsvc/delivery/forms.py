@@ -19,7 +19,7 @@ from zope.interface import implementer
 
 from pcapsvc.core.artifact import Artifact, compressed
 from pcapsvc.core.compression import COMPRESSIONS, UNCOMPRESSED
-from pcapsvc.core.errors import FAULT, EncoderError
+from pcapsvc.core.errors import FAULT, STOPPED, EncoderError
 from pcapsvc.core.event import DeliveryFailed, EventFactory
 from pcapsvc.core.recording import Content
 from pcapsvc.delivery.compressor import Compressor
@@ -107,7 +107,7 @@ class Forms(Service):
                 content = await self._make(artifact, form)
             except (CancelledError, EncoderError) as error:
                 if not (isinstance(error, CancelledError) and self._is_hurried):
-                    self._failed(artifact, to, f"{_what(form)}: {str(error) or 'cancelled'}")
+                    self._failed(artifact, to, f"{_what(form)}: {str(error) or STOPPED}")
                     done()
                     return
             except Exception:  # noqa: BLE001 - these deliveries fail, and no others

@@ -23,7 +23,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from pcapsvc.core.artifact import Artifact
-from pcapsvc.core.errors import FAULT, DestinationError, SpoolError
+from pcapsvc.core.errors import FAULT, STOPPED, DestinationError, SpoolError
 from pcapsvc.core.event import (
     CaptureDelivered,
     DeliveryFailed,
@@ -255,7 +255,7 @@ class Outbox(Service):
                 problem = f"{error}; "
                 await self._put_away(entry, artifact, error)
         except CancelledError:
-            self._give_up(entry, f"{problem}cancelled")
+            self._give_up(entry, f"{problem}{STOPPED}")
         except Exception:  # noqa: BLE001 - one delivery fails, and no other
             self._log.failure(
                 "{capture_id}: internal error in the delivery to {destination}",

@@ -128,4 +128,4 @@ class EncodingTests(PipelineCase):
         self.assertNoResult(stopping)
         stopping.cancel()
         self.successResultOf(stopping)
-        self.assertEqual(self.failures(), [(capture_id, "not encoded as reversed: cancelled")])
+        self.assertEqual(self.failures(), [(capture_id, "not encoded as reversed: the daemon stopped")])

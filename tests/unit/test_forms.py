@@ -237,7 +237,7 @@ class LateTests(ThreadsCase):
         stopping.cancel()
         self.successResultOf(stopping)
         [failed] = self.events(DeliveryFailed)
-        self.assertEqual(failed.problem, "not compressed with gzip: cancelled")
+        self.assertEqual(failed.problem, "not compressed with gzip: the daemon stopped")
 
 
 class HurriedTests(ThreadsCase):

@@ -320,12 +320,13 @@ class OthersTests(RetentionCase):
             lambda: os.mkfifo(self.path(LEDGER)),
             lambda: os.mkdir(self.path(LEDGER)),
             lambda: open(self.path(LEDGER), "w").close() or os.chmod(self.path(LEDGER), 0o666),
+            lambda: open(self.path(LEDGER), "w").close() or os.truncate(self.path(LEDGER), (256 << 20) + 1),
         ):
             with open(elsewhere, "w") as file:
                 file.write(f"{line}\n")
             make()
             if os.path.isfile(self.path(LEDGER)) and not os.path.islink(self.path(LEDGER)):
-                with open(self.path(LEDGER), "w") as file:
+                with open(self.path(LEDGER), "r+") as file:
                     file.write(f"{line}\n")
             destination = self.make(max_bytes=1, max_age_seconds=1)
             for number in (1, 2):

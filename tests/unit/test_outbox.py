@@ -214,7 +214,7 @@ class DeliveryTests(DeliveryCase):
         for delivery in deliveries:
             delivery.cancel()
             self.successResultOf(delivery)
-        self.assertEqual({event.problem for event in self.events(DeliveryFailed)}, {"cancelled"})
+        self.assertEqual({event.problem for event in self.events(DeliveryFailed)}, {"the daemon stopped"})
 
     def test_cancel_while_it_backs_off(self) -> None:
         """A delivery that is cancelled while it backs off ends there."""
@@ -222,7 +222,7 @@ class DeliveryTests(DeliveryCase):
         delivery = self.deliver()
         delivery.cancel()
         self.successResultOf(delivery)
-        self.assertEqual([event.problem for event in self.events(DeliveryFailed)], ["cancelled"])
+        self.assertEqual([event.problem for event in self.events(DeliveryFailed)], ["the daemon stopped"])
 
     def test_internal_error(self) -> None:
         """An internal error affects one delivery only, and is logged."""
@@ -257,7 +257,7 @@ class DeliveryTests(DeliveryCase):
         stopping = self.outbox.stopService()
         stopping.cancel()
         self.successResultOf(stopping)
-        self.assertEqual([event.problem for event in self.events(DeliveryFailed)], ["cancelled"])
+        self.assertEqual([event.problem for event in self.events(DeliveryFailed)], ["the daemon stopped"])
 
 
 class SpoolingTests(DeliveryCase):
@@ -349,7 +349,7 @@ class SpoolingTests(DeliveryCase):
         delivery.cancel()
         self.successResultOf(delivery)
         [failed] = self.events(DeliveryFailed)
-        self.assertTrue(failed.problem.endswith("; cancelled"), failed.problem)
+        self.assertTrue(failed.problem.endswith("; the daemon stopped"), failed.problem)
 
     def test_started_again(self) -> None:
         """After another start, there is time again."""

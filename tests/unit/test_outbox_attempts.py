@@ -83,7 +83,7 @@ class AttemptTests(unittest.SynchronousTestCase):
         self.assertEqual(self.end("1"), "503")
         self.assertEqual(len(self.answers), 4)
         attempts[2].cancel()
-        self.assertEqual(self.end("2"), "cancelled")
+        self.assertEqual(self.end("2"), "the daemon stopped")
         self.assertEqual(len(self.answers), 5)
         self.clock.advance(5)
         self.assertEqual((self.end("3"), self.end("4")), ("timed out after 5 s",) * 2)
@@ -96,7 +96,7 @@ class AttemptTests(unittest.SynchronousTestCase):
         """One that is cancelled before it has a slot leaves no trace."""
         attempts = [self.attempt(str(number)) for number in range(4)]
         attempts[2].cancel()
-        self.assertEqual(self.end("2"), "cancelled")
+        self.assertEqual(self.end("2"), "the daemon stopped")
         for answer in self.answers[:2]:
             answer.callback(None)
         self.answers[2].callback(None)

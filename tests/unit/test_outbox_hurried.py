@@ -100,7 +100,7 @@ class HurriedTests(DeliveryCase):
         self.clock.advance(HURRIED_SECONDS)
         delivery.cancel()
         self.successResultOf(delivery)
-        self.assertEqual([event.problem for event in self.events(DeliveryFailed)], ["cancelled"])
+        self.assertEqual([event.problem for event in self.events(DeliveryFailed)], ["the daemon stopped"])
 
     def test_removed(self) -> None:
         """What is being removed after its delivery is reported as delivered that much sooner."""

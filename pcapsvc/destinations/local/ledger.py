@@ -31,6 +31,8 @@ LEDGER = ".pcapsvc-captures"
 _MOST_DEAD_LINES = 1000
 _CHUNK_BYTES = 256 * 1024
 _LONGEST_LINE = 1024
+# It is read as a whole. This is some two million captures.
+_MOST_BYTES = 256 << 20
 _LOCK_SECONDS = 5.0
 
 # Not every file system has locks, or syncs.
@@ -244,6 +246,8 @@ def _check(directory_fd: int, file: int) -> None:
     is_ours = found.st_uid == os.geteuid() or found.st_uid == _own_id(directory_fd)
     if not stat.S_ISREG(found.st_mode) or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH) or not is_ours:
         raise OSError(errno.EPERM, f"{LEDGER} belongs to somebody else, or others may write to it")
+    if found.st_size > _MOST_BYTES:
+        raise OSError(errno.EFBIG, f"{LEDGER} is larger than 256 MiB")
 
 
 def _own_id(directory_fd: int) -> int:
