@@ -244,7 +244,7 @@ class StoppingTests(PipelineCase):
         self.successResultOf(stopping)
         self.assertEqual(
             [(event.destination, event.problem) for event in self.events(DeliveryFailed)],
-            [("one", "cancelled")],
+            [("one", "the daemon stopped")],
         )
         self.assertEqual(len(self.events(CaptureDone)), 1)
 
