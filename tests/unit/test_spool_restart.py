@@ -28,18 +28,19 @@ def as_link(path: Path, target: Path) -> None:
     path.symlink_to(target)
 
 
-#: Directories, each with a name of one letter: a path has up to 4096 bytes (limits.h, PATH_MAX).
-DEEPER_THAN_A_PATH = 2100
+#: How many directories are in one another: more than Python permits calls, and with their names longer than a
+#: path, which has up to 4096 bytes (limits.h, PATH_MAX).
+DEPTH = 1100
 
 
-def nest(path: Path, depth: int = 1500) -> None:
+def nest(path: Path) -> None:
     """Make a directory with others in it, one in another, and a file of 5 bytes in each."""
     path.mkdir()
     (path / "file").write_bytes(b"12345")
     directory = os.open(path, os.O_RDONLY)
-    for _ in range(depth):
-        os.mkdir("d", dir_fd=directory)
-        inner = os.open("d", os.O_RDONLY, dir_fd=directory)
+    for _ in range(DEPTH):
+        os.mkdir("deep", dir_fd=directory)
+        inner = os.open("deep", os.O_RDONLY, dir_fd=directory)
         os.close(directory)
         directory = inner
         file = os.open("file", os.O_WRONLY | os.O_CREAT, 0o600, dir_fd=directory)
@@ -237,8 +238,7 @@ class RestartTests(SpoolCase):
     def test_deep_leftover(self) -> None:
         """What is left of an entry is removed, however deep it is; the rest of the spool works."""
         self.put()
-        for name, depth in ((".gone-deep", 1500), (".gone-deeper-than-a-path", DEEPER_THAN_A_PATH)):
-            nest(self.path / name, depth)
+        nest(self.path / ".gone-deep")
         self.restart()
         self.assertEqual(sorted(path.name[:5] for path in self.path.iterdir()), ["17000", "lock"])
         self.assertEqual([entry.capture_id for entry in self.spool.due("one")], ["a"])
@@ -247,12 +247,12 @@ class RestartTests(SpoolCase):
         """Deep directories in quarantine are counted, quarantined and removed like others."""
         self.put()
         size = self.spool.size
-        nest(self.path / ".new-deep", DEEPER_THAN_A_PATH)
+        nest(self.path / ".new-deep")
         (self.path / "broken").mkdir()
-        nest(self.path / "broken" / "deep", DEEPER_THAN_A_PATH)
+        nest(self.path / "broken" / "deep")
         self.restart()
         self.assertEqual(len(list((self.path / "broken").iterdir())), 2)
-        self.assertEqual(self.spool.size, size + 2 * (ENTRY_BYTES + (DEEPER_THAN_A_PATH + 1) * 5))
+        self.assertEqual(self.spool.size, size + 2 * (ENTRY_BYTES + (DEPTH + 1) * 5))
         self.clock.advance(DAY + 1)
         self.successResultOf(self.spool.tidy())
         self.assertEqual(list((self.path / "broken").iterdir()), [])
