@@ -19,10 +19,6 @@ CONNECT_SECONDS = 5.0
 #: How long a server has to answer.
 ANSWER_SECONDS = 5.0
 
-# How much is read in one turn of the reactor: a request for this node takes it up to 0.4 ms until it is
-# accepted or refused, and is 70 bytes long at least. Less costs those for other nodes a quarter more.
-_READ_BYTES = 3 * 1024
-
 
 class Unusable(Exception):
     """A connection can't be used any more. The message says why, without secrets."""
@@ -46,9 +42,7 @@ def redis_endpoint(
 
     @raise SettingsError: if C{ca_file} can't be used, or no certificate can be valid for C{host}.
     """
-    plain: IStreamClientEndpoint = NamedEndpoint(
-        reactor, host, port, timeout_seconds=CONNECT_SECONDS, read_bytes=_READ_BYTES
-    )
+    plain: IStreamClientEndpoint = NamedEndpoint(reactor, host, port, timeout_seconds=CONNECT_SECONDS)
     if not tls:
         return plain
     # Without TLS, OpenSSL is not imported.

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from twisted.internet import defer, error
 from twisted.internet.task import Clock
-from twisted.internet.testing import MemoryReactorClock
 from twisted.trial import unittest
 
 from pcapsvc.core.errors import SettingsError
@@ -384,22 +383,69 @@ class StopTests(RedisTestCase):
         self.assertEqual(self.bodies(), [b"x"])
 
 
-class TurnTests(unittest.SynchronousTestCase):
+class TurnTests(RedisTestCase):
     """What is processed in one turn of the reactor."""
 
-    def test_read_size(self) -> None:
-        """Little is read at once: it may be hundreds of requests, each of which takes a while to refuse."""
-        reactor, sink = MemoryReactorClock(), MemorySink()
-        source = RedisSource(reactor, sink, host="192.0.2.1", port=6379, channel="capture")
-        source.startService()
-        [(_, _, factory, *_)] = reactor.tcpClients
-        transport = Transport(factory.buildProtocol(None))
-        transport.protocol.makeConnection(transport)
-        transport.say(SUBSCRIBED)
-        asked = message(b'{"node":"n","interface":["eth0"]}')
-        transport.say((asked * 2000)[: transport.bufferSize])  # type: ignore[attr-defined]
-        self.assertTrue(0 < len(sink.submitted) < 50, len(sink.submitted))
-        self.successResultOf(source.stopService())
+    def setUp(self) -> None:
+        """A source that is subscribed, and a sink that takes 0.4 ms for each request."""
+        super().setUp()
+        decide = self.sink.answer
+
+        def slowly() -> defer.Deferred[Verdict]:
+            # Without what is due by then: it would be a turn of the reactor.
+            self.clock.rightNow += 0.0004
+            return decide()
+
+        self.sink.answer = slowly
+        self.transport = self.subscribe()
+
+    def test_slow(self) -> None:
+        """They take a few milliseconds. Nothing more is read until all are judged, in later turns."""
+        self.transport.say(b"".join(message(b"%d" % number) for number in range(50)) + message(b"last")[:-3])
+        self.assertTrue(5 <= len(self.sink.submitted) <= 15, len(self.sink.submitted))
+        self.assertEqual(self.transport.producerState, "paused")
+        # Its turns follow each other at once, as time passes in them.
+        self.clock.advance(0)
+        self.assertEqual(self.transport.producerState, "producing")
+        self.transport.say(b"t\r\n" + message(b"further"))
+        expected = [b"%d" % number for number in range(50)] + [b"last", b"further"]
+        self.assertEqual(self.bodies(), expected)
+
+    def test_more_while_paused(self) -> None:
+        """What arrives although reading is paused, as it may with TLS, waits for its turn."""
+        self.transport.say(b"".join(message(b"%d" % number) for number in range(20)))
+        before = len(self.sink.submitted)
+        self.transport.say(b"".join(message(b"%d" % number) for number in range(20, 30)))
+        self.assertEqual(len(self.sink.submitted), before)
+        self.clock.pump([0.0] * 10)
+        self.assertEqual(self.bodies(), [b"%d" % number for number in range(30)])
+        self.assertEqual(self.transport.producerState, "producing")
+
+    def test_lost_meanwhile(self) -> None:
+        """What was received before a connection was lost is judged, and then it is lost."""
+        self.transport.say(b"".join(message(b"%d" % number) for number in range(30)))
+        self.transport.lose(error.ConnectionDone())
+        self.assertTrue(self.source.state().connected)
+        self.clock.pump([0.0] * 10)
+        self.assertEqual(len(self.sink.submitted), 30)
+        self.assertFalse(self.source.state().connected)
+
+    def test_nonsense_after_it_was_lost(self) -> None:
+        """If what was received last isn't Redis, it is lost all the same."""
+        self.transport.say(b"".join(message(b"%d" % number) for number in range(30)) + b"nonsense")
+        self.transport.lose(error.ConnectionDone())
+        self.clock.pump([0.0] * 10)
+        self.assertEqual(len(self.sink.submitted), 30)
+        self.assertFalse(self.source.state().connected)
+
+    def test_stopped_meanwhile(self) -> None:
+        """A stop has what was received judged."""
+        self.transport.say(b"".join(message(b"%d" % number) for number in range(30)))
+        stopped = self.source.stopService()
+        self.clock.pump([0.0] * 10)
+        self.successResultOf(stopped)
+        self.assertEqual(len(self.sink.submitted), 30)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
 
 
 class CertificateTests(unittest.SynchronousTestCase):

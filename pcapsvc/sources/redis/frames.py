@@ -19,6 +19,8 @@ MAX_MESSAGE_BYTES = 1024 * 1024
 #: The longest reply that is not a message, without the name of the channel.
 MAX_REPLY_BYTES = 4096
 
+# How many messages are handed over between two looks at the clock.
+_MESSAGES = 8
 # How many nested values a reply may have.
 _MAX_VALUES = 64
 
@@ -31,6 +33,7 @@ class Frames:
     @param on_message: is called with each message.
     @param on_skipped: is called with the length of each message that is too long.
     @param on_reply: is called with each complete reply of another kind, as it was received.
+    @param seconds: the time in seconds, of a monotonic clock.
     """
 
     def __init__(
@@ -40,10 +43,12 @@ class Frames:
         on_message: Callable[[bytes], None],
         on_skipped: Callable[[int], None],
         on_reply: Callable[[bytes], None],
+        seconds: Callable[[], float],
     ) -> None:
         self._on_message = on_message
         self._on_skipped = on_skipped
         self._on_reply = on_reply
+        self._seconds = seconds
         self._message = re.compile(
             rb"\*3\r\n\$7\r\nmessage\r\n\$%d\r\n%s\r\n\$(\d{1,12})\r\n" % (len(channel), re.escape(channel))
         )
@@ -54,35 +59,40 @@ class Frames:
         self._to_skip = 0
 
     def receive(self, data: bytes) -> None:
-        """
-        Take in what has arrived.
-
-        @raise ProtocolError: if it isn't RESP, or a reply is too long.
-        """
+        """Keep what has arrived."""
         if self._to_skip:
             skipped = min(self._to_skip, len(data))
             self._to_skip -= skipped
             data = data[skipped:]
-        if not self._buffer:
-            at = self._take_apart(data)
-            self._buffer += data[at:]
-            return
         self._buffer += data
-        if len(self._buffer) >= self._needed:
-            whole = bytes(self._buffer)
-            del self._buffer[: self._take_apart(whole)]
 
-    def _take_apart(self, data: bytes) -> int:
-        """Hand over what is complete. Returns how many bytes that was."""
-        at, most, end = 0, MAX_MESSAGE_BYTES, len(data)
-        match, on_message = self._message.match, self._on_message
-        self._needed = 0
+    def hand_over(self, most_seconds: float) -> bool:
+        """
+        Hand over what is complete.
+
+        @param most_seconds: how long that may take. It is looked at after every eighth message.
+
+        @return: whether that was everything.
+
+        @raise ProtocolError: if it isn't RESP, or a reply is too long.
+        """
+        if len(self._buffer) < self._needed:
+            return True
+        whole, self._needed = bytes(self._buffer), 0
+        at, is_everything = self._take_apart(whole, self._seconds() + most_seconds)
+        del self._buffer[:at]
+        return is_everything
+
+    def _take_apart(self, data: bytes, until: float) -> tuple[int, bool]:
+        """Hand over what is complete. Return how many bytes that was, and whether it was everything."""
+        at, most, end, handed_over = 0, MAX_MESSAGE_BYTES, len(data), 0
+        match, on_message, seconds = self._message.match, self._on_message, self._seconds
         while at < end:
             found = match(data, at)
             if found is None:
                 after = self._reply_end(data, at)
                 if after is None:
-                    return at
+                    break
                 self._on_reply(data[at:after])
                 at = after
                 continue
@@ -95,13 +105,16 @@ class Frames:
                 at = min(after, end)
             elif after > end:
                 self._needed = after - at
-                return at
+                break
             else:
                 if data[ends:after] != b"\r\n":
                     raise ProtocolError("a message is longer than announced")
                 on_message(data[begins:ends])
                 at = after
-        return at
+                handed_over += 1
+                if not handed_over % _MESSAGES and seconds() >= until:
+                    return at, at == end
+        return at, True
 
     def _reply_end(self, data: bytes, at: int) -> int | None:
         """Where the reply that begins at C{at} ends; L{None} if it is not complete."""

@@ -19,6 +19,10 @@ GRACE_SECONDS = 0.1
 #: How long a connection has to close.
 CLOSE_SECONDS = 1.0
 
+# How long messages may keep the reactor in one turn. A request for this node takes up to 0.4 ms until it is
+# accepted or refused, and hundreds may be read at once.
+_TURN_SECONDS = 0.003
+
 
 class Unsubscribed(Unusable):
     """The server answers, but delivers no more messages."""
@@ -74,7 +78,12 @@ class Subscriber(SubscriberProtocol):  # type: ignore[misc] # txredisapi has no 
             on_message=on_message,
             on_skipped=on_skipped,
             on_reply=super().dataReceived,
+            seconds=clock.seconds,
         )
+        # The next turn, if messages wait for it: until they are judged, no more are read. And why the
+        # connection was lost in the meantime.
+        self._next_turn: Any = None
+        self._lost: Failure | None = None
         self._received = False
         self._complaint: Exception | None = None
         self._timer: Any = None
@@ -84,10 +93,26 @@ class Subscriber(SubscriberProtocol):  # type: ignore[misc] # txredisapi has no 
         self._received = True
         if self._complaint is not None:
             return
+        self._frames.receive(data)
+        # TLS hands over what it has decrypted, even if reading is paused.
+        if self._next_turn is None:
+            self._hand_over()
+
+    def _hand_over(self) -> None:
+        """Have messages judged for one turn of the reactor."""
+        was_paused, self._next_turn = self._next_turn is not None, None
+        is_everything = True
         try:
-            self._frames.receive(data)
+            if self._complaint is None:
+                is_everything = self._frames.hand_over(_TURN_SECONDS)
         except Exception as problem:  # noqa: BLE001 - the next connection starts afresh
             self._give_up(ProtocolError(f"the server does not speak Redis ({one_line(str(problem))})"))
+        if not is_everything and self._complaint is None:
+            self._next_turn = self.callLater(0, self._hand_over)
+        elif self._lost is not None:
+            self._end(self._lost)
+        if self.reason is None and self._lost is None and was_paused == is_everything:
+            (self.transport.resumeProducing if is_everything else self.transport.pauseProducing)()
 
     def replyReceived(self, reply: Any) -> None:
         if isinstance(reply, list) and reply[:1] in ([b"unsubscribe"], [b"punsubscribe"]):
@@ -111,9 +136,18 @@ class Subscriber(SubscriberProtocol):  # type: ignore[misc] # txredisapi has no 
             raise ProtocolError("the server did not confirm the subscription")
 
     def connectionLost(self, why: Failure) -> None:
+        if self._next_turn is not None and self._complaint is None:
+            # What was received before is judged first.
+            self._lost = why
+            return
+        self._end(why)
+
+    def _end(self, why: Failure) -> None:
         cause = self._complaint or why.value
         self.reason = cause if isinstance(cause, Exception) else error.ConnectionLost(str(cause))
         self._set_timer(None)
+        if self._next_turn is not None:
+            self._next_turn.cancel()
         super().connectionLost(why)
         waiting, self._waiting = self._waiting, []
         for deferred in waiting:
