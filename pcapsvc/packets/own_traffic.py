@@ -14,8 +14,11 @@ from pcapsvc.core.filter import Program
 from pcapsvc.core.own_traffic import OwnSockets, OwnTraffic
 from pcapsvc.interfaces.capture import IPacketHandle, IReadHook
 
-#: How old the list of the process's sockets may be when packets are read, in seconds.
+#: How old the list of the process's sockets may be when packets are read: in seconds, and as a multiple of
+#: the time that it takes to make it, which grows with the number of descriptors. A connection that begins is
+#: added at once.
 FRESH_SECONDS = 0.001
+FRESH_MULTIPLE = 20
 #: How often the list is updated before a read, for connections that other threads are opening meanwhile.
 MOST_LOOKS = 4
 
@@ -71,6 +74,7 @@ class OwnTrafficFilter:
         self._table = table(lambda: reactor.callFromThread(self._look))
         self._traffic = OwnTraffic()
         self._looked: float | None = None
+        self._fresh_seconds = FRESH_SECONDS
         self._watching = 0
         self._full = False
 
@@ -87,7 +91,7 @@ class OwnTrafficFilter:
     def _own(self) -> str:
         """The filter that the packets of this process pass."""
         now = self._reactor.seconds()
-        if self._looked is None or not 0 <= now - self._looked < FRESH_SECONDS:
+        if self._looked is None or not 0 <= now - self._looked < self._fresh_seconds:
             self._look()
         # Packets of a connection that another thread has opened meanwhile may be read next.
         for _ in range(MOST_LOOKS):
@@ -101,8 +105,11 @@ class OwnTrafficFilter:
             # A thread may have opened a connection while the last capture was closed.
             self._table.unwatch()
             return
+        began = self._reactor.seconds()
+        sockets = self._table.look()
         self._looked = self._reactor.seconds()
-        self._traffic.update(self._table.look(), self._looked)
+        self._fresh_seconds = max(FRESH_SECONDS, FRESH_MULTIPLE * (self._looked - began))
+        self._traffic.update(sockets, self._looked)
         if self._traffic.left_out and not self._full:
             self._log.warn(
                 "the daemon has more connections than can be excluded from captures: {count} too many",

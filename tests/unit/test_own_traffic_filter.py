@@ -156,6 +156,31 @@ class OwnTrafficFilterTests(unittest.SynchronousTestCase):
         self.assertEqual(table.looks, 3)
         handle.close()
 
+    def test_slow_looks(self) -> None:
+        """If a look takes long, as there are many descriptors, there are few of them."""
+        handle = self.open()
+        [table] = self.tables
+        quick = table.look
+
+        def slow() -> OwnSockets:
+            self.reactor.advance(0.002)
+            return quick()
+
+        self.patch(table, "look", slow)
+        handle.read()
+        for _ in range(36):
+            self.reactor.advance(0.001)
+            handle.read()
+        self.assertEqual(table.looks, 1)
+        table.has_news = True
+        table.later = [OwnSockets()]
+        handle.read()
+        self.assertEqual(table.looks, 2)
+        self.reactor.advance(0.05)
+        handle.read()
+        self.assertEqual(table.looks, 3)
+        handle.close()
+
     def test_just_beginning(self) -> None:
         """What other threads begin while it looks is looked for, too, before packets are read."""
         handle = self.open()
