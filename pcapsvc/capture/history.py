@@ -243,7 +243,7 @@ class HistoryRecorder:
             self._timers.start(_COMPARE_SECONDS, self._find_name)
 
     def _find_name(self) -> None:
-        finding, asked = self._find(self.interface), self._reactor.seconds()
+        asked, finding = self._reactor.seconds(), self._find(self.interface)
         finding.addCallbacks(self._looked_up, self._health.not_looked_for, callbackArgs=(asked,))
         finding.addBoth(lambda _: self._find_name_later())
 

@@ -96,8 +96,9 @@ class HistoryHealth:
         @param since: since when that may have been so before it was noticed, by the monotonic clock.
         """
         if self._started is not None and not (self._outages and self._outages[-1].ended is None):
-            before = self._started if not self._outages else self._outages[-1].ended or self._started
-            self._outages.append(Outage(began=self._now() if since is None else max(since, before)))
+            worked = self._outages[-1].ended if self._outages else None
+            earliest = self._started if worked is None else worked
+            self._outages.append(Outage(began=self._now() if since is None else max(since, earliest)))
             if len(self._outages) > _MOST_OUTAGES:
                 self._join_two()
         self.problem = problem
