@@ -13,7 +13,7 @@ from pcapsvc.core.errors import SettingsError
 from pcapsvc.core.message import Message
 from pcapsvc.core.result import Verdict
 from pcapsvc.net.outages import RETRY_SECONDS
-from pcapsvc.sources.redis.frames import MAX_MESSAGE_BYTES
+from pcapsvc.sources.redis.frames import MAX_MESSAGE_BYTES, Frames
 from pcapsvc.sources.redis.source import CHECK_SECONDS, RedisSource
 from pcapsvc.sources.redis.subscriber import CLOSE_SECONDS
 from pcapsvc.testing import MemorySink
@@ -420,6 +420,28 @@ class TurnTests(RedisTestCase):
         self.clock.pump([0.0] * 10)
         self.assertEqual(self.bodies(), [b"%d" % number for number in range(30)])
         self.assertEqual(self.transport.producerState, "producing")
+
+    def test_other_replies(self) -> None:
+        """Replies that are no messages take their turns as well: a server may send any number of them."""
+        replies: list[bytes] = []
+
+        def slowly(reply: bytes) -> None:
+            self.clock.rightNow += 0.0004
+            replies.append(reply)
+
+        frames = Frames(
+            b"capture",
+            on_message=self.fail,
+            on_skipped=self.fail,
+            on_reply=slowly,
+            seconds=self.clock.seconds,
+        )
+        frames.receive(b"+OK\r\n" * 50)
+        self.assertFalse(frames.hand_over(0.003))
+        self.assertEqual(len(replies), 8)
+        while not frames.hand_over(0.003):
+            pass
+        self.assertEqual(replies, [b"+OK\r\n"] * 50)
 
     def test_lost_meanwhile(self) -> None:
         """What was received before a connection was lost is judged, and then it is lost."""

@@ -19,8 +19,8 @@ MAX_MESSAGE_BYTES = 1024 * 1024
 #: The longest reply that is not a message, without the name of the channel.
 MAX_REPLY_BYTES = 4096
 
-# How many messages are handed over between two looks at the clock.
-_MESSAGES = 8
+# How many messages, or other replies, are handed over between two looks at the clock.
+_AT_ONCE = 8
 # How many nested values a reply may have.
 _MAX_VALUES = 64
 
@@ -70,7 +70,7 @@ class Frames:
         """
         Hand over what is complete.
 
-        @param most_seconds: how long that may take. It is looked at after every eighth message.
+        @param most_seconds: how long that may take. It is looked at after every eighth message or reply.
 
         @return: whether that was everything.
 
@@ -95,25 +95,25 @@ class Frames:
                     break
                 self._on_reply(data[at:after])
                 at = after
-                continue
-            begins = found.end()
-            ends = begins + int(found[1])
-            after = ends + 2
-            if ends - begins > most:
-                self._on_skipped(ends - begins)
-                self._to_skip = max(0, after - end)
-                at = min(after, end)
-            elif after > end:
-                self._needed = after - at
-                break
             else:
-                if data[ends:after] != b"\r\n":
-                    raise ProtocolError("a message is longer than announced")
-                on_message(data[begins:ends])
-                at = after
-                handed_over += 1
-                if not handed_over % _MESSAGES and seconds() >= until:
-                    return at, at == end
+                begins = found.end()
+                ends = begins + int(found[1])
+                after = ends + 2
+                if ends - begins > most:
+                    self._on_skipped(ends - begins)
+                    self._to_skip = max(0, after - end)
+                    at = min(after, end)
+                elif after > end:
+                    self._needed = after - at
+                    break
+                else:
+                    if data[ends:after] != b"\r\n":
+                        raise ProtocolError("a message is longer than announced")
+                    on_message(data[begins:ends])
+                    at = after
+            handed_over += 1
+            if not handed_over % _AT_ONCE and seconds() >= until:
+                return at, at == end
         return at, True
 
     def _reply_end(self, data: bytes, at: int) -> int | None:
