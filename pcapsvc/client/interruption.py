@@ -30,8 +30,10 @@ class _Held:
     reason: Reason | None = None
     raised: BaseException | None = None
 
-    def raise_now(self) -> None:
-        """Raise what was held back, if anything was."""
+    def raise_due(self) -> None:
+        """Raise what was held back, if anything was, unless it still is."""
+        if self.depth:
+            return
         reason, self.reason = self.reason, None
         exception = None if reason is None else reason()
         if exception is not None:
@@ -51,8 +53,7 @@ def on_signal(number: int, reason: Reason) -> None:
 
     def handle(number: int, frame: object) -> None:
         _held.reason = reason
-        if not _held.depth:
-            _held.raise_now()
+        _held.raise_due()
 
     signal.signal(number, handle)
 
@@ -72,8 +73,7 @@ def uninterrupted() -> Iterator[None]:
         yield
     finally:
         _held.depth -= 1
-        if not _held.depth:
-            _held.raise_now()
+        _held.raise_due()
 
 
 @contextmanager
@@ -89,8 +89,7 @@ def noticed() -> Iterator[None]:
     handler, hook = signal.getsignal(signal.SIGALRM), sys.unraisablehook
 
     def notice(number: int, frame: object) -> None:
-        if not _held.depth:
-            _held.raise_now()
+        _held.raise_due()
 
     def keep(unraisable: sys.UnraisableHookArgs) -> None:
         if unraisable.exc_value is not None and unraisable.exc_value is _held.raised:
@@ -110,5 +109,4 @@ def noticed() -> Iterator[None]:
         signal.signal(signal.SIGALRM, handler)
         sys.unraisablehook = hook
         _held.depth -= 1
-        if not _held.depth:
-            _held.raise_now()
+        _held.raise_due()

@@ -37,7 +37,7 @@ class EventReader:
     def __init__(self, connections: Connections, places: Sequence[Address], requestid: str | None) -> None:
         self._requestid = requestid
         self._places = tuple(places)
-        self._found = _Found()
+        self._found = FoundEvents()
         self._stopped = threading.Event()
         self._streams: dict[int, IEventStream] = {}
         transports = [connections.transport(address) for address in places]
@@ -114,7 +114,7 @@ class EventReader:
             pass
 
 
-class _Found:
+class FoundEvents:
     """Events as they arrived, and problems in words, until they are taken."""
 
     def __init__(self) -> None:

@@ -14,7 +14,7 @@ from twisted.trial import unittest
 
 from pcapsvc.client.at_once import start_thread
 from pcapsvc.client.interruption import noticed, on_signal, uninterrupted
-from pcapsvc.client.reader import _Found
+from pcapsvc.client.reader import MOST_WAITING_BYTES, FoundEvents
 
 _PATIENCE_SECONDS = 180.0
 
@@ -73,16 +73,20 @@ class InterruptionTests(unittest.SynchronousTestCase):
 
     def test_found(self) -> None:
         """While an event is waited for, or removed, it leaves no lock behind, and loses no event."""
-        found = _Found()
+        found = FoundEvents()
         found.put(b"event", 0.0)
         size = mock.Mock(side_effect=lambda: signal.raise_signal(signal.SIGINT) or 1)
         with mock.patch.object(found, "size", size), self.assertRaises(KeyboardInterrupt):
             found.wait(0.0)
-        changed = mock.patch.object(found._changed, "notify_all", lambda: signal.raise_signal(signal.SIGINT))
+        notify_all = mock.Mock(side_effect=lambda: signal.raise_signal(signal.SIGINT))
+        changed = mock.patch.object(threading.Condition, "notify_all", notify_all)
         with changed, self.assertRaises(KeyboardInterrupt):
             found.remove_first()
-        self.assertEqual((found.size(), found._bytes), (0, 0))
+        self.assertEqual(found.size(), 0)
+        # There is as much room as before.
+        self.assertTrue(found.put(b"x" * (MOST_WAITING_BYTES - 1), 0.0))
         self.assertTrue(found.put(b"other", 0.0))
+        found.remove_first()
         self.assertEqual(found.first(), b"other")
 
     def test_started(self) -> None:
