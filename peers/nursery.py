@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from peers.proc import die_with_parent, processor_seconds_of
 
 #: The environment variable that says where the daemons of this run come from: the path of a L{Nursery}.
 VARIABLE = "PCAPSVC_NURSERY"
+#: The same for the processes of pcapctl.
+PCAPCTL_VARIABLE = "PCAPSVC_PCAPCTL_NURSERY"
 
 _PATIENCE_SECONDS = 180.0
 _LARGEST_ANSWER_BYTES = 4096
@@ -109,6 +111,8 @@ class ForkedProcess:
         *,
         output: int,
         directory: Path,
+        errors: int | None = None,
+        environment: Mapping[str, str] | None = None,
         first_in_path: str = "",
         passed: Sequence[int] = (),
     ) -> None:
@@ -119,6 +123,8 @@ class ForkedProcess:
         @param arguments: the name by which it is called, and its arguments.
         @param output: a descriptor for its standard output and standard error.
         @param directory: where it runs.
+        @param errors: a descriptor for its standard error, if that is another one.
+        @param environment: its environment; L{None} for that of this process.
         @param first_in_path: where it looks for modules first; empty for the directory where it runs.
         @param passed: descriptors that it has as well, with the same numbers: one at most.
 
@@ -128,17 +134,18 @@ class ForkedProcess:
         order = {
             "arguments": list(arguments),
             "directory": str(directory),
-            "environment": dict(os.environ),
+            "environment": dict(os.environ if environment is None else environment),
             "passed": list(passed),
             "path": first_in_path or str(directory),
         }
+        outputs = [output, output if errors is None else errors]
         self.returncode: int | None = None
         self._lock = threading.Lock()
         self._connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             self._connection.settimeout(_PATIENCE_SECONDS)
             self._connection.connect(nursery)
-            socket.send_fds(self._connection, [json.dumps(order).encode()], [output, *passed])
+            socket.send_fds(self._connection, [json.dumps(order).encode()], [*outputs, *passed])
             answer = self._receive()
             if "pid" not in answer:
                 raise OSError(answer.get("problem", "it has ended"))

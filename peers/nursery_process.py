@@ -7,9 +7,10 @@ The program is a module that has
  - C{NOT_PRELOADED}: the name of one that none of them may import;
  - C{main}: returns the exit status.
 
-An order is one message of a connection of its own, in JSON, with descriptors: the program's output, and those
-that it names. The answers are its process id, and, when it has ended, its status. It stays a zombie, so that
-its id means nothing else, until the connection is closed; if it still runs then, it is killed.
+An order is one message of a connection of its own, in JSON, with descriptors: the program's standard output,
+its standard error, and those that it names. The answers are its process id, and, when it has ended, its
+status. It stays a zombie, so that its id means nothing else, until the connection is closed; if it still runs
+then, it is killed.
 
 usage: python -m peers.nursery_process LISTENING_DESCRIPTOR MODULE
 """
@@ -159,10 +160,11 @@ def become(order: dict[str, Any]) -> None:
     os.environ.update(order["environment"])
     time.tzset()
     nothing = os.open(os.devnull, os.O_RDONLY)
-    output, *others = order["descriptors"]
+    output, errors, *others = order["descriptors"]
     for descriptor, numbers in (
         (nothing, [0]),
-        (output, [1, 2]),
+        (output, [1]),
+        (errors, [2]),
         *((other, [number]) for other, number in zip(others, order["passed"], strict=True)),
     ):
         for number in numbers:

@@ -7,11 +7,15 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from peers.nursery import PCAPCTL_VARIABLE, ForkedProcess
+from peers.process import Child
 from peers.terminal import Terminal as OwnTerminal
 
 _PATIENCE_SECONDS = 180.0
@@ -44,26 +48,27 @@ def environment(**more: str) -> dict[str, str]:
 
 class Running:
     """
-    A pcapctl that runs.
+    A pcapctl that runs without a terminal.
 
-    @param words: the command line.
+    @ivar output: what it writes to standard output.
     """
 
-    def __init__(self, *words: str, **variables: str) -> None:
-        self._process = subprocess.Popen(
-            [*PROGRAM, *words],
-            cwd=ROOT,
-            env=environment(**variables),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
+    def __init__(self, *words: str, is_cold: bool = False, **variables: str) -> None:
+        """
+        Start it.
 
-    @property
-    def output(self) -> IO[bytes]:
-        """What it writes to standard output."""
-        assert self._process.stdout is not None
-        return self._process.stdout
+        @param words: the command line.
+        @param is_cold: whether it must import everything itself, as it does for users, even if this run has
+            a nursery.
+        @param variables: more of its environment.
+        """
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - it lasts as long as this
+        reading, writing = os.pipe()
+        self.output: IO[bytes] = os.fdopen(reading, "rb")
+        try:
+            self._process = _start(words, writing, self._errors.fileno(), environment(**variables), is_cold)
+        finally:
+            os.close(writing)
 
     def interrupt(self) -> None:
         """What Ctrl-C does without a terminal."""
@@ -75,8 +80,7 @@ class Running:
 
     def first_line(self) -> str:
         """Wait for a line."""
-        assert self._process.stdout is not None
-        return self._process.stdout.readline().decode()
+        return self.output.readline().decode()
 
     def line_with(self, pattern: str) -> str:
         """Wait for a line in which a pattern is found."""
@@ -87,20 +91,45 @@ class Running:
 
     def end(self) -> Ended:
         """Wait until it has ended."""
-        try:
-            output, errors = self._process.communicate(timeout=_PATIENCE_SECONDS)
-        except subprocess.TimeoutExpired:
+        is_late = threading.Event()
+
+        def kill() -> None:
+            is_late.set()
             self._process.kill()
-            output, errors = self._process.communicate()
-            raise AssertionError(f"it goes on and on: {output.decode()}{errors.decode()}") from None
-        return Ended(
-            status=self._process.returncode, lines=output.decode().splitlines(), errors=errors.decode()
+
+        timer = threading.Timer(_PATIENCE_SECONDS, kill)
+        timer.start()
+        try:
+            output = b"" if self.output.closed else self.output.read()
+            status = self._process.wait()
+        finally:
+            timer.cancel()
+            timer.join()
+        self.output.close()
+        self._errors.seek(0)
+        errors = self._errors.read().decode()
+        if is_late.is_set():
+            raise AssertionError(f"it goes on and on: {output.decode()}{errors}")
+        return Ended(status=status, lines=output.decode().splitlines(), errors=errors)
+
+
+def _start(
+    words: Sequence[str], output: int, errors: int, variables: Mapping[str, str], is_cold: bool
+) -> Child:
+    path = os.environ.get(PCAPCTL_VARIABLE)
+    if path is not None and not is_cold:
+        arguments = [PROGRAM[-1], *words]
+        return ForkedProcess(
+            path, arguments, output=output, errors=errors, environment=variables, directory=ROOT
         )
+    return subprocess.Popen(
+        [*PROGRAM, *words], cwd=ROOT, env=variables, stdin=subprocess.DEVNULL, stdout=output, stderr=errors
+    )
 
 
-def pcapctl(*words: str, **variables: str) -> Ended:
-    """Run pcapctl to its end."""
-    return Running(*words, **variables).end()
+def pcapctl(*words: str, is_cold: bool = False, **variables: str) -> Ended:
+    """Run pcapctl to its end: see L{Running}."""
+    return Running(*words, is_cold=is_cold, **variables).end()
 
 
 class Terminal(OwnTerminal):

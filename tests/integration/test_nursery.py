@@ -19,6 +19,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from peers import nursery
 from peers.daemon import Daemon
 from peers.nursery import ForkedProcess, Nursery
+from peers.process import free_port
+from tests.integration.pcapctl_case import pcapctl
 
 _ROOT = Path(__file__).parents[2]
 _DESCRIBED = "tests.integration.described_process"
@@ -123,6 +125,22 @@ class NurseryTests(SynchronousTestCase):
         )
         self.assertEqual(json.loads(file.read_text()), json.loads(cold.stdout))
         self.assertEqual(json.loads(cold.stdout)["environment"]["PCAPSVC_OF_THE_TEST"], "set")
+
+    def test_pcapctl(self) -> None:
+        """pcapctl has the status, and writes the same to the same places, as when a user starts it."""
+        one = Nursery("peers.pcapctl_program")
+        self.addCleanup(one.close)
+        self.patch(os, "environ", {**os.environ, nursery.PCAPCTL_VARIABLE: one.path})
+        api = f"http://127.0.0.1:{free_port()}"
+        for words, status in (
+            (["--version"], 0),
+            (["capture", "--help"], 0),
+            (["nodes", "--api", api], 4),
+            (["capture", "--via", api, "-i", "lo", "--packets", "x"], 2),
+            (["list", "--api", "\udcff"], 2),
+        ):
+            forked, cold = (pcapctl(*words, is_cold=is_cold) for is_cold in (False, True))
+            self.assertEqual((forked, cold.status), (cold, status), words)
 
     def test_cold(self) -> None:
         """Each component finds what it needs in a process that has imported nothing before."""

@@ -81,7 +81,9 @@ class TransportsTests(AllSourcesCase):
     def test_each(self) -> None:
         """Through each transport, a capture is requested and delivered, and what is shown of it is true."""
         for name, way in self.ways().items():
-            ended = pcapctl("capture", *way, "-i", self.wire.interface, "-c", "20", "--wait", "udp")
+            words = ("capture", *way, "-i", self.wire.interface, "-c", "20", "--wait", "udp")
+            # Each imports what it needs.
+            ended = pcapctl(*words, is_cold=True)
             self.assertEqual((ended.status, ended.errors), (0, ""), (name, ended))
             place = f"node-1:{self.wire.interface} "
             (outcome,) = [line for line in ended.lines if line.startswith(place)]
@@ -304,7 +306,7 @@ class ApiTests(SynchronousTestCase):
             f'default = "a"\n[profiles.a]\nvia = "{url}"\ntokenfile = "{self.token}"\n'
             f'cafile = "{self.authority.file}"\n[profiles.a.defaults]\ninterface = ["lo"]\n'
         )
-        run = lambda *words: pcapctl(*words, XDG_CONFIG_HOME=str(self.directory))  # noqa: E731
+        run = lambda *words: pcapctl(*words, is_cold=True, XDG_CONFIG_HOME=str(self.directory))  # noqa: E731
         sent = run("capture", "--duration", "60", "udp", "port", "9")
         self.assertEqual((sent.status, sent.errors), (0, ""))
         nodes, interfaces, listed = run("nodes"), run("interfaces"), run("list")

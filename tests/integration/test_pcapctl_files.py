@@ -75,7 +75,7 @@ class SavedTests(FilesTestCase):
     def test_merged(self) -> None:
         """All captures become one file, in the order of time, which tcpdump can read."""
         path = self.directory / "all.pcap"
-        ended = pcapctl(*self.options("-c", "40", "--merge", "-w", str(path), "udp"))
+        ended = pcapctl(*self.options("-c", "40", "--merge", "-w", str(path), "udp"), is_cold=True)
         self.assertEqual((ended.status, ended.errors), (0, ""), ended)
         self.assertEqual(os.listdir(self.directory), ["all.pcap"])
         packets = read_packets(path)
@@ -138,7 +138,7 @@ class LiveTests(FilesTestCase):
         """tshark reads the packets from a pipe, without a loss and in their order."""
         tshark = require_command("tshark", "tshark")
         count = 3000
-        running = Running(*self.options("-w", "-", "-c", str(count), "udp", nodes=1))
+        running = Running(*self.options("-w", "-", "-c", str(count), "udp", nodes=1), is_cold=True)
         node = self.nodes[0]
         [state] = node.until(lambda: node.request("GET", "/captures")[1]["captures"] or None, "a capture")
         words = [tshark, *"-n -r - -T fields -e udp.payload".split()]

@@ -9,9 +9,9 @@ Many tests wait most of the time: for a server, or a time limit. So there are mo
 but only as many as are expected to keep them busy, by what was recorded: with more, tests would measure each
 other.
 
-All these processes, and the daemons that need no special environment, are forked from two that have imported
-what they import (L{peers.nursery}): tests start hundreds of them, and the imports would be a quarter of all
-that a run costs.
+All these processes, the daemons that need no special environment, and pcapctl without a terminal are forked
+from three that have imported what they import (L{peers.nursery}): tests start hundreds of them, and the
+imports would be a quarter of all that a run costs.
 
 Why not C{trial -j}: it distributes single tests, and wraps each in a suite of its own, so that a server that
 several tests share is started in every worker, and the reactor is shut down after every test. It does not

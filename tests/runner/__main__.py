@@ -69,7 +69,9 @@ def main() -> int:
     _say(f"{VARIABLE}={SEED}")
     jobs = plan(root, find_modules(root, arguments.names), load_durations(), _PROCESSORS)
     workers, daemons = Nursery("tests.runner.worker"), Nursery("peers.twistd_program")
+    clients = Nursery("peers.pcapctl_program")
     os.environ[nursery.VARIABLE] = daemons.path
+    os.environ[nursery.PCAPCTL_VARIABLE] = clients.path
     pool = Pool(root, directory, nursery=workers, say=_say, patience_seconds=arguments.patience)
     interrupted = False
     try:
@@ -77,7 +79,7 @@ def main() -> int:
     except KeyboardInterrupt:
         interrupted = True
     finally:
-        for one in (workers, daemons):
+        for one in (workers, daemons, clients):
             one.close()
     tally = pool.tally
     for line in tally.details():
