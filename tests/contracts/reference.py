@@ -8,7 +8,7 @@ are decoded field by field, as RFC 791, 8200, 826, 9293 and IEEE 802.1Q describe
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
@@ -134,6 +134,31 @@ def selects(request: Mapping[str, Any], packet: Decoded) -> bool:
         else:
             return False
     return True
+
+
+class Recorded:
+    """Packets that many requests are compared with."""
+
+    def __init__(self, packets: Sequence[Decoded]) -> None:
+        self._packets = packets
+        # Requests have few different values: by the field and the value.
+        self._by_value: dict[tuple[str, Any], frozenset[int]] = {}
+
+    def selected(self, request: Mapping[str, Any]) -> list[int]:
+        """The numbers of those that a request selects: see L{selects}."""
+        found = frozenset(range(len(self._packets)))
+        for name, given in request.items():
+            values = given if isinstance(given, list) else [given]
+            found &= frozenset[int]().union(*(self._with(name, value) for value in values))
+        return sorted(found)
+
+    def _with(self, name: str, value: Any) -> frozenset[int]:
+        known = self._by_value.get((name, value))
+        if known is None:
+            check = _CHECKS[name]
+            known = frozenset(at for at, packet in enumerate(self._packets) if check(packet, value))
+            self._by_value[name, value] = known
+        return known
 
 
 def _is_in(addresses: Iterable[Any], network: str) -> bool:

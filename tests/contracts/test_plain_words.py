@@ -12,7 +12,7 @@ from typing import Any
 from pcapsvc.core.filter import FilterRejected
 from tests.contracts.generated import generated_packet, generated_request
 from tests.contracts.plain_words_case import KEPT, NOTHING_MATCHES, PlainWordsCase, parsed
-from tests.contracts.reference import ETHERNET, LINUX_SLL, RAW, Decoded, decode, selects
+from tests.contracts.reference import ETHERNET, LINUX_SLL, RAW, Decoded, Recorded, decode
 
 REQUESTS = 1000
 PACKETS = 400
@@ -64,7 +64,8 @@ class RecordedTests(PlainWordsCase):
         """
         packets = [generated_packet(self.chance, link_type) for _ in range(PACKETS)]
         decoded = {
-            tags: [decode(each, link_type, sees_tags=tags) for each in packets] for tags in (True, False)
+            tags: Recorded([decode(each, link_type, sees_tags=tags) for each in packets])
+            for tags in (True, False)
         }
         records, matched = _records(packets), 0
         for _ in range(REQUESTS):
@@ -80,11 +81,8 @@ class RecordedTests(PlainWordsCase):
                     self.assertEqual(problem.path, "direction")
                     self.assertIn("their direction is not recorded on this interface", problem.rule)
                 continue
-            wanted = [
-                number
-                for number, packet in enumerate(decoded["vlan" in fields])
-                if selects({n: v for n, v in fields.items() if n not in impossible}, packet)
-            ]
+            possible = {name: value for name, value in fields.items() if name not in impossible}
+            wanted = decoded["vlan" in fields].selected(possible)
             matched += bool(wanted) and len(wanted) < len(packets)
             if isinstance(found, FilterRejected) and NOTHING_MATCHES in found.rule:
                 found = []
@@ -117,26 +115,25 @@ class RecordedTests(PlainWordsCase):
         ):
             packets = [generated_packet(self.chance, link_type) for _ in range(PACKETS)]
             decoded = {
-                True: [decode(each, link_type, sees_tags=True) for each in packets],
-                False: [_without_tagged(decode(each, link_type, sees_tags=False)) for each in packets],
+                True: Recorded([decode(each, link_type, sees_tags=True) for each in packets]),
+                False: Recorded(
+                    [_without_tagged(decode(each, link_type, sees_tags=False)) for each in packets]
+                ),
             }
             requests: list[dict[str, Any]] = []
             while len(requests) < REQUESTS:
                 fields = generated_request(self.chance)
                 if knows_direction or "direction" not in fields:
                     requests.append(fields)
-            selected = self.offline(link_type, packets, [parsed(fields).filter for fields in requests])
-            for fields, found in zip(requests, selected, strict=True):
+            filters = [parsed(fields).filter for fields in requests]
+            selected = self.offline(link_type, packets, filters)
+            for fields, text, found in zip(requests, filters, selected, strict=True):
                 if "vlan" in fields and not knows_vlans:
                     self.assertIn("no VLAN support", found)
                     continue
-                wanted = [
-                    number
-                    for number, packet in enumerate(decoded["vlan" in fields])
-                    if selects(fields, packet)
-                ]
+                wanted = decoded["vlan" in fields].selected(fields)
                 found = [] if isinstance(found, str) and NOTHING_MATCHES in found else found
-                self.assertEqual(found, wanted, (fields, parsed(fields).filter))
+                self.assertEqual(found, wanted, (fields, text))
 
     def offline(self, link_type: int, packets: Sequence[bytes], filters: list[str]) -> list[Any]:
         """What filters select of a file."""
