@@ -12,6 +12,7 @@ PRELOADED = (
     "pcapsvc.bounded.boto_answers",
     "pcapsvc.client.__main__",
     "pcapsvc.client.extcap",
+    "pcapsvc.client.extcap_form",
     "pcapsvc.client.fetching",
     "pcapsvc.client.kafka_client",
     "pcapsvc.client.main",

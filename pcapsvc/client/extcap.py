@@ -1,8 +1,7 @@
 """
 C{pcapctl extcap}: an interface of Wireshark for each interface of each node.
 
-The protocol is that of extcap(4): Wireshark runs the program to list interfaces, link types and options, and
-then to capture into a FIFO, until it ends the program.
+Here is what asks the nodes. L{pcapsvc.client.extcap_form} has the rest, and runs the command.
 """
 
 from __future__ import annotations
@@ -16,13 +15,14 @@ from argparse import Namespace
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
 from pcapsvc import __version__
 from pcapsvc.client.api import ApiProblem, NodeApi, capture_path
 from pcapsvc.client.at_once import at_once
 from pcapsvc.client.complaint import complain
 from pcapsvc.client.connections import Connections
+from pcapsvc.client.extcap_form import FORM, PREFIX
 from pcapsvc.client.interruption import on_signal, uninterrupted
 from pcapsvc.client.message import encode
 from pcapsvc.client.profile import configuration_file, load_profiles
@@ -30,54 +30,12 @@ from pcapsvc.client.status import ClientError, ExitStatus, NoAnswer, UsageProble
 from pcapsvc.client.streaming import copy_packets
 from pcapsvc.client.words import clean
 
-_PREFIX = "pcapctl"
 # Wireshark starts only once all interfaces are listed.
 _LIST_SECONDS = 3.0
 
-# The form: the option, its type, its title, and what it means.
-_FORM = (
-    ("filter", "string", "Filter", "A BPF filter, see pcap-filter(7)"),
-    (
-        "before",
-        "unsigned",
-        "Seconds before the start",
-        "Begin with the packets of the last seconds, if it has a history",
-    ),
-    ("packets", "unsigned", "Packets", "End after this many packets"),
-    ("bytes", "unsigned", "Bytes", "End at this size of the file"),
-    ("duration", "unsigned", "Seconds", "End after this many seconds"),
-    ("snap", "unsigned", "Snap length", "Keep this many bytes of each packet"),
-)
-# The file itself says what is in it; Wireshark wants to know before there is one.
-_LINK_TYPES = {"any": (113, "LINUX_SLL", "Linux cooked-mode capture")}
-_ETHERNET = (1, "EN10MB", "Ethernet")
 
-
-def extcap(options: Namespace) -> ExitStatus:
-    """Run the command, as Wireshark does."""
-    if options.extcap_interfaces:
-        return _list_interfaces()
-    if options.extcap_interface is None:
-        raise UsageProblem("--extcap-interfaces, or --extcap-interface and what to do with it, are missing")
-    profile, node, interface = _parts(options.extcap_interface)
-    if options.extcap_dlts:
-        number, name, words = _LINK_TYPES.get(interface, _ETHERNET)
-        print(f"dlt {{number={number}}}{{name={name}}}{{display={words}}}")
-    elif options.extcap_config:
-        for number, (name, kind, title, words) in enumerate(_FORM):
-            about = f"{{display={title}}}{{type={kind}}}{{tooltip={words}}}"
-            print(f"arg {{number={number}}}{{call=--{name}}}{about}")
-    elif options.capture:
-        if options.fifo is None:
-            raise UsageProblem("--fifo is missing")
-        return _capture(options, _api_of(profile, node), node, interface)
-    elif options.extcap_capture_filter is not None:
-        # Whatever is printed is taken as an error.
-        return _check_filter(_api_of(profile, node), interface, options.extcap_capture_filter)
-    return ExitStatus.DELIVERED
-
-
-def _list_interfaces() -> ExitStatus:
+def list_interfaces() -> ExitStatus:
+    """List the interfaces of the nodes of all profiles."""
     print(f"extcap {{version={__version__}}}{{display=pcapctl}}")
     found: list[tuple[str, NodeApi]] = []
     for profile in load_profiles(configuration_file(os.environ))[0]:
@@ -111,14 +69,15 @@ def _lines(profile: str, node: str, interfaces: Iterable[Mapping[str, Any]]) -> 
     for each in interfaces:
         if not each["up"]:
             continue
-        value = ":".join([_PREFIX, *(quote(part, safe="") for part in (profile, node, each["name"]))])
+        value = ":".join([PREFIX, *(quote(part, safe="") for part in (profile, node, each["name"]))])
         display = _without_braces(f"{each['name']} on {node} ({profile})")
         lines.append(f"interface {{value={value}}}{{display={display}}}")
     return lines
 
 
-def _capture(options: Namespace, api: NodeApi, node: str, interface: str) -> ExitStatus:
+def capture(options: Namespace, profile: str, node: str, interface: str) -> ExitStatus:
     """Capture into the FIFO until Wireshark ends it, or a limit is reached."""
+    api = _api_of(profile, node)
     signals = _Signals()
     capture_id = None
     try:
@@ -148,7 +107,7 @@ def _capture(options: Namespace, api: NodeApi, node: str, interface: str) -> Exi
 def _fields(options: Namespace, about: Mapping[str, Any], node: str, interface: str) -> dict[str, Any]:
     """The fields of the request."""
     filters = [each for each in (options.extcap_capture_filter, options.filter) if each]
-    fields = {name: getattr(options, name) or None for name, *_ in _FORM if name != "filter"}
+    fields = {name: getattr(options, name) or None for name, *_ in FORM if name != "filter"}
     if fields["before"] is not None:
         fields["beforeoptional"] = True
     return {
@@ -163,7 +122,9 @@ def _fields(options: Namespace, about: Mapping[str, Any], node: str, interface: 
     }
 
 
-def _check_filter(api: NodeApi, interface: str, bpf: str) -> ExitStatus:
+def check_filter(profile: str, node: str, interface: str, bpf: str) -> ExitStatus:
+    """Print what is wrong with a filter."""
+    api = _api_of(profile, node)
     answer = api.call("POST", "/filters", json.dumps({"bpf": bpf, "interface": interface}).encode())
     with _read_as_a_node(api):
         for problem in answer.get("problems", ()):
@@ -189,14 +150,6 @@ def _end(api: NodeApi, capture_id: str) -> None:
         api.call("DELETE", capture_path(capture_id))
     except ApiProblem:
         pass  # it has ended
-
-
-def _parts(value: str) -> tuple[str, str, str]:
-    prefix, *parts = value.split(":")
-    if prefix != _PREFIX or len(parts) != 3:
-        raise UsageProblem(f"{clean(value)} is not an interface that --extcap-interfaces lists")
-    profile, node, interface = map(unquote, parts)
-    return profile, node, interface
 
 
 def _connections(profile: str) -> Connections:

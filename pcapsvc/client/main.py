@@ -338,7 +338,9 @@ def _checks(add: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def _extcap(add: Callable[..., argparse.ArgumentParser]) -> None:
-    command = add("extcap", "extcap:extcap", "what Wireshark runs to list and to capture (see extcap(4))")
+    command = add(
+        "extcap", "extcap_form:extcap", "what Wireshark runs to list and to capture (see extcap(4))"
+    )
     for name in ("--extcap-interfaces", "--extcap-dlts", "--extcap-config", "--capture"):
         command.add_argument(name, action="store_true")
     for name in ("--extcap-interface", "--extcap-version", "--extcap-capture-filter", "--fifo", "--filter"):

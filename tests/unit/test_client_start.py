@@ -58,6 +58,12 @@ class StartTests(unittest.SynchronousTestCase):
             found = self.imported(f"import pcapsvc.client.{module}")
             self.assertEqual(found & {"rich", "boto3", "kafka", "twisted"}, set(), module)
 
+    def test_form(self) -> None:
+        """What Wireshark asks of each interface, a process each time, imports no API and no request."""
+        found = self.imported("import pcapsvc.client.extcap_form")
+        costly = {"http.client", "ssl", "pcapsvc.client.api", "pcapsvc.core.request"}
+        self.assertEqual(found & costly, set())
+
     def imported(self, code: str) -> set[str]:
         """What a program imports."""
         program = f"{code}\nimport json, sys\nprint(json.dumps(list(sys.modules)))"
