@@ -16,7 +16,7 @@ from peers.daemon import Daemon
 from peers.frames import udp_frame
 from peers.pcapng import read_pcapng
 from peers.requirement import require_command
-from peers.s3 import S3Server
+from peers.s3 import shared_server
 from peers.tcpdump import read_packets, tshark_complaint
 from peers.wire import Wire
 from tests.unit.test_metrics import parse
@@ -39,8 +39,8 @@ class FormsCase(SynchronousTestCase):
 
     def setUp(self) -> None:
         """Start them."""
-        self.wire, self.cloudshark, self.s3 = Wire(), CloudSharkServer(), S3Server()
-        for peer in (self.wire, self.cloudshark, self.s3):
+        self.wire, self.cloudshark, self.s3 = Wire(), CloudSharkServer(), shared_server()
+        for peer in (self.wire, self.cloudshark):
             self.addCleanup(peer.stop)
             peer.start()
 
