@@ -59,6 +59,10 @@ class DocumentedCommandsTests(unittest.SynchronousTestCase):
             f"[http]\nlisten = 'tcp:{self.port}:interface=127.0.0.1'\n"
         )
 
+    def commands(self) -> list[str]:
+        """The documented commands, once each: several documents have the same ones, but for their paths."""
+        return list({tuple(self.words(command)): command for command in documented_commands()}.values())
+
     def words(self, command: str) -> list[str]:
         """A command, with our paths."""
         words = []
@@ -122,7 +126,7 @@ class DocumentedCommandsTests(unittest.SynchronousTestCase):
         After SIGKILL, each command starts the daemon again; also if the process id of the first one
         belongs to another process by then.
         """
-        for command in documented_commands():
+        for command in self.commands():
             process = self.start(command, str(self.directory))
             process.kill()
             process.wait()
@@ -136,7 +140,7 @@ class DocumentedCommandsTests(unittest.SynchronousTestCase):
 
     def test_read_only(self) -> None:
         """Each command starts the daemon in a directory that nobody can write to."""
-        for command in documented_commands():
+        for command in self.commands():
             process = self.start(command, "/sys")
             process.send_signal(signal.SIGTERM)
             self.assertEqual(0, process.wait(_PATIENCE_SECONDS), command)
