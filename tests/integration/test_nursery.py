@@ -51,7 +51,7 @@ class NurseryTests(SynchronousTestCase):
         return daemon
 
     def nursery(self) -> Nursery:
-        """A nursery besides the one of the run."""
+        """A nursery besides the one of the run, which the test may end."""
         of_run = os.environ.get(nursery.VARIABLE)
         if of_run is None:
             self.addCleanup(os.environ.pop, nursery.VARIABLE)
@@ -61,6 +61,11 @@ class NurseryTests(SynchronousTestCase):
         os.environ[nursery.VARIABLE] = one.path
         self.addCleanup(one.close)
         return one
+
+    def lasting_nursery(self) -> None:
+        """A nursery that the test doesn't end: the one of the run, if any, as each has much to import."""
+        if not nursery.has_daemons():
+            self.nursery()
 
     def wait_until_gone(self, pid: int) -> None:
         """Wait until a process doesn't run any more."""
@@ -76,7 +81,7 @@ class NurseryTests(SynchronousTestCase):
 
     def test_status(self) -> None:
         """It is noticed how a daemon ended."""
-        self.nursery()
+        self.lasting_nursery()
         daemon = self.daemon()
         daemon.signal(signal.SIGTERM)
         self.assertEqual(daemon.wait(), 0)
@@ -86,7 +91,7 @@ class NurseryTests(SynchronousTestCase):
 
     def test_descriptors(self) -> None:
         """A daemon has the descriptors that it would have by itself, and runs where it would run."""
-        self.nursery()
+        self.lasting_nursery()
         self.daemon()
         daemons = []
         for is_cold in (True, False):
@@ -182,7 +187,7 @@ class NurseryTests(SynchronousTestCase):
 
     def test_time(self) -> None:
         """What its daemons take counts as this process's."""
-        self.nursery()
+        self.lasting_nursery()
         before = nursery.processor_seconds()
         daemon = self.daemon()
         running = nursery.processor_seconds()
