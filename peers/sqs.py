@@ -12,13 +12,12 @@ import json
 import select
 import signal
 import threading
-import urllib.error
-import urllib.request
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from http.client import HTTPConnection
+from http.client import HTTPConnection, HTTPException
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import urlsplit
 
 from peers.jars import java_command
 from peers.process import OwnProcess, answers, free_port
@@ -205,21 +204,30 @@ class _Client:
         @raise RuntimeError: the server refused.
         @raise OSError: it did not answer.
         """
+        headers = {"Content-Type": "application/x-amz-json-1.0", "X-Amz-Target": f"AmazonSQS.{action}"}
+        status, body = self.post(headers, json.dumps(fields).encode())
+        if status != 200:
+            raise RuntimeError(f"{action} was answered with {status}: {body.decode(errors='replace')}")
+        found: dict[str, Any] = json.loads(body)
+        return found
+
+    def post(self, headers: Mapping[str, str], body: bytes) -> tuple[int, bytes]:
+        """
+        Send a request; returns the status and the body of its answer.
+
+        @raise OSError: there was no answer. Likewise L{HTTPException}.
+        """
         connection = self._connection()
         try:
-            headers = {"Content-Type": "application/x-amz-json-1.0", "X-Amz-Target": f"AmazonSQS.{action}"}
-            connection.request("POST", "/", json.dumps(fields), headers)
+            connection.request("POST", "/", body, dict(headers))
             with connection.getresponse() as answer:
-                status, body = answer.status, answer.read()
+                status, found = answer.status, answer.read()
         except BaseException:
             connection.close()
             raise
         if connection.sock is not None:
             self._idle.append(connection)
-        if status != 200:
-            raise RuntimeError(f"{action} was answered with {status}: {body.decode(errors='replace')}")
-        found: dict[str, Any] = json.loads(body)
-        return found
+        return status, found
 
     def close(self) -> None:
         """Close the connections that are idle."""
@@ -258,7 +266,9 @@ class ForgetfulProxy:
         """
         @param every: one in C{every} messages arrives twice.
         """
-        self._server = endpoint
+        address = urlsplit(endpoint)
+        # It keeps its connections, as clients do: a new one takes the server as long as a request.
+        self._client = _Client(address.hostname or "", address.port or 80)
         self._every = every
         self._lock = threading.Lock()
         self._seen: set[str] = set()
@@ -283,7 +293,7 @@ class ForgetfulProxy:
                     self.send_header("Content-Length", str(len(answer)))
                     self.end_headers()
                     self.wfile.write(answer)
-                except OSError:
+                except (OSError, HTTPException):
                     # The server or the client has gone away.
                     self.close_connection = True
 
@@ -305,20 +315,21 @@ class ForgetfulProxy:
         self._http.shutdown()
         self._thread.join()
         self._http.server_close()
+        self._client.close()
 
     def _answer(self, headers: dict[str, str], body: bytes) -> tuple[int, bytes]:
         if self.is_cut:
             raise ConnectionError("cut")
         target = next(value for name, value in headers.items() if name.lower() == "x-amz-target")
         if not target.endswith(".DeleteMessageBatch"):
-            return self._pass_on(headers, body)
+            return self._client.post(headers, body)
         asked = json.loads(body)
         forgotten, kept = [], []
         for entry in asked["Entries"]:
             (forgotten if self._forgets(entry["ReceiptHandle"]) else kept).append(entry)
         answer: dict[str, Any] = {"Successful": [], "Failed": []}
         if kept:
-            status, raw = self._pass_on(headers, json.dumps({**asked, "Entries": kept}).encode())
+            status, raw = self._client.post(headers, json.dumps({**asked, "Entries": kept}).encode())
             if status != 200:
                 return status, raw
             answer |= json.loads(raw)
@@ -326,7 +337,7 @@ class ForgetfulProxy:
             entries = [{**entry, "VisibilityTimeout": 0} for entry in forgotten]
             shown = {name: value for name, value in headers.items() if name.lower() != "x-amz-target"}
             shown["X-Amz-Target"] = target.replace("DeleteMessageBatch", "ChangeMessageVisibilityBatch")
-            self._pass_on(shown, json.dumps({**asked, "Entries": entries}).encode())
+            self._client.post(shown, json.dumps({**asked, "Entries": entries}).encode())
             answer["Successful"] = [*answer["Successful"], *({"Id": entry["Id"]} for entry in forgotten)]
         return 200, json.dumps(answer).encode()
 
@@ -341,13 +352,3 @@ class ForgetfulProxy:
                 return False
             self.forgotten += 1
             return True
-
-    def _pass_on(self, headers: dict[str, str], body: bytes) -> tuple[int, bytes]:
-        request = urllib.request.Request(self._server, body, headers)
-        # Ignore proxies that the environment configures.
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        try:
-            with opener.open(request, timeout=40) as answer:
-                return answer.status, answer.read()
-        except urllib.error.HTTPError as refusal:
-            return refusal.code, refusal.read()
