@@ -83,6 +83,7 @@ class KafkaBroker:
     the default of brokers.
 
     @ivar server: C{HOST:PORT} of the plaintext port; the same after a restart.
+    @ivar ports: the plaintext ports, by address.
     @ivar secure_server: C{HOST:PORT} of the SASL_SSL port.
     @ivar ca_file: the path of the certificate of the authority that issued the broker's.
     """
@@ -90,16 +91,20 @@ class KafkaBroker:
     user = "capture"
     password = "correct horse"
 
-    def __init__(self, *, host: str = "127.0.0.1", wrapper: Sequence[str] = ()) -> None:
+    def __init__(
+        self, *, host: str = "127.0.0.1", more_hosts: Sequence[str] = (), wrapper: Sequence[str] = ()
+    ) -> None:
         """
-        @param host: the address of C{server}; all other ports are on 127.0.0.1.
+        @param host: the address of C{server}; all other ports but those of C{more_hosts} are on 127.0.0.1.
+        @param more_hosts: more addresses with a plaintext port.
         @param wrapper: a prefix of the command, such as C{ip netns exec NAME}.
         """
         self._process = OwnProcess("kafka")
         self._directory = self._process.directory
         self._host, self._port = host, free_port()
+        self.ports = {host: self._port, **{each: free_port() for each in more_hosts}}
         self._secure_port, controller = free_port(), free_port()
-        self.server = f"[{host}]:{self._port}" if ":" in host else f"{host}:{self._port}"
+        self.server = self.server_on(host)
         self.secure_server = f"localhost:{self._secure_port}"
         authority = Authority(self._directory)
         own = authority.issue("kafka")
@@ -112,6 +117,10 @@ class KafkaBroker:
         self._write(self._settings)
         self._command = [*wrapper, *java_command(PROGRAM, "kafka.Kafka")]
         self._format()
+
+    def server_on(self, host: str) -> str:
+        """C{HOST:PORT} of the plaintext port on an address."""
+        return f"[{host}]:{self.ports[host]}" if ":" in host else f"{host}:{self.ports[host]}"
 
     def _format(self) -> None:
         """
@@ -156,16 +165,22 @@ class KafkaBroker:
                 "oauthbearer.OAuthBearerLoginModule", unsecuredLoginStringClaim_sub="broker"
             ),
         }
+        # The first one is for the broker itself as well.
+        names = ("CLEAR", *(f"CLEAR-{number}" for number in range(1, len(self.ports))))
+        clear = ",".join(
+            f"{name}://{self.server_on(host)}" for name, host in zip(names, self.ports, strict=True)
+        )
+        plaintext = ",".join(f"{name}:PLAINTEXT" for name in names)
         return {
             "process.roles": "broker,controller",
             "node.id": "1",
             "controller.quorum.voters": f"1@127.0.0.1:{controller_port}",
             "controller.listener.names": "CONTROLLER",
             "inter.broker.listener.name": "CLEAR",
-            "listeners": f"CONTROLLER://127.0.0.1:{controller_port},CLEAR://{self.server},"
+            "listeners": f"CONTROLLER://127.0.0.1:{controller_port},{clear},"
             f"SECURE://127.0.0.1:{self._secure_port}",
-            "advertised.listeners": f"CLEAR://{self.server},SECURE://{self.secure_server}",
-            "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,CLEAR:PLAINTEXT,SECURE:SASL_SSL",
+            "advertised.listeners": f"{clear},SECURE://{self.secure_server}",
+            "listener.security.protocol.map": f"CONTROLLER:PLAINTEXT,{plaintext},SECURE:SASL_SSL",
             "listener.name.secure.ssl.keystore.type": "PEM",
             "listener.name.secure.ssl.keystore.location": str(store),
             "listener.name.secure.sasl.enabled.mechanisms": ",".join(logins).upper(),

@@ -91,22 +91,20 @@ class RestartableRedis(RedisServer):
 
 
 class RestartableKafka(KafkaBroker):
-    """
-    Likewise.
+    """Likewise, on several addresses."""
 
-    @ivar port: its port without TLS.
-    """
+    def __init__(self, *hosts: str) -> None:
+        super().__init__(host=hosts[0], more_hosts=hosts[1:])
 
-    def __init__(self, strangers: Strangers, host: str) -> None:
-        super().__init__(host=host)
-        self._strangers = strangers
-        self.port = self._port
+    def start_again(self, strangers: Strangers, host: str) -> None:
+        """
+        Start it, and wait until it listens on an address.
 
-    def start_again(self) -> None:
-        """Start it, and wait until it listens."""
+        @param strangers: those who find out.
+        """
         self._process.start(
             [*self._command, str(self._file)],
-            lambda: self._strangers.reach(self.port, self._host),
+            lambda: strangers.reach(self.ports[host], host),
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import http.client
 import itertools
@@ -15,6 +16,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +79,23 @@ def delivered(daemon: Daemon, capture: str) -> list[dict[str, Any]]:
     return deliveries
 
 
+def has_ipv6() -> bool:
+    """Whether loopback has IPv6."""
+    table = Path("/proc/net/if_inet6")
+    return table.exists() and f"{1:032x}" in table.read_text()
+
+
 def require_ipv6() -> None:
     """Go on only where loopback has IPv6."""
-    table = Path("/proc/net/if_inet6")
-    require(table.exists() and f"{1:032x}" in table.read_text(), "IPv6 is needed on loopback")
+    require(has_ipv6(), "IPv6 is needed on loopback")
+
+
+@cache
+def _kafka() -> RestartableKafka:
+    """The broker of all tests with one, which restart it. It ends with this process."""
+    broker = RestartableKafka("127.0.0.1", *(["::1"] if has_ipv6() else []))
+    atexit.register(broker.stop)
+    return broker
 
 
 class TalkingDaemon(Daemon):
@@ -374,24 +389,26 @@ class KafkaTests(SideBySideCase):
 
     def restart(self, host: str) -> None:
         """The broker is killed while a capture runs, and is there again."""
-        kafka = RestartableKafka(self.strangers, host)
-        self.addCleanup(kafka.stop)
-        kafka.start()
-        kafka.create_topic("requests")
+        kafka = _kafka()
+        topic, port = self.id().rpartition(".")[2], kafka.ports[host]
+        if not kafka.is_running:
+            kafka.start()
+        kafka.create_topic(topic)
         made = Daemon(
-            f'[kafka]\nlisten = true\nserver = ["{kafka.server}"]\ntopic = "requests"\n',
+            f'[kafka]\nlisten = true\nserver = ["{kafka.server_on(host)}"]\ntopic = "{topic}"\n',
             general="excludeself = true",
         )
         daemon = self.started(made, "reading topic")
 
         def restart() -> None:
-            self.strangers.talk(kafka.port, _API_VERSIONS, host)
+            self.strangers.talk(port, _API_VERSIONS, host)
             self.logged_again(daemon, "#warn] Kafka", kafka.kill)
             time.sleep(1)
-            self.logged_again(daemon, "reading topic", kafka.start_again)
-            self.strangers.talk(kafka.port, _API_VERSIONS, host)
+            start_again = lambda: kafka.start_again(self.strangers, host)  # noqa: E731
+            self.logged_again(daemon, "reading topic", start_again)
+            self.strangers.talk(port, _API_VERSIONS, host)
 
-        seen = self.compare(daemon, {kafka.port: "kafka"}, restart)
+        seen = self.compare(daemon, {port: "kafka"}, restart)
         self.assertGreaterEqual(seen["kafka"], 3)
 
     def test_restart(self) -> None:
