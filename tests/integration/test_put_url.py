@@ -10,7 +10,7 @@ from pcapsvc.core.allowed_hosts import parse_pattern
 from pcapsvc.destinations.puturl.destination import PutUrlDestination
 from pcapsvc.threads import Threads
 from peers.put import PutServer, answer, store
-from peers.s3 import S3Server
+from peers.s3 import shared_server
 from tests.integration.test_destinations import DestinationCase
 from tests.unit.contents import MemfdContent, PeakMemory, make_artifact
 
@@ -48,9 +48,7 @@ class SignedUrlTests(PutUrlCase):
 
     def setUp(self) -> None:
         super().setUp()
-        self.server = S3Server()
-        self.addCleanup(self.server.stop)
-        self.server.start()
+        self.server = shared_server()
         self.host = self.server.endpoint.removeprefix("http://")
 
     async def put(self, url: str) -> str:
