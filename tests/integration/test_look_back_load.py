@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import random
-import sys
 import threading
 import time
 from array import array
@@ -132,13 +131,17 @@ class Recorded:
     @cached_property
     def _cut(self) -> memoryview:
         """All records, cut to the shorter snap length."""
-        size = 16 + _SNAP
-        cut = bytearray(len(self.numbers) * size)
-        for at in range(size):
-            cut[at::size] = self._records[at :: self._size]
-        for at, byte in enumerate(_SNAP.to_bytes(4, sys.byteorder), start=8):
-            cut[at::size] = bytes([byte]) * len(self.numbers)
-        return memoryview(cut)
+        # Eight bytes of all records at a time: single bytes take seconds.
+        size, width = 16 + _SNAP, 8
+        wide = self._records.cast("Q")
+        cut = array("Q", bytes(len(self.numbers) * size))
+        for at in range(size // width):
+            cut[at :: size // width] = array("Q", wide[at :: self._size // width].tobytes())
+        records = memoryview(cut).cast("B")
+        lengths = array("I", [_SNAP]) * len(self.numbers)
+        # What is captured of each, in its header.
+        records.cast("I")[2 :: size // 4] = memoryview(lengths)
+        return records
 
     def passing(self, wanted: Filter, start: int = 0) -> Iterable[int]:
         """The indices of the packets that pass a filter, from an index on."""
