@@ -228,9 +228,6 @@ class FetchingTests(unittest.SynchronousTestCase):
         self.assertEqual(daemon.request("DELETE", f"/captures/{capture}")[0], 200)
         daemon.done(capture)
 
-    # It measures lost packets, and memory.
-    test_slow_readers.needs_machine_alone = True  # type: ignore[attr-defined]
-
     def memory(self, daemon: Daemon) -> int:
         """The anonymous memory of a daemon, in bytes."""
         for line in Path(f"/proc/{daemon.pid}/status").read_text().splitlines():
