@@ -41,8 +41,9 @@ _ASSUMED_OTHERWISE = Duration(1.0, 1.0)
 # a second; the shorter they are, the closer together all processes end.
 _LONGEST_BATCH_SECONDS = 12.0
 _SHORTEST_BATCH_SECONDS = 3.0
-# The same for those that need the machine alone: they run one after the other in any case.
-_LONGEST_BATCH_ALONE_SECONDS = 25.0
+# The same for those that need the machine alone: they run one after the other in any case, and while a
+# process ends and the next one starts, nothing else runs. What they share, such as a browser, starts once.
+_LONGEST_BATCH_ALONE_SECONDS = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -141,7 +141,7 @@ class ScheduleTests(SynchronousTestCase):
     def test_alone_last(self) -> None:
         """What needs the machine alone comes last, apart from the other tests of its module."""
         self.write(test_a=_ONE + _MARKED, test_b=_ONE, test_c=f"needs_machine_alone = True\n{_ONE}")
-        jobs = self.jobs({"test_a": 30, "test_b": 20, "test_a alone": 30, "test_c alone": 5})
+        jobs = self.jobs({"test_a": 30, "test_b": 20, "test_a alone": 60, "test_c alone": 5})
         self.assertEqual(
             jobs, [(("test_a",), False), (("test_b",), False), (("test_a",), True), (("test_c",), True)]
         )
