@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from statistics import median
 
 from peers.daemon import Daemon
-from tests.integration.test_all_sources import AllSourcesCase, until
+from tests.integration.test_all_sources import BROKERS, AllSourcesCase, until
 from tests.integration.test_slow_filters import ENDLESS, children, require_endless
 
 # Requests take longer if the daemon is not scheduled for long enough.
@@ -21,6 +22,9 @@ _BUSY_FACTOR = 3.0
 _SLOW_SECONDS = 2.0
 _REQUESTS = 3
 _TRIES = 3
+
+# Each try has another filter: programs are remembered.
+_filters = itertools.count(1)
 
 
 class SlowFilterTests(AllSourcesCase):
@@ -51,12 +55,11 @@ class SlowFilterTests(AllSourcesCase):
         time.sleep(0.1)
         return seconds
 
-    def delays(self, daemon: Daemon, source: str, number: int) -> str | None:
+    def delays(self, daemon: Daemon, source: str) -> str | None:
         """How a slow filter has delayed others, in one try; L{None} if it hasn't."""
         alone = [self.seconds_to_arm(daemon, source) for _ in range(_REQUESTS)]
-        # Each try has another filter: programs are remembered.
-        slow = ENDLESS.replace("10.0.0.1", f"10.0.1.{number + 1}")
-        _, body = self.request(daemon, bytes=1000)
+        slow = ENDLESS.replace("10.0.0.1", f"10.0.1.{next(_filters)}")
+        _, body = self.request(daemon, timeout=1, bytes=1000)
         self.send(daemon, source, json.dumps({**json.loads(body), "bpf": slow}))
         until(lambda: children(daemon.pid) or None, "a process that compiles")
         is_armed = f"for {source}, filter '{slow}'"
@@ -72,29 +75,26 @@ class SlowFilterTests(AllSourcesCase):
             return None
         return f"armed after {beside} s, alone after {alone} s"
 
-    def assert_not_delayed(self, source: str, *, group: str = "") -> None:
-        """Requests are armed beside a slow one, which captures as well in the end."""
+    def connected(self, *, group: str = "") -> Daemon:
+        """A daemon whose sources are all connected."""
         # A source pays for a slow filter with a few seconds in which its requests are busy.
-        daemon = self.daemon(general="maxrequestrate = 0", group=group)
+        return self.daemon(general="maxrequestrate = 0", group=group)
+
+    def assert_not_delayed(self, daemon: Daemon, source: str) -> None:
+        """Requests are armed beside a slow one, which captures as well in the end."""
         problems: list[str] = []
-        for number in range(_TRIES):
-            if (problem := self.delays(daemon, source, number)) is None:
+        while len(problems) < _TRIES:
+            if (problem := self.delays(daemon, source)) is None:
                 return
             problems.append(problem)
         self.fail(f"{source}: {problems}")
 
-    def test_redis(self) -> None:
-        """Redis."""
-        self.assert_not_delayed("redis")
-
-    def test_kafka(self) -> None:
-        """Kafka."""
-        self.assert_not_delayed("kafka")
+    def test_brokers(self) -> None:
+        """Redis, Kafka and SQS, one after the other: a daemon takes longer to connect than to try one."""
+        daemon = self.connected()
+        for source in BROKERS:
+            self.assert_not_delayed(daemon, source)
 
     def test_kafka_group(self) -> None:
         """Kafka, with a group."""
-        self.assert_not_delayed("kafka", group="slow")
-
-    def test_sqs(self) -> None:
-        """SQS."""
-        self.assert_not_delayed("sqs")
+        self.assert_not_delayed(self.connected(group="slow"), "kafka")
