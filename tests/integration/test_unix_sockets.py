@@ -55,9 +55,15 @@ class UnixSocketTests(unittest.SynchronousTestCase):
         return process
 
     def start(self) -> subprocess.Popen[bytes]:
-        """Start it, and wait until it listens on both sockets."""
+        """Start it, and wait until it listens on both sockets, and serves."""
         process = self.launch()
         self.both_answer(process)
+        # It listens before it handles signals: one that ends a program would end it at once.
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(_PATIENCE_SECONDS)
+            client.connect(str(self.sockets[0]))
+            client.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
+            self.assertTrue(client.recv(1))
         return process
 
     def both_answer(self, process: subprocess.Popen[bytes]) -> None:
