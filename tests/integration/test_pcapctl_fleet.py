@@ -139,6 +139,7 @@ class FleetTests(SynchronousTestCase):
         self.assertEqual(
             [row[:3] for row in rows],
             [[node, self.fleet.wire.interface, "delivered"] for node in sorted(nodes)],
+            "\n".join(screen),
         )
         places = [line for line in screen[title + 1 + _SIZE :] if line.startswith("node-")]
         self.assertEqual(len(places), _SIZE, places)
