@@ -81,6 +81,7 @@ class Capturer:
         self._packet_debug = packet_debug
         self._panic = panic
         self._ports: list[CapturePort] = []
+        self._pausing: set[CapturePort] = set()
         self._kept_up = 0.0
 
     def prepare(self, plan: CapturePlan) -> Deferred[ICapture]:
@@ -324,6 +325,7 @@ class Capturer:
             capture_id=capture_id,
             wall_clock=self._wall_clock,
             hand_over_seconds=self._hand_over_seconds,
+            pausing=self._pausing,
         )
 
 

@@ -60,6 +60,8 @@ class CapturePort:
     @param wall_clock: the time in seconds since the Unix epoch.
     @param hand_over_seconds: how long the kernel may hold back a packet that has arrived. A deadline is
         checked this much later, when everything that arrived before it can be read.
+    @param pausing: the captures of this reactor that so many packets arrive for that each read is followed by
+        a pause. This one adds and removes itself.
     """
 
     _log = Logger()
@@ -76,6 +78,7 @@ class CapturePort:
         capture_id: str,
         wall_clock: Callable[[], float],
         hand_over_seconds: float,
+        pausing: set[CapturePort] | None = None,
     ) -> None:
         self._reactor = reactor
         self._handle = handle
@@ -86,6 +89,7 @@ class CapturePort:
         self._timer: IDelayedCall | None = None
         self._looking: IDelayedCall | None = None
         self._pausing: IDelayedCall | None = None
+        self._all_pausing = set() if pausing is None else pausing
         self._end: Deferred[StopReason] = Deferred(lambda _: self.end(StopReason.CANCELLED))
         self._ended: Deferred[StopReason] | None = self._end
         self._began, self.started = both_clocks(reactor.seconds, wall_clock)
@@ -186,6 +190,7 @@ class CapturePort:
         if pause is not None and self._ended is not None:
             self._reactor.removeReader(self)
             self._pausing = self._reactor.callLater(pause, self._go_on)
+            self._all_pausing.add(self)
 
     def _go_on(self) -> None:
         self._pausing = None
@@ -199,6 +204,7 @@ class CapturePort:
 
     def _watch(self) -> None:
         """Have the reactor report packets, and errors of the socket; if it can't now, look later."""
+        self._all_pausing.discard(self)
         try:
             self._reactor.addReader(self)
         except OSError:
@@ -226,7 +232,10 @@ class CapturePort:
             if self._reactor.seconds() >= until:
                 return None
         return self._pace.pause_after(
-            self._buffer.packets - packets, self._buffer.size - size, self._reactor.seconds()
+            self._buffer.packets - packets,
+            self._buffer.size - size,
+            self._reactor.seconds(),
+            captures=len(self._all_pausing),
         )
 
     def connectionLost(self, reason: Failure) -> None:
@@ -341,6 +350,7 @@ class CapturePort:
         if ended is None:
             return None
         self._reactor.removeReader(self)
+        self._all_pausing.discard(self)
         self._stop_looking()
         if self._pausing is not None:
             self._pausing.cancel()

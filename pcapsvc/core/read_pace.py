@@ -17,9 +17,10 @@ _FIRST_SECONDS = 0.002
 _TIMES = 2
 # What was seen counts half after so many seconds: packets come in bursts.
 _HALF_LIFE_SECONDS = 0.25
-# Pauses are no longer and no shorter than this, in seconds. A longer one hardly saves anything more, and a
-# timer is not more exact.
+# Pauses are no longer and no shorter than this, in seconds. A longer one hardly saves anything more, unless
+# there are many captures: they get so much for each. And a timer is not more exact.
 _LONGEST_SECONDS = 0.025
+_SECONDS_FOR_EACH = 0.002
 _SHORTEST_SECONDS = 0.001
 # What a packet takes up in the ring beside its data, and how much that is more than in a pcap file, in bytes
 # (tpacket_rcv() of Linux: struct tpacket3_hdr, struct sockaddr_ll, and alignment).
@@ -59,17 +60,18 @@ class ReadPace:
 
     def __init__(self, ring: Ring, *, hand_over_seconds: float, now: float) -> None:
         self._ring = ring
-        self._longest = min(_LONGEST_SECONDS, EXACT_SECONDS - 2 * hand_over_seconds)
+        self._bearable = EXACT_SECONDS - 2 * hand_over_seconds
         self._last_read = now
         self._pause = 0.0
         self._rate = 0.0
 
-    def pause_after(self, packets: int, size: int, now: float) -> float | None:
+    def pause_after(self, packets: int, size: int, now: float, *, captures: int = 1) -> float | None:
         """
         How long to pause after a read, in seconds; L{None} if the next packet is to be read at once.
 
         @param packets: how many packets were read.
         @param size: how many bytes they have in the file.
+        @param captures: how many are read by the same thread with pauses in between.
         """
         elapsed = now - self._last_read
         # Unless there was a pause, they were read when they were handed over, however long it was quiet. A
@@ -78,7 +80,11 @@ class ReadPace:
         within = max(min(elapsed, most), _SHORTEST_SECONDS)
         rate = (size + packets * _MORE_THAN_IN_FILE_BYTES) / within
         self._rate = max(rate, self._rate * 0.5 ** (elapsed / _HALF_LIFE_SECONDS))
-        longest = min(self._longest, _TIMES * self._pause or _FIRST_SECONDS)
+        longest = min(
+            max(_LONGEST_SECONDS, captures * _SECONDS_FOR_EACH),
+            self._bearable,
+            _TIMES * self._pause or _FIRST_SECONDS,
+        )
         self._last_read, self._pause = now, 0.0
         if packets < _MANY_PACKETS:
             return None

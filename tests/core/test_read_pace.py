@@ -35,12 +35,15 @@ class RingTests(unittest.SynchronousTestCase):
 class ReadPaceTests(unittest.SynchronousTestCase):
     """L{ReadPace}."""
 
-    def pauses(self, paced: ReadPace, rate: float, reads: int = 8, *, size: int = 144) -> list[float]:
+    def pauses(
+        self, paced: ReadPace, rate: float, reads: int = 8, *, size: int = 144, captures: int = 1
+    ) -> list[float]:
         """
         The pauses after reads at a constant rate.
 
         @param rate: packets a second.
         @param size: of each in the file, in bytes.
+        @param captures: how many are read with pauses.
         """
         found: list[float] = []
         now = 1000.0
@@ -48,7 +51,7 @@ class ReadPaceTests(unittest.SynchronousTestCase):
             wait = found[-1] if found else 0.01
             now += wait
             count = round(rate * wait)
-            pause = paced.pause_after(count, count * size, now)
+            pause = paced.pause_after(count, count * size, now, captures=captures)
             found.append(0.0 if pause is None else pause)
         return found
 
@@ -79,6 +82,13 @@ class ReadPaceTests(unittest.SynchronousTestCase):
     def test_longest(self) -> None:
         """However large the ring is, packets don't wait for long."""
         self.assertEqual(max(self.pauses(pace(4096), 300_000)), 0.025)
+
+    def test_many_captures(self) -> None:
+        """Of many, each is read less often, as far as the ring and the exactness of limits allow."""
+        for captures, expected in ((0, 0.025), (12, 0.025), (20, 0.04), (100, 0.064)):
+            found = self.pauses(pace(4096), 100_000, captures=captures)
+            self.assertAlmostEqual(max(found), expected)
+        self.assertAlmostEqual(max(self.pauses(pace(8), 100_000, captures=100)), 0.016)
 
     def test_time_limits_hold(self) -> None:
         """Idle time is noticed within 0.1 s, whatever the kernel holds back."""

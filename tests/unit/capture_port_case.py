@@ -35,6 +35,7 @@ class CapturePortCase(unittest.SynchronousTestCase):
         self.before = len(os.listdir("/proc/self/fd"))
         self.reactor = MemoryReactorClock()
         self.system = MemoryPacketSystem("mem0")
+        self.all_pausing: set[CapturePort] = set()
         self.wall_clock = 1_700_000_000.0
         self.read_seconds = self.stall_seconds = self.stall_after_seconds = 0.0
         self.addCleanup(self.assert_nothing_left)
@@ -52,8 +53,9 @@ class CapturePortCase(unittest.SynchronousTestCase):
         return wall
 
     def assert_nothing_left(self) -> None:
-        """No handle, no descriptor, no reader, no timer."""
+        """No handle, no descriptor, no reader, no timer, and no pause."""
         self.assertEqual(self.system.open_handles, 0)
+        self.assertEqual(self.all_pausing, set())
         self.assertEqual(self.reactor.getReaders(), [])
         self.assertEqual(self.reactor.getDelayedCalls(), [])
         self.assertEqual(len(os.listdir("/proc/self/fd")), self.before)
@@ -99,6 +101,7 @@ class CapturePortCase(unittest.SynchronousTestCase):
             capture_id="abc",
             wall_clock=self.look_at_wall_clock,
             hand_over_seconds=HAND_OVER,
+            pausing=self.all_pausing,
         )
         port.begin()
         return port

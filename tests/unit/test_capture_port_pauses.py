@@ -43,6 +43,33 @@ class PausesTests(CapturePortCase):
         self.assertEqual(self.reactor.getReaders(), [port])
         port.discard()
 
+    def test_many(self) -> None:
+        """Of many captures, each is read less often, until most of them have ended."""
+        ports = [self.port(packets=100_000) for _ in range(20)]
+        self.reactor.advance(1)
+        self.arrive(*[b"x" * 10] * 100)
+        self.assertEqual(self.all_pausing, set(ports))
+
+        def pause() -> float:
+            """That of the first one, after a while."""
+            pauses, waited, known = [0.0], 0.0, ports[0].progress().packets
+            while sum(pauses) < 0.5:
+                self.system.deliver("mem0", *[b"x" * 10] * 50)
+                self.reactor.advance(0.001)
+                waited += 0.001
+                if (packets := ports[0].progress().packets) != known:
+                    known = packets
+                    pauses.append(waited)
+                    waited = 0.0
+            return pauses[-1]
+
+        self.assertLess(abs(pause() - 0.04), 0.0015)
+        for port in ports[1:]:
+            port.discard()
+        self.assertEqual(self.all_pausing, {ports[0]})
+        self.assertLess(abs(pause() - 0.025), 0.0015)
+        ports[0].discard()
+
     def pausing(self, *, packets: int = 100_000, idle: float = 5, duration: float = 60) -> CapturePort:
         """A capture that has read a hundred packets, and pauses."""
         port = self.port(packets=packets, idle=idle, duration=duration)
