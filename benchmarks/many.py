@@ -35,12 +35,12 @@ from peers.daemon import Daemon
 from peers.requirement import require_command
 from peers.wire import Wire
 
-ROUNDS = 3
+ROUNDS = 9
 CAPTURES = 32
 CPU_RATIO = 1.2
 ARMED_RATIO = 4.0
 
-_PACKETS = 200_000
+_PACKETS = 100_000
 _RATE = 100_000
 _SIZE = 128
 _FILE_BYTES = 24 + _PACKETS * (16 + _SIZE)
