@@ -60,8 +60,8 @@ class CapturePort:
     @param wall_clock: the time in seconds since the Unix epoch.
     @param hand_over_seconds: how long the kernel may hold back a packet that has arrived. A deadline is
         checked this much later, when everything that arrived before it can be read.
-    @param pausing: the captures of this reactor that so many packets arrive for that each read is followed by
-        a pause. This one adds and removes itself.
+    @param pausing: those captures of this reactor that pause after each read, because many packets arrive.
+        This one adds and removes itself.
     """
 
     _log = Logger()
@@ -78,7 +78,7 @@ class CapturePort:
         capture_id: str,
         wall_clock: Callable[[], float],
         hand_over_seconds: float,
-        pausing: set[CapturePort] | None = None,
+        pausing: set[CapturePort],
     ) -> None:
         self._reactor = reactor
         self._handle = handle
@@ -89,7 +89,7 @@ class CapturePort:
         self._timer: IDelayedCall | None = None
         self._looking: IDelayedCall | None = None
         self._pausing: IDelayedCall | None = None
-        self._all_pausing = set() if pausing is None else pausing
+        self._all_pausing = pausing
         self._end: Deferred[StopReason] = Deferred(lambda _: self.end(StopReason.CANCELLED))
         self._ended: Deferred[StopReason] | None = self._end
         self._began, self.started = both_clocks(reactor.seconds, wall_clock)

@@ -17,10 +17,11 @@ _FIRST_SECONDS = 0.002
 _TIMES = 2
 # What was seen counts half after so many seconds: packets come in bursts.
 _HALF_LIFE_SECONDS = 0.25
-# Pauses are no longer and no shorter than this, in seconds. A longer one hardly saves anything more, unless
-# there are many captures: they get so much for each. And a timer is not more exact.
+# How long a pause is at most, in seconds. A longer one hardly saves anything more, unless there are many
+# captures, whose reads take the same thread: then it may be so long for each of them.
 _LONGEST_SECONDS = 0.025
 _SECONDS_FOR_EACH = 0.002
+# How long it is at least. A timer is not more exact.
 _SHORTEST_SECONDS = 0.001
 # What a packet takes up in the ring beside its data, and how much that is more than in a pcap file, in bytes
 # (tpacket_rcv() of Linux: struct tpacket3_hdr, struct sockaddr_ll, and alignment).
@@ -60,7 +61,7 @@ class ReadPace:
 
     def __init__(self, ring: Ring, *, hand_over_seconds: float, now: float) -> None:
         self._ring = ring
-        self._bearable = EXACT_SECONDS - 2 * hand_over_seconds
+        self._most = EXACT_SECONDS - 2 * hand_over_seconds
         self._last_read = now
         self._pause = 0.0
         self._rate = 0.0
@@ -71,7 +72,7 @@ class ReadPace:
 
         @param packets: how many packets were read.
         @param size: how many bytes they have in the file.
-        @param captures: how many are read by the same thread with pauses in between.
+        @param captures: how many captures the same thread reads with pauses.
         """
         elapsed = now - self._last_read
         # Unless there was a pause, they were read when they were handed over, however long it was quiet. A
@@ -82,7 +83,7 @@ class ReadPace:
         self._rate = max(rate, self._rate * 0.5 ** (elapsed / _HALF_LIFE_SECONDS))
         longest = min(
             max(_LONGEST_SECONDS, captures * _SECONDS_FOR_EACH),
-            self._bearable,
+            self._most,
             _TIMES * self._pause or _FIRST_SECONDS,
         )
         self._last_read, self._pause = now, 0.0
