@@ -161,15 +161,14 @@ def become(order: dict[str, Any]) -> None:
     time.tzset()
     nothing = os.open(os.devnull, os.O_RDONLY)
     output, errors, *others = order["descriptors"]
-    for descriptor, numbers in (
-        (nothing, [0]),
-        (output, [1]),
-        (errors, [2]),
-        *((other, [number]) for other, number in zip(others, order["passed"], strict=True)),
+    for descriptor, number in (
+        (nothing, 0),
+        (output, 1),
+        (errors, 2),
+        *zip(others, order["passed"], strict=True),
     ):
-        for number in numbers:
-            os.dup2(descriptor, number)
-        if descriptor not in numbers:
+        os.dup2(descriptor, number)
+        if descriptor != number:
             os.close(descriptor)
     sys.argv = order["arguments"]
     sys.path[:1] = [order["path"], *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]

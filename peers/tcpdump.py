@@ -183,29 +183,32 @@ def tshark_complaint(path: Path) -> str | None:
 
     @return: L{None} if both read it to its end without a message.
     """
-    return tshark_fields(path)[1]
+    return _run("tshark", "-n", "-r", str(path))[1] or capinfos_complaint(path)
+
+
+def capinfos_complaint(path: Path) -> str | None:
+    """What capinfos reports about a capture file; L{None} if it reads it to its end without a message."""
+    return _run("capinfos", str(path))[1]
 
 
 def tshark_fields(path: Path, *fields: str) -> tuple[str, str | None]:
     """
-    The same, and what tshark shows of each packet: to start it takes a quarter of a second.
+    What tshark shows of a capture file.
 
-    @param fields: by their names in Wireshark; without any, it shows its summary.
-    @return: a line for each packet; and what is reported.
+    @param fields: by their names in Wireshark.
+    @return: a line for each packet; and what tshark reports about the file, or L{None}.
     """
     chosen = [word for name in fields for word in ("-e", name)]
-    shown = ""
-    for program in ("tshark", "capinfos"):
-        options = ["-n", *(["-T", "fields", *chosen] if fields else []), "-r"] if program == "tshark" else []
-        read = subprocess.run(
-            [require_command(program, "tshark"), *options, str(path)],
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        # Wireshark's programs warn if they run as root.
-        words = [line for line in read.stderr.splitlines() if line and "Running as user" not in line]
-        if read.returncode != 0 or words:
-            return shown, f"{program} ended with {read.returncode}: {' '.join(words)}"
-        shown = shown or read.stdout
-    return shown, None
+    return _run("tshark", "-n", "-r", str(path), "-T", "fields", *chosen)
+
+
+def _run(program: str, *arguments: str) -> tuple[str, str | None]:
+    """What one of Wireshark's programs prints; and what it reports, or L{None}."""
+    done = subprocess.run(
+        [require_command(program, "tshark"), *arguments], capture_output=True, text=True, timeout=120
+    )
+    # They warn if they run as root.
+    words = [line for line in done.stderr.splitlines() if line and "Running as user" not in line]
+    if done.returncode == 0 and not words:
+        return done.stdout, None
+    return done.stdout, f"{program} ended with {done.returncode}: {' '.join(words)}"

@@ -16,7 +16,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -404,8 +404,7 @@ class KafkaTests(SideBySideCase):
             self.strangers.talk(port, _API_VERSIONS, host)
             self.logged_again(daemon, "#warn] Kafka", kafka.kill)
             time.sleep(1)
-            start_again = lambda: kafka.start_again(self.strangers, host)  # noqa: E731
-            self.logged_again(daemon, "reading topic", start_again)
+            self.logged_again(daemon, "reading topic", partial(kafka.start_again, self.strangers, host))
             self.strangers.talk(port, _API_VERSIONS, host)
 
         seen = self.compare(daemon, {port: "kafka"}, restart)

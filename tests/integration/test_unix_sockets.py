@@ -58,7 +58,7 @@ class UnixSocketTests(unittest.SynchronousTestCase):
         """Start it, and wait until it listens on both sockets, and serves."""
         process = self.launch()
         self.both_answer(process)
-        # It listens before it handles signals: one that ends a program would end it at once.
+        # It listens before it handles signals. Until then, SIGTERM would kill it at once.
         with socket.socket(socket.AF_UNIX) as client:
             client.settimeout(_PATIENCE_SECONDS)
             client.connect(str(self.sockets[0]))
