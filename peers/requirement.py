@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from pathlib import Path
 from unittest import SkipTest
 
 from twisted.trial.unittest import FailTest
@@ -48,3 +49,14 @@ def require_root(purpose: str) -> None:
     @param purpose: what root is needed for: C{to make a network namespace}.
     """
     require(os.geteuid() == 0, f"must be root {purpose}")
+
+
+def has_ipv6() -> bool:
+    """Whether the loopback interface has IPv6."""
+    table = Path("/proc/net/if_inet6")
+    return table.exists() and f"{1:032x}" in table.read_text()
+
+
+def require_ipv6() -> None:
+    """Continue only if the loopback interface has IPv6."""
+    require(has_ipv6(), "IPv6 is needed on loopback")

@@ -26,7 +26,7 @@ from peers import s3, sqs
 from peers.cloudshark import CloudSharkServer
 from peers.daemon import Daemon
 from peers.redis import RedisServer
-from peers.requirement import require, require_root
+from peers.requirement import has_ipv6, require_ipv6, require_root
 from peers.tcpdump import read_packets
 from tests.integration.strangers import Relay, RestartableKafka, RestartableRedis, Strangers
 
@@ -77,17 +77,6 @@ def delivered(daemon: Daemon, capture: str) -> list[dict[str, Any]]:
     assert status == 200, answer
     deliveries: list[dict[str, Any]] = daemon.done(capture)["deliveries"]
     return deliveries
-
-
-def has_ipv6() -> bool:
-    """Whether loopback has IPv6."""
-    table = Path("/proc/net/if_inet6")
-    return table.exists() and f"{1:032x}" in table.read_text()
-
-
-def require_ipv6() -> None:
-    """Go on only where loopback has IPv6."""
-    require(has_ipv6(), "IPv6 is needed on loopback")
 
 
 @cache

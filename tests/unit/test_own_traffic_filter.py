@@ -8,7 +8,6 @@ import socket
 import sys
 from collections.abc import Callable
 from ipaddress import ip_address
-from pathlib import Path
 from typing import Any
 
 from twisted.internet.testing import MemoryReactorClock
@@ -20,17 +19,11 @@ from pcapsvc.interfaces.capture import IPacketHandle, IReadHook
 from pcapsvc.packets.own_sockets import SocketTable
 from pcapsvc.packets.own_traffic import FRESH_SECONDS, OwnTrafficFilter
 from pcapsvc.testing_packets import MemoryPacketSystem
-from peers.requirement import require
+from peers.requirement import require_ipv6
 
 _OWN = Connection(
     local=ip_address("10.0.0.1"), local_port=40000, remote=ip_address("192.0.2.1"), remote_port=443
 )
-
-
-def require_ipv6() -> None:
-    """Go on only where loopback has IPv6."""
-    table = Path("/proc/net/if_inet6")
-    require(table.exists() and f"{1:032x}" in table.read_text(), "IPv6 is needed on loopback")
 
 
 class Reactor(MemoryReactorClock):
